@@ -1,0 +1,96 @@
+"""The error tree: every error that a user can meet carries its exit code.
+
+An error says what is wrong, where, what was expected, what was found and what to do next. The command line prints
+exactly that and exits with `exit_code`; nothing else decides exit codes.
+
+    0 done · 1 a gate failed · 2 usage · 3 unsupported model or data · 4 our fault · 5 environment · 130 interrupted
+"""
+
+from typing import ClassVar
+
+
+class GpusqError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        what: one sentence naming the problem and the offending name.
+        where: file, node, tensor or option in which it was met.
+        expected: what would have been accepted.
+        found: what was there instead.
+        hint: the next step for the reader.
+    """
+
+    exit_code: ClassVar[int] = 4
+    title: ClassVar[str] = "internal error"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        expected: str | None = None,
+        found: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.what = what
+        self.details = {"where": where, "expected": expected, "found": found, "next": hint}
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        lines += [f"  {key}: {value}" for key, value in self.details.items() if value]
+        return "\n".join(lines)
+
+
+class GateFailed(GpusqError):
+    """The work was done and a gate that the caller set (an accuracy, an agreement, a count) was not met."""
+
+    exit_code = 1
+    title = "gate failed"
+
+
+class UsageError(GpusqError):
+    """The caller mistyped: missing file, unknown pass, option or key, value out of range, output equal to input."""
+
+    exit_code = 2
+    title = "usage error"
+
+
+class UnsupportedModelError(GpusqError):
+    """The model cannot be used: not ONNX, truncated, opset too new, NaN weights, quantised already."""
+
+    exit_code = 3
+    title = "unsupported model"
+
+
+class NothingMatched(UnsupportedModelError):
+    """A selector, or a whole pass, found nothing to work on."""
+
+    title = "nothing matched"
+
+
+class UnsupportedDataError(GpusqError):
+    """The data cannot be used: wrong shape or type, an empty folder, too many corrupt images."""
+
+    exit_code = 3
+    title = "unsupported data"
+
+
+class PassFailed(GpusqError):
+    """A pass broke its own promise; the manager writes a reproducer."""
+
+    exit_code = 4
+    title = "pass failed"
+
+
+class InvariantError(PassFailed):
+    """A graph invariant, or a fact established by an earlier pass, no longer holds."""
+
+    title = "invariant broken"
+
+
+class EnvironmentLacking(GpusqError):
+    """TensorRT, a GPU, a compiler or another part of the environment is missing."""
+
+    exit_code = 5
+    title = "environment lacks something"
