@@ -1,0 +1,41 @@
+# Every target builds .venv from constraints.txt first, once per change of pyproject.toml or constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help venv demo test acceptance lint format clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+venv: $(STAMP) ## build .venv from constraints.txt
+
+# The build backend is installed from the pins too, hence --no-build-isolation.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## the straight road on the embedded digits model: inspect, plan, apply, check
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/digits/demo.sh
+
+test: $(STAMP) ## the fast tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+
+acceptance: $(STAMP) ## the slow tests and the tables of measured numbers; wants ../shared
+	$(BIN)/python -m pytest -s -m slow
+
+lint: $(STAMP) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict gpusq_onnx
+
+format: $(STAMP) ## rewrite in the house's layout
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
