@@ -1,0 +1,103 @@
+"""A pipeline as TOML: ordered `[[pass]]` tables, each with `name` and the options of the pass beside it.
+
+    [[pass]]
+    name = "prune24"
+    method = "sparsegpt"
+
+    [[pass]]
+    name = "qdq-int8"
+
+The second spelling of `grammar.Pipeline`; both print back: `loads(dumps(p)) == p`. Values are the grammar's: strings,
+integers, decimals, booleans and flat lists of these. Limits: nothing but `pass` stands at the top, so a misspelt key is
+an error and not silence.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.pipeline.grammar import Pipeline, Scalar, Step, Value, did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def load(path: Path) -> Pipeline:
+    """Read a recipe file. Raises UsageError for a missing file, broken TOML and anything that is not a recipe."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"the recipe {str(path)!r} does not exist", hint="check --recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the recipe {str(path)!r} cannot be read", found=str(error)) from error
+    return loads(text, where=str(path))
+
+
+def loads(text: str, *, where: str = "recipe") -> Pipeline:
+    """Read the text of a recipe; `where` names it in errors."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError("the recipe is not valid TOML", where=where, found=str(error)) from error
+    unknown = sorted(set(document) - {"pass"})
+    if unknown:
+        raise UsageError(
+            f"the recipe holds the unknown key {unknown[0]!r}",
+            where=where,
+            expected="only [[pass]] tables",
+            hint=did_you_mean(unknown[0], ["pass"]),
+        )
+    tables = document.get("pass")
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise UsageError("the recipe holds no [[pass]] table", where=where, expected='[[pass]] and name = "prune24"')
+    numbered = enumerate(tables, start=1)
+    return Pipeline(tuple(_step(table, f"{where}, [[pass]] number {number}") for number, table in numbered))
+
+
+def dumps(pipeline: Pipeline) -> str:
+    """The recipe's text, options in alphabetical order."""
+    blocks = []
+    for step in pipeline.steps:
+        lines = ["[[pass]]", f"name = {_toml(step.name)}"]
+        lines += [f"{key} = {_toml(step.options[key])}" for key in sorted(step.options)]
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def _step(table: Mapping[str, object], where: str) -> Step:
+    name = table.get("name")
+    if not isinstance(name, str) or not name:
+        raise UsageError("a [[pass]] table has no name", where=where, expected='name = "prune24"', found=repr(name))
+    options = {key: _value(value, f"{where}, {key}") for key, value in table.items() if key != "name"}
+    return Step(name, options)
+
+
+def _value(value: object, where: str) -> Value:
+    return [_scalar(item, where) for item in value] if isinstance(value, list) else _scalar(value, where)
+
+
+def _scalar(value: object, where: str) -> Scalar:
+    if isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise UsageError(
+        "a recipe's value is of a kind that no option takes",
+        where=where,
+        expected="a string, a finite number, a boolean or a flat list of these",
+        found=f"{value!r} ({type(value).__name__})",
+    )
+
+
+def _toml(value: Value) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(item) for item in value)}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, except that TOML wants DEL escaped as well.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
