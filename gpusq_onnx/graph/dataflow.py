@@ -1,0 +1,98 @@
+"""Who feeds whom: the walks over a graph that structure is recognised by.
+
+A tensor is *static* when it depends on initializers and tensor shapes alone, and *data* when it depends on what the caller
+feeds. Walks follow data and pass over static side inputs (a scale, a mask, a reshape's target).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import onnx_graphsurgeon as gs
+
+from gpusq_onnx.graph.model import Model
+
+# What a residual branch may go through between a Linear and the Add that joins it: layout, layer scale, drop path.
+CARRIERS = frozenset(
+    "Reshape Transpose Squeeze Unsqueeze Flatten Cast Identity Slice Split Concat Gather Pad Mul Div Add Sub Expand "
+    "QuantizeLinear DequantizeLinear Dropout".split()
+)
+# What an activation function is made of, fused or taken apart (GELU, SiLU, ReLU and their approximations).
+NONLINEAR = frozenset("Gelu Erf Tanh Sigmoid Relu LeakyRelu HardSwish HardSigmoid Elu Selu Softplus Mish Swish Pow".split())
+ELEMENTWISE = CARRIERS | NONLINEAR | {"Clip", "Max", "Min", "Neg", "Exp", "LayerNormalization", "DepthToSpace"}
+
+
+class Dataflow:
+    """Static and data tensors of one graph, and walks along the data.
+
+    The object describes the graph at the moment it was made; make a new one after an edit.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.nodes: list[gs.Node] = list(model.graph.nodes)
+        self.outputs = {tensor.name for tensor in model.graph.outputs}
+        self._data = {tensor.name for tensor in model.graph.inputs}
+        for node in self.nodes:
+            if node.op in ("Shape", "Size"):
+                continue
+            if any(t.name in self._data for t in node.inputs) or _has_subgraph(node):
+                self._data.update(t.name for t in node.outputs)
+
+    def is_data(self, tensor: gs.Tensor) -> bool:
+        """Whether the tensor depends on the graph's inputs (by value, not only by shape)."""
+        return tensor.name in self._data
+
+    def data_inputs(self, node: gs.Node) -> list[gs.Tensor]:
+        """The node's inputs that are data."""
+        return [t for t in node.inputs if self.is_data(t)]
+
+    def origins(self, tensor: gs.Tensor, stop: Callable[[gs.Node], bool]) -> list[gs.Node]:
+        """The nearest producers upstream for which `stop` holds, along every data path."""
+        found: list[gs.Node] = []
+        seen: set[str] = set()
+        queue = [tensor]
+        while queue:
+            current = queue.pop()
+            if current.name in seen:
+                continue
+            seen.add(current.name)
+            for producer in current.inputs:
+                if stop(producer):
+                    found.append(producer)
+                else:
+                    queue.extend(self.data_inputs(producer))
+        return found
+
+    def reach(self, tensors: Iterable[gs.Tensor], through: frozenset[str]) -> dict[str, gs.Tensor]:
+        """All tensors downstream through nodes of the operators `through` whose data inputs all lie in the region.
+
+        Returns the region by tensor name, the starting tensors included.
+        """
+        region = {t.name: t for t in tensors}
+        queue = list(region.values())
+        while queue:
+            for node in queue.pop().outputs:
+                if node.op not in through or any(t.name not in region for t in self.data_inputs(node)):
+                    continue
+                for out in node.outputs:
+                    if out.name and out.name not in region:
+                        region[out.name] = out
+                        queue.append(out)
+        return region
+
+    def joins(self, tensor: gs.Tensor) -> gs.Tensor | None:
+        """The output of the residual Add that `tensor`'s branch ends in, or None.
+
+        The branch may pass layout operators; the Add's other operand is data from elsewhere.
+        """
+        region = self.reach([tensor], CARRIERS)
+        for inside in list(region.values()):
+            for node in inside.outputs:
+                data = self.data_inputs(node)
+                if node.op == "Add" and len(data) == 2 and sum(t.name in region for t in data) == 1:
+                    return node.outputs[0]
+        return None
+
+
+def _has_subgraph(node: gs.Node) -> bool:
+    return any(isinstance(value, gs.Graph) for value in node.attrs.values())

@@ -1,0 +1,136 @@
+"""Read and write model files: one file or a file with external data, any size, all or nothing.
+
+Reading parses the protobuf once and leaves external data on disk. Writing streams to a temporary file beside the target
+and renames it when all bytes are on disk: a full disk, a crash or Ctrl-C leaves the folder as it was. External data goes
+out as external data (`model.onnx` + `model.onnx.data`), and so does everything over protobuf's 2 GiB.
+
+The file is a function of the model alone: same model, same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto
+
+from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.graph.model import Large, Model, from_proto, require_connected
+from gpusq_onnx.graph.opset import raise_opset
+from gpusq_onnx.graph.wire import write_model
+
+_PROTOBUF_LIMIT = 2**31 - 2**20
+_ALIGNMENT = 4096  # external tensors start on a page, so that they can be memory-mapped
+
+
+def load(path: Path | str) -> Model:
+    """Read a model and raise it to opset 21 (IR 10) or keep it where it is up to opset 25.
+
+    Raises:
+        UsageError: there is no such file.
+        UnsupportedModelError: not ONNX, truncated, an opset that is not supported, external data missing or outside.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UsageError("no such model file", where=str(path), hint="check the path")
+    if path.is_dir():
+        raise UsageError("the model path is a folder", where=str(path), hint="name the .onnx file in it")
+    try:
+        proto = onnx.load_model(str(path), load_external_data=False)
+    except (DecodeError, UnicodeDecodeError):
+        raise _not_onnx(path) from None
+    if not proto.ir_version or not proto.opset_import or not proto.graph.node:
+        raise _not_onnx(path)
+    raise_opset(proto)
+    model = from_proto(proto, path.parent)
+    require_connected(model)
+    return model
+
+
+def _not_onnx(path: Path) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        "not an ONNX model, or a truncated one",
+        where=str(path),
+        expected="a serialised onnx.ModelProto with a graph",
+        found=f"{path.stat().st_size} bytes that do not parse as one",
+        hint="export or copy the file again",
+    )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of the model file and of the external data files that it names, as hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def save(model: Model, path: Path | str) -> None:
+    """Write `model` to `path`, atomically; with `PATH.data` beside it for external data.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    graph, large = model.export()
+    total = graph.ByteSize() + sum(length for _, length, _ in large)
+    with ExitStack() as stack:
+        if model.external or total > _PROTOBUF_LIMIT:
+            data = path.with_name(path.name + ".data")
+            data_file = stack.enter_context(atomic_write(data))
+            for tensor in _write_external(data_file, data.name, large):
+                graph.initializer.append(tensor)
+            large = []
+        file = stack.enter_context(atomic_write(path))
+        write_model(file, model.header, graph, large)
+
+
+def to_bytes(model: Model) -> bytes:
+    """The model as one serialised file (below 2 GiB), as onnxruntime takes it from memory."""
+    graph, large = model.export()
+    buffer = BytesIO()
+    write_model(buffer, model.header, graph, large)
+    return buffer.getvalue()
+
+
+def proto_of(model: Model) -> ModelProto:
+    """The model as a ModelProto with all its bytes."""
+    return ModelProto.FromString(to_bytes(model))
+
+
+def _write_external(file: BinaryIO, location: str, large: list[Large]) -> Iterator[TensorProto]:
+    offset = 0
+    for tensor, length, values in large:
+        start = -(-offset // _ALIGNMENT) * _ALIGNMENT
+        file.write(b"\0" * (start - offset))
+        file.write(values().data)
+        offset = start + length
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", str(start)), ("length", str(length))):
+            tensor.external_data.add(key=key, value=value)
+        yield tensor
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends well, and vanishes when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+Writer = Callable[[Model, Path], None]

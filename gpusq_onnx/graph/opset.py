@@ -1,0 +1,119 @@
+"""Raise a model's opset to the one that TensorRT's explicit quantisation wants.
+
+Target: opset 21, IR 10 (per-axis and blocked QuantizeLinear/DequantizeLinear of any float type; onnxruntime and TensorRT
+both read it). Models from 21 to 25 keep their opset; above 25 TensorRT's parser stops, so they are refused.
+
+Only operators whose meaning or signature changed on the way need a rewrite; they are the rows of `_RULES`. Everything
+else means the same at 21 as at 13 (onnx/docs/Changelog.md). Limits: below 13 (Softmax and Squeeze changed there) the
+model is refused with the command that converts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper
+
+from gpusq_onnx.errors import UnsupportedModelError
+
+OLDEST, TARGET, NEWEST, TARGET_IR = 13, 21, 25, 10
+
+Rule = Callable[[NodeProto, GraphProto], None]
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of the default domain, 0 where the model names none."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def raise_opset(model: ModelProto) -> None:
+    """Bring `model` to opset 21 .. 25 and at least IR 10, in place, subgraphs included.
+
+    Raises:
+        UnsupportedModelError: the opset is below 13 or above 25.
+    """
+    found = opset_of(model)
+    if not OLDEST <= found <= NEWEST:
+        raise UnsupportedModelError(
+            f"opset {found} is not supported",
+            expected=f"{OLDEST} to {NEWEST}",
+            found=str(found),
+            hint=f"export with opset_version={TARGET}, or convert: "
+            f"onnx.version_converter.convert_version(model, {TARGET})",
+        )
+    if found < TARGET:
+        for graph in _graphs(model.graph):
+            for node in list(graph.node):
+                for op, since, rule in _RULES:
+                    if node.op_type == op and node.domain in ("", "ai.onnx") and found < since:
+                        rule(node, graph)
+        for entry in model.opset_import:
+            if entry.domain in ("", "ai.onnx"):
+                entry.version = TARGET
+        for function in model.functions:
+            _raise_function(function)
+    model.ir_version = max(model.ir_version, TARGET_IR)
+
+
+def _raise_function(function: onnx.FunctionProto) -> None:
+    for entry in function.opset_import:
+        if entry.domain in ("", "ai.onnx") and entry.version < TARGET:
+            changed = sorted({n.op_type for n in function.node} & {op for op, since, _ in _RULES if entry.version < since})
+            if changed:
+                raise UnsupportedModelError(
+                    f"local function {function.name!r} at opset {entry.version} uses operators that changed since",
+                    found=", ".join(changed),
+                    hint="inline the functions first: onnx.inliner.inline_local_functions(model)",
+                )
+            entry.version = TARGET
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+
+
+def _axes_to_input(node: NodeProto, graph: GraphProto) -> None:
+    """Opset 18: the reductions' `axes` became an input."""
+    axes = next((a for a in node.attribute if a.name == "axes"), None)
+    if axes is None:
+        return
+    name = f"{node.output[0]}_axes"
+    graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [len(axes.ints)], list(axes.ints)))
+    node.attribute.remove(axes)
+    node.input.append(name)
+
+
+def _split_count(node: NodeProto, graph: GraphProto) -> None:
+    """Opset 18: a Split without sizes must say how many equal parts it makes."""
+    if len(node.input) < 2 or not node.input[1]:
+        node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
+
+
+def _grid_sample_mode(node: NodeProto, graph: GraphProto) -> None:
+    """Opset 20: the modes were renamed after their rank-free meaning."""
+    for attribute in node.attribute:
+        if attribute.name == "mode":
+            attribute.s = {b"bilinear": b"linear", b"bicubic": b"cubic"}.get(attribute.s, attribute.s)
+
+
+def _refuse(node: NodeProto, graph: GraphProto) -> None:
+    raise UnsupportedModelError(
+        f"operator {node.op_type} changed its meaning before opset {TARGET} and is not converted",
+        where=f"node {node.name!r}",
+        hint=f"export with opset_version={TARGET}",
+    )
+
+
+_REDUCTIONS = ("Max", "Min", "Mean", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+_RULES: tuple[tuple[str, int, Rule], ...] = (
+    *((f"Reduce{name}", 18, _axes_to_input) for name in _REDUCTIONS),
+    ("Split", 18, _split_count),
+    ("GridSample", 20, _grid_sample_mode),
+    ("DFT", 20, _refuse),
+    ("GroupNormalization", 21, _refuse),
+)

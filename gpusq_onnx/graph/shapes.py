@@ -1,0 +1,56 @@
+"""Types and shapes of every tensor, inferred without loading the weights.
+
+ONNX shape inference with data propagation, on the model's skeleton (large initializers stand in as typed inputs). A
+dimension is a number, a name, or None where inference does not know it.
+
+Limits: legacy exports compute their shapes in the graph; dimensions behind data-dependent arithmetic (NonZero, TopK of a
+dynamic k) stay unknown, and callers treat unknown as unknown.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import GraphProto, shape_inference
+
+from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.model import Model
+
+Dim = int | str | None
+Shapes = dict[str, tuple[Dim, ...]]
+
+
+def infer_shapes(model: Model) -> Shapes:
+    """Shapes for one image (a dynamic first dimension of an input counts as 1), by tensor name, where the rank is known.
+
+    Raises:
+        UnsupportedModelError: the graph contradicts itself (inference names the node).
+    """
+    skeleton = model.skeleton()
+    fed = {spec.name for spec in model.inputs()}
+    for value in skeleton.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name in fed and len(dims) and not dims[0].HasField("dim_value"):
+            dims[0].dim_value = 1
+    del skeleton.graph.value_info[:]
+    try:
+        inferred = shape_inference.infer_shapes(skeleton, check_type=True, data_prop=True)
+    except (onnx.shape_inference.InferenceError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
+        raise UnsupportedModelError(
+            "the graph's shapes or types contradict each other",
+            found=str(error).strip().splitlines()[0],
+            hint="onnx.checker.check_model(path, full_check=True) shows the whole message",
+        ) from None
+    return _shapes_of(inferred.graph)
+
+
+def _shapes_of(graph: GraphProto) -> Shapes:
+    shapes: Shapes = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        if value.type.HasField("tensor_type") and kind.HasField("shape"):
+            shapes[value.name] = tuple(
+                d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in kind.shape.dim
+            )
+    for tensor in graph.initializer:
+        shapes[tensor.name] = tuple(tensor.dims)
+    return shapes

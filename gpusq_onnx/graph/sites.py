@@ -1,0 +1,289 @@
+"""Sites: every weight of a MatMul, Gemm or Conv, as w[out, k], whatever form the exporter gave it.
+
+Forms that are found (and their source):
+  1. MatMul(x, W[K, N])                              torch legacy and dynamo
+  2. Gemm(x, W[N, K], transB=1) and transB=0         legacy rank 2; onnxsim, onnxslim
+  3. MatMul(x, Transpose(W)), Identity, Cast, Squeeze unoptimised exports; equal initializers shared through Identity
+  4. MatMul(x, Split(W)[i]), Slice                   packed in-projections (SigLIP pooling)
+  5. a Constant node instead of an initializer       made an initializer on load
+  6. W -> QuantizeLinear -> DequantizeLinear, or INT8 W -> DequantizeLinear
+  7. Conv(x, W[O, C, *spatial]), grouped, too
+
+One site is one matrix that one or more nodes multiply with. A weight that several sites see, or that another operator
+reads as well, carries the fact in `conflicts`: changing it for one reader would change it for the others.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.model import Model, data_type_of
+from gpusq_onnx.graph.views import Cut, Kernel, Permute, Step, Unbatch, View
+
+OPERATORS = ("MatMul", "Gemm", "Conv")
+_NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@dataclass(eq=False)
+class Site:
+    """One weight matrix and the nodes that multiply with it.
+
+    Attributes:
+        weight: the stored initializer.
+        view: from the stored array to w[out, k].
+        readers: the MatMul, Gemm or Conv nodes, in graph order.
+        trail: the nodes between the initializer and the readers (Transpose, Split, QuantizeLinear, ...).
+        out, k: output channels and reduction length.
+        quantised: "" (float), "qdq" (float weight behind Q/DQ) or "int8" (integer weight behind DQ).
+        conflicts: reasons why the stored values must not change for this reader alone.
+        role, block: filled in by `gpusq_onnx.graph.structure`.
+    """
+
+    weight: gs.Constant
+    view: View
+    readers: list[gs.Node]
+    trail: list[gs.Node]
+    out: int
+    k: int
+    quantised: str = ""
+    conflicts: list[str] = field(default_factory=list)
+    role: str = ""
+    block: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The stored initializer's name, with the part where a Split cuts it."""
+        cuts = [s for s in self.view.steps if isinstance(s, Cut)]
+        return str(self.weight.name) + "".join(f"[{c.start}:{c.stop}]" for c in cuts)
+
+    @property
+    def op(self) -> str:
+        """MatMul, Gemm or Conv."""
+        return str(self.readers[0].op)
+
+    @property
+    def path(self) -> str:
+        """The module path, as the exporter recorded it (empty where it did not)."""
+        return module_path(self.readers[0])
+
+    @property
+    def activation(self) -> gs.Tensor:
+        """The data operand of the first reader, in front of any Q/DQ."""
+        return before_qdq(self.readers[0].inputs[_data_operand(self.readers[0], self)])
+
+    @property
+    def output(self) -> gs.Tensor:
+        """The first reader's output, behind its bias."""
+        return _behind_bias(self.readers[0])[0]
+
+    @property
+    def bias(self) -> gs.Constant | None:
+        """The bias of the first reader ([out]), wherever the exporter put it."""
+        return _behind_bias(self.readers[0])[1]
+
+    @property
+    def k_axis(self) -> int:
+        """The stored array's axis that the groups of four run along."""
+        return self.view.stored_axis(1)
+
+    @property
+    def out_axis(self) -> int:
+        """The stored array's axis of the output channels."""
+        return self.view.stored_axis(0)
+
+    @property
+    def dtype(self) -> str:
+        """The stored type's ONNX name, in lower case."""
+        import onnx
+
+        return str(onnx.TensorProto.DataType.Name(data_type_of(self.weight))).lower()
+
+    def read(self) -> NDArray[Any]:
+        """w[out, k] in the stored type (integer codes where the weight is stored quantised); treat as read-only."""
+        return self.view.read(self.weight.values)
+
+    def write(self, w: NDArray[Any]) -> None:
+        """Store w[out, k]; shape and type must be the stored ones."""
+        stored = self.weight.values
+        assert w.shape == (self.out, self.k) and w.dtype == stored.dtype, (self.name, w.shape, w.dtype)
+        self.weight.values = self.view.write(w, stored)
+
+
+def find_sites(model: Model, flow: Dataflow | None = None) -> list[Site]:
+    """All sites of the main graph in graph order, without roles (see `structure.analyse`)."""
+    flow = flow or Dataflow(model)
+    found: dict[tuple[str, View], Site] = {}
+    for node in model.graph.nodes:
+        if node.op not in OPERATORS:
+            continue
+        for operand in (1, 0):
+            trace = _trace(node, operand)
+            if trace is None:
+                continue
+            weight, view, trail, quantised = trace
+            site = found.get((weight.name, view))
+            if site is None:
+                out, k = view.shape(weight.shape)
+                site = found[weight.name, view] = Site(weight, view, [], [], out, k, quantised)
+            site.readers.append(node)
+            site.trail.extend(n for n in trail if all(n is not t for t in site.trail))
+            if operand == 0:
+                site.conflicts.append("the constant is the left operand: TensorRT has no sparse kernel for that")
+            elif not flow.data_inputs(node):
+                site.conflicts.append("its input is constant, too: the product is folded when the engine is built")
+            break
+    sites = list(found.values())
+    _mark_conflicts(sites)
+    return sites
+
+
+def before_qdq(tensor: gs.Tensor) -> gs.Tensor:
+    """The tensor in front of a QuantizeLinear/DequantizeLinear pair, or the tensor itself."""
+    for op in ("DequantizeLinear", "QuantizeLinear"):
+        if not tensor.inputs or tensor.inputs[0].op != op:
+            return tensor
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
+
+
+def module_path(node: gs.Node) -> str:
+    """The torch module path of a node: from dynamo's metadata, or from a legacy node name."""
+    origin = getattr(node, "origin", None)
+    for entry in origin.metadata_props if origin is not None else ():
+        if entry.key == _NAME_SCOPES:
+            scopes = [s for s in ast.literal_eval(entry.value)[:-1] if s]
+            return str(scopes[-1]) if scopes else ""
+    parts = [p for p in str(node.name).split("/") if p]
+    if str(node.name).startswith("/") and len(parts) > 1:
+        # "/blocks/blocks.0/attn/qkv/MatMul": a container repeats its own name in front of its child's index
+        inner = parts[:-1]
+        return ".".join(p for p, after in zip(inner, [*inner[1:], ""], strict=True) if not after.startswith(f"{p}."))
+    return ""
+
+
+def _data_operand(node: gs.Node, site: Site) -> int:
+    return 1 if node.inputs[0] is site.weight else 0
+
+
+def _behind_bias(node: gs.Node) -> tuple[gs.Tensor, gs.Constant | None]:
+    if node.op in ("Gemm", "Conv"):
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        return node.outputs[0], bias if isinstance(bias, gs.Constant) else None
+    out = node.outputs[0]
+    if len(out.outputs) == 1 and out.outputs[0].op == "Add":
+        add = out.outputs[0]
+        for tensor in add.inputs:
+            if isinstance(tensor, gs.Constant) and len(tensor.shape) == 1:
+                return add.outputs[0], tensor
+    return out, None
+
+
+def _trace(node: gs.Node, operand: int) -> tuple[gs.Constant, View, list[gs.Node], str] | None:
+    """From a node's operand back to its initializer: (initializer, view, nodes between, quantised form)."""
+    if operand >= len(node.inputs) or (operand == 0 and node.op != "MatMul"):
+        return None
+    tensor, steps, trail, quantised = node.inputs[operand], list[Step](), list[gs.Node](), ""
+    while not isinstance(tensor, gs.Constant):
+        if len(tensor.inputs) != 1:
+            return None
+        producer = tensor.inputs[0]
+        step = _step(producer, tensor)
+        if step is None:
+            return None
+        steps[:0] = step
+        trail.append(producer)
+        if producer.op == "DequantizeLinear":
+            quantised = "int8"
+        elif producer.op == "QuantizeLinear":
+            quantised = "qdq"
+        tensor = producer.inputs[0]
+    shape = View(tuple(steps)).read(_shadow(tensor.shape)).shape
+    last = _last_steps(node, operand, shape)
+    return None if last is None else (tensor, View((*steps, *last)), trail, quantised)
+
+
+def _step(node: gs.Node, tensor: gs.Tensor) -> tuple[Step, ...] | None:
+    """The view step of a node between an initializer and its reader; None where it computes something."""
+    if node.op in ("Identity", "Cast", "DequantizeLinear", "QuantizeLinear"):
+        return ()
+    source = node.inputs[0]
+    if node.op == "Transpose":
+        rank = len(node.attrs.get("perm") or getattr(source, "shape", None) or (0, 0))
+        return (Permute(tuple(node.attrs.get("perm") or range(rank)[::-1])),)
+    if node.op == "Split" and isinstance(source, gs.Constant):
+        axis = node.attrs.get("axis", 0) % len(source.shape)
+        if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
+            sizes = [int(n) for n in node.inputs[1].values]
+        else:
+            size = -(-source.shape[axis] // len(node.outputs))
+            sizes = [min(size, source.shape[axis] - i * size) for i in range(len(node.outputs))]
+        index = next(i for i, out in enumerate(node.outputs) if out is tensor)
+        start = sum(sizes[:index])
+        return (Cut(axis, start, start + sizes[index]),)
+    if node.op == "Slice" and isinstance(source, gs.Constant):
+        return _slice_step(node, source.shape)
+    return None
+
+
+def _slice_step(node: gs.Node, shape: tuple[int, ...]) -> tuple[Step, ...] | None:
+    if not all(isinstance(t, gs.Constant) for t in node.inputs[1:]) or len(node.inputs) < 3:
+        return None
+    starts, ends, *rest = (np.atleast_1d(t.values) for t in node.inputs[1:])
+    axes = rest[0] if rest else np.arange(len(starts))
+    if len(rest) > 1 and np.any(rest[1] != 1):
+        return None
+    ranges = [(int(a) % len(shape), slice(int(s), int(e))) for a, s, e in zip(axes, starts, ends, strict=True)]
+    return tuple(Cut(a, *span.indices(shape[a])[:2]) for a, span in ranges)
+
+
+def _last_steps(node: gs.Node, operand: int, shape: tuple[int, ...]) -> tuple[Step, ...] | None:
+    """From the operand as the node reads it to w[out, k]; None where it is no weight matrix."""
+    if node.op == "Conv":
+        return (Kernel(tuple(shape)),) if len(shape) >= 3 else None
+    if node.op == "Gemm":
+        return () if node.attrs.get("transB", 0) else (Permute((1, 0)),)
+    leading = len(shape) - 2
+    if leading < 0 or any(n != 1 for n in shape[:leading]):
+        return None  # a vector, or one matrix an image or head: not a Linear
+    unbatch: tuple[Step, ...] = (Unbatch(leading),) if leading else ()
+    return unbatch if operand == 0 else (*unbatch, Permute((1, 0)))
+
+
+def _shadow(shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """An array of this shape that costs no memory, to find out what views do to it."""
+    return np.broadcast_to(np.zeros((), np.int8), shape)
+
+
+def _mark_conflicts(sites: list[Site]) -> None:
+    by_weight: dict[str, list[Site]] = {}
+    for site in sites:
+        by_weight.setdefault(site.weight.name, []).append(site)
+    for shared in by_weight.values():
+        known = {id(node) for site in shared for node in (*site.readers, *site.trail)}
+        others = sorted({node.op for node in _consumers(shared) if id(node) not in known})
+        if len({site.k_axis for site in shared}) > 1:
+            reason = "tied: its readers reduce along different axes, so one pattern cannot serve both"
+            for site in shared:
+                site.conflicts.append(reason)
+        elif any(isinstance(s, Cut) and site.view.stored_axis(1) == s.axis for site in shared for s in site.view.steps):
+            for site in shared:
+                site.conflicts.append("its readers see different parts along the reduction axis")
+        if others:
+            for site in shared:
+                site.conflicts.append(f"also read by {', '.join(others)}: changing it would change that, too")
+
+
+def _consumers(sites: list[Site]) -> Iterator[gs.Node]:
+    yield from sites[0].weight.outputs
+    for site in sites:
+        for node in site.trail:
+            for tensor in node.outputs:
+                yield from tensor.outputs

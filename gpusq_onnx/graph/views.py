@@ -1,0 +1,144 @@
+"""From how an exporter stored a weight to `w[out, k]`, and back.
+
+A Linear's or Conv's weight is seen by everyone else as a matrix w[out, k]: one row an output channel, k the reduction
+axis. In the file it may be [K, N] (MatMul), [N, K] (Gemm transB), a four-dimensional kernel, transposed by a node, cut by
+a Split, or quantised. A `View` is the chain of such steps from the stored array to w[out, k]; each step has an inverse.
+
+Conv kernels [O, C, R, S] become [O, R*S*C]: groups of four along k then run along C at each (r, s), as TensorRT wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class Step(Protocol):
+    """One reversible look at an array."""
+
+    def forward(self, stored: Array) -> Array:
+        """From the stored side to the reader's side."""
+        ...
+
+    def backward(self, seen: Array, stored: Array) -> Array:
+        """From the reader's side back; `stored` is the array before the change, for parts that are not seen."""
+        ...
+
+    def stored_axis(self, axis: int) -> int:
+        """The stored array's axis that the reader's `axis` is (-1: spread over several)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Transpose by `perm`."""
+
+    perm: tuple[int, ...]
+
+    def forward(self, stored: Array) -> Array:
+        return stored.transpose(self.perm)
+
+    def backward(self, seen: Array, stored: Array) -> Array:
+        return seen.transpose(np.argsort(self.perm))
+
+    def stored_axis(self, axis: int) -> int:
+        return self.perm[axis]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The slice [start, stop) along one axis (an output of Split, or a Slice)."""
+
+    axis: int
+    start: int
+    stop: int
+
+    def _index(self, array: Array) -> tuple[slice, ...]:
+        return tuple(slice(self.start, self.stop) if a == self.axis else slice(None) for a in range(array.ndim))
+
+    def forward(self, stored: Array) -> Array:
+        return stored[self._index(stored)]
+
+    def backward(self, seen: Array, stored: Array) -> Array:
+        whole = stored.copy()
+        whole[self._index(whole)] = seen
+        return whole
+
+    def stored_axis(self, axis: int) -> int:
+        return axis
+
+
+@dataclass(frozen=True)
+class Unbatch:
+    """Drop leading axes of length one: a weight stored as [1, ..., K, N]."""
+
+    leading: int
+
+    def forward(self, stored: Array) -> Array:
+        return stored.reshape(stored.shape[self.leading :])
+
+    def backward(self, seen: Array, stored: Array) -> Array:
+        return seen.reshape((1,) * self.leading + seen.shape)
+
+    def stored_axis(self, axis: int) -> int:
+        return axis + self.leading
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A Conv kernel [O, C, *spatial] as [O, prod(spatial) * C]."""
+
+    shape: tuple[int, ...]
+
+    def forward(self, stored: Array) -> Array:
+        return np.moveaxis(stored, 1, -1).reshape(self.shape[0], -1)
+
+    def backward(self, seen: Array, stored: Array) -> Array:
+        out, channels, *spatial = self.shape
+        return np.ascontiguousarray(np.moveaxis(seen.reshape(out, *spatial, channels), -1, 1))
+
+    def stored_axis(self, axis: int) -> int:
+        return axis  # out is 0; the groups of four run along the channels, axis 1
+
+
+@dataclass(frozen=True)
+class View:
+    """The steps from the stored array to w[out, k], first step first."""
+
+    steps: tuple[Step, ...] = ()
+
+    def then(self, *steps: Step) -> View:
+        """This view followed by more steps."""
+        return View(self.steps + steps)
+
+    def read(self, stored: Array) -> Array:
+        """w[out, k]; shares memory with `stored` wherever numpy can."""
+        for step in self.steps:
+            stored = step.forward(stored)
+        return stored
+
+    def write(self, seen: Array, stored: Array) -> Array:
+        """The stored array with w[out, k] = `seen`; `stored` itself is not changed."""
+        befores = [stored]
+        for step in self.steps[:-1]:
+            befores.append(step.forward(befores[-1]))
+        for step, before in zip(reversed(self.steps), reversed(befores), strict=True):
+            seen = step.backward(seen, before)
+        return seen
+
+    def stored_axis(self, axis: int) -> int:
+        """The stored array's axis of `out` (0) or of k (1)."""
+        for step in reversed(self.steps):
+            axis = step.stored_axis(axis)
+        return axis
+
+    def shape(self, stored: Sequence[int]) -> tuple[int, int]:
+        """(out, k) of a stored array of this shape."""
+        out, k = self.read(np.broadcast_to(np.zeros((), np.int8), tuple(stored))).shape
+        return out, k
