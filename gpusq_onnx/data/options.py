@@ -1,0 +1,126 @@
+"""What the caller says about the data: where it lies, how much of it, and how an image becomes a tensor.
+
+The same keys come from `--data` and its companions on the command line, from a TOML file, or from both; an explicit
+command-line value wins. Fields left out are read from the model's input where it says (crop, layout).
+
+Source: the names and meanings of timm's and torchvision's evaluation transforms (resize, centre crop, mean, std).
+Limits: one preprocessing for all images; no augmentation.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gpusq_onnx.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class DataOptions(BaseModel):
+    """Where the calibration or test data lies and how it is prepared; immutable, unknown keys forbidden."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Path | None = Field(
+        None,
+        description="folder of images, .npy, .npz, or a Polygraphy script FILE.py[:function]; none: synthetic images",
+    )
+    samples: int | None = Field(None, ge=1, description="how many samples to use, spread over the classes; none: all")
+    resize: int | None = Field(None, ge=1, description="shorter side before the crop, px; none: crop / 0.875")
+    crop: int | None = Field(None, ge=1, description="side of the square centre crop, px; none: what the model takes")
+    mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="mean per RGB channel, of pixels in 0..1; 1 or 3 values")
+    std: tuple[float, ...] = Field(
+        IMAGENET_STD, description="deviation per RGB channel, of pixels in 0..1; 1 or 3 values"
+    )
+    classes: Path | None = Field(None, description="text file; line i (from 0) is the folder name of class i")
+    layout: Literal["NCHW", "NHWC"] | None = Field(None, description="axis order; none: what the model's input says")
+    channels: Literal["RGB", "BGR"] = Field("RGB", description="channel order of the tensor; mean and std stay RGB")
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = Field("bicubic", description="of the resize")
+    seed: int = Field(0, ge=0, description="chooses the samples and the synthetic images")
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _numbers(cls, value: object) -> object:
+        """`0.5,0.5,0.5` (command line) and a bare 0.5 (TOML) are tuples too."""
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(","))
+        return (value,) if isinstance(value, (int, float)) else value
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_or_three(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(value) not in (1, 3):
+            raise ValueError(f"takes 1 or 3 values, {len(value)} given")
+        return value
+
+    @model_validator(mode="after")
+    def _ranges(self) -> DataOptions:
+        if not all(0 < s < float("inf") for s in self.std):
+            raise ValueError("std must be above 0")
+        if not all(abs(m) < float("inf") for m in self.mean):
+            raise ValueError("mean must be finite")
+        if self.resize is not None and self.crop is not None and self.resize < self.crop:
+            raise ValueError(f"resize ({self.resize}) must not be smaller than crop ({self.crop})")
+        return self
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], *, where: str = "data options") -> DataOptions:
+        """Options from plain values; raises UsageError naming every offending key, with what it may be."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise _usage_error(error, where) from None
+
+    @classmethod
+    def from_toml(cls, file: Path, overrides: Mapping[str, Any] | None = None) -> DataOptions:
+        """Options from a TOML file of these keys; `overrides` (explicit command-line values) win.
+
+        `path` and `classes` in the file are relative to the file. Raises UsageError.
+        """
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        except OSError as error:
+            raise UsageError(f"cannot read the data options {file}", found=error.strerror or str(error)) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{file} is not TOML", found=str(error), hint='write keys such as path = "images"'
+            ) from error
+        for key in ("path", "classes"):
+            if isinstance(values.get(key), str):
+                values[key] = file.parent / values[key]
+        return cls.from_values({**values, **(overrides or {})}, where=str(file))
+
+    def echo(self) -> dict[str, Any]:
+        """The options as plain JSON values, paths as the caller gave them; for the report."""
+        return self.model_dump(mode="json")
+
+
+def _usage_error(error: ValidationError, where: str) -> UsageError:
+    valid = list(DataOptions.model_fields)
+    problems, hints = [], []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"][:1])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"unknown key {key!r}")
+            hints += [f"did you mean {near!r}?" for near in difflib.get_close_matches(key, valid, n=1)]
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{key}: {message} (found {item['input']!r})" if key else message)
+    return UsageError(
+        "; ".join(dict.fromkeys(problems)),
+        where=where,
+        expected="keys " + ", ".join(valid) if any(p.startswith("unknown") for p in problems) else None,
+        hint=" ".join(hints) or None,
+    )

@@ -1,0 +1,211 @@
+"""One image as one tensor: RGB, resize, centre crop, /255, mean, std, layout, channel order, dtype.
+
+    tensor[c] = (pixel[c] / 255 - mean[c]) / std[c]
+
+looked up in a table of 256 values per channel, so the arithmetic is the same on every machine and for every dtype.
+Geometry is torchvision's `Resize(shorter side)` and `CenterCrop` on PIL images, with two differences: an image whose
+shorter side is at most `resize` is cropped only, and one smaller than the crop is enlarged just enough to fill it
+(torchvision pads with black).
+
+As in torchvision and timm, EXIF orientation and colour profiles are not applied, alpha is dropped, and the first frame
+stands for all. 16-bit grey is scaled to 8 bits. A uint8 input takes the pixels 0..255 as they are: such a model
+normalises inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import InputSpec
+from gpusq_onnx.errors import UnsupportedDataError, UsageError
+
+CROP_RATIO = 0.875  # torchvision's and timm's default: resize 256 for crop 224
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+
+Geometry = Literal["resized", "cropped only", "enlarged"]
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocess:
+    """How images become one model input. `height` and `width` are the crop's; `table` is dtype[channels, 256]."""
+
+    spec: InputSpec
+    layout: Literal["NCHW", "NHWC"]
+    order: Literal["RGB", "BGR"]
+    channels: int
+    height: int
+    width: int
+    resize: int
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    table: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one sample, without the batch axis."""
+        if self.layout == "NCHW":
+            return (self.channels, self.height, self.width)
+        return (self.height, self.width, self.channels)
+
+    def write(self, image: Image.Image, out: NDArray[Any]) -> Geometry:
+        """Prepare `image` (any mode and size) into `out`, dtype[*shape]; says what the geometry step did."""
+        fitted, geometry = self._fit(as_mode(image, "RGB" if self.channels == 3 else "L"))
+        pixels = np.asarray(fitted).reshape(self.height, self.width, self.channels)
+        if self.order == "BGR":
+            pixels = pixels[..., ::-1]
+        planes = out if self.layout == "NCHW" else np.moveaxis(out, -1, 0)
+        for channel in range(self.channels):
+            planes[channel] = self.table[channel].take(pixels[..., channel])
+        return geometry
+
+    def _fit(self, image: Image.Image) -> tuple[Image.Image, Geometry]:
+        geometry: Geometry = "cropped only"
+        width, height = image.size
+        shorter = min(width, height)
+        if shorter > self.resize:
+            geometry = "resized"
+            # int(), not round(): torchvision's rule for the longer side.
+            width, height = int(self.resize * width / shorter), int(self.resize * height / shorter)
+        if width < self.width or height < self.height:
+            geometry = "enlarged"
+            scale = max(self.width / width, self.height / height)
+            width, height = max(self.width, round(width * scale)), max(self.height, round(height * scale))
+        if (width, height) != image.size:
+            image = image.resize((width, height), FILTERS[self.interpolation])
+        left, top = round((width - self.width) / 2), round((height - self.height) / 2)
+        return image.crop((left, top, left + self.width, top + self.height)), geometry
+
+    def describe(self) -> dict[str, Any]:
+        """What is done to each image, after defaults were filled in, as plain JSON values."""
+        raw = self.spec.dtype.name == "uint8"
+        return {
+            "input": self.spec.name,
+            "dtype": self.spec.dtype.name,
+            "layout": self.layout,
+            "channels": self.order if self.channels == 3 else "grey",
+            "resize": self.resize,
+            "crop": [self.height, self.width],
+            "interpolation": self.interpolation,
+            "mean": None if raw else list(self.mean),
+            "std": None if raw else list(self.std),
+        }
+
+
+def for_input(options: DataOptions, spec: InputSpec) -> Preprocess:
+    """The preprocessing that `options` ask for and that `spec`, the model's image input, can take.
+
+    Raises UnsupportedDataError when the input is no image, UsageError when an option contradicts it or is missing.
+    """
+    layout, channels = _layout(options, spec)
+    rows, cols = (2, 3) if layout == "NCHW" else (1, 2)
+    height = _side(options, spec, spec.shape[rows])
+    width = _side(options, spec, spec.shape[cols])
+    resize = options.resize or round(max(height, width) / CROP_RATIO)
+    if resize < max(height, width):
+        raise UsageError(
+            f"resize {resize} is smaller than the crop",
+            where=f"--resize {resize}",
+            expected=f"at least {max(height, width)}",
+            hint="leave --resize out for the usual crop / 0.875",
+        )
+    mean, std = _per_channel(options.mean, channels), _per_channel(options.std, channels)
+    return Preprocess(
+        spec=spec,
+        layout=layout,
+        order=options.channels,
+        channels=channels,
+        height=height,
+        width=width,
+        resize=resize,
+        interpolation=options.interpolation,
+        mean=mean,
+        std=std,
+        table=_table(spec, mean, std, reverse=options.channels == "BGR"),
+    )
+
+
+def as_mode(image: Image.Image, mode: Literal["RGB", "L"]) -> Image.Image:
+    """`image` in 8-bit RGB or grey. Deep grey is scaled from 16 bits; Pillow alone would clip it to white."""
+    if image.mode.startswith("I"):
+        deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _layout(options: DataOptions, spec: InputSpec) -> tuple[Literal["NCHW", "NHWC"], int]:
+    """Layout and number of channels; what the shape leaves open is NCHW with 3 channels."""
+    if len(spec.shape) != 4 or spec.dtype.name not in (*FLOATS, "uint8"):
+        raise UnsupportedDataError(
+            f"the model's input {spec.name!r} does not take images",
+            expected="4 dimensions (NCHW or NHWC), of a float type or uint8",
+            found=str(spec),
+            hint="give an .npz with one array per input name, or a Polygraphy script",
+        )
+    axes: dict[Literal["NCHW", "NHWC"], int] = {"NCHW": 1, "NHWC": 3}
+    for layout, axis in axes.items():
+        channels = spec.shape[axis]
+        if options.layout in (None, layout) and channels in (1, 3):
+            return layout, int(channels)
+    for layout, axis in axes.items():
+        if options.layout in (None, layout) and not isinstance(spec.shape[axis], int):
+            return layout, 3
+    if options.layout is not None:
+        raise UsageError(
+            f"layout {options.layout} does not fit the model's input",
+            where=f"--layout {options.layout}",
+            expected="1 or 3 channels on that axis",
+            found=str(spec),
+        )
+    raise UnsupportedDataError(
+        f"the model's input {spec.name!r} has no axis of 1 or 3 channels", expected="NCHW or NHWC", found=str(spec)
+    )
+
+
+def _side(options: DataOptions, spec: InputSpec, dim: int | str | None) -> int:
+    """One side of the crop: the model's where it is fixed, else the option's."""
+    if isinstance(dim, int):
+        if options.crop not in (None, dim):
+            raise UsageError(
+                f"crop {options.crop} does not fit the model's input",
+                where=f"--crop {options.crop}",
+                expected=f"{dim}, or leave --crop out",
+                found=str(spec),
+            )
+        return dim
+    if options.crop is None:
+        raise UsageError(
+            f"the model's input {spec.name!r} takes images of any size: say which",
+            where="--crop",
+            found=str(spec),
+            hint="for example --resize 256 --crop 224",
+        )
+    return options.crop
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """One value per channel: a single one is repeated, and three are averaged for a grey model (as timm does)."""
+    if channels == 1:
+        return (sum(values) / len(values),)
+    return values * 3 if len(values) == 1 else values
+
+
+def _table(spec: InputSpec, mean: tuple[float, ...], std: tuple[float, ...], *, reverse: bool) -> NDArray[Any]:
+    """dtype[channels, 256]: the value of every pixel, computed in float64 and rounded once."""
+    pixels = np.arange(256)
+    if spec.dtype.name == "uint8":
+        return np.tile(pixels.astype(np.uint8), (len(mean), 1))
+    table = (pixels / 255.0 - np.array(mean)[:, None]) / np.array(std)[:, None]
+    return (table[::-1] if reverse else table).astype(spec.dtype)

@@ -1,0 +1,168 @@
+"""Where tensors come from: one interface over folders of images, arrays, scripts and synthetic images.
+
+A source streams: memory is one batch and the one being prepared, whatever the number of samples. The same options
+and seed give the same samples in the same order on every machine, and a source can be gone through many times.
+
+Limits: axis 0 of every model input is the batch. A static batch B is kept: batches then hold B rows, the last one
+filled up by repeating its last sample (`Batch.size` says how many rows count).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.errors import UnsupportedDataError, UsageError
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One model input: its name, NumPy dtype, and shape; a dimension that is no int is dynamic."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str | None, ...]
+
+    @property
+    def static_batch(self) -> int | None:
+        """The fixed size of axis 0, or None when it is dynamic."""
+        return self.shape[0] if self.shape and isinstance(self.shape[0], int) else None
+
+    def takes(self, shape: Sequence[int], *, any_batch: bool = False) -> bool:
+        """Whether an array of this shape fits; `any_batch` leaves axis 0 out."""
+        if len(shape) != len(self.shape):
+            return False
+        start = 1 if any_batch else 0
+        pairs = zip(self.shape[start:], shape[start:], strict=True)
+        return all(want == have for want, have in pairs if isinstance(want, int))
+
+    def __str__(self) -> str:
+        dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"{self.name}: {self.dtype.name} [{dims}]"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One run of the model.
+
+    Args:
+        feed: arrays by input name, axis 0 the batch.
+        labels: int64[size] class indices, or None.
+        size: rows that count; rows beyond it (static batch, last batch) repeat the last sample: drop them from outputs.
+    """
+
+    feed: dict[str, NDArray[Any]]
+    labels: NDArray[np.int64] | None
+    size: int
+
+
+class Source(ABC):
+    """Samples for calibration or testing. `len()` is the number chosen, corrupt images included."""
+
+    kind: ClassVar[str]
+    labelled: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batches(self, batch: int) -> Iterator[Batch]:
+        """Go through all samples in order, `batch` at a time (or the model's static batch). Re-iterable, streaming.
+
+        Raises UnsupportedDataError on what only shows when the data is read.
+        """
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 (hex) of the content used: names and bytes, in order. No path outside the data, time or host."""
+
+    @property
+    def skipped(self) -> list[str]:
+        """Corrupt images met so far, `name: reason`, in reading order."""
+        return []
+
+    @property
+    def notes(self) -> list[str]:
+        """What the caller should tell the user about the data; some notes appear only once it has been read."""
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values for the report: what was used and how it was prepared, after defaults were filled in."""
+        return {
+            "kind": self.kind,
+            "samples": len(self),
+            "labelled": self.labelled,
+            "skipped": self.skipped,
+            "notes": self.notes,
+        }
+
+
+def open_source(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
+    """The source that `options.path` names, checked against the model's inputs as far as this is cheap.
+
+    A missing path raises UsageError; data that does not fit the inputs raises UnsupportedDataError.
+    """
+    # Each kind is imported when it is needed: Pillow has no place in the start-up time of `plan`.
+    if options.path is None:
+        from gpusq_onnx.data.synthetic import SyntheticImages
+
+        return SyntheticImages(options, only_image_input(inputs, "synthetic images"))
+    name, _, function = str(options.path).partition(".py:")
+    path = options.path if not function else options.path.with_name(options.path.name.rpartition(":")[0])
+    if not path.exists():
+        raise UsageError(
+            f"data not found: {options.path}",
+            where="--data",
+            hint="check the path; it is relative to the working folder",
+        )
+    if path.is_dir():
+        from gpusq_onnx.data.folder import ImageFolder
+
+        return ImageFolder(options, only_image_input(inputs, f"the folder {options.path}"))
+    if path.suffix in (".npy", ".npz"):
+        from gpusq_onnx.data.arrays import ArrayFile
+
+        return ArrayFile(options, inputs)
+    if path.suffix == ".py":
+        from gpusq_onnx.data.script import ScriptSource
+
+        return ScriptSource(path, function or "load_data", options, inputs)
+    raise UsageError(
+        f"cannot tell what kind of data {options.path} is",
+        where="--data",
+        expected="a folder of images, .npy, .npz, or a Polygraphy script (FILE.py or FILE.py:function)",
+    )
+
+
+def only_image_input(inputs: Sequence[InputSpec], what: str) -> InputSpec:
+    """The model's one input, if it has one; raises UnsupportedDataError where images alone cannot feed it."""
+    if len(inputs) == 1:
+        return inputs[0]
+    raise UnsupportedDataError(
+        f"{what} can feed a model with one image input only",
+        expected="1 input",
+        found="; ".join(str(spec) for spec in inputs) or "no inputs",
+        hint="give an .npz with one array per input name, or a Polygraphy script whose load_data() yields feed dicts",
+    )
+
+
+def fill_up(rows: NDArray[Any], static: int | None) -> NDArray[Any]:
+    """rows[n, ...] as rows[static, ...] by repeating the last one; unchanged when the batch is dynamic or full."""
+    if static is None or len(rows) == static:
+        return rows
+    return np.concatenate([rows, np.repeat(rows[-1:], static - len(rows), axis=0)])
+
+
+def check_finite(name: str, rows: NDArray[Any], where: str) -> None:
+    """Raise UnsupportedDataError when `rows` holds NaN or infinity: one such value would spoil every scale."""
+    if rows.dtype.kind in "iub" or bool(np.isfinite(rows).all()):
+        return
+    raise UnsupportedDataError(
+        f"input {name!r} holds NaN or infinity", where=where, expected="finite values", hint="remove those samples"
+    )
