@@ -1,8 +1,8 @@
 """Would TensorRT take this model? Asked of a real parser, in a process of its own.
 
-TensorRT is used where it is installed and starts (it needs a GPU), else the harness in `trt_cpu`: TensorRT-RTX's parser
-and builder, on the CPU. Which of the two spoke is part of the verdict. The parser proves operators, QDQ rules and types;
-a build proves besides that an engine can be planned, with sparse weights looked for. Neither runs the model.
+TensorRT is used where it is installed and starts (it needs a GPU), else the harness in `trt_cpu`: TensorRT-RTX's
+parser and builder, on the CPU. Which of the two spoke is part of the verdict. The parser proves operators, QDQ rules
+and types; a build proves besides that an engine can be planned, with sparse weights looked for. Neither runs the model.
 """
 
 import json
@@ -125,12 +125,14 @@ def _ask(request: Request, timeout: float) -> tuple[Verdict | None, str]:
     seconds = time.perf_counter() - began
     said = [line.strip() for line in log.decode("utf-8", "replace").splitlines() if line.strip()]
     if "shapes" in answer:
-        raise UsageError("the shapes for the build do not fit the model", where=request["model"], found=answer["shapes"])
+        raise UsageError(
+            "the shapes for the build do not fit the model", where=request["model"], found=answer["shapes"]
+        )
     if "library" not in answer:
         return None, answer.get("unusable", " | ".join([f"it {end}", *said[-5:]]))
     if "errors" not in answer:
         errors = [f"the parser {end}", *said[-5:]]
-    elif answer["errors"] and request["build"]:  # the builder's reasons are in its log only
+    elif any(error.startswith("builder:") for error in answer["errors"]):  # whose reasons are in its log only
         errors = answer["errors"] + [line for line in said if line.startswith("[E]")]
     else:
         errors = answer["errors"]

@@ -1,9 +1,9 @@
 """The child process in which a TensorRT parser meets a model, so that its crash is not ours.
 
 `parser.parser_verdict` starts it with one JSON request and reads one JSON answer from the file that the request names.
-The answer names the library as soon as that has started, so that a crash of a TensorRT that cannot run here is told from
-a crash over the model. Networks are strongly typed, as TensorRT 11's always are; the builder looks for sparse weights;
-dynamic dimensions of the one profile are batch 1 or what the request says.
+The answer names the library as soon as that has started, so that a crash of a TensorRT that cannot run here is told
+from a crash over the model. Networks are strongly typed, as TensorRT 11's always are; the builder looks for sparse
+weights; dynamic dimensions of the one profile are batch 1 or what the request says.
 """
 
 import json
@@ -112,7 +112,9 @@ def _describe(error: Any) -> str:
     """One parser error as one text: node, operator, code, the parser's own words."""
     words = [line for line in error.desc().strip().splitlines() if _HARNESS_NOISE not in line]
     code = str(error.code()).rpartition(".")[2]
-    message = "operator not supported" if code.startswith("UNSUPPORTED_NODE") and words == ["false"] else " | ".join(words)
+    message = (
+        "operator not supported" if code.startswith("UNSUPPORTED_NODE") and words == ["false"] else " | ".join(words)
+    )
     if not error.node_operator():
         return f"{code}: {message}"
     return f"node {error.node_name() or error.node()} ({error.node_operator()}): {code}: {message}"

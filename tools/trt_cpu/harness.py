@@ -120,12 +120,12 @@ def _install(folder: Path, python: str, compiler: str, progress: Callable[[str],
         hint="check the network or the package index; " + " and ".join(WHEELS) + " must be available to pip",
     )
     progress("compiling the shim")
+    flags = [compiler, "-shared", "-fPIC", "-O1"]
     for soname in _SONAMES:
         _checked(
-            [compiler, "-shared", "-fPIC", "-O1", "-o", str(lib / soname), f"-Wl,-soname,{soname}"]
-            + [str(_SOURCES / "shim.c"), "-ldl"],
+            [*flags, "-o", str(lib / soname), f"-Wl,-soname,{soname}", str(_SOURCES / "shim.c"), "-ldl"],
             what="the shim of the TensorRT parser could not be compiled",
-            hint="install a working C compiler with the C library's headers, for instance `apt-get install gcc libc6-dev`",
+            hint="install a C compiler and the C library's headers, for instance `apt-get install gcc libc6-dev`",
         )
     shutil.copyfile(_SOURCES / "tensorrt.py", site / "tensorrt.py")
 

@@ -1,0 +1,187 @@
+"""An onnxruntime session as this tool uses it: loaded or refused with a clear error, asked for its inputs, and run.
+
+`exact_qdq` sets the session option `session.disable_quant_qdq=1` (source: onnxruntime_session_options_config_keys.h):
+QuantizeLinear and DequantizeLinear are then executed as the ONNX operators say, where onnxruntime would fuse them with
+their neighbours into integer kernels that round otherwise.
+
+A model whose batch is fixed gets its last, short batch filled up with copies of its last sample, and the surplus cut
+off the outputs again; `fill` and `cut` are that rule's one home.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError, UnsupportedModelError, UsageError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Feed = Mapping[str, NDArray[Any]]
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+_FATAL_ONLY = 4  # onnxruntime's log severity: its errors reach the reader as exceptions, once
+
+
+class TensorInfo(NamedTuple):
+    """An input or output. Dimensions are sizes, names of dynamic dimensions, or None where nothing is known."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str | None, ...]
+
+
+class Session:
+    """A model loaded by onnxruntime.
+
+    Args:
+        model: a file (external data is found beside it) or a serialised model.
+        optimize: onnxruntime's graph optimisations; off, every node runs as written.
+        exact_qdq: Q and DQ nodes run as written even when optimising.
+        threads: threads within an operator; 0 takes all CPUs that this process may use.
+        provider: an execution provider; refused when absent, since onnxruntime would fall back to the CPU in silence.
+
+    Raises:
+        UsageError: no such file.
+        UnsupportedModelError: onnxruntime cannot load the model; its message is in the error.
+        EnvironmentLacking: the provider is not there.
+    """
+
+    def __init__(
+        self,
+        model: Path | str | bytes,
+        *,
+        optimize: bool = True,
+        exact_qdq: bool = False,
+        threads: int = 0,
+        provider: str = "CPUExecutionProvider",
+    ) -> None:
+        self.name = "a serialised model" if isinstance(model, bytes) else str(model)
+        if not isinstance(model, bytes) and not Path(model).is_file():
+            raise UsageError("the model file does not exist", where=self.name)
+        self.handle = _load(model, self.name, optimize, exact_qdq, threads, provider)
+
+    def inputs(self) -> list[TensorInfo]:
+        """The inputs that a feed must name, in the model's order."""
+        return [_info(value) for value in self.handle.get_inputs()]
+
+    def outputs(self) -> list[TensorInfo]:
+        """The outputs, in the model's order."""
+        return [_info(value) for value in self.handle.get_outputs()]
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that all inputs with dimensions have fixed; None where it is free or they disagree."""
+        leading = {info.shape[0] for info in self.inputs() if info.shape}
+        size = leading.pop() if len(leading) == 1 else None
+        return size if isinstance(size, int) else None
+
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+        """The named outputs (default: all) for one batch; see the module's text for short batches.
+
+        Raises:
+            UnsupportedDataError: the feed's names, types or shapes are not the model's.
+            UnsupportedModelError: onnxruntime failed in the middle of the graph.
+        """
+        names = list(outputs) if outputs is not None else [info.name for info in self.outputs()]
+        self.check_names(feed)
+        filled, size = fill(feed, self.fixed_batch)
+        with running(self.name):
+            values = self.handle.run(names, dict(filled))
+        return cut(dict(zip(names, values, strict=True)), size, self.fixed_batch)
+
+    def check_names(self, feed: Feed) -> None:
+        """Raises UnsupportedDataError unless the feed has exactly the model's inputs."""
+        expected = {info.name for info in self.inputs()}
+        if set(feed) != expected:
+            raise UnsupportedDataError(
+                "the data does not name the model's inputs",
+                where=self.name,
+                expected=", ".join(sorted(expected)),
+                found=", ".join(sorted(feed)),
+            )
+
+
+@contextmanager
+def running(name: str) -> Iterator[None]:
+    """Around a run of model `name`: onnxruntime's exceptions, which share no base class, become this tool's."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == "InvalidArgument":
+            raise UnsupportedDataError("the data does not fit the model", where=name, found=str(error)) from error
+        raise UnsupportedModelError("onnxruntime cannot run the model", where=name, found=str(error)) from error
+
+
+def fill(feed: Feed, batch: int | None) -> tuple[Feed, int | None]:
+    """The feed brought up to a fixed batch by repeating each input's last sample, and its size before.
+
+    A feed that is not short (or a batch that is not fixed) comes back as it is; a feed that is too long too, for
+    onnxruntime to refuse.
+    """
+    size = next((len(array) for array in feed.values() if array.ndim), None)
+    if batch is None or size is None or not 0 < size < batch:
+        return feed, size
+    pad = batch - size
+    return {name: np.concatenate([a, np.repeat(a[-1:], pad, axis=0)]) for name, a in feed.items()}, size
+
+
+def cut(outputs: Feed, size: int | None, batch: int | None) -> dict[str, NDArray[Any]]:
+    """The outputs of a filled batch without the samples that `fill` added."""
+    if batch is None or size is None or size >= batch:
+        return dict(outputs)
+    return {name: a[:size] if a.ndim and len(a) == batch else a for name, a in outputs.items()}
+
+
+def _load(
+    model: Path | str | bytes, name: str, optimize: bool, exact_qdq: bool, threads: int, provider: str
+) -> "InferenceSession":
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise EnvironmentLacking(
+            f"onnxruntime has no {provider} here",
+            found=", ".join(available),
+            hint="install the onnxruntime package that carries it, and its driver",
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = threads or _usable_cpus()
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if exact_qdq:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), sess_options=options, providers=[provider]
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise UnsupportedModelError("onnxruntime cannot load the model", where=name, found=str(error)) from error
+    if provider not in session.get_providers():
+        raise EnvironmentLacking(
+            f"onnxruntime could not start {provider}", found=", ".join(session.get_providers()), hint="check its driver"
+        )
+    return session
+
+
+def _usable_cpus() -> int:
+    """Asked for by hand: onnxruntime's own default counts and pins CPUs that a container may not let it use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _info(value: Any) -> TensorInfo:
+    if value.type not in _DTYPES:
+        raise UnsupportedModelError(f"{value.name} is a {value.type}", expected=", ".join(_DTYPES), found=value.type)
+    return TensorInfo(value.name, np.dtype(_DTYPES[value.type]), tuple(value.shape))
