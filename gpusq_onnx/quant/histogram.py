@@ -1,0 +1,103 @@
+"""A streaming histogram of |x| whose range grows by doubling, and the exact range of x beside it.
+
+Bin i counts |x| in [i * width, (i+1) * width), width a power of two: the least one for which all that was seen fits. When
+a larger value arrives, bins merge in whole powers of two. Dyadic bins nest exactly, so the counts do not depend on the
+order of the updates, and one pass is enough.
+
+The extremes are always exact. Of a large array only every s-th element is counted, s coprime to the array's size and so
+to each of its dimensions: all channels and all tokens are seen equally often. Same input, same counts.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+_CHUNK_ELEMENTS = 1 << 17
+
+
+class Histogram:
+    """Counts of |x|, in O(bins) memory.
+
+    Args:
+        bins: a power of two. Between half of them and all of them lie below max|x|.
+        per_update: at most about this many elements of one array are counted.
+
+    Attributes:
+        counts: int64 [bins].
+        minimum, maximum: exact extremes of x; +inf, -inf before the first update.
+    """
+
+    def __init__(self, bins: int = 8192, per_update: int = 1 << 18) -> None:
+        if bins < 2 or bins & (bins - 1):
+            raise ValueError(f"bins must be a power of two; found {bins}")
+        self.counts: NDArray[np.int64] = np.zeros(bins, np.int64)
+        self.minimum, self.maximum = math.inf, -math.inf
+        self._per_update = per_update
+        self._exponent = -1022  # of the bins' width: at first, all that a float32 can hold is too large
+
+    @property
+    def absmax(self) -> float:
+        """Exact max|x|; 0 before the first update."""
+        return max(0.0, -self.minimum, self.maximum)
+
+    @property
+    def edges(self) -> Float64:
+        """The bins' edges, float64 [bins + 1], in the units of x."""
+        return np.arange(len(self.counts) + 1) * self.width
+
+    @property
+    def width(self) -> float:
+        """Width of a bin, a power of two."""
+        return 2.0**self._exponent
+
+    def update(self, x: NDArray[Any]) -> None:
+        """Count an array of any shape and real dtype; an empty one changes nothing.
+
+        Raises:
+            ValueError: NaN or infinity; the state is as before.
+        """
+        if x.size == 0:
+            return
+        flat = x.reshape(-1)
+        low, high = extremes(flat)
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self._grow(self.absmax)
+        sample = np.abs(flat[:: _stride(flat.size, self._per_update)].astype(np.float64))
+        codes = (sample * (1 / self.width)).astype(np.intp)
+        self.counts += np.bincount(codes, minlength=len(self.counts))
+
+    def _grow(self, value: float) -> None:
+        """Widen the bins until `value` lies below the last edge."""
+        bins = len(self.counts)
+        needed = math.frexp(value)[1] - (bins.bit_length() - 1)  # value < 2**frexp exponent
+        if value > 0 and needed > self._exponent:
+            merged = np.arange(bins) >> min(needed - self._exponent, 62)
+            self.counts = np.bincount(merged, weights=self.counts, minlength=bins).astype(np.int64)
+            self._exponent = needed
+
+
+def extremes(flat: NDArray[Any]) -> tuple[float, float]:
+    """Exact minimum and maximum of a non-empty 1-D array, in one pass over memory.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    low, high = math.inf, -math.inf
+    for start in range(0, flat.size, _CHUNK_ELEMENTS):
+        part = flat[start : start + _CHUNK_ELEMENTS]
+        part = part.astype(np.promote_types(part.dtype, np.float32), copy=False)
+        low, high = min(float(part.min()), low), max(float(part.max()), high)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"activations must be finite; found NaN or infinity in {flat.size} elements")
+    return low, high
+
+
+def _stride(size: int, limit: int) -> int:
+    stride = -(-size // limit)
+    while math.gcd(stride, size) != 1:
+        stride += 1
+    return stride

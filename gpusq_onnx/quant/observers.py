@@ -1,0 +1,153 @@
+"""Observers: watch an activation batch by batch, then say which symmetric scale it should have.
+
+    minmax        clip = max|x|
+    percentile    clip = the least value that a given share of |x| does not exceed (99.99 %)
+    mse           clip of least expected (x - q(x))^2
+    entropy       clip of least KL divergence between the clipped histogram and its quantised self (TensorRT's calibrator)
+
+    scale = clip / qmax
+
+All state is one `Histogram`: memory does not depend on how much was seen, nor the result on the order. Negative values
+count by their magnitude; the extra code -128 is not exploited.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.quant.entropy import kl_divergences
+from gpusq_onnx.quant.formats import IntFormat, clamp_scale
+from gpusq_onnx.quant.histogram import Histogram, extremes
+
+Float64 = NDArray[np.float64]
+Kind = Literal["minmax", "percentile", "mse", "entropy"]
+
+_ENTROPY_BINS = 2048  # as TensorRT's calibrator
+
+
+class Observer(ABC):
+    """Streaming statistics of one activation tensor."""
+
+    @abstractmethod
+    def update(self, x: NDArray[Any]) -> None:
+        """Take in an array of any shape and real dtype. Raises ValueError on NaN or infinity."""
+
+    @abstractmethod
+    def _clip(self, fmt: IntFormat) -> float:
+        """The magnitude that maps to the largest code; 0 when only zeros were seen."""
+
+    @abstractmethod
+    def _seen(self) -> bool: ...
+
+    def scale(self, fmt: IntFormat) -> float:
+        """Scale in the units of x, > 0; 1 when only zeros were seen.
+
+        Raises:
+            ValueError: nothing was observed.
+        """
+        if not self._seen():
+            raise ValueError("no scale: the observer has seen no value")
+        clip = self._clip(fmt)
+        return float(clamp_scale(clip / fmt.qmax)) if clip > 0 else 1.0
+
+
+class MinMax(Observer):
+    """Largest magnitude seen."""
+
+    def __init__(self) -> None:
+        self.minimum, self.maximum = np.inf, -np.inf
+
+    def update(self, x: NDArray[Any]) -> None:
+        if x.size:
+            low, high = extremes(x.reshape(-1))
+            self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+
+    def _seen(self) -> bool:
+        return self.minimum <= self.maximum
+
+    def _clip(self, fmt: IntFormat) -> float:
+        return max(-self.minimum, self.maximum)
+
+
+class _Histogrammed(Observer):
+    def __init__(self) -> None:
+        self.histogram = Histogram()
+
+    def update(self, x: NDArray[Any]) -> None:
+        self.histogram.update(x)
+
+    def _seen(self) -> bool:
+        return bool(self.histogram.counts.any())
+
+
+class Percentile(_Histogrammed):
+    """A percentile of |x|, interpolated within its bin."""
+
+    def __init__(self, percentile: float = 99.99) -> None:
+        if not 0 < percentile <= 100:
+            raise ValueError(f"percentile must be in (0, 100]; found {percentile}")
+        super().__init__()
+        self.percentile = percentile
+
+    def _clip(self, fmt: IntFormat) -> float:
+        seen = self.histogram
+        below = np.concatenate([[0], np.cumsum(seen.counts)])
+        return min(float(np.interp(self.percentile / 100 * below[-1], below, seen.edges)), seen.absmax)
+
+
+class MSE(_Histogrammed):
+    """Least mean squared quantisation error, x taken as uniform within each bin."""
+
+    def _clip(self, fmt: IntFormat) -> float:
+        absmax = self.histogram.absmax
+        if absmax == 0:
+            return 0.0
+        coarse = absmax * np.geomspace(2.0**-10, 1, 101)
+        best = self._best(coarse, fmt)
+        ratio = coarse[1] / coarse[0]
+        return self._best(np.minimum(best * np.geomspace(1 / ratio, ratio, 17), absmax), fmt)
+
+    def _best(self, clips: Float64, fmt: IntFormat) -> float:
+        return float(clips[np.argmin([self._error(clip / fmt.qmax, fmt) for clip in clips])])
+
+    def _error(self, scale: float, fmt: IntFormat) -> float:
+        # The integral of (v - q(v))^2 from 0 to u, in steps: 1/12 for each whole step, and r^3 / 3 for the distance r from
+        # the nearest code. Past the last code, r goes on growing: the same formula counts what clipping costs.
+        u = self.histogram.edges / scale
+        code = np.minimum(np.rint(u), fmt.qmax)
+        integral = code / 12 + (u - code) ** 3 / 3
+        return float(scale**3 * (np.diff(integral) @ self.histogram.counts))
+
+
+class Entropy(_Histogrammed):
+    """Least KL divergence, by the procedure of TensorRT's entropy calibrator."""
+
+    def _clip(self, fmt: IntFormat) -> float:
+        absmax = self.histogram.absmax
+        if absmax == 0:
+            return 0.0
+        edges = np.linspace(0, absmax, _ENTROPY_BINS + 1)
+        below = np.concatenate([[0], np.cumsum(self.histogram.counts)])
+        divergences = kl_divergences(np.diff(np.interp(edges, self.histogram.edges, below)), 2 ** (fmt.bits - 1))
+        from_the_end = int(np.argmin(divergences[::-1]))  # of equal ones, the widest clip
+        return float(edges[_ENTROPY_BINS - from_the_end])
+
+
+def make_observer(kind: Kind, *, percentile: float = 99.99) -> Observer:
+    """A new observer. `percentile` concerns that kind only.
+
+    Raises:
+        ValueError: unknown kind, percentile outside (0, 100].
+    """
+    match kind:
+        case "minmax":
+            return MinMax()
+        case "percentile":
+            return Percentile(percentile)
+        case "mse":
+            return MSE()
+        case "entropy":
+            return Entropy()
+    raise ValueError(f"unknown observer {kind!r}; expected minmax, percentile, mse or entropy")
