@@ -54,9 +54,8 @@ def load_splits(seed: int = 0) -> tuple[Split, Split]:
     labels = digits.target.astype(np.int64)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
-    test = np.concatenate(
-        [of_class[: len(of_class) // 5] for of_class in (order[labels[order] == c] for c in range(10))]
-    )
+    classes = [order[labels[order] == c] for c in range(10)]
+    test = np.concatenate([of_class[: len(of_class) // 5] for of_class in classes])
     test = rng.permutation(test)
     train = order[~np.isin(order, test)]
     return Split(images[train].copy(), labels[train]), Split(images[test].copy(), labels[test])

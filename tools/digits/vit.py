@@ -1,8 +1,8 @@
 """A small vision transformer with timm's names and graph: what the embedded model is, written out.
 
-Pre-norm ViT (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021): patch embedding by a strided Conv, a class
-token, learned positions, blocks of x + Attention(LN(x)) and x + MLP(LN(x)), a last LayerNorm, a linear head on the
-class token. Widths are multiples of 16, so that every pattern from 2:4 to 2:16 fits.
+Pre-norm ViT (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021): patch embedding by a strided Conv, a
+class token, learned positions, blocks of x + Attention(LN(x)) and x + MLP(LN(x)), a last LayerNorm, a linear head on
+the class token. Widths are multiples of 16, so that every pattern from 2:4 to 2:16 fits.
 """
 
 import torch
