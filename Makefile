@@ -19,8 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: $(STAMP) ## the straight road on the embedded digits model: inspect, plan, apply, check
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/digits/demo.sh
+demo: $(STAMP) ## the straight road on the embedded digits model: plan, apply, check, and a table
+	$(BIN)/python -m tools.digits.demo
 
 test: $(STAMP) ## the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
