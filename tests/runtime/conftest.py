@@ -1,0 +1,20 @@
+"""The TensorRT parser for machines with no GPU, for the tests that ask it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gpusq_onnx.runtime.trt_cpu import prepare, ready
+
+
+@pytest.fixture(scope="session")
+def harness() -> Path:
+    """The folder that GPUSQ_TRT_CPU names (set up there if need be), else the user's cache where it is set up."""
+    if folder := os.environ.get("GPUSQ_TRT_CPU"):
+        prepare(Path(folder))
+        return Path(folder)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpusq-onnx" / "trt_cpu"
+    if ready(cache) is None:
+        pytest.skip("no TensorRT parser: set GPUSQ_TRT_CPU to a cache folder (150 MB are downloaded into it once)")
+    return cache
