@@ -1,43 +1,33 @@
-"""A folder of images: `path/<class>/x.jpg` at any depth, or flat.
+"""A folder of images as a stream of batches: decode, prepare, skip what is corrupt.
 
-Which images and in which order follows from the names and the seed alone, never from the directory listing: in every
-folder the files are ranked by SHA-256 of (seed, relative path), then the ranks are dealt one folder after another. So
-any prefix is spread evenly over the classes, and the 8 samples of `samples = 8` are the first 8 of `samples = 64`.
-
-Labels come from a classes file only (line i = class i): the class of an image is the innermost folder on its path that
-the file names. Folders are never numbered by sorting them: a subset of the classes would shift every number.
-
+Which images, in which order and with which labels is the part of `listing`; how one becomes a tensor, of `preprocess`.
 Corrupt images are named, skipped and counted; more than 1 % of the chosen ones is an error. The next batch is decoded
 in one background thread (Pillow releases the GIL), so memory is two batches.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import os
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from gpusq_onnx.data.listing import EXTENSIONS, labels_of, list_images, sample_order
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.preprocess import Geometry, for_input
-from gpusq_onnx.data.source import Batch, InputSpec, Source, fill_up
-from gpusq_onnx.errors import UnsupportedDataError, UsageError
+from gpusq_onnx.data.source import Batch, InputSpec, Source, fill_up, too_few
+from gpusq_onnx.errors import UnsupportedDataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MAX_CORRUPT = 0.01
 
 
 class ImageFolder(Source):
-    """The images under `options.path`, prepared for one image input.
+    """The images under `root`, prepared for one image input.
 
     Raises on opening: UsageError (classes file missing, option against the model), UnsupportedDataError (no images,
     folders that the classes file does not name).
@@ -45,10 +35,8 @@ class ImageFolder(Source):
 
     kind = "images"
 
-    def __init__(self, options: DataOptions, spec: InputSpec) -> None:
-        if options.path is None:
-            raise ValueError("ImageFolder needs options.path")
-        self._root = options.path
+    def __init__(self, root: Path, options: DataOptions, spec: InputSpec) -> None:
+        self._root = root
         self._preprocess = for_input(options, spec)
         files, ignored = list_images(self._root)
         if not files:
@@ -57,8 +45,8 @@ class ImageFolder(Source):
                 expected="files ending in " + ", ".join(EXTENSIONS),
                 found=f"{ignored} other files" if ignored else "an empty folder",
             )
-        labels = None if options.classes is None else _labels(files, options.classes)
-        chosen = _ranked(files, options.seed)[: options.samples]
+        labels = None if options.classes is None else labels_of(files, options.classes)
+        chosen = sample_order(files, options.seed)[: options.samples]
         self._chosen = [files[index] for index in chosen]
         self._labels = None if labels is None else np.array([labels[index] for index in chosen], dtype=np.int64)
         self.labelled = labels is not None
@@ -144,100 +132,8 @@ class ImageFolder(Source):
         return None
 
 
-def list_images(root: Path) -> tuple[list[str], int]:
-    """Image files under `root` as sorted relative POSIX paths, and how many other files there are.
-
-    Links to folders are followed, each folder once; hidden files (`._x.jpg` of macOS) count as neither.
-    """
-    images: list[str] = []
-    other = 0
-    seen: set[str] = set()
-    for folder, below, names in os.walk(root, followlinks=True):
-        # Sorted, so that of two links to one folder the same one is taken everywhere.
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        relative = Path(folder).relative_to(root)
-        for name in names:
-            if name.startswith("."):
-                continue
-            if name.lower().endswith(EXTENSIONS):
-                images.append((relative / name).as_posix())
-            else:
-                other += 1
-    return sorted(images), other
-
-
-def read_classes(file: Path) -> dict[str, int]:
-    """Class name -> index: line i (from 0) names class i; any line ending, UTF-8. Raises UsageError."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UsageError(f"classes file not found: {file}", where="--classes") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the classes file {file}", where="--classes", found=str(error)) from error
-    names = [line.strip() for line in text.rstrip().splitlines()]
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if not names or repeated:
-        raise UsageError(
-            f"the classes file {file} " + (f"names {repeated[0]!r} more than once" if repeated else "is empty"),
-            where="--classes",
-            expected="one folder name a line, line i naming class i",
-        )
-    return {name: index for index, name in enumerate(names)}
-
-
-def _labels(files: Sequence[str], classes: Path) -> list[int]:
-    """The class index of each file; raises UnsupportedDataError naming the folders that `classes` does not know."""
-    known = read_classes(classes)
-    labels: list[int] = []
-    unknown: set[str] = set()
-    for name in files:
-        folders = name.split("/")[:-1]
-        index = next((known[folder] for folder in reversed(folders) if folder in known), None)
-        if index is None:
-            unknown.add("/".join(folders) or ".")
-        else:
-            labels.append(index)
-    if unknown:
-        first = sorted(unknown)
-        near = difflib.get_close_matches(first[0], known, n=1)
-        raise UnsupportedDataError(
-            f"{len(unknown)} folders of images are not named in {classes}",
-            expected=f"one of its {len(known)} names, such as {next(iter(known))!r}",
-            found=", ".join(first[:10]) + (", …" if len(first) > 10 else ""),
-            hint=f"did you mean {near[0]!r}?" if near else "leave the classes file out if labels are not needed",
-        )
-    return labels
-
-
-def _ranked(files: Sequence[str], seed: int) -> list[int]:
-    """Indices of `files` in the order in which samples are taken."""
-
-    def key(text: str) -> bytes:
-        # NFC: macOS hands out decomposed names for what Linux stores composed.
-        text = unicodedata.normalize("NFC", text)
-        return hashlib.sha256(f"{seed}/{text}".encode("utf-8", "surrogateescape")).digest()
-
-    by_folder: dict[str, list[tuple[bytes, int]]] = {}
-    for index, name in enumerate(files):
-        by_folder.setdefault(name.rpartition("/")[0], []).append((key(name), index))
-    dealt = [
-        (rank, folder_key, index)
-        for folder, keyed in by_folder.items()
-        for folder_key in [key(folder)]
-        for rank, (_, index) in enumerate(sorted(keyed))
-    ]
-    return [index for _, _, index in sorted(dealt)]
-
-
 def _opening_notes(options: DataOptions, spec: InputSpec, available: int, ignored: int) -> list[str]:
-    notes = []
-    if options.samples is not None and options.samples > available:
-        notes.append(f"{options.samples} samples asked for, {available} there are: all of them are used")
+    notes = too_few(options.samples, available)
     if ignored:
         notes.append(f"{ignored} files that are not images were ignored")
     if spec.dtype.name == "uint8":

@@ -35,15 +35,13 @@ class DataOptions(BaseModel):
 
     path: Path | None = Field(
         None,
-        description="folder of images, .npy, .npz, or a Polygraphy script FILE.py[:function]; none: synthetic images",
+        description="folder of images, .npy, .npz, or Polygraphy script FILE.py[:function]; none: synthetic images",
     )
     samples: int | None = Field(None, ge=1, description="how many samples to use, spread over the classes; none: all")
     resize: int | None = Field(None, ge=1, description="shorter side before the crop, px; none: crop / 0.875")
     crop: int | None = Field(None, ge=1, description="side of the square centre crop, px; none: what the model takes")
-    mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="mean per RGB channel, of pixels in 0..1; 1 or 3 values")
-    std: tuple[float, ...] = Field(
-        IMAGENET_STD, description="deviation per RGB channel, of pixels in 0..1; 1 or 3 values"
-    )
+    mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="mean per RGB channel, of pixels 0..1; 1 or 3 values")
+    std: tuple[float, ...] = Field(IMAGENET_STD, description="std per RGB channel, of pixels 0..1; 1 or 3 values")
     classes: Path | None = Field(None, description="text file; line i (from 0) is the folder name of class i")
     layout: Literal["NCHW", "NHWC"] | None = Field(None, description="axis order; none: what the model's input says")
     channels: Literal["RGB", "BGR"] = Field("RGB", description="channel order of the tensor; mean and std stay RGB")

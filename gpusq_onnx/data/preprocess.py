@@ -207,5 +207,5 @@ def _table(spec: InputSpec, mean: tuple[float, ...], std: tuple[float, ...], *, 
     pixels = np.arange(256)
     if spec.dtype.name == "uint8":
         return np.tile(pixels.astype(np.uint8), (len(mean), 1))
-    table = (pixels / 255.0 - np.array(mean)[:, None]) / np.array(std)[:, None]
-    return (table[::-1] if reverse else table).astype(spec.dtype)
+    table: NDArray[Any] = (pixels / 255.0 - np.array(mean)[:, None]) / np.array(std)[:, None]
+    return (table[::-1] if reverse else table).astype(spec.dtype, order="C")

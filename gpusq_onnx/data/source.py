@@ -113,22 +113,18 @@ def open_source(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
         from gpusq_onnx.data.synthetic import SyntheticImages
 
         return SyntheticImages(options, only_image_input(inputs, "synthetic images"))
-    name, _, function = str(options.path).partition(".py:")
+    function = str(options.path).partition(".py:")[2]
     path = options.path if not function else options.path.with_name(options.path.name.rpartition(":")[0])
     if not path.exists():
-        raise UsageError(
-            f"data not found: {options.path}",
-            where="--data",
-            hint="check the path; it is relative to the working folder",
-        )
+        raise UsageError(f"data not found: {options.path}", where="--data", hint="check the path")
     if path.is_dir():
         from gpusq_onnx.data.folder import ImageFolder
 
-        return ImageFolder(options, only_image_input(inputs, f"the folder {options.path}"))
+        return ImageFolder(path, options, only_image_input(inputs, f"the folder {options.path}"))
     if path.suffix in (".npy", ".npz"):
         from gpusq_onnx.data.arrays import ArrayFile
 
-        return ArrayFile(options, inputs)
+        return ArrayFile(path, options, inputs)
     if path.suffix == ".py":
         from gpusq_onnx.data.script import ScriptSource
 
@@ -166,3 +162,16 @@ def check_finite(name: str, rows: NDArray[Any], where: str) -> None:
     raise UnsupportedDataError(
         f"input {name!r} holds NaN or infinity", where=where, expected="finite values", hint="remove those samples"
     )
+
+
+def ready_made(options: DataOptions, what: str) -> list[str]:
+    """The note that tensors go in as they are, when the caller gave options that are for images."""
+    given = sorted(options.model_fields_set - {"path", "samples", "seed"})
+    return [f"{what} go in as they are: {', '.join(given)} not applied"] if given else []
+
+
+def too_few(asked: int | None, available: int) -> list[str]:
+    """The note that there are fewer samples than the caller asked for."""
+    if asked is None or asked <= available:
+        return []
+    return [f"{asked} samples asked for, {available} there are: all of them are used"]

@@ -1,0 +1,143 @@
+"""Feeds from a Polygraphy data-loader script: FILE.py with `load_data()`, or FILE.py:function.
+
+The function returns or yields feed dicts {input name: array}, and is called afresh each time the data is gone through.
+As in Polygraphy, one feed is one run of the model, whatever batch size the caller prefers; arrays go in as they are.
+`samples` counts rows of axis 0 and is rounded up to whole feeds.
+
+Limits: no labels. A script that draws unseeded random numbers gives another digest, and another model, each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import Batch, InputSpec, Source, check_finite, ready_made
+from gpusq_onnx.errors import UnsupportedDataError, UsageError
+
+
+class ScriptSource(Source):
+    """The feeds of `function` in the script `path`; the first one is fetched and checked on opening.
+
+    Raises UsageError when the script has no such function; UnsupportedDataError when it fails, yields nothing, or
+    yields feeds that do not fit the model's inputs.
+    """
+
+    kind = "script"
+
+    def __init__(self, path: Path, function: str, options: DataOptions, inputs: Sequence[InputSpec]) -> None:
+        self._path = path
+        self._inputs = inputs
+        self._samples = options.samples
+        self._notes = ready_made(options, "a script's tensors")
+        module = _import(path)
+        found: Any = getattr(module, function, None)
+        if not callable(found):
+            own = [name for name, _ in inspect.getmembers(module, inspect.isfunction) if not name.startswith("_")]
+            raise UsageError(
+                f"{path} has no function {function}()",
+                where="--data",
+                expected="load_data(), or another name as FILE.py:name",
+                found=", ".join(own) or "no functions",
+            )
+        self._function: Callable[[], Iterable[Any]] = found
+        if next(self.batches(1), None) is None:
+            raise UnsupportedDataError(f"{function}() in {path} yields nothing", expected="one or more feed dicts")
+
+    def __len__(self) -> int:
+        return self._survey[0]
+
+    @property
+    def notes(self) -> list[str]:
+        return list(self._notes)
+
+    def digest(self) -> str:
+        return self._survey[1]
+
+    def batches(self, batch: int) -> Iterator[Batch]:
+        rows = 0
+        feeds = _guarded(self._path, self._function)
+        for number, feed in enumerate(feeds):
+            ready = self._checked(feed, f"{self._path}, feed {number}")
+            rows += ready.size
+            yield ready
+            if self._samples is not None and rows >= self._samples:
+                return
+
+    @cached_property
+    def _survey(self) -> tuple[int, str]:
+        """Number of rows and digest: both want one pass over the feeds, so it is made when first asked for."""
+        rows, whole = 0, hashlib.sha256()
+        for batch in self.batches(1):
+            rows += batch.size
+            for name, array in sorted(batch.feed.items()):
+                whole.update(f"{name} {array.dtype.str} {array.shape}\0".encode())
+                whole.update(array.tobytes())
+        return rows, whole.hexdigest()
+
+    def _checked(self, feed: object, where: str) -> Batch:
+        names = [spec.name for spec in self._inputs]
+        if not isinstance(feed, Mapping) or set(feed) != set(names):
+            raise UnsupportedDataError(
+                "the script's feed does not name the model's inputs",
+                where=where,
+                expected=f"a dict with the keys {', '.join(names)}",
+                found=f"keys {', '.join(map(str, feed))}" if isinstance(feed, Mapping) else type(feed).__name__,
+            )
+        arrays = {name: np.asarray(feed[name]) for name in names}
+        for spec in self._inputs:
+            array = arrays[spec.name]
+            if array.dtype != spec.dtype or not spec.takes(array.shape) or array.size == 0:
+                raise UnsupportedDataError(
+                    f"the script's array does not fit the model's input {spec.name!r}",
+                    where=where,
+                    expected=str(spec),
+                    found=f"{array.dtype.name} {list(array.shape)}",
+                )
+            check_finite(spec.name, array, where)
+        return Batch(arrays, None, next((len(arrays[spec.name]) for spec in self._inputs if spec.shape), 1))
+
+
+def _import(path: Path) -> ModuleType:
+    """The script as a module, executed with its folder on sys.path as `python FILE.py` would have it."""
+    spec = importlib.util.spec_from_file_location(f"gpusq_onnx_data_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UnsupportedDataError(f"cannot import {path}")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise _failed(path, error) from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _guarded(path: Path, function: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    """The feeds; what the script raises becomes UnsupportedDataError."""
+    try:
+        yield from function()
+    except (Exception, SystemExit) as error:
+        raise _failed(path, error) from error
+
+
+def _failed(path: Path, error: BaseException) -> UnsupportedDataError:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    return UnsupportedDataError(
+        f"the data script {path} failed",
+        where=f"line {frames[-1].lineno}: {frames[-1].line}" if frames else None,
+        found="".join(traceback.format_exception_only(error)).strip(),
+    )
