@@ -2,7 +2,7 @@
 
 A row is right at k when its label is among the k largest logits; equal logits rank by index, as argmax does. A row
 with a NaN is never right and agrees with nothing: silence about a broken model would be the worst answer.
-Percentages are 0..100. Memory does not grow with the number of rows.
+Accuracies are fractions, 0..1, as in `runtime.compare`. Memory does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Classification:
             self._right[k] += int((ranks < k).sum())
 
     def result(self) -> dict[str, float | int]:
-        """{"top1": percent, "top5": percent, "n": rows}; needs one row at least."""
+        """{"top1": fraction, "top5": fraction, "n": rows}; needs one row at least."""
         if not self._rows:
             raise ValueError("no rows were counted")
-        accuracy = {f"top{k}": 100.0 * right / self._rows for k, right in self._right.items()}
+        accuracy = {f"top{k}": right / self._rows for k, right in self._right.items()}
         return {**accuracy, "n": self._rows}
 
 
