@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import InputSpec, Source, open_source
+from gpusq_onnx.errors import UnsupportedDataError, UsageError
+
+X = InputSpec("x", np.dtype(np.float32), ("batch", 2))
+
+
+def opened(folder: Path, text: str, suffix: str = "", spec: InputSpec = X, samples: int | None = None) -> Source:
+    (folder / "feeds.py").write_text("import numpy as np\n" + text)
+    return open_source(DataOptions(path=Path(f"{folder / 'feeds.py'}{suffix}"), samples=samples), [spec])
+
+
+FIVE = """
+def load_data():
+    for number in range(5):
+        yield {"x": np.full((2, 2), number, np.float32)}
+"""
+
+
+def test_feeds_come_as_the_script_made_them(tmp_path: Path) -> None:
+    source = opened(tmp_path, FIVE)
+    for _ in range(2):
+        assert [(int(b.feed["x"][0, 0]), b.size, b.labels) for b in source.batches(64)] == [
+            (number, 2, None) for number in range(5)
+        ]
+    assert len(source) == 10
+    assert not source.labelled
+
+
+def test_samples_count_rows(tmp_path: Path) -> None:
+    source = opened(tmp_path, FIVE, samples=3)
+    assert [b.size for b in source.batches(1)] == [2, 2]
+    assert len(source) == 4
+
+
+def test_another_function_and_a_list(tmp_path: Path) -> None:
+    text = "def mine():\n    return [{'x': [[1, 2]]}, {'x': np.zeros((1, 2), np.float32)}]\n"
+    with pytest.raises(UnsupportedDataError, match="int64"):
+        opened(tmp_path, text, ":mine")
+    source = opened(tmp_path, text.replace("[[1, 2]]", "np.ones((1, 2), np.float32)"), ":mine")
+    assert len(source) == 2
+
+
+def test_a_neighbour_module_can_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "gpusq_test_neighbour.py").write_text("import numpy as np\nROW = np.ones((1, 2), np.float32)\n")
+    text = "from gpusq_test_neighbour import ROW\ndef load_data():\n    return [{'x': ROW}]\n"
+    assert len(opened(tmp_path, text)) == 1
+
+
+def test_digest_is_of_the_feeds(tmp_path: Path) -> None:
+    first = opened(tmp_path, FIVE).digest()
+    assert opened(tmp_path, "# a comment\n" + FIVE).digest() == first
+    assert opened(tmp_path, FIVE.replace("number,", "number + 1,")).digest() != first
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def load_data():\n    return []\n", "yields nothing"),
+        ("def load_data():\n    yield {'y': 1}\n", "keys y"),
+        ("def load_data():\n    yield np.zeros(3)\n", "ndarray"),
+        ("def load_data():\n    yield {'x': np.zeros((1, 3), np.float32)}\n", "[1, 3]"),
+        ("def load_data():\n    yield {'x': np.zeros((1, 2))}\n", "float64"),
+        ("def load_data():\n    yield {'x': np.full((1, 2), np.inf, np.float32)}\n", "NaN or infinity"),
+        ("def load_data():\n    yield {'x': open('/no/such')}\n", "line 3"),
+        ("import no_such_module\n", "no_such_module"),
+        ("raise SystemExit(2)\n", "SystemExit"),
+        ("def load_data(:\n", "SyntaxError"),
+    ],
+)
+def test_scripts_that_cannot_be_used(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UnsupportedDataError) as error:
+        opened(tmp_path, text)
+    assert says in str(error.value)
+
+
+def test_static_batch_must_be_met(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedDataError, match=r"\[1, 2\]"):
+        opened(tmp_path, FIVE, spec=InputSpec("x", np.dtype(np.float32), (1, 2)))
+
+
+def test_a_later_feed_is_checked_too(tmp_path: Path) -> None:
+    source = opened(tmp_path, FIVE + "    yield {'x': np.zeros((1, 3), np.float32)}\n")
+    with pytest.raises(UnsupportedDataError, match="feed 5"):
+        list(source.batches(1))
+
+
+def test_a_missing_function_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        opened(tmp_path, FIVE, ":load_dat")
+    assert "found: load_data" in str(error.value)
