@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
 from gpusq_onnx.runtime.difference import Metric, OutputDifference, RunningAgreement, RunningDifference
-from gpusq_onnx.runtime.ort import Session, cut, fill, running
+from gpusq_onnx.runtime.ort import Session, running
 
 
 class Batch(Protocol):
-    """What `gpusq_onnx.data` yields: arrays by input name, labels where there are any, and the number of samples."""
+    """What `gpusq_onnx.data` yields: arrays by input name, labels where there are any, and the number of samples.
+
+    A last batch that is short of a fixed size is filled up in `feed`; `size` and `labels` leave the filling out.
+    """
 
     @property
     def feed(self) -> Mapping[str, NDArray[Any]]: ...
@@ -86,16 +89,15 @@ def compare(
     with OnnxrtRunner(first.handle) as first_runner, OnnxrtRunner(second.handle) as second_runner:
         for piece in source.batches(fixed or batch):
             first.check_names(piece.feed)
-            feed, size = fill(piece.feed, fixed)
             with running(first.name):
-                expected = cut(first_runner.infer(feed, check_inputs=False), size, fixed)
+                expected = first_runner.infer(piece.feed, check_inputs=False)
             with running(second.name):
-                found = cut(second_runner.infer(feed, check_inputs=False), size, fixed)
+                found = second_runner.infer(piece.feed, check_inputs=False)
             for name, difference in differences.items():
-                difference.update(expected[name], found[name])
-            if classes:
-                output = next(iter(differences))
-                classes.update(expected[output], found[output], piece.labels)
+                a, b = (_counted(output[name], piece, fixed) for output in (expected, found))
+                difference.update(a, b)
+                if classes:
+                    classes.update(a, b, piece.labels)
             samples += piece.size
             progress(piece.size)
     if not samples:
@@ -130,6 +132,11 @@ def _common_batch(reference: Session, candidate: Session) -> int | None:
             found=f"{candidate.fixed_batch} in {candidate.name}",
         )
     return sizes.pop() if sizes else None
+
+
+def _counted(output: NDArray[Any], piece: Batch, fixed: int | None) -> NDArray[Any]:
+    """The output without the rows that filled a fixed batch up."""
+    return output[: piece.size] if output.ndim and len(output) == fixed else output
 
 
 def _classifies(session: Session) -> bool:

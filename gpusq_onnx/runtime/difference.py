@@ -15,6 +15,8 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusq_onnx.tasks.classification import agreement, cosine, label_ranks
+
 
 class Metric(Protocol):
     """A running metric over class scores [N, classes] and labels [N]; `gpusq_onnx.tasks.classification` has one."""
@@ -79,10 +81,10 @@ class RunningDifference:
         difference = np.abs(a - b)
         self._max = max(self._max, float(difference.max()))
         self._sum += float(difference.sum())
-        cosine = _cosine(a, b)
-        self._cosine_sum += float(cosine.sum())
-        self._cosine_min = min(self._cosine_min, float(cosine.min()))
-        self._rows += len(cosine)
+        cosines = cosine(a, b)
+        self._cosine_sum += float(cosines.sum())
+        self._cosine_min = min(self._cosine_min, float(cosines.min()))
+        self._rows += len(cosines)
 
     def result(self) -> OutputDifference:
         """The statistics over all batches so far."""
@@ -126,11 +128,10 @@ class RunningAgreement:
 
     def update(self, reference: NDArray[Any], candidate: NDArray[Any], labels: NDArray[np.int64] | None) -> None:
         """Take in one batch of scores [N, classes] and, where known, labels [N]."""
-        best = reference.argmax(axis=1)
-        five = np.argsort(-candidate, axis=1, kind="stable")[:, :5]
-        self._samples += len(best)
-        self._same += int(np.count_nonzero(five[:, 0] == best))
-        self._among += int(np.count_nonzero((five == best[:, None]).any(axis=1)))
+        ranks = label_ranks(candidate, reference.argmax(axis=1))
+        self._samples += len(ranks)
+        self._same += agreement(reference, candidate)
+        self._among += int(np.count_nonzero(ranks < 5))
         if self._metrics and labels is not None:
             self._labelled += len(labels)
             for metric, scores in zip(self._metrics, (reference, candidate), strict=True):
@@ -147,11 +148,3 @@ class RunningAgreement:
             reference_metrics=metrics[0],
             candidate_metrics=metrics[1],
         )
-
-
-def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Row by row; 1 where both are zero, 0 where one is."""
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    alike = np.where((a == b).all(axis=1), 1.0, 0.0)
-    np.divide((a * b).sum(axis=1), norms, out=alike, where=norms > 0)
-    return alike

@@ -3,9 +3,6 @@
 `exact_qdq` sets the session option `session.disable_quant_qdq=1` (source: onnxruntime_session_options_config_keys.h):
 QuantizeLinear and DequantizeLinear are then executed as the ONNX operators say, where onnxruntime would fuse them with
 their neighbours into integer kernels that round otherwise.
-
-A model whose batch is fixed gets its last, short batch filled up with copies of its last sample, and the surplus cut
-off the outputs again; `fill` and `cut` are that rule's one home.
 """
 
 import os
@@ -88,7 +85,7 @@ class Session:
         return size if isinstance(size, int) else None
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-        """The named outputs (default: all) for one batch; see the module's text for short batches.
+        """The named outputs (default: all) for one batch.
 
         Raises:
             UnsupportedDataError: the feed's names, types or shapes are not the model's.
@@ -96,10 +93,9 @@ class Session:
         """
         names = list(outputs) if outputs is not None else [info.name for info in self.outputs()]
         self.check_names(feed)
-        filled, size = fill(feed, self.fixed_batch)
         with running(self.name):
-            values = self.handle.run(names, dict(filled))
-        return cut(dict(zip(names, values, strict=True)), size, self.fixed_batch)
+            values = self.handle.run(names, dict(feed))
+        return dict(zip(names, values, strict=True))
 
     def check_names(self, feed: Feed) -> None:
         """Raises UnsupportedDataError unless the feed has exactly the model's inputs."""
@@ -122,26 +118,6 @@ def running(name: str) -> Iterator[None]:
         if type(error).__name__ == "InvalidArgument":
             raise UnsupportedDataError("the data does not fit the model", where=name, found=str(error)) from error
         raise UnsupportedModelError("onnxruntime cannot run the model", where=name, found=str(error)) from error
-
-
-def fill(feed: Feed, batch: int | None) -> tuple[Feed, int | None]:
-    """The feed brought up to a fixed batch by repeating each input's last sample, and its size before.
-
-    A feed that is not short (or a batch that is not fixed) comes back as it is; a feed that is too long too, for
-    onnxruntime to refuse.
-    """
-    size = next((len(array) for array in feed.values() if array.ndim), None)
-    if batch is None or size is None or not 0 < size < batch:
-        return feed, size
-    pad = batch - size
-    return {name: np.concatenate([a, np.repeat(a[-1:], pad, axis=0)]) for name, a in feed.items()}, size
-
-
-def cut(outputs: Feed, size: int | None, batch: int | None) -> dict[str, NDArray[Any]]:
-    """The outputs of a filled batch without the samples that `fill` added."""
-    if batch is None or size is None or size >= batch:
-        return dict(outputs)
-    return {name: a[:size] if a.ndim and len(a) == batch else a for name, a in outputs.items()}
 
 
 def _load(

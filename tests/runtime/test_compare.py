@@ -20,9 +20,15 @@ class Piece:
 
 
 class Data:
-    """Batches of one seeded array, as gpusq_onnx.data would yield them; remembers the batch sizes asked for."""
+    """Batches of one seeded array, as gpusq_onnx.data would yield them; remembers the batch sizes asked for.
 
-    def __init__(self, samples: int, labels: np.ndarray | None = None, width: int = INPUT) -> None:
+    `filled`: the last batch is brought up to size, as for a model whose batch is fixed.
+    """
+
+    def __init__(
+        self, samples: int, labels: np.ndarray | None = None, *, width: int = INPUT, filled: bool = False
+    ) -> None:
+        self.filled = filled
         self.x = np.random.default_rng(3).standard_normal((samples, width)).astype(np.float32)
         self.labels = labels
         self.asked: list[int] = []
@@ -36,7 +42,10 @@ class Data:
             self._seen.append(weakref.ref(x))
             self.alive.append(sum(ref() is not None for ref in self._seen))
             labels = None if self.labels is None else self.labels[start : start + batch]
-            piece = Piece({"x": x}, labels, len(x))
+            size = len(x)
+            if self.filled:
+                x = np.concatenate([x, np.repeat(x[-1:], batch - size, axis=0)])
+            piece = Piece({"x": x}, labels, size)
             del x
             yield piece
             del piece
@@ -91,7 +100,7 @@ def test_the_numbers_are_those_of_all_data_at_once_whatever_the_batch(tmp_path: 
 @pytest.mark.parametrize(("fixed", "samples"), [(1, 5), (4, 10)])
 def test_a_fixed_batch_is_kept_to_and_its_filling_not_counted(tmp_path: Path, fixed: int, samples: int) -> None:
     free, static = linear(tmp_path / "a.onnx"), linear(tmp_path / "b.onnx", weight() * 1.1, batch=fixed)
-    data, told = Data(samples), list[int]()
+    data, told = Data(samples, filled=True), list[int]()
     found = compare(free, static, data, progress=told.append)
     assert data.asked == [fixed]
     assert (found.samples, sum(told)) == (samples, samples)
