@@ -2,7 +2,7 @@
 
 Which images, in which order and with which labels is the part of `listing`; how one becomes a tensor, of `preprocess`.
 Corrupt images are named, skipped and counted; more than 1 % of the chosen ones is an error. The next batch is decoded
-in one background thread (Pillow releases the GIL), so memory is two batches.
+in one background thread (Pillow releases the GIL); memory is three batches: the one in use, the next, the one after.
 """
 
 from __future__ import annotations

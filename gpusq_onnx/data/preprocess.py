@@ -80,13 +80,20 @@ class Preprocess:
             # int(), not round(): torchvision's rule for the longer side.
             width, height = int(self.resize * width / shorter), int(self.resize * height / shorter)
         if width < self.width or height < self.height:
-            geometry = "enlarged"
-            scale = max(self.width / width, self.height / height)
-            width, height = max(self.width, round(width * scale)), max(self.height, round(height * scale))
+            return self._fill(image)
         if (width, height) != image.size:
             image = image.resize((width, height), FILTERS[self.interpolation])
         left, top = round((width - self.width) / 2), round((height - self.height) / 2)
         return image.crop((left, top, left + self.width, top + self.height)), geometry
+
+    def _fill(self, image: Image.Image) -> tuple[Image.Image, Geometry]:
+        """The largest central part with the crop's aspect, scaled to the crop; not the whole, which may be a strip."""
+        width, height = image.size
+        scale = max(self.width / width, self.height / height)
+        left, top = max(0.0, (width - self.width / scale) / 2), max(0.0, (height - self.height / scale) / 2)
+        box = (left, top, width - left, height - top)
+        filled = image.resize((self.width, self.height), FILTERS[self.interpolation], box=box)
+        return filled, "enlarged" if scale > 1 else "resized"
 
     def describe(self) -> dict[str, Any]:
         """What is done to each image, after defaults were filled in, as plain JSON values."""
@@ -142,6 +149,8 @@ def as_mode(image: Image.Image, mode: Literal["RGB", "L"]) -> Image.Image:
     if image.mode.startswith("I"):
         deep = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+    if "transparency" in image.info and image.mode == "P":
+        image = image.convert("RGBA")  # the same colours, without Pillow's warning
     return image if image.mode == mode else image.convert(mode)
 
 

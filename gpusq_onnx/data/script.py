@@ -10,7 +10,6 @@ Limits: no labels. A script that draws unseeded random numbers gives another dig
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import sys
 import traceback
@@ -110,15 +109,17 @@ class ScriptSource(Source):
 
 
 def _import(path: Path) -> ModuleType:
-    """The script as a module, executed with its folder on sys.path as `python FILE.py` would have it."""
-    spec = importlib.util.spec_from_file_location(f"gpusq_onnx_data_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UnsupportedDataError(f"cannot import {path}")
-    module = importlib.util.module_from_spec(spec)
+    """The script as a module, executed with its folder on sys.path as `python FILE.py` would have it.
+
+    Compiled here and not by the import system, which would leave a __pycache__ beside the user's script.
+    """
+    module = ModuleType(f"gpusq_onnx_script_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses and pickle look a module up by name
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         raise _failed(path, error) from error
     finally:

@@ -1,6 +1,6 @@
 """Where tensors come from: one interface over folders of images, arrays, scripts and synthetic images.
 
-A source streams: memory is one batch and the one being prepared, whatever the number of samples. The same options
+A source streams: memory is a few batches, whatever the number of samples. The same options
 and seed give the same samples in the same order on every machine, and a source can be gone through many times.
 
 Limits: axis 0 of every model input is the batch. A static batch B is kept: batches then hold B rows, the last one

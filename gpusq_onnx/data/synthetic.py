@@ -6,7 +6,7 @@ by the colour channels, as in photographs, and brightness and contrast differ fr
 through the same preprocessing as real ones.
 
 All arithmetic is on integers and the randomness is SHAKE-256 of (seed, image): the same bytes on every machine.
-Limits: no objects and no edges. Ranges of early layers come out right, those of deep layers less so: use real images.
+Limits: no objects and no edges, so what deep layers respond to is missing: use real images where there are any.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 import os
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,19 @@ def test_notes_say_what_was_done_to_odd_sizes(tmp_path: Path) -> None:
         "1 images no larger than the resize were cropped only",
         "1 images smaller than the crop 8x8 were enlarged to it",
     ]
+
+
+def test_memory_is_three_batches_whatever_the_number_of_images(tmp_path: Path) -> None:
+    for number in range(64):
+        put(tmp_path / f"{number}.png", number)
+    source = open_source(DataOptions(path=tmp_path), [InputSpec("x", np.dtype(np.float32), ("batch", 3, 256, 256))])
+    batch_bytes = 4 * 3 * 256 * 256 * 4
+    tracemalloc.start()
+    for _ in source.batches(4):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert batch_bytes < peak < 3.3 * batch_bytes
 
 
 def test_leaving_early_leaves_no_thread(tree: Path) -> None:

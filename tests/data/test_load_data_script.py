@@ -52,6 +52,16 @@ def test_a_neighbour_module_can_be_imported(tmp_path: Path) -> None:
     assert len(opened(tmp_path, text)) == 1
 
 
+def test_nothing_is_written_beside_the_script_and_dataclasses_work(tmp_path: Path) -> None:
+    text = "from __future__ import annotations\nimport dataclasses\nimport numpy as np\n"
+    text += "@dataclasses.dataclass\nclass Row:\n    value: float\n"
+    text += "def load_data():\n    yield {'x': np.full((1, 2), Row(3.0).value, np.float32)}\n"
+    (tmp_path / "rows.py").write_text(text)
+    (batch,) = open_source(DataOptions(path=tmp_path / "rows.py"), [X]).batches(1)
+    assert batch.feed["x"].tolist() == [[3.0, 3.0]]
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.py"]
+
+
 def test_digest_is_of_the_feeds(tmp_path: Path) -> None:
     first = opened(tmp_path, FIVE).digest()
     assert opened(tmp_path, "# a comment\n" + FIVE).digest() == first

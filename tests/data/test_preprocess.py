@@ -60,6 +60,7 @@ def test_uint8_models_get_raw_pixels() -> None:
         ((13, 13), "cropped only", (13, 13)),
         ((9, 30), "enlarged", (12, 40)),
         ((6, 6), "enlarged", (12, 12)),
+        ((7, 3), "enlarged", (28, 12)),
     ],
 )
 def test_geometry(size: tuple[int, int], geometry: str, scaled_to: tuple[int, int]) -> None:
@@ -85,6 +86,24 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     image = noise(8, 8).convert(mode)
     out, _ = apply(for_input(DataOptions(mean=0, std=1), spec("b", 3, 8, 8)), image)
     np.testing.assert_allclose(out.transpose(1, 2, 0), np.asarray(image.convert("RGB")) / 255.0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_palettes_with_transparency_keep_their_colours(tmp_path: object) -> None:
+    path = f"{tmp_path}/palette.png"
+    image = noise(8, 8).quantize(16)
+    image.save(path, transparency=bytes(range(16)))
+    with Image.open(path) as opened:
+        assert opened.mode == "P"
+        np.testing.assert_array_equal(np.asarray(as_mode(opened, "RGB")), np.asarray(image.convert("RGB")))
+
+
+def test_a_long_strip_is_not_blown_up() -> None:
+    """Enlarged as a whole it would be 800 x 640 000 pixels."""
+    preprocess = for_input(DataOptions(mean=0, std=1), spec("b", 3, 800, 800))
+    out, said = apply(preprocess, Image.new("RGB", (40_000, 50), (255, 0, 0)))
+    assert said == "enlarged"
+    assert (out[0].min(), out[1].max()) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
