@@ -49,7 +49,7 @@ class Step:
     def __str__(self) -> str:
         if not self.options:
             return self.name
-        return f"{self.name}{{{','.join(f'{key}={_print(self.options[key])}' for key in sorted(self.options))}}}"
+        return f"{self.name}{{{','.join(f'{key}={print_value(self.options[key])}' for key in sorted(self.options))}}}"
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,10 @@ def _unescape(match: re.Match[str]) -> str:
     return {"n": "\n", "t": "\t", "r": "\r"}.get(match.group(1), match.group(1))
 
 
-def _print(value: Value) -> str:
+def print_value(value: Value) -> str:
+    """The value as the grammar writes it; `parse` reads it back."""
     if isinstance(value, list):
-        return f"[{';'.join(_print(item) for item in value)}]"
+        return f"[{';'.join(print_value(item) for item in value)}]"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

@@ -1,8 +1,8 @@
 """How long work tells that it is under way: a callback protocol, and the one that says nothing.
 
-Every function that can take more than two seconds accepts `progress: Progress = NullProgress()` and reports one stage after
-another: `start(label, total)`, `advance(n)` as units are done, `finish()`. Stages do not nest: a new `start` ends the stage
-before it. Nothing here draws; the command line does (rich, on stderr, only on a terminal).
+Every function that can take more than two seconds accepts `progress: Progress = NullProgress()` and reports one stage
+after another: `start(label, total)`, `advance(n)` as units are done, `finish()`. Stages do not nest: a new `start` ends
+the stage before it. Nothing here draws; the command line does (rich, on stderr, only on a terminal).
 """
 
 from collections.abc import Iterable, Iterator

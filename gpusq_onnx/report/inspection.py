@@ -1,0 +1,153 @@
+"""What TensorRT can do with each weight of a model as it is, and what stands in the way of its fastest kernel.
+
+For every site: the patterns that its values follow, Q/DQ at its input, weight and output, the stored type, and from
+these the kernel class, `dense` or `sparse` in FP32, FP16, BF16 or INT8. The rules (TensorRT's developer guide, issue
+4694):
+
+    INT8      the input and the weight are both behind Q/DQ
+    sparse    at most 2 of each 4 along k are not zero (along C for a Conv), in FP16 or INT8; FP32 has no sparse kernel
+    sparse INT8 wins only INT8-in, INT8-out: without Q/DQ on the output TensorRT picks the dense kernel
+
+Limits: read from the graph. Only the engine build says what was chosen.
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.sites import Site, before_qdq
+from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.pipeline.progress import NullProgress, Progress, track
+from gpusq_onnx.sparsity.patterns import parse_pattern
+
+USEFUL_SIDE = 256  # below about 256 x 256 a sparse kernel gains little (published measurements, none of ours)
+_PATTERNS = ("1:4", "2:4", "4:8pair")
+_PRECISIONS = {"float16": "FP16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """One weight.
+
+    Attributes:
+        name, module, role, block, op: where it is; see `graph.sites.Site`.
+        shape: [out, k].
+        dtype: the stored ONNX type.
+        patterns: those of "1:4", "2:4" and "4:8pair" that hold; none: dense.
+        zeros: share of elements that are exactly zero, 0 to 1.
+        quantised: "weight", "input" and "output", those that have Q/DQ.
+        kernel: the class that TensorRT can pick, e.g. "sparse INT8".
+        obstacles: what keeps it from a sparse INT8 kernel, and remarks; empty where nothing does.
+    """
+
+    name: str
+    module: str
+    role: str
+    block: int | None
+    op: str
+    shape: tuple[int, int]
+    dtype: str
+    patterns: tuple[str, ...]
+    zeros: float
+    quantised: tuple[str, ...]
+    kernel: str
+    obstacles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A whole model: its weights in graph order."""
+
+    opset: int
+    weights: tuple[WeightReport, ...]
+    metadata: dict[str, str]
+
+    @property
+    def kernels(self) -> dict[str, int]:
+        """How many weights each kernel class gets."""
+        return dict(sorted(Counter(weight.kernel for weight in self.weights).items()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "kernels": self.kernels}
+
+
+def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspection:  # noqa: B008 - it has no state
+    """Look at every weight. Reads each one once; nothing is changed."""
+    sites = analyse(model).sites
+    weights = tuple(_weight(site) for site in track(progress, sites, "inspecting weights", len(sites)))
+    ours = {key: value for key, value in model.metadata.items() if key.startswith("pkg.gpusq_onnx.")}
+    return Inspection(model.opset, weights, ours)
+
+
+def _weight(site: Site) -> WeightReport:
+    w = site.read()
+    grouped = site.weight.shape[1] if site.op == "Conv" else site.k
+    patterns = _patterns(w, grouped)
+    quantised = _quantised(site)
+    precision = "INT8" if {"weight", "input"} <= set(quantised) else _PRECISIONS.get(_float_type(site), "FP32")
+    zeros = 1.0 - float(np.count_nonzero(w)) / max(1, w.size)
+    missing = _missing(site, grouped, patterns, quantised, precision, zeros)
+    small = "2:4" in patterns and min(site.out, site.k) < USEFUL_SIDE
+    remarks = [f"below {USEFUL_SIDE} x {USEFUL_SIDE}: a sparse kernel gains little"] if small else []
+    return WeightReport(
+        name=site.name,
+        module=site.path,
+        role=site.role,
+        block=site.block,
+        op=site.op,
+        shape=(site.out, site.k),
+        dtype=site.dtype,
+        patterns=patterns,
+        zeros=round(zeros, 4),
+        quantised=quantised,
+        kernel=f"{'dense' if missing else 'sparse'} {precision}",
+        obstacles=(*missing, *remarks),
+    )
+
+
+def _patterns(w: NDArray[Any], grouped: int) -> tuple[str, ...]:
+    known = (parse_pattern(name) for name in _PATTERNS)
+    return tuple(pattern.name for pattern in known if grouped % pattern.group == 0 and pattern.holds(w))
+
+
+def _quantised(site: Site) -> tuple[str, ...]:
+    found = ["weight"] if site.quantised else []
+    if all(before_qdq(operand) is not operand for node in site.readers for operand in _data(site, node)):
+        found.append("input")
+    if site.output.outputs and all(node.op == "QuantizeLinear" for node in site.output.outputs):
+        found.append("output")
+    return tuple(found)
+
+
+def _data(site: Site, node: Any) -> list[Any]:
+    """The operands of a reader that do not come from the site's weight."""
+    trail = {id(step) for step in site.trail}
+    return [t for t in node.inputs[:2] if t is not site.weight and not any(id(step) in trail for step in t.inputs)]
+
+
+def _float_type(site: Site) -> str:
+    """The type that the product has without INT8: the weight's own, or that of the scale which restores it."""
+    scales = [node.inputs[1].dtype for node in site.trail if node.op == "DequantizeLinear"]
+    return np.dtype(scales[0]).name if scales else site.dtype
+
+
+def _missing(
+    site: Site, grouped: int, patterns: tuple[str, ...], quantised: tuple[str, ...], precision: str, zeros: float
+) -> list[str]:
+    """What a sparse kernel still needs; empty when TensorRT can pick one."""
+    found = list(site.conflicts)
+    if grouped % 4:
+        found.append(f"{'C' if site.op == 'Conv' else 'K'} = {grouped} is no multiple of 4")
+    elif "2:4" not in patterns:
+        found.append(f"not 2:4 ({zeros:.0%} zeros)")
+    if precision in ("FP32", "BF16"):
+        parts = [part for part in ("input", "weight") if part not in quantised]
+        found.append(f"{precision} has no sparse kernel: quantise its {' and '.join(parts)}, or use FP16")
+    if precision == "INT8" and "output" not in quantised:
+        found.append("no Q/DQ on its output, so the dense INT8 kernel wins")
+    return found

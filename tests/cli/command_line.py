@@ -1,0 +1,50 @@
+"""Running the command line as a user does (a process), and as fast as tests need it (a call)."""
+
+import contextlib
+import io
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpusq_onnx.cli import main
+
+ROOT = Path(__file__).parents[2]
+ASSETS = ROOT / "tests" / "assets"
+MODEL = ASSETS / "digits_vit.onnx"
+IMAGES = ASSETS / "digits_train.npz"
+LABELLED = ASSETS / "digits_test.npz"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(*words: str | Path) -> Outcome:
+    """`main` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in words])
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def spawn(*words: str | Path, cwd: Path | None = None) -> Outcome:
+    """A process of its own."""
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from gpusq_onnx.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def fresh_model(tmp_path: Path) -> Path:
+    """A copy of the embedded digits model, alone in a folder, so that anything left behind is seen."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    copy = folder / "model.onnx"
+    copy.write_bytes(MODEL.read_bytes())
+    return copy
