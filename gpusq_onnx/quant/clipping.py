@@ -19,7 +19,7 @@ from gpusq_onnx.quant.formats import IntFormat, clamp_scale
 Float32 = NDArray[np.float32]
 
 _CHUNK_ELEMENTS = 1 << 16  # |w| and the temporaries of one chunk stay in a core's L2 cache
-_COARSE, _FINE = 16, 4
+_COARSE, _FINE = 12, 3
 
 
 def weight_scales(w: NDArray[Any], fmt: IntFormat, *, method: Literal["mse", "absmax"] = "mse") -> Float32:
@@ -40,36 +40,48 @@ def weight_scales(w: NDArray[Any], fmt: IntFormat, *, method: Literal["mse", "ab
         peak = part.max(axis=1, initial=0)
         if not np.isfinite(peak).all():
             raise ValueError(f"weights must be finite; found NaN or infinity in shape {w.shape}")
-        clip = _best_clip(part, peak, fmt.qmax) if method == "mse" else peak
-        scales[start : start + rows] = np.where(peak > 0, clamp_scale(clip / fmt.qmax), 1)
+        clip = peak
+        if method == "mse":
+            part /= np.where(peak > 0, peak, np.float32(1))[:, None]
+            clip = peak * _best_clip(part, fmt.qmax)
+        scales[start : start + rows] = np.where(peak > 0, clamp_scale(clip / fmt.qmax), np.float32(1))
     return scales
 
 
-def _best_clip(part: Float32, peak: Float32, qmax: int) -> Float32:
-    """The clip of least squared error for each row of part[rows, k] = |w|, whose maxima are `peak`."""
-    best, error = peak, _error(part, peak, qmax)
-    step = np.minimum(np.sqrt(error), peak) / (_COARSE + 1)
-    for count in range(1, _COARSE + 1):
-        best, error = _better(part, best, error, peak - count * step, qmax)
-    middle = best
-    fine = step / (_FINE + 1)
-    for count in (*range(-_FINE, 0), *range(1, _FINE + 1)):
-        best, error = _better(part, best, error, np.minimum(middle + count * fine, peak), qmax)
-    return best
+def _best_clip(part: Float32, qmax: int) -> Float32:
+    """The clip of least squared error for each row of part[rows, k] = |w| / max|w|, in (0, 1]."""
+    error = _Error(part, qmax)
+    one = np.float32(1)
+    best = np.ones(len(part), np.float32)
+    least = error(best)
+    step = np.minimum(np.sqrt(least), one) / np.float32(_COARSE + 1)
+    coarse = [one - np.float32(i) * step for i in range(1, _COARSE + 1)]
+    best, least = _best_of(coarse, error, best, least)
+    near = step / np.float32(_FINE + 1)
+    fine = [np.minimum(best + np.float32(i) * near, one) for i in range(-_FINE, _FINE + 1) if i]
+    return _best_of(fine, error, best, least)[0]
 
 
-def _better(part: Float32, best: Float32, error: Float32, clip: Float32, qmax: int) -> tuple[Float32, Float32]:
-    candidate = _error(part, clip, qmax)
-    wins = candidate < error
-    return np.where(wins, clip, best), np.where(wins, candidate, error)
+def _best_of(clips: list[Float32], error: "_Error", best: Float32, least: Float32) -> tuple[Float32, Float32]:
+    for clip in clips:
+        found = error(clip)
+        best, least = np.where(found < least, clip, best), np.minimum(found, least)
+    return best, least
 
 
-def _error(part: Float32, clip: Float32, qmax: int) -> Float32:
-    """sum((w - q(w))^2) of each row, for that row's clip."""
-    scale = np.where(clip > 0, clip, np.float32(1)) / np.float32(qmax)
-    steps = part * (1 / scale)[:, None]
-    codes = np.rint(steps)
-    np.minimum(codes, np.float32(qmax), out=codes)
-    codes -= steps
-    squared: Float32 = np.einsum("ok,ok->o", codes, codes) * scale * scale
-    return squared
+class _Error:
+    """sum((w - q(w))^2) of each row of part[rows, k], as a function of the rows' clips."""
+
+    def __init__(self, part: Float32, qmax: int) -> None:
+        self.part, self.qmax = part, qmax
+        self._top = np.full_like(part, qmax)  # numpy's minimum of two arrays is 5x as fast as that with a scalar
+        self._steps, self._codes = np.empty_like(part), np.empty_like(part)
+
+    def __call__(self, clip: Float32) -> Float32:
+        scale = clip / np.float32(self.qmax)
+        np.multiply(self.part, (1 / scale)[:, None], out=self._steps)
+        np.rint(self._steps, out=self._codes)
+        np.minimum(self._codes, self._top, out=self._codes)
+        self._codes -= self._steps
+        squared: Float32 = np.einsum("ok,ok->o", self._codes, self._codes) * scale * scale
+        return squared

@@ -2,12 +2,12 @@
 
 For each i from `levels` to the number of bins, with the range clipped after bin i:
     P = counts[:i], all that lies beyond added to its last bin
-    Q = counts[:i] cut into `levels` equal stretches; each non-empty bin gets the mean of the non-empty bins of its stretch
+    Q = counts[:i] in `levels` equal stretches; each non-empty bin gets the mean of the non-empty bins of its stretch
     divergence = sum(p ln(p / q)), p and q normalised; infinite where p > 0 and q = 0
 
 Source: S. Migacz, "8-bit inference with TensorRT" (GTC 2017), in the reading of NVIDIA's own open implementation,
-pytorch-quantization's `calib/histogram.py`: stride 1, and bin 0, swollen by exact zeros, takes the count of bin 1. There it
-takes seconds for each tensor; here every candidate is read off prefix sums, in milliseconds.
+pytorch-quantization's `calib/histogram.py`: stride 1, and bin 0, swollen by exact zeros, takes the count of bin 1.
+There a tensor takes seconds; here every candidate is read off prefix sums, in milliseconds.
 """
 
 import numpy as np

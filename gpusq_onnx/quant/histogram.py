@@ -1,8 +1,8 @@
 """A streaming histogram of |x| whose range grows by doubling, and the exact range of x beside it.
 
-Bin i counts |x| in [i * width, (i+1) * width), width a power of two: the least one for which all that was seen fits. When
-a larger value arrives, bins merge in whole powers of two. Dyadic bins nest exactly, so the counts do not depend on the
-order of the updates, and one pass is enough.
+Bin i counts |x| in [i * width, (i+1) * width), width a power of two: the least one for which all that was seen fits.
+When a larger value arrives, bins merge in whole powers of two. Dyadic bins nest exactly, so the counts do not depend on
+the order of the updates, and one pass is enough.
 
 The extremes are always exact. Of a large array only every s-th element is counted, s coprime to the array's size and so
 to each of its dimensions: all channels and all tokens are seen equally often. Same input, same counts.
@@ -47,7 +47,7 @@ class Histogram:
     @property
     def edges(self) -> Float64:
         """The bins' edges, float64 [bins + 1], in the units of x."""
-        return np.arange(len(self.counts) + 1) * self.width
+        return np.arange(len(self.counts) + 1, dtype=np.float64) * self.width
 
     @property
     def width(self) -> float:

@@ -3,7 +3,7 @@
     minmax        clip = max|x|
     percentile    clip = the least value that a given share of |x| does not exceed (99.99 %)
     mse           clip of least expected (x - q(x))^2
-    entropy       clip of least KL divergence between the clipped histogram and its quantised self (TensorRT's calibrator)
+    entropy       clip of least KL divergence of the quantised histogram from the clipped one (TensorRT's calibrator)
 
     scale = clip / qmax
 
@@ -113,8 +113,8 @@ class MSE(_Histogrammed):
         return float(clips[np.argmin([self._error(clip / fmt.qmax, fmt) for clip in clips])])
 
     def _error(self, scale: float, fmt: IntFormat) -> float:
-        # The integral of (v - q(v))^2 from 0 to u, in steps: 1/12 for each whole step, and r^3 / 3 for the distance r from
-        # the nearest code. Past the last code, r goes on growing: the same formula counts what clipping costs.
+        # The integral of (v - q(v))^2 from 0 to u, in steps: 1/12 for each whole step, and r^3 / 3 for the distance r
+        # from the nearest code. Past the last code r goes on growing: the same formula counts what clipping costs.
         u = self.histogram.edges / scale
         code = np.minimum(np.rint(u), fmt.qmax)
         integral = code / 12 + (u - code) ** 3 / 3

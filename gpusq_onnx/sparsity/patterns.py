@@ -23,7 +23,7 @@ from gpusq_onnx.errors import UsageError
 Mask = NDArray[np.bool_]
 Block = tuple[slice, slice]
 
-_BLOCK_ELEMENTS = 1 << 17  # a block and its temporaries stay in a core's L2 cache
+BLOCK_ELEMENTS = 1 << 17  # a block and its temporaries stay in a core's L2 cache
 
 
 class Pattern(ABC):
@@ -97,8 +97,8 @@ class NM(Pattern):
         return self.m
 
     def _select(self, score: NDArray[np.floating[Any]], keep: Mask) -> None:
-        # An element's rank is the number of elements that beat it. Counting needs m(m-1)/2 vectorised comparisons and no
-        # sort: 6 for 2:4. Only strict wins count for the later element, so a tie goes to the lower index.
+        # An element's rank is the number of elements that beat it. Counting needs m(m-1)/2 vectorised comparisons and
+        # no sort: 6 for 2:4. The later element wins only if it is strictly larger: a tie goes to the lower index.
         lanes = [score[:, i :: self.m].copy(order="K") for i in range(self.m)]
         rank = [np.full_like(lane, i, dtype=np.uint8) for i, lane in enumerate(lanes)]
         for j in range(1, self.m):
@@ -172,10 +172,10 @@ def blocks(w: NDArray[Any], pattern: Pattern) -> Iterator[Block]:
     if k % pattern.group:
         raise ValueError(f"{pattern.name} needs k % {pattern.group} == 0; found w[out, k] of shape {w.shape}")
     if w.strides[0] >= w.strides[1]:
-        rows = max(1, _BLOCK_ELEMENTS // max(1, k))
+        rows = max(1, BLOCK_ELEMENTS // max(1, k))
         yield from ((slice(i, i + rows), slice(None)) for i in range(0, out, rows))
     else:
-        columns = max(1, _BLOCK_ELEMENTS // max(1, out) // pattern.group) * pattern.group
+        columns = max(1, BLOCK_ELEMENTS // max(1, out) // pattern.group) * pattern.group
         yield from ((slice(None), slice(i, i + columns)) for i in range(0, k, columns))
 
 

@@ -6,8 +6,11 @@ Minimises ||X w^T - X w'^T||^2 over w' of the pattern, X[rows, k] the layer's in
     for each group along k:  keep the elements of largest |w_i| / U_ii, with w as updated so far
     for each pruned column i: e = w_i / U_ii;  w_j -= e * U_ij for all j >= i
 
+Centred (ours): where the layer has a bias that `bias_correction` then sets, the mean of X costs nothing, and H is taken
+over X less its mean.
+
 Source: Frantar and Alistarh, "SparseGPT", ICML 2023 (arXiv 2301.00774), algorithm 1 with the group choice of its N:M
-variant. Limits: memory of a few k x k float32/float64 matrices; time ~ k^3 + out * k^2.
+variant. Limits: a few k x k float64 matrices of memory; time ~ k^3 + out * k^2.
 """
 
 from typing import Any
@@ -15,127 +18,114 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusq_onnx.sparsity.gram import CrossGram, Gram
 from gpusq_onnx.sparsity.patterns import Pattern
+
+__all__ = ["CrossGram", "Gram", "bias_correction", "prune", "retarget"]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 
-class Gram:
-    """Streaming sum of X^T X and of X over the rows of X[rows, k], in O(k^2) memory.
-
-    Attributes:
-        k: number of input features.
-        rows: rows seen.
-        matrix: float32 [k, k], the sum of X^T X.
-    """
-
-    def __init__(self, k: int) -> None:
-        self.k = k
-        self.rows = 0
-        self.matrix: Float32 = np.zeros((k, k), np.float32)
-        self._sum: Float64 = np.zeros(k)
-
-    def add(self, x: NDArray[Any]) -> None:
-        """Add the rows of x[..., k], any float dtype.
-
-        Raises:
-            ValueError: the last dimension is not k, NaN or infinity.
-        """
-        flat = _rows(x, self.k)
-        self.matrix += flat.T @ flat
-        self._sum += flat.sum(axis=0, dtype=np.float64)
-        self.rows += len(flat)
-
-    @property
-    def mean(self) -> Float32:
-        """Mean input, float32 [k]; zeros when nothing was added."""
-        return (self._sum / max(1, self.rows)).astype(np.float32)
-
-
-def prune(w: NDArray[Any], gram: Gram, pattern: Pattern, *, damping: float = 0.01, block: int = 128) -> NDArray[Any]:
+def prune(
+    w: NDArray[Any], gram: Gram, pattern: Pattern, *, damping: float = 0.01, block: int = 128, centred: bool = False
+) -> NDArray[Any]:
     """A copy of w[out, k] that obeys the pattern, the kept elements updated to make up for the pruned ones.
 
     Args:
         w: [out, k], any float dtype and memory order; both are kept.
         gram: of the layer's inputs. Inputs that were always zero have only the damping to speak for them: their
-            weights go first, and by magnitude.
-        damping: > 0, in units of the mean of the Gram's diagonal.
+            weights go first, and by magnitude. A Gram that saw nothing leaves magnitude pruning.
+        damping: > 0, in units of the mean of the diagonal of H.
         block: columns between two updates of all that follows; a matter of speed, rounded down to whole groups.
+        centred: the layer's bias will take up the change of the mean output (`bias_correction`).
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinity in w, damping <= 0.
     """
-    out, k = w.shape
-    if k != gram.k:
-        raise ValueError(f"w[out, k] of shape {w.shape} does not fit a Gram matrix of k = {gram.k}")
-    group = pattern.group
-    block = max(1, block // group) * group
-    upper = _inverse_factor(_damped(gram.matrix, damping)).astype(np.float32)
-    pivots = np.diag(upper)
-    columns = np.array(w.T, np.float32, order="C")  # [k, out]: a column of w is contiguous
+    if w.ndim != 2 or w.shape[1] != gram.k or gram.k % pattern.group:
+        raise ValueError(
+            f"{pattern.name} needs w[out, k] with k % {pattern.group} == 0 and inputs of the same k; "
+            f"found w of shape {w.shape}, inputs of k = {gram.k}"
+        )
+    columns = np.array(w.T, np.float32, order="C")  # [k, out]: each column of w is contiguous
     if not np.isfinite(columns).all():
         raise ValueError(f"weights must be finite; found NaN or infinity in shape {w.shape}")
-    for start in range(0, k, block):
-        stop = min(start + block, k)
-        errors = np.zeros((stop - start, out), np.float32)
-        for first in range(start, stop, group):
-            span = slice(first, first + group)
-            keep = pattern.mask((np.abs(columns[span]) / pivots[span, None]).T).T
-            for i in range(first, min(first + group, stop)):
-                error = np.where(keep[i - first], np.float32(0), columns[i] / pivots[i])
-                columns[i + 1 : stop] -= upper[i, i + 1 : stop, None] * error
-                errors[i - start] = error
-            columns[span][~keep] = 0
-        columns[stop:] -= upper[start:stop, stop:].T @ errors
+    upper = _inverse_factor(_damped(gram.sums(centred=centred), damping)).astype(np.float32)
+    block = max(1, block // pattern.group) * pattern.group
+    for start in range(0, gram.k, block):
+        span = slice(start, start + block)
+        errors = _prune_block(columns[span], upper[span, span], pattern)
+        columns[start + block :] -= upper[span, start + block :].T @ errors
     pruned = np.empty_like(w)
     pruned[...] = columns.T
     return pruned
 
 
-def retarget(w: NDArray[Any], gram_ss: Gram, gram_sd: NDArray[Any], *, damping: float = 0.01) -> Float32:
+def _prune_block(columns: Float32, upper: Float32, pattern: Pattern) -> Float32:
+    """Prune columns[k', out] of a block in place; return what each column left to the later blocks, e[k', out]."""
+    errors = np.zeros_like(columns)
+    pivots = np.diag(upper)[:, None]
+    for start in range(0, len(columns), pattern.group):
+        group = slice(start, start + pattern.group)
+        keep = pattern.mask((np.abs(columns[group]) / pivots[group]).T).T
+        for i in range(start, start + pattern.group):
+            errors[i] = np.where(keep[i - start], 0, columns[i] / pivots[i])
+            columns[i + 1 :] -= upper[i, i + 1 :, None] * errors[i]
+        columns[group][~keep] = 0
+    return errors
+
+
+def retarget(w: NDArray[Any], gram: Gram, cross: CrossGram, *, damping: float = 0.01, centred: bool = False) -> Float32:
     """Weights that give, on the pruned prefix's inputs X_s, what w gave on the dense model's X_d.
 
     Minimises ||X_d w^T - X_s w*^T||^2 + lambda ||w* - w||^2, lambda = damping * mean(diag X_s^T X_s).
 
     Args:
-        w: [out, k].
-        gram_ss: Gram of X_s.
-        gram_sd: X_s^T X_d summed over the same rows, [k, k].
+        w: [out, k], any float dtype.
+        gram: of X_s.
+        cross: X_s against X_d, over the same rows.
         damping: > 0.
+        centred: the layer's bias will take up the difference of the mean outputs (`bias_correction`).
 
     Returns:
         float32 [out, k].
+
+    Raises:
+        ValueError: shapes or rows that do not fit, damping <= 0.
     """
-    ridge = _ridge(gram_ss.matrix, damping)
-    right = gram_sd.astype(np.float64) + ridge * np.eye(gram_ss.k)
-    solved = np.linalg.solve(_damped(gram_ss.matrix, damping), right @ w.T.astype(np.float64))
-    return np.ascontiguousarray(solved.T, np.float32)
+    if not w.shape[1] == gram.k == cross.k or gram.rows != cross.rows:
+        raise ValueError(
+            f"w of shape {w.shape} needs both sums of that k and over the same rows; "
+            f"found k = {gram.k} and {cross.k}, {gram.rows} and {cross.rows} rows"
+        )
+    h = gram.sums(centred=centred)
+    # The two differ by X_s^T (X_d - X_s): solving for the change of w keeps it exact where nothing changed.
+    change = np.linalg.solve(_damped(h, damping), (cross.sums(centred=centred) - h) @ w.T.astype(np.float64))
+    return np.ascontiguousarray(w.astype(np.float64) + change.T, np.float32)
 
 
-def bias_correction(w: NDArray[Any], pruned: NDArray[Any], x_mean: NDArray[Any]) -> Float32:
-    """What to add to the bias so that the mean output is unchanged: (w - pruned) @ x_mean, float32 [out]."""
-    return ((w.astype(np.float64) - pruned.astype(np.float64)) @ x_mean.astype(np.float64)).astype(np.float32)
+def bias_correction(
+    w: NDArray[Any], new: NDArray[Any], x_mean: NDArray[Any], new_x_mean: NDArray[Any] | None = None
+) -> Float32:
+    """What to add to the bias so that the mean output stays: w @ x_mean - new @ new_x_mean, float32 [out].
+
+    Args:
+        w, new: [out, k], the weights before and after.
+        x_mean: [k], the mean input to keep the output of.
+        new_x_mean: [k], the mean input that `new` will see; `x_mean` when it is the same.
+    """
+    after = x_mean if new_x_mean is None else new_x_mean
+    kept = w.astype(np.float64) @ x_mean.astype(np.float64)
+    return (kept - new.astype(np.float64) @ after.astype(np.float64)).astype(np.float32)
 
 
-def _rows(x: NDArray[Any], k: int) -> Float32:
-    if x.ndim == 0 or x.shape[-1] != k:
-        raise ValueError(f"inputs must be x[..., {k}]; found shape {x.shape}")
-    flat = np.ascontiguousarray(x.reshape(-1, k), np.float32)
-    if not np.isfinite(flat).all():
-        raise ValueError(f"inputs must be finite; found NaN or infinity in shape {x.shape}")
-    return flat
-
-
-def _ridge(matrix: NDArray[Any], damping: float) -> float:
+def _damped(h: Float64, damping: float) -> Float64:
     if not damping > 0:
         raise ValueError(f"damping must be > 0; found {damping}")
-    return float(damping * np.mean(np.diag(matrix), dtype=np.float64)) or 1.0  # no inputs at all: plain magnitude
-
-
-def _damped(matrix: NDArray[Any], damping: float) -> Float64:
-    damped = matrix.astype(np.float64)
-    damped[np.diag_indices_from(damped)] += _ridge(matrix, damping)
+    ridge = damping * float(np.mean(np.diag(h)))
+    damped = h.copy()
+    damped[np.diag_indices_from(damped)] += ridge if ridge > 0 else 1.0  # no input but zeros: the identity
     return damped
 
 
@@ -144,7 +134,7 @@ def _inverse_factor(h: Float64) -> Float64:
 
     With J the reversal, J h J = L L^T gives h = (J L J)(J L J)^T, and J L J is upper triangular: U is its inverse.
     """
-    lower = np.linalg.cholesky(h[::-1, ::-1])
+    lower = np.linalg.cholesky(h[::-1, ::-1]).astype(np.float64, copy=False)
     return _inverse_upper(lower[::-1, ::-1])
 
 
