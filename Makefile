@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where the tests keep the TensorRT parser for machines without a GPU; filled once, 150 MB from PyPI.
+export GPUSQ_TRT_CPU ?= $(CURDIR)/$(VENV)/trt_cpu
 
 .PHONY: help venv demo test acceptance lint format clean
 .DEFAULT_GOAL := help
