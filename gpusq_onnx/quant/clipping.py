@@ -19,7 +19,9 @@ from gpusq_onnx.quant.formats import IntFormat, clamp_scale
 Float32 = NDArray[np.float32]
 
 _CHUNK_ELEMENTS = 1 << 16  # |w| and the temporaries of one chunk stay in a core's L2 cache
-_COARSE, _FINE = 12, 3
+_COARSE = 12  # steps between the bound and the peak; then quarter steps on both sides of the best
+_COARSE_OFFSETS = tuple(-float(i) for i in range(1, _COARSE + 1))
+_FINE_OFFSETS = (-0.75, -0.5, -0.25, 0.25, 0.5, 0.75)
 
 
 def weight_scales(w: NDArray[Any], fmt: IntFormat, *, method: Literal["mse", "absmax"] = "mse") -> Float32:
@@ -51,22 +53,17 @@ def weight_scales(w: NDArray[Any], fmt: IntFormat, *, method: Literal["mse", "ab
 def _best_clip(part: Float32, qmax: int) -> Float32:
     """The clip of least squared error for each row of part[rows, k] = |w| / max|w|, in (0, 1]."""
     error = _Error(part, qmax)
-    one = np.float32(1)
     best = np.ones(len(part), np.float32)
     least = error(best)
-    step = np.minimum(np.sqrt(least), one) / np.float32(_COARSE + 1)
-    coarse = [one - np.float32(i) * step for i in range(1, _COARSE + 1)]
-    best, least = _best_of(coarse, error, best, least)
-    near = step / np.float32(_FINE + 1)
-    fine = [np.minimum(best + np.float32(i) * near, one) for i in range(-_FINE, _FINE + 1) if i]
-    return _best_of(fine, error, best, least)[0]
-
-
-def _best_of(clips: list[Float32], error: "_Error", best: Float32, least: Float32) -> tuple[Float32, Float32]:
-    for clip in clips:
-        found = error(clip)
-        best, least = np.where(found < least, clip, best), np.minimum(found, least)
-    return best, least
+    # The largest element is 1 and is off by 1 - clip, so no clip below 1 - sqrt(least) can win.
+    step = np.minimum(np.sqrt(least), 1) / (_COARSE + 1)
+    for offsets in (_COARSE_OFFSETS, _FINE_OFFSETS):
+        centre = best
+        for offset in offsets:
+            clip = np.minimum(centre + offset * step, 1).astype(np.float32)
+            found = error(clip)
+            best, least = np.where(found < least, clip, best), np.minimum(found, least)
+    return best
 
 
 class _Error:

@@ -104,21 +104,25 @@ class MSE(_Histogrammed):
         absmax = self.histogram.absmax
         if absmax == 0:
             return 0.0
-        coarse = absmax * np.geomspace(2.0**-10, 1, 101)
-        best = self._best(coarse, fmt)
-        ratio = coarse[1] / coarse[0]
-        return self._best(np.minimum(best * np.geomspace(1 / ratio, ratio, 17), absmax), fmt)
+        best = self._best(absmax * np.geomspace(2.0**-10, 1, 51), fmt)
+        return self._best(np.minimum(best * np.geomspace(2.0**-0.2, 2.0**0.2, 17), absmax), fmt)
 
     def _best(self, clips: Float64, fmt: IntFormat) -> float:
-        return float(clips[np.argmin([self._error(clip / fmt.qmax, fmt) for clip in clips])])
+        used = int(self.histogram.absmax / self.histogram.width) + 1
+        edges, counts = self.histogram.edges[: used + 1], self.histogram.counts[:used]
+        return float(clips[np.argmin([_squared_error(edges, counts, clip / fmt.qmax, fmt.qmax) for clip in clips])])
 
-    def _error(self, scale: float, fmt: IntFormat) -> float:
-        # The integral of (v - q(v))^2 from 0 to u, in steps: 1/12 for each whole step, and r^3 / 3 for the distance r
-        # from the nearest code. Past the last code r goes on growing: the same formula counts what clipping costs.
-        u = self.histogram.edges / scale
-        code = np.minimum(np.rint(u), fmt.qmax)
-        integral = code / 12 + (u - code) ** 3 / 3
-        return float(scale**3 * (np.diff(integral) @ self.histogram.counts))
+
+def _squared_error(edges: Float64, counts: NDArray[np.int64], scale: float, qmax: int) -> float:
+    """Sum of (x - q(x))^2, up to a constant factor: exact for x uniform within each bin of equal width.
+
+    In units of the scale, the integral of (v - q(v))^2 from 0 to u is 1/12 for each whole step and r^3 / 3 for the rest
+    r = u - q(u). Past the last code r goes on growing, so that the same formula counts what clipping costs.
+    """
+    u = edges / scale
+    code = np.minimum(np.rint(u), qmax)
+    rest = u - code
+    return float(scale**3 * (np.diff(code / 12 + rest * rest * rest / 3) @ counts))
 
 
 class Entropy(_Histogrammed):

@@ -56,7 +56,7 @@ def textbook(w, h, pattern, damping):
 def test_it_is_the_textbook_whatever_the_block(pattern, block):
     x, w = inputs(), weights()
     expected = textbook(w, x.T.astype(np.float64) @ x, pattern, 0.01)
-    found = prune(w, gram_of(x), pattern, block=block)
+    found = prune(w, gram_of(x), pattern, block=block, refit_steps=0)
     assert pattern.holds(found)
     # A near tie may fall the other way in float32 and moves its row; all others agree to rounding.
     same = np.isclose(found, expected, rtol=1e-3, atol=1e-4).all(axis=1)
