@@ -6,10 +6,10 @@ Minimises ||X w^T - X w'^T||^2 over w' of the pattern, X[rows, k] the layer's in
     for each group along k:  keep the elements of largest |w_i| / U_ii, with w as updated so far
     for each pruned column i: e = w_i / U_ii;  w_j -= e * U_ij for all j >= i
 
-Then the kept elements are refitted together (`refit`): +10 points of top-1 on a ViT-Tiny at 2:4.
-
-Centred (ours): where the layer has a bias that `bias_correction` then sets, the mean of X costs nothing, and H is taken
-over X less its mean.
+Two additions of ours, with what they gave on a real ViT-Tiny at 2:4, 128 calibration images, 650 validation images:
+centred   where the layer has a bias that `bias_correction` then sets, the mean of X costs nothing, and H is taken over
+          X less its mean: 37.4 to 38.6 % top-1
+refit     the kept elements are solved for together once the mask is final (`refit`): 38.6 to 48.5 %
 
 Source: Frantar and Alistarh, "SparseGPT", ICML 2023 (arXiv 2301.00774), algorithm 1 with the group choice of its N:M
 variant. Limits: a few k x k float64 matrices of memory; time ~ k^3 + out * k^2.
@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.sparsity.gram import CrossGram, Gram
+from gpusq_onnx.sparsity.gram import Gram
 from gpusq_onnx.sparsity.patterns import Pattern
 from gpusq_onnx.sparsity.refit import refit
 
-__all__ = ["CrossGram", "Gram", "bias_correction", "prune", "retarget"]
+__all__ = ["Gram", "bias_correction", "prune"]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -38,7 +38,7 @@ def prune(
     damping: float = 0.01,
     block: int = 128,
     centred: bool = False,
-    refit_steps: int = 20,
+    refit_steps: int = 10,
 ) -> NDArray[Any]:
     """A copy of w[out, k] that obeys the pattern, the kept elements updated to make up for the pruned ones.
 
@@ -89,48 +89,14 @@ def _prune_block(columns: Float32, upper: Float32, pattern: Pattern) -> Float32:
     return errors
 
 
-def retarget(w: NDArray[Any], gram: Gram, cross: CrossGram, *, damping: float = 0.01, centred: bool = False) -> Float32:
-    """Weights that give, on the pruned prefix's inputs X_s, what w gave on the dense model's X_d.
-
-    Minimises ||X_d w^T - X_s w*^T||^2 + lambda ||w* - w||^2, lambda = damping * mean(diag X_s^T X_s).
+def bias_correction(w: NDArray[Any], pruned: NDArray[Any], x_mean: NDArray[Any]) -> Float32:
+    """What to add to the bias so that the mean output stays: (w - pruned) @ x_mean, float32 [out].
 
     Args:
-        w: [out, k], any float dtype.
-        gram: of X_s.
-        cross: X_s against X_d, over the same rows.
-        damping: > 0.
-        centred: the layer's bias will take up the difference of the mean outputs (`bias_correction`).
-
-    Returns:
-        float32 [out, k].
-
-    Raises:
-        ValueError: shapes or rows that do not fit, damping <= 0.
+        w, pruned: [out, k], the weights before and after.
+        x_mean: [k], the mean input.
     """
-    if not w.shape[1] == gram.k == cross.k or gram.rows != cross.rows:
-        raise ValueError(
-            f"w of shape {w.shape} needs both sums of that k and over the same rows; "
-            f"found k = {gram.k} and {cross.k}, {gram.rows} and {cross.rows} rows"
-        )
-    h = gram.sums(centred=centred)
-    # The two differ by X_s^T (X_d - X_s): solving for the change of w keeps it exact where nothing changed.
-    change = np.linalg.solve(_damped(h, damping), (cross.sums(centred=centred) - h) @ w.T.astype(np.float64))
-    return np.ascontiguousarray(w.astype(np.float64) + change.T, np.float32)
-
-
-def bias_correction(
-    w: NDArray[Any], new: NDArray[Any], x_mean: NDArray[Any], new_x_mean: NDArray[Any] | None = None
-) -> Float32:
-    """What to add to the bias so that the mean output stays: w @ x_mean - new @ new_x_mean, float32 [out].
-
-    Args:
-        w, new: [out, k], the weights before and after.
-        x_mean: [k], the mean input to keep the output of.
-        new_x_mean: [k], the mean input that `new` will see; `x_mean` when it is the same.
-    """
-    after = x_mean if new_x_mean is None else new_x_mean
-    kept = w.astype(np.float64) @ x_mean.astype(np.float64)
-    return (kept - new.astype(np.float64) @ after.astype(np.float64)).astype(np.float32)
+    return ((w.astype(np.float64) - pruned.astype(np.float64)) @ x_mean.astype(np.float64)).astype(np.float32)
 
 
 def _damped(h: Float64, damping: float) -> Float64:

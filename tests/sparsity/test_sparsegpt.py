@@ -6,7 +6,7 @@ import pytest
 
 from gpusq_onnx.sparsity import magnitude
 from gpusq_onnx.sparsity.patterns import NM, PairWise48
-from gpusq_onnx.sparsity.sparsegpt import CrossGram, Gram, bias_correction, prune, retarget
+from gpusq_onnx.sparsity.sparsegpt import Gram, bias_correction, prune
 
 PATTERN = NM(2, 4)
 
@@ -155,28 +155,6 @@ def test_bias_correction_restores_the_mean_output():
     np.testing.assert_allclose((x @ pruned.T + delta).mean(axis=0), (x @ w.T).mean(axis=0), atol=1e-3)
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_retarget_undoes_what_a_pruned_prefix_did_to_the_inputs(centred):
-    dense, w = inputs(rows=4000), weights()
-    rng = np.random.default_rng(5)
-    sparse = (dense @ (np.eye(64) + 0.05 * rng.standard_normal((64, 64))).T + 0.3).astype(np.float32)
-    cross = CrossGram(64)
-    for s, d in zip(np.split(sparse, 4), np.split(dense, 4), strict=True):
-        cross.add(s, d)
-    new = retarget(w, gram_of(sparse), cross, damping=1e-6, centred=centred)
-    delta = bias_correction(w, new, cross.mean_d, cross.mean_s) if centred else np.float32(0)
-    wanted = dense @ w.T
-    assert new.dtype == np.float32
-    assert np.linalg.norm(sparse @ new.T + delta - wanted) < 0.1 * np.linalg.norm(sparse @ w.T - wanted)
-
-
-def test_retarget_to_the_same_inputs_changes_nothing():
-    x, w = inputs(), weights()
-    cross = CrossGram(64)
-    cross.add(x, x)
-    np.testing.assert_allclose(retarget(w, gram_of(x), cross), w, rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_inputs_that_are_not_finite_are_refused_and_leave_no_trace(bad):
     x = inputs(rows=8)
@@ -194,10 +172,6 @@ def test_bad_arguments_are_refused_with_what_was_found():
         gram.add(np.zeros((3, 63)))
     with pytest.raises(ValueError, match=r"\(48, 32\)"):
         prune(weights(k=32), gram, PATTERN)
-    with pytest.raises(ValueError, match="0 rows"):
-        retarget(weights(), gram, CrossGram(64))
-    with pytest.raises(ValueError, match="one shape"):
-        CrossGram(64).add(inputs(rows=3), inputs(rows=4))
     with pytest.raises(ValueError, match="damping must be > 0; found 0"):
         prune(weights(), gram, PATTERN, damping=0)
     with pytest.raises(ValueError, match="k % 5 == 0"):
