@@ -1,0 +1,7 @@
+"""`python -m gpusq_onnx` is `gpusq-onnx`."""
+
+import sys
+
+from gpusq_onnx.cli import main
+
+sys.exit(main())

@@ -1,0 +1,106 @@
+"""The typer application, and the one place where an exception becomes a message and an exit code.
+
+    0 done · 1 a gate failed · 2 usage · 3 unsupported model or data · 4 our fault · 5 environment · 130 interrupted
+
+Errors raised on purpose (`errors.GpusqError`) print what, where, expected, found and next, on stderr. Anything else is
+a bug: a short message that asks for `--debug`, which shows the traceback.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from gpusq_onnx import __version__
+from gpusq_onnx.cli import apply, check, inspect, passes, plan
+from gpusq_onnx.cli.groups import SectionedCommand, grouped
+from gpusq_onnx.errors import EnvironmentLacking, GpusqError
+
+INTERRUPTED = 130
+
+_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+_VERB = {**_HELP, "allow_extra_args": True}  # SectionedCommand refuses them
+
+
+@dataclass
+class Settings:
+    """What stands before the verb; lives for one call of `main`."""
+
+    debug: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (`sys.argv` when None) and return its exit code."""
+    settings = Settings()
+    try:
+        _application()(args=None if argv is None else list(argv), prog_name="gpusq-onnx", obj=settings)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+        if code == INTERRUPTED:
+            _say("interrupted; nothing was written")
+        return code
+    except KeyboardInterrupt:
+        _say("interrupted; nothing was written")
+        return INTERRUPTED
+    except Exception as error:
+        if settings.debug:
+            traceback.print_exc()
+        text, code = _explain(error)
+        _say(text)
+        return code
+    return 0
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """What to print for an error, and the exit code."""
+    if isinstance(error, GpusqError):
+        return f"{error.title}: {error}", error.exit_code
+    if isinstance(error, OSError):  # a full disk, a folder that cannot be written: not ours to repair
+        return f"{EnvironmentLacking.title}: {error}", EnvironmentLacking.exit_code
+    text = f"{GpusqError.title}: {type(error).__name__}: {error}"
+    hint = "this is a defect of gpusq-onnx; run gpusq-onnx --debug VERB ... again and report the traceback"
+    return f"{text}\n  next: {hint}", GpusqError.exit_code
+
+
+def _application() -> typer.Typer:
+    plain = partial(
+        typer.Typer, no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
+    )
+    app = plain(context_settings=_HELP)
+    app.callback()(_before_the_verb)
+    for verb in (apply.apply, plan.plan, inspect.inspect, check.check):
+        app.command(cls=SectionedCommand, context_settings=_VERB)(grouped(verb))
+    listing = plain()
+    listing.command("list", cls=SectionedCommand, context_settings=_VERB)(passes.list_passes)
+    listing.command("show", cls=SectionedCommand, context_settings=_VERB)(passes.show)
+    app.add_typer(listing, name="passes", help="List the passes and presets, or show one with its options.")
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gpusq-onnx {__version__}")
+        raise typer.Exit
+
+
+def _before_the_verb(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make an exported vision transformer smaller and faster on TensorRT: 2:4 sparsity and INT8 QDQ, ONNX to ONNX.
+
+    Exit codes: 0 done, 1 a gate failed, 2 usage, 3 unsupported model or data, 4 our fault, 5 environment,
+    130 interrupted.
+    """
+    context.obj.debug = debug
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201

@@ -1,0 +1,33 @@
+"""`gpusq-onnx apply MODEL`: run a pipeline and write the new model; or refuse, and leave nothing."""
+
+from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, ModelPath, Output, PipelineArgs, Quiet, Report, Seed
+
+
+def apply(
+    model: ModelPath,
+    pipeline: PipelineArgs,
+    data: DataArgs,
+    output: Output = None,
+    seed: Seed = None,
+    report: Report = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Prune and quantise: run the passes, check the result, write the new model."""
+    from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    from gpusq_onnx.pipeline import manager
+    from gpusq_onnx.report import run
+
+    outcome = manager.run(
+        model,
+        output or model.with_suffix(".gpusq.onnx"),
+        pipeline.pipeline(),
+        data=data.options(seed),
+        allow_noop=pipeline.allow_noop,
+        progress=open_progress(quiet=quiet),
+    )
+    for warning in outcome.warnings:
+        warn(warning)
+    publish(run.document(outcome), run.digest(outcome), report=report, json_target=json)
+    if not quiet and json != STDOUT:
+        show(run.digest(outcome))

@@ -1,0 +1,122 @@
+"""`gpusq-onnx check ORIGINAL COMPRESSED`: how far apart two models are, with gates, and what a TensorRT parser says.
+
+Shares (agreement, top-1) are 0 to 1, so that 95 for 95 % is refused and not met by nothing; a drop is in percentage
+points, so that 0.01 for one point is merely strict.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed
+from gpusq_onnx.errors import GateFailed, UsageError
+
+if TYPE_CHECKING:
+    from gpusq_onnx.runtime.gates import Gates
+
+_PANEL = "Gates (exit code 1 when one is not met)"
+
+
+@dataclass(frozen=True)
+class GateArgs:
+    """What must hold."""
+
+    min_agreement: Annotated[
+        float | None,
+        Option(
+            "--min-agreement", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Share of equal best classes."
+        ),
+    ] = None
+    min_cosine: Annotated[
+        float | None,
+        Option("--min-cosine", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Mean cosine, every output."),
+    ] = None
+    max_top1_drop: Annotated[
+        float | None,
+        Option("--max-top1-drop", metavar="POINTS", rich_help_panel=_PANEL, help="Top-1 lost, in percentage points."),
+    ] = None
+    min_top1: Annotated[
+        float | None,
+        Option("--min-top1", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Top-1 of COMPRESSED."),
+    ] = None
+
+    def gates(self) -> "Gates":
+        """As the library takes them."""
+        from gpusq_onnx.runtime.gates import Gates
+
+        return Gates(**asdict(self))
+
+
+@dataclass(frozen=True)
+class ParserArgs:
+    """Whether to ask a TensorRT parser."""
+
+    parser: Annotated[
+        bool,
+        Option("--parser", rich_help_panel="TensorRT", help="COMPRESSED must pass a TensorRT parser; needs no GPU."),
+    ] = False
+    build: Annotated[
+        bool, Option("--build", rich_help_panel="TensorRT", help="With --parser: build an engine too.")
+    ] = False
+    trt_cache: Annotated[
+        Path | None,
+        Option(
+            "--trt-cache",
+            metavar="DIR",
+            rich_help_panel="TensorRT",
+            help="Where the parser for machines with no GPU lives; filled on first use (150 MB).",
+        ),
+    ] = None
+
+
+def check(
+    original: Annotated[Path, Argument(metavar="ORIGINAL", help="The model before.", show_default=False)],
+    compressed: Annotated[Path, Argument(metavar="COMPRESSED", help="The model after.", show_default=False)],
+    data: DataArgs,
+    gates: GateArgs,
+    parser: ParserArgs,
+    seed: Seed = None,
+    report: Report = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare two models on the same data: outputs, classes, accuracy; with gates, and a TensorRT parser's verdict."""
+    from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    from gpusq_onnx.report.checking import check_models, digest
+
+    if parser.build and not parser.parser:
+        raise UsageError("--build builds what --parser has parsed", hint="add --parser")
+    options = data.options(seed)
+    if options.path is None:
+        warn("no --data: comparing on synthetic images, which say little about accuracy")
+    progress = open_progress(quiet=quiet)
+    result = check_models(original, compressed, options, gates.gates(), progress)
+    if parser.parser:
+        result = result.with_verdict(_ask_parser(compressed, parser, progress))
+    for note in result.data["notes"]:
+        warn(note)
+    publish(result.to_dict(), digest(result), report=report, json_target=json)
+    if not quiet and json != STDOUT:
+        show(digest(result))
+    if result.failures:
+        raise GateFailed(
+            f"{len(result.failures)} of the checks failed", where=str(compressed), found="; ".join(result.failures)
+        )
+
+
+def _ask_parser(model: Path, args: ParserArgs, progress: Any) -> Any:
+    from gpusq_onnx.runtime.parser import parser_verdict
+
+    progress.start("building with TensorRT" if args.build else "parsing with TensorRT")
+    try:
+        return parser_verdict(model, harness=args.trt_cache or _default_cache(), build=args.build)
+    finally:
+        progress.finish()
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "gpusq-onnx" / "trt_cpu"

@@ -1,0 +1,111 @@
+"""What reaches the terminal: results on stdout, everything else on stderr; progress only where somebody watches.
+
+rich is imported when something is drawn, never for `--help`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gpusq_onnx.cli.options import STDOUT
+from gpusq_onnx.pipeline.progress import NullProgress, Progress
+
+
+def open_progress(*, quiet: bool) -> Progress:
+    """A progress line on stderr if it is a terminal, outside CI, and not `quiet`; else silence."""
+    if quiet or not sys.stderr.isatty() or os.environ.get("CI"):
+        return NullProgress()
+    return RichProgress()
+
+
+class RichProgress:
+    """One line with bar, count, time gone and time left; it vanishes when its stage ends."""
+
+    def __init__(self) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        self._display = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task: progress.TaskID | None = None
+
+    def start(self, label: str, total: int | None = None) -> None:
+        self.finish()
+        self._display.start()
+        self._task = self._display.add_task(label, total=total)
+
+    def advance(self, n: int = 1) -> None:
+        if self._task is not None:
+            self._display.advance(self._task, n)
+
+    def finish(self) -> None:
+        if self._task is not None:
+            self._display.remove_task(self._task)
+            self._display.stop()
+            self._task = None
+
+
+def show(text: str = "") -> None:
+    """One line or more of the result, to stdout."""
+    print(text)  # noqa: T201
+
+
+def warn(text: str) -> None:
+    """A warning, to stderr: seen whatever `--quiet` and `--json` say."""
+    print(f"warning: {text}", file=sys.stderr)  # noqa: T201
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns on stdout. A terminal gets them folded to its width; a pipe gets each row on one line, nothing cut."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in header:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    with console.capture() as capture:
+        console.print(table)
+    show("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def write_json(document: Mapping[str, Any], target: Path) -> None:
+    """The document as JSON into the file `target`, or to stdout for `-`."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if target == STDOUT:
+        sys.stdout.write(text)
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
+    else:
+        write_text(target, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, all or nothing."""
+    from gpusq_onnx.graph.io import atomic_write
+
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def publish(document: Mapping[str, Any], digest: str, *, report: Path | None, json_target: Path | None) -> None:
+    """Write what `--report` (JSON, and the digest beside it as Markdown) and `--json` ask for."""
+    if report:
+        write_json(document, report)
+        write_text(report.with_suffix(".md"), digest)
+    if json_target:
+        write_json(document, json_target)

@@ -1,0 +1,37 @@
+"""`gpusq-onnx inspect MODEL`: each weight, the kernel that TensorRT can pick for it, and what stands in the way."""
+
+from gpusq_onnx.cli.options import STDOUT, Json, ModelPath, Quiet
+
+
+def inspect(model: ModelPath, json: Json = None, quiet: Quiet = False) -> None:
+    """Show each weight: its pattern, Q/DQ, type, the kernel TensorRT can pick, and what stands in its way."""
+    from gpusq_onnx.cli.console import open_progress, show, show_table, write_json
+    from gpusq_onnx.graph.io import load
+    from gpusq_onnx.report.inspection import inspect_model
+
+    found = inspect_model(load(model), open_progress(quiet=quiet))
+    if json:
+        write_json({"model": str(model), **found.to_dict()}, json)
+    if quiet or json == STDOUT:
+        return
+    rows = [
+        [
+            weight.name,
+            weight.module or "-",
+            weight.role,
+            weight.op,
+            f"[{weight.shape[0]}, {weight.shape[1]}]",
+            weight.dtype,
+            " ".join(weight.patterns) or "dense",
+            " ".join(weight.quantised) or "-",
+            weight.kernel,
+            "; ".join(weight.obstacles) or "-",
+        ]
+        for weight in found.weights
+    ]
+    columns = ["tensor", "module", "role", "op", "[out, k]", "type", "pattern", "Q/DQ on", "kernel", "in its way"]
+    show_table(columns, rows)
+    kernels = ", ".join(f"{number} {kernel}" for kernel, number in found.kernels.items())
+    show(f"\n{len(found.weights)} weights, opset {found.opset}: {kernels}")
+    for key, value in sorted(found.metadata.items()):
+        show(f"{key} = {value}")

@@ -1,0 +1,178 @@
+"""The options that verbs share, as groups for `groups.grouped`, and what they mean to the library.
+
+A value that the caller did not give is None and is not passed on: defaults belong to the library (and to
+`--data-options`), never to the command line.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from gpusq_onnx.errors import UsageError
+
+if TYPE_CHECKING:
+    from gpusq_onnx.data.options import DataOptions
+    from gpusq_onnx.pipeline.grammar import Pipeline
+
+_what = partial(Option, rich_help_panel="What to do", show_default=False)
+_data = partial(Option, rich_help_panel="Data", show_default=False)
+
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Refuse a file to write whose folder is not there, before the work starts."""
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"the folder of {path.name!r} does not exist", where=str(path.parent), hint="create it")
+    return path
+
+
+ModelPath = Annotated[Path, Argument(metavar="MODEL", help="The ONNX model.", show_default=False)]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no summary: errors and warnings only.")]
+Json = Annotated[
+    Path | None,
+    Option(
+        "--json",
+        metavar="FILE",
+        callback=_in_a_folder,
+        help="The result as JSON into FILE; with -, to stdout and nothing else there.",
+    ),
+]
+Report = Annotated[
+    Path | None,
+    Option(
+        "--report",
+        metavar="FILE.json",
+        callback=_in_a_folder,
+        help="Write the report, and its digest beside it as FILE.md.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        callback=_in_a_folder,
+        help="The new model; default: MODEL.gpusq.onnx beside MODEL.",
+    ),
+]
+STDOUT = Path("-")
+Seed = Annotated[
+    int | None,
+    Option("--seed", metavar="N", min=0, help="Of all that is random: the choice of samples, synthetic images."),
+]
+
+
+@dataclass(frozen=True)
+class PipelineArgs:
+    """What to do to the model."""
+
+    passes: Annotated[
+        list[str] | None,
+        _what(
+            "--passes",
+            "-p",
+            metavar="TEXT",
+            help="Passes in order, e.g. 'prune24{method=sparsegpt},qdq-int8', or a preset. Quote it.",
+        ),
+    ] = None
+    recipe: Annotated[
+        Path | None, _what("--recipe", metavar="FILE", help="The same as TOML: [[pass]] tables, each with a name.")
+    ] = None
+    overrides: Annotated[
+        list[str] | None,
+        _what("--set", metavar="PASS.KEY=VALUE", help="Set one option of a pass; needs no quotes; repeatable."),
+    ] = None
+    allow_noop: Annotated[bool, _what("--allow-noop", help="A pass that changes nothing is no error.")] = False
+    finetune: Annotated[
+        int | None, _what("--finetune", metavar="EPOCHS", min=1, help="Distil and learn scales (not in this version).")
+    ] = None
+    finetune_steps: Annotated[
+        int | None, _what("--finetune-steps", metavar="STEPS", min=1, help="The same, counted in steps.")
+    ] = None
+
+    def pipeline(self) -> "Pipeline":
+        """The pipeline as it will run: presets replaced by their passes, `--set` applied.
+
+        Raises:
+            UsageError: neither or both of --passes and --recipe, text that cannot be read, unknown names or options,
+                values out of range, --finetune.
+        """
+        from gpusq_onnx.pipeline import grammar, recipe, table
+
+        if self.finetune is not None or self.finetune_steps is not None:
+            raise UsageError(
+                "the learning passes distill and qat are not part of this version yet",
+                where="--finetune" if self.finetune is not None else "--finetune-steps",
+                hint="leave the option out: --passes 'prune24{method=sparsegpt},qdq-int8' needs no training",
+            )
+        texts = self.passes or []
+        if len(texts) > 1:
+            raise grammar.shell_damage(texts) or UsageError(
+                "--passes is given more than once", found=", ".join(map(repr, texts)), hint="write --passes 'A,B'"
+            )
+        if bool(texts) == (self.recipe is not None):
+            raise UsageError(
+                "one of --passes and --recipe says what to do",
+                found="both" if texts else "neither",
+                hint="e.g. --passes 'prune24,qdq-int8'; see gpusq-onnx passes list",
+            )
+        written = recipe.load(self.recipe) if self.recipe else grammar.parse(texts[0])
+        pipeline = grammar.apply_overrides(table.expand(written), self.overrides or [])
+        table.resolve(pipeline)  # unknown options and values out of range are told before a model is read
+        return pipeline
+
+
+@dataclass(frozen=True)
+class DataArgs:
+    """Where images come from and how they become inputs; the names are those of `data.options.DataOptions`."""
+
+    data: Annotated[
+        Path | None,
+        _data("--data", metavar="PATH", help="A folder of images, .npy, .npz, or a load_data script FILE.py[:FUNC]."),
+    ] = None
+    samples: Annotated[
+        int | None, _data("--samples", metavar="N", help="Use N of them, spread evenly over the classes.")
+    ] = None
+    resize: Annotated[
+        int | None, _data("--resize", metavar="PX", help="Shorter side; an image that is smaller is only cropped.")
+    ] = None
+    crop: Annotated[int | None, _data("--crop", metavar="PX", help="Side of the centre crop.")] = None
+    mean: Annotated[str | None, _data("--mean", metavar="R,G,B", help="Mean of pixels in 0..1.")] = None
+    std: Annotated[str | None, _data("--std", metavar="R,G,B", help="Standard deviation of pixels in 0..1.")] = None
+    classes: Annotated[
+        Path | None, _data("--classes", metavar="FILE", help="Line i is the folder of class i; none: no labels.")
+    ] = None
+    layout: Annotated[str | None, _data("--layout", metavar="NCHW|NHWC", help="Order of the axes.")] = None
+    channels: Annotated[str | None, _data("--channels", metavar="RGB|BGR", help="Order of the channels.")] = None
+    interpolation: Annotated[
+        str | None, _data("--interpolation", metavar="NAME", help="Of the resize: bicubic, bilinear, …")
+    ] = None
+    data_options: Annotated[
+        Path | None,
+        _data("--data-options", metavar="FILE.toml", help="The same keys as TOML; what is given here wins."),
+    ] = None
+
+    def options(self, seed: int | None) -> "DataOptions":
+        """What was given, over the file's keys. Raises UsageError for a key or a value that there is not."""
+        from gpusq_onnx.data.options import DataOptions
+
+        given: dict[str, Any] = {
+            "path": self.data,
+            "samples": self.samples,
+            "resize": self.resize,
+            "crop": self.crop,
+            "mean": self.mean,
+            "std": self.std,
+            "classes": self.classes,
+            "layout": self.layout,
+            "channels": self.channels,
+            "interpolation": self.interpolation,
+            "seed": seed,
+        }
+        given = {key: value for key, value in given.items() if value is not None}
+        if self.data_options is not None:
+            return DataOptions.from_toml(self.data_options, given)
+        return DataOptions.from_values(given, where="command line")

@@ -1,0 +1,111 @@
+"""`gpusq-onnx passes list|show`: what `--passes` takes, read from the table and the passes themselves."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from typer import Argument
+
+from gpusq_onnx.cli.options import Json
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.pipeline.grammar import print_value
+
+
+def list_passes(json: Json = None) -> None:
+    """List the passes and presets."""
+    from gpusq_onnx.cli.console import show, show_table, write_json
+    from gpusq_onnx.pipeline import table
+
+    passes = [_identity(row) for row in table.rows().values()]
+    presets = [{"name": name, "passes": p.text, "summary": p.summary} for name, p in table.PRESETS.items()]
+    if json:
+        write_json({"passes": passes, "presets": presets}, json)
+        return
+    show_table(["pass", "summary"], [[p["name"], p["summary"]] for p in passes])
+    show()
+    show_table(["preset", "stands for", "summary"], [[p["name"], p["passes"], p["summary"]] for p in presets])
+    show("\nThe options of one: gpusq-onnx passes show NAME")
+
+
+def show(
+    name: Annotated[str, Argument(metavar="NAME", help="A pass or a preset.", show_default=False)], json: Json = None
+) -> None:
+    """Show a pass with its options, their ranges and sources, or the passes of a preset."""
+    from gpusq_onnx.cli import console
+    from gpusq_onnx.pipeline import recipe, table
+    from gpusq_onnx.pipeline.grammar import did_you_mean, parse
+
+    rows = table.rows()
+    if name in table.PRESETS:
+        preset = table.PRESETS[name]
+        if json:
+            console.write_json({"name": name, "passes": preset.text, "summary": preset.summary}, json)
+        else:
+            console.show(f"{name}: {preset.summary}\n\n{preset.text}\n\n{recipe.dumps(parse(preset.text))}")
+        return
+    if name not in rows:
+        valid = [*rows, *table.PRESETS]
+        raise UsageError(
+            f"there is no pass or preset named {name!r}",
+            expected=f"one of {', '.join(valid)}",
+            hint=did_you_mean(name, valid),
+        )
+    identity, options = _identity(rows[name]), _options(rows[name])
+    if json:
+        console.write_json({**identity, "options": options}, json)
+        return
+    console.show(f"{name} {identity['version']}: {identity['summary']}\nsource: {identity['source']}\n")
+    columns = ["option", "takes", "default", "meaning"]
+    console.show_table(columns, [[option[column] for column in columns] for option in options])
+
+
+def _identity(row: Any) -> dict[str, str]:
+    kind = row.load()
+    origin = row.distribution or "gpusq-onnx"
+    return {
+        "name": row.name,
+        "summary": kind.summary,
+        "version": str(kind.version),
+        "source": kind.source,
+        "distribution": origin,
+    }
+
+
+def _options(row: Any) -> list[dict[str, str]]:
+    schema: Mapping[str, Any] = row.load().Options.model_json_schema()
+    found = []
+    for key, field in schema.get("properties", {}).items():
+        meaning = field.get("description", "")
+        source = f" [{field['source']}]" if "source" in field else ""
+        found.append(
+            {
+                "option": key,
+                "takes": _takes(field, schema.get("$defs", {})),
+                "default": _default(field),
+                "meaning": meaning + source,
+            }
+        )
+    return found
+
+
+def _default(field: Mapping[str, Any]) -> str:
+    """As one would write it in `--passes`."""
+    value = field.get("default", "required")
+    if value is None:
+        return "-"
+    return print_value(value) if isinstance(value, str | bool | int | float | list) else str(value)
+
+
+def _takes(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """The type and range of one option, from its JSON schema, in words."""
+    if "$ref" in field:
+        return _takes(definitions[field["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in field:
+        kinds = [_takes(kind, definitions) for kind in field["anyOf"] if kind.get("type") != "null"]
+        return " or ".join(kinds)
+    if "enum" in field or "const" in field:
+        return " | ".join(map(str, field.get("enum", [field.get("const")])))
+    if field.get("type") == "array":
+        return f"[{_takes(field.get('items', {}), definitions)};…]"
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field]
+    return " ".join([{"boolean": "true | false"}.get(field.get("type", ""), str(field.get("type", "text"))), *limits])

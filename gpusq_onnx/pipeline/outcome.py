@@ -1,0 +1,74 @@
+"""What the manager hands back: each pass's rows and findings, totals before and after; the same for a plan and a run.
+
+Plain values throughout, so that the report is a dump of it. Nothing here depends on time but `seconds`, and nothing on
+the host.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpusq_onnx.pipeline.base import PlanRow
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A model file: as the caller named it, its size in bytes and its SHA-256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """One pass.
+
+    Attributes:
+        name, version: of the pass.
+        options: all of them, defaults filled in.
+        rows: what was decided for each tensor.
+        findings: what the pass measured; empty in a plan.
+        facts: what holds from here on, as sentences.
+        seconds: of `apply`; None in a plan.
+    """
+
+    name: str
+    version: int
+    options: Mapping[str, Any]
+    rows: tuple[PlanRow, ...]
+    findings: Mapping[str, Any] = field(default_factory=dict)
+    facts: tuple[str, ...] = ()
+    seconds: float | None = None
+
+    @property
+    def decisions(self) -> dict[str, int]:
+        """How many tensors met each decision."""
+        return dict(Counter(row.decision for row in self.rows))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One `plan` or `run`.
+
+    Attributes:
+        pipeline: the canonical text of what ran, presets expanded.
+        seed: of everything random.
+        input, output: the files; output is None in a plan.
+        data: what the calibration source says of itself (`Source.describe`), its `options` and `sha256`; None where no
+            data was read.
+        steps: the passes in order.
+        before, after: totals by name: bytes, parameters, macs, bit_operations. In a plan, `after` is the estimate.
+        warnings: sentences for the user.
+    """
+
+    pipeline: str
+    seed: int
+    input: FileFacts
+    output: FileFacts | None
+    data: Mapping[str, Any] | None
+    steps: tuple[StepOutcome, ...]
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,61 @@
+"""The report of `plan` and `apply`: the manager's outcome as JSON for machines and as a Markdown digest for people.
+
+The JSON holds every row and every finding. The digest says what was done and how often, why weights were left, what it
+cost and gained, and repeats the warnings: calibration without real data is one.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from gpusq_onnx import __version__
+from gpusq_onnx.pipeline.outcome import Outcome, StepOutcome
+from gpusq_onnx.report.markdown import table
+
+UNITS = {"bytes": "bytes", "parameters": "parameters", "macs": "MACs", "bit_operations": "bit operations"}
+
+
+def document(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as plain JSON values."""
+    return {"tool": f"gpusq-onnx {__version__}", **TypeAdapter(Outcome).dump_python(outcome, mode="json")}
+
+
+def digest(outcome: Outcome) -> str:
+    """The outcome as Markdown, readable as plain text."""
+    lines = [f"# {outcome.output.path}" if outcome.output else f"# Plan for {outcome.input.path}", ""]
+    lines += [
+        f"- gpusq-onnx {__version__}: {outcome.pipeline}",
+        f"- input: {outcome.input.path}, {outcome.input.sha256}",
+    ]
+    if outcome.output:
+        lines.append(f"- output: {outcome.output.path}, {outcome.output.sha256}")
+    if outcome.data:
+        lines.append(f"- data: {outcome.data['samples']} samples of {outcome.data['kind']}, seed {outcome.seed}")
+    lines += [f"- **warning**: {warning}" for warning in outcome.warnings]
+    for step in outcome.steps:
+        lines += ["", *_step(step)]
+    return "\n".join([*lines, "", *totals(outcome.before, outcome.after)]) + "\n"
+
+
+def totals(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    """A Markdown table of the totals that both sides have."""
+    rows = [
+        [text, f"{before[key]:,.0f}", f"{after[key]:,.0f}", f"{after[key] / before[key]:.2f}"]
+        for key, text in UNITS.items()
+        if before.get(key) and key in after
+    ]
+    return table(["total", "before", "after", "ratio"], rows)
+
+
+def _step(step: StepOutcome) -> Iterator[str]:
+    took = "" if step.seconds is None else f" ({step.seconds:.1f} s)"
+    yield f"## {step.name}{took}"
+    yield ""
+    groups = Counter((row.role, row.decision, row.reason) for row in step.rows)
+    rows = [[str(number), role, decision, reason] for (role, decision, reason), number in groups.items()]
+    yield from table(["tensors", "role", "decision", "reason"], rows)
+    if step.facts:
+        yield ""
+        yield f"Checked after this pass and every later one: {len(step.facts)} facts, e.g. {step.facts[0]}."
