@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -25,6 +25,9 @@ from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
 from gpusq_onnx.graph.wire import write_model
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _PROTOBUF_LIMIT = 2**31 - 2**20
 _ALIGNMENT = 4096  # external tensors start on a page, so that they can be memory-mapped
@@ -73,14 +76,23 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def save(model: Model, path: Path | str) -> None:
+def save(model: Model, path: Path | str, *, outputs: Sequence[str] | None = None) -> str:
     """Write `model` to `path`, atomically; with `PATH.data` beside it for external data.
+
+    Args:
+        outputs: write a graph with these tensors as its only outputs, for looking inside; None writes the model itself.
+
+    Returns:
+        The SHA-256 of the model file, as hex.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     path = Path(path)
     graph, large = model.export()
+    if outputs is not None:
+        del graph.output[:]
+        graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
     total = graph.ByteSize() + sum(length for _, length, _ in large)
     with ExitStack() as stack:
         if model.external or total > _PROTOBUF_LIMIT:
@@ -89,8 +101,9 @@ def save(model: Model, path: Path | str) -> None:
             for tensor in _write_external(data_file, data.name, large):
                 graph.initializer.append(tensor)
             large = []
-        file = stack.enter_context(atomic_write(path))
-        write_model(file, model.header, graph, large)
+        hashed = _Hashed(stack.enter_context(atomic_write(path)))
+        write_model(hashed, model.header, graph, large)
+    return hashed.digest.hexdigest()
 
 
 def to_bytes(model: Model) -> bytes:
@@ -104,6 +117,17 @@ def to_bytes(model: Model) -> bytes:
 def proto_of(model: Model) -> ModelProto:
     """The model as a ModelProto with all its bytes."""
     return ModelProto.FromString(to_bytes(model))
+
+
+class _Hashed:
+    """A writer that hashes what passes through, so that the file need not be read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: Buffer) -> None:
+        self.digest.update(data)
+        self.file.write(data)
 
 
 def _write_external(file: BinaryIO, location: str, large: list[Large]) -> Iterator[TensorProto]:
@@ -131,6 +155,3 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-Writer = Callable[[Model, Path], None]

@@ -26,6 +26,8 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.payload import Header, Payload
 
+Node, Tensor = gs.Node, gs.Tensor  # for those above this package, which name graphsurgeon's types and make none
+
 INLINE_BYTES = 1024  # smaller constants travel inside the graph: shapes, axes and scalars are needed to reason about it
 
 Large = tuple[TensorProto, int, Callable[[], NDArray[np.uint8]]]
@@ -215,6 +217,16 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     if not kind.elem_type:
         return TensorSpec(value.name, np.dtype(object), shape)
     return TensorSpec(value.name, np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)), shape)
+
+
+def values_of(constant: gs.Constant) -> NDArray[Any]:
+    """The values of an initializer; a lazily loaded one is decoded for the caller and not kept (treat as read-only)."""
+    return decoded(constant._values)
+
+
+def decoded(values: Any) -> NDArray[Any]:
+    """An initializer's values as an array, whether they were loaded already or not."""
+    return values.load() if isinstance(values, LazyValues) else values  # type: ignore[no-any-return]
 
 
 def data_type_of(constant: gs.Constant) -> int:

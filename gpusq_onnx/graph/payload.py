@@ -50,13 +50,13 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
     def load(self) -> NDArray[Any]:
         """The values as an array of the ONNX type (bfloat16 and smaller through ml_dtypes)."""
         if not self.external:
-            return np.array(numpy_helper.to_array(self.tensor))
+            return numpy_helper.to_array(self.tensor)
         loaded = TensorProto()
         loaded.CopyFrom(self.tensor)
         loaded.data_location = TensorProto.DEFAULT
         del loaded.external_data[:]
         loaded.raw_data = self.external_bytes().tobytes()
-        return np.array(numpy_helper.to_array(loaded))
+        return numpy_helper.to_array(loaded)
 
     def external_bytes(self) -> NDArray[np.uint8]:
         """The external bytes as a read-only memory map of length n.

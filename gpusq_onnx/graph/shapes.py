@@ -9,6 +9,9 @@ dynamic k) stay unknown, and callers treat unknown as unknown.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import onnx
 from onnx import GraphProto, shape_inference
 
@@ -17,10 +20,13 @@ from gpusq_onnx.graph.model import Model
 
 Dim = int | str | None
 Shapes = dict[str, tuple[Dim, ...]]
+Types = dict[str, np.dtype[Any]]
 
 
-def infer_shapes(model: Model) -> Shapes:
-    """Shapes for one image (a dynamic first dimension of an input counts as 1), by tensor name, where the rank is known.
+def infer_shapes(model: Model) -> tuple[Shapes, Types]:
+    """Shapes for one image (a dynamic first dimension of an input counts as 1) and element types, by tensor name.
+
+    A tensor of unknown rank has no shape, one of unknown type no type.
 
     Raises:
         UnsupportedModelError: the graph contradicts itself (inference names the node).
@@ -40,17 +46,21 @@ def infer_shapes(model: Model) -> Shapes:
             found=str(error).strip().splitlines()[0],
             hint="onnx.checker.check_model(path, full_check=True) shows the whole message",
         ) from None
-    return _shapes_of(inferred.graph)
+    return _collect(inferred.graph)
 
 
-def _shapes_of(graph: GraphProto) -> Shapes:
+def _collect(graph: GraphProto) -> tuple[Shapes, Types]:
     shapes: Shapes = {}
+    types: Types = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
+        if kind.elem_type:
+            types[value.name] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
         if value.type.HasField("tensor_type") and kind.HasField("shape"):
             shapes[value.name] = tuple(
                 d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in kind.shape.dim
             )
     for tensor in graph.initializer:
         shapes[tensor.name] = tuple(tensor.dims)
-    return shapes
+        types[tensor.name] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    return shapes, types

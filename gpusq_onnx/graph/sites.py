@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.dataflow import Dataflow
-from gpusq_onnx.graph.model import Model, data_type_of
+from gpusq_onnx.graph.model import Model, data_type_of, values_of
 from gpusq_onnx.graph.views import Cut, Kernel, Permute, Step, Unbatch, View
 
 OPERATORS = ("MatMul", "Gemm", "Conv")
@@ -77,7 +78,13 @@ class Site:
     @property
     def activation(self) -> gs.Tensor:
         """The data operand of the first reader, in front of any Q/DQ."""
-        return before_qdq(self.readers[0].inputs[_data_operand(self.readers[0], self)])
+        reader = self.readers[0]
+        return before_qdq(reader.inputs[1 - self.operand(reader)])
+
+    def operand(self, reader: gs.Node) -> int:
+        """Which input of `reader` the weight is: 1, or 0 for a constant on the left of a MatMul."""
+        last = self.trail[0].outputs[0] if self.trail else self.weight
+        return 0 if reader.op == "MatMul" and reader.inputs[0] is last else 1
 
     @property
     def output(self) -> gs.Tensor:
@@ -102,17 +109,15 @@ class Site:
     @property
     def dtype(self) -> str:
         """The stored type's ONNX name, in lower case."""
-        import onnx
-
         return str(onnx.TensorProto.DataType.Name(data_type_of(self.weight))).lower()
 
     def read(self) -> NDArray[Any]:
         """w[out, k] in the stored type (integer codes where the weight is stored quantised); treat as read-only."""
-        return self.view.read(self.weight.values)
+        return self.view.read(values_of(self.weight))
 
     def write(self, w: NDArray[Any]) -> None:
         """Store w[out, k]; shape and type must be the stored ones."""
-        stored = self.weight.values
+        stored = values_of(self.weight)
         assert w.shape == (self.out, self.k) and w.dtype == stored.dtype, (self.name, w.shape, w.dtype)
         self.weight.values = self.view.write(w, stored)
 
@@ -167,10 +172,6 @@ def module_path(node: gs.Node) -> str:
         inner = parts[:-1]
         return ".".join(p for p, after in zip(inner, [*inner[1:], ""], strict=True) if not after.startswith(f"{p}."))
     return ""
-
-
-def _data_operand(node: gs.Node, site: Site) -> int:
-    return 1 if node.inputs[0] is site.weight else 0
 
 
 def _behind_bias(node: gs.Node) -> tuple[gs.Tensor, gs.Constant | None]:

@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.dataflow import ELEMENTWISE, NONLINEAR, Dataflow
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.shapes import Shapes, infer_shapes
+from gpusq_onnx.graph.shapes import Shapes, Types, infer_shapes
 from gpusq_onnx.graph.sites import Site, before_qdq, find_sites
 
 BLOCK_ROLES = frozenset("qkv q k v qk kv proj fc1 fc2".split())
@@ -68,6 +68,7 @@ class Structure:
     blocks: list[Block]
     stages: list[list[Block]]
     shapes: Shapes
+    types: Types
     flow: Dataflow
 
     @property
@@ -80,7 +81,7 @@ def analyse(model: Model) -> Structure:
     """Find sites, attention, blocks and stages, and give every site its role."""
     flow = Dataflow(model)
     sites = find_sites(model, flow)
-    shapes = infer_shapes(model)
+    shapes, types = infer_shapes(model)
     owner = {id(reader): site for site in sites for reader in site.readers}
     attentions = _find_attention(flow, shapes, owner)
     for attention in attentions:
@@ -88,7 +89,7 @@ def analyse(model: Model) -> Structure:
     _name_mlps(sites, flow, owner)
     _name_ends(sites, flow, owner)
     blocks = _find_blocks(sites, flow)
-    return Structure(sites, attentions, blocks, _find_stages(blocks), shapes, flow)
+    return Structure(sites, attentions, blocks, _find_stages(blocks), shapes, types, flow)
 
 
 def _find_attention(flow: Dataflow, shapes: Shapes, owner: dict[int, Site]) -> list[Attention]:

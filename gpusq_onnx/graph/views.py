@@ -125,9 +125,10 @@ class View:
 
     def write(self, seen: Array, stored: Array) -> Array:
         """The stored array with w[out, k] = `seen`; `stored` itself is not changed."""
-        befores = [stored]
-        for step in self.steps[:-1]:
-            befores.append(step.forward(befores[-1]))
+        befores = []
+        for step in self.steps:
+            befores.append(stored)
+            stored = step.forward(stored)
         for step, before in zip(reversed(self.steps), reversed(befores), strict=True):
             seen = step.backward(seen, before)
         return seen

@@ -11,11 +11,23 @@ file; larger models go to external data (`gpusq_onnx.graph.io.save`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class Writer(Protocol):
+    """Anything with a binary `write`."""
+
+    def write(self, data: Buffer, /) -> object:
+        """Write all of `data`."""
+        ...
+
 
 _MODEL_GRAPH = ModelProto.GRAPH_FIELD_NUMBER
 _GRAPH_INITIALIZER = GraphProto.INITIALIZER_FIELD_NUMBER
@@ -36,7 +48,7 @@ def _prefix(field: int, length: int) -> bytes:
 
 
 def write_model(
-    file: BinaryIO,
+    file: Writer,
     header: ModelProto,
     graph: GraphProto,
     large: Iterable[tuple[TensorProto, int, Callable[[], NDArray[np.uint8]]]],
@@ -63,6 +75,6 @@ def write_model(
         _write_exactly(file, values(), length)
 
 
-def _write_exactly(file: BinaryIO, values: NDArray[Any], length: int) -> None:
+def _write_exactly(file: Writer, values: NDArray[Any], length: int) -> None:
     assert values.nbytes == length, (values.nbytes, length)
     file.write(values.data)

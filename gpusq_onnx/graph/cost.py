@@ -1,0 +1,68 @@
+"""What a model costs: parameters, multiply-accumulates, bit operations and bytes, for each site and in all.
+
+    macs            out * k * rows, rows = output positions of one image, summed over the readers
+    bit_operations  macs * bits(weight) * bits(activation), halved where the weight is 2:4
+    bytes           of the weight as a sparse engine stores it: kept elements * bits, and 2 bits of metadata for each
+                    kept element (GPUSQ-ViT section 3.1: INT8 2:4 is 5 bits a weight, FP16 2:4 is 9)
+
+Source: METHOD.md, "Metrics as the paper counts them". Limits: only sites count towards MACs, not attention products;
+positions that shape inference does not know count as one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.graph.structure import Structure
+
+_BITS = {"float": 32, "double": 64, "float16": 16, "bfloat16": 16, "int8": 8, "uint8": 8, "float8e4m3fn": 8, "int4": 4}
+_METADATA_BITS = 2  # for each kept element of a group of four
+
+
+@dataclass(frozen=True)
+class SiteCost:
+    """The cost of one site for one image, in the units of the module's text."""
+
+    parameters: int
+    macs: int
+    bit_operations: float
+    bytes: float
+
+
+def site_cost(site: Site, structure: Structure, *, quantised: bool, sparse: bool) -> SiteCost:
+    """The cost of a site with an INT8 weight and input (`quantised`) or in its stored type, 2:4 or dense."""
+    bits = 8 if quantised else _BITS.get(site.dtype, 32)
+    parameters = site.out * site.k
+    macs = sum(parameters * _rows(site, reader.outputs[0].name, structure) for reader in site.readers)
+    stored = parameters / 2 * (bits + _METADATA_BITS) if sparse else parameters * bits
+    return SiteCost(parameters, macs, macs * bits * bits / (2 if sparse else 1), stored / 8)
+
+
+def total_cost(
+    model: Model, structure: Structure, state: Callable[[Site], tuple[bool, bool]], sites: Iterable[Site] | None = None
+) -> dict[str, float]:
+    """Totals over the model; `state` tells (quantised, sparse) of a site.
+
+    The parameters and bytes of initializers that are no site's weight (biases, norms, embeddings) count as stored.
+    """
+    chosen = list(structure.sites if sites is None else sites)
+    costs = [site_cost(site, structure, quantised=q, sparse=s) for site in chosen for q, s in [state(site)]]
+    weights = {site.weight.name for site in chosen}
+    others = [c for c in model.constants() if c.name not in weights and c.dtype is not None and c.dtype.kind == "f"]
+    elements = sum(math.prod(c.shape) for c in others)
+    return {
+        "parameters": sum(c.parameters for c in costs) + elements,
+        "macs": sum(c.macs for c in costs),
+        "bit_operations": sum(c.bit_operations for c in costs),
+        "bytes": sum(c.bytes for c in costs) + sum(math.prod(c.shape) * c.dtype.itemsize for c in others),
+    }
+
+
+def _rows(site: Site, output: str, structure: Structure) -> int:
+    """Output positions: the output's elements for one image, divided by its channels."""
+    dims = [d for d in structure.shapes.get(output, ()) if isinstance(d, int)]
+    return max(1, math.prod(dims) // site.out) if dims else 1

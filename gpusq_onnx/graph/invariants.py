@@ -1,0 +1,158 @@
+"""What every model that leaves this tool satisfies: a list of rules, each a function from the graph to its violations.
+
+Verifier and passes speak one language: the rules of explicit quantisation here are the ones that TensorRT's parser
+enforces, so a violation is found before TensorRT sees the model.
+
+Source: ONNX operator specifications (QuantizeLinear, DequantizeLinear 21) and TensorRT's ONNX importer (zero points must
+be zero, scales positive, per-tensor or per-axis scale shapes, no INT32 DequantizeLinear).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from gpusq_onnx.errors import InvariantError
+from gpusq_onnx.graph.model import Model, check_names, data_type_of, values_of
+
+Rule = Callable[[Model], Iterator[str]]
+
+_QUANTISED = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4)
+_SMALLEST_FP16_SCALE = 6.1e-5  # below, a half-precision scale is subnormal or zero
+
+
+def connected(model: Model) -> Iterator[str]:
+    """Every tensor that a node reads is an input, an initializer or some node's output."""
+    for name in sorted(set(check_names(model))):
+        yield f"tensor {name!r} is read and nothing produces it"
+
+
+def unique_names(model: Model) -> Iterator[str]:
+    """Every tensor has one producer."""
+    seen: set[str] = set()
+    for node in model.graph.nodes:
+        for tensor in node.outputs:
+            if tensor.name in seen:
+                yield f"tensor {tensor.name!r} has two producers"
+            if tensor.name:
+                seen.add(tensor.name)
+
+
+def sorted_nodes(model: Model) -> Iterator[str]:
+    """Every node stands behind the nodes that it reads from."""
+    known = {tensor.name for tensor in model.graph.inputs}
+    for node in model.graph.nodes:
+        for tensor in node.inputs:
+            if isinstance(tensor, gs.Variable) and tensor.name and tensor.inputs and tensor.name not in known:
+                yield f"node {node.name!r} reads {tensor.name!r} before it is made"
+        known.update(tensor.name for tensor in node.outputs)
+
+
+def interface(model: Model) -> Iterator[str]:
+    """The outputs that the model came with are still produced."""
+    found = [tensor.name for tensor in model.graph.outputs]
+    if found != [value.name for value in model.frame.output]:
+        yield f"outputs {[v.name for v in model.frame.output]} became {found}"
+
+
+def positive_scales(model: Model) -> Iterator[str]:
+    """Every scale is a finite, positive constant, large enough for its type."""
+    for node in _qdq(model):
+        scale = node.inputs[1]
+        if not isinstance(scale, gs.Constant):
+            yield f"node {node.name!r}: the scale {scale.name!r} is computed, not a constant"
+            continue
+        values = np.asarray(values_of(scale), np.float32)
+        floor = _SMALLEST_FP16_SCALE if data_type_of(scale) == TensorProto.FLOAT16 else 0.0
+        if not np.all(np.isfinite(values) & (values > 0) & (values >= floor)):
+            yield f"node {node.name!r}: the scale {scale.name!r} holds {float(values.min()):g}, not a positive number"
+
+
+def symmetric(model: Model) -> Iterator[str]:
+    """Every zero point is present, of a type TensorRT quantises to, of the scale's shape, and zero."""
+    for node in _qdq(model):
+        if len(node.inputs) < 3 or not isinstance(node.inputs[2], gs.Constant):
+            yield f"node {node.name!r} has no constant zero point: ONNX then means UINT8 and TensorRT INT8"
+            continue
+        zero, scale = node.inputs[2], node.inputs[1]
+        if data_type_of(zero) not in _QUANTISED:
+            found = TensorProto.DataType.Name(data_type_of(zero))
+            yield f"node {node.name!r}: zero point {zero.name!r} is {found}; TensorRT takes INT8, INT4 and FLOAT8E4M3FN"
+        elif np.any(np.asarray(values_of(zero), np.float32)):
+            yield f"node {node.name!r}: zero point {zero.name!r} is not zero"
+        if tuple(zero.shape) != tuple(scale.shape):
+            yield f"node {node.name!r}: zero point {tuple(zero.shape)} and scale {tuple(scale.shape)} differ in shape"
+
+
+def scale_shapes(model: Model) -> Iterator[str]:
+    """A scale is one number, or one number a channel of a constant along `axis`; activations have one number."""
+    for node in _qdq(model):
+        scale = tuple(node.inputs[1].shape) if isinstance(node.inputs[1], gs.Constant) else ()
+        if len(scale) == 0 or node.attrs.get("block_size", 0):
+            continue
+        quantised = node.inputs[0]
+        if len(scale) > 1:
+            yield f"node {node.name!r}: scale of shape {scale}; TensorRT reads it as blocks, a channel scale is 1-D"
+        elif isinstance(quantised, gs.Constant):
+            axis = node.attrs.get("axis", 1)
+            if quantised.shape[axis] != scale[0]:
+                yield f"node {node.name!r}: {scale[0]} scales for axis {axis} of length {quantised.shape[axis]}"
+
+
+def no_quantised_bias(model: Model) -> Iterator[str]:
+    """No INT32 DequantizeLinear: TensorRT's parser refuses it (onnxruntime's quantiser writes it for biases)."""
+    for node in model.graph.nodes:
+        if node.op == "DequantizeLinear" and isinstance(node.inputs[0], gs.Constant):
+            if data_type_of(node.inputs[0]) == TensorProto.INT32:
+                yield f"node {node.name!r} dequantises the INT32 tensor {node.inputs[0].name!r}"
+
+
+def no_integer_operators(model: Model) -> Iterator[str]:
+    """No QLinear*, MatMulInteger, ConvInteger or DynamicQuantizeLinear: TensorRT wants explicit Q/DQ."""
+    for node in model.graph.nodes:
+        if node.op.startswith("QLinear") or node.op in ("MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"):
+            yield f"node {node.name!r} is a {node.op}"
+
+
+STRUCTURE: tuple[Rule, ...] = (connected, unique_names, sorted_nodes, interface)
+QUANTISATION: tuple[Rule, ...] = (
+    positive_scales,
+    symmetric,
+    scale_shapes,
+    no_quantised_bias,
+    no_integer_operators,
+)
+
+
+def violations(model: Model, rules: tuple[Rule, ...] = STRUCTURE + QUANTISATION) -> list[str]:
+    """All violations of `rules`, in order."""
+    return [text for rule in rules for text in rule(model)]
+
+
+def check(model: Model, where: str) -> None:
+    """Check every rule and the ONNX specification itself; `where` names what was just done.
+
+    Raises:
+        InvariantError: with the first violations.
+    """
+    found = violations(model)
+    if not found:
+        try:
+            onnx.checker.check_model(model.skeleton())
+        except onnx.checker.ValidationError as error:
+            found = [str(error).strip().splitlines()[0]]
+    if found:
+        raise InvariantError(
+            f"the graph broke {len(found)} rule(s) after {where}",
+            where=where,
+            found="; ".join(found[:3]),
+            hint="this is a defect of the pass; the reproducer beside the output shows it",
+        )
+
+
+def _qdq(model: Model) -> Iterator[gs.Node]:
+    return (node for node in model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear"))

@@ -1,0 +1,139 @@
+"""What a pass is: a name, options, and four steps that the manager calls in order.
+
+    requires   may this model be treated at all? Raises with the node, the shape and the remedy.
+    plan       what will happen to each tensor, and why: rows. Pure; the dry run, the report and what `apply` obeys.
+    apply      the edit that the rows describe, and nothing else.
+    ensures    the facts that hold from now on; the manager checks them again after every later pass.
+
+A pass knows the graph, the maths and its context; it never reads files, the clock or the environment.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.pipeline.progress import NullProgress, Progress
+
+SKIP = "skip"
+
+
+class PassOptions(BaseModel):
+    """Base of every pass's options: unknown keys are errors, values do not change after creation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """What will happen to one tensor.
+
+    Attributes:
+        tensor: the initializer or activation.
+        module: its module path, where the exporter recorded one.
+        role: the site's role, or "activation".
+        op: the operator that reads it.
+        shape: [out, k] of a weight; the activation's shape otherwise.
+        decision: "prune", "quantise", ... or "skip".
+        reason: one sentence: why.
+        detail: what `apply` needs beside (pattern, axis, observer, ...); plain values.
+    """
+
+    tensor: str
+    module: str
+    role: str
+    op: str
+    shape: tuple[int | str | None, ...]
+    decision: str
+    reason: str
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the tensor stays as it is."""
+        return self.decision == SKIP
+
+
+class Fact(Protocol):
+    """Something a pass established, which every later pass must leave true."""
+
+    @property
+    def text(self) -> str:
+        """The fact as a sentence."""
+        ...
+
+    def broken(self, model: Model, structure: Structure) -> str | None:
+        """What is wrong now, or None while the fact holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a plan may rely on beside the model.
+
+    Attributes:
+        data: whether the caller gives calibration data (synthetic images do not count).
+        facts: what earlier passes of the same pipeline establish, whether or not they have run yet.
+    """
+
+    data: bool = False
+    facts: tuple[Fact, ...] = ()
+
+
+@dataclass
+class Context:
+    """What a pass may use beside the model.
+
+    Attributes:
+        source: calibration data; None while only planning.
+        seed: for everything random.
+        progress: where long work reports.
+        findings: what the pass measured, for the report; plain values by key.
+        warnings: sentences for the user.
+    """
+
+    source: Source | None = None
+    seed: int = 0
+    progress: Progress = field(default_factory=NullProgress)
+    findings: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Pass(ABC):
+    """One transformation of a model. Subclasses set the class variables and implement the four steps."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[PassOptions]] = PassOptions
+
+    def __init__(self, options: PassOptions) -> None:
+        self.options = options
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether `apply` reads calibration data with these options."""
+        return False
+
+    def requires(self, model: Model, structure: Structure) -> None:  # noqa: B027  # most passes take any model
+        """Raise UnsupportedModelError where the pass cannot work at all."""
+
+    @abstractmethod
+    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+        """One row for every tensor that the pass considered. Raises NothingMatched for a selector without a match."""
+
+    @abstractmethod
+    def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
+        """Edit the model as the rows that are not skipped say."""
+
+    def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
+        """The facts that hold once `apply` has done what the rows say."""
+        return []

@@ -1,0 +1,75 @@
+"""Run the model over the calibration data and show chosen activations to a visitor, one batch at a time.
+
+The graph that runs is the model with the wanted tensors as its only outputs, in floating point, through onnxruntime.
+Nothing is kept between batches but what the visitor keeps, so memory does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.errors import UnsupportedDataError
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.pipeline.progress import Progress
+
+BATCH = 4  # enough to keep two cores busy; the activations of this many images are all that is held
+
+Visitor = Callable[[Mapping[str, NDArray[Any]]], None]
+
+
+class Calibration:
+    """A model opened for looking inside; use as a context manager.
+
+    Args:
+        model: as it is now; later edits are not seen.
+        tensors: names of the tensors that visitors get.
+        source: the images.
+    """
+
+    def __init__(self, model: Model, tensors: Sequence[str], source: Source, progress: Progress) -> None:
+        self._model, self._tensors = model, list(dict.fromkeys(tensors))
+        self._source, self._progress = source, progress
+        self._folder = tempfile.TemporaryDirectory(prefix="gpusq-onnx-")
+
+    def __enter__(self) -> Calibration:
+        from gpusq_onnx.runtime.ort import Session
+
+        path = Path(self._folder.name) / "tapped.onnx"
+        io.save(self._model, path, outputs=self._tensors)
+        self._session = Session(path)
+        path.unlink()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._folder.cleanup()
+
+    def run(self, visit: Visitor, label: str, images: int | None = None) -> int:
+        """Hand the tensors of every batch (of about the first `images`) to `visit`; returns the images seen.
+
+        Raises:
+            UnsupportedDataError: the source yields no image.
+        """
+        seen = 0
+        self._progress.start(label, min(len(self._source), images or len(self._source)))
+        for batch in self._source.batches(BATCH):
+            found = self._session.run(batch.feed, self._tensors)
+            rows = len(next(iter(batch.feed.values())))
+            if batch.size < rows:
+                found = {name: value[: len(value) * batch.size // rows] for name, value in found.items()}
+            visit(found)
+            seen += batch.size
+            self._progress.advance(batch.size)
+            if images is not None and seen >= images:
+                break
+        self._progress.finish()
+        if not seen:
+            raise UnsupportedDataError("the calibration data is empty", hint="point --data at a folder with images")
+        return seen

@@ -1,0 +1,81 @@
+"""The facts that passes establish and the manager keeps true: a weight's pattern, a model's symmetric quantisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.graph import invariants
+from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.quant.formats import IntFormat, quantize
+from gpusq_onnx.sparsity.patterns import parse_pattern
+
+
+@dataclass(frozen=True)
+class SparseWeight:
+    """A weight follows its pattern along k; where it is quantised, its integer codes do, too.
+
+    Attributes:
+        site: the site's name.
+        pattern: "2:4", ...
+    """
+
+    site: str
+    pattern: str
+
+    @property
+    def text(self) -> str:
+        """The fact as a sentence."""
+        return f"{self.site} is {self.pattern} along its reduction axis"
+
+    def concerns(self, site: Site) -> bool:
+        """Whether the fact is about this site (stored as float, or as its INT8 codes)."""
+        return site.name in (self.site, f"{self.site}_int8")
+
+    def broken(self, model: Model, structure: Structure) -> str | None:
+        """What is wrong now, or None."""
+        pattern = parse_pattern(self.pattern)
+        for site in structure.sites:
+            if self.concerns(site):
+                values = site.read()
+                wrong = pattern.violations(values)
+                if wrong:
+                    return f"{wrong} groups of {site.name} break {self.pattern}"
+                if site.quantised == "qdq" and pattern.violations(codes_of(site)):
+                    return f"the integer codes of {site.name} break {self.pattern}"
+                return None
+        return f"the weight {self.site} is gone"
+
+
+@dataclass(frozen=True)
+class ExplicitQuantisation:
+    """Every Q/DQ pair of the model is one that TensorRT's parser takes."""
+
+    @property
+    def text(self) -> str:
+        """The fact as a sentence."""
+        return "all Q/DQ pairs are symmetric, positive and legal for TensorRT"
+
+    def broken(self, model: Model, structure: Structure) -> str | None:
+        """What is wrong now, or None."""
+        return next(iter(invariants.violations(model, invariants.QUANTISATION)), None)
+
+
+def weight_scale(site: Site) -> NDArray[np.float32]:
+    """The scale [out] (or a scalar) of a quantised site's weight."""
+    dequantize = next(node for node in site.trail if node.op == "DequantizeLinear")
+    return np.asarray(values_of(dequantize.inputs[1]), np.float32)
+
+
+def codes_of(site: Site) -> NDArray[Any]:
+    """The integer codes[out, k] of a quantised site, as TensorRT computes them when it builds."""
+    values = site.read()
+    if site.quantised == "int8":
+        return values
+    scale = weight_scale(site)
+    return quantize(np.asarray(values, np.float32), scale, IntFormat(8), axis=0 if scale.ndim else None)

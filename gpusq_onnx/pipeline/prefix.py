@@ -1,0 +1,117 @@
+"""Run a graph piece by piece over a data set, keeping on disk what the next piece needs.
+
+Layer-wise pruning wants, before each group of weights, the activations that the part already pruned produces. Starting
+from the image each time costs a forward pass a block; here the tensors that cross the current position (the residual
+stream, mostly) wait in a scratch folder, batch by batch, and the next piece starts from them. All groups together then
+cost one forward pass over the data, and memory holds one batch, whatever the number of images.
+
+Limits: scratch space of one boundary's activations for all images (ViT-Base, 1000 images: about 3 GB between fc1 and fc2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, NodeProto, numpy_helper
+
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.graph.model import Model, decoded
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class PrefixRunner:
+    """A position in a graph's node list, and every batch's tensors there.
+
+    Args:
+        model: the model; weights are read when a piece runs, so a piece sees what was pruned before it.
+        folder: an empty scratch folder.
+        frozen: read the weights now instead: this runner stays with the model as it is (lazily loaded ones stay lazy).
+    """
+
+    def __init__(self, model: Model, folder: Path, *, frozen: bool = False) -> None:
+        self._nodes: list[NodeProto] = list(model.export()[0].node)
+        self._constants = {c.name: c for c in model.constants()}
+        self._values = {name: c._values for name, c in self._constants.items()} if frozen else None
+        self._folder = folder
+        self._header = model.header
+        self._batches = 0
+        self._last_use: dict[str, int] = {}
+        for index, node in enumerate(self._nodes):
+            self._last_use.update(dict.fromkeys(_reads(node), index))
+        self.position = 0
+
+    def start(self, source: Source, batch: int) -> int:
+        """Store the images of `source` as the tensors in front of the first node; returns their number."""
+        images = 0
+        for data in source.batches(batch):
+            self._store(self._batches, {name: value[: data.size] for name, value in data.feed.items()})
+            self._batches += 1
+            images += data.size
+        return images
+
+    def advance(self, position: int) -> None:
+        """Run the nodes up to (not including) `position` for every batch."""
+        from gpusq_onnx.runtime.ort import Session
+
+        if position <= self.position or not self._batches:
+            return
+        live = self._load(0)
+        piece = self._nodes[self.position : position]
+        made = [name for node in piece for name in node.output if self._last_use.get(name, -1) >= position]
+        kept = [name for name in live if self._last_use.get(name, -1) >= position]
+        session = Session(self._piece(piece, live, made)) if made else None
+        wanted = {name for node in piece for name in _reads(node)}
+        for index in range(self._batches):
+            arrays = self._load(index)
+            crossing = {name: arrays[name] for name in kept}
+            if session is not None:
+                crossing |= session.run({name: v for name, v in arrays.items() if name in wanted}, made)
+            self._store(index, crossing)
+        self.position = position
+
+    def read(self, tensor: str) -> Iterator[NDArray[Any]]:
+        """The tensor at the current position, batch by batch."""
+        for index in range(self._batches):
+            with np.load(self._path(index)) as stored:
+                yield stored[tensor]
+
+    def _piece(self, nodes: list[NodeProto], live: Mapping[str, NDArray[Any]], outputs: list[str]) -> bytes:
+        graph = GraphProto(name="piece", node=nodes)
+        read = {name for node in nodes for name in _reads(node)}
+        for name in sorted(read & self._constants.keys()):
+            values = self._values[name] if self._values is not None else self._constants[name]._values
+            graph.initializer.append(numpy_helper.from_array(decoded(values), name))
+        for name in (n for n in live if n in read):
+            kind = onnx.helper.np_dtype_to_tensor_dtype(live[name].dtype)
+            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * live[name].ndim))
+        graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
+        model = onnx.ModelProto(ir_version=self._header.ir_version, graph=graph)
+        model.opset_import.extend(self._header.opset_import)
+        model.functions.extend(self._header.functions)
+        return bytes(model.SerializeToString())
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{index}.npz"
+
+    def _store(self, index: int, arrays: Arrays) -> None:
+        np.savez(self._path(index), **arrays)  # type: ignore[arg-type]  # numpy's stub knows no keyword arrays
+
+    def _load(self, index: int) -> Arrays:
+        with np.load(self._path(index)) as stored:
+            return {name: stored[name] for name in stored.files}
+
+
+def _reads(node: NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, those of its subgraphs included."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                yield from _reads(inner)
+            yield from (value.name for value in attribute.g.output)

@@ -1,0 +1,52 @@
+"""Which sites a pass treats: by name pattern, module path, operator and role, with the reason for every refusal.
+
+`only` and `skip` are lists of patterns. A pattern is a role (`fc1`), an operator (`Conv`), or a shell-style wildcard
+that is matched against the initializer's name and the module path (`blocks.0.*`). A pattern that matches no site of the
+model is an error, so that a typo never means "everything".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from gpusq_onnx.errors import NothingMatched
+from gpusq_onnx.graph.sites import OPERATORS, Site
+from gpusq_onnx.graph.structure import ROLES
+
+
+class Selector:
+    """The sites that `only` names (all, where it is empty) without those that `skip` names."""
+
+    def __init__(self, only: Sequence[str], skip: Sequence[str]) -> None:
+        self.only, self.skip = tuple(only), tuple(skip)
+
+    def check(self, sites: Sequence[Site], where: str) -> None:
+        """Raise NothingMatched for the first pattern without a match; `where` names the pass and its options."""
+        for option, patterns in (("only", self.only), ("skip", self.skip)):
+            for pattern in patterns:
+                if not any(matches(pattern, site) for site in sites):
+                    names = sorted({site.path or site.name for site in sites})
+                    raise NothingMatched(
+                        f"the selector {pattern!r} matches no weight",
+                        where=f"{where}.{option}",
+                        expected=f"a role ({', '.join(sorted({s.role for s in sites}))}), an operator "
+                        f"({', '.join(OPERATORS)}), or a pattern for names such as {', '.join(names[:3])}",
+                        hint="gpusq-onnx inspect MODEL lists every weight with its name, path and role",
+                    )
+
+    def refuses(self, site: Site) -> str | None:
+        """Why the site is left out, or None."""
+        if self.only and not any(matches(pattern, site) for pattern in self.only):
+            return f"not selected by only={';'.join(self.only)}"
+        hit = next((pattern for pattern in self.skip if matches(pattern, site)), None)
+        return f"left out by skip={hit}" if hit is not None else None
+
+
+def matches(pattern: str, site: Site) -> bool:
+    """Whether one pattern names the site."""
+    if pattern in ROLES:
+        return site.role == pattern
+    if pattern in OPERATORS:
+        return site.op == pattern
+    return fnmatchcase(site.name, pattern) or (bool(site.path) and fnmatchcase(site.path, pattern))
