@@ -15,23 +15,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, cast
 
-import numpy as np
-import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
-from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.qdq import PROFILES, SOFTMAX_SCALE, QdqWriter, store_codes
+from gpusq_onnx.graph.model import Model, Tensor
+from gpusq_onnx.graph.qdq import PROFILES
+from gpusq_onnx.graph.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Attention, Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow
-from gpusq_onnx.pipeline.calibrate import observe
-from gpusq_onnx.pipeline.facts import ExplicitQuantisation
+from gpusq_onnx.pipeline.facts import ExplicitQuantisation, is_pruned
+from gpusq_onnx.pipeline.quantise import Settings, quantise
+from gpusq_onnx.pipeline.ranges import When
 from gpusq_onnx.pipeline.selectors import Selector
-from gpusq_onnx.quant.clipping import weight_scales
-from gpusq_onnx.quant.formats import INT8, INT8_WEIGHT, clamp_scale, quantize
 from gpusq_onnx.quant.observers import make_observer
-from gpusq_onnx.sparsity.patterns import NM
 
 
 class Options(PassOptions):
@@ -43,6 +40,9 @@ class Options(PassOptions):
     attention: bool = Field(True, description="quantise the operands of both attention products")
     outputs: Literal["pruned", "all"] = Field("pruned", description="sparse-int8: outputs of the 2:4 Linears, or of all")
     weights: Literal["float", "int8"] = Field("float", description="store weights as float behind Q/DQ, or as INT8 codes")
+    equalise: bool = Field(True, description="move outlier channels into LayerNorms, weights and, where needed, a Mul")
+    bias_correction: bool = Field(True, description="let biases take up the mean rounding error")
+    softmax: Literal["observed", "fixed"] = Field("observed", description="scale of the softmax output: calibrated, or 1/127")
     clip: Literal["mse", "absmax"] = Field("mse", description="how weight scales are chosen")
     only: list[str] = Field([], description="roles, operators or name patterns to quantise; empty: all of the profile")
     skip: list[str] = Field([], description="roles, operators or name patterns to leave in float")
@@ -87,45 +87,24 @@ class QdqInt8(Pass):
             )
         chosen = {row.tensor for row in rows if not row.skipped}
         sites = [site for site in structure.sites if site.name in chosen]
-        rows += self._input_rows(sites, structure)
-        rows += self._output_rows(sites, structure)
-        for attention in structure.attentions:
-            rows += self._attention_rows(attention, structure)
+        inputs = self._input_rows(sites, structure)
+        rows += inputs
+        rows += self._output_rows(sites, structure, given, {row.tensor for row in inputs})
+        for number, attention in enumerate(structure.attentions):
+            rows += self._attention_rows(number, attention, structure)
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
-        assert context.source is not None
-        active = [row for row in plan if not row.skipped]
-        watched = [row.tensor for row in active if row.detail.get("scale") == "observed"]
-        observers = {
-            name: make_observer(self._options.observer, percentile=self._options.percentile)
-            for name in dict.fromkeys(watched)
-        }
-        context.findings["images"] = observe(
-            model, {name: observer.update for name, observer in observers.items()}, context.source, context.progress
+        options = self._options
+        settings = Settings(
+            observer=lambda importance: make_observer(
+                options.observer, percentile=options.percentile, importance=importance
+            ),
+            bias_correction=options.bias_correction,
+            clip=options.clip,
+            codes=options.weights == "int8",
         )
-        tensors = model.graph.tensors()
-        nodes = {node.name or node.outputs[0].name: node for node in model.graph.nodes}
-        sites = {site.name: site for site in structure.sites}
-        writer = QdqWriter(model, structure.types)
-        scales: dict[str, float] = {}
-        context.progress.start("quantising weights", len(sites))
-        for row in active:
-            if row.decision == "quantise weight":
-                site = sites[row.tensor]
-                writer.weight(site, weight_scales(site.read(), INT8_WEIGHT, method=self._options.clip))
-                context.progress.advance()
-                continue
-            tensor = tensors[row.tensor]
-            scale = SOFTMAX_SCALE if row.detail["scale"] == "1/127" else observers[row.tensor].scale(INT8)
-            scales[row.tensor] = float(clamp_scale(scale, structure.types.get(row.tensor, np.float32)))
-            readers = [nodes[name] for name in row.detail["readers"]]
-            writer.activation(tensor, scales[row.tensor], readers)
-        writer.finish()
-        context.progress.finish()
-        context.findings["scales"] = scales
-        if self._options.weights == "int8":
-            _store_codes(model, [sites[row.tensor] for row in active if row.decision == "quantise weight"])
+        quantise(model, structure, plan, settings, context)
 
     def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
         return [ExplicitQuantisation()]
@@ -142,29 +121,35 @@ class QdqInt8(Pass):
         return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason)
 
     def _input_rows(self, sites: list[Site], structure: Structure) -> list[PlanRow]:
-        readers: dict[str, list[Site]] = {}
+        shared: dict[str, list[Site]] = {}
         for site in sites:
-            for tensor in {site.activation.name: None}:
-                readers.setdefault(tensor, []).append(site)
+            shared.setdefault(site.activation.name, []).append(site)
         rows = []
-        for tensor, shared in readers.items():
-            roles = " and ".join(dict.fromkeys(site.role for site in shared))
-            nodes = [node for site in shared for node in site.readers]
-            rows.append(_activation_row(tensor, shared[0], structure, nodes, f"one pair for the input of {roles}"))
+        for readers in shared.values():
+            why = f"one pair for the input of {' and '.join(dict.fromkeys(site.role for site in readers))}"
+            equalise: When = "never"
+            if self._options.equalise and readers[0].op != "Conv":
+                norm = foldable_norm(readers[0].activation, readers)
+                equalise = "always" if norm is not None else "outliers"
+                why += "; channels equalised in the LayerNorm" if norm is not None else "; a Mul if channels are outliers"
+            rows.append(_row(readers[0].activation, structure, "input", readers, equalise, why))
         return rows
 
-    def _output_rows(self, sites: list[Site], structure: Structure) -> list[PlanRow]:
+    def _output_rows(self, sites: list[Site], structure: Structure, given: Given, taken: set[str]) -> list[PlanRow]:
         rows = []
         for site in sites:
-            if site.role not in PROFILES[self._options.profile].outputs:
+            if site.role not in PROFILES[self._options.profile].outputs or site.output.name in taken:
                 continue
-            if self._options.outputs == "pruned" and not NM(2, 4).holds(site.read()):
+            if self._options.outputs == "pruned" and not is_pruned(site, given.facts):
                 continue
             why = "sparse INT8 kernels write INT8: a pair between the bias and what follows"
-            rows.append(_activation_row(site.output.name, site, structure, list(site.output.outputs), why))
+            equalise: When = "never"
+            if self._options.equalise and len(site.readers) == 1 and site.op != "Conv" and not _private_bias_missing(site):
+                equalise, why = "outliers", f"{why}; a Mul if channels are outliers"
+            rows.append(_row(site.output, structure, "output", [site], equalise, why))
         return rows
 
-    def _attention_rows(self, attention: Attention, structure: Structure) -> list[PlanRow]:
+    def _attention_rows(self, number: int, attention: Attention, structure: Structure) -> list[PlanRow]:
         score, context = attention.scores, attention.context
         limit = PROFILES[self._options.profile].max_tokens
         reason = ""
@@ -179,27 +164,25 @@ class QdqInt8(Pass):
         rows = []
         for node, index, operand in ((score, 0, "Q"), (score, 1, "K"), (context, 0, "softmax"), (context, 1, "V")):
             tensor = node.inputs[index]
-            detail = {"scale": "1/127" if operand == "softmax" else "observed", "readers": [_key(node)]}
-            why = reason or f"operand {operand} of an attention product" + (" at scale 1/127" if operand == "softmax" else "")
+            fixed = operand == "softmax" and self._options.softmax == "fixed"
+            detail = {"side": "attention", "attention": number, "operand": operand, "fixed": fixed}
+            why = reason or f"operand {operand} of an attention product{' at scale 1/127' if fixed else ''}"
             shape = structure.shapes.get(tensor.name, ())
             decision = SKIP if reason else "quantise activation"
-            rows.append(PlanRow(tensor.name, "", "activation", node.op, shape, decision, why, {} if reason else detail))
+            path = attention.proj.path.rpartition(".")[0] if attention.proj is not None else ""
+            rows.append(PlanRow(tensor.name, path, operand, node.op, shape, decision, why, {} if reason else detail))
         return rows
 
 
-def _activation_row(tensor: str, site: Site, structure: Structure, readers: list[gs.Node], why: str) -> PlanRow:
-    shape = structure.shapes.get(tensor, ())
-    detail = {"scale": "observed", "readers": [_key(node) for node in readers]}
-    return PlanRow(tensor, site.path, "activation", site.op, shape, "quantise activation", why, detail)
+def _row(
+    tensor: Tensor, structure: Structure, side: str, sites: list[Site], equalise: When, why: str
+) -> PlanRow:
+    shape = structure.shapes.get(tensor.name, ())
+    detail = {"side": side, "sites": [site.name for site in sites], "equalise": equalise}
+    role = f"{side} of {sites[0].role}"
+    return PlanRow(tensor.name, sites[0].path, role, sites[0].op, shape, "quantise activation", why, detail)
 
 
-def _key(node: gs.Node) -> str:
-    return str(node.name or node.outputs[0].name)
-
-
-def _store_codes(model: Model, sites: list[Site]) -> None:
-    from gpusq_onnx.pipeline.facts import weight_scale
-
-    for site in sites:
-        site.trail = [node for node in site.weight.outputs[0].outputs[0].outputs]
-        store_codes(model, site, quantize(site.read(), weight_scale(site), INT8_WEIGHT, axis=0))
+def _private_bias_missing(site: Site) -> bool:
+    """Whether the site has a bias that others read, too: then its rows cannot be rescaled."""
+    return site.bias is not None and own_bias(site) is None

@@ -36,12 +36,14 @@ class Attention:
     """One attention core: scores = MatMul(q, k'), weights = Softmax(scores), context = MatMul(weights, v).
 
     `softmax` is the tensor that the second MatMul reads as its left operand; `tokens` is the longer side of the score
-    matrix, None where it is not known. A fused Attention node is both `scores` and `context`.
+    matrix, None where it is not known; `proj` is the site that the context goes to. A fused Attention node is both `scores`
+    and `context`.
     """
 
     scores: gs.Node
     context: gs.Node
     tokens: int | None
+    proj: Site | None = None
 
     @property
     def fused(self) -> bool:
@@ -131,7 +133,7 @@ def _name_attention_sites(attention: Attention, flow: Dataflow, owner: dict[int,
         for node in tensor.outputs:
             site = owner.get(id(node))
             if site is not None and not site.role:
-                site.role = "proj"
+                site.role, attention.proj = "proj", site
 
 
 def _name_mlps(sites: list[Site], flow: Dataflow, owner: dict[int, Site]) -> None:

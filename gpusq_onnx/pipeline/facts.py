@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ from gpusq_onnx.graph import invariants
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.quant.formats import IntFormat, quantize
-from gpusq_onnx.sparsity.patterns import parse_pattern
+from gpusq_onnx.pipeline.base import Fact
+from gpusq_onnx.quant.formats import INT8_WEIGHT, quantize
+from gpusq_onnx.sparsity.patterns import NM, parse_pattern
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,13 @@ class ExplicitQuantisation:
         return next(iter(invariants.violations(model, invariants.QUANTISATION)), None)
 
 
+def is_pruned(site: Site, facts: Sequence[Fact]) -> bool:
+    """Whether a site is 2:4 along k: by an earlier pass of the pipeline, or by its values."""
+    if any(isinstance(fact, SparseWeight) and fact.concerns(site) for fact in facts):
+        return True
+    return NM(2, 4).holds(site.read()) if site.k % 4 == 0 else False
+
+
 def weight_scale(site: Site) -> NDArray[np.float32]:
     """The scale [out] (or a scalar) of a quantised site's weight."""
     dequantize = next(node for node in site.trail if node.op == "DequantizeLinear")
@@ -78,4 +87,4 @@ def codes_of(site: Site) -> NDArray[Any]:
     if site.quantised == "int8":
         return values
     scale = weight_scale(site)
-    return quantize(np.asarray(values, np.float32), scale, IntFormat(8), axis=0 if scale.ndim else None)
+    return quantize(np.asarray(values, np.float32), scale, INT8_WEIGHT, axis=0 if scale.ndim else None)

@@ -10,6 +10,7 @@ error is local, each tensor's own; what it does to later layers is not followed.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,9 +21,11 @@ from gpusq_onnx.quant.equalise import Float32, input_factors, outlier_ratio, out
 from gpusq_onnx.quant.formats import INT8, fake_quantize
 from gpusq_onnx.quant.observers import Observer
 
-OUTLIERS = 8.0  # a tensor whose largest channel peak is this many times the median one is worth a Mul
+OUTPUT_OUTLIERS = 8.0  # an output whose largest channel peak is this many times the median one is worth a Mul
+WORTH_A_NODE = 20.0  # an input gets a Mul where that makes the expected error this much smaller; clipping mends less
 
 When = Literal["never", "outliers", "always"]
+MakeObserver = Callable[[NDArray[np.float64] | None], Observer]
 
 
 @dataclass
@@ -30,38 +33,53 @@ class Watch:
     """One activation under observation.
 
     Attributes:
-        observer: sees the equalised values.
+        make: makes the observer, given each channel's importance (None: all the same).
         when: whether to equalise: never, where the first batch shows outlier channels, or always (it costs no node).
-        w_peak: column peaks[k] of the weights that read the tensor; None for a Linear's output.
-        alpha: how much of the range goes into the weights.
+        w: rows [out, k] of all weights that read the tensor; None for an output or an attention operand.
         factors: chosen at the first batch; None where nothing is to be equalised.
     """
 
-    observer: Observer
+    make: MakeObserver
     when: When = "never"
-    w_peak: Float32 | None = None
-    alpha: float = 0.8
+    w: NDArray[Any] | None = None
     factors: Float32 | None = None
-    _decided: bool = False
+    _observer: Observer | None = None
 
     def update(self, x: NDArray[Any]) -> None:
         """Take in a batch x[..., channels]."""
-        if not self._decided and self.when != "never":
-            self._decide(peaks(x))
-        self._decided = True
-        self.observer.update(self.equalised(x))
+        if self._observer is None:
+            self._decide(x)
+            self._observer = self.make(self._importance())
+            self.w = None
+        self._observer.update(self.equalised(x))
+
+    def scale(self) -> float:
+        """The INT8 scale of the equalised values."""
+        assert self._observer is not None
+        return self._observer.scale(INT8)
 
     def equalised(self, x: NDArray[Any]) -> NDArray[Any]:
         """x / s, or x itself."""
         return x if self.factors is None else x / self.factors
 
-    def _decide(self, peak: Float32) -> None:
-        if self.when == "outliers" and outlier_ratio(peak) < OUTLIERS:
+    def _decide(self, x: NDArray[Any]) -> None:
+        if self.when == "never":
             return
-        if self.w_peak is None:
-            self.factors = output_factors(peak)
-        else:
-            self.factors = input_factors(peak, self.w_peak, self.alpha)
+        peak = peaks(x)
+        if self.w is None:
+            self.factors = output_factors(peak) if outlier_ratio(peak) >= OUTPUT_OUTLIERS else None
+            return
+        power = np.square(x.reshape(-1, x.shape[-1]), dtype=np.float32).mean(axis=0)
+        factors, gain = input_factors(peak, power, self.w)
+        self.factors = factors if gain >= (1.0 if self.when == "always" else WORTH_A_NODE) else None
+
+    def _importance(self) -> NDArray[np.float64] | None:
+        """|w_k s_k|^2: what a squared error in channel k does to the output."""
+        if self.w is None:
+            return None
+        power = np.square(self.w, dtype=np.float32).sum(axis=0, dtype=np.float64)
+        power = power if self.factors is None else power * np.square(self.factors.astype(np.float64))
+        return power / max(float(power.mean()), 1e-300)
 
 
 @dataclass
@@ -87,24 +105,41 @@ class MeanError:
         return ((wanted - w_rounded.astype(np.float64) @ self.rounded) / max(1, self.rows)).astype(np.float32)
 
 
-@dataclass
 class ContextError:
-    """Mean error a channel of softmax(QK)V that rounding its two operands leaves, channels in (head, depth) order."""
+    """What rounding its two operands does to softmax(QK)V, for several scales of the softmax output.
 
-    softmax_scale: float
-    value_scale: float
-    rows: int = 0
-    total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(()))
+    Rounding many small probabilities is not noise: those below half a step vanish and those above grow, together, so the
+    scale is judged by the error of the product and not by that of the probabilities.
+
+    Args:
+        softmax_scales: candidates.
+        value_scale: of V.
+    """
+
+    def __init__(self, softmax_scales: Sequence[float], value_scale: float) -> None:
+        self._scales = tuple(softmax_scales)
+        self._value_scale = value_scale
+        self._squared = np.zeros(len(self._scales))
+        self._sums: list[NDArray[np.float64]] = [np.zeros(())] * len(self._scales)
+        self._rows = 0
 
     def update(self, softmax: NDArray[Any], values: NDArray[Any]) -> None:
         """Take in a batch: softmax[..., heads, queries, keys] and values[..., heads, keys, depth]."""
         plain = softmax @ values
-        rounded = fake_quantize(softmax, self.softmax_scale, INT8) @ fake_quantize(values, self.value_scale, INT8)
-        error = (rounded - plain).reshape(-1, *plain.shape[-3:])
-        self.total = self.total + error.sum(axis=(0, 2), dtype=np.float64).reshape(-1)
-        self.rows += error.shape[0] * error.shape[2]
+        rounded_values = fake_quantize(values, self._value_scale, INT8)
+        for index, scale in enumerate(self._scales):
+            error = fake_quantize(softmax, scale, INT8) @ rounded_values - plain
+            self._squared[index] += float(np.vdot(error, error))
+            by_row = error.reshape(-1, *error.shape[-3:])
+            self._sums[index] = self._sums[index] + by_row.sum(axis=(0, 2), dtype=np.float64).reshape(-1)
+        self._rows += plain.size // (plain.shape[-1] * plain.shape[-3])
+
+    @property
+    def scale(self) -> float:
+        """The candidate of least squared error."""
+        return self._scales[int(np.argmin(self._squared))]
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """The mean error [heads * depth]."""
-        return self.total / max(1, self.rows)
+        """The mean error [heads * depth] at that scale."""
+        return self._sums[int(np.argmin(self._squared))] / max(1, self._rows)

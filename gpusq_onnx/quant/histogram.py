@@ -2,7 +2,8 @@
 
 Bin i counts |x| in [i * width, (i+1) * width), width a power of two: the least one for which all that was seen fits.
 When a larger value arrives, bins merge in whole powers of two. Dyadic bins nest exactly, so the counts do not depend on
-the order of the updates, and one pass is enough.
+the order of the updates, and one pass is enough. Elements may count by the importance of their channel, so that errors are
+weighed by what they do to the layer's output.
 
 The extremes are always exact. Of a large array only every s-th element is counted, s coprime to the array's size and so
 to each of its dimensions: all channels and all tokens are seen equally often. Same input, same counts.
@@ -27,14 +28,14 @@ class Histogram:
         per_update: at most about this many elements of one array are counted.
 
     Attributes:
-        counts: int64 [bins].
+        counts: float64 [bins]; whole numbers, or sums of importances.
         minimum, maximum: exact extremes of x; +inf, -inf before the first update.
     """
 
     def __init__(self, bins: int = 8192, per_update: int = 1 << 18) -> None:
         if bins < 2 or bins & (bins - 1):
             raise ValueError(f"bins must be a power of two; found {bins}")
-        self.counts: NDArray[np.int64] = np.zeros(bins, np.int64)
+        self.counts: Float64 = np.zeros(bins)
         self.minimum, self.maximum = math.inf, -math.inf
         self._per_update = per_update
         self._exponent = -1022  # of the bins' width: at first, all that a float32 can hold is too large
@@ -54,8 +55,11 @@ class Histogram:
         """Width of a bin, a power of two."""
         return 2.0**self._exponent
 
-    def update(self, x: NDArray[Any]) -> None:
+    def update(self, x: NDArray[Any], importance: Float64 | None = None) -> None:
         """Count an array of any shape and real dtype; an empty one changes nothing.
+
+        Args:
+            importance: what an element of each channel counts, [x.shape[-1]]; None counts every element once.
 
         Raises:
             ValueError: NaN or infinity; the state is as before.
@@ -66,9 +70,11 @@ class Histogram:
         low, high = extremes(flat)
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self._grow(self.absmax)
-        sample = np.abs(flat[:: _stride(flat.size, self._per_update)].astype(np.float64))
+        stride = _stride(flat.size, self._per_update)
+        sample = np.abs(flat[::stride].astype(np.float64))
         codes = (sample * (1 / self.width)).astype(np.intp)
-        self.counts += np.bincount(codes, minlength=len(self.counts))
+        weights = None if importance is None else importance[np.arange(0, flat.size, stride) % x.shape[-1]]
+        self.counts += np.bincount(codes, weights, minlength=len(self.counts))
 
     def _grow(self, value: float) -> None:
         """Widen the bins until `value` lies below the last edge."""
@@ -76,7 +82,7 @@ class Histogram:
         needed = math.frexp(value)[1] - (bins.bit_length() - 1)  # value < 2**frexp exponent
         if value > 0 and needed > self._exponent:
             merged = np.arange(bins) >> min(needed - self._exponent, 62)
-            self.counts = np.bincount(merged, weights=self.counts, minlength=bins).astype(np.int64)
+            self.counts = np.bincount(merged, weights=self.counts, minlength=bins)
             self._exponent = needed
 
 

@@ -72,11 +72,12 @@ class MinMax(Observer):
 
 
 class _Histogrammed(Observer):
-    def __init__(self) -> None:
+    def __init__(self, importance: Float64 | None = None) -> None:
         self.histogram = Histogram()
+        self._importance = importance
 
     def update(self, x: NDArray[Any]) -> None:
-        self.histogram.update(x)
+        self.histogram.update(x, self._importance)
 
     def _seen(self) -> bool:
         return bool(self.histogram.counts.any())
@@ -113,7 +114,7 @@ class MSE(_Histogrammed):
         return float(clips[np.argmin([_squared_error(edges, counts, clip / fmt.qmax, fmt.qmax) for clip in clips])])
 
 
-def _squared_error(edges: Float64, counts: NDArray[np.int64], scale: float, qmax: int) -> float:
+def _squared_error(edges: Float64, counts: Float64, scale: float, qmax: int) -> float:
     """Sum of (x - q(x))^2, up to a constant factor: exact for x uniform within each bin of equal width.
 
     In units of the scale, the integral of (v - q(v))^2 from 0 to u is 1/12 for each whole step and r^3 / 3 for the rest
@@ -139,8 +140,12 @@ class Entropy(_Histogrammed):
         return float(edges[_ENTROPY_BINS - from_the_end])
 
 
-def make_observer(kind: Kind, *, percentile: float = 99.99) -> Observer:
-    """A new observer. `percentile` concerns that kind only.
+def make_observer(kind: Kind, *, percentile: float = 99.99, importance: Float64 | None = None) -> Observer:
+    """A new observer.
+
+    Args:
+        percentile: of |x|, for that kind only.
+        importance: what a squared error in each channel (last axis) costs, for `mse` only; None: all the same.
 
     Raises:
         ValueError: unknown kind, percentile outside (0, 100].
@@ -151,7 +156,7 @@ def make_observer(kind: Kind, *, percentile: float = 99.99) -> Observer:
         case "percentile":
             return Percentile(percentile)
         case "mse":
-            return MSE()
+            return MSE(importance)
         case "entropy":
             return Entropy()
     raise ValueError(f"unknown observer {kind!r}; expected minmax, percentile, mse or entropy")

@@ -1,0 +1,196 @@
+"""Carry out a quantisation plan: watch the activations, move outliers, correct biases, write the pairs.
+
+    1. all images, in floating point: each planned activation's range, with outlier channels divided out
+    2. a few images again, at the scales now known: the mean error that rounding leaves
+    3. the edits: factors into LayerNorms, weights and Muls; shifts into biases; Q/DQ pairs with their scales
+
+Nothing here decides what is quantised: the plan's rows do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.graph.model import Model, Node
+from gpusq_onnx.graph.qdq import SOFTMAX_SCALE, QdqWriter, store_codes
+from gpusq_onnx.graph.rescale import own_bias, rescale_input, rescale_output, shift_bias
+from gpusq_onnx.graph.sites import Site, find_sites
+from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.pipeline.base import Context, PlanRow
+from gpusq_onnx.pipeline.calibrate import Calibration
+from gpusq_onnx.pipeline.facts import weight_scale
+from gpusq_onnx.pipeline.ranges import ContextError, MakeObserver, MeanError, Watch
+from gpusq_onnx.quant.clipping import weight_scales
+from gpusq_onnx.quant.equalise import Float32
+from gpusq_onnx.quant.formats import INT8_WEIGHT, clamp_scale, fake_quantize, quantize
+
+ERROR_IMAGES = 4  # about 800 tokens of a ViT: the mean of a rounding error needs no more
+SOFTMAX_CLIPS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)  # of the largest probability that keeps its value
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How scales are found.
+
+    Attributes:
+        observer: makes an observer for one activation, given its channels' importance.
+        bias_correction: whether biases take up the mean rounding error.
+        clip: how weight scales are chosen.
+        codes: store weights as INT8 codes instead of floats behind Q/DQ.
+    """
+
+    observer: MakeObserver
+    bias_correction: bool
+    clip: Literal["mse", "absmax"]
+    codes: bool
+
+
+def quantise(
+    model: Model, structure: Structure, plan: Sequence[PlanRow], settings: Settings, context: Context
+) -> None:
+    """Insert the planned pairs into `model`; scales and equalised tensors go into the context's findings."""
+    assert context.source is not None
+    sites = {site.name: site for site in structure.sites}
+    rows = [row for row in plan if row.decision == "quantise activation"]
+    weights = [sites[row.tensor] for row in plan if row.decision == "quantise weight"]
+    watches = {row.tensor: _watch(row, sites, settings) for row in rows if row.detail.get("operand") != "softmax"}
+    softmaxes = [row.tensor for row in rows if row.detail.get("operand") == "softmax"]
+    with Calibration(model, [*watches, *softmaxes], context.source, context.progress) as calibration:
+
+        def update(found: Arrays) -> None:
+            for name, watch in watches.items():
+                watch.update(found[name])
+
+        context.findings["images"] = calibration.run(update, "calibrating")
+        scales = {name: watch.scale() for name, watch in watches.items()}
+        shifts = _Shifts(structure, rows, watches, scales)
+        calibration.run(shifts.update, "measuring rounding errors", ERROR_IMAGES)
+        scales |= shifts.softmax_scales()
+        scales = {name: float(clamp_scale(s, structure.types.get(name, np.float32))) for name, s in scales.items()}
+    _edit(model, structure, rows, weights, watches, scales, shifts, settings, context)
+    if settings.codes:
+        _store_codes(model, {site.name for site in weights})
+
+
+def _watch(row: PlanRow, sites: Mapping[str, Site], settings: Settings) -> Watch:
+    reads = row.detail["side"] == "input" and row.op != "Conv"
+    w = np.concatenate([sites[name].read() for name in row.detail["sites"]]) if reads else None
+    return Watch(settings.observer, row.detail.get("equalise", "never"), w)
+
+
+class _Shifts:
+    """The bias shifts of all Linears, gathered over a few batches."""
+
+    def __init__(
+        self, structure: Structure, rows: Sequence[PlanRow], watches: Mapping[str, Watch], scales: Mapping[str, float]
+    ) -> None:
+        self._inputs = {
+            row.tensor: MeanError(watches[row.tensor], scales[row.tensor])
+            for row in rows
+            if row.detail["side"] == "input" and row.op != "Conv"
+        }
+        self._contexts: list[tuple[Site | None, str, str, ContextError]] = []
+        fixed = {row.detail["attention"]: row.detail["fixed"] for row in rows if row.detail.get("operand") == "softmax"}
+        for number, attention in enumerate(structure.attentions):
+            if number in fixed:
+                softmax, values = (tensor.name for tensor in attention.context.inputs[:2])
+                clips = (1.0,) if fixed[number] else SOFTMAX_CLIPS
+                error = ContextError([clip * SOFTMAX_SCALE for clip in clips], scales[values])
+                self._contexts.append((attention.proj, softmax, values, error))
+
+    def softmax_scales(self) -> dict[str, float]:
+        """The scale of each quantised softmax output."""
+        return {softmax: error.scale for _, softmax, _, error in self._contexts}
+
+    def update(self, found: Arrays) -> None:
+        """Take in a batch of tensors by name."""
+        for name, error in self._inputs.items():
+            error.update(found[name])
+        for _, softmax, values, context in self._contexts:
+            context.update(found[softmax], found[values])
+
+    def of_input(self, row: PlanRow) -> MeanError | None:
+        """The mean error of a Linear's input, where one was measured."""
+        error = self._inputs.get(row.tensor)
+        return error if error is not None and error.rows else None
+
+    def of_context(self, site: Site) -> Float32 | None:
+        """What rounding softmax and V takes from a projection's mean output, to be added to its bias."""
+        for proj, _, _, error in self._contexts:
+            if proj is site and error.mean.shape == (site.k,):
+                return (-site.read().astype(np.float64) @ error.mean).astype(np.float32)
+        return None
+
+
+def _edit(
+    model: Model,
+    structure: Structure,
+    rows: Sequence[PlanRow],
+    weights: Sequence[Site],
+    watches: Mapping[str, Watch],
+    scales: Mapping[str, float],
+    shifts: _Shifts,
+    settings: Settings,
+    context: Context,
+) -> None:
+    tensors = model.graph.tensors()
+    sites = {site.name: site for site in structure.sites}
+    targets = {row.tensor: tensors[row.tensor] for row in rows}
+    equalised = []
+    for row in (row for row in rows if row.detail["side"] == "input"):
+        chosen = [sites[name] for name in row.detail["sites"]]
+        context_shifts = [shifts.of_context(site) for site in chosen]
+        factors = watches[row.tensor].factors
+        if factors is not None:
+            targets[row.tensor] = rescale_input(model, targets[row.tensor], chosen, factors)
+            equalised.append(row.tensor)
+        for site, context_shift in zip(chosen, context_shifts, strict=True):
+            _correct(site, shifts.of_input(row), context_shift, settings)
+    for row in (row for row in rows if row.detail["side"] == "output"):
+        factors = watches[row.tensor].factors
+        if factors is not None:
+            targets[row.tensor] = rescale_output(model, sites[row.detail["sites"][0]], factors)
+            equalised.append(row.tensor)
+    writer = QdqWriter(model, structure.types)
+    context.progress.start("quantising weights", len(weights))
+    for site in weights:
+        writer.weight(site, weight_scales(site.read(), INT8_WEIGHT, method=settings.clip))
+        context.progress.advance()
+    for row in rows:
+        writer.activation(targets[row.tensor], scales[row.tensor], _readers(row, sites, structure, targets))
+    writer.finish()
+    context.progress.finish()
+    context.findings |= {"scales": dict(scales), "equalised": equalised}
+
+
+def _correct(site: Site, error: MeanError | None, context_shift: Float32 | None, settings: Settings) -> None:
+    bias = own_bias(site)
+    if bias is None or error is None or not settings.bias_correction:
+        return
+    w = site.read().astype(np.float32)
+    rounded = fake_quantize(w, weight_scales(w, INT8_WEIGHT, method=settings.clip), INT8_WEIGHT, axis=0)
+    shift = error.shift(w, rounded)
+    shift_bias(bias, shift if context_shift is None else shift + context_shift)
+
+
+def _readers(row: PlanRow, sites: Mapping[str, Site], structure: Structure, targets: Mapping[str, Any]) -> list[Node]:
+    side = row.detail["side"]
+    if side == "input":
+        return [reader for name in row.detail["sites"] for reader in sites[name].readers]
+    if side == "output":
+        return list(targets[row.tensor].outputs)
+    attention = structure.attentions[row.detail["attention"]]
+    return [attention.scores if row.detail["operand"] in "QK" else attention.context]
+
+
+def _store_codes(model: Model, names: set[str]) -> None:
+    for site in find_sites(model):
+        if site.name in names and site.quantised == "qdq":
+            store_codes(model, site, quantize(site.read(), weight_scale(site), INT8_WEIGHT, axis=0))
