@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, NodeProto, numpy_helper
 
 from gpusq_onnx.data.source import Source
-from gpusq_onnx.graph.model import Model, decoded
+from gpusq_onnx.graph.model import Model, values_of
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -31,13 +31,11 @@ class PrefixRunner:
     Args:
         model: the model; weights are read when a piece runs, so a piece sees what was pruned before it.
         folder: an empty scratch folder.
-        frozen: read the weights now instead: this runner stays with the model as it is (lazily loaded ones stay lazy).
     """
 
-    def __init__(self, model: Model, folder: Path, *, frozen: bool = False) -> None:
+    def __init__(self, model: Model, folder: Path) -> None:
         self._nodes: list[NodeProto] = list(model.export()[0].node)
         self._constants = {c.name: c for c in model.constants()}
-        self._values = {name: c._values for name, c in self._constants.items()} if frozen else None
         self._folder = folder
         self._header = model.header
         self._batches = 0
@@ -85,8 +83,7 @@ class PrefixRunner:
         graph = GraphProto(name="piece", node=nodes)
         read = {name for node in nodes for name in _reads(node)}
         for name in sorted(read & self._constants.keys()):
-            values = self._values[name] if self._values is not None else self._constants[name]._values
-            graph.initializer.append(numpy_helper.from_array(decoded(values), name))
+            graph.initializer.append(numpy_helper.from_array(values_of(self._constants[name]), name))
         for name in (n for n in live if n in read):
             kind = onnx.helper.np_dtype_to_tensor_dtype(live[name].dtype)
             graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * live[name].ndim))

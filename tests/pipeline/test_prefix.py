@@ -1,0 +1,76 @@
+"""The prefix runner: the same activations as the whole model, from pieces, with the weights of the moment."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import InputSpec, Source, open_source
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.pipeline.prefix import PrefixRunner
+from gpusq_onnx.runtime.ort import Session
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+@pytest.fixture(params=["digits_vit.onnx", "digits_vit_legacy17.onnx"])
+def model(request: pytest.FixtureRequest) -> Model:
+    return io.load(ASSETS / request.param)
+
+
+def _source(model: Model, samples: int = 6) -> Source:
+    options = DataOptions(path=ASSETS / "digits_train.npz", samples=samples)
+    return open_source(options, [InputSpec(s.name, s.dtype, s.shape) for s in model.inputs()])
+
+
+def _whole(model: Model, tensor: str, folder: Path) -> np.ndarray:
+    io.save(model, folder / "whole.onnx", outputs=[tensor])
+    session = Session(folder / "whole.onnx")
+    return np.concatenate([session.run(batch.feed)[tensor] for batch in _source(model).batches(4)])
+
+
+def _stops(model: Model) -> Iterator[tuple[int, str]]:
+    for site in analyse(model).sites:
+        index = next(i for i, node in enumerate(model.graph.nodes) if node is site.readers[0])
+        yield index, site.activation.name
+
+
+def test_pieces_give_what_the_whole_model_gives(model: Model, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    runner = PrefixRunner(model, scratch)
+    assert runner.start(_source(model), 4) == 6
+    for position, tensor in _stops(model):
+        runner.advance(position)
+        found = np.concatenate(list(runner.read(tensor)))
+        np.testing.assert_allclose(found, _whole(model, tensor, tmp_path), rtol=1e-4, atol=1e-5)
+
+
+def test_a_piece_sees_weights_changed_before_it(model: Model, tmp_path: Path) -> None:
+    sites = [site for site in analyse(model).sites if site.role in ("qkv", "proj")][:2]
+    stops = {tensor: index for index, tensor in _stops(model)}
+    (tmp_path / "scratch").mkdir()
+    runner = PrefixRunner(model, tmp_path / "scratch")
+    runner.start(_source(model), 4)
+    runner.advance(stops[sites[0].activation.name])
+    before = _whole(model, sites[1].activation.name, tmp_path)
+    sites[0].write(np.zeros((sites[0].out, sites[0].k), np.float32))
+    after = _whole(model, sites[1].activation.name, tmp_path)
+    assert not np.allclose(before, after)
+    runner.advance(stops[sites[1].activation.name])
+    found = np.concatenate(list(runner.read(sites[1].activation.name)))
+    np.testing.assert_allclose(found, after, rtol=1e-4, atol=1e-5)
+
+
+def test_scratch_holds_one_boundary_and_not_the_history(model: Model, tmp_path: Path) -> None:
+    runner = PrefixRunner(model, tmp_path)
+    runner.start(_source(model), 4)
+    sizes = []
+    for position, _ in _stops(model):
+        runner.advance(position)
+        sizes.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
+    assert max(sizes[3:]) < 2.5 * min(sizes[3:-1])

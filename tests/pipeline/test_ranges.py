@@ -1,0 +1,77 @@
+"""Ranges, outliers and rounding errors of activations, against numpy on all the data at once."""
+
+import numpy as np
+import pytest
+
+from gpusq_onnx.pipeline.ranges import ContextError, MeanError, Watch
+from gpusq_onnx.quant.formats import INT8, INT8_WEIGHT, fake_quantize
+from gpusq_onnx.quant.observers import make_observer
+
+
+def _minmax(importance: object) -> object:
+    return make_observer("minmax")
+
+
+def _rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def test_without_equalising_the_observer_sees_the_values() -> None:
+    watch = Watch(_minmax)
+    watch.update(np.array([[1.0, -3.0]], np.float32))
+    watch.update(np.array([[2.0, 1.0]], np.float32))
+    assert watch.factors is None
+    assert watch.scale() == pytest.approx(3 / 127)
+
+
+def test_an_input_with_a_massive_channel_is_equalised_from_the_first_batch_on() -> None:
+    x = _rng().standard_normal((64, 32)).astype(np.float32)
+    x[:, 3] *= 200
+    watch = Watch(_minmax, "outliers", _rng().standard_normal((16, 32)).astype(np.float32))
+    watch.update(x)
+    first = watch.factors
+    watch.update(x * 2)
+    assert first is not None and watch.factors is first
+    assert watch.scale() == pytest.approx(float(np.abs(2 * x / first).max()) / 127, rel=1e-6)
+
+
+def test_a_flat_input_gets_no_mul_and_an_output_only_for_outliers() -> None:
+    x = _rng().standard_normal((64, 32)).astype(np.float32)
+    flat = Watch(_minmax, "outliers", np.ones((16, 32), np.float32))
+    output = Watch(_minmax, "outliers")
+    flat.update(x)
+    output.update(x)
+    assert flat.factors is None and output.factors is None
+    massive = Watch(_minmax, "outliers")
+    massive.update(x * np.where(np.arange(32) == 1, 100, 1).astype(np.float32))
+    assert massive.factors is not None and massive.factors.argmax() == 1
+
+
+def test_the_shift_restores_the_mean_output() -> None:
+    x = np.abs(_rng().standard_normal((500, 24))).astype(np.float32)
+    w = _rng().standard_normal((8, 24)).astype(np.float32)
+    watch = Watch(_minmax, "never", w)
+    watch.update(x)
+    scale = 0.3  # coarse, so that rounding has a mean
+    error = MeanError(watch, scale)
+    error.update(x[:300])
+    error.update(x[300:])
+    wq = fake_quantize(w, np.abs(w).max(axis=1) / 127, INT8_WEIGHT, axis=0)
+    outputs = fake_quantize(x, scale, INT8) @ wq.T + error.shift(w, wq)
+    np.testing.assert_allclose(outputs.mean(axis=0), (x @ w.T).mean(axis=0), atol=1e-4)
+
+
+def test_the_softmax_scale_is_the_one_of_least_product_error() -> None:
+    rng = _rng()
+    heads, tokens, depth = 2, 197, 16
+    flat = rng.dirichlet(np.full(tokens, 5.0), (3, heads, tokens)).astype(np.float32)  # attention spread thin
+    values = (1 + rng.standard_normal((3, heads, tokens, depth))).astype(np.float32)
+    scales = [clip / 127 for clip in (1.0, 0.5, 0.1)]
+    error = ContextError(scales, 0.02)
+    error.update(flat[:1], values[:1])
+    error.update(flat[1:], values[1:])
+    rounded = {s: fake_quantize(flat, s, INT8) @ fake_quantize(values, 0.02, INT8) for s in scales}
+    measured = {s: float(np.square(r - flat @ values).sum()) for s, r in rounded.items()}
+    assert error.scale == min(measured, key=measured.__getitem__) == scales[2]
+    mean = (rounded[scales[2]] - flat @ values).mean(axis=(0, 2)).reshape(-1)
+    np.testing.assert_allclose(error.mean, mean, rtol=1e-3, atol=1e-6)
