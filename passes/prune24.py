@@ -15,14 +15,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow
@@ -37,14 +38,14 @@ from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
 USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a side below this (TENSORRT facts, report)
 
 
-class Options(PassOptions):
+class Prune24Options(PassOptions):
     """Options of `prune24`."""
 
     method: Literal["auto", "magnitude", "sparsegpt"] = Field("auto", description="how weights are chosen")
     pattern: str = Field("2:4", description="N:M, or 4:8pair for 4-bit tensor cores")
     only: list[str] = Field([], description="roles, operators or name patterns to prune; empty: all that can be")
     skip: list[str] = Field([], description="roles, operators or name patterns to leave dense")
-    damping: float = Field(0.01, gt=0, le=1, description="SparseGPT: share of the mean diagonal added to H (its paper: 0.01)")
+    damping: float = Field(0.01, gt=0, le=1, description="SparseGPT: share of the mean diagonal of H added to it")
     bias_correction: bool = Field(True, description="SparseGPT: move biases by the mean output error that is left")
 
     @field_validator("pattern")
@@ -56,21 +57,17 @@ class Options(PassOptions):
             raise ValueError(str(error)) from None
 
 
-class Prune24(Pass):
+class Prune24(Pass[Prune24Options]):
     """See the module's text."""
 
     name = "prune24"
     summary = "weights to 2:4 along the reduction axis, by magnitude or SparseGPT"
     source = "GPUSQ-ViT section 3.2; arXiv 2301.00774"
-    Options = Options
-
-    @property
-    def _options(self) -> Options:
-        return cast(Options, self.options)
+    Options = Prune24Options
 
     @property
     def needs_data(self) -> bool:
-        return self._options.method == "sparsegpt"
+        return self.options.method == "sparsegpt"
 
     def requires(self, model: Model, structure: Structure) -> None:
         quantised = [site for site in structure.sites if site.quantised]
@@ -82,7 +79,7 @@ class Prune24(Pass):
             )
 
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
-        selector = Selector(self._options.only, self._options.skip)
+        selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
         rows = [self._row(site, selector, given.data) for site in structure.sites]
         if all(row.skipped for row in rows):
@@ -114,7 +111,7 @@ class Prune24(Pass):
         return [SparseWeight(row.tensor, row.detail["pattern"]) for row in plan if not row.skipped]
 
     def _row(self, site: Site, selector: Selector, data: bool) -> PlanRow:
-        method = self._options.method
+        method = self.options.method
         if method == "auto":
             method = "sparsegpt" if data else "magnitude"
         if method == "sparsegpt" and not _observable(site):
@@ -122,14 +119,14 @@ class Prune24(Pass):
         reason = self._refusal(site, selector)
         decision = SKIP if reason else "prune"
         if not reason:
-            reason = f"{self._options.pattern} along axis {site.k_axis} by {method}"
+            reason = f"{self.options.pattern} along axis {site.k_axis} by {method}"
             if min(site.out, site.k) < USEFUL_SIDE:
                 reason += f"; below {USEFUL_SIDE} x {USEFUL_SIDE} TensorRT rarely runs it faster sparse"
-        detail: dict[str, Any] = {} if decision == SKIP else {"method": method, "pattern": self._options.pattern}
+        detail: dict[str, Any] = {} if decision == SKIP else {"method": method, "pattern": self.options.pattern}
         return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
 
     def _refusal(self, site: Site, selector: Selector) -> str | None:
-        group = parse_pattern(self._options.pattern).group
+        group = parse_pattern(self.options.pattern).group
         refused = selector.refuses(site)
         if refused:
             return refused
@@ -166,14 +163,11 @@ class Prune24(Pass):
 
     def _prune_one(self, site: Site, row: PlanRow, gram: sparsegpt.Gram, kept: dict[str, float]) -> None:
         w = _finite(site)
-        bias = site.bias if self._options.bias_correction else None
-        correct = bias is not None and len(bias.outputs) == 1 and len(site.readers) == 1
+        bias = own_bias(site) if self.options.bias_correction else None
         pattern = parse_pattern(row.detail["pattern"])
-        pruned = sparsegpt.prune(w, gram, pattern, damping=self._options.damping, centred=correct)
-        if correct:
-            shift = sparsegpt.bias_correction(w, pruned, gram.mean)
-            old = values_of(bias)
-            bias.values = (old.astype(np.float32) + shift).astype(old.dtype)
+        pruned = sparsegpt.prune(w, gram, pattern, damping=self.options.damping, centred=bias is not None)
+        if bias is not None:
+            shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
         self._store(site, w, pruned, kept)
 
     def _store(self, site: Site, w: NDArray[Any], pruned: NDArray[Any], kept: dict[str, float]) -> None:
@@ -196,7 +190,8 @@ def _finite(site: Site) -> NDArray[Any]:
 def _observable(site: Site) -> bool:
     attrs = site.readers[0].attrs
     if site.op == "Conv":
-        return len(site.weight.shape) == 4 and attrs.get("group", 1) == 1 and attrs.get("auto_pad", "NOTSET") == "NOTSET"
+        plain = attrs.get("group", 1) == 1 and attrs.get("auto_pad", "NOTSET") == "NOTSET"
+        return plain and len(site.weight.shape) == 4
     return site.op == "MatMul" or not attrs.get("transA", 0)
 
 

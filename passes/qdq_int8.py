@@ -13,7 +13,7 @@ Source: GPUSQ-ViT section 3.3; placement table in `gpusq_onnx.graph.qdq`. Limits
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal
 
 from pydantic import Field
 
@@ -31,34 +31,30 @@ from gpusq_onnx.pipeline.selectors import Selector
 from gpusq_onnx.quant.observers import make_observer
 
 
-class Options(PassOptions):
+class QdqInt8Options(PassOptions):
     """Options of `qdq-int8`."""
 
     profile: Literal["accurate", "sparse-int8"] = Field("accurate", description="which tensors get a pair")
-    observer: Literal["minmax", "percentile", "mse", "entropy"] = Field("mse", description="how activation ranges are chosen")
+    observer: Literal["minmax", "percentile", "mse", "entropy"] = Field("mse", description="of activation ranges")
     percentile: float = Field(99.99, gt=50, le=100, description="of |x|, for observer=percentile")
     attention: bool = Field(True, description="quantise the operands of both attention products")
-    outputs: Literal["pruned", "all"] = Field("pruned", description="sparse-int8: outputs of the 2:4 Linears, or of all")
-    weights: Literal["float", "int8"] = Field("float", description="store weights as float behind Q/DQ, or as INT8 codes")
+    outputs: Literal["pruned", "all"] = Field("pruned", description="sparse-int8: of the 2:4 Linears, or of all")
+    weights: Literal["float", "int8"] = Field("float", description="stored as float behind Q/DQ, or as INT8 codes")
     equalise: bool = Field(True, description="move outlier channels into LayerNorms, weights and, where needed, a Mul")
     bias_correction: bool = Field(True, description="let biases take up the mean rounding error")
-    softmax: Literal["observed", "fixed"] = Field("observed", description="scale of the softmax output: calibrated, or 1/127")
+    softmax: Literal["observed", "fixed"] = Field("observed", description="its scale: calibrated, or 1/127")
     clip: Literal["mse", "absmax"] = Field("mse", description="how weight scales are chosen")
     only: list[str] = Field([], description="roles, operators or name patterns to quantise; empty: all of the profile")
     skip: list[str] = Field([], description="roles, operators or name patterns to leave in float")
 
 
-class QdqInt8(Pass):
+class QdqInt8(Pass[QdqInt8Options]):
     """See the module's text."""
 
     name = "qdq-int8"
     summary = "explicit INT8 quantisation (QDQ) placed for TensorRT, scales calibrated"
     source = "GPUSQ-ViT section 3.3; TensorRT explicit quantisation"
-    Options = Options
-
-    @property
-    def _options(self) -> Options:
-        return cast(Options, self.options)
+    Options = QdqInt8Options
 
     @property
     def needs_data(self) -> bool:
@@ -76,7 +72,7 @@ class QdqInt8(Pass):
             )
 
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
-        selector = Selector(self._options.only, self._options.skip)
+        selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
         rows = [self._weight_row(site, selector) for site in structure.sites]
         if all(row.skipped for row in rows):
@@ -95,7 +91,7 @@ class QdqInt8(Pass):
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
-        options = self._options
+        options = self.options
         settings = Settings(
             observer=lambda importance: make_observer(
                 options.observer, percentile=options.percentile, importance=importance
@@ -110,14 +106,14 @@ class QdqInt8(Pass):
         return [ExplicitQuantisation()]
 
     def _weight_row(self, site: Site, selector: Selector) -> PlanRow:
-        placement = PROFILES[self._options.profile]
+        placement = PROFILES[self.options.profile]
         reason = selector.refuses(site)
-        if reason is None and site.role not in placement.inputs and not self._options.only:
+        if reason is None and site.role not in placement.inputs and not self.options.only:
             reason = f"a {site.role} stays in float: only Linears in blocks are quantised"
         if reason is None and site.conflicts:
             reason = site.conflicts[0]
         decision = SKIP if reason else "quantise weight"
-        reason = reason or f"INT8, one scale an output channel, {self._options.clip} clip over its non-zero weights"
+        reason = reason or f"INT8, one scale an output channel, {self.options.clip} clip over its non-zero weights"
         return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason)
 
     def _input_rows(self, sites: list[Site], structure: Structure) -> list[PlanRow]:
@@ -128,43 +124,44 @@ class QdqInt8(Pass):
         for readers in shared.values():
             why = f"one pair for the input of {' and '.join(dict.fromkeys(site.role for site in readers))}"
             equalise: When = "never"
-            if self._options.equalise and readers[0].op != "Conv":
+            if self.options.equalise and readers[0].op != "Conv":
                 norm = foldable_norm(readers[0].activation, readers)
                 equalise = "always" if norm is not None else "outliers"
-                why += "; channels equalised in the LayerNorm" if norm is not None else "; a Mul if channels are outliers"
+                where = "channels equalised in the LayerNorm" if norm is not None else "a Mul if channels are outliers"
+                why = f"{why}; {where}"
             rows.append(_row(readers[0].activation, structure, "input", readers, equalise, why))
         return rows
 
     def _output_rows(self, sites: list[Site], structure: Structure, given: Given, taken: set[str]) -> list[PlanRow]:
         rows = []
         for site in sites:
-            if site.role not in PROFILES[self._options.profile].outputs or site.output.name in taken:
+            if site.role not in PROFILES[self.options.profile].outputs or site.output.name in taken:
                 continue
-            if self._options.outputs == "pruned" and not is_pruned(site, given.facts):
+            if self.options.outputs == "pruned" and not is_pruned(site, given.facts):
                 continue
             why = "sparse INT8 kernels write INT8: a pair between the bias and what follows"
             equalise: When = "never"
-            if self._options.equalise and len(site.readers) == 1 and site.op != "Conv" and not _private_bias_missing(site):
+            if self.options.equalise and _rows_can_be_rescaled(site):
                 equalise, why = "outliers", f"{why}; a Mul if channels are outliers"
             rows.append(_row(site.output, structure, "output", [site], equalise, why))
         return rows
 
     def _attention_rows(self, number: int, attention: Attention, structure: Structure) -> list[PlanRow]:
         score, context = attention.scores, attention.context
-        limit = PROFILES[self._options.profile].max_tokens
+        limit = PROFILES[self.options.profile].max_tokens
         reason = ""
-        if not self._options.attention:
+        if not self.options.attention:
             reason = "attention=false"
         elif attention.fused:
             reason = "a fused Attention node: no pair can stand between its products"
         elif attention.tokens is None or attention.tokens > limit:
-            reason = f"{attention.tokens or 'an unknown number of'} tokens; above {limit} fused FP16 attention is faster"
-        elif self._options.only:
-            reason = f"not selected by only={';'.join(self._options.only)}"
+            reason = f"{attention.tokens or 'unknown'} tokens: above {limit} fused FP16 attention is faster"
+        elif self.options.only:
+            reason = f"not selected by only={';'.join(self.options.only)}"
         rows = []
         for node, index, operand in ((score, 0, "Q"), (score, 1, "K"), (context, 0, "softmax"), (context, 1, "V")):
             tensor = node.inputs[index]
-            fixed = operand == "softmax" and self._options.softmax == "fixed"
+            fixed = operand == "softmax" and self.options.softmax == "fixed"
             detail = {"side": "attention", "attention": number, "operand": operand, "fixed": fixed}
             why = reason or f"operand {operand} of an attention product{' at scale 1/127' if fixed else ''}"
             shape = structure.shapes.get(tensor.name, ())
@@ -174,15 +171,13 @@ class QdqInt8(Pass):
         return rows
 
 
-def _row(
-    tensor: Tensor, structure: Structure, side: str, sites: list[Site], equalise: When, why: str
-) -> PlanRow:
+def _row(tensor: Tensor, structure: Structure, side: str, sites: list[Site], equalise: When, why: str) -> PlanRow:
     shape = structure.shapes.get(tensor.name, ())
     detail = {"side": side, "sites": [site.name for site in sites], "equalise": equalise}
     role = f"{side} of {sites[0].role}"
     return PlanRow(tensor.name, sites[0].path, role, sites[0].op, shape, "quantise activation", why, detail)
 
 
-def _private_bias_missing(site: Site) -> bool:
-    """Whether the site has a bias that others read, too: then its rows cannot be rescaled."""
-    return site.bias is not None and own_bias(site) is None
+def _rows_can_be_rescaled(site: Site) -> bool:
+    """Whether nobody else reads the weight or the bias."""
+    return site.op != "Conv" and len(site.readers) == 1 and (site.bias is None or own_bias(site) is not None)

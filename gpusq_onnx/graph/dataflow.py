@@ -1,7 +1,7 @@
 """Who feeds whom: the walks over a graph that structure is recognised by.
 
-A tensor is *static* when it depends on initializers and tensor shapes alone, and *data* when it depends on what the caller
-feeds. Walks follow data and pass over static side inputs (a scale, a mask, a reshape's target).
+A tensor is *static* when it depends on initializers and tensor shapes alone, and *data* when it depends on what the
+caller feeds. Walks follow data and pass over static side inputs (a scale, a mask, a reshape's target).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ CARRIERS = frozenset(
     "QuantizeLinear DequantizeLinear Dropout".split()
 )
 # What an activation function is made of, fused or taken apart (GELU, SiLU, ReLU and their approximations).
-NONLINEAR = frozenset("Gelu Erf Tanh Sigmoid Relu LeakyRelu HardSwish HardSigmoid Elu Selu Softplus Mish Swish Pow".split())
+NONLINEAR = frozenset(
+    "Gelu Erf Tanh Sigmoid Relu LeakyRelu HardSwish HardSigmoid Elu Selu Softplus Mish Swish Pow".split()
+)
 ELEMENTWISE = CARRIERS | NONLINEAR | {"Clip", "Max", "Min", "Neg", "Exp", "LayerNormalization", "DepthToSpace"}
 
 

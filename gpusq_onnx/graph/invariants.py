@@ -3,8 +3,8 @@
 Verifier and passes speak one language: the rules of explicit quantisation here are the ones that TensorRT's parser
 enforces, so a violation is found before TensorRT sees the model.
 
-Source: ONNX operator specifications (QuantizeLinear, DequantizeLinear 21) and TensorRT's ONNX importer (zero points must
-be zero, scales positive, per-tensor or per-axis scale shapes, no INT32 DequantizeLinear).
+Source: ONNX operator specifications (QuantizeLinear, DequantizeLinear 21) and TensorRT's ONNX importer (zero points
+must be zero, scales positive, per-tensor or per-axis scale shapes, no INT32 DequantizeLinear).
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def scale_shapes(model: Model) -> Iterator[str]:
 def no_quantised_bias(model: Model) -> Iterator[str]:
     """No INT32 DequantizeLinear: TensorRT's parser refuses it (onnxruntime's quantiser writes it for biases)."""
     for node in model.graph.nodes:
-        if node.op == "DequantizeLinear" and isinstance(node.inputs[0], gs.Constant):
-            if data_type_of(node.inputs[0]) == TensorProto.INT32:
-                yield f"node {node.name!r} dequantises the INT32 tensor {node.inputs[0].name!r}"
+        source = node.inputs[0] if node.op == "DequantizeLinear" else None
+        if isinstance(source, gs.Constant) and data_type_of(source) == TensorProto.INT32:
+            yield f"node {node.name!r} dequantises the INT32 tensor {source.name!r}"
 
 
 def no_integer_operators(model: Model) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Read and write model files: one file or a file with external data, any size, all or nothing.
 
 Reading parses the protobuf once and leaves external data on disk. Writing streams to a temporary file beside the target
-and renames it when all bytes are on disk: a full disk, a crash or Ctrl-C leaves the folder as it was. External data goes
-out as external data (`model.onnx` + `model.onnx.data`), and so does everything over protobuf's 2 GiB.
+and renames it when all bytes are on disk: a full disk, a crash or Ctrl-C leaves the folder as it was. External data
+goes out as external data (`model.onnx` + `model.onnx.data`), and so does everything over protobuf's 2 GiB.
 
 The file is a function of the model alone: same model, same bytes.
 """
@@ -116,7 +116,9 @@ def to_bytes(model: Model) -> bytes:
 
 def proto_of(model: Model) -> ModelProto:
     """The model as a ModelProto with all its bytes."""
-    return ModelProto.FromString(to_bytes(model))
+    proto = ModelProto()
+    proto.ParseFromString(to_bytes(model))
+    return proto
 
 
 class _Hashed:

@@ -1,11 +1,11 @@
 """The ONNX model as this tool sees it: an onnx-graphsurgeon graph, and all that graphsurgeon would lose.
 
 `Model.graph` is the one representation that passes read and edit. graphsurgeon drops model- and node-level metadata,
-documentation and attribute kinds that it does not know, and rebuilds the inputs and outputs; `Model` keeps the originals
-and `export` puts them back, so that what a pass did not touch leaves as it came.
+documentation and attribute kinds that it does not know, and rebuilds the inputs and outputs; `Model` keeps the
+originals and `export` puts them back, so that what a pass did not touch leaves as it came.
 
-Limits: `Constant` nodes of the main graph become initializers on import (same tensor name, same value); initializers that
-no node reads are dropped.
+Limits: `Constant` nodes of the main graph become initializers on import (same tensor name, same value); initializers
+that no node reads are dropped.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Model:
         return graph, large
 
     def skeleton(self) -> ModelProto:
-        """A ModelProto whose large initializers are graph inputs instead: small, valid, for shape inference and checks."""
+        """A ModelProto whose large initializers are graph inputs instead: small, valid, for shape inference."""
         graph, large = self.export()
         for tensor, _, _ in large:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
@@ -169,7 +169,9 @@ def from_proto(model: ModelProto, folder: Path | None) -> Model:
     return Model(graph, header, frame, external)
 
 
-_COMMON = frozenset(getattr(onnx.AttributeProto, kind) for kind in ("FLOAT INT STRING TENSOR GRAPH FLOATS INTS STRINGS").split())
+_COMMON = frozenset(
+    getattr(onnx.AttributeProto, kind) for kind in "FLOAT INT STRING TENSOR GRAPH FLOATS INTS STRINGS".split()
+)
 
 
 def _wrap_constants(graph: gs.Graph, folder: Path | None) -> bool:

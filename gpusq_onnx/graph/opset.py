@@ -1,7 +1,7 @@
 """Raise a model's opset to the one that TensorRT's explicit quantisation wants.
 
-Target: opset 21, IR 10 (per-axis and blocked QuantizeLinear/DequantizeLinear of any float type; onnxruntime and TensorRT
-both read it). Models from 21 to 25 keep their opset; above 25 TensorRT's parser stops, so they are refused.
+Target: opset 21, IR 10 (per-axis and blocked QuantizeLinear/DequantizeLinear of any float type; onnxruntime and
+TensorRT both read it). Models from 21 to 25 keep their opset; above 25 TensorRT's parser stops, so they are refused.
 
 Only operators whose meaning or signature changed on the way need a rewrite; they are the rows of `_RULES`. Everything
 else means the same at 21 as at 13 (onnx/docs/Changelog.md). Limits: below 13 (Softmax and Squeeze changed there) the
@@ -59,7 +59,8 @@ def raise_opset(model: ModelProto) -> None:
 def _raise_function(function: onnx.FunctionProto) -> None:
     for entry in function.opset_import:
         if entry.domain in ("", "ai.onnx") and entry.version < TARGET:
-            changed = sorted({n.op_type for n in function.node} & {op for op, since, _ in _RULES if entry.version < since})
+            rewritten = {op for op, since, _ in _RULES if entry.version < since}
+            changed = sorted({n.op_type for n in function.node} & rewritten)
             if changed:
                 raise UnsupportedModelError(
                     f"local function {function.name!r} at opset {entry.version} uses operators that changed since",

@@ -1,7 +1,7 @@
 """The bytes of one initializer, decoded only when somebody looks at them.
 
-A model's weights stay where the file put them (inside the parsed protobuf, or in an external data file mapped read-only)
-until a pass reads or replaces one, so a pass that touches one weight holds one weight twice, not the model.
+A model's weights stay where the file put them (inside the parsed protobuf, or in an external data file mapped
+read-only) until a pass reads or replaces one, so a pass that touches one weight holds one weight twice, not the model.
 
 Source: ONNX TensorProto and "external data" (onnx/docs/ExternalData.md). Limits: external locations must lie inside the
 model's own folder, as the ONNX specification demands.

@@ -7,8 +7,9 @@ Where (TensorRT's explicit quantisation, NVIDIA's placement rules; `PROFILES` is
     output at scale 1/127, since it ends at 1
   - never: the residual Add's inputs as such, LayerNorm's and GELU's inputs, patch embedding, head, last LayerNorm
 
-How (TensorRT's parser): zero points are present, INT8 and zero; scales are positive; activations have one scale, weights
-one an output channel as a 1-D tensor plus `axis`; the scale's type is the type of the float side; no bias is quantised.
+How (TensorRT's parser): zero points are present, INT8 and zero; scales are positive; activations have one scale,
+weights one an output channel as a 1-D tensor plus `axis`; the scale's type is the type of the float side; no bias is
+quantised.
 """
 
 from __future__ import annotations

@@ -85,5 +85,6 @@ def shift_bias(bias: gs.Constant, shift: NDArray[Any]) -> None:
     bias.values = (old.astype(np.float32) + shift.astype(np.float32)).astype(old.dtype)
 
 
-def _times(values: NDArray[Any], factors: Float32) -> NDArray[Any]:
-    return (values.astype(np.float32) * factors).astype(values.dtype)
+def _times(values: NDArray[Any], factors: NDArray[Any]) -> NDArray[Any]:
+    scaled: NDArray[Any] = (values.astype(np.float32) * factors).astype(values.dtype)
+    return scaled

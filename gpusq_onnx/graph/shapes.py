@@ -3,8 +3,8 @@
 ONNX shape inference with data propagation, on the model's skeleton (large initializers stand in as typed inputs). A
 dimension is a number, a name, or None where inference does not know it.
 
-Limits: legacy exports compute their shapes in the graph; dimensions behind data-dependent arithmetic (NonZero, TopK of a
-dynamic k) stay unknown, and callers treat unknown as unknown.
+Limits: legacy exports compute their shapes in the graph; dimensions behind data-dependent arithmetic (NonZero, TopK of
+a dynamic k) stay unknown, and callers treat unknown as unknown.
 """
 
 from __future__ import annotations

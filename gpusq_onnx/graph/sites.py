@@ -118,7 +118,8 @@ class Site:
     def write(self, w: NDArray[Any]) -> None:
         """Store w[out, k]; shape and type must be the stored ones."""
         stored = values_of(self.weight)
-        assert w.shape == (self.out, self.k) and w.dtype == stored.dtype, (self.name, w.shape, w.dtype)
+        assert w.shape == (self.out, self.k), (self.name, w.shape)
+        assert w.dtype == stored.dtype, (self.name, w.dtype)
         self.weight.values = self.view.write(w, stored)
 
 

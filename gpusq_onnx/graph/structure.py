@@ -9,7 +9,8 @@
     block       consecutive sites up to and including an fc2
     stage       consecutive blocks of one width; a model of one width has four stages of equal depth (METHOD.md, ours)
 
-A block's output is the residual Add behind its fc2; a stage's is its last block's: the critical feature maps of the paper.
+A block's output is the residual Add behind its fc2; a stage's is its last block's: the critical feature maps of the
+paper.
 
 Source: GPUSQ-ViT section 3.2-3.3, figure 3. Limits: convolutional attention and Mamba blocks are plain `linear`/`conv`.
 """
@@ -17,6 +18,7 @@ Source: GPUSQ-ViT section 3.2-3.3, figure 3. Limits: convolutional attention and
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import onnx_graphsurgeon as gs
 
@@ -36,8 +38,8 @@ class Attention:
     """One attention core: scores = MatMul(q, k'), weights = Softmax(scores), context = MatMul(weights, v).
 
     `softmax` is the tensor that the second MatMul reads as its left operand; `tokens` is the longer side of the score
-    matrix, None where it is not known; `proj` is the site that the context goes to. A fused Attention node is both `scores`
-    and `context`.
+    matrix, None where it is not known; `proj` is the site that the context goes to. A fused Attention node is both
+    `scores` and `context`.
     """
 
     scores: gs.Node
@@ -131,9 +133,9 @@ def _name_attention_sites(attention: Attention, flow: Dataflow, owner: dict[int,
     region = flow.reach(attention.context.outputs[:1], _LAYOUT)
     for tensor in region.values():
         for node in tensor.outputs:
-            site = owner.get(id(node))
-            if site is not None and not site.role:
-                site.role, attention.proj = "proj", site
+            after = owner.get(id(node))
+            if after is not None and not after.role:
+                after.role, attention.proj = "proj", after
 
 
 def _name_mlps(sites: list[Site], flow: Dataflow, owner: dict[int, Site]) -> None:
@@ -148,7 +150,9 @@ def _name_mlps(sites: list[Site], flow: Dataflow, owner: dict[int, Site]) -> Non
         for tensor in region.values():
             for node in tensor.outputs:
                 after = owner.get(id(node))
-                if after is not None and after not in free and after.op != "Conv" and flow.joins(after.output) is not None:
+                if after is None or after in free or after.op == "Conv":
+                    continue
+                if flow.joins(after.output) is not None:
                     after.role = "fc2"
                     for site in free:
                         site.role = "fc1"
@@ -161,7 +165,8 @@ def _name_ends(sites: list[Site], flow: Dataflow, owner: dict[int, Site]) -> Non
         node = site.readers[0]
         upstream = flow.origins(site.activation, lambda n: id(n) in owner)
         strides = list(node.attrs.get("strides", ()))
-        if site.op == "Conv" and not upstream and strides == list(node.attrs.get("kernel_shape", ())) and max(strides) > 1:
+        tiles = strides == list(node.attrs.get("kernel_shape", ())) and max(strides, default=1) > 1
+        if site.op == "Conv" and not upstream and tiles:
             site.role = "patch_embed"
         elif site.op != "Conv" and _reaches_output(site, flow, owner):
             site.role = "head"
@@ -209,5 +214,5 @@ def _find_stages(blocks: list[Block]) -> list[list[Block]]:
         stages[-1].append(block)
     if len(stages) == 1 and len(whole) >= 4:
         edges = [round(i * len(whole) / 4) for i in range(5)]
-        stages = [whole[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        stages = [whole[a:b] for a, b in pairwise(edges)]
     return stages

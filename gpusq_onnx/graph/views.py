@@ -1,8 +1,9 @@
 """From how an exporter stored a weight to `w[out, k]`, and back.
 
 A Linear's or Conv's weight is seen by everyone else as a matrix w[out, k]: one row an output channel, k the reduction
-axis. In the file it may be [K, N] (MatMul), [N, K] (Gemm transB), a four-dimensional kernel, transposed by a node, cut by
-a Split, or quantised. A `View` is the chain of such steps from the stored array to w[out, k]; each step has an inverse.
+axis. In the file it may be [K, N] (MatMul), [N, K] (Gemm transB), a four-dimensional kernel, transposed by a node, cut
+by a Split, or quantised. A `View` is the chain of such steps from the stored array to w[out, k]; each step has an
+inverse.
 
 Conv kernels [O, C, R, S] become [O, R*S*C]: groups of four along k then run along C at each (r, s), as TensorRT wants.
 """

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,6 +29,9 @@ class PassOptions(BaseModel):
     """Base of every pass's options: unknown keys are errors, values do not change after creation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+OptionsT = TypeVar("OptionsT", bound=PassOptions)
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,11 @@ class Context:
     warnings: list[str] = field(default_factory=list)
 
 
-class Pass(ABC):
-    """One transformation of a model. Subclasses set the class variables and implement the four steps."""
+class Pass(ABC, Generic[OptionsT]):
+    """One transformation of a model. Subclasses set the class variables and implement the four steps.
+
+    `Options` is the options' model, and the type parameter the same class: `class Prune24(Pass[Prune24Options])`.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -115,7 +121,7 @@ class Pass(ABC):
     version: ClassVar[int] = 1
     Options: ClassVar[type[PassOptions]] = PassOptions
 
-    def __init__(self, options: PassOptions) -> None:
+    def __init__(self, options: OptionsT) -> None:
         self.options = options
 
     @property
@@ -123,7 +129,7 @@ class Pass(ABC):
         """Whether `apply` reads calibration data with these options."""
         return False
 
-    def requires(self, model: Model, structure: Structure) -> None:  # noqa: B027  # most passes take any model
+    def requires(self, model: Model, structure: Structure) -> None:
         """Raise UnsupportedModelError where the pass cannot work at all."""
 
     @abstractmethod

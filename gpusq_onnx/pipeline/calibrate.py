@@ -48,7 +48,9 @@ class Calibration:
         path.unlink()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._folder.cleanup()
 
     def run(self, visit: Visitor, label: str, images: int | None = None) -> int:

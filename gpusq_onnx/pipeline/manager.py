@@ -4,8 +4,8 @@ For every pass, in order:
     requires · plan · apply · did anything change? · graph invariants · every fact that was established so far
 
 What the manager owns and passes do not: files, hashes, the ledger of facts, provenance, seeds, timing, the reproducer.
-The output appears atomically after all checks. A pass that changes nothing is an error (`allow_noop` lets it be). A pass
-that fails leaves `OUTPUT.reproducer/`: its input, the pipeline from it on, and the error.
+The output appears atomically after all checks. A pass that changes nothing is an error (`allow_noop` lets it be). A
+pass that fails leaves `OUTPUT.reproducer/`: its input, the pipeline from it on, and the error.
 
 Provenance is model-level metadata under `pkg.gpusq_onnx.*`: no time, host or path, so that the same input and options
 give the same bytes.
@@ -35,7 +35,7 @@ from gpusq_onnx.graph.model import Model, decoded
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import recipe, table
-from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
+from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.grammar import Pipeline
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
@@ -139,7 +139,7 @@ def run(
     )
 
 
-def _begin(path: Path, passes: Sequence[Pass], data: DataOptions, allow_noop: bool, progress: Progress) -> _Run:
+def _begin(path: Path, passes: Sequence[Pass[Any]], data: DataOptions, allow_noop: bool, progress: Progress) -> _Run:
     model = io.load(path)
     state = _Run(model, None, data, progress, allow_noop)
     if data.path is not None or any(step.needs_data for step in passes):
@@ -150,7 +150,7 @@ def _begin(path: Path, passes: Sequence[Pass], data: DataOptions, allow_noop: bo
     return state
 
 
-def _execute(state: _Run, step: Pass) -> Structure:
+def _execute(state: _Run, step: Pass[Any]) -> Structure:
     """One pass with all its checks; returns the structure of the model as it is afterwards."""
     model, structure = state.model, analyse(state.model)
     step.requires(model, structure)

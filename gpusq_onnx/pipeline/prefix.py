@@ -5,7 +5,8 @@ from the image each time costs a forward pass a block; here the tensors that cro
 stream, mostly) wait in a scratch folder, batch by batch, and the next piece starts from them. All groups together then
 cost one forward pass over the data, and memory holds one batch, whatever the number of images.
 
-Limits: scratch space of one boundary's activations for all images (ViT-Base, 1000 images: about 3 GB between fc1 and fc2).
+Limits: scratch space of one boundary's activations for all images (ViT-Base, 1000 images: about 3 GB between fc1 and
+fc2).
 """
 
 from __future__ import annotations

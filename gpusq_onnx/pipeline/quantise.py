@@ -52,9 +52,7 @@ class Settings:
     codes: bool
 
 
-def quantise(
-    model: Model, structure: Structure, plan: Sequence[PlanRow], settings: Settings, context: Context
-) -> None:
+def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settings: Settings, context: Context) -> None:
     """Insert the planned pairs into `model`; scales and equalised tensors go into the context's findings."""
     assert context.source is not None
     sites = {site.name: site for site in structure.sites}

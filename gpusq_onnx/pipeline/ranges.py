@@ -1,8 +1,8 @@
 """What INT8 needs to know of each activation: its range, its outlier channels, and the mean error that rounding leaves.
 
 One look at the first batch decides the equalising factors (outlier channels last: they sit in the weights that made
-them); all batches fill the observers with the equalised values; a second look at a few images, at the scales then known,
-gives the mean rounding error a channel, which the biases take up.
+them); all batches fill the observers with the equalised values; a second look at a few images, at the scales then
+known, gives the mean rounding error a channel, which the biases take up.
 
 Source: SmoothQuant (arXiv 2211.10438) for the factors, Nagel et al. (arXiv 1906.04721) for bias correction. Limits: the
 error is local, each tensor's own; what it does to later layers is not followed.
@@ -77,7 +77,7 @@ class Watch:
         """|w_k s_k|^2: what a squared error in channel k does to the output."""
         if self.w is None:
             return None
-        power = np.square(self.w, dtype=np.float32).sum(axis=0, dtype=np.float64)
+        power: NDArray[np.float64] = np.square(self.w, dtype=np.float32).sum(axis=0, dtype=np.float64)
         power = power if self.factors is None else power * np.square(self.factors.astype(np.float64))
         return power / max(float(power.mean()), 1e-300)
 
@@ -108,8 +108,8 @@ class MeanError:
 class ContextError:
     """What rounding its two operands does to softmax(QK)V, for several scales of the softmax output.
 
-    Rounding many small probabilities is not noise: those below half a step vanish and those above grow, together, so the
-    scale is judged by the error of the product and not by that of the probabilities.
+    Rounding many small probabilities is not noise: those below half a step vanish and those above grow, together, so
+    the scale is judged by the error of the product and not by that of the probabilities.
 
     Args:
         softmax_scales: candidates.

@@ -64,7 +64,7 @@ class Row:
     target: str
     distribution: str | None = None
 
-    def load(self) -> "type[Pass]":
+    def load(self) -> "type[Pass[Any]]":
         """Import the pass's class. Raises EnvironmentLacking when a plug-in cannot be imported."""
         module, _, attribute = self.target.partition(":")
         try:
@@ -130,7 +130,7 @@ def expand(pipeline: Pipeline) -> Pipeline:
     return Pipeline(tuple(steps))
 
 
-def resolve(pipeline: Pipeline) -> "list[Pass]":
+def resolve(pipeline: Pipeline) -> "list[Pass[Any]]":
     """The passes of a pipeline (presets expanded), each made with its options.
 
     Raises:
@@ -140,7 +140,7 @@ def resolve(pipeline: Pipeline) -> "list[Pass]":
     return [_instantiate(known[step.name].load(), step) for step in expand(pipeline).steps]
 
 
-def _instantiate(pass_type: "type[Pass]", step: Step) -> "Pass":
+def _instantiate(pass_type: "type[Pass[Any]]", step: Step) -> "Pass[Any]":
     from pydantic import ValidationError  # late: `--help` needs the names only
 
     try:

@@ -32,7 +32,8 @@ _FLOOR = 1e-4  # of the largest peak: below, a channel counts as dead
 def peaks(x: NDArray[Any]) -> Float32:
     """Largest |x| of each channel of x[..., channels], float32."""
     flat = x.reshape(-1, x.shape[-1])
-    return np.maximum(flat.max(axis=0), -flat.min(axis=0)).astype(np.float32)
+    found: Float32 = np.maximum(flat.max(axis=0), -flat.min(axis=0)).astype(np.float32)
+    return found
 
 
 def outlier_ratio(peak: Float32) -> float:
@@ -78,4 +79,5 @@ def _alive(peak: Float32) -> NDArray[np.float64]:
 
 
 def _normal(factors: NDArray[np.float64]) -> Float32:
-    return (factors / np.exp(np.log(factors).mean())).astype(np.float32)
+    centred: Float32 = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
+    return centred

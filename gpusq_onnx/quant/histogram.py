@@ -2,8 +2,8 @@
 
 Bin i counts |x| in [i * width, (i+1) * width), width a power of two: the least one for which all that was seen fits.
 When a larger value arrives, bins merge in whole powers of two. Dyadic bins nest exactly, so the counts do not depend on
-the order of the updates, and one pass is enough. Elements may count by the importance of their channel, so that errors are
-weighed by what they do to the layer's output.
+the order of the updates, and one pass is enough. Elements may count by the importance of their channel, so that errors
+are weighed by what they do to the layer's output.
 
 The extremes are always exact. Of a large array only every s-th element is counted, s coprime to the array's size and so
 to each of its dimensions: all channels and all tokens are seen equally often. Same input, same counts.
@@ -82,7 +82,7 @@ class Histogram:
         needed = math.frexp(value)[1] - (bins.bit_length() - 1)  # value < 2**frexp exponent
         if value > 0 and needed > self._exponent:
             merged = np.arange(bins) >> min(needed - self._exponent, 62)
-            self.counts = np.bincount(merged, weights=self.counts, minlength=bins)
+            self.counts = np.bincount(merged, weights=self.counts, minlength=bins).astype(np.float64, copy=False)
             self._exponent = needed
 
 

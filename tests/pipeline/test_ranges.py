@@ -31,7 +31,8 @@ def test_an_input_with_a_massive_channel_is_equalised_from_the_first_batch_on() 
     watch.update(x)
     first = watch.factors
     watch.update(x * 2)
-    assert first is not None and watch.factors is first
+    assert first is not None
+    assert watch.factors is first
     assert watch.scale() == pytest.approx(float(np.abs(2 * x / first).max()) / 127, rel=1e-6)
 
 
@@ -41,10 +42,12 @@ def test_a_flat_input_gets_no_mul_and_an_output_only_for_outliers() -> None:
     output = Watch(_minmax, "outliers")
     flat.update(x)
     output.update(x)
-    assert flat.factors is None and output.factors is None
+    assert flat.factors is None
+    assert output.factors is None
     massive = Watch(_minmax, "outliers")
     massive.update(x * np.where(np.arange(32) == 1, 100, 1).astype(np.float32))
-    assert massive.factors is not None and massive.factors.argmax() == 1
+    assert massive.factors is not None
+    assert massive.factors.argmax() == 1
 
 
 def test_the_shift_restores_the_mean_output() -> None:

@@ -37,7 +37,8 @@ def test_an_outlier_channel_is_divided_out_and_the_measured_error_falls() -> Non
     x, w = _layer(0, outlier=80)
     s, gain = input_factors(peaks(x), np.square(x).mean(axis=0), w)
     before, after = _error(x, w, np.ones(64, np.float32)), _error(x, w, s)
-    assert s[5] == s.max() and gain > 10
+    assert s[5] == s.max()
+    assert gain > 10
     assert after < before / 10
     assert 0.3 < (before / after) / gain < 3  # the model of the error is the error, roughly
 
@@ -53,7 +54,8 @@ def test_without_outliers_there_is_little_to_gain() -> None:
 def test_factors_are_finite_positive_and_of_mean_one(seed: int, outlier: float) -> None:
     x, w = _layer(seed, outlier)
     for s in (input_factors(peaks(x), np.square(x).mean(axis=0), w)[0], output_factors(peaks(x))):
-        assert np.isfinite(s).all() and (s > 0).all()
+        assert np.isfinite(s).all()
+        assert (s > 0).all()
         assert abs(np.log(s).mean()) < 1e-3
 
 

@@ -11,7 +11,8 @@ from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
 
 def test_linear_rows_drop_the_leading_axes() -> None:
     x = np.arange(24.0).reshape(2, 3, 4)
-    assert linear_rows(x).shape == (6, 4) and np.shares_memory(linear_rows(x), x)
+    assert linear_rows(x).shape == (6, 4)
+    assert np.shares_memory(linear_rows(x), x)
 
 
 @pytest.mark.parametrize(
