@@ -14,7 +14,7 @@ from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Fact
-from gpusq_onnx.quant.formats import INT8_WEIGHT, quantize
+from gpusq_onnx.quant.formats import INT8, quantize
 from gpusq_onnx.sparsity.patterns import NM, parse_pattern
 
 
@@ -87,4 +87,4 @@ def codes_of(site: Site) -> NDArray[Any]:
     if site.quantised == "int8":
         return values
     scale = weight_scale(site)
-    return quantize(np.asarray(values, np.float32), scale, INT8_WEIGHT, axis=0 if scale.ndim else None)
+    return quantize(np.asarray(values, np.float32), scale, INT8, axis=0 if scale.ndim else None)

@@ -27,7 +27,7 @@ from gpusq_onnx.pipeline.facts import weight_scale
 from gpusq_onnx.pipeline.ranges import ContextError, MakeObserver, MeanError, Watch
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.equalise import Float32
-from gpusq_onnx.quant.formats import INT8_WEIGHT, clamp_scale, fake_quantize, quantize
+from gpusq_onnx.quant.formats import INT8, INT8_WEIGHT, clamp_scale, fake_quantize, quantize
 
 ERROR_IMAGES = 4  # about 800 tokens of a ViT: the mean of a rounding error needs no more
 SOFTMAX_CLIPS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)  # of the largest probability that keeps its value
@@ -173,7 +173,7 @@ def _correct(site: Site, error: MeanError | None, context_shift: Float32 | None,
     if bias is None or error is None or not settings.bias_correction:
         return
     w = site.read().astype(np.float32)
-    rounded = fake_quantize(w, weight_scales(w, INT8_WEIGHT, method=settings.clip), INT8_WEIGHT, axis=0)
+    rounded = fake_quantize(w, weight_scales(w, INT8_WEIGHT, method=settings.clip), INT8, axis=0)
     shift = error.shift(w, rounded)
     shift_bias(bias, shift if context_shift is None else shift + context_shift)
 
@@ -191,4 +191,4 @@ def _readers(row: PlanRow, sites: Mapping[str, Site], structure: Structure, targ
 def _store_codes(model: Model, names: set[str]) -> None:
     for site in find_sites(model):
         if site.name in names and site.quantised == "qdq":
-            store_codes(model, site, quantize(site.read(), weight_scale(site), INT8_WEIGHT, axis=0))
+            store_codes(model, site, quantize(site.read(), weight_scale(site), INT8, axis=0))

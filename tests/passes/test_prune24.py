@@ -1,0 +1,139 @@
+"""prune24: what it plans, what it writes, and that second-order pruning earns its keep."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.passes.prune24 import Prune24
+from gpusq_onnx.pipeline.base import Context, Given, PlanRow
+from gpusq_onnx.runtime.ort import Session
+from gpusq_onnx.sparsity.patterns import parse_pattern
+
+ASSETS = Path(__file__).parents[1] / "assets"
+MODELS = ["digits_vit.onnx", "digits_vit_legacy17.onnx"]
+
+
+def _load(name: str = MODELS[0]) -> Model:
+    return io.load(ASSETS / name)
+
+
+def _data(model: Model, file: str = "digits_train.npz"):  # type: ignore[no-untyped-def]
+    return open_source(DataOptions(path=ASSETS / file), [InputSpec(s.name, s.dtype, s.shape) for s in model.inputs()])
+
+
+def _run(model: Model, **options: object) -> tuple[list[PlanRow], Context]:
+    prune = Prune24(Prune24.Options(**options))
+    structure = analyse(model)
+    plan = prune.plan(model, structure, Given(data=True))
+    context = Context(source=_data(model))
+    prune.apply(model, structure, plan, context)
+    return plan, context
+
+
+def _accuracy(model: Model) -> float:
+    session = Session(io.to_bytes(model))
+    hits = [
+        session.run(batch.feed)["logits"].argmax(axis=1) == batch.labels
+        for batch in _data(model, "digits_test.npz").batches(64)
+    ]
+    return float(np.concatenate(hits).mean())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_plan_names_every_weight_with_a_reason(name: str) -> None:
+    model = _load(name)
+    structure = analyse(model)
+    plan = Prune24(Prune24.Options()).plan(model, structure, Given())
+    assert [row.tensor for row in plan] == [site.name for site in structure.sites]
+    assert all(row.reason for row in plan)
+    skipped = [row for row in plan if row.skipped]
+    assert [row.role for row in skipped] == ["patch_embed"] and "channels 3" in skipped[0].reason
+
+
+def test_auto_means_magnitude_without_data_and_sparsegpt_with() -> None:
+    model = _load()
+    structure = analyse(model)
+    for data, method in ((False, "magnitude"), (True, "sparsegpt")):
+        plan = Prune24(Prune24.Options()).plan(model, structure, Given(data=data))
+        assert {row.detail["method"] for row in plan if not row.skipped} == {method}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8pair"])
+def test_every_planned_weight_follows_the_pattern_and_no_other_changes(name: str, method: str, pattern: str) -> None:
+    model, untouched = _load(name), _load(name)
+    plan, context = _run(model, method=method, pattern=pattern)
+    planned = {row.tensor for row in plan if not row.skipped}
+    before = {site.name: site.read() for site in analyse(untouched).sites}
+    for site in analyse(model).sites:
+        if site.name in planned:
+            assert parse_pattern(pattern).holds(site.read()), site.name
+            assert context.findings["energy_kept"][site.name] > 0
+        else:
+            np.testing.assert_array_equal(site.read(), before[site.name])
+
+
+def test_sparsegpt_loses_less_than_magnitude_on_real_data() -> None:
+    by_magnitude, second_order = _load(), _load()
+    _run(by_magnitude, method="magnitude")
+    _run(second_order, method="sparsegpt")
+    dense = _accuracy(_load())
+    assert _accuracy(second_order) > dense - 0.02
+    assert _accuracy(second_order) > _accuracy(by_magnitude) + 0.01
+
+
+def test_bias_correction_keeps_the_mean_output() -> None:
+    drifts = []
+    for correct in (True, False):
+        model = _load()
+        _run(model, bias_correction=correct, only=["fc1"])
+        outputs = [
+            np.concatenate([Session(io.to_bytes(m)).run(b.feed)["logits"] for b in _data(m).batches(64)]).mean(axis=0)
+            for m in (_load(), model)
+        ]
+        drifts.append(float(np.abs(outputs[1] - outputs[0]).max()))
+    assert drifts[0] < drifts[1]
+
+
+def test_a_selector_chooses_and_the_rest_is_explained() -> None:
+    model = _load()
+    plan = Prune24(Prune24.Options(only=["fc1", "fc2"])).plan(model, analyse(model), Given())
+    assert {row.role for row in plan if not row.skipped} == {"fc1", "fc2"}
+    assert all("only=fc1;fc2" in row.reason for row in plan if row.skipped)
+
+
+def test_nothing_to_prune_says_why() -> None:
+    model = _load()
+    with pytest.raises(NothingMatched, match="channels 3 is not a multiple of 4"):
+        Prune24(Prune24.Options(only=["patch_embed"])).plan(model, analyse(model), Given())
+
+
+def test_nan_weights_are_refused_by_name() -> None:
+    model = _load()
+    site = next(s for s in analyse(model).sites if s.role == "fc1")
+    w = site.read().copy()
+    w[3, 5] = np.nan
+    site.write(w)
+    with pytest.raises(UnsupportedModelError, match="NaN") as caught:
+        _run(model, method="magnitude")
+    assert site.name in str(caught.value)
+
+
+def test_a_broken_mask_is_caught_by_the_fact() -> None:
+    model = _load()
+    prune = Prune24(Prune24.Options())
+    plan, _ = _run(model, method="magnitude")
+    facts = prune.ensures(plan)
+    assert facts and all(fact.broken(model, analyse(model)) is None for fact in facts)
+    site = next(s for s in analyse(model).sites if s.role == "proj")
+    site.write(np.ones_like(site.read()))
+    broken = [fact.broken(model, analyse(model)) for fact in facts]
+    assert [text for text in broken if text] == [f"{site.out * site.k // 4} groups of {site.name} break 2:4"]

@@ -1,0 +1,163 @@
+"""qdq-int8: pairs exactly where the table puts them, legal for TensorRT, and close to the float model."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph import invariants, io
+from gpusq_onnx.graph.dataflow import NONLINEAR
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.passes.prune24 import Prune24
+from gpusq_onnx.passes.qdq_int8 import QdqInt8
+from gpusq_onnx.pipeline.base import Context, Given, PlanRow
+from gpusq_onnx.pipeline.facts import codes_of
+from gpusq_onnx.runtime.ort import Session
+from gpusq_onnx.sparsity.patterns import NM
+
+ASSETS = Path(__file__).parents[1] / "assets"
+MODELS = ["digits_vit.onnx", "digits_vit_legacy17.onnx"]
+BLOCKS = 3
+
+
+def _load(name: str = MODELS[0]) -> Model:
+    return io.load(ASSETS / name)
+
+
+def _data(model: Model, file: str):  # type: ignore[no-untyped-def]
+    return open_source(DataOptions(path=ASSETS / file), [InputSpec(s.name, s.dtype, s.shape) for s in model.inputs()])
+
+
+def _run(model: Model, **options: object) -> tuple[list[PlanRow], Context]:
+    quantise = QdqInt8(QdqInt8.Options(**options))
+    structure = analyse(model)
+    quantise.requires(model, structure)
+    plan = quantise.plan(model, structure, Given(data=True))
+    context = Context(source=_data(model, "digits_train.npz"))
+    quantise.apply(model, structure, plan, context)
+    return plan, context
+
+
+def _logits(model: Model) -> np.ndarray:
+    session = Session(io.to_bytes(model), exact_qdq=True)
+    return np.concatenate([session.run(b.feed)["logits"] for b in _data(model, "digits_test.npz").batches(64)])
+
+
+def _prune(model: Model) -> None:
+    prune = Prune24(Prune24.Options(method="magnitude"))
+    structure = analyse(model)
+    prune.apply(model, structure, prune.plan(model, structure, Given()), Context())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_accurate_places_what_the_table_says(name: str) -> None:
+    model = _load(name)
+    _run(model, profile="accurate")
+    assert not invariants.violations(model)
+    structure = analyse(model)
+    quantised = [site for site in structure.sites if site.quantised]
+    assert Counter(site.role for site in quantised) == dict.fromkeys(("qkv", "proj", "fc1", "fc2"), BLOCKS)
+    for site in quantised:
+        assert site.readers[0].inputs[0].inputs[0].op == "DequantizeLinear"  # its input is quantised, too
+        assert all(node.op != "QuantizeLinear" for node in site.output.outputs)  # and its output is not
+    for attention in structure.attentions:
+        operands = [*attention.scores.inputs, *attention.context.inputs]
+        assert all(tensor.inputs[0].op == "DequantizeLinear" for tensor in operands)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sparse_int8_adds_the_outputs_of_pruned_linears_and_only_of_those(name: str) -> None:
+    dense, pruned = _load(name), _load(name)
+    _prune(pruned)
+    for model, outputs in ((dense, 0), (pruned, 4 * BLOCKS)):
+        _run(model, profile="sparse-int8")
+        sites = [site for site in analyse(model).sites if site.quantised]
+        behind = [all(node.op == "QuantizeLinear" for node in site.output.outputs) for site in sites]
+        assert sum(behind) == outputs
+    assert not invariants.violations(pruned)
+
+
+@pytest.mark.parametrize("profile", ["accurate", "sparse-int8"])
+def test_residual_norm_and_activation_inputs_stay_float_in_accurate(profile: str) -> None:
+    model = _load()
+    _prune(model)
+    _run(model, profile=profile)
+    for node in model.graph.nodes:
+        fed_by_pair = [t for t in node.inputs if t.inputs and t.inputs[0].op == "DequantizeLinear"]
+        if node.op == "LayerNormalization" or (profile == "accurate" and (node.op == "Add" or node.op in NONLINEAR)):
+            assert not fed_by_pair, node.name
+
+
+def test_one_pair_a_tensor_shared_by_its_readers() -> None:
+    model = _load()
+    _run(model)
+    quantised = [node.inputs[0].name for node in model.graph.nodes if node.op == "QuantizeLinear"]
+    assert len(quantised) == len(set(quantised))
+
+
+@pytest.mark.parametrize("options", [{}, {"profile": "sparse-int8", "outputs": "all"}, {"equalise": False}])
+def test_close_to_the_float_model(options: dict[str, object]) -> None:
+    model = _load()
+    _run(model, **options)
+    wanted, found = _logits(_load()), _logits(model)
+    assert (wanted.argmax(axis=1) == found.argmax(axis=1)).mean() > 0.985
+    cosine = (wanted * found).sum(1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(found, axis=1)
+    assert cosine.mean() > 0.995
+
+
+@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "entropy"])
+def test_every_observer_gives_a_usable_model(observer: str) -> None:
+    model = _load()
+    _, context = _run(model, observer=observer)
+    assert all(scale > 0 for scale in context.findings["scales"].values())
+    assert (_logits(_load()).argmax(axis=1) == _logits(model).argmax(axis=1)).mean() > 0.97
+
+
+def test_the_softmax_scale_is_fixed_on_demand() -> None:
+    for choice, check in (("fixed", lambda s: s == pytest.approx(1 / 127)), ("observed", lambda s: s <= 1 / 127 + 1e-9)):
+        model = _load()
+        plan, context = _run(model, softmax=choice)
+        scales = [context.findings["scales"][row.tensor] for row in plan if row.role == "softmax"]
+        assert len(scales) == BLOCKS and all(map(check, scales))
+
+
+def test_attention_can_be_left_alone_and_says_so() -> None:
+    model = _load()
+    plan, _ = _run(model, attention=False)
+    rows = [row for row in plan if row.role in ("Q", "K", "softmax", "V")]
+    assert rows and all(row.skipped and row.reason == "attention=false" for row in rows)
+
+
+def test_int8_codes_are_the_same_model_on_a_third_of_the_disk() -> None:
+    as_float, as_codes = _load(), _load()
+    _prune(as_float)
+    _prune(as_codes)
+    _run(as_float)
+    _run(as_codes, weights="int8")
+    np.testing.assert_allclose(_logits(as_codes), _logits(as_float), atol=1e-4)
+    assert len(io.to_bytes(as_codes)) < 0.6 * len(io.to_bytes(as_float))
+    assert not invariants.violations(as_codes)
+    sites = [site for site in analyse(as_codes).sites if site.quantised]
+    assert {site.quantised for site in sites} == {"int8"}
+    assert all(NM(2, 4).holds(codes_of(site)) for site in sites)
+
+
+def test_the_pattern_survives_equalising_and_rounding() -> None:
+    model = _load()
+    _prune(model)
+    _run(model)
+    quantised = [site for site in analyse(model).sites if site.quantised]
+    assert len(quantised) == 4 * BLOCKS
+    assert all(NM(2, 4).holds(site.read()) and NM(2, 4).holds(codes_of(site)) for site in quantised)
+
+
+def test_a_quantised_model_is_refused() -> None:
+    model = _load()
+    _run(model)
+    with pytest.raises(UnsupportedModelError, match="quantised already"):
+        _run(model)
