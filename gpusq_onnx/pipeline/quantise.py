@@ -10,7 +10,9 @@ Nothing here decides what is quantised: the plan's rows do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -79,8 +81,13 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
 
 def _watch(row: PlanRow, sites: Mapping[str, Site], settings: Settings) -> Watch:
     reads = row.detail["side"] == "input" and row.op != "Conv"
-    w = np.concatenate([sites[name].read() for name in row.detail["sites"]]) if reads else None
+    readers = [sites[name] for name in row.detail["sites"]] if reads else []
+    w = partial(_rows_of, readers) if readers else None
     return Watch(settings.observer, row.detail.get("equalise", "never"), w)
+
+
+def _rows_of(readers: Sequence[Site]) -> NDArray[Any]:
+    return readers[0].read() if len(readers) == 1 else np.concatenate([site.read() for site in readers])
 
 
 class _Shifts:
@@ -142,25 +149,28 @@ def _edit(
     sites = {site.name: site for site in structure.sites}
     targets = {row.tensor: tensors[row.tensor] for row in rows}
     equalised = []
-    for row in (row for row in rows if row.detail["side"] == "input"):
-        chosen = [sites[name] for name in row.detail["sites"]]
-        context_shifts = [shifts.of_context(site) for site in chosen]
-        factors = watches[row.tensor].factors
-        if factors is not None:
-            targets[row.tensor] = rescale_input(model, targets[row.tensor], chosen, factors)
-            equalised.append(row.tensor)
-        for site, context_shift in zip(chosen, context_shifts, strict=True):
-            _correct(site, shifts.of_input(row), context_shift, settings)
     for row in (row for row in rows if row.detail["side"] == "output"):
         factors = watches[row.tensor].factors
         if factors is not None:
             targets[row.tensor] = rescale_output(model, sites[row.detail["sites"][0]], factors)
             equalised.append(row.tensor)
+    errors: dict[str, tuple[MeanError | None, Float32 | None]] = {}
+    for row in (row for row in rows if row.detail["side"] == "input"):
+        chosen = [sites[name] for name in row.detail["sites"]]
+        errors |= {site.name: (shifts.of_input(row), shifts.of_context(site)) for site in chosen}
+        factors = watches[row.tensor].factors
+        if factors is not None:
+            targets[row.tensor] = rescale_input(model, targets[row.tensor], chosen, factors)
+            equalised.append(row.tensor)
     writer = QdqWriter(model, structure.types)
     context.progress.start("quantising weights", len(weights))
-    for site in weights:
-        writer.weight(site, weight_scales(site.read(), INT8_WEIGHT, method=settings.clip))
-        context.progress.advance()
+    with ThreadPoolExecutor() as pool:  # numpy works outside the interpreter's lock
+        for site, (scale, shift) in zip(weights, pool.map(partial(_rounded, errors, settings), weights), strict=True):
+            bias = own_bias(site)
+            if bias is not None and shift is not None:
+                shift_bias(bias, shift)
+            writer.weight(site, scale)
+            context.progress.advance()
     for row in rows:
         writer.activation(targets[row.tensor], scales[row.tensor], _readers(row, sites, structure, targets))
     writer.finish()
@@ -168,14 +178,17 @@ def _edit(
     context.findings |= {"scales": dict(scales), "equalised": equalised}
 
 
-def _correct(site: Site, error: MeanError | None, context_shift: Float32 | None, settings: Settings) -> None:
-    bias = own_bias(site)
-    if bias is None or error is None or not settings.bias_correction:
-        return
-    w = site.read().astype(np.float32)
-    rounded = fake_quantize(w, weight_scales(w, INT8_WEIGHT, method=settings.clip), INT8, axis=0)
-    shift = error.shift(w, rounded)
-    shift_bias(bias, shift if context_shift is None else shift + context_shift)
+def _rounded(
+    errors: Mapping[str, tuple[MeanError | None, Float32 | None]], settings: Settings, site: Site
+) -> tuple[Float32, Float32 | None]:
+    """A weight's scales, and what its bias takes up."""
+    w = site.read().astype(np.float32, copy=False)
+    scale = weight_scales(w, INT8_WEIGHT, method=settings.clip)
+    error, of_context = errors[site.name]
+    if error is None or not settings.bias_correction:
+        return scale, None
+    shift = error.shift(w, fake_quantize(w, scale, INT8, axis=0))
+    return scale, shift if of_context is None else shift + of_context
 
 
 def _readers(row: PlanRow, sites: Mapping[str, Site], structure: Structure, targets: Mapping[str, Any]) -> list[Node]:

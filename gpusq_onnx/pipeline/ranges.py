@@ -35,22 +35,22 @@ class Watch:
     Attributes:
         make: makes the observer, given each channel's importance (None: all the same).
         when: whether to equalise: never, where the first batch shows outlier channels, or always (it costs no node).
-        w: rows [out, k] of all weights that read the tensor; None for an output or an attention operand.
+        w: reads the rows [out, k] of all weights that read the tensor; None for an output or an attention operand.
         factors: chosen at the first batch; None where nothing is to be equalised.
     """
 
     make: MakeObserver
     when: When = "never"
-    w: NDArray[Any] | None = None
+    w: Callable[[], NDArray[Any]] | None = None
     factors: Float32 | None = None
     _observer: Observer | None = None
 
     def update(self, x: NDArray[Any]) -> None:
         """Take in a batch x[..., channels]."""
         if self._observer is None:
-            self._decide(x)
-            self._observer = self.make(self._importance())
-            self.w = None
+            w = None if self.w is None else self.w()
+            self._decide(x, w)
+            self._observer = self.make(self._importance(w))
         self._observer.update(self.equalised(x))
 
     def scale(self) -> float:
@@ -62,22 +62,22 @@ class Watch:
         """x / s, or x itself."""
         return x if self.factors is None else x / self.factors
 
-    def _decide(self, x: NDArray[Any]) -> None:
+    def _decide(self, x: NDArray[Any], w: NDArray[Any] | None) -> None:
         if self.when == "never":
             return
         peak = peaks(x)
-        if self.w is None:
+        if w is None:
             self.factors = output_factors(peak) if outlier_ratio(peak) >= OUTPUT_OUTLIERS else None
             return
         power = np.square(x.reshape(-1, x.shape[-1]), dtype=np.float32).mean(axis=0)
-        factors, gain = input_factors(peak, power, self.w)
+        factors, gain = input_factors(peak, power, w)
         self.factors = factors if gain >= (1.0 if self.when == "always" else WORTH_A_NODE) else None
 
-    def _importance(self) -> NDArray[np.float64] | None:
+    def _importance(self, w: NDArray[Any] | None) -> NDArray[np.float64] | None:
         """|w_k s_k|^2: what a squared error in channel k does to the output."""
-        if self.w is None:
+        if w is None:
             return None
-        power: NDArray[np.float64] = np.square(self.w, dtype=np.float32).sum(axis=0, dtype=np.float64)
+        power: NDArray[np.float64] = np.einsum("ok,ok->k", w, w, dtype=np.float32).astype(np.float64)
         power = power if self.factors is None else power * np.square(self.factors.astype(np.float64))
         return power / max(float(power.mean()), 1e-300)
 
@@ -99,10 +99,11 @@ class MeanError:
         self.rounded = self.rounded + fake_quantize(flat, self.scale, INT8).sum(axis=0, dtype=np.float64)
         self.rows += len(flat)
 
-    def shift(self, w: NDArray[Any], w_rounded: NDArray[Any]) -> Float32:
+    def shift(self, w: Float32, w_rounded: Float32) -> Float32:
         """What to add to the bias[out] so that the mean output of w[out, k] is unchanged."""
-        wanted = w.astype(np.float64) @ self.plain
-        return ((wanted - w_rounded.astype(np.float64) @ self.rounded) / max(1, self.rows)).astype(np.float32)
+        rows = max(1, self.rows)  # the difference is taken in float64: what is left fits float32
+        lost: Float32 = w @ ((self.plain - self.rounded) / rows).astype(np.float32)
+        return lost + (w - w_rounded) @ (self.rounded / rows).astype(np.float32)
 
 
 class ContextError:
@@ -120,19 +121,22 @@ class ContextError:
         self._scales = tuple(softmax_scales)
         self._value_scale = value_scale
         self._squared = np.zeros(len(self._scales))
-        self._sums: list[NDArray[np.float64]] = [np.zeros(())] * len(self._scales)
+        self._sums: NDArray[np.float64] = np.zeros(())
         self._rows = 0
 
     def update(self, softmax: NDArray[Any], values: NDArray[Any]) -> None:
         """Take in a batch: softmax[..., heads, queries, keys] and values[..., heads, keys, depth]."""
+        heads, queries, keys = softmax.shape[-3:]
+        softmax, values = softmax.reshape(-1, heads, queries, keys), values.reshape(-1, heads, *values.shape[-2:])
         plain = softmax @ values
-        rounded_values = fake_quantize(values, self._value_scale, INT8)
-        for index, scale in enumerate(self._scales):
-            error = fake_quantize(softmax, scale, INT8) @ rounded_values - plain
-            self._squared[index] += float(np.vdot(error, error))
-            by_row = error.reshape(-1, *error.shape[-3:])
-            self._sums[index] = self._sums[index] + by_row.sum(axis=(0, 2), dtype=np.float64).reshape(-1)
-        self._rows += plain.size // (plain.shape[-1] * plain.shape[-3])
+        # One product for all candidates: many small ones spend their time waiting for BLAS threads.
+        rounded = np.stack([fake_quantize(softmax, scale, INT8) for scale in self._scales], axis=2)
+        products = rounded.reshape(len(softmax), heads, -1, keys) @ fake_quantize(values, self._value_scale, INT8)
+        errors = products.reshape(len(softmax), heads, len(self._scales), queries, -1) - plain[:, :, None]
+        self._squared += np.einsum("nhcqd,nhcqd->c", errors, errors, dtype=np.float64)
+        sums = errors.sum(axis=(0, 3), dtype=np.float64)  # [heads, candidates, depth]
+        self._sums = self._sums + sums.transpose(1, 0, 2).reshape(len(self._scales), -1)
+        self._rows += len(softmax) * queries
 
     @property
     def scale(self) -> float:
@@ -142,4 +146,5 @@ class ContextError:
     @property
     def mean(self) -> NDArray[np.float64]:
         """The mean error [heads * depth] at that scale."""
-        return self._sums[int(np.argmin(self._squared))] / max(1, self._rows)
+        sums: NDArray[np.float64] = self._sums[int(np.argmin(self._squared))] / max(1, self._rows)
+        return sums

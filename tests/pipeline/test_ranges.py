@@ -27,7 +27,7 @@ def test_without_equalising_the_observer_sees_the_values() -> None:
 def test_an_input_with_a_massive_channel_is_equalised_from_the_first_batch_on() -> None:
     x = _rng().standard_normal((64, 32)).astype(np.float32)
     x[:, 3] *= 200
-    watch = Watch(_minmax, "outliers", _rng().standard_normal((16, 32)).astype(np.float32))
+    watch = Watch(_minmax, "outliers", lambda: _rng().standard_normal((16, 32)).astype(np.float32))
     watch.update(x)
     first = watch.factors
     watch.update(x * 2)
@@ -38,7 +38,7 @@ def test_an_input_with_a_massive_channel_is_equalised_from_the_first_batch_on() 
 
 def test_a_flat_input_gets_no_mul_and_an_output_only_for_outliers() -> None:
     x = _rng().standard_normal((64, 32)).astype(np.float32)
-    flat = Watch(_minmax, "outliers", np.ones((16, 32), np.float32))
+    flat = Watch(_minmax, "outliers", lambda: np.ones((16, 32), np.float32))
     output = Watch(_minmax, "outliers")
     flat.update(x)
     output.update(x)
@@ -53,7 +53,7 @@ def test_a_flat_input_gets_no_mul_and_an_output_only_for_outliers() -> None:
 def test_the_shift_restores_the_mean_output() -> None:
     x = np.abs(_rng().standard_normal((500, 24))).astype(np.float32)
     w = _rng().standard_normal((8, 24)).astype(np.float32)
-    watch = Watch(_minmax, "never", w)
+    watch = Watch(_minmax, "never", lambda: w)
     watch.update(x)
     scale = 0.3  # coarse, so that rounding has a mean
     error = MeanError(watch, scale)
