@@ -6,6 +6,7 @@ Errors raised on purpose (`errors.GpusqError`) print what, where, expected, foun
 a bug: a short message that asks for `--debug`, which shows the traceback.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted; nothing was written")
         return INTERRUPTED
+    except BrokenPipeError:  # who read our output has seen enough: `| head`, a pager
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if settings.debug:
             traceback.print_exc()
@@ -61,6 +65,8 @@ def _explain(error: Exception) -> tuple[str, int]:
         return f"{error.title}: {error}", error.exit_code
     if isinstance(error, OSError):  # a full disk, a folder that cannot be written: not ours to repair
         return f"{EnvironmentLacking.title}: {error}", EnvironmentLacking.exit_code
+    if isinstance(error, MemoryError):
+        return f"{EnvironmentLacking.title}: not enough memory", EnvironmentLacking.exit_code
     text = f"{GpusqError.title}: {type(error).__name__}: {error}"
     hint = "this is a defect of gpusq-onnx; run gpusq-onnx --debug VERB ... again and report the traceback"
     return f"{text}\n  next: {hint}", GpusqError.exit_code

@@ -1,6 +1,17 @@
 """`gpusq-onnx apply MODEL`: run a pipeline and write the new model; or refuse, and leave nothing."""
 
-from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, ModelPath, Output, PipelineArgs, Quiet, Report, Seed
+from gpusq_onnx.cli.options import (
+    STDOUT,
+    DataArgs,
+    Json,
+    ModelPath,
+    Output,
+    PipelineArgs,
+    Quiet,
+    Report,
+    Seed,
+    keep_apart,
+)
 
 
 def apply(
@@ -18,14 +29,17 @@ def apply(
     from gpusq_onnx.pipeline import manager
     from gpusq_onnx.report import run
 
-    outcome = manager.run(
-        model,
-        output or model.with_suffix(".gpusq.onnx"),
-        pipeline.pipeline(),
-        data=data.options(seed),
-        allow_noop=pipeline.allow_noop,
-        progress=open_progress(quiet=quiet),
-    )
+    written = output or model.with_suffix(".gpusq.onnx")
+    keep_apart([model, written], report, json)
+    with open_progress(quiet=quiet) as progress:
+        outcome = manager.run(
+            model,
+            written,
+            pipeline.pipeline(),
+            data=data.options(seed),
+            allow_noop=pipeline.allow_noop,
+            progress=progress,
+        )
     for warning in outcome.warnings:
         warn(warning)
     publish(run.document(outcome), run.digest(outcome), report=report, json_target=json)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed
+from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed, keep_apart
 from gpusq_onnx.errors import GateFailed, UsageError
 
 if TYPE_CHECKING:
@@ -89,13 +89,14 @@ def check(
 
     if parser.build and not parser.parser:
         raise UsageError("--build builds what --parser has parsed", hint="add --parser")
+    keep_apart([original, compressed], report, json)
     options = data.options(seed)
     if options.path is None:
         warn("no --data: comparing on synthetic images, which say little about accuracy")
-    progress = open_progress(quiet=quiet)
-    result = check_models(original, compressed, options, gates.gates(), progress)
-    if parser.parser:
-        result = result.with_verdict(_ask_parser(compressed, parser, progress))
+    with open_progress(quiet=quiet) as progress:
+        result = check_models(original, compressed, options, gates.gates(), progress)
+        if parser.parser:
+            result = result.with_verdict(_ask_parser(compressed, parser, progress))
     for note in result.data["notes"]:
         warn(note)
     publish(result.to_dict(), digest(result), report=report, json_target=json)

@@ -6,8 +6,8 @@ rich is imported when something is drawn, never for `--help`.
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,18 @@ from gpusq_onnx.cli.options import STDOUT
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
 
 
-def open_progress(*, quiet: bool) -> Progress:
-    """A progress line on stderr if it is a terminal, outside CI, and not `quiet`; else silence."""
-    if quiet or not sys.stderr.isatty() or os.environ.get("CI"):
-        return NullProgress()
-    return RichProgress()
+@contextmanager
+def open_progress(*, quiet: bool) -> Iterator[Progress]:
+    """A progress line on stderr if it is a terminal, outside CI, and not `quiet`; else silence.
+
+    However the block ends, the line is gone then and the cursor is back.
+    """
+    silent = quiet or not sys.stderr.isatty() or os.environ.get("CI")
+    progress: Progress = NullProgress() if silent else RichProgress()
+    try:
+        yield progress
+    finally:
+        progress.finish()
 
 
 class RichProgress:
@@ -88,8 +95,7 @@ def write_json(document: Mapping[str, Any], target: Path) -> None:
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if target == STDOUT:
         sys.stdout.write(text)
-        with suppress(BrokenPipeError):
-            sys.stdout.flush()
+        sys.stdout.flush()
     else:
         write_text(target, text)
 
@@ -98,7 +104,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a small file, all or nothing."""
     from gpusq_onnx.graph.io import atomic_write
 
-    with atomic_write(path) as file:
+    with atomic_write(path) as (file,):
         file.write(text.encode())
 
 

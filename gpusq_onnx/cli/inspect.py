@@ -1,6 +1,6 @@
 """`gpusq-onnx inspect MODEL`: each weight, the kernel that TensorRT can pick for it, and what stands in the way."""
 
-from gpusq_onnx.cli.options import STDOUT, Json, ModelPath, Quiet
+from gpusq_onnx.cli.options import STDOUT, Json, ModelPath, Quiet, keep_apart
 
 
 def inspect(model: ModelPath, json: Json = None, quiet: Quiet = False) -> None:
@@ -9,7 +9,9 @@ def inspect(model: ModelPath, json: Json = None, quiet: Quiet = False) -> None:
     from gpusq_onnx.graph.io import load
     from gpusq_onnx.report.inspection import inspect_model
 
-    found = inspect_model(load(model), open_progress(quiet=quiet))
+    keep_apart([model], json)
+    with open_progress(quiet=quiet) as progress:
+        found = inspect_model(load(model), progress)
     if json:
         write_json({"model": str(model), **found.to_dict()}, json)
     if quiet or json == STDOUT:

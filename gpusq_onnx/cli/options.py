@@ -4,6 +4,7 @@ A value that the caller did not give is None and is not passed on: defaults belo
 `--data-options`), never to the command line.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,15 +18,34 @@ if TYPE_CHECKING:
     from gpusq_onnx.data.options import DataOptions
     from gpusq_onnx.pipeline.grammar import Pipeline
 
+STDOUT = Path("-")
 _what = partial(Option, rich_help_panel="What to do", show_default=False)
 _data = partial(Option, rich_help_panel="Data", show_default=False)
 
 
-def _in_a_folder(path: Path | None) -> Path | None:
-    """Refuse a file to write whose folder is not there, before the work starts."""
-    if path is not None and not path.parent.is_dir():
+def _writable(path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written as one, before the work starts."""
+    if path is None or path == STDOUT:
+        return path
+    if not path.parent.is_dir():
         raise UsageError(f"the folder of {path.name!r} does not exist", where=str(path.parent), hint="create it")
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "a device or a pipe"
+        raise UsageError("the file to write is none", where=str(path), found=found, hint="name a file")
     return path
+
+
+def keep_apart(models: Sequence[Path], report: Path | None, json: Path | None = None) -> None:
+    """Refuse a report that would overwrite a model, another report or its own digest."""
+    taken = {path.resolve(): "the model" for path in models}
+    digest = report.with_suffix(".md") if report else None
+    for option, path in (("--report", report), ("the digest of --report", digest), ("--json", json)):
+        if path is None or path == STDOUT:
+            continue
+        if path.resolve() in taken:
+            what = f"{option} would overwrite {taken[path.resolve()]}"
+            raise UsageError(what, where=str(path), hint="name another file, FILE.json")
+        taken[path.resolve()] = option
 
 
 ModelPath = Annotated[Path, Argument(metavar="MODEL", help="The ONNX model.", show_default=False)]
@@ -35,7 +55,7 @@ Json = Annotated[
     Option(
         "--json",
         metavar="FILE",
-        callback=_in_a_folder,
+        callback=_writable,
         help="The result as JSON into FILE; with -, to stdout and nothing else there.",
     ),
 ]
@@ -44,7 +64,7 @@ Report = Annotated[
     Option(
         "--report",
         metavar="FILE.json",
-        callback=_in_a_folder,
+        callback=_writable,
         help="Write the report, and its digest beside it as FILE.md.",
     ),
 ]
@@ -54,11 +74,10 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        callback=_in_a_folder,
+        callback=_writable,
         help="The new model; default: MODEL.gpusq.onnx beside MODEL.",
     ),
 ]
-STDOUT = Path("-")
 Seed = Annotated[
     int | None,
     Option("--seed", metavar="N", min=0, help="Of all that is random: the choice of samples, synthetic images."),

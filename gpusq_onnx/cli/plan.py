@@ -1,6 +1,6 @@
 """`gpusq-onnx plan MODEL`: what `apply` would do to each tensor, and why; no model is written."""
 
-from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, ModelPath, PipelineArgs, Quiet, Report, Seed
+from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, ModelPath, PipelineArgs, Quiet, Report, Seed, keep_apart
 
 
 def plan(
@@ -17,13 +17,11 @@ def plan(
     from gpusq_onnx.pipeline import manager
     from gpusq_onnx.report import run
 
-    outcome = manager.plan(
-        model,
-        pipeline.pipeline(),
-        data=data.options(seed),
-        allow_noop=pipeline.allow_noop,
-        progress=open_progress(quiet=quiet),
-    )
+    keep_apart([model], report, json)
+    with open_progress(quiet=quiet) as progress:
+        outcome = manager.plan(
+            model, pipeline.pipeline(), data=data.options(seed), allow_noop=pipeline.allow_noop, progress=progress
+        )
     for warning in outcome.warnings:
         warn(warning)
     publish(run.document(outcome), run.digest(outcome), report=report, json_target=json)

@@ -88,6 +88,9 @@ class ImageFolder(Source):
     @property
     def notes(self) -> list[str]:
         notes = list(self._opening_notes)
+        if self._corrupt:
+            count = f"{len(self._corrupt)} of {len(self)} images cannot be read and are left out"
+            notes.append(f"{count}: {'; '.join(self.skipped)}")
         done = Counter(self._geometry.values())
         crop = f"{self._preprocess.height}x{self._preprocess.width}"
         if done["cropped only"]:

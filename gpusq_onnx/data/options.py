@@ -10,6 +10,7 @@ Limits: one preprocessing for all images; no augmentation.
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,6 +100,17 @@ class DataOptions(BaseModel):
             if isinstance(values.get(key), str):
                 values[key] = file.parent / values[key]
         return cls.from_values({**values, **(overrides or {})}, where=str(file))
+
+    def to_toml(self) -> str:
+        """The keys that were given, as a file that `from_toml` reads from anywhere: paths are absolute."""
+        lines = []
+        for key in sorted(self.model_fields_set):
+            value = getattr(self, key)
+            # JSON writes strings, numbers and arrays as TOML does, except that TOML wants DEL escaped as well.
+            text = json.dumps(str(value.absolute()) if isinstance(value, Path) else value, ensure_ascii=False)
+            if value is not None:
+                lines.append(f"{key} = {text}\n".replace("\x7f", "\\u007f"))
+        return "".join(lines)
 
     def echo(self) -> dict[str, Any]:
         """The options as plain JSON values, paths as the caller gave them; for the report."""

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
+from gpusq_onnx.graph.payload import Payload
 from gpusq_onnx.graph.wire import write_model
 
 if TYPE_CHECKING:
@@ -67,12 +68,19 @@ def _not_onnx(path: Path) -> UnsupportedModelError:
     )
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of the model file and of the external data files that it names, as hex."""
+def data_files(model: Model) -> list[Path]:
+    """The external data files that a model just loaded reads from, sorted."""
+    payloads = (constant._values for constant in model.constants())
+    return sorted({p.file for p in payloads if isinstance(p, Payload) and p.external})
+
+
+def file_digest(path: Path, data: Sequence[Path] = ()) -> str:
+    """SHA-256 of the model file followed by its external data files, as hex: what `save` returned for them."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    for part in (path, *data):
+        with part.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -83,7 +91,7 @@ def save(model: Model, path: Path | str, *, outputs: Sequence[str] | None = None
         outputs: write a graph with these tensors as its only outputs, for looking inside; None writes the model itself.
 
     Returns:
-        The SHA-256 of the model file, as hex.
+        The SHA-256 of the model file followed by the data file, as hex.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
@@ -94,16 +102,18 @@ def save(model: Model, path: Path | str, *, outputs: Sequence[str] | None = None
         del graph.output[:]
         graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
     total = graph.ByteSize() + sum(length for _, length, _ in large)
-    with ExitStack() as stack:
-        if model.external or total > _PROTOBUF_LIMIT:
-            data = path.with_name(path.name + ".data")
-            data_file = stack.enter_context(atomic_write(data))
-            for tensor in _write_external(data_file, data.name, large):
-                graph.initializer.append(tensor)
-            large = []
-        hashed = _Hashed(stack.enter_context(atomic_write(path)))
-        write_model(hashed, model.header, graph, large)
-    return hashed.digest.hexdigest()
+    digest = hashlib.sha256()
+    model.external = model.external or total > _PROTOBUF_LIMIT
+    if not model.external:
+        with atomic_write(path) as (file,):
+            write_model(_Hashed(file, digest), model.header, graph, large)
+        return digest.hexdigest()
+    data = path.with_name(path.name + ".data")
+    starts = _place(graph, data.name, large)
+    with atomic_write(data, path) as (data_file, file):
+        write_model(_Hashed(file, digest), model.header, graph, [])
+        _write_data(_Hashed(data_file, digest), starts, large)
+    return digest.hexdigest()
 
 
 def to_bytes(model: Model) -> bytes:
@@ -124,36 +134,59 @@ def proto_of(model: Model) -> ModelProto:
 class _Hashed:
     """A writer that hashes what passes through, so that the file need not be read again."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest = file, hashlib.sha256()
+    def __init__(self, file: BinaryIO, digest: hashlib._Hash) -> None:
+        self.file, self.digest = file, digest
 
     def write(self, data: Buffer) -> None:
         self.digest.update(data)
         self.file.write(data)
 
 
-def _write_external(file: BinaryIO, location: str, large: list[Large]) -> Iterator[TensorProto]:
-    offset = 0
-    for tensor, length, values in large:
+def _place(graph: GraphProto, location: str, large: Sequence[Large]) -> list[int]:
+    """List the large tensors in the graph as external ones; returns where each starts in the data file."""
+    starts, offset = [], 0
+    for tensor, length, _ in large:
         start = -(-offset // _ALIGNMENT) * _ALIGNMENT
-        file.write(b"\0" * (start - offset))
-        file.write(values().data)
-        offset = start + length
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", location), ("offset", str(start)), ("length", str(length))):
             tensor.external_data.add(key=key, value=value)
-        yield tensor
+        graph.initializer.append(tensor)
+        starts.append(start)
+        offset = start + length
+    return starts
+
+
+def _write_data(file: _Hashed, starts: Sequence[int], large: Sequence[Large]) -> None:
+    offset = 0
+    for start, (_, length, values) in zip(starts, large, strict=True):
+        file.write(b"\0" * (start - offset))
+        file.write(values().data)
+        offset = start + length
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def atomic_write(*paths: Path) -> Iterator[Sequence[BinaryIO]]:
+    """Binary files that become `paths`, in this order, when the block ends well, and vanish when it does not.
+
+    All bytes of all files are on disk before the first of them gets its name.
+    """
+    temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
+    made: list[Path] = []
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with ExitStack() as stack:
+            files = [stack.enter_context(name.open("wb")) for name in temporary]
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for source, path in zip(temporary, paths, strict=True):
+            if not path.exists():
+                made.append(path)
+            os.replace(source, path)
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        for name in temporary:
+            name.unlink(missing_ok=True)

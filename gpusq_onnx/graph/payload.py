@@ -58,6 +58,13 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
         loaded.raw_data = self.external_bytes().tobytes()
         return numpy_helper.to_array(loaded)
 
+    @property
+    def file(self) -> Path:
+        """The external file, links followed."""
+        assert self.folder is not None
+        location = next((e.value for e in self.tensor.external_data if e.key == "location"), "")
+        return (self.folder / location).resolve()
+
     def external_bytes(self) -> NDArray[np.uint8]:
         """The external bytes as a read-only memory map of length n.
 
@@ -67,7 +74,7 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
         assert self.folder is not None
         entry = {e.key: e.value for e in self.tensor.external_data}
         location = entry.get("location", "")
-        path = (self.folder / location).resolve()
+        path = self.file
         name = self.tensor.name
         if not location or not path.is_relative_to(self.folder.resolve()):
             raise UnsupportedModelError(

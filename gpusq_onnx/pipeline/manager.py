@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,10 +29,10 @@ import numpy as np
 from gpusq_onnx import __version__
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, Source, open_source
-from gpusq_onnx.errors import GpusqError, InvariantError, NothingMatched, PassFailed, UsageError
+from gpusq_onnx.errors import GpusqError, InvariantError, NothingMatched, PassFailed, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.cost import total_cost
-from gpusq_onnx.graph.model import Model, decoded
+from gpusq_onnx.graph.model import Model, decoded, values_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import recipe, table
@@ -70,10 +71,12 @@ def plan(
     Raises:
         UsageError, UnsupportedModelError, NothingMatched: as `run`.
     """
+    pipeline = table.expand(pipeline)
     passes = table.resolve(pipeline)
-    with _hashing(path) as sha:
-        model = io.load(path)
+    model = io.load(path)
+    with _hashing(path, model) as file:
         structure = analyse(model)
+        _require_numbers(model, structure)
         facts: list[Fact] = []
         steps = []
         for step in passes:
@@ -86,8 +89,8 @@ def plan(
         quantised = {row.tensor for step in steps for row in step.rows if row.decision == "quantise weight"}
         before = total_cost(model, structure, lambda site: (bool(site.quantised), False))
         after = total_cost(model, structure, lambda site: (site.name in quantised, _is_sparse(site, facts)))
-    file = FileFacts(str(path), path.stat().st_size, sha.result())
-    return Outcome(str(pipeline), data.seed, file, None, None, tuple(steps), before, after)
+        found = file.result()
+    return Outcome(str(pipeline), data.seed, found, None, None, tuple(steps), before, after)
 
 
 def run(
@@ -111,11 +114,14 @@ def run(
         UnsupportedModelError, UnsupportedDataError, NothingMatched: the model or the data cannot be used.
         PassFailed, InvariantError: our fault; a reproducer lies beside the output.
     """
-    _check_output(path, output)
+    pipeline = table.expand(pipeline)
     passes = table.resolve(pipeline)
-    with _hashing(path) as sha:
-        state = _begin(path, passes, data, allow_noop, progress or NullProgress())
-        structure = analyse(state.model)
+    model = io.load(path)
+    check_output(output, [path, *io.data_files(model)])
+    with _hashing(path, model) as file:
+        state = _begin(model, passes, data, allow_noop, progress or NullProgress())
+        structure = analyse(model)
+        _require_numbers(model, structure)
         before = total_cost(state.model, structure, lambda site: (bool(site.quantised), False))
         for index, step in enumerate(passes):
             with _reproducer(path, output, pipeline, index, data):
@@ -123,14 +129,14 @@ def run(
         after = total_cost(state.model, structure, lambda site: (bool(site.quantised), _is_sparse(site, state.facts)))
         source = state.source
         used = None if source is None else {"options": data.echo(), **source.describe(), "sha256": source.digest()}
-        digest = sha.result()
-        state.model.set_metadata(_provenance(state.model, pipeline, digest, data.seed, used))
-        written = io.save(state.model, output)
+        found = file.result()
+        model.set_metadata(_provenance(model, pipeline, found.sha256, data.seed, used))
+        sha = io.save(model, output)
     return Outcome(
         str(pipeline),
         data.seed,
-        FileFacts(str(path), path.stat().st_size, digest),
-        FileFacts(str(output), output.stat().st_size, written),
+        found,
+        _file_facts(output, [output.with_name(output.name + ".data")] if model.external else [], sha),
         used,
         tuple(state.steps),
         before,
@@ -139,8 +145,7 @@ def run(
     )
 
 
-def _begin(path: Path, passes: Sequence[Pass[Any]], data: DataOptions, allow_noop: bool, progress: Progress) -> _Run:
-    model = io.load(path)
+def _begin(model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_noop: bool, progress: Progress) -> _Run:
     state = _Run(model, None, data, progress, allow_noop)
     if data.path is not None or any(step.needs_data for step in passes):
         inputs = [InputSpec(spec.name, spec.dtype, spec.shape) for spec in model.inputs()]
@@ -224,24 +229,50 @@ def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dic
     return {f"{PREFIX}{key}": value for key, value in {**entry, "history": history}.items()}
 
 
-def _check_output(path: Path, output: Path) -> None:
-    taken = {path.resolve(), path.with_name(path.name + ".data").resolve()}
+def check_output(output: Path, inputs: Sequence[Path]) -> None:
+    """Raise UsageError unless a file can be written to `output` (and `OUTPUT.data`) without touching an input."""
     for target in (output, output.with_name(output.name + ".data")):
-        if target.resolve() in taken or (target.exists() and path.exists() and target.samefile(path)):
+        if any(target.resolve() == used.resolve() or _same(target, used) for used in inputs):
             raise UsageError("the output would overwrite the input", where=str(target), hint="give another -o/--output")
-    if output.is_dir():
-        raise UsageError("the output is a folder", where=str(output), hint="name a file in it with -o/--output")
+    if output.exists() and not output.is_file():
+        found = "a folder" if output.is_dir() else "a device or a pipe"
+        raise UsageError(f"the output is {found}", where=str(output), hint="name a file with -o/--output")
     if not output.parent.is_dir():
         raise UsageError("the output's folder does not exist", where=str(output.parent), hint="make it first")
 
 
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _file_facts(path: Path, data: Sequence[Path], sha: str) -> FileFacts:
+    return FileFacts(str(path), sum(part.stat().st_size for part in (path, *data)), sha)
+
+
 @contextmanager
-def _hashing(path: Path) -> Iterator[Future[str]]:
-    """The file's SHA-256, computed beside the work in a thread."""
-    if not path.is_file():
-        io.load(path)  # raises what is wrong with it
+def _hashing(path: Path, model: Model) -> Iterator[Future[FileFacts]]:
+    """The input's facts, its hash computed beside the work in a thread."""
+    data = io.data_files(model)
     with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(io.file_digest, path)
+        yield pool.submit(lambda: _file_facts(path, data, io.file_digest(path, data)))
+
+
+def _require_numbers(model: Model, structure: Structure) -> None:
+    """Refuse NaN in any initializer, and infinity in a weight or its bias (a mask may hold it)."""
+    finite = {id(tensor) for site in structure.sites for tensor in (site.weight, site.bias) if tensor is not None}
+    for constant in model.constants():
+        values = values_of(constant)
+        if values.dtype.kind not in "fV" or np.isfinite(np.sum(values, dtype=np.float32)):
+            continue
+        values = values.astype(np.float32, copy=False)
+        if np.isnan(values).any() or (id(constant) in finite and not np.isfinite(values).all()):
+            raise UnsupportedModelError(
+                f"{constant.name!r} holds NaN or infinity",
+                where=f"read by node {constant.outputs[0].name!r}" if constant.outputs else None,
+                expected="finite numbers",
+                found=f"{np.count_nonzero(~np.isfinite(values))} of {values.size} are not",
+                hint="the export or the training went wrong: check the original checkpoint",
+            )
 
 
 @contextmanager
@@ -254,15 +285,15 @@ def _reproducer(path: Path, output: Path, pipeline: Pipeline, index: int, data: 
     except Exception as error:
         if isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code:
             raise
-        rest = Pipeline(pipeline.steps[index:])
+        found = f"{type(error).__name__}: {error}"
         folder = output.with_name(output.name + ".reproducer")
-        _write_reproducer(folder, path, pipeline, index, data, f"{type(error).__name__}: {error}")
-        text = f"the pass {rest.steps[0].name!r} failed"
-        raise PassFailed(
-            text,
-            found=f"{type(error).__name__}: {error}",
-            hint=f"report it with {folder}: gpusq-onnx apply --recipe {folder}/recipe.toml {folder}/model.onnx",
-        ) from error
+        try:
+            _write_reproducer(folder, path, pipeline, index, data, "".join(traceback.format_exception(error)))
+            again = f"--recipe {folder}/recipe.toml --data-options {folder}/data.toml {folder}/model.onnx"
+            hint = f"report it with the folder {folder}; to see it again: gpusq-onnx apply {again}"
+        except Exception as second:
+            hint = f"report it; no reproducer could be written ({type(second).__name__}: {second})"
+        raise PassFailed(f"the pass {pipeline.steps[index].name!r} failed", found=found, hint=hint) from error
 
 
 def _write_reproducer(folder: Path, path: Path, pipeline: Pipeline, index: int, data: DataOptions, error: str) -> None:
@@ -271,12 +302,13 @@ def _write_reproducer(folder: Path, path: Path, pipeline: Pipeline, index: int, 
     partial.mkdir()
     try:
         passes = table.resolve(Pipeline(pipeline.steps[:index])) if index else []
-        state = _begin(path, passes, data, True, NullProgress())
+        state = _begin(io.load(path), passes, data, True, NullProgress())
         for step in passes:
             _execute(state, step)
         io.save(state.model, partial / "model.onnx")
-        (partial / "recipe.toml").write_text(recipe.dumps(Pipeline(pipeline.steps[index:])))
-        (partial / "error.txt").write_text(error + "\n")
+        (partial / "recipe.toml").write_text(recipe.dumps(Pipeline(pipeline.steps[index:])), encoding="utf-8")
+        (partial / "data.toml").write_text(data.to_toml(), encoding="utf-8")
+        (partial / "error.txt").write_text(error, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:

@@ -18,26 +18,16 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """stderr as a terminal, outside CI."""
-    stream = Terminal()
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    return stream
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on Windows")
 def test_progress_is_drawn_on_a_terminal_and_leaves_stdout_alone() -> None:
     import pty
 
     script = (
         "import time; from gpusq_onnx.cli.console import open_progress\n"
-        "progress = open_progress(quiet=False)\n"
-        "progress.start('calibrating', 4)\n"
-        "for _ in range(3): time.sleep(0.15); progress.advance()\n"
-        "progress.finish(); progress.finish()"
+        "with open_progress(quiet=False) as progress:\n"
+        "    progress.start('calibrating', 4)\n"
+        "    for _ in range(3): time.sleep(0.15); progress.advance()\n"
+        "    progress.finish()"
     )
     ours, theirs = pty.openpty()
     environment = {**{k: v for k, v in os.environ.items() if k != "CI"}, "TERM": "xterm", "COLUMNS": "100"}
@@ -52,13 +42,36 @@ def test_progress_is_drawn_on_a_terminal_and_leaves_stdout_alone() -> None:
     assert "left" in drawn
 
 
-def test_progress_is_silent_when_quiet_in_ci_and_in_a_pipe(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(console.open_progress(quiet=True), NullProgress)
+def test_progress_is_silent_when_quiet_in_ci_and_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(stream: io.StringIO, *, quiet: bool = False) -> type:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            with console.open_progress(quiet=quiet) as progress:
+                return type(progress)
+
+    monkeypatch.delenv("CI", raising=False)
+    assert opened(Terminal()) is console.RichProgress
+    assert opened(Terminal(), quiet=True) is NullProgress
+    assert opened(io.StringIO()) is NullProgress
     monkeypatch.setenv("CI", "true")
-    assert isinstance(console.open_progress(quiet=False), NullProgress)
-    monkeypatch.delenv("CI")
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert isinstance(console.open_progress(quiet=False), NullProgress)
+    assert opened(Terminal()) is NullProgress
+
+
+def test_an_error_gives_the_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream)
+
+    def work() -> None:
+        with console.open_progress(quiet=False) as progress:
+            progress.start("calibrating", 4)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    drawn = stream.getvalue()
+    assert drawn.rfind("\x1b[?25h") > drawn.rfind("\x1b[?25l") >= 0
 
 
 def test_a_pipe_gets_whole_rows(capsys: pytest.CaptureFixture[str]) -> None:
