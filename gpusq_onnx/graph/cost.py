@@ -15,11 +15,19 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from gpusq_onnx.graph.model import Model
+from onnx import TensorProto
+
+from gpusq_onnx.graph.model import Model, data_type_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 
 _BITS = {"float": 32, "double": 64, "float16": 16, "bfloat16": 16, "int8": 8, "uint8": 8, "float8e4m3fn": 8, "int4": 4}
+_FLOATS: dict[int, int] = {
+    TensorProto.FLOAT: 32,
+    TensorProto.DOUBLE: 64,
+    TensorProto.FLOAT16: 16,
+    TensorProto.BFLOAT16: 16,
+}
 _METADATA_BITS = 2  # for each kept element of a group of four
 
 
@@ -51,14 +59,15 @@ def total_cost(
     """
     chosen = list(structure.sites if sites is None else sites)
     costs = [site_cost(site, structure, quantised=q, sparse=s) for site in chosen for q, s in [state(site)]]
+    stored = {site.name: cost for site, cost in zip(chosen, costs, strict=True)}.values()  # a tied weight is there once
     weights = {site.weight.name for site in chosen}
-    others = [c for c in model.constants() if c.name not in weights and c.dtype is not None and c.dtype.kind == "f"]
-    elements = sum(math.prod(c.shape) for c in others)
+    others = [c for c in model.constants() if c.name not in weights and data_type_of(c) in _FLOATS]
+    elements = [(math.prod(c.shape), _FLOATS[data_type_of(c)]) for c in others]
     return {
-        "parameters": sum(c.parameters for c in costs) + elements,
+        "parameters": sum(c.parameters for c in stored) + sum(count for count, _ in elements),
         "macs": sum(c.macs for c in costs),
         "bit_operations": sum(c.bit_operations for c in costs),
-        "bytes": sum(c.bytes for c in costs) + sum(math.prod(c.shape) * c.dtype.itemsize for c in others),
+        "bytes": sum(c.bytes for c in stored) + sum(count * bits // 8 for count, bits in elements),
     }
 
 

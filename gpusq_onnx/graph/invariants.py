@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from gpusq_onnx.errors import InvariantError
+from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, check_names, data_type_of, values_of
 
 Rule = Callable[[Model], Iterator[str]]
@@ -32,14 +33,17 @@ def connected(model: Model) -> Iterator[str]:
 
 
 def unique_names(model: Model) -> Iterator[str]:
-    """Every tensor has one producer."""
-    seen: set[str] = set()
+    """A name means one tensor, and every tensor has one producer."""
+    known: dict[str, gs.Tensor] = {tensor.name: tensor for tensor in model.graph.inputs}
+    made = set(known)
     for node in model.graph.nodes:
-        for tensor in node.outputs:
-            if tensor.name in seen:
+        for tensor in (t for t in node.outputs if t.name):
+            if tensor.name in made:
                 yield f"tensor {tensor.name!r} has two producers"
-            if tensor.name:
-                seen.add(tensor.name)
+            made.add(tensor.name)
+        for tensor in (t for t in (*node.inputs, *node.outputs) if t.name):
+            if known.setdefault(tensor.name, tensor) is not tensor:
+                yield f"two tensors are named {tensor.name!r}"
 
 
 def sorted_nodes(model: Model) -> Iterator[str]:
@@ -90,22 +94,25 @@ def symmetric(model: Model) -> Iterator[str]:
 
 def scale_shapes(model: Model) -> Iterator[str]:
     """A scale is one number, or one number a channel of a constant along `axis`; activations have one number."""
+    flow = Dataflow(model)
     for node in _qdq(model):
         scale = tuple(node.inputs[1].shape) if isinstance(node.inputs[1], gs.Constant) else ()
         if len(scale) == 0 or node.attrs.get("block_size", 0):
             continue
-        quantised = node.inputs[0]
+        quantised, axis = node.inputs[0], node.attrs.get("axis", 1)
         if len(scale) > 1:
             yield f"node {node.name!r}: scale of shape {scale}; TensorRT reads it as blocks, a channel scale is 1-D"
-        elif isinstance(quantised, gs.Constant):
-            axis = node.attrs.get("axis", 1)
-            if quantised.shape[axis] != scale[0]:
-                yield f"node {node.name!r}: {scale[0]} scales for axis {axis} of length {quantised.shape[axis]}"
+        elif flow.is_data(quantised) and scale != (1,):
+            yield f"node {node.name!r}: {scale[0]} scales for the activation {quantised.name!r}, which may have one"
+        elif isinstance(quantised, gs.Constant) and scale != (1,):
+            lengths = dict(zip(range(-len(quantised.shape), len(quantised.shape)), quantised.shape * 2, strict=True))
+            if lengths.get(axis) != scale[0]:
+                yield f"node {node.name!r}: {scale[0]} scales for axis {axis} of a constant of shape {quantised.shape}"
 
 
 def no_quantised_bias(model: Model) -> Iterator[str]:
     """No INT32 DequantizeLinear: TensorRT's parser refuses it (onnxruntime's quantiser writes it for biases)."""
-    for node in model.graph.nodes:
+    for node in _nodes(model):
         source = node.inputs[0] if node.op == "DequantizeLinear" else None
         if isinstance(source, gs.Constant) and data_type_of(source) == TensorProto.INT32:
             yield f"node {node.name!r} dequantises the INT32 tensor {source.name!r}"
@@ -113,7 +120,7 @@ def no_quantised_bias(model: Model) -> Iterator[str]:
 
 def no_integer_operators(model: Model) -> Iterator[str]:
     """No QLinear*, MatMulInteger, ConvInteger or DynamicQuantizeLinear: TensorRT wants explicit Q/DQ."""
-    for node in model.graph.nodes:
+    for node in _nodes(model):
         if node.op.startswith("QLinear") or node.op in ("MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"):
             yield f"node {node.name!r} is a {node.op}"
 
@@ -155,4 +162,9 @@ def check(model: Model, where: str) -> None:
 
 
 def _qdq(model: Model) -> Iterator[gs.Node]:
-    return (node for node in model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear"))
+    return (node for node in _nodes(model) if node.op in ("QuantizeLinear", "DequantizeLinear"))
+
+
+def _nodes(model: Model) -> Iterator[gs.Node]:
+    for graph in (model.graph, *model.graph.subgraphs(recursive=True)):
+        yield from graph.nodes

@@ -11,7 +11,7 @@ that no node reads are dropped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from gpusq_onnx.errors import UnsupportedModelError
-from gpusq_onnx.graph.payload import Header, Payload
+from gpusq_onnx.graph.origin import frame_of, inline_subgraph_data, remember, restore, subgraphs
+from gpusq_onnx.graph.payload import SUB_BYTE, Header, Payload, packed_bytes
 
 Node, Tensor = gs.Node, gs.Tensor  # for those above this package, which name graphsurgeon's types and make none
 
@@ -51,13 +54,14 @@ class Model:
         header: everything of the ModelProto but its graph (opsets, metadata, functions, producer).
         frame: the GraphProto's inputs, outputs, name, documentation and metadata, as they came.
         external: whether the weights lay in external data files.
+        inner: names of the initializers that belong to subgraphs.
     """
 
     graph: gs.Graph
     header: ModelProto
     frame: GraphProto
     external: bool = False
-    facts: list[Any] = field(default_factory=list)
+    inner: frozenset[str] = frozenset()
 
     @property
     def opset(self) -> int:
@@ -86,10 +90,8 @@ class Model:
         return [_spec(value) for value in self.frame.output]
 
     def constants(self) -> Iterator[gs.Constant]:
-        """Every initializer that a node of the main graph or a subgraph reads."""
-        for tensor in self.graph.tensors().values():
-            if isinstance(tensor, gs.Constant):
-                yield tensor
+        """Every initializer of the main graph that a node there or in a subgraph reads."""
+        return (tensor for tensor in _constants(self.graph) if tensor.name not in self.inner)
 
     def export(self) -> tuple[GraphProto, list[Large]]:
         """The graph without the bytes of its large initializers, and these beside it."""
@@ -106,39 +108,40 @@ class Model:
                 constant._values = values
         names = {c.name for c in constants}
         small = [t for t in graph.initializer if t.name not in names]
+        known = names.union(t.name for t in small)  # graphsurgeon forgets those that only a subgraph reads
+        small += [OnnxExporter.export_tensor_proto(c) for c in self.constants() if c.name not in known]
         del graph.initializer[:]
         graph.initializer.extend(small)
-        self._restore(graph)
+        restore(self.graph, graph, self.frame)
+        self._keep_inputs(graph)
         large = [
             (header.tensor, _nbytes(constant), _reader(values))
             for header, (constant, values) in zip(headers, saved, strict=True)
         ]
         return graph, large
 
+    def _keep_inputs(self, graph: GraphProto) -> None:
+        """Of inputs that only name an initializer (the custom before IR 4), keep those that still do."""
+        fed = {tensor.name for tensor in self.graph.inputs}
+        types = {c.name: (data_type_of(c), tuple(c.shape)) for c in self.constants()}
+        for value in list(graph.input):
+            kind = value.type.tensor_type
+            declared = (kind.elem_type, tuple(dim.dim_value for dim in kind.shape.dim))
+            if value.name not in fed and types.get(value.name) != declared:
+                graph.input.remove(value)
+
     def skeleton(self) -> ModelProto:
         """A ModelProto whose large initializers are graph inputs instead: small, valid, for shape inference."""
         graph, large = self.export()
+        listed = {value.name for value in graph.input}
         for tensor, _, _ in large:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+            if tensor.name not in listed:
+                value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+                graph.input.append(value)
         model = ModelProto()
         model.CopyFrom(self.header)
         model.graph.CopyFrom(graph)
         return model
-
-    def _restore(self, graph: GraphProto) -> None:
-        for node, proto in zip(self.graph.nodes, graph.node, strict=True):
-            origin: NodeProto | None = getattr(node, "origin", None)
-            if origin is None:
-                continue
-            proto.doc_string, proto.overload = origin.doc_string, origin.overload
-            proto.metadata_props.extend(origin.metadata_props)
-            known = {attribute.name for attribute in proto.attribute}
-            kinds = (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.GRAPHS)
-            proto.attribute.extend(a for a in origin.attribute if a.name not in known and a.type in kinds)
-        for name in ("input", "output", "metadata_props", "quantization_annotation"):
-            graph.ClearField(name)
-            getattr(graph, name).extend(getattr(self.frame, name))
-        graph.name, graph.doc_string = self.frame.name, self.frame.doc_string
 
 
 def from_proto(model: ModelProto, folder: Path | None) -> Model:
@@ -155,47 +158,65 @@ def from_proto(model: ModelProto, folder: Path | None) -> Model:
             setattr(header, descriptor.name, value)
         else:
             getattr(header, descriptor.name).extend(value)
-    frame = GraphProto(name=model.graph.name, doc_string=model.graph.doc_string)
-    for name in ("input", "output", "metadata_props", "quantization_annotation"):
-        getattr(frame, name).extend(getattr(model.graph, name))
+    inline_subgraph_data(model.graph, folder)
     with G_LOGGER.suppress():
-        graph = gs.import_onnx(model)
-    for node, origin in zip(graph.nodes, model.graph.node, strict=True):
-        node.origin = NodeProto(doc_string=origin.doc_string, overload=origin.overload)
-        node.origin.metadata_props.extend(origin.metadata_props)
-        node.origin.attribute.extend(a for a in origin.attribute if a.type not in _COMMON)
+        graph = _imported(model)
+    remember(graph, model.graph)
+    _lift_constant_nodes(graph)
     external = _wrap_constants(graph, folder)
-    _lift_constant_nodes(graph, folder)
-    return Model(graph, header, frame, external)
+    inner = frozenset(t.name for inner in subgraphs(model.graph) for t in inner.initializer)
+    return Model(graph, header, frame_of(model.graph), external, inner)
 
 
-_COMMON = frozenset(
-    getattr(onnx.AttributeProto, kind) for kind in "FLOAT INT STRING TENSOR GRAPH FLOATS INTS STRINGS".split()
-)
+def _imported(model: ModelProto) -> gs.Graph:
+    """Without the local functions, which stay in the header: graphsurgeon need not understand them."""
+    opset = OnnxImporter.get_opset(model)
+    try:
+        return OnnxImporter.import_graph(model.graph, opset=opset, import_domains=model.opset_import)
+    except UnicodeDecodeError as error:
+        raise UnsupportedModelError(
+            "a string attribute holds bytes that are not UTF-8",
+            found=str(error),
+            hint="engines and other binaries embedded in nodes cannot be rewritten; use the original ONNX model",
+        ) from None
 
 
 def _wrap_constants(graph: gs.Graph, folder: Path | None) -> bool:
+    """Replace graphsurgeon's lazy values by ours; returns whether any lie in external files (which are checked)."""
     external = False
-    for tensor in graph.tensors().values():
-        if isinstance(tensor, gs.Constant) and type(tensor._values) is LazyValues:
-            tensor._values = Payload(tensor._values.tensor, folder)
+    for tensor in _constants(graph):
+        if type(tensor._values) is LazyValues:
+            payload = Payload(tensor._values.tensor, folder)
+            tensor._values = payload
             tensor.data_location = None
-            if tensor._values.external:
-                tensor._values.external_bytes()
+            if payload.external:
+                payload.external_bytes()
                 external = True
+                if payload.nbytes < INLINE_BYTES:
+                    tensor._values = payload.load()
     return external
+
+
+def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
+    """The constants that the graph and its subgraphs read, each once."""
+    seen: set[int] = set()
+    for level in (graph, *graph.subgraphs(recursive=True)):
+        for tensor in level.tensors().values():
+            if isinstance(tensor, gs.Constant) and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
 
 
 _SCALARS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
 
 
-def _lift_constant_nodes(graph: gs.Graph, folder: Path | None) -> None:
+def _lift_constant_nodes(graph: gs.Graph) -> None:
     kept = []
     outputs = {tensor.name for tensor in graph.outputs}
     for node in graph.nodes:
         key, value = next(iter(node.attrs.items()), ("", None)) if node.op == "Constant" else ("", None)
         if key == "value" and isinstance(value, gs.Constant):
-            values: Any = Payload(value._values.tensor, folder) if type(value._values) is LazyValues else value._values
+            values: Any = value._values
         elif key in _SCALARS:
             values = np.asarray(value, _SCALARS[key])
         else:
@@ -241,12 +262,8 @@ def data_type_of(constant: gs.Constant) -> int:
 
 def _nbytes(constant: gs.Constant) -> int:
     values = constant._values
-    if isinstance(values, SparseValues):
-        return 0
-    if isinstance(values, Payload):
-        return values._packed_bytes()
-    bits = 4 if data_type_of(constant) in (TensorProto.INT4, TensorProto.UINT4) else 8 * values.dtype.itemsize
-    return int(-(-int(np.prod(values.shape, dtype=np.int64)) * bits // 8))
+    kind = TensorProto.STRING if isinstance(values, SparseValues) else data_type_of(constant)
+    return 0 if kind == TensorProto.STRING else packed_bytes(kind, constant.shape)  # sparse and strings travel inline
 
 
 def _header(constant: gs.Constant) -> Header:
@@ -265,9 +282,8 @@ def _reader(values: Any) -> Callable[[], NDArray[np.uint8]]:
             array = values.load()
         else:
             array = values
-        if array.dtype.itemsize == 1 and array.dtype.name in ("int4", "uint4"):
-            packed = onnx.numpy_helper.from_array(array)
-            return np.frombuffer(packed.raw_data, np.uint8)
+        if onnx.helper.np_dtype_to_tensor_dtype(array.dtype) in SUB_BYTE:
+            return np.frombuffer(onnx.numpy_helper.from_array(array).raw_data, np.uint8)
         return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
     return read

@@ -84,6 +84,9 @@ def _axes_to_input(node: NodeProto, graph: GraphProto) -> None:
     if axes is None:
         return
     name = f"{node.output[0]}_axes"
+    taken = {t.name for t in graph.initializer} | {name for n in graph.node for name in n.output}
+    while name in taken:
+        name += "_"
     graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [len(axes.ints)], list(axes.ints)))
     node.attribute.remove(axes)
     node.input.append(name)
@@ -102,6 +105,11 @@ def _grid_sample_mode(node: NodeProto, graph: GraphProto) -> None:
             attribute.s = {b"bilinear": b"linear", b"bicubic": b"cubic"}.get(attribute.s, attribute.s)
 
 
+def _roi_align_mode(node: NodeProto, graph: GraphProto) -> None:
+    """Opset 16: the default became half-pixel centres; before, there was only the other convention."""
+    node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "output_half_pixel"))
+
+
 def _refuse(node: NodeProto, graph: GraphProto) -> None:
     raise UnsupportedModelError(
         f"operator {node.op_type} changed its meaning before opset {TARGET} and is not converted",
@@ -114,6 +122,7 @@ _REDUCTIONS = ("Max", "Min", "Mean", "Prod", "L1", "L2", "LogSum", "LogSumExp", 
 _RULES: tuple[tuple[str, int, Rule], ...] = (
     *((f"Reduce{name}", 18, _axes_to_input) for name in _REDUCTIONS),
     ("Split", 18, _split_count),
+    ("RoiAlign", 16, _roi_align_mode),
     ("GridSample", 20, _grid_sample_mode),
     ("DFT", 20, _refuse),
     ("GroupNormalization", 21, _refuse),

@@ -9,6 +9,7 @@ model's own folder, as the ONNX specification demands.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from onnx import TensorProto, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from gpusq_onnx.errors import UnsupportedModelError
+
+_NARROW = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # the last ones only in newer onnx packages
+SUB_BYTE = {getattr(TensorProto, name): bits for name, bits in _NARROW.items() if hasattr(TensorProto, name)}
 
 
 class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
@@ -41,6 +45,14 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
                 found=str(tensor.data_type),
             ) from None
         self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        self.packed = packed_bytes(tensor.data_type, self.shape)
+        if tensor.HasField("raw_data") and not self.external and len(tensor.raw_data) != self.packed:
+            raise UnsupportedModelError(
+                f"initializer {tensor.name!r} does not hold what its shape {self.shape} says",
+                expected=f"{self.packed} bytes",
+                found=f"{len(tensor.raw_data)} bytes",
+                hint="export or copy the file again",
+            )
 
     @property
     def external(self) -> bool:
@@ -49,14 +61,16 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
 
     def load(self) -> NDArray[Any]:
         """The values as an array of the ONNX type (bfloat16 and smaller through ml_dtypes)."""
-        if not self.external:
-            return numpy_helper.to_array(self.tensor)
+        return numpy_helper.to_array(self.inlined() if self.external else self.tensor)
+
+    def inlined(self) -> TensorProto:
+        """The external tensor with its bytes inside."""
         loaded = TensorProto()
         loaded.CopyFrom(self.tensor)
         loaded.data_location = TensorProto.DEFAULT
         del loaded.external_data[:]
         loaded.raw_data = self.external_bytes().tobytes()
-        return numpy_helper.to_array(loaded)
+        return loaded
 
     @property
     def file(self) -> Path:
@@ -90,25 +104,30 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
                 where=str(path),
                 hint="copy the data file next to the model",
             )
-        offset = int(entry.get("offset", 0))
-        length = int(entry.get("length", self._packed_bytes()))
-        size = path.stat().st_size
-        if offset + length > size or length < self._packed_bytes():
+        offset, length = (_number(entry.get(key, default)) for key, default in (("offset", 0), ("length", self.packed)))
+        available = max(0, min(length, path.stat().st_size - offset)) if offset >= 0 else 0
+        if available != self.packed or length != self.packed:
             raise UnsupportedModelError(
-                f"external data of {name!r} is truncated",
+                f"external data of {name!r} is truncated, or its place in the file is wrong",
                 where=str(path),
-                expected=f"{self._packed_bytes()} bytes at offset {offset}",
-                found=f"{max(0, min(length, size - offset))} bytes",
+                expected=f"{self.packed} bytes for the shape {self.shape}",
+                found=f"{available} bytes (offset {entry.get('offset', '0')}, length {entry.get('length', '-')})",
                 hint="copy the data file again",
             )
         if length == 0:
             return np.zeros(0, np.uint8)
         return np.memmap(path, np.uint8, "r", offset, (length,))
 
-    def _packed_bytes(self) -> int:
-        elements = int(np.prod(self.shape, dtype=np.int64))
-        bits = 4 if self.tensor.data_type in (TensorProto.INT4, TensorProto.UINT4) else 8 * self.dtype.itemsize
-        return -(-elements * bits // 8)
+
+def packed_bytes(data_type: int, shape: Sequence[int]) -> int:
+    """The bytes of a tensor as ONNX stores it: types below a byte are packed."""
+    bits = SUB_BYTE.get(data_type) or 8 * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(data_type)).itemsize
+    return -(-int(np.prod(shape, dtype=np.int64)) * bits // 8)
+
+
+def _number(text: str | int) -> int:
+    """A count in an external data entry; -1 for what is none."""
+    return int(text) if str(text).isdecimal() else -1
 
 
 class Header(LazyValues):  # type: ignore[misc]

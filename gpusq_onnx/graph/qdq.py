@@ -23,8 +23,10 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import BLOCK_ROLES
+from gpusq_onnx.graph.trace import channel_axis
 
 SOFTMAX_SCALE = 1.0 / 127.0
 MAX_TOKENS = 512  # longer score matrices are left to the fused FP16 attention kernels
@@ -56,7 +58,7 @@ class QdqWriter:
     def __init__(self, model: Model, types: Mapping[str, np.dtype[Any]]) -> None:
         self._model = model
         self._types = types
-        self._names = {*model.graph.tensors(), *(node.name for node in model.graph.nodes)}
+        self._fresh = Names(model).fresh
         self._behind: dict[int, list[gs.Node]] = {}
         self._before: dict[int, list[gs.Node]] = {}
         self._pairs: dict[str, gs.Variable] = {}
@@ -72,7 +74,7 @@ class QdqWriter:
         """Put a per-output-channel pair (scale[out], positive) in front of a site's readers; the weight stays float."""
         for reader in site.readers:
             operand = reader.inputs[site.operand(reader)]
-            axis = {"MatMul": 1, "Gemm": 0 if reader.attrs.get("transB", 0) else 1, "Conv": 0}[reader.op]
+            axis = channel_axis(reader, operand)
             place = self._before.setdefault(id(reader), [])
             pair = self._pair(operand, scale.astype(self._type(operand)), axis, site.weight.name, place)
             _rewire([reader], operand, pair)
@@ -112,14 +114,6 @@ class QdqWriter:
         declared = getattr(tensor, "dtype", None)
         return self._types.get(tensor.name) or np.dtype(np.float32 if declared is None else declared)
 
-    def _fresh(self, name: str) -> str:
-        candidate, count = name, 1
-        while candidate in self._names:
-            count += 1
-            candidate = f"{name}_{count}"
-        self._names.add(candidate)
-        return candidate
-
 
 def store_codes(model: Model, site: Site, codes: NDArray[np.int8]) -> None:
     """Replace a float weight behind its pair by INT8 codes[out, k] behind the DQ alone: the small form on disk.
@@ -128,7 +122,7 @@ def store_codes(model: Model, site: Site, codes: NDArray[np.int8]) -> None:
     """
     (quantize,) = site.weight.outputs
     stored = np.ascontiguousarray(site.view.write(codes, np.zeros(site.weight.shape, np.int8)))
-    quantize.outputs[0].outputs[0].inputs[0] = gs.Constant(f"{site.weight.name}_int8", stored)
+    quantize.outputs[0].outputs[0].inputs[0] = gs.Constant(Names(model).fresh(f"{site.weight.name}_int8"), stored)
     quantize.inputs.clear()
     quantize.outputs.clear()
     model.graph.nodes[:] = [node for node in model.graph.nodes if node is not quantize]

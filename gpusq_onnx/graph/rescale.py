@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.sites import Site
 
 Float32 = NDArray[np.float32]
@@ -24,53 +25,72 @@ Float32 = NDArray[np.float32]
 
 def foldable_norm(tensor: gs.Tensor, sites: Sequence[Site]) -> gs.Node | None:
     """The LayerNormalization that makes `tensor` for these sites alone and whose parameters are its own, or None."""
-    readers = {id(reader) for site in sites for reader in site.readers}
     if len(tensor.inputs) != 1 or tensor.inputs[0].op != "LayerNormalization":
         return None
     norm = tensor.inputs[0]
-    parameters = norm.inputs[1:3]
-    private = all(isinstance(p, gs.Constant) and len(p.outputs) == 1 and len(p.shape) == 1 for p in parameters)
-    return norm if private and all(id(node) in readers for node in tensor.outputs) else None
+    private = all(isinstance(p, gs.Constant) and len(p.outputs) == 1 and len(p.shape) == 1 for p in norm.inputs[1:3])
+    alone = {id(node) for node in tensor.outputs} == {id(reader) for site in sites for reader in site.readers}
+    return norm if private and alone else None
 
 
 def rescale_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], factors: Float32) -> gs.Tensor:
-    """Divide the sites' input by factors[k] and multiply their weights by it; returns the tensor they read now."""
+    """Divide the sites' input by factors[k] and multiply their weights by it; returns the tensor they read now.
+
+    A shared weight may have readers of other tensors: these are divided as well, each by a node of its own.
+    """
     for site in sites:
         w = site.read()
         site.write((w.astype(np.float32) * factors).astype(w.dtype))
     norm = foldable_norm(tensor, sites)
-    if norm is not None:
+    if norm is not None and all(tensor is not output for output in model.graph.outputs):
         for parameter in norm.inputs[1:3]:
             parameter.values = _times(values_of(parameter), 1 / factors)
         return tensor
-    readers = [reader for site in sites for reader in site.readers]
-    dtype = sites[0].read().dtype
-    scaled = gs.Variable(f"{tensor.name}_equalised", dtype, getattr(tensor, "shape", None))
-    factor = gs.Constant(f"{tensor.name}_equalising", (1 / factors).astype(dtype))
-    node = gs.Node("Mul", f"{tensor.name}_Equalise", {}, [tensor, factor], [scaled])
-    for reader in readers:
-        for index, read in enumerate(reader.inputs):
-            if read is tensor:
-                reader.inputs[index] = scaled
-    position = next(i for i, n in enumerate(model.graph.nodes) if any(n is reader for reader in readers))
-    model.graph.nodes.insert(position, node)
+    owner = {id(reader): site for site in sites for reader in site.readers}
+    readers: dict[str, list[tuple[gs.Node, int]]] = {}
+    for node in model.graph.nodes:
+        if id(node) in owner:
+            data = 1 - owner[id(node)].operand(node)
+            readers.setdefault(node.inputs[data].name, []).append((node, data))
+    divided = {name: _divide(model, nodes, (1 / factors).astype(sites[0].reads_as)) for name, nodes in readers.items()}
+    return divided[tensor.name]
+
+
+def _divide(model: Model, readers: Sequence[tuple[gs.Node, int]], factors: NDArray[Any]) -> gs.Variable:
+    """Put one Mul in front of these readers of one tensor (node, input index; in graph order)."""
+    names = Names(model)
+    first, index = readers[0]
+    tensor = first.inputs[index]
+    scaled = gs.Variable(names.fresh(f"{tensor.name}_equalised"), factors.dtype, getattr(tensor, "shape", None))
+    factor = gs.Constant(names.fresh(f"{tensor.name}_equalising"), factors)
+    node = gs.Node("Mul", names.fresh(f"{tensor.name}_Equalise"), {}, [tensor, factor], [scaled])
+    for reader, index in readers:
+        reader.inputs[index] = scaled
+    model.graph.nodes.insert(_position(model, first), node)
     return scaled
 
 
 def rescale_output(model: Model, site: Site, factors: Float32) -> gs.Tensor:
-    """Divide a site's rows and bias by factors[out] and multiply its output back; returns the tensor in between."""
-    w, output, bias = site.read(), site.output, site.bias
+    """Divide a one-reader site's rows and bias by factors[out] and multiply back behind; returns the tensor between."""
+    (reader,) = site.readers
+    w, output, bias, names = site.read(), site.output, site.bias, Names(model)
+    dtype = site.reads_as
     site.write((w.astype(np.float32) / factors[:, None]).astype(w.dtype))
     if bias is not None:
         bias.values = _times(values_of(bias), 1 / factors)
+    elif reader.op == "Gemm" and len(reader.inputs) > 2:  # a bias behind Identity or computed: others may read it
+        _divide(model, [(reader, 2)], (1 / factors).astype(dtype))
     producer = output.inputs[0]
-    small = gs.Variable(f"{output.name}_equalised", w.dtype, getattr(output, "shape", None))
+    small = gs.Variable(names.fresh(f"{output.name}_equalised"), dtype, getattr(output, "shape", None))
     producer.outputs[0] = small
-    factor = gs.Constant(f"{output.name}_equalising", factors.astype(w.dtype))
-    position = next(i for i, n in enumerate(model.graph.nodes) if n is producer)
-    node = gs.Node("Mul", f"{output.name}_Equalise", {}, [small, factor], [output])
-    model.graph.nodes.insert(position + 1, node)
+    factor = gs.Constant(names.fresh(f"{output.name}_equalising"), factors.astype(dtype))
+    node = gs.Node("Mul", names.fresh(f"{output.name}_Equalise"), {}, [small, factor], [output])
+    model.graph.nodes.insert(_position(model, producer) + 1, node)
     return small
+
+
+def _position(model: Model, node: gs.Node) -> int:
+    return next(index for index, other in enumerate(model.graph.nodes) if other is node)
 
 
 def own_bias(site: Site) -> gs.Constant | None:

@@ -3,7 +3,7 @@
 Forms that are found (and their source):
   1. MatMul(x, W[K, N])                              torch legacy and dynamo
   2. Gemm(x, W[N, K], transB=1) and transB=0         legacy rank 2; onnxsim, onnxslim
-  3. MatMul(x, Transpose(W)), Identity, Cast, Squeeze unoptimised exports; equal initializers shared through Identity
+  3. MatMul(x, Transpose(W)), Identity, Cast, Squeeze  unoptimised exports; equal initializers shared through Identity
   4. MatMul(x, Split(W)[i]), Slice                   packed in-projections (SigLIP pooling)
   5. a Constant node instead of an initializer       made an initializer on load
   6. W -> QuantizeLinear -> DequantizeLinear, or INT8 W -> DequantizeLinear
@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, data_type_of, values_of
-from gpusq_onnx.graph.views import Cut, Kernel, Permute, Step, Unbatch, View
+from gpusq_onnx.graph.trace import weight_of
+from gpusq_onnx.graph.views import View
 
 OPERATORS = ("MatMul", "Gemm", "Conv")
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
@@ -62,8 +63,7 @@ class Site:
     @property
     def name(self) -> str:
         """The stored initializer's name, with the part where a Split cuts it."""
-        cuts = [s for s in self.view.steps if isinstance(s, Cut)]
-        return str(self.weight.name) + "".join(f"[{c.start}:{c.stop}]" for c in cuts)
+        return str(self.weight.name) + "".join(f"[{c.start}:{c.stop}]" for _, c in self.view.cuts())
 
     @property
     def op(self) -> str:
@@ -83,8 +83,9 @@ class Site:
 
     def operand(self, reader: gs.Node) -> int:
         """Which input of `reader` the weight is: 1, or 0 for a constant on the left of a MatMul."""
-        last = self.trail[0].outputs[0] if self.trail else self.weight
-        return 0 if reader.op == "MatMul" and reader.inputs[0] is last else 1
+        made = [self.weight, *(tensor for node in self.trail for tensor in node.outputs)]
+        left, right = (any(read is tensor for tensor in made) for read in reader.inputs[:2])
+        return 0 if left and not right else 1
 
     @property
     def output(self) -> gs.Tensor:
@@ -111,6 +112,12 @@ class Site:
         """The stored type's ONNX name, in lower case."""
         return str(onnx.TensorProto.DataType.Name(data_type_of(self.weight))).lower()
 
+    @property
+    def reads_as(self) -> np.dtype[Any]:
+        """The float type that the readers compute in: the stored one, unless a Cast stands between."""
+        casts = (node.attrs["to"] for node in self.trail if node.op == "Cast")
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(next(casts, data_type_of(self.weight))))
+
     def read(self) -> NDArray[Any]:
         """w[out, k] in the stored type (integer codes where the weight is stored quantised); treat as read-only."""
         return self.view.read(values_of(self.weight))
@@ -131,33 +138,31 @@ def find_sites(model: Model, flow: Dataflow | None = None) -> list[Site]:
         if node.op not in OPERATORS:
             continue
         for operand in (1, 0):
-            trace = _trace(node, operand)
+            trace = weight_of(node, operand)
             if trace is None:
                 continue
-            weight, view, trail, quantised = trace
+            weight, view = trace.weight, trace.view
             site = found.get((weight.name, view))
             if site is None:
-                out, k = view.shape(weight.shape)
-                site = found[weight.name, view] = Site(weight, view, [], [], out, k, quantised)
+                site = found[weight.name, view] = Site(weight, view, [], [], *view.shape(weight.shape))
             site.readers.append(node)
-            site.trail.extend(n for n in trail if all(n is not t for t in site.trail))
-            if operand == 0:
-                site.conflicts.append("the constant is the left operand: TensorRT has no sparse kernel for that")
-            elif not flow.data_inputs(node):
-                site.conflicts.append("its input is constant, too: the product is folded when the engine is built")
+            site.trail.extend(n for n in trace.trail if all(n is not t for t in site.trail))
+            site.quantised = site.quantised or trace.quantised
+            site.conflicts.extend(_reader_conflicts(node, operand, flow))
             break
     sites = list(found.values())
-    _mark_conflicts(sites)
+    _mark_conflicts(sites, flow)
     return sites
 
 
 def before_qdq(tensor: gs.Tensor) -> gs.Tensor:
     """The tensor in front of a QuantizeLinear/DequantizeLinear pair, or the tensor itself."""
+    before = tensor
     for op in ("DequantizeLinear", "QuantizeLinear"):
-        if not tensor.inputs or tensor.inputs[0].op != op:
+        if not before.inputs or before.inputs[0].op != op:
             return tensor
-        tensor = tensor.inputs[0].inputs[0]
-    return tensor
+        before = before.inputs[0].inputs[0]
+    return before
 
 
 def module_path(node: gs.Node) -> str:
@@ -165,7 +170,10 @@ def module_path(node: gs.Node) -> str:
     origin = getattr(node, "origin", None)
     for entry in origin.metadata_props if origin is not None else ():
         if entry.key == _NAME_SCOPES:
-            scopes = [s for s in ast.literal_eval(entry.value)[:-1] if s]
+            try:
+                scopes = [s for s in ast.literal_eval(entry.value)[:-1] if s]
+            except (ValueError, SyntaxError, TypeError):
+                continue  # somebody else's spelling: as good as none
             return str(scopes[-1]) if scopes else ""
     parts = [p for p in str(node.name).split("/") if p]
     if str(node.name).startswith("/") and len(parts) > 1:
@@ -188,83 +196,17 @@ def _behind_bias(node: gs.Node) -> tuple[gs.Tensor, gs.Constant | None]:
     return out, None
 
 
-def _trace(node: gs.Node, operand: int) -> tuple[gs.Constant, View, list[gs.Node], str] | None:
-    """From a node's operand back to its initializer: (initializer, view, nodes between, quantised form)."""
-    if operand >= len(node.inputs) or (operand == 0 and node.op != "MatMul"):
-        return None
-    tensor, steps, trail, quantised = node.inputs[operand], list[Step](), list[gs.Node](), ""
-    while not isinstance(tensor, gs.Constant):
-        if len(tensor.inputs) != 1:
-            return None
-        producer = tensor.inputs[0]
-        step = _step(producer, tensor)
-        if step is None:
-            return None
-        steps[:0] = step
-        trail.append(producer)
-        if producer.op == "DequantizeLinear":
-            quantised = "int8"
-        elif producer.op == "QuantizeLinear":
-            quantised = "qdq"
-        tensor = producer.inputs[0]
-    shape = View(tuple(steps)).read(_shadow(tensor.shape)).shape
-    last = _last_steps(node, operand, shape)
-    return None if last is None else (tensor, View((*steps, *last)), trail, quantised)
+def _reader_conflicts(node: gs.Node, operand: int, flow: Dataflow) -> Iterator[str]:
+    if operand == 0:
+        yield "the constant is the left operand: TensorRT has no sparse kernel for that"
+    elif not flow.data_inputs(node):
+        yield "its input is constant, too: the product is folded when the engine is built"
+    plain = {"transA": 0, "alpha": 1, "beta": 1}
+    if node.op == "Gemm" and any(node.attrs.get(name, value) != value for name, value in plain.items()):
+        yield "a Gemm with transA, alpha or beta is no Linear"
 
 
-def _step(node: gs.Node, tensor: gs.Tensor) -> tuple[Step, ...] | None:
-    """The view step of a node between an initializer and its reader; None where it computes something."""
-    if node.op in ("Identity", "Cast", "DequantizeLinear", "QuantizeLinear"):
-        return ()
-    source = node.inputs[0]
-    if node.op == "Transpose":
-        rank = len(node.attrs.get("perm") or getattr(source, "shape", None) or (0, 0))
-        return (Permute(tuple(node.attrs.get("perm") or range(rank)[::-1])),)
-    if node.op == "Split" and isinstance(source, gs.Constant):
-        axis = node.attrs.get("axis", 0) % len(source.shape)
-        if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
-            sizes = [int(n) for n in node.inputs[1].values]
-        else:
-            size = -(-source.shape[axis] // len(node.outputs))
-            sizes = [min(size, source.shape[axis] - i * size) for i in range(len(node.outputs))]
-        index = next(i for i, out in enumerate(node.outputs) if out is tensor)
-        start = sum(sizes[:index])
-        return (Cut(axis, start, start + sizes[index]),)
-    if node.op == "Slice" and isinstance(source, gs.Constant):
-        return _slice_step(node, source.shape)
-    return None
-
-
-def _slice_step(node: gs.Node, shape: tuple[int, ...]) -> tuple[Step, ...] | None:
-    if not all(isinstance(t, gs.Constant) for t in node.inputs[1:]) or len(node.inputs) < 3:
-        return None
-    starts, ends, *rest = (np.atleast_1d(t.values) for t in node.inputs[1:])
-    axes = rest[0] if rest else np.arange(len(starts))
-    if len(rest) > 1 and np.any(rest[1] != 1):
-        return None
-    ranges = [(int(a) % len(shape), slice(int(s), int(e))) for a, s, e in zip(axes, starts, ends, strict=True)]
-    return tuple(Cut(a, *span.indices(shape[a])[:2]) for a, span in ranges)
-
-
-def _last_steps(node: gs.Node, operand: int, shape: tuple[int, ...]) -> tuple[Step, ...] | None:
-    """From the operand as the node reads it to w[out, k]; None where it is no weight matrix."""
-    if node.op == "Conv":
-        return (Kernel(tuple(shape)),) if len(shape) >= 3 else None
-    if node.op == "Gemm":
-        return () if node.attrs.get("transB", 0) else (Permute((1, 0)),)
-    leading = len(shape) - 2
-    if leading < 0 or any(n != 1 for n in shape[:leading]):
-        return None  # a vector, or one matrix an image or head: not a Linear
-    unbatch: tuple[Step, ...] = (Unbatch(leading),) if leading else ()
-    return unbatch if operand == 0 else (*unbatch, Permute((1, 0)))
-
-
-def _shadow(shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """An array of this shape that costs no memory, to find out what views do to it."""
-    return np.broadcast_to(np.zeros((), np.int8), shape)
-
-
-def _mark_conflicts(sites: list[Site]) -> None:
+def _mark_conflicts(sites: list[Site], flow: Dataflow) -> None:
     by_weight: dict[str, list[Site]] = {}
     for site in sites:
         by_weight.setdefault(site.weight.name, []).append(site)
@@ -275,9 +217,11 @@ def _mark_conflicts(sites: list[Site]) -> None:
             reason = "tied: its readers reduce along different axes, so one pattern cannot serve both"
             for site in shared:
                 site.conflicts.append(reason)
-        elif any(isinstance(s, Cut) and site.view.stored_axis(1) == s.axis for site in shared for s in site.view.steps):
+        elif any(axis == site.k_axis for site in shared for axis, _ in site.view.cuts()):
             for site in shared:
                 site.conflicts.append("its readers see different parts along the reduction axis")
+        if shared[0].weight.name in flow.outputs:
+            others.append("the graph's caller")
         if others:
             for site in shared:
                 site.conflicts.append(f"also read by {', '.join(others)}: changing it would change that, too")

@@ -164,8 +164,8 @@ def _name_ends(sites: list[Site], flow: Dataflow, owner: dict[int, Site]) -> Non
             continue
         node = site.readers[0]
         upstream = flow.origins(site.activation, lambda n: id(n) in owner)
-        strides = list(node.attrs.get("strides", ()))
-        tiles = strides == list(node.attrs.get("kernel_shape", ())) and max(strides, default=1) > 1
+        kernel = list(site.weight.shape[2:])
+        tiles = list(node.attrs.get("strides", ())) == kernel and max(kernel, default=1) > 1
         if site.op == "Conv" and not upstream and tiles:
             site.role = "patch_embed"
         elif site.op != "Conv" and _reaches_output(site, flow, owner):

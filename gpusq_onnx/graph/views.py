@@ -76,19 +76,21 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Unbatch:
-    """Drop leading axes of length one: a weight stored as [1, ..., K, N]."""
+class Squeeze:
+    """Drop axes of length one (sorted, counted from the front): a weight stored as [1, K, N]."""
 
-    leading: int
+    axes: tuple[int, ...]
 
     def forward(self, stored: Array) -> Array:
-        return stored.reshape(stored.shape[self.leading :])
+        return np.squeeze(stored, self.axes)
 
     def backward(self, seen: Array, stored: Array) -> Array:
-        return seen.reshape((1,) * self.leading + seen.shape)
+        return np.expand_dims(seen, self.axes)
 
     def stored_axis(self, axis: int) -> int:
-        return axis + self.leading
+        for dropped in self.axes:
+            axis += dropped <= axis
+        return axis
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,11 @@ class View:
         for step, before in zip(reversed(self.steps), reversed(befores), strict=True):
             seen = step.backward(seen, before)
         return seen
+
+    def cuts(self) -> list[tuple[int, Cut]]:
+        """Every cut, with the stored array's axis that it cuts."""
+        steps = enumerate(self.steps)
+        return [(View(self.steps[:i]).stored_axis(step.axis), step) for i, step in steps if isinstance(step, Cut)]
 
     def stored_axis(self, axis: int) -> int:
         """The stored array's axis of `out` (0) or of k (1)."""

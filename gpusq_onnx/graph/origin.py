@@ -1,0 +1,93 @@
+"""What graphsurgeon would lose of a graph: kept beside its nodes on import, put back on export.
+
+    nodes      metadata, documentation, overload; attributes of kinds that it does not know, and empty lists
+    subgraphs  (bodies of If, Loop, Scan) leave exactly as they came: graphsurgeon's picture of them is for reading only
+    frame      the graph's inputs, outputs, documentation and metadata
+
+Limits: an edit inside a subgraph is not written; nor is one of its initializers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_graphsurgeon as gs
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+
+from gpusq_onnx.graph.payload import Payload
+
+_KNOWN = frozenset(getattr(AttributeProto, kind) for kind in "FLOAT INT STRING TENSOR FLOATS INTS STRINGS".split())
+_GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+_FRAME = ("input", "output", "metadata_props", "quantization_annotation")
+
+
+def frame_of(graph: GraphProto) -> GraphProto:
+    """The graph's frame, without nodes and values."""
+    frame = GraphProto(name=graph.name, doc_string=graph.doc_string)
+    for name in _FRAME:
+        getattr(frame, name).extend(getattr(graph, name))
+    return frame
+
+
+def remember(graph: gs.Graph, origin: GraphProto) -> None:
+    """Give the nodes of a graph just imported their `origin`, and take from graphsurgeon what it cannot export."""
+    for node, proto in zip(graph.nodes, origin.node, strict=True):
+        node.origin = NodeProto(doc_string=proto.doc_string, overload=proto.overload)
+        node.origin.metadata_props.extend(proto.metadata_props)
+        for attribute in proto.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                remember(node.attrs[attribute.name], attribute.g)
+            elif attribute.type in _KNOWN and not _empty(attribute):
+                continue
+            else:
+                node.attrs.pop(attribute.name, None)
+            node.origin.attribute.append(attribute)
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Variable) and tensor.type != "tensor_type":
+            tensor.dtype = tensor.shape = None  # a sequence, a map: without value_info
+
+
+def restore(graph: gs.Graph, exported: GraphProto, frame: GraphProto) -> None:
+    """Put back into an exported graph what `remember` and `frame_of` kept."""
+    for node, proto in zip(graph.nodes, exported.node, strict=True):
+        origin: NodeProto | None = getattr(node, "origin", None)
+        if origin is None:
+            continue
+        proto.doc_string, proto.overload = origin.doc_string, origin.overload
+        proto.metadata_props.extend(origin.metadata_props)
+        kept = {attribute.name for attribute in origin.attribute}
+        plain = [attribute for attribute in proto.attribute if attribute.name not in kept]
+        del proto.attribute[:]
+        proto.attribute.extend([*plain, *origin.attribute])
+    for name in _FRAME:
+        exported.ClearField(name)
+        getattr(exported, name).extend(getattr(frame, name))
+    exported.name, exported.doc_string = frame.name, frame.doc_string
+
+
+def subgraphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """Every subgraph, at any depth."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPHS else ():
+                yield inner
+                yield from subgraphs(inner)
+
+
+def inline_subgraph_data(graph: GraphProto, folder: Path | None) -> None:
+    """Bring external data of subgraphs into the graph, in place: it has no other way into the file that is written.
+
+    Raises:
+        UnsupportedModelError: the data is missing, truncated or outside the model's folder.
+    """
+    for inner in subgraphs(graph):
+        values = [a.t for node in inner.node for a in node.attribute if a.type == AttributeProto.TENSOR]
+        for tensor in (*inner.initializer, *values):
+            if tensor.data_location == TensorProto.EXTERNAL:
+                tensor.CopyFrom(Payload(tensor, folder).inlined())
+
+
+def _empty(attribute: AttributeProto) -> bool:
+    lists = (AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS)
+    return attribute.type in lists and not (attribute.floats or attribute.ints or attribute.strings)
