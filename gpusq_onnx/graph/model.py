@@ -172,7 +172,9 @@ def _imported(model: ModelProto) -> gs.Graph:
     """Without the local functions, which stay in the header: graphsurgeon need not understand them."""
     opset = OnnxImporter.get_opset(model)
     try:
-        return OnnxImporter.import_graph(model.graph, opset=opset, import_domains=model.opset_import)
+        return OnnxImporter.import_graph(
+            model.graph, opset=opset, import_domains=model.opset_import, ir_version=model.ir_version
+        )
     except UnicodeDecodeError as error:
         raise UnsupportedModelError(
             "a string attribute holds bytes that are not UTF-8",

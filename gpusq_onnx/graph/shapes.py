@@ -23,8 +23,8 @@ Shapes = dict[str, tuple[Dim, ...]]
 Types = dict[str, np.dtype[Any]]
 
 
-def infer_shapes(model: Model) -> tuple[Shapes, Types]:
-    """Shapes for one image (a dynamic first dimension of an input counts as 1) and element types, by tensor name.
+def infer_shapes(model: Model, *, one_image: bool = True) -> tuple[Shapes, Types]:
+    """Shapes and element types by tensor name; for one image, a dynamic first dimension of an input counts as 1.
 
     A tensor of unknown rank has no shape, one of unknown type no type.
 
@@ -35,7 +35,7 @@ def infer_shapes(model: Model) -> tuple[Shapes, Types]:
     fed = {spec.name for spec in model.inputs()}
     for value in skeleton.graph.input:
         dims = value.type.tensor_type.shape.dim
-        if value.name in fed and len(dims) and not dims[0].HasField("dim_value"):
+        if one_image and value.name in fed and len(dims) and not dims[0].HasField("dim_value"):
             dims[0].dim_value = 1
     del skeleton.graph.value_info[:]
     try:

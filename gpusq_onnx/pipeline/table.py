@@ -24,6 +24,7 @@ ENTRY_POINT_GROUP = "gpusq_onnx.passes"
 
 BUILTIN: Mapping[str, str] = MappingProxyType(
     {
+        "fold": "gpusq_onnx.passes.fold:FoldConstants",
         "prune24": "gpusq_onnx.passes.prune24:Prune24",
         "qdq-int8": "gpusq_onnx.passes.qdq_int8:QdqInt8",
     }

@@ -1,0 +1,184 @@
+"""Constant folding: tensors that depend on initializers and on known dimensions alone become initializers.
+
+    which   `foldable`: a walk over the graph that computes nothing; it says, too, what is left alone and why
+    how     `fold`: onnx-graphsurgeon's `fold_constants`, confined to the nodes that were named
+
+A Shape node is a constant exactly where the dimensions between its `start` and `end` are known from the model's
+declared inputs. That is settled here: graphsurgeon 0.6.1 ignores both attributes, so that its own shape folding makes a
+reshape to [2, 3, 3] of Reshape(x[2, 3], Concat(Shape(x, start=0, end=1), [3])), and breaks torch's dynamic batches.
+
+Left alone: Q/DQ (TensorRT wants to see them), anything random, nodes with subgraphs, other domains, types that numpy
+does not have (bfloat16, FP8), graph outputs, and what would make the file larger by more than the limit: an Expand, or
+a copy of a weight that others go on reading.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from gpusq_onnx.errors import InvariantError, UnsupportedModelError
+from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.payload import Payload
+from gpusq_onnx.graph.shapes import Shapes, Types, infer_shapes
+
+MIB = 2**20
+_KEPT = frozenset(
+    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear Constant Dropout Bernoulli Multinomial "
+    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
+)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One tensor that constants decide, at the edge to what they do not.
+
+    Attributes:
+        node: makes the tensor.
+        name, shape: of the tensor; None is a dimension that is not known before it is computed.
+        nodes: how many nodes it takes to compute it.
+        refusal: why it is left alone; empty where it is folded.
+    """
+
+    node: gs.Node
+    name: str
+    shape: tuple[int | str | None, ...]
+    nodes: int
+    refusal: str = ""
+
+
+class _Walk:
+    """What is constant so far: for every such tensor the nodes behind it, and the initializers."""
+
+    def __init__(self, model: Model, limit: int) -> None:
+        self.limit = limit
+        self.shapes, self.types = infer_shapes(model, one_image=False)
+        self.outputs = {tensor.name for tensor in model.graph.outputs}
+        self.behind: dict[str, tuple[dict[int, gs.Node], dict[str, gs.Constant]]] = {}
+        self.folded: dict[int, gs.Node] = {}
+        self.refused: list[tuple[gs.Node, str]] = []
+        for node in model.graph.nodes:
+            if not _evaluable(node, self.types) or any(tensor.name in self.outputs for tensor in node.outputs):
+                continue
+            if all(self._constant(tensor) for tensor in node.inputs):
+                self._take(node, [tensor for tensor in node.inputs if not tensor.is_empty()])
+            elif node.op == "Shape" and _dimensions(node, self.shapes) is not None:
+                self._take(node, [])
+
+    def _constant(self, tensor: gs.Tensor) -> bool:
+        return isinstance(tensor, gs.Constant) or tensor.is_empty() or tensor.name in self.behind
+
+    def _take(self, node: gs.Node, inputs: list[gs.Tensor]) -> None:
+        nodes, sources = {id(node): node}, dict[str, gs.Constant]()
+        for tensor in inputs:
+            if isinstance(tensor, gs.Constant):
+                sources[tensor.name] = tensor
+            else:
+                nodes |= self.behind[tensor.name][0]
+                sources |= self.behind[tensor.name][1]
+        freed = sum(_bytes(s.shape, s.dtype) for s in sources.values() if len(s.outputs) == 1)
+        made = sum(_bytes(self.shapes.get(t.name, ()), self.types[t.name]) for t in node.outputs if t.name)
+        if made > freed + self.limit:
+            self.refused.append((node, f"would make the file {(made - freed) / MIB:.1f} MiB larger"))
+            return
+        self.folded[id(node)] = node
+        self.behind.update({tensor.name: (nodes, sources) for tensor in node.outputs})
+
+
+def foldable(model: Model, limit: int = MIB) -> list[Fold]:
+    """What can be folded without any tensor making the file more than `limit` bytes larger, in graph order.
+
+    Listed are the tensors at the edge, which nodes that are not folded read, and the first ones that were left alone
+    because of the limit.
+    """
+    walk = _Walk(model, limit)
+    found = []
+    refused = {id(node): why for node, why in walk.refused}
+    for node in model.graph.nodes:
+        for tensor in node.outputs if id(node) in walk.folded or id(node) in refused else ():
+            shape = walk.shapes.get(tensor.name, ())
+            if id(node) in refused:
+                found.append(Fold(node, tensor.name, shape, 1, refused[id(node)]))
+            elif any(id(reader) not in walk.folded for reader in tensor.outputs):
+                found.append(Fold(node, tensor.name, shape, len(walk.behind[tensor.name][0])))
+    return found
+
+
+def fold(model: Model, names: Collection[str]) -> None:
+    """Turn the named tensors (of `foldable`) into initializers, and drop the nodes that nothing reads any more.
+
+    Raises:
+        UnsupportedModelError: onnxruntime, which graphsurgeon computes with, does not run one of the nodes.
+    """
+    walk = _Walk(model, limit=2**62)
+    targets = {name: tensor for name, tensor in model.graph.tensors().items() if name in set(names)}
+    nodes = {key: node for name in targets for key, node in walk.behind[name][0].items()}
+    for node in nodes.values():
+        dimensions = _dimensions(node, walk.shapes) if node.op == "Shape" else None
+        if dimensions is not None:
+            node.outputs[0].to_constant(np.asarray(dimensions, np.int64))
+            node.outputs.clear()
+    made = {node.outputs[0].name for node in nodes.values() if node.outputs}
+    sources = {c.name: c for name in targets for c in walk.behind[name][1].values()}
+    _evaluate(model, made, list(sources.values()))
+    missing = sorted(name for name, tensor in targets.items() if not isinstance(tensor, gs.Constant))
+    if missing:
+        raise InvariantError("constants were not folded", found=", ".join(missing[:5]))
+    for node in reversed([node for node in model.graph.nodes if id(node) in nodes]):
+        if not any(tensor.outputs for tensor in node.outputs):
+            node.inputs.clear()
+            node.outputs.clear()
+            del nodes[id(node)]
+            model.graph.nodes.remove(node)
+
+
+def _evaluate(model: Model, made: set[str], sources: list[gs.Constant]) -> None:
+    """Let graphsurgeon compute the nodes whose first output is in `made`; external sources are read in meanwhile."""
+    lazy = [(c, c._values) for c in sources if isinstance(c._values, Payload) and c._values.external]
+    for constant, _ in lazy:
+        constant._values = values_of(constant)
+    try:
+        with G_LOGGER.suppress():
+            model.graph.fold_constants(
+                fold_shapes=False,
+                recurse_subgraphs=False,
+                flatten_subgraphs=False,
+                recurse_functions=False,
+                error_ok=False,
+                should_exclude_node=lambda node: node.outputs[0].name not in made,
+            )
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise UnsupportedModelError(
+            "a constant part of the graph cannot be computed",
+            found=str(error).strip().splitlines()[0],
+            hint="leave the pass fold out, or run the model in onnxruntime to find the node",
+        ) from error
+    finally:
+        for constant, values in lazy:
+            constant._values = values
+
+
+def _evaluable(node: gs.Node, types: Types) -> bool:
+    plain = node.domain in (None, "", "ai.onnx") and node.op not in _KEPT
+    whole = not getattr(node, "origin", None) or not node.origin.attribute  # no attribute that graphsurgeon cannot run
+    outputs = [types.get(tensor.name) for tensor in node.outputs if tensor.name]
+    return bool(plain and whole and node.inputs and all(t is not None and t.kind in "fiub" for t in outputs))
+
+
+def _dimensions(node: gs.Node, shapes: Shapes) -> list[int] | None:
+    """What a Shape node of data yields, where all of it is known."""
+    shape = shapes.get(node.inputs[0].name)
+    if shape is None or isinstance(node.inputs[0], gs.Constant):
+        return None
+    asked = shape[node.attrs.get("start") : node.attrs.get("end")]
+    known = [dimension for dimension in asked if isinstance(dimension, int)]
+    return known if len(known) == len(asked) else None
+
+
+def _bytes(shape: Collection[int | str | None], dtype: np.dtype[np.generic]) -> int:
+    return math.prod(d for d in shape if isinstance(d, int)) * np.dtype(dtype).itemsize

@@ -1,0 +1,50 @@
+"""Turn what is computed from constants into initializers, so that such weights are found like any other.
+
+    Transpose(W), Mul(W, s), Einsum(W, V), MLP(constant table) -> one initializer, the nodes behind it go
+
+Exporters leave such parts where weights are shared, scaled or made from tables (SwinV2's position MLP). TensorRT folds
+them when it builds; pruning and quantisation need them before. What is kept and why: `gpusq_onnx.graph.folding`.
+
+Limits: shapes that depend on a dynamic dimension stay in the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from gpusq_onnx.graph.folding import MIB, Fold, fold, foldable
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.sites import module_path
+from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.pipeline.base import SKIP, Context, Given, Pass, PassOptions, PlanRow
+
+
+class FoldOptions(PassOptions):
+    """Options of `fold`."""
+
+    growth: float = Field(1.0, ge=0, description="MiB by which one folded tensor may make the file larger")
+
+
+class FoldConstants(Pass[FoldOptions]):
+    """See the module's text."""
+
+    name = "fold"
+    summary = "what is computed from constants becomes an initializer, so that it can be pruned and quantised"
+    source = "onnx-graphsurgeon fold_constants"
+    Options = FoldOptions
+
+    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+        return [_row(found) for found in foldable(model, int(self.options.growth * MIB))]
+
+    def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
+        before = len(model.graph.nodes)
+        fold(model, [row.tensor for row in plan if not row.skipped])
+        context.findings["nodes_removed"] = before - len(model.graph.nodes)
+
+
+def _row(found: Fold) -> PlanRow:
+    decision = SKIP if found.refusal else "fold"
+    reason = found.refusal or f"computed from constants by {found.nodes} node{'s' if found.nodes > 1 else ''}"
+    return PlanRow(found.name, module_path(found.node), "constant", found.node.op, found.shape, decision, reason)
