@@ -44,6 +44,7 @@ class Prune24Options(PassOptions):
     pattern: str = Field("2:4", description="N:M, or 4:8pair for 4-bit tensor cores")
     only: list[str] = Field([], description="roles, operators or name patterns to prune; empty: all that can be")
     skip: list[str] = Field([], description="roles, operators or name patterns to leave dense")
+    head: bool = Field(False, description="prune the classifier head, too, as the paper does")
     damping: float = Field(0.01, gt=0, le=1, description="SparseGPT: share of the mean diagonal of H added to it")
     bias_correction: bool = Field(True, description="SparseGPT: move biases by the mean output error that is left")
 
@@ -131,6 +132,8 @@ class Prune24(Pass[Prune24Options]):
         refused = selector.refuses(site)
         if refused:
             return refused
+        if site.role == "head" and not (self.options.head or self.options.only):
+            return "the head stays dense: few operations, and the weights that calibration images say least about"
         if site.conflicts:
             return site.conflicts[0]
         along = site.weight.shape[1] if site.op == "Conv" else site.k

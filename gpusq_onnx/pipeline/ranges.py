@@ -84,7 +84,10 @@ class Watch:
 
 @dataclass
 class MeanError:
-    """Running means a channel of a Linear's input before and after rounding, in the equalised domain."""
+    """Running means a channel of a Linear's input before and after rounding, in the equalised domain.
+
+    Clipped values count as they are: the few tokens that clipping hits must not move the bias of all the others.
+    """
 
     watch: Watch
     scale: float
@@ -96,7 +99,9 @@ class MeanError:
         """Take in a batch x[..., k]."""
         flat = self.watch.equalised(x.reshape(-1, x.shape[-1])).astype(np.float32, copy=False)
         self.plain = self.plain + flat.sum(axis=0, dtype=np.float64)
-        self.rounded = self.rounded + fake_quantize(flat, self.scale, INT8).sum(axis=0, dtype=np.float64)
+        rounded = fake_quantize(flat, self.scale, INT8)
+        clipped = np.abs(flat) > (INT8.qmax + 0.5) * self.scale
+        self.rounded = self.rounded + np.where(clipped, flat, rounded).sum(axis=0, dtype=np.float64)
         self.rows += len(flat)
 
     def shift(self, w: Float32, w_rounded: Float32) -> Float32:
