@@ -5,8 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Where the tests keep the TensorRT parser for machines without a GPU; filled once, 150 MB from PyPI.
 export GPUSQ_TRT_CPU ?= $(CURDIR)/$(VENV)/trt_cpu
+# Test data and model zoo beside the project, the zoo's exports (3.4 GB, made once), and the environment that exports.
+export GPUSQ_SHARED ?= $(CURDIR)/../shared
+export GPUSQ_ZOO ?= $(CURDIR)/.zoo
+export GPUSQ_ZOO_VENV ?= $(CURDIR)/.venv-zoo
 
-.PHONY: help venv demo test acceptance lint format clean
+.PHONY: help venv demo test acceptance bench lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,8 +31,11 @@ demo: $(STAMP) ## the straight road on the embedded digits model: plan, apply, c
 test: $(STAMP) ## the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
-acceptance: $(STAMP) ## the slow tests and the tables of measured numbers; wants ../shared
+acceptance: $(STAMP) ## the slow tests and the tables of measured numbers, into out/acceptance; wants ../shared
 	$(BIN)/python -m pytest -s -m slow
+
+bench: $(STAMP) ## time and memory against the bars, as ratios, in one run; wants ../shared and a quiet machine
+	$(BIN)/python -m tools.bench
 
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -1,0 +1,114 @@
+"""The paper's backbones, from three exporters: every Linear of every block is found, pruned, quantised and legal.
+
+The weights are random, so accuracy means nothing here; the outputs' cosine does. The tiny models go through SparseGPT, the
+others through magnitude, which edits the same weights in the same places and takes seconds. Polygraphy's sparsity
+inspection, a minute for 50 M weights, sees all exports of the tiny models and one of each other one.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from acceptance_table import Table, assert_24, gpusq, planned, polygraphy_sparse
+
+pytestmark = pytest.mark.slow
+
+TITLE = "Backbones of the paper, random weights: prune24,qdq-int8 by exporter"
+COLUMNS = [
+    "model", "exporter", "blocks", "sites", "pruned", "quantised", "skipped and why", "pairs on activations", "cosine",
+    "2:4 by polygraphy", "TensorRT parser", "apply",
+]  # fmt: skip
+BLOCKS = {
+    "deit_tiny_224": 12, "deit_small_224": 12, "deit_base_224": 12,
+    "swin_tiny_224": 12, "swin_small_224": 24, "swin_base_224": 24,
+}  # fmt: skip
+EXPORTERS = ("legacy17", "dynamo18", "dynamo20")
+BLOCK_ROLES = Counter(("qkv", "proj", "fc1", "fc2"))
+BUILT = ("deit_tiny_224", "swin_tiny_224", "deit_small_224")
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("model", BLOCKS)
+def test_model(
+    model: str,
+    exporter: str,
+    export: Callable[[str, str], Path],
+    shared: Path,
+    parser_cache: Path,
+    table: Table,
+    tmp_path: Path,
+) -> None:
+    """Apply, inspect and check one export, and add its row."""
+    original, written = export(model, exporter), tmp_path / "out.onnx"
+    tiny = model.split("_")[1] == "tiny"
+    passes = "prune24,qdq-int8" if tiny else "prune24{method=magnitude},qdq-int8"
+    normal = ("--resize", "248", "--crop", "224", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--samples", "8")
+    data = ("--data", str(shared / "data" / "imagenet" / "train"), *normal)
+    report, seconds = gpusq("apply", "--passes", passes, *data, "-o", str(written), str(original))
+    inspection, _ = gpusq("inspect", str(written))
+    parser = ("--parser", "--trt-cache", str(parser_cache), *(("--build",) if model in BUILT else ()))
+    check, _ = gpusq("check", *data, *parser, str(original), str(written))
+    sparse = polygraphy_sparse(written) if tiny or exporter == "legacy17" else None
+    written.unlink()
+
+    roles: dict[int, Counter[str]] = {}
+    for weight in inspection["weights"]:
+        if weight["block"] is not None:
+            roles.setdefault(weight["block"], Counter())[weight["role"]] += 1
+    blocks = sum(found >= BLOCK_ROLES for found in roles.values())
+    pruned, quantised = planned(report, "prune"), planned(report, "quantise weight")
+    rows = report["steps"][0]["rows"]
+    skipped = Counter(f"{row['role']}: {row['reason']}" for row in rows if row["decision"] == "skip")
+    skipped += Counter(
+        f"{row['role']}: {row['reason']}"
+        for row in report["steps"][1]["rows"]
+        if row["decision"] == "skip" and row["role"] not in ("Q", "K", "V", "softmax")
+    )
+    output, verdict = check["comparison"]["outputs"][0], check["parser"]
+    table.add(
+        [
+            model,
+            exporter,
+            f"{blocks} of {BLOCKS[model]}",
+            str(len(rows)),
+            str(len(pruned)),
+            str(len(quantised)),
+            "; ".join(f"{n} {why}" for why, n in skipped.items()),
+            str(len(planned(report, "quantise activation"))),
+            f"{output['cosine_mean']:.4f}",
+            "-" if sparse is None else f"{len(pruned & sparse)} of {len(pruned)}",
+            f"{verdict['library']}: {'built' if verdict['built'] else 'parsed' if verdict['ok'] else 'REFUSED'}",
+            f"{seconds:.0f} s",
+        ],
+        model=model,
+        exporter=exporter,
+        passes=passes,
+        blocks=blocks,
+        sites=dict(Counter(row["role"] for row in rows)),
+        pruned=len(pruned),
+        quantised=len(quantised),
+        activations=len(planned(report, "quantise activation")),
+        skipped=dict(skipped),
+        output=output,
+        polygraphy=None if sparse is None else len(pruned & sparse),
+        parser=verdict,
+        seconds=seconds,
+    )
+    assert blocks == len(roles) == BLOCKS[model], roles
+    in_blocks = {weight["name"] for weight in inspection["weights"] if weight["block"] is not None}
+    assert in_blocks <= pruned & quantised
+    assert_24(report, inspection, sparse)
+    assert verdict["ok"]
+    assert verdict["built"] == (model in BUILT)
+    assert output["nonfinite"] == 0
+    assert output["cosine_mean"] > 0.9
+
+
+def test_exporters_agree(table: Table) -> None:
+    """The same model gives the same sites, whoever exported it."""
+    for model in BLOCKS:
+        found = [
+            (r["sites"], r["pruned"], r["quantised"], r["activations"]) for r in table.records if r["model"] == model
+        ]
+        assert all(one == found[0] for one in found), (model, found)
