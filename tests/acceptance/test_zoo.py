@@ -1,7 +1,7 @@
 """The paper's backbones, from three exporters: every Linear of every block is found, pruned, quantised and legal.
 
-The weights are random, so accuracy means nothing here; the outputs' cosine does. The tiny models go through SparseGPT, the
-others through magnitude, which edits the same weights in the same places and takes seconds. Polygraphy's sparsity
+The weights are random, so accuracy means nothing here; the outputs' cosine does. The tiny models go through SparseGPT,
+the others through magnitude, which edits the same weights in the same places and takes seconds. Polygraphy's sparsity
 inspection, a minute for 50 M weights, sees all exports of the tiny models and one of each other one.
 """
 

@@ -52,7 +52,7 @@ def _cpus() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", choices=[*CASES, []], help="which claims; all by default")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"which claims: {', '.join(CASES)}; all by default")
     parser.add_argument("--model", type=Path, help="an ONNX model; default: DeiT-Base from the zoo")
     default = shared_folder() / "data" / "imagenet" / "train"
     parser.add_argument("--images", type=Path, default=default, help="a folder of images to calibrate on")

@@ -1,8 +1,8 @@
 """Time and peak memory of whole processes, as the kernel counts them.
 
 A process is started, waited for with `os.wait4`, and its own resource usage read: `ru_maxrss` is the peak of resident
-memory. Wall time includes start, imports and exit. Limit: Linux counts `ru_maxrss` from before `exec`, so the parent must
-stay small; nothing here imports numpy.
+memory. Wall time includes start, imports and exit. Limit: Linux counts `ru_maxrss` from before `exec`, so the parent
+must stay small; nothing here imports numpy.
 """
 
 from __future__ import annotations

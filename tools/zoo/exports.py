@@ -1,10 +1,10 @@
 """Exports of the paper's backbones with random weights, made once and kept in a cache folder.
 
-The models and the exporters are those of `../shared/zoo/zoo.py`. It runs in an environment of its own, since torchvision,
-timm and transformers are no dependency of this project: `.venv-zoo`, made on first use from PyPI.
+The models and the exporters are those of `../shared/zoo/zoo.py`. It runs in an environment of its own, since
+torchvision, timm and transformers are no dependency of this project: `.venv-zoo`, made on first use from PyPI.
 
     GPUSQ_SHARED    the folder with the test data and the zoo (default: ../shared)
-    GPUSQ_ZOO       the folder that holds the exports, MODEL_EXPORTER.onnx (default: .zoo); those that are there are used
+    GPUSQ_ZOO       the folder of the exports, MODEL_EXPORTER.onnx (default: .zoo); those that are there are used
     GPUSQ_ZOO_VENV  the environment that exports (default: .venv-zoo)
 """
 
