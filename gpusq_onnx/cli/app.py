@@ -6,7 +6,6 @@ Errors raised on purpose (`errors.GpusqError`) print what, where, expected, foun
 a bug: a short message that asks for `--debug`, which shows the traceback.
 """
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -47,9 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted; nothing was written")
         return INTERRUPTED
-    except BrokenPipeError:  # who read our output has seen enough: `| head`, a pager
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if settings.debug:
             traceback.print_exc()

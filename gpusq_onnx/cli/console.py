@@ -65,8 +65,11 @@ class RichProgress:
 
 
 def show(text: str = "") -> None:
-    """One line or more of the result, to stdout."""
-    print(text)  # noqa: T201
+    """One line or more of the result, to stdout; a reader that goes away (`| head`, a pager) does not end the work."""
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def warn(text: str) -> None:
@@ -92,12 +95,11 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def write_json(document: Mapping[str, Any], target: Path) -> None:
     """The document as JSON into the file `target`, or to stdout for `-`."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     if target == STDOUT:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        show(text)
     else:
-        write_text(target, text)
+        write_text(target, f"{text}\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,7 +31,7 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"' + "|" + r"'(?:[^'\\]|\\.)*'", re.DOTAL
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_STRAY_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*[{=]|[A-Za-z_][A-Za-z0-9_]*=[^{}]*\}")
+_STRAY_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_,-]*[{=]|[A-Za-z_][A-Za-z0-9_]*=[^{}]*\}")
 
 QUOTE_HINT = (
     "quote the text, --passes 'prune24{method=sparsegpt},qdq-int8' (the shell takes an unquoted {a=1,b=2} apart), "
@@ -175,12 +175,14 @@ class _Scanner:
 
     def error(self, expected: str, hint: str | None = None) -> UsageError:
         rest = self.text[self.at :]
+        cut = not rest and "{" in self.text  # by an unquoted blank or semicolon, most likely
         return UsageError(
             f"{self.where} {self.text!r} cannot be read",
             where=f"character {self.at + 1}",
             expected=expected,
             found=repr(rest[:24]) if rest else "the end of the text",
-            hint=hint or "write PASS{KEY=VALUE,KEY=VALUE},PASS and quote the whole for the shell",
+            hint=hint
+            or (QUOTE_HINT if cut else "write PASS{KEY=VALUE,KEY=VALUE},PASS and quote the whole for the shell"),
         )
 
 

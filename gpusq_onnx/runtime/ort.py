@@ -125,6 +125,7 @@ def _load(
 ) -> "InferenceSession":
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # on by default in 1.31; a tool in somebody's CI reports to nobody
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise EnvironmentLacking(
