@@ -25,7 +25,7 @@ from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
 from gpusq_onnx.graph.payload import Payload
-from gpusq_onnx.graph.wire import write_model
+from gpusq_onnx.graph.wire import Writer, write_model
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -84,11 +84,8 @@ def file_digest(path: Path, data: Sequence[Path] = ()) -> str:
     return digest.hexdigest()
 
 
-def save(model: Model, path: Path | str, *, outputs: Sequence[str] | None = None) -> str:
+def save(model: Model, path: Path | str) -> str:
     """Write `model` to `path`, atomically; with `PATH.data` beside it for external data.
-
-    Args:
-        outputs: write a graph with these tensors as its only outputs, for looking inside; None writes the model itself.
 
     Returns:
         The SHA-256 of the model file followed by the data file, as hex.
@@ -98,9 +95,6 @@ def save(model: Model, path: Path | str, *, outputs: Sequence[str] | None = None
     """
     path = Path(path)
     graph, large = model.export()
-    if outputs is not None:
-        del graph.output[:]
-        graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
     total = graph.ByteSize() + sum(length for _, length, _ in large)
     digest = hashlib.sha256()
     model.external = model.external or total > _PROTOBUF_LIMIT
@@ -114,6 +108,21 @@ def save(model: Model, path: Path | str, *, outputs: Sequence[str] | None = None
         write_model(_Hashed(file, digest), model.header, graph, [])
         _write_data(_Hashed(data_file, digest), starts, large)
     return digest.hexdigest()
+
+
+def write_tapped(model: Model, path: Path, outputs: Sequence[str]) -> None:
+    """Write a scratch copy with `outputs` as its only outputs, for running and throwing away: not atomic, not hashed.
+
+    The weights lie in `PATH.data`: onnxruntime maps them from there, where it would copy them out of one file twice.
+    """
+    graph, large = model.export()
+    del graph.output[:]
+    graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
+    data = path.with_name(path.name + ".data")
+    starts = _place(graph, data.name, large)
+    with path.open("wb") as file, data.open("wb") as data_file:
+        write_model(file, model.header, graph, [])
+        _write_data(data_file, starts, large)
 
 
 def to_bytes(model: Model) -> bytes:
@@ -156,7 +165,7 @@ def _place(graph: GraphProto, location: str, large: Sequence[Large]) -> list[int
     return starts
 
 
-def _write_data(file: _Hashed, starts: Sequence[int], large: Sequence[Large]) -> None:
+def _write_data(file: Writer, starts: Sequence[int], large: Sequence[Large]) -> None:
     offset = 0
     for start, (_, length, values) in zip(starts, large, strict=True):
         file.write(b"\0" * (start - offset))

@@ -43,14 +43,14 @@ class Calibration:
         from gpusq_onnx.runtime.ort import Session
 
         path = Path(self._folder.name) / "tapped.onnx"
-        io.save(self._model, path, outputs=self._tensors)
+        io.write_tapped(self._model, path, self._tensors)
         self._session = Session(path)
-        path.unlink()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        del self._session  # it maps the weights from the folder
         self._folder.cleanup()
 
     def run(self, visit: Visitor, label: str, images: int | None = None) -> int:
@@ -67,6 +67,7 @@ class Calibration:
             if batch.size < rows:
                 found = {name: value[: len(value) * batch.size // rows] for name, value in found.items()}
             visit(found)
+            del found  # or two batches of activations lie in memory while the next one runs
             seen += batch.size
             self._progress.advance(batch.size)
             if images is not None and seen >= images:

@@ -107,8 +107,10 @@ class MeanError:
     def shift(self, w: Float32, w_rounded: Float32) -> Float32:
         """What to add to the bias[out] so that the mean output of w[out, k] is unchanged."""
         rows = max(1, self.rows)  # the difference is taken in float64: what is left fits float32
-        lost: Float32 = w @ ((self.plain - self.rounded) / rows).astype(np.float32)
-        return lost + (w - w_rounded) @ (self.rounded / rows).astype(np.float32)
+        lost, left = ((x / rows).astype(np.float32) for x in (self.plain - self.rounded, self.rounded))
+        # einsum: this runs in threads of ours, where BLAS's own would wait for each other
+        shift: Float32 = np.einsum("ok,k->o", w, lost) + np.einsum("ok,k->o", w - w_rounded, left)
+        return shift
 
 
 class ContextError:

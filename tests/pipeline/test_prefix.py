@@ -28,7 +28,7 @@ def _source(model: Model, samples: int = 6) -> Source:
 
 
 def _whole(model: Model, tensor: str, folder: Path) -> np.ndarray:
-    io.save(model, folder / "whole.onnx", outputs=[tensor])
+    io.write_tapped(model, folder / "whole.onnx", [tensor])
     session = Session(folder / "whole.onnx")
     return np.concatenate([session.run(batch.feed)[tensor] for batch in _source(model).batches(4)])
 
