@@ -24,7 +24,6 @@ from onnx import GraphProto, ModelProto, TensorProto
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
-from gpusq_onnx.graph.payload import Payload
 from gpusq_onnx.graph.wire import Writer, write_model
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def load(path: Path | str) -> Model:
     if path.is_dir():
         raise UsageError("the model path is a folder", where=str(path), hint="name the .onnx file in it")
     try:
-        proto = onnx.load_model(str(path), load_external_data=False)
+        proto = onnx.load_model(str(path), "protobuf", load_external_data=False)
     except (DecodeError, UnicodeDecodeError):
         raise _not_onnx(path) from None
     if not proto.ir_version or not proto.opset_import or not proto.graph.node:
@@ -70,8 +69,7 @@ def _not_onnx(path: Path) -> UnsupportedModelError:
 
 def data_files(model: Model) -> list[Path]:
     """The external data files that a model just loaded reads from, sorted."""
-    payloads = (constant._values for constant in model.constants())
-    return sorted({p.file for p in payloads if isinstance(p, Payload) and p.external})
+    return sorted(model.data_files)
 
 
 def file_digest(path: Path, data: Sequence[Path] = ()) -> str:

@@ -53,7 +53,8 @@ class Model:
         graph: the graph that passes edit.
         header: everything of the ModelProto but its graph (opsets, metadata, functions, producer).
         frame: the GraphProto's inputs, outputs, name, documentation and metadata, as they came.
-        external: whether the weights lay in external data files.
+        external: whether the weights lie, or go out, in an external data file.
+        data_files: the external data files that it came with.
         inner: names of the initializers that belong to subgraphs.
     """
 
@@ -61,6 +62,7 @@ class Model:
     header: ModelProto
     frame: GraphProto
     external: bool = False
+    data_files: frozenset[Path] = frozenset()
     inner: frozenset[str] = frozenset()
 
     @property
@@ -158,14 +160,14 @@ def from_proto(model: ModelProto, folder: Path | None) -> Model:
             setattr(header, descriptor.name, value)
         else:
             getattr(header, descriptor.name).extend(value)
-    inline_subgraph_data(model.graph, folder)
+    files = inline_subgraph_data(model.graph, folder)
     with G_LOGGER.suppress():
         graph = _imported(model)
     remember(graph, model.graph)
     _lift_constant_nodes(graph)
-    external = _wrap_constants(graph, folder)
+    files |= _wrap_constants(graph, folder)
     inner = frozenset(t.name for inner in subgraphs(model.graph) for t in inner.initializer)
-    return Model(graph, header, frame_of(model.graph), external, inner)
+    return Model(graph, header, frame_of(model.graph), bool(files), frozenset(files), inner)
 
 
 def _imported(model: ModelProto) -> gs.Graph:
@@ -183,9 +185,9 @@ def _imported(model: ModelProto) -> gs.Graph:
         ) from None
 
 
-def _wrap_constants(graph: gs.Graph, folder: Path | None) -> bool:
-    """Replace graphsurgeon's lazy values by ours; returns whether any lie in external files (which are checked)."""
-    external = False
+def _wrap_constants(graph: gs.Graph, folder: Path | None) -> set[Path]:
+    """Replace graphsurgeon's lazy values by ours; returns the external files that they lie in, all checked."""
+    files = set()
     for tensor in _constants(graph):
         if type(tensor._values) is LazyValues:
             payload = Payload(tensor._values.tensor, folder)
@@ -193,10 +195,10 @@ def _wrap_constants(graph: gs.Graph, folder: Path | None) -> bool:
             tensor.data_location = None
             if payload.external:
                 payload.external_bytes()
-                external = True
-                if payload.nbytes < INLINE_BYTES:
-                    tensor._values = payload.load()
-    return external
+                files.add(payload.file)
+                if payload.packed < INLINE_BYTES:
+                    tensor._values = Payload(payload.inlined())
+    return files
 
 
 def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:

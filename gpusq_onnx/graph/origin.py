@@ -75,17 +75,23 @@ def subgraphs(graph: GraphProto) -> Iterator[GraphProto]:
                 yield from subgraphs(inner)
 
 
-def inline_subgraph_data(graph: GraphProto, folder: Path | None) -> None:
-    """Bring external data of subgraphs into the graph, in place: it has no other way into the file that is written.
+def inline_subgraph_data(graph: GraphProto, folder: Path | None) -> set[Path]:
+    """Bring external data of subgraphs into the graph, in place, and return its files.
+
+    It has no other way into the file that is written.
 
     Raises:
         UnsupportedModelError: the data is missing, truncated or outside the model's folder.
     """
+    files = set()
     for inner in subgraphs(graph):
         values = [a.t for node in inner.node for a in node.attribute if a.type == AttributeProto.TENSOR]
         for tensor in (*inner.initializer, *values):
             if tensor.data_location == TensorProto.EXTERNAL:
-                tensor.CopyFrom(Payload(tensor, folder).inlined())
+                payload = Payload(tensor, folder)
+                tensor.CopyFrom(payload.inlined())
+                files.add(payload.file)
+    return files
 
 
 def _empty(attribute: AttributeProto) -> bool:
