@@ -132,8 +132,6 @@ class Prune24(Pass[Prune24Options]):
         refused = selector.refuses(site)
         if refused:
             return refused
-        if site.role == "head" and not (self.options.head or self.options.only):
-            return "the head stays dense: few operations, and the weights that calibration images say least about"
         if site.conflicts:
             return site.conflicts[0]
         along = site.weight.shape[1] if site.op == "Conv" else site.k
@@ -142,6 +140,8 @@ class Prune24(Pass[Prune24Options]):
             return f"{axis} {along} is not a multiple of {group}"
         if site.dtype not in ("float", "float16", "bfloat16", "double"):
             return f"stored as {site.dtype}"
+        if site.role == "head" and not (self.options.head or self.options.only):
+            return "the head stays dense: few operations, and the weights that calibration images say least about"
         return None
 
     def _sparsegpt(

@@ -36,4 +36,4 @@ def plan(
         show_table([step.name, "module", "role", "op", "shape", "decision", "reason"], rows)
         counts = ", ".join(f"{number} {decision}" for decision, number in step.decisions.items())
         show(f"{step.name}: {counts}\n")
-    show("\n".join(run.totals(outcome.before, outcome.after)))
+    show("\n".join([*run.architecture(outcome), "", *run.totals(outcome)]))

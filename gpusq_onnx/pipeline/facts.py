@@ -17,6 +17,8 @@ from gpusq_onnx.pipeline.base import Fact
 from gpusq_onnx.quant.formats import INT8, quantize
 from gpusq_onnx.sparsity.patterns import NM, parse_pattern
 
+_FIRST_ROWS = 4  # a dense weight betrays itself there
+
 
 @dataclass(frozen=True)
 class SparseWeight:
@@ -34,6 +36,12 @@ class SparseWeight:
     def text(self) -> str:
         """The fact as a sentence."""
         return f"{self.site} is {self.pattern} along its reduction axis"
+
+    @property
+    def is_2_4(self) -> bool:
+        """Whether the pattern leaves at most two of each four: 1:4 and 2:16 do, 4:8pair does not."""
+        pattern = parse_pattern(self.pattern)
+        return isinstance(pattern, NM) and pattern.n <= 2
 
     def concerns(self, site: Site) -> bool:
         """Whether the fact is about this site (stored as float, or as its INT8 codes)."""
@@ -70,9 +78,12 @@ class ExplicitQuantisation:
 
 def is_pruned(site: Site, facts: Sequence[Fact]) -> bool:
     """Whether a site is 2:4 along k: by an earlier pass of the pipeline, or by its values."""
-    if any(isinstance(fact, SparseWeight) and fact.concerns(site) for fact in facts):
+    if any(isinstance(fact, SparseWeight) and fact.concerns(site) and fact.is_2_4 for fact in facts):
         return True
-    return NM(2, 4).holds(site.read()) if site.k % 4 == 0 else False
+    if site.k % 4:
+        return False
+    w, pattern = site.read(), NM(2, 4)
+    return pattern.holds(w[:_FIRST_ROWS]) and pattern.holds(w)
 
 
 def weight_scale(site: Site) -> NDArray[np.float32]:

@@ -31,20 +31,18 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, Source, open_source
 from gpusq_onnx.errors import GpusqError, InvariantError, NothingMatched, PassFailed, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, io
-from gpusq_onnx.graph.cost import total_cost
 from gpusq_onnx.graph.model import Model, decoded, values_of
-from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import recipe, table
 from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass
-from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.grammar import Pipeline
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.pipeline.summary import architecture, as_planned, measure
 
 PREFIX = "pkg.gpusq_onnx."
 SYNTHETIC = (
-    "no --data was given: ranges and second-order statistics come from SYNTHETIC images. The model is legal and its "
+    "NO DATA was given (--data): synthetic images stand in for it. The model is legal and its "
     "accuracy is unknown; calibrate with real images (--data FOLDER) before anybody ships it"
 )
 
@@ -87,10 +85,10 @@ def plan(
             texts = tuple(fact.text for fact in made)
             steps.append(StepOutcome(step.name, step.version, step.options.model_dump(), tuple(rows), {}, texts))
         quantised = {row.tensor for step in steps for row in step.rows if row.decision == "quantise weight"}
-        before = total_cost(model, structure, lambda site: (bool(site.quantised), False))
-        after = total_cost(model, structure, lambda site: (site.name in quantised, _is_sparse(site, facts)))
+        before, after = measure(model, structure), measure(model, structure, as_planned(quantised, facts))
         found = file.result()
-    return Outcome(str(pipeline), data.seed, found, None, None, tuple(steps), before, after)
+    shape = architecture(structure)
+    return Outcome(str(pipeline), data.seed, found, None, None, tuple(steps), before, after, shape)
 
 
 def run(
@@ -122,11 +120,11 @@ def run(
         state = _begin(model, passes, data, allow_noop, progress or NullProgress())
         structure = analyse(model)
         _require_numbers(model, structure)
-        before = total_cost(state.model, structure, lambda site: (bool(site.quantised), False))
+        before = measure(model, structure)
         for index, step in enumerate(passes):
             with _reproducer(path, output, pipeline, index, data):
                 structure = _execute(state, step)
-        after = total_cost(state.model, structure, lambda site: (bool(site.quantised), _is_sparse(site, state.facts)))
+        after = measure(model, structure)
         source = state.source
         used = None if source is None else {"options": data.echo(), **source.describe(), "sha256": source.digest()}
         found = file.result()
@@ -141,7 +139,8 @@ def run(
         tuple(state.steps),
         before,
         after,
-        tuple(state.warnings + (source.notes if source is not None else [])),
+        architecture(structure),
+        tuple(state.warnings + (source.notes if source is not None and data.path is not None else [])),
     )
 
 
@@ -193,10 +192,6 @@ def _check_facts(state: _Run, structure: Structure, where: str) -> None:
                 found=problem,
                 hint="this is a defect of the pass; the reproducer beside the output shows it",
             )
-
-
-def _is_sparse(site: Site, facts: Sequence[Fact]) -> bool:
-    return any(isinstance(f, SparseWeight) and f.concerns(site) and f.pattern != "4:8pair" for f in facts)
 
 
 Fingerprint = tuple[bytes, dict[str, Any]]

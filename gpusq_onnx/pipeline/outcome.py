@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpusq_onnx.pipeline.base import PlanRow
+from gpusq_onnx.pipeline.summary import Cost
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ class Outcome:
         data: what the calibration source says of itself (`Source.describe`), its `options` and `sha256`; None where no
             data was read.
         steps: the passes in order.
-        before, after: totals by name: bytes, parameters, macs, bit_operations. In a plan, `after` is the estimate.
+        before, after: bytes, parameters, macs and bit_operations, in all and for each site. In a plan, `after` is the
+            estimate.
+        architecture: blocks, stages, attention and critical feature maps, as recognised in the result.
         warnings: sentences for the user.
     """
 
@@ -69,6 +72,7 @@ class Outcome:
     output: FileFacts | None
     data: Mapping[str, Any] | None
     steps: tuple[StepOutcome, ...]
-    before: Mapping[str, float]
-    after: Mapping[str, float]
+    before: Cost
+    after: Cost
+    architecture: Mapping[str, Any]
     warnings: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ cost and gained, and repeats the warnings: calibration without real data is one.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -14,7 +14,7 @@ from gpusq_onnx import __version__
 from gpusq_onnx.pipeline.outcome import Outcome, StepOutcome
 from gpusq_onnx.report.markdown import table
 
-UNITS = {"bytes": "bytes", "parameters": "parameters", "macs": "MACs", "bit_operations": "bit operations"}
+UNITS = {"bytes": "bytes as deployed", "parameters": "parameters", "macs": "MACs", "bit_operations": "bit operations"}
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
@@ -36,11 +36,22 @@ def digest(outcome: Outcome) -> str:
     lines += [f"- **warning**: {warning}" for warning in outcome.warnings]
     for step in outcome.steps:
         lines += ["", *_step(step)]
-    return "\n".join([*lines, "", *totals(outcome.before, outcome.after)]) + "\n"
+    return "\n".join([*lines, "", *architecture(outcome), "", *totals(outcome)]) + "\n"
 
 
-def totals(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+def architecture(outcome: Outcome) -> list[str]:
+    """How the model was understood: blocks, stages, and the feature maps that matter for distillation."""
+    found = outcome.architecture
+    stages = " + ".join(map(str, found["stages"])) or "none"
+    lines = [f"- {found['blocks']} blocks in stages of {stages}; {len(found['attention_tokens'])} attention cores"]
+    if found["feature_maps"]:
+        lines.append(f"- critical feature maps: {', '.join(found['feature_maps'])}")
+    return lines
+
+
+def totals(outcome: Outcome) -> list[str]:
     """A Markdown table of the totals that both sides have."""
+    before, after = outcome.before.total, outcome.after.total
     rows = [
         [text, f"{before[key]:,.0f}", f"{after[key]:,.0f}", f"{after[key] / before[key]:.2f}"]
         for key, text in UNITS.items()

@@ -119,11 +119,11 @@ def test_every_observer_gives_a_usable_model(observer: str) -> None:
 
 
 def test_the_softmax_scale_is_fixed_on_demand() -> None:
-    for choice, check in (("fixed", lambda s: s == pytest.approx(1 / 127)), ("observed", lambda s: s <= 1 / 127 + 1e-9)):
+    for choice, least in (("fixed", 1 / 127), ("observed", 0.1 / 127)):
         model = _load()
         plan, context = _run(model, softmax=choice)
         scales = [context.findings["scales"][row.tensor] for row in plan if row.role == "softmax"]
-        assert len(scales) == BLOCKS and all(map(check, scales))
+        assert len(scales) == BLOCKS and all(least - 1e-9 <= scale <= 1 / 127 + 1e-9 for scale in scales)
 
 
 def test_attention_can_be_left_alone_and_says_so() -> None:
