@@ -39,7 +39,7 @@ class PrefixRunner:
         self._constants = {c.name: c for c in model.constants()}
         self._folder = folder
         self._header = model.header
-        self._batches = 0
+        self._rows: list[tuple[int, int]] = []  # of each batch: those that count, and with the filling of a fixed size
         self._last_use: dict[str, int] = {}
         for index, node in enumerate(self._nodes):
             self._last_use.update(dict.fromkeys(_reads(node), index))
@@ -47,18 +47,16 @@ class PrefixRunner:
 
     def start(self, source: Source, batch: int) -> int:
         """Store the images of `source` as the tensors in front of the first node; returns their number."""
-        images = 0
         for data in source.batches(batch):
-            self._store(self._batches, {name: value[: data.size] for name, value in data.feed.items()})
-            self._batches += 1
-            images += data.size
-        return images
+            self._store(len(self._rows), data.feed)
+            self._rows.append((data.size, len(next(iter(data.feed.values())))))
+        return sum(counting for counting, _ in self._rows)
 
     def advance(self, position: int) -> None:
         """Run the nodes up to (not including) `position` for every batch."""
         from gpusq_onnx.runtime.ort import Session
 
-        if position <= self.position or not self._batches:
+        if position <= self.position or not self._rows:
             return
         live = self._load(0)
         piece = self._nodes[self.position : position]
@@ -66,7 +64,7 @@ class PrefixRunner:
         kept = [name for name in live if self._last_use.get(name, -1) >= position]
         session = Session(self._piece(piece, live, made)) if made else None
         wanted = {name for node in piece for name in _reads(node)}
-        for index in range(self._batches):
+        for index in range(len(self._rows)):
             arrays = self._load(index)
             crossing = {name: arrays[name] for name in kept}
             if session is not None:
@@ -75,10 +73,11 @@ class PrefixRunner:
         self.position = position
 
     def read(self, tensor: str) -> Iterator[NDArray[Any]]:
-        """The tensor at the current position, batch by batch."""
-        for index in range(self._batches):
+        """The tensor at the current position, batch by batch, without the rows that fill a fixed batch up."""
+        for index, (counting, rows) in enumerate(self._rows):
             with np.load(self._path(index)) as stored:
-                yield stored[tensor]
+                values = stored[tensor]
+            yield values[: len(values) * counting // rows]
 
     def _piece(self, nodes: list[NodeProto], live: Mapping[str, NDArray[Any]], outputs: list[str]) -> bytes:
         graph = GraphProto(name="piece", node=nodes)
@@ -97,7 +96,7 @@ class PrefixRunner:
     def _path(self, index: int) -> Path:
         return self._folder / f"{index}.npz"
 
-    def _store(self, index: int, arrays: Arrays) -> None:
+    def _store(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         np.savez(self._path(index), **arrays)  # type: ignore[arg-type]  # numpy's stub knows no keyword arrays
 
     def _load(self, index: int) -> Arrays:
