@@ -20,7 +20,6 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
@@ -97,29 +96,25 @@ class Model:
 
     def export(self) -> tuple[GraphProto, list[Large]]:
         """The graph without the bytes of its large initializers, and these beside it."""
-        constants = [c for c in self.constants() if _nbytes(c) >= INLINE_BYTES]
-        saved = [(c, c._values) for c in constants]
+        saved = [(c, c._values) for c in self.constants() if not isinstance(c._values, SparseValues)]
+        headers = [_header(c) for c, _ in saved]
         try:
-            headers = [_header(c) for c in constants]
-            for constant, header in zip(constants, headers, strict=True):
+            for (constant, _), header in zip(saved, headers, strict=True):
                 constant._values = header
             with G_LOGGER.suppress():
                 graph = gs.export_onnx(self.graph, do_type_check=False).graph
         finally:
             for constant, values in saved:
                 constant._values = values
-        names = {c.name for c in constants}
-        small = [t for t in graph.initializer if t.name not in names]
-        known = names.union(t.name for t in small)  # graphsurgeon forgets those that only a subgraph reads
-        small += [OnnxExporter.export_tensor_proto(c) for c in self.constants() if c.name not in known]
         del graph.initializer[:]
-        graph.initializer.extend(small)
+        large: list[Large] = []
+        for (constant, values), header in zip(saved, headers, strict=True):
+            if _nbytes(constant) >= INLINE_BYTES:
+                large.append((header.tensor, _nbytes(constant), _reader(values)))
+            else:
+                graph.initializer.append(_inline(constant.name, values))
         restore(self.graph, graph, self.frame)
         self._keep_inputs(graph)
-        large = [
-            (header.tensor, _nbytes(constant), _reader(values))
-            for header, (constant, values) in zip(headers, saved, strict=True)
-        ]
         return graph, large
 
     def _keep_inputs(self, graph: GraphProto) -> None:
@@ -265,9 +260,15 @@ def data_type_of(constant: gs.Constant) -> int:
 
 
 def _nbytes(constant: gs.Constant) -> int:
-    values = constant._values
-    kind = TensorProto.STRING if isinstance(values, SparseValues) else data_type_of(constant)
-    return 0 if kind == TensorProto.STRING else packed_bytes(kind, constant.shape)  # sparse and strings travel inline
+    kind = data_type_of(constant)
+    return 0 if kind == TensorProto.STRING else packed_bytes(kind, constant.shape)  # strings have no raw bytes
+
+
+def _inline(name: str, values: Any) -> TensorProto:
+    if not isinstance(values, Payload):
+        return onnx.numpy_helper.from_array(values, name)
+    values.tensor.name = name
+    return values.tensor
 
 
 def _header(constant: gs.Constant) -> Header:

@@ -33,8 +33,8 @@ def frame_of(graph: GraphProto) -> GraphProto:
 def remember(graph: gs.Graph, origin: GraphProto) -> None:
     """Give the nodes of a graph just imported their `origin`, and take from graphsurgeon what it cannot export."""
     for node, proto in zip(graph.nodes, origin.node, strict=True):
-        node.origin = NodeProto(doc_string=proto.doc_string, overload=proto.overload)
-        node.origin.metadata_props.extend(proto.metadata_props)
+        node.origin = NodeProto(metadata_props=proto.metadata_props)
+        _copy_texts(proto, node.origin)
         for attribute in proto.attribute:
             if attribute.type == AttributeProto.GRAPH:
                 remember(node.attrs[attribute.name], attribute.g)
@@ -54,7 +54,7 @@ def restore(graph: gs.Graph, exported: GraphProto, frame: GraphProto) -> None:
         origin: NodeProto | None = getattr(node, "origin", None)
         if origin is None:
             continue
-        proto.doc_string, proto.overload = origin.doc_string, origin.overload
+        _copy_texts(origin, proto)
         proto.metadata_props.extend(origin.metadata_props)
         kept = {attribute.name for attribute in origin.attribute}
         plain = [attribute for attribute in proto.attribute if attribute.name not in kept]
@@ -89,9 +89,15 @@ def inline_subgraph_data(graph: GraphProto, folder: Path | None) -> set[Path]:
         for tensor in (*inner.initializer, *values):
             if tensor.data_location == TensorProto.EXTERNAL:
                 payload = Payload(tensor, folder)
-                tensor.CopyFrom(payload.inlined())
                 files.add(payload.file)
+                tensor.CopyFrom(payload.inlined())
     return files
+
+
+def _copy_texts(source: NodeProto, target: NodeProto) -> None:
+    for name in ("doc_string", "overload"):
+        if source.HasField(name):
+            setattr(target, name, getattr(source, name))
 
 
 def _empty(attribute: AttributeProto) -> bool:

@@ -21,7 +21,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from gpusq_onnx.errors import UnsupportedModelError
 
-_NARROW = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # the last ones only in newer onnx packages
+# Bits of the types below a byte; the later ones exist in newer onnx packages only.
+_NARROW = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
 SUB_BYTE = {getattr(TensorProto, name): bits for name, bits in _NARROW.items() if hasattr(TensorProto, name)}
 
 
