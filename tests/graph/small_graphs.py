@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -86,7 +85,7 @@ def text(made: Model) -> str:
     whole = io.proto_of(made).graph
     lines = []
     for n in whole.node:
-        attributes = ", ".join(sorted(onnx.printer.to_text(a) for a in n.attribute))
+        attributes = ", ".join(sorted(f"{a.name}={helper.get_attribute_value(a)}" for a in n.attribute))
         lines.append(f"{', '.join(n.output)} = {n.op_type}({', '.join(n.input)}) [{attributes}] {n.name}")
     for t in whole.initializer:
         values = numpy_helper.to_array(t).astype(np.float64)
