@@ -33,6 +33,7 @@ class FoldConstants(Pass[FoldOptions]):
     name = "fold"
     summary = "what is computed from constants becomes an initializer, so that it can be pruned and quantised"
     source = "onnx-graphsurgeon fold_constants"
+    structural = True
     Options = FoldOptions
 
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:

@@ -119,6 +119,7 @@ class Pass(ABC, Generic[OptionsT]):
     summary: ClassVar[str]
     source: ClassVar[str]
     version: ClassVar[int] = 1
+    structural: ClassVar[bool] = False  # later passes see other sites after it: a plan carries it out in memory
     Options: ClassVar[type[PassOptions]] = PassOptions
 
     def __init__(self, options: OptionsT) -> None:

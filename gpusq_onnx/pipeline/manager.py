@@ -75,6 +75,7 @@ def plan(
     with _hashing(path, model) as file:
         structure = analyse(model)
         _require_numbers(model, structure)
+        before = measure(model, structure)
         facts: list[Fact] = []
         steps = []
         for step in passes:
@@ -84,8 +85,11 @@ def plan(
             facts += made
             texts = tuple(fact.text for fact in made)
             steps.append(StepOutcome(step.name, step.version, step.options.model_dump(), tuple(rows), {}, texts))
+            if step.structural:
+                step.apply(model, structure, rows, Context())
+                structure = analyse(model)
         quantised = {row.tensor for step in steps for row in step.rows if row.decision == "quantise weight"}
-        before, after = measure(model, structure), measure(model, structure, as_planned(quantised, facts))
+        after = measure(model, structure, as_planned(quantised, facts))
         found = file.result()
     shape = architecture(structure)
     return Outcome(str(pipeline), data.seed, found, None, None, tuple(steps), before, after, shape)
