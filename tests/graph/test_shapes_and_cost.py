@@ -1,0 +1,116 @@
+"""Shapes for one image, and what a model costs by the paper's formulas."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from onnx import TensorProto
+from small_graphs import FLOAT, HALF, model, node, normal, proto
+
+from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.cost import site_cost, total_cost
+from gpusq_onnx.graph.shapes import infer_shapes
+from gpusq_onnx.graph.structure import analyse
+
+ASSETS = Path(__file__).parents[1] / "assets"
+K, N, ROWS = 8, 12, 5
+
+
+def linear(kind: int = FLOAT, dtype=np.float32, batch="n"):
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("Add", ["h", "b"], ["y"])]
+    constants = {"w": normal(K, N, dtype=np.float32).astype(dtype), "b": normal(N).astype(dtype)}
+    return model(proto(nodes, [("x", kind, [batch, ROWS, K])], [("y", kind, [batch, ROWS, N])], constants))
+
+
+def test_one_image_or_the_batch_as_declared():
+    shapes, types = infer_shapes(linear())
+    assert (shapes["x"], shapes["h"], shapes["w"]) == ((1, ROWS, K), (1, ROWS, N), (K, N))
+    assert types["h"] == np.float32
+    shapes, _ = infer_shapes(linear(), one_image=False)
+    assert (shapes["x"], shapes["h"]) == (("n", ROWS, K), ("n", ROWS, N))
+
+
+def test_shapes_computed_in_the_graph():
+    nodes = [
+        node("Shape", ["x"], ["s"], start=0, end=1),
+        node("Concat", ["s", "rest"], ["t"], axis=0),
+        node("Reshape", ["x", "t"], ["y"]),
+    ]
+    made = proto(nodes, [("x", FLOAT, ["n", 4, 6])], [("y", FLOAT, None)], {"rest": np.array([24])})
+    assert infer_shapes(model(made))[0]["y"] == (1, 24)
+
+
+def test_large_weights_are_not_read(monkeypatch):
+    loaded = io.load(ASSETS / "digits_vit.onnx")
+    large = [c for c in loaded.constants() if c._values.nbytes >= 1024]
+    assert large
+    for constant in large:
+        monkeypatch.setattr(constant._values, "load", lambda: pytest.fail("a weight was read"))
+    assert infer_shapes(loaded)[0]
+
+
+def test_contradictions_are_refused():
+    constants = {"w": np.ones((K, N), np.int64)}
+    made = proto([node("MatMul", ["x", "w"], ["y"])], [("x", FLOAT, [5, K])], [("y", FLOAT, None)], constants)
+    with pytest.raises(UnsupportedModelError, match="contradict"):
+        infer_shapes(model(made))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "quantised", "sparse", "bits", "stored"),
+    [
+        (FLOAT, np.float32, False, False, 32, 32),
+        (HALF, np.float16, False, False, 16, 16),
+        (HALF, np.float16, False, True, 16, 9),
+        (TensorProto.BFLOAT16, ml_dtypes.bfloat16, False, False, 16, 16),
+        (FLOAT, np.float32, True, False, 8, 8),
+        (FLOAT, np.float32, True, True, 8, 5),
+    ],
+)
+def test_the_cost_of_a_linear(kind, dtype, quantised, sparse, bits, stored):
+    structure = analyse(linear(kind, dtype))
+    (site,) = structure.sites
+    cost = site_cost(site, structure, quantised=quantised, sparse=sparse)
+    assert cost.parameters == K * N
+    assert cost.macs == ROWS * K * N
+    assert cost.bit_operations == ROWS * K * N * bits * bits / (2 if sparse else 1)
+    assert cost.bytes == K * N * stored / 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "size"), [(FLOAT, np.float32, 4), (TensorProto.BFLOAT16, ml_dtypes.bfloat16, 2)]
+)
+def test_totals_count_biases_as_stored(kind, dtype, size):
+    loaded = linear(kind, dtype)
+    total = total_cost(loaded, analyse(loaded), lambda site: (False, False))
+    assert total["parameters"] == K * N + N
+    assert total["bytes"] == (K * N + N) * size
+
+
+def test_a_grouped_conv():
+    nodes = [node("Conv", ["x", "w"], ["y"], group=2, strides=[2, 2], pads=[1, 1, 1, 1])]
+    loaded = model(proto(nodes, [("x", FLOAT, ["n", 8, 16, 16])], [("y", FLOAT, None)], {"w": normal(6, 4, 3, 3)}))
+    structure = analyse(loaded)
+    assert site_cost(structure.sites[0], structure, quantised=False, sparse=False).macs == 6 * 8 * 8 * 4 * 9
+
+
+def test_a_shared_weight_is_stored_once_and_used_twice():
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("MatMul", ["h", "w"], ["y"])]
+    loaded = model(proto(nodes, [("x", FLOAT, [1, K])], [("y", FLOAT, None)], {"w": normal(K, K)}))
+    total = total_cost(loaded, analyse(loaded), lambda site: (False, False))
+    assert (total["parameters"], total["macs"], total["bytes"]) == (K * K, 2 * K * K, 4 * K * K)
+    nodes[1] = node("Gemm", ["h", "w"], ["y"], transB=1)
+    tied = model(proto(nodes, [("x", FLOAT, [1, K])], [("y", FLOAT, None)], {"w": normal(K, K)}))
+    assert len(analyse(tied).sites) == 2
+    assert total_cost(tied, analyse(tied), lambda site: (False, False)) == total
+
+
+def test_the_embedded_model_costs_the_same_from_both_exporters():
+    totals = []
+    for name in ("digits_vit.onnx", "digits_vit_legacy17.onnx"):
+        loaded = io.load(ASSETS / name)
+        totals.append(total_cost(loaded, analyse(loaded), lambda site: (False, False)))
+    assert totals[0]["macs"] == totals[1]["macs"]
+    assert abs(totals[0]["parameters"] - totals[1]["parameters"]) < 20  # scalars of the graph

@@ -1,0 +1,183 @@
+"""Roles, blocks and stages recognised by structure: hand-built transformers, the embedded model, models of ../shared."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+from small_graphs import FLOAT, graph, model, node, normal, proto
+
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.structure import analyse
+
+TESTS = Path(__file__).parents[1]
+SHARED = TESTS.parents[1] / "shared" / "data"
+D, TOKENS, HEADS = 8, 4, 2
+
+
+class Vit:
+    """A transformer, node by node; names carry no meaning."""
+
+    def __init__(self, *, attention: str = "qkv", mlp: str = "gelu", blocks: int = 2) -> None:
+        self.nodes, self.constants, self.count = [], {}, 0
+        h = self.op("Conv", "x", self.weight(D, 3, 4, 4), strides=[4, 4], kernel_shape=[4, 4])
+        h = self.op("Reshape", h, self.numbers(0, D, TOKENS))
+        h = self.op("Transpose", h, perm=[0, 2, 1])
+        for _ in range(blocks):
+            h = self.op("Add", h, getattr(self, f"_{attention}")(self.norm(h)))
+            h = self.op("Add", h, getattr(self, f"_{mlp}")(self.norm(h)))
+        h = self.op("ReduceMean", self.norm(h), self.numbers(1), keepdims=0)
+        self.nodes.append(node("Gemm", [h, self.weight(5, D), self.weight(5)], ["y"], transB=1))
+
+    def name(self) -> str:
+        self.count += 1
+        return f"t{self.count}"
+
+    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes):
+        names = [self.name() for _ in range(outputs)]
+        self.nodes.append(node(kind, list(inputs), names, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def weight(self, *shape: int) -> str:
+        name = self.name()
+        self.constants[name] = normal(*shape, seed=self.count)
+        return name
+
+    def numbers(self, *values: int) -> str:
+        name = self.name()
+        self.constants[name] = np.array(values)
+        return name
+
+    def norm(self, h: str) -> str:
+        return self.op("LayerNormalization", h, self.weight(D), self.weight(D))
+
+    def linear(self, h: str, k: int, n: int, *, bias_first: bool = False) -> str:
+        product = self.op("MatMul", h, self.weight(k, n))
+        return self.op("Add", *((self.weight(n), product) if bias_first else (product, self.weight(n))))
+
+    def _core(self, q: str, k: str, v: str) -> str:
+        scores = self.op("Mul", self.op("MatMul", q, self.op("Transpose", k, perm=[0, 1, 3, 2])), self.weight(1))
+        context = self.op("MatMul", self.op("Softmax", scores, axis=-1), v)
+        return self._join(context)
+
+    def _join(self, context: str) -> str:
+        merged = self.op("Reshape", self.op("Transpose", context, perm=[0, 2, 1, 3]), self.numbers(0, 0, D))
+        return self.linear(merged, D, D)
+
+    def heads(self, h: str) -> str:
+        return self.op("Transpose", self.op("Reshape", h, self.numbers(0, 0, HEADS, D // HEADS)), perm=[0, 2, 1, 3])
+
+    def _qkv(self, h: str) -> str:
+        packed = self.op("Reshape", self.linear(h, D, 3 * D), self.numbers(0, 0, 3, HEADS, D // HEADS))
+        packed = self.op("Transpose", packed, perm=[2, 0, 3, 1, 4])
+        parts = self.op("Split", packed, outputs=3, axis=0, num_outputs=3)
+        return self._core(*[self.op("Squeeze", part, self.numbers(0)) for part in parts])
+
+    def _separate(self, h: str) -> str:
+        return self._core(*[self.heads(self.linear(h, D, D, bias_first=True)) for _ in range(3)])
+
+    def _q_and_kv(self, h: str) -> str:
+        k, v = self.op("Split", self.linear(h, D, 2 * D), outputs=2, axis=-1, num_outputs=2)
+        return self._core(self.heads(self.linear(h, D, D)), self.heads(k), self.heads(v))
+
+    def _fused(self, h: str) -> str:
+        return self._join(self.op("Attention", *[self.heads(self.linear(h, D, D)) for _ in range(3)]))
+
+    def _gelu(self, h: str) -> str:
+        return self.linear(self.op("Gelu", self.linear(h, D, 4 * D)), 4 * D, D)
+
+    def _erf(self, h: str) -> str:
+        up = self.linear(h, D, 4 * D)
+        erf = self.op("Erf", self.op("Div", up, self.weight(1)))
+        half = self.op("Mul", self.op("Mul", up, self.op("Add", erf, self.weight(1))), self.weight(1))
+        return self.linear(half, 4 * D, D, bias_first=True)
+
+    def _swiglu(self, h: str) -> str:
+        gate, up = self.linear(h, D, 3 * D), self.linear(h, D, 3 * D)
+        return self.linear(self.op("Mul", self.op("Mul", gate, self.op("Sigmoid", gate)), up), 3 * D, D)
+
+    def model(self, opset: int = 21):
+        return model(proto(self.nodes, [("x", FLOAT, ["n", 3, 8, 8])], [("y", FLOAT, ["n", 5])], self.constants, opset))
+
+
+@pytest.mark.parametrize(
+    ("attention", "projections"),
+    [("qkv", ["qkv"]), ("separate", ["q", "k", "v"]), ("q_and_kv", ["kv", "q"]), ("fused", ["q", "k", "v"])],
+)
+@pytest.mark.parametrize(("mlp", "ups"), [("gelu", 1), ("erf", 1), ("swiglu", 2)])
+def test_every_role_of_every_block(attention: str, projections: list[str], mlp: str, ups: int):
+    structure = analyse(Vit(attention=attention, mlp=mlp).model(23))
+    block = [*projections, "proj", *["fc1"] * ups, "fc2"]
+    assert [site.role for site in structure.sites] == ["patch_embed", *block, *block, "head"]
+    assert [[site.role for site in b.sites] for b in structure.blocks] == [block, block]
+    assert [b.width for b in structure.blocks] == [D, D]
+    assert [a.fused for a in structure.attentions] == [attention == "fused"] * 2
+    assert {a.tokens for a in structure.attentions} == {TOKENS}
+    assert [a.proj.role for a in structure.attentions if a.proj] == ["proj", "proj"]
+    adds = {t.name: n for n in structure.flow.nodes for t in n.outputs if n.op == "Add"}
+    for one in structure.blocks:
+        assert adds[one.output].outputs[0].outputs[0].op == "LayerNormalization"
+
+
+@pytest.mark.parametrize(("blocks", "stages"), [(3, [3]), (4, [1, 1, 1, 1]), (6, [2, 1, 1, 2]), (8, [2, 2, 2, 2])])
+def test_one_width_has_four_stages_of_about_equal_depth(blocks: int, stages: list[int]):
+    structure = analyse(Vit(blocks=blocks).model())
+    assert sum(stages) == blocks
+    assert [len(stage) for stage in structure.stages] == stages
+    assert structure.feature_maps == [stage[-1].output for stage in structure.stages]
+
+
+def test_a_conv_without_attributes_is_a_conv():
+    nodes = [node("Conv", ["x", "w"], ["y"])]
+    structure = analyse(
+        model(proto(nodes, [("x", FLOAT, [1, 4, 5, 5])], [("y", FLOAT, None)], {"w": normal(8, 4, 3, 3)}))
+    )
+    assert [s.role for s in structure.sites] == ["conv"]
+
+
+def test_a_linear_in_the_middle_is_a_linear_and_one_in_a_branch_is_no_site():
+    branch = graph([node("MatMul", ["h", "v"], ["b"])], [], [("b", FLOAT, None)], {})
+    branch.initializer.append(numpy_helper.from_array(normal(8, 8), "v"))
+    other = graph([node("Identity", ["h"], ["o"])], [], [("o", FLOAT, None)], {})
+    nodes = [
+        node("MatMul", ["x", "w1"], ["h"]),
+        node("If", ["c"], ["i"], then_branch=branch, else_branch=other),
+        node("MatMul", ["i", "w2"], ["y"]),
+    ]
+    inputs = [("x", FLOAT, [5, 8]), ("c", 9, [])]
+    constants = {"w1": normal(8, 8), "w2": normal(8, 8)}
+    structure = analyse(model(proto(nodes, inputs, [("y", FLOAT, None)], constants)))
+    assert {s.name: s.role for s in structure.sites} == {"w1": "linear", "w2": "head"}
+
+
+@pytest.mark.parametrize("asset", ["digits_vit.onnx", "digits_vit_legacy17.onnx"])
+def test_the_embedded_model_of_both_exporters(asset: str):
+    structure = analyse(io.load(TESTS / "assets" / asset))
+    expected = {"patch_embed": "patch_embed", "head": "head"}
+    for block in range(3):
+        names = {"attn.qkv": "qkv", "attn.proj": "proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2"}
+        expected |= {f"blocks.{block}.{path}": role for path, role in names.items()}
+    assert {site.path: site.role for site in structure.sites} == expected
+    assert [site.block for site in structure.sites] == [None, *[0] * 4, *[1] * 4, *[2] * 4, None]
+    assert [a.tokens for a in structure.attentions] == [17] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "roles", "blocks"),
+    [
+        ("vit_tiny_imagenet.onnx", dict.fromkeys("qkv proj fc1 fc2".split(), 12) | {"patch_embed": 1, "head": 1}, 12),
+        (
+            "deimv2_atto.onnx",
+            dict.fromkeys("q k v proj".split(), 3) | {"fc1": 7, "fc2": 7, "conv": 49, "linear": 13, "head": 1},
+            7,
+        ),
+    ],
+)
+def test_real_models(name: str, roles: dict[str, int], blocks: int):
+    path = SHARED / name
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    structure = analyse(io.load(path))
+    assert Counter(site.role for site in structure.sites) == roles
+    assert len(structure.blocks) == blocks
