@@ -16,7 +16,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from gpusq_onnx.errors import InvariantError
+from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, check_names, data_type_of, values_of
 
@@ -138,6 +138,22 @@ QUANTISATION: tuple[Rule, ...] = (
 def violations(model: Model, rules: tuple[Rule, ...] = STRUCTURE + QUANTISATION) -> list[str]:
     """All violations of `rules`, in order."""
     return [text for rule in rules for text in rule(model)]
+
+
+def require(model: Model) -> None:
+    """Refuse a model that came with what no output may have: a pass would be blamed for it.
+
+    Raises:
+        UnsupportedModelError: with the first violations.
+    """
+    found = violations(model)
+    if found:
+        raise UnsupportedModelError(
+            f"the model breaks {len(found)} rule(s) that hold for every output",
+            expected="a connected graph whose Q/DQ nodes TensorRT's parser takes",
+            found="; ".join(found[:3]),
+            hint="start from the float model",
+        )
 
 
 def check(model: Model, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Roles, blocks and stages recognised by structure: hand-built transformers, the embedded model, models of ../shared."""
+"""Roles, blocks and stages by structure: hand-built transformers, the embedded model, models of ../shared."""
 
 from collections import Counter
 from pathlib import Path
