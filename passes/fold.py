@@ -20,6 +20,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Given, Pass, PassOptions, PlanRow
+from gpusq_onnx.runtime.ort import silenced
 
 
 class FoldOptions(PassOptions):
@@ -45,7 +46,8 @@ class FoldConstants(Pass[FoldOptions]):
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         before = len(model.graph.nodes)
-        fold(model, [row.tensor for row in plan if not row.skipped])
+        with silenced():
+            fold(model, [row.tensor for row in plan if not row.skipped])
         context.findings["nodes_removed"] = before - len(model.graph.nodes)
 
 

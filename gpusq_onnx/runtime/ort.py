@@ -28,6 +28,7 @@ _DTYPES = {
     "tensor(bool)": "bool",
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+_DEFAULT_SEVERITY = 2  # warnings
 _FATAL_ONLY = 4  # onnxruntime's log severity: its errors reach the reader as exceptions, once
 
 
@@ -107,6 +108,18 @@ class Session:
                 expected=", ".join(sorted(expected)),
                 found=", ".join(sorted(feed)),
             )
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Around sessions that others make (graphsurgeon's constant folding): their warnings stay off the terminal."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(_FATAL_ONLY)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(_DEFAULT_SEVERITY)
 
 
 @contextmanager
