@@ -28,6 +28,7 @@ from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow
 from gpusq_onnx.pipeline.calibrate import BATCH
 from gpusq_onnx.pipeline.facts import SparseWeight
+from gpusq_onnx.pipeline.parallel import in_order
 from gpusq_onnx.pipeline.prefix import PrefixRunner
 from gpusq_onnx.pipeline.selectors import Selector
 from gpusq_onnx.sparsity import magnitude, sparsegpt
@@ -96,11 +97,11 @@ class Prune24(Pass[Prune24Options]):
         chosen = [(sites[row.tensor], row) for row in plan if not row.skipped]
         kept: dict[str, float] = {}
         context.progress.start("pruning", len(chosen))
-        for site, row in chosen:
-            if row.detail["method"] == "magnitude":
-                w = site.read()
-                self._store(site, w, magnitude.prune(w, parse_pattern(row.detail["pattern"])), kept)
-                context.progress.advance()
+        simple = [(site, row) for site, row in chosen if row.detail["method"] == "magnitude"]
+        for (site, _), (pruned, energy) in zip(simple, in_order(_by_magnitude, simple), strict=True):
+            site.write(pruned)
+            kept[site.name] = energy
+            context.progress.advance()
         # A weight that follows the pattern already stays, to the bit: on its own output the pass has nothing to do.
         sequential = [(site, row) for site, row in chosen if row.detail["method"] == "sparsegpt"]
         sequential = [(s, row) for s, row in sequential if not parse_pattern(row.detail["pattern"]).holds(s.read())]
@@ -172,11 +173,15 @@ class Prune24(Pass[Prune24Options]):
         pruned = sparsegpt.prune(w, gram, pattern, damping=self.options.damping, centred=bias is not None)
         if bias is not None:
             shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
-        self._store(site, w, pruned, kept)
-
-    def _store(self, site: Site, w: NDArray[Any], pruned: NDArray[Any], kept: dict[str, float]) -> None:
         kept[site.name] = magnitude.energy_kept(w, pruned)
         site.write(pruned)
+
+
+def _by_magnitude(chosen: tuple[Site, PlanRow]) -> tuple[NDArray[Any], float]:
+    site, row = chosen
+    w = site.read()
+    pruned = magnitude.prune(w, parse_pattern(row.detail["pattern"]))
+    return pruned, magnitude.energy_kept(w, pruned)
 
 
 def _observable(site: Site) -> bool:

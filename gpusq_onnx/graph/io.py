@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -94,7 +95,7 @@ def save(model: Model, path: Path | str) -> str:
     path = Path(path)
     graph, large = model.export()
     total = graph.ByteSize() + sum(length for _, length, _ in large)
-    digest = hashlib.sha256()
+    digest = _Digest()
     model.external = model.external or total > _PROTOBUF_LIMIT
     if not model.external:
         with atomic_write(path) as (file,):
@@ -138,10 +139,27 @@ def proto_of(model: Model) -> ModelProto:
     return proto
 
 
+class _Digest:
+    """SHA-256 in a thread, one piece behind the writing: hashing and writing take about the same time."""
+
+    def __init__(self) -> None:
+        self._hash, self._pool = hashlib.sha256(), ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def update(self, data: Buffer) -> None:
+        if self._last is not None:
+            self._last.result()
+        self._last = self._pool.submit(self._hash.update, data)
+
+    def hexdigest(self) -> str:
+        self._pool.shutdown()
+        return self._hash.hexdigest()
+
+
 class _Hashed:
     """A writer that hashes what passes through, so that the file need not be read again."""
 
-    def __init__(self, file: BinaryIO, digest: hashlib._Hash) -> None:
+    def __init__(self, file: BinaryIO, digest: _Digest) -> None:
         self.file, self.digest = file, digest
 
     def write(self, data: Buffer) -> None:

@@ -124,9 +124,10 @@ class Site:
 
     def write(self, w: NDArray[Any]) -> None:
         """Store w[out, k]; shape and type must be the stored ones."""
-        stored = values_of(self.weight)
         assert w.shape == (self.out, self.k), (self.name, w.shape)
-        assert w.dtype == stored.dtype, (self.name, w.dtype)
+        assert w.dtype == self.weight.dtype, (self.name, w.dtype)
+        shadow = np.broadcast_to(np.zeros((), w.dtype), tuple(self.weight.shape))
+        stored = values_of(self.weight) if self.view.cuts() else shadow  # only a cut leaves old values behind
         self.weight.values = self.view.write(w, stored)
 
 

@@ -10,7 +10,6 @@ Nothing here decides what is quantised: the plan's rows do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Context, PlanRow
 from gpusq_onnx.pipeline.calibrate import Calibration
 from gpusq_onnx.pipeline.facts import weight_scale
+from gpusq_onnx.pipeline.parallel import in_order
 from gpusq_onnx.pipeline.ranges import ContextError, MakeObserver, MeanError, Watch
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.equalise import Float32
@@ -164,13 +164,12 @@ def _edit(
             equalised.append(row.tensor)
     writer = QdqWriter(model, structure.types)
     context.progress.start("quantising weights", len(weights))
-    with ThreadPoolExecutor() as pool:  # numpy works outside the interpreter's lock
-        for site, (scale, shift) in zip(weights, pool.map(partial(_rounded, errors, settings), weights), strict=True):
-            bias = own_bias(site)
-            if bias is not None and shift is not None:
-                shift_bias(bias, shift)
-            writer.weight(site, scale)
-            context.progress.advance()
+    for site, (scale, shift) in zip(weights, in_order(partial(_rounded, errors, settings), weights), strict=True):
+        bias = own_bias(site)
+        if bias is not None and shift is not None:
+            shift_bias(bias, shift)
+        writer.weight(site, scale)
+        context.progress.advance()
     for row in rows:
         writer.activation(targets[row.tensor], scales[row.tensor], _readers(row, sites, structure, targets))
     writer.finish()
