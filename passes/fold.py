@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from gpusq_onnx.graph.folding import MIB, Fold, fold, foldable
-from gpusq_onnx.graph.invariants import require
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.structure import Structure
@@ -37,9 +36,6 @@ class FoldConstants(Pass[FoldOptions]):
     source = "onnx-graphsurgeon fold_constants"
     structural = True
     Options = FoldOptions
-
-    def requires(self, model: Model, structure: Structure) -> None:
-        require(model)
 
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
         return [_row(found) for found in foldable(model, int(self.options.growth * MIB))]

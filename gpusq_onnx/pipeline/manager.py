@@ -75,6 +75,7 @@ def plan(
     with _hashing(path, model) as file:
         structure = analyse(model)
         _require_numbers(model, structure)
+        invariants.require(model)
         before = measure(model, structure)
         facts: list[Fact] = []
         steps = []
@@ -124,6 +125,7 @@ def run(
         state = _begin(model, passes, data, allow_noop, progress or NullProgress())
         structure = analyse(model)
         _require_numbers(model, structure)
+        invariants.require(model)
         before = measure(model, structure)
         for index, step in enumerate(passes):
             with _reproducer(path, output, pipeline, index, data):
