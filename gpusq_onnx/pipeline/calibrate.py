@@ -38,6 +38,7 @@ class Calibration:
         self._model, self._tensors = model, list(dict.fromkeys(tensors))
         self._source, self._progress = source, progress
         self._folder = tempfile.TemporaryDirectory(prefix="gpusq-onnx-")
+        self._last: tuple[Mapping[str, NDArray[Any]], int] | None = None
 
     def __enter__(self) -> Calibration:
         from gpusq_onnx.runtime.ort import Session
@@ -56,18 +57,25 @@ class Calibration:
     def run(self, visit: Visitor, label: str, images: int | None = None) -> int:
         """Hand the tensors of every batch (of about the first `images`) to `visit`; returns the images seen.
 
+        The last batch stays in memory: where it holds `images` or more, they are these and nothing runs again.
+
         Raises:
             UnsupportedDataError: the source yields no image.
         """
+        if images is not None and self._last is not None and self._last[1] >= images:
+            visit(self._last[0])
+            return self._last[1]
         seen = 0
         self._progress.start(label, min(len(self._source), images or len(self._source)))
         for batch in self._source.batches(BATCH):
+            self._last = None  # or two batches of activations lie in memory
             found = self._session.run(batch.feed, self._tensors)
             rows = len(next(iter(batch.feed.values())))
             if batch.size < rows:
                 found = {name: value[: len(value) * batch.size // rows] for name, value in found.items()}
             visit(found)
-            del found  # or two batches of activations lie in memory while the next one runs
+            self._last = found, batch.size
+            del found
             seen += batch.size
             self._progress.advance(batch.size)
             if images is not None and seen >= images:

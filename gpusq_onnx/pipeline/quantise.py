@@ -32,6 +32,7 @@ from gpusq_onnx.quant.equalise import Float32
 from gpusq_onnx.quant.formats import INT8, INT8_WEIGHT, clamp_scale, fake_quantize, quantize
 
 ERROR_IMAGES = 4  # about 800 tokens of a ViT: the mean of a rounding error needs no more
+ERROR_QUERIES = 100  # of each image and head, at most: enough for the error of their attention
 SOFTMAX_CLIPS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)  # of the largest probability that keeps its value
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -119,7 +120,8 @@ class _Shifts:
         for name, error in self._inputs.items():
             error.update(found[name])
         for _, softmax, values, context in self._contexts:
-            context.update(found[softmax], found[values])
+            every = -(-found[softmax].shape[-2] // ERROR_QUERIES)
+            context.update(found[softmax][..., ::every, :], found[values])
 
     def of_input(self, row: PlanRow) -> MeanError | None:
         """The mean error of a Linear's input, where one was measured."""

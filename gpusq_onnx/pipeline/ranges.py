@@ -22,6 +22,9 @@ from gpusq_onnx.quant.formats import INT8, fake_quantize
 from gpusq_onnx.quant.observers import Observer
 
 OUTPUT_OUTLIERS = 8.0  # an output whose largest channel peak is this many times the median one is worth a Mul
+# Products of up to this many multiplications OpenBLAS does in one thread. Above, hundreds of small ones wait for its
+# threads to wake up, and where other processes are busy that takes longer than the work (measured: 10 s, not 0.3 s).
+_ONE_THREAD = 1 << 18
 WORTH_A_NODE = 20.0  # an input gets a Mul where that makes the expected error this much smaller; clipping mends less
 
 When = Literal["never", "outliers", "always"]
@@ -133,16 +136,18 @@ class ContextError:
 
     def update(self, softmax: NDArray[Any], values: NDArray[Any]) -> None:
         """Take in a batch: softmax[..., heads, queries, keys] and values[..., heads, keys, depth]."""
-        heads, queries, keys = softmax.shape[-3:]
-        softmax, values = softmax.reshape(-1, heads, queries, keys), values.reshape(-1, heads, *values.shape[-2:])
-        plain = softmax @ values
-        # One product for all candidates: many small ones spend their time waiting for BLAS threads.
-        rounded = np.stack([fake_quantize(softmax, scale, INT8) for scale in self._scales], axis=2)
-        products = rounded.reshape(len(softmax), heads, -1, keys) @ fake_quantize(values, self._value_scale, INT8)
-        errors = products.reshape(len(softmax), heads, len(self._scales), queries, -1) - plain[:, :, None]
-        self._squared += np.einsum("nhcqd,nhcqd->c", errors, errors, dtype=np.float64)
-        sums = errors.sum(axis=(0, 3), dtype=np.float64)  # [heads, candidates, depth]
-        self._sums = self._sums + sums.transpose(1, 0, 2).reshape(len(self._scales), -1)
+        (heads, queries, keys), depth = softmax.shape[-3:], values.shape[-1]
+        softmax, values = softmax.reshape(-1, heads, queries, keys), values.reshape(-1, heads, keys, depth)
+        rounded_values = fake_quantize(values, self._value_scale, INT8)
+        rows = max(1, _ONE_THREAD // (keys * depth))
+        sums = np.zeros((len(self._scales), heads, depth))
+        for piece in (softmax[:, :, start : start + rows] for start in range(0, queries, rows)):
+            plain = piece @ values
+            for index, scale in enumerate(self._scales):
+                error = fake_quantize(piece, scale, INT8) @ rounded_values - plain
+                self._squared[index] += float(np.square(error).sum(dtype=np.float64))
+                sums[index] += error.sum(axis=(0, 2), dtype=np.float64)
+        self._sums = self._sums + sums.reshape(len(self._scales), -1)
         self._rows += len(softmax) * queries
 
     @property

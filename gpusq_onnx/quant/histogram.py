@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 
 _CHUNK_ELEMENTS = 1 << 17
+_PIECE = 1 << 13  # of the sample: larger temporaries are new pages each time, at several times the cost of the counting
 
 
 class Histogram:
@@ -71,10 +72,15 @@ class Histogram:
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         self._grow(self.absmax)
         stride = _stride(flat.size, self._per_update)
-        sample = np.abs(flat[::stride].astype(np.float64))
-        codes = (sample * (1 / self.width)).astype(np.intp)
-        weights = None if importance is None else importance[np.arange(0, flat.size, stride) % x.shape[-1]]
-        self.counts += np.bincount(codes, weights, minlength=len(self.counts))
+        sample = flat[::stride]
+        weights, channels = None, x.shape[-1] if x.ndim else 1
+        if importance is not None:  # the sampled channels come round again after as many samples as there are channels
+            weights = np.resize(importance[np.arange(channels) * stride % channels], channels + _PIECE)
+        for start in range(0, sample.size, _PIECE):
+            part = sample[start : start + _PIECE]
+            codes = np.ldexp(np.abs(part.astype(np.promote_types(part.dtype, np.float32))), -self._exponent)
+            share = None if weights is None else weights[start % channels :][: part.size]
+            self.counts += np.bincount(codes.astype(np.intp), share, minlength=len(self.counts))
 
     def _grow(self, value: float) -> None:
         """Widen the bins until `value` lies below the last edge."""

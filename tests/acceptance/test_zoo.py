@@ -120,6 +120,8 @@ def _cosine_to_pruned(original: Path, written: Path, data: tuple[str, ...]) -> f
 
 def test_exporters_agree(table: Table) -> None:
     """The same model gives the same sites, whoever exported it."""
+    if not table.records:
+        pytest.skip("no export was looked at")
     for model in BLOCKS:
         found = [
             (r["sites"], r["pruned"], r["quantised"], r["activations"]) for r in table.records if r["model"] == model
