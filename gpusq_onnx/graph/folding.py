@@ -138,8 +138,8 @@ def fold(model: Model, names: Collection[str]) -> None:
 
 
 def _evaluate(model: Model, made: set[str], sources: list[gs.Constant]) -> None:
-    """Let graphsurgeon compute the nodes whose first output is in `made`; external sources are read in meanwhile."""
-    lazy = [(c, c._values) for c in sources if isinstance(c._values, Payload) and c._values.external]
+    """Let graphsurgeon compute the nodes whose first output is in `made`; what lies in a file is read meanwhile."""
+    lazy = [(c, c._values) for c in sources if isinstance(c._values, Payload) and c._values.in_file]
     for constant, _ in lazy:
         constant._values = values_of(constant)
     try:

@@ -1,8 +1,8 @@
 """Read and write model files: one file or a file with external data, any size, all or nothing.
 
-Reading parses the protobuf once and leaves external data on disk. Writing streams to a temporary file beside the target
-and renames it when all bytes are on disk: a full disk, a crash or Ctrl-C leaves the folder as it was. External data
-goes out as external data (`model.onnx` + `model.onnx.data`), and so does everything over protobuf's 2 GiB.
+Reading parses the protobuf without its large initializers, which stay on disk as external data does. Writing streams to
+a temporary file beside the target and renames it when all bytes are on disk: a full disk, a crash or Ctrl-C leaves the
+folder as it was. External data goes out as external data (`model.onnx` + `model.onnx.data`), and so does everything over protobuf's 2 GiB.
 
 The file is a function of the model alone: same model, same bytes.
 """
@@ -23,7 +23,8 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.graph.model import Large, Model, from_proto, require_connected
+from gpusq_onnx.graph import scan
+from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
 from gpusq_onnx.graph.wire import Writer, write_model
 
@@ -47,13 +48,13 @@ def load(path: Path | str) -> Model:
     if path.is_dir():
         raise UsageError("the model path is a folder", where=str(path), hint="name the .onnx file in it")
     try:
-        proto = onnx.load_model(str(path), "protobuf", load_external_data=False)
+        proto, embedded = scan.parse(path, INLINE_BYTES)
     except (DecodeError, UnicodeDecodeError):
         raise _not_onnx(path) from None
     if not proto.ir_version or not proto.opset_import or not proto.graph.node:
         raise _not_onnx(path)
     raise_opset(proto)
-    model = from_proto(proto, path.parent)
+    model = from_proto(proto, path.parent, embedded)
     require_connected(model)
     return model
 

@@ -11,7 +11,7 @@ that no node reads are dropped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from gpusq_onnx.errors import UnsupportedModelError
-from gpusq_onnx.graph.origin import frame_of, inline_subgraph_data, remember, restore, subgraphs
+from gpusq_onnx.graph.origin import copied, frame_of, inline_subgraph_data, remember, restore, subgraphs
 from gpusq_onnx.graph.payload import SUB_BYTE, Header, Payload, packed_bytes
+from gpusq_onnx.graph.scan import Embedded
 
 Node, Tensor = gs.Node, gs.Tensor  # for those above this package, which name graphsurgeon's types and make none
 
@@ -94,6 +95,16 @@ class Model:
         """Every initializer of the main graph that a node there or in a subgraph reads."""
         return (tensor for tensor in _constants(self.graph) if tensor.name not in self.inner)
 
+    def clone(self) -> Model:
+        """The model as it is now, for a later look: its graph is independent, values that nobody replaces are shared.
+
+        Costs no weights: lazily loaded values stay where they are, and passes replace arrays instead of editing them.
+        """
+        header, frame = ModelProto(), GraphProto()
+        header.CopyFrom(self.header)
+        frame.CopyFrom(self.frame)
+        return replace(self, graph=copied(self.graph), header=header, frame=frame)
+
     def export(self) -> tuple[GraphProto, list[Large]]:
         """The graph without the bytes of its large initializers, and these beside it."""
         saved = [(c, c._values) for c in self.constants() if not isinstance(c._values, SparseValues)]
@@ -141,8 +152,13 @@ class Model:
         return model
 
 
-def from_proto(model: ModelProto, folder: Path | None) -> Model:
-    """Import a parsed model at its final opset; `folder` is where its external data locations start from.
+def from_proto(model: ModelProto, folder: Path | None, embedded: Embedded | None = None) -> Model:
+    """Import a parsed model at its final opset.
+
+    Args:
+        model: as parsed.
+        folder: where its external data locations start from.
+        embedded: the bytes of initializers that it was parsed without, by name (see `graph.scan`).
 
     Raises:
         UnsupportedModelError: a node reads a tensor that nothing produces, or external data cannot be used.
@@ -160,7 +176,7 @@ def from_proto(model: ModelProto, folder: Path | None) -> Model:
         graph = _imported(model)
     remember(graph, model.graph)
     _lift_constant_nodes(graph)
-    files |= _wrap_constants(graph, folder)
+    files |= _wrap_constants(graph, folder, embedded or {})
     inner = frozenset(t.name for inner in subgraphs(model.graph) for t in inner.initializer)
     return Model(graph, header, frame_of(model.graph), bool(files), frozenset(files), inner)
 
@@ -180,12 +196,13 @@ def _imported(model: ModelProto) -> gs.Graph:
         ) from None
 
 
-def _wrap_constants(graph: gs.Graph, folder: Path | None) -> set[Path]:
+def _wrap_constants(graph: gs.Graph, folder: Path | None, embedded: Embedded) -> set[Path]:
     """Replace graphsurgeon's lazy values by ours; returns the external files that they lie in, all checked."""
     files = set()
     for tensor in _constants(graph):
         if type(tensor._values) is LazyValues:
-            payload = Payload(tensor._values.tensor, folder)
+            proto = tensor._values.tensor
+            payload = Payload(proto, folder, None if proto.HasField("raw_data") else embedded.get(tensor.name))
             tensor._values = payload
             tensor.data_location = None
             if payload.external:
@@ -280,8 +297,9 @@ def _header(constant: gs.Constant) -> Header:
 def _reader(values: Any) -> Callable[[], NDArray[np.uint8]]:
     def read() -> NDArray[np.uint8]:
         if isinstance(values, Payload):
-            if values.external:
-                return values.external_bytes()
+            mapped = values.mapped
+            if mapped is not None:
+                return mapped
             if values.tensor.HasField("raw_data"):
                 return np.frombuffer(values.tensor.raw_data, np.uint8)
             array = values.load()

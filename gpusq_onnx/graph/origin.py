@@ -1,4 +1,4 @@
-"""What graphsurgeon would lose of a graph: kept beside its nodes on import, put back on export.
+"""What graphsurgeon would lose of a graph: kept beside its nodes on import, put back on export, carried into copies.
 
     nodes      metadata, documentation, overload; attributes of kinds that it does not know, and empty lists
     subgraphs  (bodies of If, Loop, Scan) leave exactly as they came: graphsurgeon's picture of them is for reading only
@@ -64,6 +64,46 @@ def restore(graph: gs.Graph, exported: GraphProto, frame: GraphProto) -> None:
         exported.ClearField(name)
         getattr(exported, name).extend(getattr(frame, name))
     exported.name, exported.doc_string = frame.name, frame.doc_string
+
+
+def copied(graph: gs.Graph) -> gs.Graph:
+    """A graph of its own with the same values: nodes, tensors and lists are new, arrays and attributes are shared.
+
+    graphsurgeon's own copy splits a constant in two that a subgraph and the graph around it read.
+    """
+    return _copied(graph, {})
+
+
+def _copied(graph: gs.Graph, twins: dict[int, gs.Tensor]) -> gs.Graph:
+    def twin(tensor: gs.Tensor) -> gs.Tensor:
+        if id(tensor) not in twins:
+            twins[id(tensor)] = _twin(tensor)
+        return twins[id(tensor)]
+
+    nodes = []
+    for node in graph.nodes:
+        attrs = {k: _copied(v, twins) if isinstance(v, gs.Graph) else v for k, v in node.attrs.items()}
+        inputs, outputs = ([twin(tensor) for tensor in side] for side in (node.inputs, node.outputs))
+        nodes.append(gs.Node(node.op, node.name, attrs, inputs, outputs, node.domain))
+        if hasattr(node, "origin"):
+            nodes[-1].origin = node.origin
+    return gs.Graph(
+        nodes,
+        [twin(tensor) for tensor in graph.inputs],
+        [twin(tensor) for tensor in graph.outputs],
+        name=graph.name,
+        doc_string=graph.doc_string,
+        opset=graph.opset,
+        import_domains=graph.import_domains,
+        ir_version=graph.ir_version,
+        functions=list(graph.functions),
+    )
+
+
+def _twin(tensor: gs.Tensor) -> gs.Tensor:
+    if isinstance(tensor, gs.Constant):
+        return gs.Constant(tensor.name, tensor._values, tensor.data_location, tensor._export_dtype)
+    return gs.Variable(tensor.name, tensor.dtype, tensor.shape, tensor.type)
 
 
 def subgraphs(graph: GraphProto) -> Iterator[GraphProto]:

@@ -1,7 +1,7 @@
 """The bytes of one initializer, decoded only when somebody looks at them.
 
-A model's weights stay where the file put them (inside the parsed protobuf, or in an external data file mapped
-read-only) until a pass reads or replaces one, so a pass that touches one weight holds one weight twice, not the model.
+A model's weights stay where the file put them (in the model file or an external data file, both mapped read-only)
+until a pass reads or replaces one, so a pass that touches one weight holds one weight twice, not the model.
 
 Source: ONNX TensorProto and "external data" (onnx/docs/ExternalData.md). Limits: external locations must lie inside the
 model's own folder, as the ONNX specification demands.
@@ -9,7 +9,8 @@ model's own folder, as the ONNX specification demands.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,15 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
     Args:
         tensor: the TensorProto as parsed.
         folder: the folder that relative external locations start from.
+        embedded: its bytes, uint8[n] in the mapped model file, where `tensor` was parsed without them.
     """
 
-    def __init__(self, tensor: TensorProto, folder: Path | None = None) -> None:
+    def __init__(
+        self, tensor: TensorProto, folder: Path | None = None, embedded: NDArray[np.uint8] | None = None
+    ) -> None:
         self.tensor = tensor
         self.folder = folder
+        self.embedded = embedded
         self.shape = tuple(tensor.dims)
         try:
             self.dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
@@ -47,11 +52,12 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
             ) from None
         self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
         self.packed = packed_bytes(tensor.data_type, self.shape)
-        if tensor.HasField("raw_data") and not self.external and len(tensor.raw_data) != self.packed:
+        inside = self._inside()
+        if inside is not None and len(inside) != self.packed:
             raise UnsupportedModelError(
                 f"initializer {tensor.name!r} does not hold what its shape {self.shape} says",
                 expected=f"{self.packed} bytes",
-                found=f"{len(tensor.raw_data)} bytes",
+                found=f"{len(inside)} bytes",
                 hint="export or copy the file again",
             )
 
@@ -60,18 +66,40 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
         """Whether the bytes lie in another file."""
         return bool(self.tensor.data_location == TensorProto.EXTERNAL)
 
+    @property
+    def in_file(self) -> bool:
+        """Whether the bytes lie in a file, not in memory."""
+        return self.external or self.embedded is not None
+
+    @property
+    def mapped(self) -> NDArray[np.uint8] | None:
+        """The bytes, uint8[n] read-only, where they lie in a file: its own or the model's; None for those in memory."""
+        return self.external_bytes() if self.external else self.embedded
+
     def load(self) -> NDArray[Any]:
         """The values as an array of the ONNX type (bfloat16 and smaller through ml_dtypes)."""
-        return numpy_helper.to_array(self.inlined() if self.external else self.tensor)
+        if self.embedded is not None and self.tensor.data_type not in SUB_BYTE and sys.byteorder == "little":
+            values = np.empty(self.shape, self.dtype)  # the file aligns nothing
+            values.reshape(-1).view(np.uint8)[:] = self.embedded
+            return values
+        return numpy_helper.to_array(self.inlined() if self.in_file else self.tensor)
 
     def inlined(self) -> TensorProto:
-        """The external tensor with its bytes inside."""
+        """The tensor with its bytes inside, wherever they lie."""
         loaded = TensorProto()
         loaded.CopyFrom(self.tensor)
-        loaded.data_location = TensorProto.DEFAULT
-        del loaded.external_data[:]
-        loaded.raw_data = self.external_bytes().tobytes()
+        mapped = self.mapped
+        if mapped is not None:
+            loaded.data_location = TensorProto.DEFAULT
+            del loaded.external_data[:]
+            loaded.raw_data = mapped.tobytes()
         return loaded
+
+    def _inside(self) -> Sized | None:
+        """The raw bytes that came with the model file; None for external data and for typed fields."""
+        if self.embedded is not None:
+            return self.embedded
+        return self.tensor.raw_data if self.tensor.HasField("raw_data") and not self.external else None
 
     @property
     def file(self) -> Path:
