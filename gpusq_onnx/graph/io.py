@@ -2,7 +2,8 @@
 
 Reading parses the protobuf without its large initializers, which stay on disk as external data does. Writing streams to
 a temporary file beside the target and renames it when all bytes are on disk: a full disk, a crash or Ctrl-C leaves the
-folder as it was. External data goes out as external data (`model.onnx` + `model.onnx.data`), and so does everything over protobuf's 2 GiB.
+folder as it was. External data goes out as external data (`model.onnx` + `model.onnx.data`), and so does everything
+over protobuf's 2 GiB.
 
 The file is a function of the model alone: same model, same bytes.
 """
