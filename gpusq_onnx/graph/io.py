@@ -117,8 +117,10 @@ def write_tapped(model: Model, path: Path, outputs: Sequence[str]) -> None:
     The weights lie in `PATH.data`: onnxruntime maps them from there, where it would copy them out of one file twice.
     """
     graph, large = model.export()
+    declared = {value.name: value for value in graph.output}
+    wanted = [declared.get(name) or onnx.helper.make_empty_tensor_value_info(name) for name in outputs]
     del graph.output[:]
-    graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
+    graph.output.extend(wanted)
     data = path.with_name(path.name + ".data")
     starts = _place(graph, data.name, large)
     with path.open("wb") as file, data.open("wb") as data_file:
