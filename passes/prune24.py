@@ -62,6 +62,7 @@ class Prune24(Pass[Prune24Options]):
     """See the module's text."""
 
     name = "prune24"
+    kind = "prune"
     summary = "weights to 2:4 along the reduction axis, by magnitude or SparseGPT"
     source = "GPUSQ-ViT section 3.2; arXiv 2301.00774"
     Options = Prune24Options

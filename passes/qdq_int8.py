@@ -54,6 +54,7 @@ class QdqInt8(Pass[QdqInt8Options]):
     """See the module's text."""
 
     name = "qdq-int8"
+    kind = "quantise"
     summary = "explicit INT8 quantisation (QDQ) placed for TensorRT, scales calibrated"
     source = "GPUSQ-ViT section 3.3; TensorRT explicit quantisation"
     Options = QdqInt8Options

@@ -106,27 +106,21 @@ class PipelineArgs:
     ] = None
     allow_noop: Annotated[bool, _what("--allow-noop", help="A pass that changes nothing is no error.")] = False
     finetune: Annotated[
-        int | None, _what("--finetune", metavar="EPOCHS", min=1, help="Distil and learn scales (not in this version).")
+        int | None, _what("--finetune", metavar="EPOCHS", min=1, help="Distil after pruning, learn scales after quantising.")
     ] = None
     finetune_steps: Annotated[
         int | None, _what("--finetune-steps", metavar="STEPS", min=1, help="The same, counted in steps.")
     ] = None
 
     def pipeline(self) -> "Pipeline":
-        """The pipeline as it will run: presets replaced by their passes, `--set` applied.
+        """The pipeline as it will run: presets replaced, learning passes inserted, `--set` applied.
 
         Raises:
             UsageError: neither or both of --passes and --recipe, text that cannot be read, unknown names or options,
-                values out of range, --finetune.
+                values out of range, both of --finetune and --finetune-steps, or nothing that they could follow.
         """
-        from gpusq_onnx.pipeline import grammar, recipe, table
+        from gpusq_onnx.pipeline import finetune, grammar, recipe, table
 
-        if self.finetune is not None or self.finetune_steps is not None:
-            raise UsageError(
-                "the learning passes distill and qat are not part of this version yet",
-                where="--finetune" if self.finetune is not None else "--finetune-steps",
-                hint="leave the option out: --passes 'prune24{method=sparsegpt},qdq-int8' needs no training",
-            )
         texts = self.passes or []
         if len(texts) > 1:
             raise grammar.shell_damage(texts) or UsageError(
@@ -139,7 +133,14 @@ class PipelineArgs:
                 hint="e.g. --passes 'prune24,qdq-int8'; see gpusq-onnx passes list",
             )
         written = recipe.load(self.recipe) if self.recipe else grammar.parse(texts[0])
-        pipeline = grammar.apply_overrides(table.expand(written), self.overrides or [])
+        pipeline = table.expand(written)
+        if self.finetune is not None and self.finetune_steps is not None:
+            raise UsageError("--finetune and --finetune-steps both say how long to train", hint="give one of them")
+        if self.finetune is not None:
+            pipeline = finetune.insert(pipeline, "epochs", self.finetune)
+        if self.finetune_steps is not None:
+            pipeline = finetune.insert(pipeline, "steps", self.finetune_steps)
+        pipeline = grammar.apply_overrides(pipeline, self.overrides or [])
         table.resolve(pipeline)  # unknown options and values out of range are told before a model is read
         return pipeline
 

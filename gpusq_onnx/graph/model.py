@@ -10,7 +10,7 @@ that no node reads are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,10 @@ class Model:
         """The model-level metadata_props (a copy; see `set_metadata`)."""
         return {entry.key: entry.value for entry in self.header.metadata_props}
 
-    def set_metadata(self, values: dict[str, str]) -> None:
-        """Add or replace model-level metadata, keys in sorted order after those that were there."""
-        kept = {**self.metadata, **dict(sorted(values.items()))}
+    def set_metadata(self, values: Mapping[str, str | None]) -> None:
+        """Add, replace or (None) remove model-level metadata, keys in sorted order after those that were there."""
+        merged = {**self.metadata, **dict(sorted(values.items()))}
+        kept = {key: value for key, value in merged.items() if value is not None}
         del self.header.metadata_props[:]
         for key, value in kept.items():
             self.header.metadata_props.add(key=key, value=value)

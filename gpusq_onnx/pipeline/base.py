@@ -11,9 +11,9 @@ A pass knows the graph, the maths and its context; it never reads files, the clo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,6 +23,8 @@ from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
 
 SKIP = "skip"
+
+Kind = Literal["rewrite", "prune", "quantise", "finetune"]
 
 
 class PassOptions(BaseModel):
@@ -84,10 +86,12 @@ class Given:
     Attributes:
         data: whether the caller gives calibration data (synthetic images do not count).
         facts: what earlier passes of the same pipeline establish, whether or not they have run yet.
+        before: the kinds of pass whose input will be in `Context.before`.
     """
 
     data: bool = False
     facts: tuple[Fact, ...] = ()
+    before: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -100,6 +104,8 @@ class Context:
         progress: where long work reports.
         findings: what the pass measured, for the report; plain values by key.
         warnings: sentences for the user.
+        before: by kind, "prune" and "quantise", the model as it was in front of the first such pass of this pipeline;
+            kept only where a pass of kind "finetune" comes later. For looking at and learning from, not for editing.
     """
 
     source: Source | None = None
@@ -107,10 +113,15 @@ class Context:
     progress: Progress = field(default_factory=NullProgress)
     findings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    before: Mapping[str, Model] = field(default_factory=dict)
 
 
 class Pass(ABC, Generic[OptionsT]):
     """One transformation of a model. Subclasses set the class variables and implement the four steps.
+
+    `kind` says what it is to others: `--finetune` puts learning passes behind those that prune and quantise. A pass of
+    kind "finetune" learns from a teacher: the model in front of the first pass of kind `teacher`, or the file that its
+    option `teacher` names, which goes first.
 
     `Options` is the options' model, and the type parameter the same class: `class Prune24(Pass[Prune24Options])`.
     """
@@ -119,6 +130,8 @@ class Pass(ABC, Generic[OptionsT]):
     summary: ClassVar[str]
     source: ClassVar[str]
     version: ClassVar[int] = 1
+    kind: ClassVar[Kind] = "rewrite"
+    teacher: ClassVar[Literal["prune", "quantise"] | None] = None
     structural: ClassVar[bool] = False  # later passes see other sites after it: a plan carries it out in memory
     Options: ClassVar[type[PassOptions]] = PassOptions
 

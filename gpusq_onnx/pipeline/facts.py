@@ -1,14 +1,21 @@
-"""The facts that passes establish and the manager keeps true: a weight's pattern, a model's symmetric quantisation."""
+"""The facts that passes establish and the manager keeps true: a weight's pattern, a model's symmetric quantisation.
+
+`dumps` and `loads` let a reproducer carry them from one run into the next. Limits: those of this file only; what a
+plug-in defines for itself ends with its run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import invariants
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.sites import Site
@@ -74,6 +81,30 @@ class ExplicitQuantisation:
     def broken(self, model: Model, structure: Structure) -> str | None:
         """What is wrong now, or None."""
         return next(iter(invariants.violations(model, invariants.QUANTISATION)), None)
+
+
+_KINDS: Mapping[str, type[SparseWeight] | type[ExplicitQuantisation]] = MappingProxyType(
+    {"sparse weight": SparseWeight, "explicit quantisation": ExplicitQuantisation}
+)
+
+
+def dumps(facts: Sequence[Fact]) -> str:
+    """The facts as JSON; those of plug-ins are left out."""
+    names = {kind: name for name, kind in _KINDS.items()}
+    known = [fact for fact in facts if isinstance(fact, (SparseWeight, ExplicitQuantisation))]
+    return json.dumps([{"fact": names[type(fact)], **asdict(fact)} for fact in known])
+
+
+def loads(text: str) -> list[Fact]:
+    """The facts that `dumps` wrote. Raises UnsupportedModelError for any other text."""
+    try:
+        return [_KINDS[entry.pop("fact")](**entry) for entry in json.loads(text)]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UnsupportedModelError(
+            "the facts in the model's metadata cannot be read",
+            found=f"{type(error).__name__}: {error}",
+            hint="take the reproducer's model.onnx as it was written",
+        ) from error
 
 
 def is_pruned(site: Site, facts: Sequence[Fact]) -> bool:

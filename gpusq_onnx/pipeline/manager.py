@@ -1,11 +1,8 @@
 """Run a pipeline on a model: plan, apply, check, and write the result or nothing.
 
-For every pass, in order:
-    requires · plan · apply · did anything change? · graph invariants · every fact that was established so far
-
 What the manager owns and passes do not: files, hashes, the ledger of facts, provenance, seeds, timing, the reproducer.
-The output appears atomically after all checks. A pass that changes nothing is an error (`allow_noop` lets it be). A
-pass that fails leaves `OUTPUT.reproducer/`: its input, the pipeline from it on, and the error.
+One pass with its checks is `execute`; what a failure leaves, `reproducer`. The output appears atomically after all
+checks. A pass that changes nothing is an error (`allow_noop` lets it be).
 
 Provenance is model-level metadata under `pkg.gpusq_onnx.*`: no time, host or path, so that the same input and options
 give the same bytes.
@@ -14,13 +11,9 @@ give the same bytes.
 from __future__ import annotations
 
 import json
-import shutil
-import time
-import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +21,18 @@ import numpy as np
 
 from gpusq_onnx import __version__
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, Source, open_source
-from gpusq_onnx.errors import GpusqError, InvariantError, NothingMatched, PassFailed, UnsupportedModelError, UsageError
+from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, io
-from gpusq_onnx.graph.model import Model, decoded, values_of
+from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.pipeline import recipe, table
-from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass
+from gpusq_onnx.pipeline import table
+from gpusq_onnx.pipeline.base import Context, Given
+from gpusq_onnx.pipeline.execute import PREFIX, begin, execute, kinds_before, take_facts
 from gpusq_onnx.pipeline.grammar import Pipeline
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.pipeline.reproducer import reproducer
 from gpusq_onnx.pipeline.summary import architecture, as_planned, measure
-
-PREFIX = "pkg.gpusq_onnx."
-SYNTHETIC = (
-    "NO DATA was given (--data): synthetic images stand in for it. The model is legal and its "
-    "accuracy is unknown; calibrate with real images (--data FOLDER) before anybody ships it"
-)
-
-
-@dataclass
-class _Run:
-    """One pipeline under way."""
-
-    model: Model
-    source: Source | None
-    data: DataOptions
-    progress: Progress
-    allow_noop: bool
-    facts: list[Fact] = field(default_factory=list)
-    steps: list[StepOutcome] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 def plan(
@@ -77,15 +51,18 @@ def plan(
         _require_numbers(model, structure)
         invariants.require(model)
         before = measure(model, structure)
-        facts: list[Fact] = []
+        facts = take_facts(model)
         steps = []
-        for step in passes:
+        for index, step in enumerate(passes):
             step.requires(model, structure)
-            rows = step.plan(model, structure, Given(data.path is not None, tuple(facts)))
+            given = Given(data.path is not None, tuple(facts), kinds_before(passes[:index]))
+            rows = step.plan(model, structure, given)
             made = step.ensures(rows)
             facts += made
             texts = tuple(fact.text for fact in made)
-            steps.append(StepOutcome(step.name, step.version, step.options.model_dump(), tuple(rows), {}, texts))
+            steps.append(
+                StepOutcome(step.name, step.version, step.options.model_dump(mode="json"), tuple(rows), {}, texts)
+            )
             if step.structural:
                 step.apply(model, structure, rows, Context())
                 structure = analyse(model)
@@ -122,14 +99,14 @@ def run(
     model = io.load(path)
     check_output(output, [path, *io.data_files(model)])
     with _hashing(path, model) as file:
-        state = _begin(model, passes, data, allow_noop, progress or NullProgress())
+        state = begin(model, passes, data, allow_noop, progress or NullProgress())
         structure = analyse(model)
         _require_numbers(model, structure)
         invariants.require(model)
         before = measure(model, structure)
-        for index, step in enumerate(passes):
-            with _reproducer(path, output, pipeline, index, data):
-                structure = _execute(state, step)
+        for index in range(len(passes)):
+            with reproducer(path, output, pipeline, index, state):
+                structure = execute(state, index)
         after = measure(model, structure)
         source = state.source
         used = None if source is None else {"options": data.echo(), **source.describe(), "sha256": source.digest()}
@@ -148,72 +125,6 @@ def run(
         architecture(structure),
         tuple(state.warnings + (source.notes if source is not None and data.path is not None else [])),
     )
-
-
-def _begin(model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_noop: bool, progress: Progress) -> _Run:
-    state = _Run(model, None, data, progress, allow_noop)
-    if data.path is not None or any(step.needs_data for step in passes):
-        inputs = [InputSpec(spec.name, spec.dtype, spec.shape) for spec in model.inputs()]
-        state.source = open_source(data, inputs)
-        if data.path is None:
-            state.warnings.append(SYNTHETIC)
-    return state
-
-
-def _execute(state: _Run, step: Pass[Any]) -> Structure:
-    """One pass with all its checks; returns the structure of the model as it is afterwards."""
-    model, structure = state.model, analyse(state.model)
-    step.requires(model, structure)
-    rows = step.plan(model, structure, Given(state.data.path is not None, tuple(state.facts)))
-    context = Context(state.source, state.data.seed, state.progress)
-    mark = _fingerprint(model)
-    began = time.perf_counter()
-    step.apply(model, structure, rows, context)
-    seconds = time.perf_counter() - began
-    if not state.allow_noop and not _changed(mark, _fingerprint(model)):
-        raise NothingMatched(
-            f"the pass {step.name!r} changed nothing",
-            found="the weights already are as the pass would make them",
-            hint="leave the pass out, or give --allow-noop",
-        )
-    invariants.check(model, step.name)
-    structure = analyse(model)
-    made = step.ensures(rows)
-    state.facts += made
-    _check_facts(state, structure, step.name)
-    state.warnings += context.warnings
-    texts = tuple(fact.text for fact in made)
-    options: dict[str, Any] = step.options.model_dump()
-    state.steps.append(StepOutcome(step.name, step.version, options, tuple(rows), context.findings, texts, seconds))
-    return structure
-
-
-def _check_facts(state: _Run, structure: Structure, where: str) -> None:
-    for fact in state.facts:
-        problem = fact.broken(state.model, structure)
-        if problem:
-            raise InvariantError(
-                f"a fact no longer holds after {where}: {fact.text}",
-                where=where,
-                found=problem,
-                hint="this is a defect of the pass; the reproducer beside the output shows it",
-            )
-
-
-Fingerprint = tuple[bytes, dict[str, Any]]
-
-
-def _fingerprint(model: Model) -> Fingerprint:
-    """The graph's bytes without weights, and each weight's values by reference: values are replaced, never edited."""
-    graph = model.export()[0]
-    return graph.SerializeToString(deterministic=True), {c.name: c._values for c in model.constants()}
-
-
-def _changed(before: Fingerprint, after: Fingerprint) -> bool:
-    if before[0] != after[0] or before[1].keys() != after[1].keys():
-        return True
-    moved = [(old, after[1][name]) for name, old in before[1].items() if old is not after[1][name]]
-    return any(not np.array_equal(decoded(old), decoded(new)) for old, new in moved)
 
 
 def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dict[str, Any] | None) -> dict[str, str]:
@@ -274,43 +185,3 @@ def _require_numbers(model: Model, structure: Structure) -> None:
                 found=f"{np.count_nonzero(~np.isfinite(values))} of {values.size} are not",
                 hint="the export or the training went wrong: check the original checkpoint",
             )
-
-
-@contextmanager
-def _reproducer(path: Path, output: Path, pipeline: Pipeline, index: int, data: DataOptions) -> Iterator[None]:
-    """Leave the failing pass's input and the rest of the pipeline beside the output when a pass fails by our fault."""
-    try:
-        yield
-    except (OSError, MemoryError):
-        raise  # the machine's fault: nothing to reproduce
-    except Exception as error:
-        if isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code:
-            raise
-        found = f"{type(error).__name__}: {error}"
-        folder = output.with_name(output.name + ".reproducer")
-        try:
-            _write_reproducer(folder, path, pipeline, index, data, "".join(traceback.format_exception(error)))
-            again = f"--recipe {folder}/recipe.toml --data-options {folder}/data.toml {folder}/model.onnx"
-            hint = f"report it with the folder {folder}; to see it again: gpusq-onnx apply {again}"
-        except Exception as second:
-            hint = f"report it; no reproducer could be written ({type(second).__name__}: {second})"
-        raise PassFailed(f"the pass {pipeline.steps[index].name!r} failed", found=found, hint=hint) from error
-
-
-def _write_reproducer(folder: Path, path: Path, pipeline: Pipeline, index: int, data: DataOptions, error: str) -> None:
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        passes = table.resolve(Pipeline(pipeline.steps[:index])) if index else []
-        state = _begin(io.load(path), passes, data, True, NullProgress())
-        for step in passes:
-            _execute(state, step)
-        io.save(state.model, partial / "model.onnx")
-        (partial / "recipe.toml").write_text(recipe.dumps(Pipeline(pipeline.steps[index:])), encoding="utf-8")
-        (partial / "data.toml").write_text(data.to_toml(), encoding="utf-8")
-        (partial / "error.txt").write_text(error, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

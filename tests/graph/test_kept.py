@@ -246,3 +246,21 @@ def test_a_constant_node_that_is_an_output_stays():
     made = proto([node("Constant", [], ["c"], value_float=2.0), node("Relu", ["x"], ["y"])], X,
                  [("y", FLOAT, ["batch", 8]), ("c", FLOAT, [])])  # fmt: skip
     assert run(through(made), {"x": normal(1, 8)})["c"] == 2
+
+
+def test_a_clone_is_the_same_model_and_knows_nothing_of_later_edits():
+    made = with_outer_weight(32)
+    made.metadata_props.add(key="classes", value="cat,dog")
+    loaded = model(made)
+    before = io.to_bytes(loaded)
+    twin = loaded.clone()
+    assert io.to_bytes(twin) == before
+    values = {tensor.name: tensor._values for tensor in loaded.constants()}
+    assert values
+    assert all(tensor._values is values[tensor.name] for tensor in twin.constants())
+    for tensor in list(loaded.constants()):
+        tensor.values = np.zeros_like(tensor.values)
+    loaded.graph.nodes.pop()
+    loaded.set_metadata({"classes": "none"})
+    del loaded.frame.output[:]
+    assert io.to_bytes(twin) == before

@@ -1,0 +1,159 @@
+"""Carry out one pass with all its checks, and remember what later passes and a reproducer need.
+
+    requires · plan · apply · did anything change? · graph invariants · every fact that was established so far
+
+What is kept of earlier models is kept for passes of kind "finetune" only: their teachers, and what training took hours
+to make, so that a later failure need not repeat it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import InputSpec, Source, open_source
+from gpusq_onnx.errors import InvariantError, NothingMatched, UnsupportedModelError, UsageError
+from gpusq_onnx.graph import invariants
+from gpusq_onnx.graph.model import Model, decoded
+from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.pipeline import facts
+from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass
+from gpusq_onnx.pipeline.outcome import StepOutcome
+from gpusq_onnx.pipeline.progress import Progress
+
+PREFIX = "pkg.gpusq_onnx."
+FACTS = f"{PREFIX}facts"  # metadata of a reproducer's model only
+SYNTHETIC = (
+    "NO DATA was given (--data): synthetic images stand in for it. The model is legal and its "
+    "accuracy is unknown; calibrate with real images (--data FOLDER) before anybody ships it"
+)
+
+
+@dataclass
+class Run:
+    """One pipeline under way.
+
+    Attributes:
+        before: see `Context.before`.
+        trained: behind the last pass of kind "finetune": the number of passes done, the model and the facts then.
+    """
+
+    model: Model
+    passes: Sequence[Pass[Any]]
+    source: Source | None
+    data: DataOptions
+    progress: Progress
+    allow_noop: bool
+    facts: list[Fact] = field(default_factory=list)
+    steps: list[StepOutcome] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    before: dict[str, Model] = field(default_factory=dict)
+    trained: tuple[int, Model, list[Fact]] | None = None
+
+
+def begin(model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_noop: bool, progress: Progress) -> Run:
+    """Open the data that the passes read. Raises UsageError where a pass would have to learn from no data."""
+    state = Run(model, passes, None, data, progress, allow_noop, take_facts(model))
+    learning = [step.name for step in passes if step.kind == "finetune"]
+    if learning and data.path is None:
+        raise UsageError(
+            f"the pass {learning[0]!r} learns from images, and there are none",
+            where="--data",
+            hint="give --data FOLDER; a thousand images without labels will do",
+        )
+    if data.path is not None or any(step.needs_data for step in passes):
+        inputs = [InputSpec(spec.name, spec.dtype, spec.shape) for spec in model.inputs()]
+        state.source = open_source(data, inputs)
+        if data.path is None:
+            state.warnings.append(SYNTHETIC)
+    return state
+
+
+def take_facts(model: Model) -> list[Fact]:
+    """The facts that a reproducer's model brings along, which go out of its metadata.
+
+    Raises:
+        UnsupportedModelError: they cannot be read, or do not hold.
+    """
+    text = model.metadata.get(FACTS)
+    if text is None:
+        return []
+    model.set_metadata({FACTS: None})
+    found = facts.loads(text)
+    structure = analyse(model)
+    broken = [problem for fact in found if (problem := fact.broken(model, structure))]
+    if broken:
+        raise UnsupportedModelError("a fact in the model's metadata does not hold", where=FACTS, found=broken[0])
+    return found
+
+
+def kinds_before(passes: Sequence[Pass[Any]]) -> frozenset[str]:
+    """Of the passes in front of another one, the kinds whose input is kept for it if it learns."""
+    return frozenset(step.kind for step in passes) & {"prune", "quantise"}
+
+
+def execute(state: Run, index: int) -> Structure:
+    """The pass at `index` with all its checks; returns the structure of the model as it is afterwards."""
+    model, structure, step = state.model, analyse(state.model), state.passes[index]
+    learns_later = any(later.kind == "finetune" for later in state.passes[index + 1 :])
+    if learns_later and step.kind in ("prune", "quantise"):
+        state.before.setdefault(step.kind, model.clone())
+    step.requires(model, structure)
+    given = Given(state.data.path is not None, tuple(state.facts), kinds_before(state.passes[:index]))
+    rows = step.plan(model, structure, given)
+    context = Context(state.source, state.data.seed, state.progress, before=state.before)
+    mark = _fingerprint(model)
+    began = time.perf_counter()
+    step.apply(model, structure, rows, context)
+    seconds = time.perf_counter() - began
+    if not state.allow_noop and not _changed(mark, _fingerprint(model)):
+        raise NothingMatched(
+            f"the pass {step.name!r} changed nothing",
+            found="the weights already are as the pass would make them",
+            hint="leave the pass out, or give --allow-noop",
+        )
+    invariants.check(model, step.name)
+    structure = analyse(model)
+    made = step.ensures(rows)
+    state.facts += made
+    _check_facts(state, structure, step.name)
+    state.warnings += context.warnings
+    texts = tuple(fact.text for fact in made)
+    options: dict[str, Any] = step.options.model_dump(mode="json")
+    state.steps.append(StepOutcome(step.name, step.version, options, tuple(rows), context.findings, texts, seconds))
+    if step.kind == "finetune" and index + 1 < len(state.passes):
+        state.trained = index + 1, model.clone(), list(state.facts)
+    return structure
+
+
+def _check_facts(state: Run, structure: Structure, where: str) -> None:
+    for fact in state.facts:
+        problem = fact.broken(state.model, structure)
+        if problem:
+            raise InvariantError(
+                f"a fact no longer holds after {where}: {fact.text}",
+                where=where,
+                found=problem,
+                hint="this is a defect of the pass; the reproducer beside the output shows it",
+            )
+
+
+Fingerprint = tuple[bytes, dict[str, Any]]
+
+
+def _fingerprint(model: Model) -> Fingerprint:
+    """The graph's bytes without weights, and each weight's values by reference: values are replaced, never edited."""
+    graph = model.export()[0]
+    return graph.SerializeToString(deterministic=True), {c.name: c._values for c in model.constants()}
+
+
+def _changed(before: Fingerprint, after: Fingerprint) -> bool:
+    if before[0] != after[0] or before[1].keys() != after[1].keys():
+        return True
+    moved = [(old, after[1][name]) for name, old in before[1].items() if old is not after[1][name]]
+    return any(not np.array_equal(decoded(old), decoded(new)) for old, new in moved)

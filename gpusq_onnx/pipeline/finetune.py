@@ -1,0 +1,53 @@
+"""`--finetune`: put the learning passes where the method wants them.
+
+    prune ... [distill] ... quantise ... [qat]
+
+`distill` goes behind the last pass that prunes, `qat` behind the last one that quantises (GPUSQ-ViT section 3: sparse
+float first, then its scales). They are steps like any others from there on: `plan` shows them, they print back, and
+`--set` reaches their options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.pipeline import table
+from gpusq_onnx.pipeline.grammar import Pipeline, Step
+
+LEARNING: Mapping[str, str] = MappingProxyType({"prune": "distill", "quantise": "qat"})
+
+
+def insert(pipeline: Pipeline, unit: Literal["epochs", "steps"], number: int) -> Pipeline:
+    """The pipeline (presets expanded) with its learning passes, each with the option `unit` = `number`.
+
+    Raises:
+        UsageError: nothing prunes or quantises, or a learning pass stands in the pipeline already.
+    """
+    known = table.rows()
+    kinds = [known[step.name].load().kind for step in pipeline.steps]
+    option = "--finetune" if unit == "epochs" else "--finetune-steps"
+    if "finetune" in kinds:
+        name = pipeline.steps[kinds.index("finetune")].name
+        raise UsageError(
+            f"the pipeline has a learning pass already: {name!r}",
+            where=option,
+            found=str(pipeline),
+            hint=f"leave {option} out and say --set {name}.{unit}={number}, or leave {name} out",
+        )
+    last = {kind: index for index, kind in enumerate(kinds) if kind in LEARNING}
+    if not last:
+        raise UsageError(
+            "there is nothing to fine-tune: no pass of the pipeline prunes or quantises",
+            where=option,
+            found=str(pipeline),
+            hint="e.g. --passes prune24,qdq-int8; on a model treated elsewhere, name the passes: --passes distill",
+        )
+    steps: list[Step] = []
+    for index, (step, kind) in enumerate(zip(pipeline.steps, kinds, strict=True)):
+        steps.append(step)
+        if last.get(kind) == index:
+            steps.append(Step(LEARNING[kind], {unit: number}))
+    return Pipeline(tuple(steps))

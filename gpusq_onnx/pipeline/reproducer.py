@@ -1,0 +1,94 @@
+"""What a pass that fails by our fault leaves beside the output: all that shows the failure again.
+
+    OUTPUT.reproducer/model.onnx        the failing pass's input; in its metadata the facts that held
+                      recipe.toml       the pipeline from that pass on
+                      data.toml         the data options
+                      before-prune.onnx, before-quantise.onnx   teachers that the rest learns from and does not make
+                      error.txt         the traceback
+
+The input is made again by running the passes in front of the failing one, but not the training: behind the last
+learning pass its result is taken as it was.
+"""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from gpusq_onnx.errors import GpusqError, PassFailed
+from gpusq_onnx.graph import io
+from gpusq_onnx.pipeline import facts, recipe
+from gpusq_onnx.pipeline.execute import FACTS, Run, begin, execute
+from gpusq_onnx.pipeline.grammar import Pipeline, Step
+from gpusq_onnx.pipeline.progress import NullProgress
+
+
+@contextmanager
+def reproducer(path: Path, output: Path, pipeline: Pipeline, index: int, state: Run) -> Iterator[None]:
+    """Run one pass inside; where it fails by our fault, leave the folder and raise PassFailed, which names it."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise  # the machine's fault: nothing to reproduce
+    except Exception as error:
+        if isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code:
+            raise
+        found = f"{type(error).__name__}: {error}"
+        folder = output.with_name(output.name + ".reproducer")
+        try:
+            write(folder, path, pipeline, index, state, "".join(traceback.format_exception(error)))
+            again = f"--recipe {folder}/recipe.toml --data-options {folder}/data.toml {folder}/model.onnx"
+            hint = f"report it with the folder {folder}; to see it again: gpusq-onnx apply {again}"
+        except Exception as second:
+            hint = f"report it; no reproducer could be written ({type(second).__name__}: {second})"
+        raise PassFailed(f"the pass {pipeline.steps[index].name!r} failed", found=found, hint=hint) from error
+
+
+def write(folder: Path, path: Path, pipeline: Pipeline, index: int, state: Run, error: str) -> None:
+    """Make the folder, whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        replay = _replay(path, index, state)
+        steps = _with_teachers(pipeline.steps, index, replay, partial, folder)
+        replay.model.set_metadata({FACTS: facts.dumps(replay.facts) if replay.facts else None})
+        io.save(replay.model, partial / "model.onnx")
+        (partial / "recipe.toml").write_text(recipe.dumps(Pipeline(steps)), encoding="utf-8")
+        (partial / "data.toml").write_text(state.data.to_toml(), encoding="utf-8")
+        (partial / "error.txt").write_text(error, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replay(path: Path, index: int, state: Run) -> Run:
+    """The run as it was in front of the pass at `index`."""
+    done, model, known = state.trained or (0, io.load(path), None)
+    replay = begin(model, state.passes, state.data, True, NullProgress())
+    if known is not None:
+        replay.facts, replay.before = list(known), dict(state.before)
+    for number in range(done, index):
+        execute(replay, number)
+    return replay
+
+
+def _with_teachers(steps: tuple[Step, ...], index: int, replay: Run, partial: Path, folder: Path) -> tuple[Step, ...]:
+    """The steps from `index` on, those that learn naming the teacher that no pass among them makes."""
+    rest = []
+    for number in range(index, len(steps)):
+        step, made = steps[number], replay.passes[number]
+        kinds = {earlier.kind for earlier in replay.passes[index:number]}
+        teacher = made.teacher if made.kind == "finetune" and made.teacher not in kinds else None
+        if teacher in replay.before and "teacher" in made.Options.model_fields and "teacher" not in step.options:
+            name = f"before-{teacher}.onnx"
+            if not (partial / name).exists():
+                io.save(replay.before[teacher], partial / name)
+            step = replace(step, options={**step.options, "teacher": str((folder / name).absolute())})
+        rest.append(step)
+    return tuple(rest)
