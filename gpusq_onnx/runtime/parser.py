@@ -5,26 +5,15 @@ parser and builder, on the CPU. Which of the two spoke is part of the verdict. T
 and types; a build proves besides that an engine can be planned, with sparse weights looked for. Neither runs the model.
 """
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
-from gpusq_onnx.runtime.parser_worker import Answer, Request
-
-# The child gets this process's import path, so that it finds this package however it was put there.
-_START = (
-    "import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep); "
-    "from gpusq_onnx.runtime.parser_worker import main; main()"
-)
+from gpusq_onnx.runtime.child import ask
+from gpusq_onnx.runtime.parser_worker import Request
 
 
 @dataclass(frozen=True)
@@ -106,38 +95,20 @@ def parser_verdict(
 
 def _ask(request: Request, timeout: float) -> tuple[Verdict | None, str]:
     """A verdict; or None and the reason why this TensorRT cannot give one."""
-    began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="gpusq-parser-") as scratch:
-        file = Path(scratch) / "answer.json"
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", _START, os.pathsep.join(sys.path), json.dumps({**request, "answer": str(file)})],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=timeout,
-                check=False,
-            )
-            end, log = _end(done.returncode), done.stdout
-        except subprocess.TimeoutExpired as expired:
-            end, log = f"was stopped after {timeout:g} s", expired.stdout or b""
-        answer: Answer = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    seconds = time.perf_counter() - began
-    said = [line.strip() for line in log.decode("utf-8", "replace").splitlines() if line.strip()]
+        reply = ask("gpusq_onnx.runtime.parser_worker", request, Path(scratch), timeout)
+        said = reply.said()
+    answer = reply.answer
     if "shapes" in answer:
         raise UsageError(
             "the shapes for the build do not fit the model", where=request["model"], found=answer["shapes"]
         )
     if "library" not in answer:
-        return None, answer.get("unusable", " | ".join([f"it {end}", *said[-5:]]))
+        return None, answer.get("unusable", " | ".join([f"it {reply.end}", *said[-5:]]))
     if "errors" not in answer:
-        errors = [f"the parser {end}", *said[-5:]]
+        errors = [f"the parser {reply.end}", *said[-5:]]
     elif any(error.startswith("builder:") for error in answer["errors"]):  # whose reasons are in its log only
         errors = answer["errors"] + [line for line in said if line.startswith("[E]")]
     else:
         errors = answer["errors"]
-    return Verdict(not errors, errors, answer["library"], answer.get("built", False), seconds), ""
-
-
-def _end(code: int) -> str:
-    return f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    return Verdict(not errors, errors, answer["library"], answer.get("built", False), reply.seconds), ""

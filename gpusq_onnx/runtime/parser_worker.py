@@ -64,16 +64,7 @@ def _work(request: Request) -> Iterator[Answer]:
     library = str(getattr(trt, "LIBRARY", "TensorRT " + ".".join(trt.__version__.split(".")[:2])))
     yield {"library": library}
 
-    # Polygraphy's own loader keeps no more of a parse error than its text on the console.
-    logger = util.get_trt_logger()
-    trt.init_libnvinfer_plugins(logger, "")
-    parser = trt.OnnxParser(network, logger)
-    accepted = parser.parse_from_file(request["model"])
-    errors = [_describe(parser.get_error(index)) for index in range(parser.num_errors)]
-    if not errors and not accepted:
-        errors = ["the parser refused the file without naming an error"]
-    elif not errors and network.num_outputs == 0:  # protobuf reads much that is no model at all
-        errors = ["the file holds no graph with outputs"]
+    errors = parse(trt, util.get_trt_logger(), network, request["model"])
     if errors or not request["build"]:
         yield {"library": library, "errors": errors, "built": False}
         return
@@ -82,10 +73,23 @@ def _work(request: Request) -> Iterator[Answer]:
         yield {"library": library, "shapes": complaint}
         return
     try:
-        _build((builder, network, parser), shapes | request["shapes"])
+        _build((builder, network), shapes | request["shapes"])
         yield {"library": library, "errors": [], "built": True}
     except PolygraphyException as error:
         yield {"library": library, "errors": [f"builder: {error}"], "built": False}
+
+
+def parse(trt: Any, logger: Any, network: Any, model: str) -> list[str]:
+    """Fill `network` from the file; the errors. (Polygraphy's own loader leaves only their text, on the console.)"""
+    trt.init_libnvinfer_plugins(logger, "")
+    parser = trt.OnnxParser(network, logger)
+    accepted = parser.parse_from_file(model)
+    errors = [_describe(parser.get_error(index)) for index in range(parser.num_errors)]
+    if not errors and not accepted:
+        return ["the parser refused the file without naming an error"]
+    if not errors and network.num_outputs == 0:  # protobuf reads much that is no model at all
+        return ["the file holds no graph with outputs"]
+    return errors
 
 
 def _complaint(inputs: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[int]]) -> str:
@@ -98,7 +102,7 @@ def _complaint(inputs: Mapping[str, Sequence[int]], given: Mapping[str, Sequence
     return ""
 
 
-def _build(network: tuple[Any, Any, Any], shapes: Mapping[str, Sequence[int]]) -> None:
+def _build(network: tuple[Any, Any], shapes: Mapping[str, Sequence[int]]) -> None:
     from polygraphy.backend.trt import CreateConfig, Profile, engine_bytes_from_network
 
     profile = Profile()
