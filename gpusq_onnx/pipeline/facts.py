@@ -107,6 +107,26 @@ def loads(text: str) -> list[Fact]:
         ) from error
 
 
+@dataclass(frozen=True)
+class HalfPrecision:
+    """No weight and no scale is wider than what reads it: FP16 products have FP16 operands."""
+
+    @property
+    def text(self) -> str:
+        """The fact as a sentence."""
+        return "weights and scales of FP16 operators are FP16"
+
+    def broken(self, model: Model, structure: Structure) -> str | None:
+        """What is wrong now, or None."""
+        for site in structure.sites:
+            for reader in site.readers:
+                found = [structure.types.get(tensor.name) for tensor in (*reader.inputs[:2], reader.outputs[0])]
+                if np.dtype(np.float16) in found and len(set(found)) > 1:
+                    names = ", ".join("?" if kind is None else kind.name for kind in found)
+                    return f"{reader.op} {reader.name!r} mixes {names}"
+        return None
+
+
 def is_pruned(site: Site, facts: Sequence[Fact]) -> bool:
     """Whether a site is 2:4 along k: by an earlier pass of the pipeline, or by its values."""
     if any(isinstance(fact, SparseWeight) and fact.concerns(site) and fact.is_2_4 for fact in facts):

@@ -25,6 +25,7 @@ ENTRY_POINT_GROUP = "gpusq_onnx.passes"
 BUILTIN: Mapping[str, str] = MappingProxyType(
     {
         "fold": "gpusq_onnx.passes.fold:FoldConstants",
+        "fp16": "gpusq_onnx.passes.fp16:Fp16",
         "prune24": "gpusq_onnx.passes.prune24:Prune24",
         "qdq-int8": "gpusq_onnx.passes.qdq_int8:QdqInt8",
     }
@@ -48,6 +49,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "int8-accurate": Preset(
             "qdq-int8{profile=accurate}",
             "INT8 QDQ on the inputs and weights of every Linear; no sparsity",
+        ),
+        "tensorrt-int8": Preset(
+            "prune24,qdq-int8,fp16",
+            "2:4, INT8 QDQ, and FP16 for all else: the recommended road to a TensorRT engine",
         ),
         "sparse-int8": Preset(
             "prune24{method=sparsegpt},qdq-int8{profile=sparse-int8}",

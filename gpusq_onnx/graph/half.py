@@ -1,0 +1,81 @@
+"""FP16 as numbers: what of a constant overflows or vanishes in it, and the constant in it.
+
+    largest 65504 · smallest normal 2^-14 = 6.1e-5 · smallest 2^-24 = 6e-8, half of which already rounds to zero
+
+Scales are raised to the smallest normal number, as TensorRT wants them. Limits and masks (a constant -1e9 for Where)
+saturate: behind a Softmax -65504 is as good. Infinities stay what they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from gpusq_onnx.graph.model import data_type_of
+from gpusq_onnx.graph.shapes import Types
+
+LARGEST = 65504.0
+SMALLEST_NORMAL = 2.0**-14
+SMALLEST = 2.0**-24
+
+
+@dataclass(frozen=True)
+class WeightRange:
+    """What FP16 makes of a constant.
+
+    Attributes:
+        largest: the largest finite |x|.
+        lost: share, 0 to 1, of the values that are not zero and become zero.
+        mask: every value beyond FP16 is negative, as in an additive attention mask.
+    """
+
+    largest: float
+    lost: float
+    mask: bool
+
+    @property
+    def overflows(self) -> bool:
+        """Whether a finite value becomes infinite."""
+        return self.largest > LARGEST
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether nothing but zeros is left of what was not zero."""
+        return self.lost == 1.0
+
+
+def weight_range(values: NDArray[Any]) -> WeightRange:
+    """The range of an array of any float type."""
+    if not values.size:
+        return WeightRange(0.0, 0.0, False)
+    magnitude = np.abs(values)
+    finite = magnitude if np.isfinite(magnitude).all() else magnitude[np.isfinite(magnitude)]
+    largest = float(finite.max(initial=0))
+    there = int(np.count_nonzero(values))
+    lost = there - int(np.count_nonzero(magnitude > SMALLEST / 2))
+    mask = largest > LARGEST and float(np.max(values, initial=-np.inf, where=np.isfinite(values))) <= LARGEST
+    return WeightRange(largest, lost / there if there else 0.0, mask)
+
+
+def to_half(values: NDArray[Any]) -> NDArray[np.float16]:
+    """The values rounded to FP16; finite ones beyond it saturate."""
+    finite = np.clip(values, -LARGEST, LARGEST)
+    rounded: NDArray[np.float16] = np.where(np.isinf(values), values, finite).astype(np.float16)
+    return rounded
+
+
+def scale_to_half(values: NDArray[Any]) -> NDArray[np.float16]:
+    """Scales rounded to FP16 and raised to its smallest normal number."""
+    return np.maximum(to_half(values), np.float16(SMALLEST_NORMAL))
+
+
+def is_single(tensor: gs.Tensor, types: Types) -> bool:
+    """Whether a tensor is float32."""
+    if isinstance(tensor, gs.Constant):
+        return data_type_of(tensor) == TensorProto.FLOAT
+    return bool(tensor.name) and types.get(tensor.name) == np.dtype(np.float32)

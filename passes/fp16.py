@@ -1,0 +1,214 @@
+"""Everything that is not quantised, and the scales, to FP16: what TensorRT 11 wants, where a network is strongly typed.
+
+    weights, biases, norms    FP16, rounded to nearest; INT8 codes stay
+    scales                    FP16, at least 6.1e-5: the scale's type is the DequantizeLinear's output type
+    activations               FP16, but where FP16 overflows or is too coarse: `gpusq_onnx.graph.precision` is the list
+    inputs and outputs        as they were, a Cast at the border; FP16 themselves with io=float16
+
+LayerNormalization and Softmax stay FP16, since TensorRT and onnxruntime compute them in FP32 inside; a LayerNorm in
+parts stays in FP32 between two Casts. With calibration data, what comes near 65504 is found by running the float model,
+named, and kept in FP32 with all that makes or reads it.
+
+Source: TensorRT 11, strongly typed networks; ONNX operator schemas. Limits: the guard sees what the images show; bodies
+of If, Loop and Scan stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from pydantic import Field
+
+from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
+from gpusq_onnx.graph.half import LARGEST, SMALLEST_NORMAL, is_single, weight_range
+from gpusq_onnx.graph.halve import halve
+from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
+from gpusq_onnx.graph.precision import kept_single
+from gpusq_onnx.graph.sites import OPERATORS, module_path
+from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow
+from gpusq_onnx.pipeline.extremes import magnitudes
+from gpusq_onnx.pipeline.facts import HalfPrecision
+
+LOST = 0.01  # share of a weight's values that may become zero without a word
+_KEPT = "kept"  # role of the rows that name a node which stays in FP32
+
+
+class Fp16Options(PassOptions):
+    """Options of `fp16`."""
+
+    io: Literal["keep", "float16"] = Field("keep", description="types of float graph inputs and outputs")
+    overflow: Literal["float32", "refuse"] = Field("float32", description="what FP16 cannot hold: keep it, or fail")
+    headroom: float = Field(2.0, ge=1, le=1024, description="|x| from 65504/headroom on counts as near overflow")
+    images: int = Field(64, ge=0, description="samples that the range guard looks at; 0: weights only")
+    keep: list[str] = Field([], description="operators, node names or module paths (patterns) that stay in FP32")
+
+
+class Fp16(Pass[Fp16Options]):
+    """See the module's text."""
+
+    name = "fp16"
+    summary = "what is not quantised, and the scales, to FP16; what would overflow stays in FP32"
+    source = "TensorRT 11, strongly typed networks"
+    structural = True
+    Options = Fp16Options
+
+    def requires(self, model: Model, structure: Structure) -> None:
+        for node in model.graph.nodes:
+            found = structure.types.get(node.outputs[0].name) if node.op in OPERATORS else None
+            if found is not None and found.name in ("float16", "bfloat16"):
+                raise UnsupportedModelError(
+                    f"the model computes in {found.name} already",
+                    where=f"node {node.name!r} ({node.op})",
+                    expected="a float32 model",
+                    found=found.name,
+                    hint="TensorRT takes it as it is; or export the model in float32 and start again",
+                )
+
+    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+        kept = self._reasons(model, structure)
+        rows = [*_constant_rows(model, structure, kept), *_border_rows(model, structure, self.options.io)]
+        if all(row.skipped for row in rows):
+            raise NothingMatched(
+                "nothing can become FP16",
+                found="no float32 weight that an operator takes in FP16",
+                hint="gpusq-onnx inspect MODEL lists the types of the weights",
+            )
+        over = [row for row in rows if row.detail.get("overflow")]
+        if over and self.options.overflow == "refuse":
+            raise _refusal([f"{row.tensor} (up to {row.detail['largest']:.3g})" for row in over])
+        for node in model.graph.nodes:
+            if id(node) in kept and _data_outputs(node, structure):
+                shape = structure.shapes.get(node.outputs[0].name, ())
+                reason = f"FP32: {kept[id(node)]}"
+                rows.append(PlanRow(node.outputs[0].name, module_path(node), _KEPT, node.op, shape, SKIP, reason))
+        return rows
+
+    def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
+        flagged = self._guard(model, structure, context)
+        kept = self._reasons(model, structure, flagged)
+        lost = [row for row in plan if row.detail.get("lost", 0) > LOST]
+        if lost:
+            texts = (f"{row.tensor} ({row.detail['lost']:.0%})" for row in lost)
+            context.warnings.append(f"weights of which more than {LOST:.0%} become zero in FP16: {_first(texts)}")
+        done = halve(model, structure.types, set(kept), io=self.options.io == "float16")
+        context.findings |= {"casts": done.casts, "clamped_scales": done.clamped}
+        if done.clamped:
+            least = f"{SMALLEST_NORMAL:.3g}"
+            context.warnings.append(f"scales raised to {least}, the smallest that FP16 takes: {_first(done.clamped)}")
+
+    def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
+        return [HalfPrecision()]
+
+    def _reasons(self, model: Model, structure: Structure, flagged: Iterable[str] = ()) -> dict[int, str]:
+        wanted = dict.fromkeys(self.options.keep, False)
+        chosen = []
+        for node in model.graph.nodes:
+            for pattern in wanted:
+                if any(fnmatchcase(text, pattern) for text in (node.op, node.name, module_path(node))):
+                    wanted[pattern] = True
+                    chosen.append(node)
+        missed = [pattern for pattern, matched in wanted.items() if not matched]
+        if missed:
+            raise NothingMatched(
+                "a pattern of fp16.keep matches no node",
+                found=", ".join(missed),
+                expected="an operator, a node name or a module path",
+            )
+        return kept_single(model, structure.flow, structure.types, set(flagged), chosen)
+
+    def _guard(self, model: Model, structure: Structure, context: Context) -> list[str]:
+        """Tensors that come near FP16's largest number, by running the model as it is."""
+        if not self.options.images:
+            return []
+        if context.source is None:
+            context.warnings.append(
+                "FP16's range was checked on the weights only: with --data, activations that come near 65504 are found"
+            )
+            return []
+        names = [
+            name
+            for name, tensor in model.graph.tensors().items()
+            if tensor.inputs and is_single(tensor, structure.types) and structure.flow.is_data(tensor)
+        ]
+        largest, seen = magnitudes(model, names, context.source, self.options.images, context.progress)
+        limit = LARGEST / self.options.headroom
+        near = {name: value for name, value in largest.items() if value > limit}
+        top = dict(sorted(largest.items(), key=lambda item: -item[1])[:10])
+        context.findings |= {"guard_images": seen, "largest": top, "near_overflow": near}
+        texts = [f"{name} (up to {value:.3g})" for name, value in near.items()]
+        if near and self.options.overflow == "refuse":
+            raise _refusal(texts)
+        if near:
+            context.warnings.append(f"kept in FP32, since they come near 65504: {_first(texts)}")
+        return list(near)
+
+
+def _constant_rows(model: Model, structure: Structure, kept: dict[int, str]) -> Iterable[PlanRow]:
+    sites = {site.weight.name: site for site in structure.sites}
+    for constant in model.constants():
+        if not is_single(constant, structure.types):
+            continue
+        readers = list(constant.outputs)
+        single = [node for node in readers if id(node) in kept]
+        site = sites.get(constant.name)
+        role = site.role if site is not None else "scale" if _is_scale(constant) else "constant"
+        path = site.path if site is not None else module_path(readers[0]) if readers else ""
+        detail: dict[str, Any] = {}
+        found = weight_range(values_of(constant))
+        if len(single) == len(readers):
+            decision, reason = SKIP, f"FP32: {kept[id(single[0])] if single else 'read in a subgraph'}"
+            detail = {"overflow": found.overflows, "largest": found.largest} if found.overflows else {}
+        else:
+            decision, reason = "float16", "rounded to FP16"
+            if role == "scale":
+                reason = "the scale's type is its DequantizeLinear's output type; at least 6.1e-5"
+            elif found.overflows:
+                reason = "a limit or mask: saturates at 65504"
+            elif found.lost > LOST:
+                reason = f"rounded to FP16; {found.lost:.1%} of its values become zero"
+            detail = {"lost": found.lost} if found.lost > LOST else {}
+            if single:
+                decision, reason = "float16 and float32", f"{reason}; a copy stays for {single[0].op} in FP32"
+        shape = (site.out, site.k) if site is not None else tuple(constant.shape)
+        op = readers[0].op if readers else ""
+        yield PlanRow(constant.name, path, role, op, shape, decision, reason, detail)
+
+
+def _border_rows(model: Model, structure: Structure, io: str) -> Iterable[PlanRow]:
+    for role, tensors in (("input", model.graph.inputs), ("output", model.graph.outputs)):
+        for tensor in tensors:
+            if not is_single(tensor, structure.types):
+                continue
+            shape = structure.shapes.get(tensor.name, ())
+            if io == "float16":
+                yield PlanRow(tensor.name, "", role, "", shape, "float16", "io=float16: the caller feeds and gets FP16")
+            else:
+                reason = "keeps its type for the caller; a Cast where FP16 begins or ends"
+                yield PlanRow(tensor.name, "", role, "Cast", shape, "cast", reason)
+
+
+def _is_scale(constant: Tensor) -> bool:
+    return any(
+        node.op in ("QuantizeLinear", "DequantizeLinear") and node.inputs[1] is constant for node in constant.outputs
+    )
+
+
+def _data_outputs(node: Node, structure: Structure) -> bool:
+    return any(structure.flow.is_data(tensor) for tensor in node.outputs)
+
+
+def _first(texts: Iterable[str], count: int = 5) -> str:
+    found = list(texts)
+    return ", ".join(found[:count]) + (f" and {len(found) - count} more" if len(found) > count else "")
+
+
+def _refusal(texts: list[str]) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{len(texts)} tensors do not fit FP16",
+        expected=f"|x| well below {LARGEST:.0f}",
+        found=_first(texts),
+        hint="overflow=float32 keeps them, and what reads them, in FP32",
+    )
