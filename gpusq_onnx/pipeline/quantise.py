@@ -25,7 +25,7 @@ from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Context, PlanRow
 from gpusq_onnx.pipeline.calibrate import Calibration
 from gpusq_onnx.pipeline.facts import weight_scale
-from gpusq_onnx.pipeline.parallel import in_order
+from gpusq_onnx.pipeline.parallel import in_order, run_all
 from gpusq_onnx.pipeline.ranges import ContextError, MakeObserver, MeanError, Watch
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.equalise import Float32
@@ -66,11 +66,10 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
     with Calibration(model, [*watches, *softmaxes], context.source, context.progress) as calibration:
 
         def update(found: Arrays) -> None:
-            for name, watch in watches.items():
-                watch.update(found[name])
+            run_all(lambda name: watches[name].update(found[name]), watches)
 
         context.findings["images"] = calibration.run(update, "calibrating")
-        scales = {name: watch.scale() for name, watch in watches.items()}
+        scales = dict(zip(watches, in_order(Watch.scale, watches.values()), strict=True))
         shifts = _Shifts(structure, rows, watches, scales)
         calibration.run(shifts.update, "measuring rounding errors", ERROR_IMAGES)
         scales |= shifts.softmax_scales()
@@ -117,11 +116,8 @@ class _Shifts:
 
     def update(self, found: Arrays) -> None:
         """Take in a batch of tensors by name."""
-        for name, error in self._inputs.items():
-            error.update(found[name])
-        for _, softmax, values, context in self._contexts:
-            every = -(-found[softmax].shape[-2] // ERROR_QUERIES)
-            context.update(found[softmax][..., ::every, :], found[values])
+        run_all(lambda name: self._inputs[name].update(found[name]), self._inputs)
+        run_all(partial(_update_context, found), self._contexts)
 
     def of_input(self, row: PlanRow) -> MeanError | None:
         """The mean error of a Linear's input, where one was measured."""
@@ -134,6 +130,12 @@ class _Shifts:
             if proj is site and error.mean.shape == (site.k,):
                 return (-site.read().astype(np.float64) @ error.mean).astype(np.float32)
         return None
+
+
+def _update_context(found: Arrays, watched: tuple[Site | None, str, str, ContextError]) -> None:
+    _, softmax, values, error = watched
+    every = -(-found[softmax].shape[-2] // ERROR_QUERIES)
+    error.update(found[softmax][..., ::every, :], found[values])
 
 
 def _edit(
