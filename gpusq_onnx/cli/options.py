@@ -151,7 +151,7 @@ class DataArgs:
 
     data: Annotated[
         Path | None,
-        _data("--data", metavar="PATH", help="A folder of images, .npy, .npz, or a load_data script FILE.py[:FUNC]."),
+        _data("--data", metavar="PATH", help="A folder of images, .parquet, .npy, .npz, or a load_data script FILE.py[:FUNC]."),
     ] = None
     samples: Annotated[
         int | None, _data("--samples", metavar="N", help="Use N of them, spread evenly over the classes.")

@@ -1,7 +1,8 @@
 """Tensors from .npy (models with one input) and .npz (one array per input name, and optionally `labels`).
 
 Rows are read one by one from the file or from the zip member, compressed or not: memory is one batch, where `np.load`
-would hold whole arrays. Arrays go in as they are: names, dtypes and shapes must be the model's, axis 0 the samples.
+would hold whole arrays. Reading by index maps the file; an .npz is first unpacked into a scratch file, which vanishes
+with the source. Arrays go in as they are: names, dtypes and shapes must be the model's, axis 0 the samples.
 
 `samples = k` of N rows takes one row, chosen by the seed, from each of k equal stretches: spread even over a file that
 is sorted by class, and read in one pass forwards.
@@ -12,19 +13,33 @@ Format: numpy.lib.format, versions 1.0 and 2.0. Limits: C order, no pickled obje
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import Batch, InputSpec, Source, check_finite, fill_up, ready_made, too_few
+from gpusq_onnx.data.source import (
+    Batch,
+    Box,
+    InputSpec,
+    Source,
+    check_finite,
+    fill_up,
+    ready_made,
+    require_whole,
+    too_few,
+)
 from gpusq_onnx.errors import UnsupportedDataError
 
 LABELS = "labels"
@@ -65,6 +80,18 @@ class _Column:
             raise _unreadable(self.file, error) from error
         return out
 
+    def mapped(self, folder: Path) -> NDArray[Any]:
+        """All rows as a read-only memory map; the member of an .npz is unpacked into `folder`."""
+        file, start = self.file, self.start
+        if self.member is not None:
+            file, start = folder / f"{len(list(folder.iterdir()))}.raw", 0
+            with self.opened() as stream, file.open("wb") as unpacked:
+                stream.seek(self.start)
+                shutil.copyfileobj(stream, unpacked)
+        if file.stat().st_size < start + self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64)):
+            raise EOFError("the file ends before its last row")
+        return np.memmap(file, self.dtype, "r", start, self.shape)
+
 
 class ArrayFile(Source):
     """The rows of an .npy or .npz. Raises UnsupportedDataError on opening when names, dtypes or shapes do not fit."""
@@ -96,6 +123,7 @@ class ArrayFile(Source):
         self._available = next(iter(counts.values()))
         self._rows = _stretches(self._available, options.samples, options.seed)
         self._notes = ready_made(options, "arrays") + too_few(options.samples, self._available)
+        self._turn = Lock()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -115,7 +143,27 @@ class ArrayFile(Source):
                 labels = read.pop(LABELS).astype(np.int64) if self.labelled else None
                 for name, array in read.items():
                     check_finite(name, array, f"{self._path}, rows {rows[0]} to {rows[-1]}")
-                yield Batch({name: fill_up(array, static) for name, array in read.items()}, labels, len(rows))
+                filled = {name: fill_up(array, static) for name, array in read.items()}
+                yield Batch(filled, labels, len(rows), np.arange(start, start + len(rows)))
+
+    def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
+        require_whole("arrays", boxes)
+        with self._turn:
+            mapped = self._mapped
+        rows = np.array([self._rows[index] for index in indices], dtype=np.int64)
+        read = {name: column[rows] for name, column in mapped.items()}
+        labels = read.pop(LABELS).astype(np.int64) if self.labelled else None
+        for name, array in read.items():
+            check_finite(name, array, f"{self._path}, rows {', '.join(map(str, rows[:8]))}, …")
+        return Batch(read, labels, len(rows), np.array(indices, dtype=np.int64))
+
+    @cached_property
+    def _mapped(self) -> dict[str, NDArray[Any]]:
+        self._folder = tempfile.TemporaryDirectory(prefix="gpusq-onnx-")
+        try:
+            return {name: column.mapped(Path(self._folder.name)) for name, column in self._columns.items()}
+        except BROKEN as error:
+            raise _unreadable(self._path, error) from error
 
     def digest(self) -> str:
         whole = hashlib.sha256()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec
+from gpusq_onnx.data.source import Box, InputSpec
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 
 CROP_RATIO = 0.875  # torchvision's and timm's default: resize 256 for crop 224
@@ -60,9 +60,17 @@ class Preprocess:
             return (self.channels, self.height, self.width)
         return (self.height, self.width, self.channels)
 
-    def write(self, image: Image.Image, out: NDArray[Any]) -> Geometry:
-        """Prepare `image` (any mode and size) into `out`, dtype[*shape]; says what the geometry step did."""
-        fitted, geometry = self._fit(as_mode(image, "RGB" if self.channels == 3 else "L"))
+    def write(self, image: Image.Image, out: NDArray[Any], box: Box | None = None) -> Geometry:
+        """Prepare `image` (any mode and size) into `out`, dtype[*shape]; says what the geometry step did.
+
+        With a box, that part of the image is resized to the input, and the options' geometry does not apply.
+        """
+        image = as_mode(image, "RGB" if self.channels == 3 else "L")
+        if box is None:
+            fitted, geometry = self._fit(image)
+        else:
+            part = box.pixels(image.size, (self.width, self.height))
+            fitted, geometry = image.resize((self.width, self.height), FILTERS[self.interpolation], box=part), "resized"
         pixels = np.asarray(fitted).reshape(self.height, self.width, self.channels)
         if self.order == "BGR":
             pixels = pixels[..., ::-1]

@@ -4,7 +4,8 @@ The function returns or yields feed dicts {input name: array}, and is called afr
 As in Polygraphy, one feed is one run of the model, whatever batch size the caller prefers; arrays go in as they are.
 `samples` counts rows of axis 0 and is rounded up to whole feeds.
 
-Limits: no labels. A script that draws unseeded random numbers gives another digest, and another model, each time.
+Limits: no labels, and no reading by index. A script that draws unseeded random numbers gives another digest, and
+another model, each time.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class ScriptSource(Source):
     """
 
     kind = "script"
+    random_access = False
 
     def __init__(self, path: Path, function: str, options: DataOptions, inputs: Sequence[InputSpec]) -> None:
         self._path = path

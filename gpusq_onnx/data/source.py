@@ -3,8 +3,11 @@
 A source streams: memory is a few batches, whatever the number of samples. The same options
 and seed give the same samples in the same order on every machine, and a source can be gone through many times.
 
-Limits: axis 0 of every model input is the batch. A static batch B is kept: batches then hold B rows, the last one
-filled up by repeating its last sample (`Batch.size` says how many rows count).
+Two ways in: `batches` goes through all samples in order, for calibration and testing; `read` takes samples by index,
+cut to a random box if wanted, for training (`prefetch.stream` does it ahead, in background threads).
+
+Limits: axis 0 of every model input is the batch. A static batch B is kept by `batches`: they then hold B rows, the last
+one filled up by repeating its last sample (`Batch.size` says how many rows count). `read` gives what was asked for.
 """
 
 from __future__ import annotations
@@ -55,11 +58,40 @@ class Batch:
         feed: arrays by input name, axis 0 the batch.
         labels: int64[size] class indices, or None.
         size: rows that count; rows beyond it (static batch, last batch) repeat the last sample: drop them from outputs.
+        indices: int64[size], which samples of the source the rows are (corrupt ones are left out); None from a script.
     """
 
     feed: dict[str, NDArray[Any]]
     labels: NDArray[np.int64] | None
     size: int
+    indices: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of an image that becomes the model's input, told without knowing the image's size (RandomResizedCrop).
+
+    Args:
+        area: its share of the image's area, in (0, 1].
+        aspect: its width / height in pixels, relative to the model input's; 1 distorts nothing.
+        x, y: where it lies, 0 at the left or top edge, 1 at the right or bottom edge.
+    """
+
+    area: float = 1.0
+    aspect: float = 1.0
+    x: float = 0.5
+    y: float = 0.5
+
+    def pixels(self, size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) in an image of `size` (width, height) for an input of `target` (width, height).
+
+        A side that would be longer than the image's is cut to it; the other keeps its length.
+        """
+        (width, height), aspect = size, self.aspect * target[0] / target[1]
+        w = min(width, max(1.0, (self.area * width * height * aspect) ** 0.5))
+        h = min(height, max(1.0, (self.area * width * height / aspect) ** 0.5))
+        left, top = self.x * (width - w), self.y * (height - h)
+        return left, top, left + w, top + h
 
 
 class Source(ABC):
@@ -67,6 +99,8 @@ class Source(ABC):
 
     kind: ClassVar[str]
     labelled: bool = False
+    random_access: ClassVar[bool] = True
+    croppable: ClassVar[bool] = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -77,6 +111,23 @@ class Source(ABC):
 
         Raises UnsupportedDataError on what only shows when the data is read.
         """
+
+    def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
+        """The samples `indices` (0 to len - 1, any order, repeats allowed), as they come out of `batches`.
+
+        A row a sample, also where the model's batch is static; corrupt images are left out (`Batch.indices`), so a
+        batch may hold fewer rows, or none. May be called from several threads at once.
+
+        Args:
+            boxes: as many as indices, where `croppable`: the image's part that is resized to the input.
+
+        Raises:
+            UsageError: not `random_access`, or boxes and not `croppable`.
+            UnsupportedDataError: as `batches`.
+        """
+        raise UsageError(
+            f"{self.kind} data cannot be read by index", hint="go through it in order, or save it as an .npz first"
+        )
 
     @abstractmethod
     def digest(self) -> str:
@@ -117,6 +168,10 @@ def open_source(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
     path = options.path if not function else options.path.with_name(options.path.name.rpartition(":")[0])
     if not path.exists():
         raise UsageError(f"data not found: {options.path}", where="--data", hint="check the path")
+    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+        from gpusq_onnx.data.parquet import ParquetImages
+
+        return ParquetImages(path, options, only_image_input(inputs, f"the Parquet data {options.path}"))
     if path.is_dir():
         from gpusq_onnx.data.folder import ImageFolder
 
@@ -132,7 +187,7 @@ def open_source(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
     raise UsageError(
         f"cannot tell what kind of data {options.path} is",
         where="--data",
-        expected="a folder of images, .npy, .npz, or a Polygraphy script (FILE.py or FILE.py:function)",
+        expected="a folder of images, .parquet, .npy, .npz, or a Polygraphy script (FILE.py or FILE.py:function)",
     )
 
 
@@ -162,6 +217,12 @@ def check_finite(name: str, rows: NDArray[Any], where: str) -> None:
     raise UnsupportedDataError(
         f"input {name!r} holds NaN or infinity", where=where, expected="finite values", hint="remove those samples"
     )
+
+
+def require_whole(kind: str, boxes: Sequence[Box] | None) -> None:
+    """Raise UsageError when boxes are asked of tensors that go in as they are."""
+    if boxes is not None:
+        raise UsageError(f"{kind} go in as they are and cannot be cropped", hint="augment images, or none")
 
 
 def ready_made(options: DataOptions, what: str) -> list[str]:

@@ -12,7 +12,7 @@ Limits: no objects and no edges, so what deep layers respond to is missing: use 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from PIL import Image
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.preprocess import for_input
-from gpusq_onnx.data.source import Batch, InputSpec, Source, fill_up
+from gpusq_onnx.data.source import Batch, Box, InputSpec, Source, fill_up
 
 DEFAULT_SAMPLES = 64
 
@@ -30,6 +30,7 @@ class SyntheticImages(Source):
     """`options.samples` images (64 by default) for one image input. Raises as `preprocess.for_input` does."""
 
     kind = "synthetic"
+    croppable = True
 
     def __init__(self, options: DataOptions, spec: InputSpec) -> None:
         self._preprocess = for_input(options, spec)
@@ -47,12 +48,16 @@ class SyntheticImages(Source):
         spec = self._preprocess.spec
         size = spec.static_batch or batch
         for start in range(0, len(self), size):
-            indices = range(start, min(start + size, len(self)))
-            rows = np.empty((len(indices), *self._preprocess.shape), dtype=spec.dtype)
-            for slot, index in enumerate(indices):
-                pixels = noise_image(self._seed, index, self._preprocess.height, self._preprocess.width)
-                self._preprocess.write(Image.fromarray(pixels), rows[slot])
-            yield Batch({spec.name: fill_up(rows, spec.static_batch)}, None, len(indices))
+            made = self.read(range(start, min(start + size, len(self))))
+            yield Batch({spec.name: fill_up(made.feed[spec.name], spec.static_batch)}, None, made.size, made.indices)
+
+    def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
+        spec = self._preprocess.spec
+        rows = np.empty((len(indices), *self._preprocess.shape), dtype=spec.dtype)
+        for slot, index in enumerate(indices):
+            pixels = noise_image(self._seed, index, self._preprocess.height, self._preprocess.width)
+            self._preprocess.write(Image.fromarray(pixels), rows[slot], boxes[slot] if boxes is not None else None)
+        return Batch({spec.name: rows}, None, len(indices), np.array(indices, dtype=np.int64))
 
     def digest(self) -> str:
         """Of what determines the images: making them all to hash them would cost as much as using them."""

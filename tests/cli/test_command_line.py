@@ -76,8 +76,6 @@ def test_help_is_quick() -> None:
         (["apply", "--passes=prune24method=magnitude", "--passes=prune24damping=0.1", "no.onnx"], "quote the text"),
         (["apply", "no.onnx", "--passes", "prune24", "--recipe", "r.toml"], "both"),
         (["apply", "no.onnx", "--passes", "prune24", "--set", "qdq-int8.profile=x"], "not in the pipeline"),
-        (["apply", "no.onnx", "--passes", "prune24", "--finetune", "10"], "not part of this version yet"),
-        (["plan", "no.onnx", "--passes", "prune24", "--finetune-steps", "10"], "not part of this version yet"),
         (["apply", "no.onnx", "--recipe", "r.toml"], "'r.toml' does not exist"),
         (["check", "a.onnx", "b.onnx", "--min-cosine", "95"], "min-cosine"),
         (["check", "a.onnx", "b.onnx", "--build"], "--parser"),

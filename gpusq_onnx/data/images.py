@@ -1,0 +1,139 @@
+"""Encoded images as samples, wherever their bytes lie: decode, prepare, skip what is corrupt.
+
+Corrupt images are named, skipped and counted; more than 1 % of the chosen ones is an error. Going through all of them,
+the next batch is decoded in one background thread; memory is three batches: the one in use, the next, the one after.
+
+How an image becomes a tensor is the part of `preprocess`; where it comes from, of `folder` and `parquet`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.prefetch import ahead
+from gpusq_onnx.data.preprocess import Geometry, for_input
+from gpusq_onnx.data.source import Batch, Box, InputSpec, Source, fill_up, too_few
+from gpusq_onnx.errors import UnsupportedDataError
+
+MAX_CORRUPT = 0.01
+
+
+class Images(Source):
+    """Base of the sources of encoded images; one image input.
+
+    Args:
+        where: for errors: the folder or file.
+        labels: int64[n] class indices of the chosen images, or None.
+        available: how many images there are to choose from.
+    """
+
+    kind = "images"
+    croppable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        where: Path,
+        options: DataOptions,
+        spec: InputSpec,
+        count: int,
+        labels: NDArray[np.int64] | None,
+        available: int,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self._root = where
+        self._preprocess = for_input(options, spec)
+        self._count, self._labels = count, labels
+        self.labelled = labels is not None
+        self._corrupt: dict[int, str] = {}
+        self._geometry: dict[int, Geometry] = {}
+        self._opening_notes = [*too_few(options.samples, available), *notes]
+        if spec.dtype.name == "uint8":
+            raw = f"input {spec.name!r} takes uint8: pixels go in as 0..255, mean and std are not applied"
+            self._opening_notes.append(raw)
+
+    @abstractmethod
+    def _name(self, index: int) -> str:
+        """What the image is called: for errors and notes."""
+
+    @abstractmethod
+    def _file(self, index: int, in_order: bool) -> Path | BytesIO:
+        """Where the encoded bytes are; `in_order` while going through all images from the first to the last."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, batch: int) -> Iterator[Batch]:
+        static = self._preprocess.spec.static_batch
+        size = static or batch
+        chunks = [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+        for loaded in ahead(lambda chunk: self._load(chunk, None, in_order=True), chunks):
+            if loaded.size:
+                name, rows = self._preprocess.spec.name, loaded.feed[self._preprocess.spec.name]
+                yield Batch({name: fill_up(rows, static)}, loaded.labels, loaded.size, loaded.indices)
+
+    def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
+        return self._load(indices, boxes, in_order=False)
+
+    @property
+    def skipped(self) -> list[str]:
+        return [f"{self._name(index)}: {reason}" for index, reason in sorted(self._corrupt.items())]
+
+    @property
+    def notes(self) -> list[str]:
+        notes = list(self._opening_notes)
+        if self._corrupt:
+            count = f"{len(self._corrupt)} of {len(self)} images cannot be read and are left out"
+            notes.append(f"{count}: {'; '.join(self.skipped)}")
+        done = Counter(self._geometry.values())
+        crop = f"{self._preprocess.height}x{self._preprocess.width}"
+        if done["cropped only"]:
+            notes.append(f"{done['cropped only']} images no larger than the resize were cropped only")
+        if done["enlarged"]:
+            notes.append(f"{done['enlarged']} images smaller than the crop {crop} were enlarged to it")
+        return notes
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "preprocess": self._preprocess.describe()}
+
+    def _load(self, chunk: Sequence[int], boxes: Sequence[Box] | None, *, in_order: bool) -> Batch:
+        """The readable images of `chunk`, a row each."""
+        rows = np.empty((len(chunk), *self._preprocess.shape), dtype=self._preprocess.spec.dtype)
+        kept: list[int] = []
+        for place, index in enumerate(chunk):
+            image = self._decode(index, in_order)
+            if image is not None:
+                box = boxes[place] if boxes is not None else None
+                geometry = self._preprocess.write(image, rows[len(kept)], box)
+                if box is None:
+                    self._geometry[index] = geometry
+                kept.append(index)
+        indices = np.array(kept, dtype=np.int64)
+        labels = None if self._labels is None else self._labels[indices]
+        return Batch({self._preprocess.spec.name: rows[: len(kept)]}, labels, len(kept), indices)
+
+    def _decode(self, index: int, in_order: bool) -> Image.Image | None:
+        try:
+            with Image.open(self._file(index, in_order)) as image:
+                image.load()  # reads to the end: leaving `with` closes the file, the pixels stay
+                return image
+        except Exception as error:  # Pillow's decoders raise whatever the bytes make them raise
+            self._corrupt[index] = str(error) or type(error).__name__
+        if len(self._corrupt) > MAX_CORRUPT * len(self):
+            raise UnsupportedDataError(
+                f"{len(self._corrupt)} of {len(self)} images cannot be read",
+                where=str(self._root),
+                expected=f"at most {MAX_CORRUPT:.0%}",
+                found="; ".join(self.skipped[:5]),
+                hint="remove or replace these files",
+            )
+        return None
