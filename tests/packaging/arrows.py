@@ -32,7 +32,8 @@ HOMES = {
     "polygraphy": {"runtime"},
     "tensorrt": {"runtime"},
     "PIL": {"data"},
-    "torch": {"torchgraph", "learn"},
+    "torch": {"torchgraph", "learn", "runtime"},  # runtime.kernels, imported late: sparse torch kernels know no graph
+    "triton": {"runtime"},
 }
 NUMPY_ONLY = {"errors", "sparsity", "quant", "tasks"}
 NEVER = {"passes", "tools", "tests"}  # names of the repository that do not exist once installed
