@@ -76,6 +76,8 @@ def test_help_is_quick() -> None:
         (["apply", "--passes=prune24method=magnitude", "--passes=prune24damping=0.1", "no.onnx"], "quote the text"),
         (["apply", "no.onnx", "--passes", "prune24", "--recipe", "r.toml"], "both"),
         (["apply", "no.onnx", "--passes", "prune24", "--set", "qdq-int8.profile=x"], "not in the pipeline"),
+        (["apply", "no.onnx", "--passes", "fold", "--finetune", "10"], "nothing to fine-tune"),
+        (["plan", "no.onnx", "--passes", "prune24", "--finetune", "2", "--finetune-steps", "9"], "how long to train"),
         (["apply", "no.onnx", "--recipe", "r.toml"], "'r.toml' does not exist"),
         (["check", "a.onnx", "b.onnx", "--min-cosine", "95"], "min-cosine"),
         (["check", "a.onnx", "b.onnx", "--build"], "--parser"),

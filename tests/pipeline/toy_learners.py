@@ -1,0 +1,71 @@
+"""Learning passes that learn nothing: they nudge the weights, and write down which teacher they were given."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import Field
+
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.pipeline import table
+from gpusq_onnx.pipeline.base import Context, Given, Pass, PassOptions, PlanRow
+
+
+class ToyOptions(PassOptions):
+    """As the real ones have them, and a way to fail."""
+
+    epochs: int | None = Field(None, ge=1, description="passes over the data")
+    steps: int | None = Field(None, ge=1, description="steps")
+    teacher: Path | None = Field(None, description="the model to learn from")
+    fail: bool = Field(False, description="break down at the end")
+
+
+class Learner(Pass[ToyOptions]):
+    """Multiplies each float weight by 1.25, which keeps zeros and moves scales by nothing that matters here."""
+
+    summary, source, kind = "nudges", "a test", "finetune"
+    Options = ToyOptions
+
+    @property
+    def needs_data(self) -> bool:
+        return True
+
+    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+        if self.options.teacher is None and self.teacher not in given.before:
+            raise UsageError("no teacher")
+        return [PlanRow(s.name, s.path, s.role, s.op, (s.out, s.k), "train", "a test") for s in structure.sites]
+
+    def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
+        assert self.teacher is not None
+        own = self.options.teacher
+        teacher = io.load(own) if own is not None else context.before[self.teacher]
+        seen = analyse(teacher).sites
+        context.findings["teacher_zeros"] = float(np.mean([np.mean(site.read() == 0) for site in seen]))
+        context.findings["teacher_sum"] = float(sum(np.abs(site.read()).sum(dtype=np.float64) for site in seen))
+        for site in structure.sites:
+            site.write((site.read() * np.float32(1.25)).astype(np.float32))
+        if self.options.fail:
+            raise ArithmeticError("the loss is NaN")
+
+
+class Distill(Learner):
+    """Behind pruning."""
+
+    name, teacher = "distill", "prune"
+
+
+class Qat(Learner):
+    """Behind quantising."""
+
+    name, teacher = "qat", "quantise"
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put them into the table under the real names."""
+    toys: dict[str, Any] = {p.name: f"{__name__}:{p.__name__}" for p in (Distill, Qat)}
+    monkeypatch.setattr(table, "BUILTIN", {**table.BUILTIN, **toys})
