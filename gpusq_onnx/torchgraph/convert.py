@@ -1,0 +1,182 @@
+"""From an ONNX graph to a trainable torch module.
+
+Only what the requested tensors need is converted, in graph order: each node through its row of the table (the newest
+that is not newer than the model's opset), initializers with a role as parameters, everything else known as constants,
+which fold. Initializers shared through Identity, and tied weights, are one parameter.
+
+16-bit floats are computed in float32 (or under autocast) and rounded on the way back: a parameter in float16 cannot
+take small steps.
+
+Source: TORCHGRAPH. Limits: the operators of the table; no subgraphs, no local functions; the batch is the leading axis
+of the inputs and the only dynamic one. `prefix.trainable_prefix` says how far a detector goes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from torch import fx
+
+from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.graph.model import Model, Node, Tensor, TensorSpec, values_of
+from gpusq_onnx.torchgraph import elementwise, layout, neural, quantiser, reductions
+from gpusq_onnx.torchgraph.builder import BATCHES, Affine, Builder, Size, Value
+from gpusq_onnx.torchgraph.call import Call, Unsupported, newest, table, tensor_of, torch_type
+from gpusq_onnx.torchgraph.network import Network
+from gpusq_onnx.torchgraph.roles import TRAINED, roles_of
+
+TABLE = table(elementwise.ROWS, layout.ROWS, neural.ROWS, reductions.ROWS, quantiser.ROWS)
+_REMEDY = "ask for tensors in front of it (trainable_prefix names them); what lies behind stays as it is in the graph"
+
+
+def convert(
+    model: Model, *, taps: Sequence[str] = (), outputs: Sequence[str] | None = None, train: Collection[str] = TRAINED
+) -> Network:
+    """`model` as a torch module.
+
+    Args:
+        model: is not changed, and shares no memory with the module.
+        taps: names of more tensors to return.
+        outputs: names of the tensors to return; by default the graph's outputs.
+        train: roles of the initializers that become parameters (see `roles`); all others are constants.
+
+    Raises:
+        UsageError: a name that the graph does not have, or nothing asked for.
+        UnsupportedModelError: an operator, or a way to use it, that cannot be converted; names the node and a remedy.
+    """
+    asked = [*(outputs if outputs is not None else [spec.name for spec in model.outputs()]), *taps]
+    return _Conversion(model, list(dict.fromkeys(asked)), roles_of(model, train)).network()
+
+
+def ancestors(model: Model, names: Iterable[str]) -> list[Node]:
+    """The nodes that the named tensors depend on, in graph order."""
+    tensors = model.graph.tensors()
+    queue, seen = [tensors[name] for name in names], set[int]()
+    while queue:
+        for node in queue.pop().inputs:
+            if id(node) not in seen:
+                seen.add(id(node))
+                queue.extend(node.inputs)
+    return [node for node in model.graph.nodes if id(node) in seen]
+
+
+class _Conversion:
+    """One graph on its way."""
+
+    def __init__(self, model: Model, wanted: list[str], roles: dict[str, str]) -> None:
+        _check_names(model, wanted)
+        self.model, self.wanted, self.roles = model, wanted, roles
+        self.fixed = _fixed_batch(model)
+        self.builder = Builder(BATCHES if self.fixed is None else (self.fixed,))
+        self.values: dict[str, Value] = {}
+        self.parameters: dict[str, str] = {}  # parameter -> initializer
+
+    def network(self) -> Network:
+        """Convert, and wrap up."""
+        nodes = ancestors(self.model, self.wanted)
+        read = {tensor.name for node in nodes for tensor in node.inputs} | set(self.wanted)
+        specs = [spec for spec in self.model.inputs() if spec.name in read]
+        for spec in specs:
+            self.values[spec.name] = self._input(spec)
+        for node in nodes:
+            self._convert(node)
+        results = [self._value(tensor) for tensor in map(self.model.graph.tensors().__getitem__, self.wanted)]
+        graph = self.builder.graph
+        graph.output(tuple(self.builder.node(result) for result in results))
+        graph.eliminate_dead_code()
+        root = torch.nn.Module()
+        for name, parameter in self.builder.parameters.items():
+            root.register_parameter(name, parameter)
+        for name, buffer in self.builder.buffers.items():
+            root.register_buffer(name, buffer)
+        for name, module in self.builder.modules.items():
+            root.add_module(name, module)
+        body = fx.GraphModule(root, graph)
+        kept = {name: initializer for name, initializer in self.parameters.items() if hasattr(body, name)}
+        joined = [result.ndim > 0 and result.worlds[0].shape[0] == self.fixed for result in results]
+        roles = {name: self.roles[initializer] for name, initializer in kept.items()}
+        return Network(body, [spec.name for spec in specs], self.wanted, roles, kept, self.fixed, joined)
+
+    def _input(self, spec: TensorSpec) -> Value:
+        sizes: list[Size] = []
+        for axis, size in enumerate(spec.shape):
+            if not isinstance(size, int) and axis:
+                raise UnsupportedModelError(
+                    f"input {spec.name!r} has a dynamic axis besides the batch",
+                    found=str(list(spec.shape)),
+                    expected="a dynamic first axis, fixed sizes behind it",
+                    hint=f"polygraphy surgeon sanitize --override-input-shapes {spec.name}:[...] fixes it",
+                )
+            sizes.append(size if isinstance(size, int) else Affine(1, 0))
+        return self.builder.input(_identifier(spec.name, ()), sizes, torch_type(spec.dtype))
+
+    def _value(self, tensor: Tensor) -> Value:
+        """A tensor's value; initializers are read when first needed."""
+        if tensor.name not in self.values:
+            try:
+                values = tensor_of(values_of(tensor))
+            except Unsupported as reason:
+                raise UnsupportedModelError(f"initializer {tensor.name!r} cannot be used", found=str(reason)) from None
+            if tensor.name in self.roles:
+                name = _identifier(str(tensor.name), self.parameters)
+                self.parameters[name] = str(tensor.name)
+                self.values[tensor.name] = self.builder.parameter(name, values)
+            else:
+                self.values[tensor.name] = self.builder.constant(values)
+        return self.values[tensor.name]
+
+    def _convert(self, node: Node) -> None:
+        row = newest(TABLE.get(node.op, ()), self.model.opset) if node.domain in (None, "", "ai.onnx") else None
+        where = f"node {node.name!r} ({node.op}, opset {self.model.opset})"
+        if row is None:
+            domain = f"{node.domain}." if node.domain else ""
+            raise UnsupportedModelError(
+                f"operator {domain}{node.op} cannot be trained through", where=where, hint=_REMEDY
+            )
+        try:
+            made = row.emit(Call(node, self.builder, [None if t.is_empty() else self._value(t) for t in node.inputs]))
+        except Unsupported as reason:
+            raise UnsupportedModelError(
+                f"operator {node.op} cannot be trained through as it is used here",
+                where=where,
+                found=str(reason),
+                hint=reason.hint or _REMEDY,
+            ) from None
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+            raise UnsupportedModelError(
+                f"operator {node.op} does not fit its inputs",
+                where=where,
+                found=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+                hint=f"does onnxruntime run the model? If it does, {_REMEDY}",
+            ) from error
+        for tensor, value in zip(node.outputs, [made] if isinstance(made, Value) else made, strict=False):
+            self.values[tensor.name] = value
+
+
+def _check_names(model: Model, wanted: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in model.graph.tensors()]
+    if missing or not wanted:
+        raise UsageError(
+            "the graph has no tensor of this name" if missing else "no output or tap is asked for",
+            found=", ".join(missing[:5]),
+            expected=f"outputs {', '.join(spec.name for spec in model.outputs())}, or any tensor's name",
+        )
+
+
+def _fixed_batch(model: Model) -> int | None:
+    """The leading size of the inputs, None where one of them is dynamic there."""
+    leading = [spec.shape[0] for spec in model.inputs() if spec.shape]
+    return next((n for n in leading if isinstance(n, int)), 1) if all(isinstance(n, int) for n in leading) else None
+
+
+def _identifier(name: str, taken: Collection[str]) -> str:
+    """`name` as a Python identifier that is not taken."""
+    stem = re.sub(r"\W+", "_", name).strip("_") or "tensor"
+    stem = f"t_{stem}" if stem[0].isdigit() or stem in ("self", "constant") else stem
+    candidate, count = stem, 1
+    while candidate in taken:
+        count += 1
+        candidate = f"{stem}_{count}"
+    return candidate

@@ -1,0 +1,63 @@
+"""The trainable module that a converted graph is: any batch in, tensors by their ONNX names out.
+
+A graph whose batch is fixed runs under `torch.vmap`, group of images by group: gradients are those of a loop. Its
+outputs are joined along their first axis where that axis is the fixed batch, and stacked along a new one elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from gpusq_onnx.torchgraph.quantiser import Quantiser
+
+
+class Network(nn.Module):
+    """An ONNX graph as a module; plain functions in a torch.fx graph, `body`.
+
+    Attributes:
+        inputs: the graph inputs it needs, in the order of forward's arguments.
+        outputs: the requested outputs, then the taps: ONNX tensor names.
+        roles: the role of each parameter, by the name that `named_parameters` gives it.
+        initializers: the ONNX initializer of each parameter.
+        quantisers: the Q/DQ pairs, in graph order.
+        fixed: the batch size that the graph was exported with, None where it is free.
+    """
+
+    def __init__(
+        self,
+        body: fx.GraphModule,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        roles: dict[str, str],
+        initializers: dict[str, str],
+        fixed: int | None,
+        joined: Sequence[bool],
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.roles = {f"body.{name}": role for name, role in roles.items()}
+        self.initializers = {f"body.{name}": initializer for name, initializer in initializers.items()}
+        self.fixed, self._joined = fixed, tuple(joined)
+
+    @property
+    def quantisers(self) -> list[Quantiser]:
+        """The Q/DQ pairs in graph order; switch all of them off for the float twin."""
+        return [module for module in self.body.modules() if isinstance(module, Quantiser)]
+
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Outputs and taps by ONNX tensor name; the inputs share their first axis, the batch.
+
+        Where the batch is fixed at k, it must be a multiple of k.
+        """
+        if self.fixed is None:
+            return dict(zip(self.outputs, self.body(*inputs), strict=True))
+        groups = [x.reshape(-1, self.fixed, *x.shape[1:]) for x in inputs]
+        found = torch.vmap(self.body)(*groups)
+        return {
+            name: value.flatten(0, 1) if joined else value
+            for name, value, joined in zip(self.outputs, found, self._joined, strict=True)
+        }

@@ -1,0 +1,236 @@
+"""Rows of the table: products, convolutions, pooling, normalisation, softmax, attention.
+
+Source: the ONNX operator documentation, opsets 13 to 25. Limits: no auto_pad but NOTSET and VALID on dynamic maps; no
+transposed convolution with an output shape; Attention without past keys and without its score output.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from gpusq_onnx.torchgraph import functions
+from gpusq_onnx.torchgraph.builder import Value
+from gpusq_onnx.torchgraph.call import Call, Emitted, Row, Unsupported, binary
+
+
+def _gemm(c: Call) -> Value:
+    a, b, alpha, beta = c.x(0), c.x(1), float(c.attr("alpha", 1.0)), float(c.attr("beta", 1.0))
+    bias = c.optional(2)
+    a = c(torch.t, a) if c.attr("transA", 0) else a
+    if alpha == beta == 1 and (bias is None or bias.ndim == 1):
+        weight = b if c.attr("transB", 0) else c(torch.t, b)
+        linear: Value = c(functional.linear, a, weight, bias)
+        return linear
+    product = c(torch.matmul, a, c(torch.t, b) if c.attr("transB", 0) else b)
+    product = product if alpha == 1 else c(operator.mul, product, alpha)
+    if bias is None:
+        return product  # type: ignore[no-any-return]
+    total: Value = c(operator.add, product, bias if beta == 1 else c(operator.mul, bias, beta))
+    return total
+
+
+def _einsum(c: Call) -> Value:
+    equation = c.attr("equation")
+    text = equation.decode() if isinstance(equation, bytes) else equation
+    result: Value = c(torch.einsum, text, *[value for value in c.inputs if value is not None])
+    return result
+
+
+_Padded = tuple[Value, tuple[int, ...]]
+
+
+def _padded(c: Call, kernel: Sequence[int], fill: float, symmetric_only: bool = False) -> _Padded:
+    """The input, padded where its two sides differ, and the padding that is left for the operator itself."""
+    x, rank = c.x(0), len(kernel)
+    begin, end = _pads(c, kernel)
+    if begin == end and not (symmetric_only and any(2 * p > k for p, k in zip(begin, kernel, strict=True))):
+        return x, begin
+    flat = [n for pair in zip(reversed(begin), reversed(end), strict=True) for n in pair]
+    padded: Value = c(functional.pad, x, flat, "constant", fill)
+    return padded, (0,) * rank
+
+
+def _pads(c: Call, kernel: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    rank = len(kernel)
+    auto = c.attr("auto_pad", "NOTSET")
+    auto = auto.decode() if isinstance(auto, bytes) else auto
+    if auto in ("NOTSET", "VALID"):
+        pads = tuple(c.attr("pads") or (0,) * 2 * rank) if auto == "NOTSET" else (0,) * 2 * rank
+        return pads[:rank], pads[rank:]
+    strides, dilations = (tuple(c.attr(name) or (1,) * rank) for name in ("strides", "dilations"))
+    begin, end = [], []
+    for k, s, d, n in zip(kernel, strides, dilations, c.x(0).worlds[0].shape[2:], strict=True):
+        total = max(0, (-(-n // s) - 1) * s + (k - 1) * d + 1 - n)
+        low, high = total // 2, total - total // 2
+        begin.append(low if auto == "SAME_UPPER" else high)
+        end.append(high if auto == "SAME_UPPER" else low)
+    return tuple(begin), tuple(end)
+
+
+def _window(c: Call, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(c.attr("strides") or (1,) * rank), tuple(c.attr("dilations") or (1,) * rank)
+
+
+_CONV: Sequence[Callable[..., Any]] = (functional.conv1d, functional.conv2d, functional.conv3d)
+_TRANSPOSED: Sequence[Callable[..., Any]] = (
+    functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d,
+)  # fmt: skip
+_MAX_POOL: Sequence[Callable[..., Any]] = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)
+_AVERAGE_POOL: Sequence[Callable[..., Any]] = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)
+
+
+def _conv(c: Call) -> Value:
+    kernel = c.x(1).worlds[0].shape[2:]
+    x, padding = _padded(c, kernel, 0.0)
+    stride, dilation = _window(c, len(kernel))
+    function = _CONV[len(kernel) - 1]
+    result: Value = c(function, x, c.x(1), c.optional(2), stride, padding, dilation, int(c.attr("group", 1)))
+    return result
+
+
+def _conv_transpose(c: Call) -> Value:
+    kernel = c.x(1).worlds[0].shape[2:]
+    begin, end = _pads(c, kernel)
+    if begin != end or c.attr("output_shape"):
+        raise Unsupported("a transposed convolution with an output shape or uneven padding")
+    stride, dilation = _window(c, len(kernel))
+    extra = tuple(c.attr("output_padding") or (0,) * len(kernel))
+    function, group = _TRANSPOSED[len(kernel) - 1], int(c.attr("group", 1))
+    result: Value = c(function, c.x(0), c.x(1), c.optional(2), stride, begin, extra, group, dilation)
+    return result
+
+
+def _max_pool(c: Call) -> Value:
+    kernel = tuple(c.attr("kernel_shape"))
+    x, padding = _padded(c, kernel, float("-inf"), symmetric_only=True)
+    stride, dilation = _window(c, len(kernel))
+    result: Value = c(_MAX_POOL[len(kernel) - 1], x, kernel, stride, padding, dilation, bool(c.attr("ceil_mode", 0)))
+    return result
+
+
+def _average_pool(c: Call) -> Value:
+    kernel = tuple(c.attr("kernel_shape"))
+    begin, end = _pads(c, kernel)
+    stride, dilation = _window(c, len(kernel))
+    if begin != end or any(d != 1 for d in dilation):
+        raise Unsupported("an average pool with uneven padding or dilation")
+    counted = bool(c.attr("count_include_pad", 0))
+    function = _AVERAGE_POOL[len(kernel) - 1]
+    result: Value = c(function, c.x(0), kernel, stride, begin, bool(c.attr("ceil_mode", 0)), counted)
+    return result
+
+
+def _global(function: Callable[..., Any]) -> Callable[[Call], Value]:
+    def emit(c: Call) -> Value:
+        result: Value = c(function, c.x(0), tuple(range(2, c.x(0).ndim)), True)
+        return result
+
+    return emit
+
+
+def _layer_norm(c: Call) -> Value:
+    x, axis, epsilon = c.x(0), c.axis(-1), float(c.attr("epsilon", 1e-5))
+    shape = tuple(x.worlds[0].shape[axis:])
+    weight, bias = c.x(1), c.optional(2)
+    if all(p is None or tuple(p.worlds[0].shape) == shape for p in (weight, bias)):
+        result: Value = c(functional.layer_norm, x, shape, weight, bias, epsilon)
+        return result
+    scaled: Value = c(operator.mul, c(functional.layer_norm, x, shape, None, None, epsilon), weight)
+    return scaled if bias is None else c(operator.add, scaled, bias)  # type: ignore[no-any-return]
+
+
+def _rms_norm(c: Call) -> Value:
+    shape = tuple(c.x(0).worlds[0].shape[c.axis(-1) :])
+    result: Value = c(functional.rms_norm, c.x(0), shape, c.x(1), float(c.attr("epsilon", 1e-5)))
+    return result
+
+
+def _batch_norm(c: Call) -> Value:
+    if c.attr("training_mode", 0):
+        raise Unsupported("a BatchNormalization exported in training mode", "export the model in eval mode")
+    x, weight, bias, mean, variance = (c.x(i) for i in range(5))
+    result: Value = c(
+        functional.batch_norm, x, mean, variance, weight, bias, False, 0.0, float(c.attr("epsilon", 1e-5))
+    )
+    return result
+
+
+def _instance_norm(c: Call) -> Value:
+    epsilon = float(c.attr("epsilon", 1e-5))
+    result: Value = c(functional.instance_norm, c.x(0), None, None, c.x(1), c.x(2), True, 0.0, epsilon)
+    return result
+
+
+def _group_norm(c: Call) -> Value:
+    groups, epsilon = int(c.attr("num_groups")), float(c.attr("epsilon", 1e-5))
+    result: Value = c(functional.group_norm, c.x(0), groups, c.x(1), c.x(2), epsilon)
+    return result
+
+
+def _softmax(function: Callable[..., Any]) -> Callable[[Call], Value]:
+    def emit(c: Call) -> Value:
+        axis = c.axis(-1)
+        result: Value = c(function, c.x(0), -1 if axis == c.x(0).ndim - 1 else axis)
+        return result
+
+    return emit
+
+
+def _attention(c: Call) -> Value:
+    if any(c.has(i) for i in (4, 5, 6)) or len([t for t in c.node.outputs if t.name]) > 1 or c.attr("softcap", 0.0):
+        raise Unsupported("an Attention with past keys, a second output or softcap")
+    q, k, v = (c.x(i) for i in range(3))
+    flat = q.ndim == 3
+    if flat:
+        heads, shared = int(c.attr("q_num_heads")), int(c.attr("kv_num_heads"))
+        q, k, v = (c(functions.split_heads, t, n) for t, n in ((q, heads), (k, shared), (v, shared)))
+    scale = float(c.attr("scale") or q.worlds[0].shape[-1] ** -0.5)
+    context: Value = c(functions.attention, q, k, v, c.optional(3), bool(c.attr("is_causal", 0)), scale)
+    return c(functions.merge_heads, context) if flat else context  # type: ignore[no-any-return]
+
+
+def _top_k(c: Call) -> Emitted:
+    (k,) = c.ints(1)
+    found: Emitted = c(torch.topk, c.x(0), k, c.axis(-1), bool(c.attr("largest", 1)), bool(c.attr("sorted", 1)))
+    return found
+
+
+def _grid_sample(c: Call) -> Value:
+    modes = {
+        "linear": "bilinear",
+        "bilinear": "bilinear",
+        "nearest": "nearest",
+        "cubic": "bicubic",
+        "bicubic": "bicubic",
+    }
+    mode, padding = c.attr("mode", "linear"), c.attr("padding_mode", "zeros")
+    result: Value = c(functional.grid_sample, c.x(0), c.x(1), mode, padding, bool(c.attr("align_corners", 0)))
+    return result
+
+
+ROWS = (
+    Row("MatMul", 1, binary(torch.matmul)),
+    Row("Gemm", 7, _gemm),
+    Row("Einsum", 12, _einsum),
+    Row("Conv", 1, _conv),
+    Row("ConvTranspose", 1, _conv_transpose),
+    Row("MaxPool", 8, _max_pool),
+    Row("AveragePool", 7, _average_pool),
+    Row("GlobalAveragePool", 1, _global(torch.mean)),
+    Row("GlobalMaxPool", 1, _global(torch.amax)),
+    Row("LayerNormalization", 17, _layer_norm),
+    Row("RMSNormalization", 23, _rms_norm),
+    Row("BatchNormalization", 7, _batch_norm),
+    Row("InstanceNormalization", 6, _instance_norm),
+    Row("GroupNormalization", 21, _group_norm),
+    Row("Softmax", 13, _softmax(torch.softmax)),
+    Row("LogSoftmax", 13, _softmax(torch.log_softmax)),
+    Row("Attention", 23, _attention),
+    Row("TopK", 10, _top_k),
+    Row("GridSample", 16, _grid_sample),
+)

@@ -1,0 +1,205 @@
+"""Q/DQ pairs with learned scales (LSQ), and the rows of the table that make them.
+
+    forward     q = clip(round_half_even(x / s) + z, qmin, qmax)      x' = (q - z) * s         as ONNX and onnxruntime
+    backward    dx' / dx = 1 inside the range, 0 outside
+                dx' / ds = (q - z) - x / s inside, (q - z) outside    times 1 / sqrt(n * qmax)
+
+n is the number of elements of one image that share the scale (of the weight, for weights), so that neither the batch
+size nor the number of processes changes a step. s is raised to a floor above zero in the forward pass, its gradient
+goes through. Zero has a level: pruned weights stay exactly zero.
+
+Source: Esser et al., Learned Step Size Quantization, ICLR 2020, section 2; METHOD.md "Learned scales"; the ONNX
+operator QuantizeLinear-21. Limits: integer types of 2 to 16 bits; one zero point a tensor; no blocks. Weights that are
+stored as INT8 codes are constants: their scale is learned, their codes are not.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpusq_onnx.torchgraph.builder import Value
+from gpusq_onnx.torchgraph.call import Call, Row, Unsupported
+
+
+def floor_of(dtype: np.dtype[Any]) -> float:
+    """The least scale of a stored type: a normal number (TensorRT rejects zero) that can still be divided by."""
+    return 2.0**-14 if dtype.name == "float16" else 2.0**-60
+
+
+class _FakeQuantise(torch.autograd.Function):
+    """The formulas above, in float32 whatever the type of `x`; `scale` broadcasts over `x`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, low: int, high: int, factor: float, floor: float) -> Tensor:
+        step = scale.clamp_min(floor)
+        return torch.div(x.float(), step).round_().clamp_(low, high).mul_(step).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, scale, ctx.low, ctx.high, ctx.factor, ctx.floor = inputs
+        ctx.save_for_backward(x, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, scale = ctx.saved_tensors
+        ratio = torch.div(x.float(), scale.clamp_min(ctx.floor))
+        clipped = ratio.clamp(ctx.low, ctx.high)
+        inside = clipped == ratio
+        grad_x = grad * inside
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None, None, None, None
+        error = clipped.round().sub_(ratio.mul_(inside)).mul_(grad)
+        shared = [1] * (error.ndim - scale.ndim) + list(scale.shape)
+        axes = [axis for axis, size in enumerate(shared) if size == 1]
+        grad_scale = error.sum(axes).mul_(ctx.factor).reshape(scale.shape)
+        return grad_x, grad_scale, None, None, None, None
+
+
+class Quantiser(torch.nn.Module):
+    """One Q/DQ pair; called with the tensor and its scale parameter.
+
+    Attributes:
+        scale: the scale's initializer in the ONNX graph.
+        weight: the weight's initializer, None for an activation.
+        axis: of the per-channel scale; None for one scale.
+        qmin, qmax: range of q - z.
+        enabled: off, the tensor passes as it is (the float twin).
+    """
+
+    def __init__(
+        self, scale: str, weight: str | None, axis: int | None, qmin: int, qmax: int, count: int, floor: float
+    ) -> None:
+        super().__init__()
+        self.scale, self.weight, self.axis, self.qmin, self.qmax = scale, weight, axis, qmin, qmax
+        self.factor, self.floor, self.enabled = (count * max(qmax, 1)) ** -0.5, floor, True
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """`x` rounded to the scale's grid, same shape and type."""
+        if not self.enabled:
+            return x
+        shaped = scale.reshape(()) if self.axis is None else _along(scale, x.ndim, self.axis)
+        return fake_quantise(x, shaped, self.qmin, self.qmax, self.factor, self.floor)
+
+    def extra_repr(self) -> str:
+        """What nn.Module prints."""
+        return f"{self.weight or 'activation'}, scale={self.scale}, {self.qmin}..{self.qmax}, enabled={self.enabled}"
+
+
+def fake_quantise(x: Tensor, scale: Tensor, low: int, high: int, factor: float, floor: float) -> Tensor:
+    """The pair as a function; `scale` broadcasts over `x`, `factor` multiplies its gradient."""
+    return _FakeQuantise.apply(x, scale, low, high, factor, floor)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _ScaleGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(scale: Tensor, factor: float, floor: float) -> Tensor:
+        return scale.clamp_min(floor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0] * ctx.factor, None, None
+
+
+def stored_codes(codes: Tensor, scale: Tensor, axis: int | None, factor: float, floor: float) -> Tensor:
+    """Integer codes times their learned scale; the scale's gradient is multiplied by `factor`."""
+    step: Tensor = _ScaleGradient.apply(scale, factor, floor)  # type: ignore[no-untyped-call]
+    return codes * (step.reshape(()) if axis is None else _along(step, codes.ndim, axis))
+
+
+def _along(scale: Tensor, rank: int, axis: int) -> Tensor:
+    return scale.reshape([-1 if a == axis else 1 for a in range(rank)])
+
+
+@dataclass(eq=False)
+class Codes(Value):
+    """The output of a QuantizeLinear: no tensor of its own, only what the DequantizeLinear behind it needs."""
+
+    source: Value | None = None
+    scale: Value | None = None
+    stored: str = ""
+
+
+_BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
+
+
+def _quantize(c: Call) -> Value:
+    _plain(c)
+    x, scale = c.x(0), c.x(1)
+    shadow = tuple(torch.empty(world.shape, dtype=torch.int8, device="meta") for world in x.worlds)
+    return Codes(shadow, False, None, None, x, scale, _weight_behind(c))
+
+
+def _dequantize(c: Call) -> Value:
+    codes, scale, name = c.x(0), c.x(1), str(c.node.inputs[1].name)
+    _plain(c)
+    axis = int(c.attr("axis", 1)) % max(1, codes.ndim) if scale.worlds[0].numel() > 1 else None
+    zero, floor = _zero_point(c), floor_of(np.dtype(c.node.inputs[1].dtype))
+    channels = scale.worlds[0].numel()
+    if not isinstance(codes, Codes):
+        if not codes.known:
+            raise Unsupported("integer codes that are computed, not stored or quantised")
+        shifted = c(operator.sub, codes, zero) if zero else codes
+        factor = (codes.worlds[0].numel() / channels * 127) ** -0.5
+        result: Value = c(stored_codes, shifted, scale, axis, factor, floor)
+        return result
+    assert codes.source is not None
+    quantize = c.node.inputs[0].inputs[0]
+    if codes.scale is not scale or [t.name for t in quantize.inputs[1:]] != [t.name for t in c.node.inputs[1:]]:
+        raise Unsupported("its QuantizeLinear has another scale or zero point")
+    low, high = _range(c)
+    x = codes.source
+    batched = c.builder.batches[0] if len({w.numel() for w in x.worlds}) > 1 else 1
+    count = max(1, x.worlds[0].numel() // batched // channels)
+    if x.known and scale.known:
+        shaped = scale if axis is None else c(_along, scale, x.ndim, axis)
+        rounded: Value = c(fake_quantise, x, shaped, low - zero, high - zero, 1.0, floor)
+        return rounded
+    quantiser = Quantiser(name, codes.stored or None, axis, low - zero, high - zero, count, floor)
+    return c.builder.module(f"quantiser_{len(c.builder.modules)}", quantiser, x, scale)
+
+
+def _plain(c: Call) -> None:
+    if c.attr("block_size", 0):
+        raise Unsupported("a scale per block of a channel is not supported")
+
+
+def _weight_behind(c: Call) -> str:
+    tensor = c.node.inputs[0]
+    while tensor.inputs and tensor.inputs[0].op in ("Identity", "Cast", "Transpose"):
+        tensor = tensor.inputs[0].inputs[0]
+    return "" if tensor.inputs or not hasattr(tensor, "values") else str(tensor.name)
+
+
+def _zero_point(c: Call) -> int:
+    if not c.has(2):
+        return 0
+    values = c.x(2).worlds[0]
+    if not c.x(2).uniform or bool((values != values.reshape(-1)[:1]).any()):
+        raise Unsupported("zero points that differ from channel to channel")
+    return int(values.reshape(-1)[0])
+
+
+def _range(c: Call) -> tuple[int, int]:
+    kind = np.dtype(c.node.inputs[2].dtype).name if c.has(2) else "uint8"
+    if kind not in _BITS:
+        raise Unsupported(f"codes of type {kind} are not supported")
+    bits = _BITS[kind]
+    return (0, 2**bits - 1) if kind.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+ROWS = (Row("QuantizeLinear", 10, _quantize), Row("DequantizeLinear", 10, _dequantize))

@@ -1,0 +1,92 @@
+"""Which initializers are trained, and as what.
+
+    weight    a matrix or kernel that data is multiplied with (MatMul, Gemm, Conv, Einsum)
+    bias      added to data along one axis, or the bias operand of Gemm and Conv
+    norm      scale and shift of a normalisation; a factor along one axis (layer scale, frozen batch norm)
+    position  added to tokens or attention scores, joined to tokens, or a table that is gathered from
+    scale     of a QuantizeLinear/DequantizeLinear pair
+
+An initializer is judged by its readers behind layout operators. No role, hence constant: attention masks (at most two
+distinct values), single numbers, boxes and anchors (last axis of at most 4), the input's own normalisation, integers.
+
+Source: TORCHGRAPH fact 2: trainable by role, never "every float initializer". Limit: a sinusoidal table that the
+exporter stored looks like a learned one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+
+from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
+
+TRAINED = ("weight", "bias", "norm", "position", "scale")
+
+_LAYOUT = frozenset("Identity Cast Transpose Reshape Flatten Squeeze Unsqueeze Split Slice Expand Tile Pad".split())
+_OPERANDS = {
+    ("Gemm", 0): "weight", ("Gemm", 1): "weight", ("Gemm", 2): "bias",
+    ("Conv", 1): "weight", ("Conv", 2): "bias",
+    ("ConvTranspose", 1): "weight", ("ConvTranspose", 2): "bias",
+    **{(op, slot): "norm" for op in ("LayerNormalization", "InstanceNormalization", "GroupNormalization",
+                                     "BatchNormalization", "RMSNormalization") for slot in (1, 2)},
+    ("PRelu", 1): "norm",
+    ("Gather", 0): "position",
+    ("QuantizeLinear", 1): "scale", ("DequantizeLinear", 1): "scale",
+}  # fmt: skip
+_PRODUCTS = frozenset("MatMul Gemm Conv Einsum".split())
+_BOX = 4
+
+
+def roles_of(model: Model, train: Collection[str] = TRAINED) -> dict[str, str]:
+    """The role of each initializer that has one of `train`; of several, the first in `TRAINED`."""
+    flow = Dataflow(model)
+    found = {}
+    for constant in model.constants():
+        if constant.dtype.kind != "f" and constant.dtype.name != "bfloat16":
+            continue
+        roles = set(_roles(constant, constant, flow))
+        role = next((role for role in TRAINED if role in roles), None)
+        if role in train and role is not None:
+            found[constant.name] = role
+    return found
+
+
+def _roles(tensor: Tensor, constant: Tensor, flow: Dataflow) -> Iterator[str]:
+    for node in tensor.outputs:
+        for slot, read in enumerate(node.inputs):
+            if read is not tensor:
+                continue
+            role = _OPERANDS.get((node.op, slot)) or _role_in(node, constant, flow)
+            if role:
+                yield role
+            elif slot == 0 and (node.op in _LAYOUT or node.op in ("QuantizeLinear", "DequantizeLinear")):
+                for made in node.outputs:
+                    yield from _roles(made, constant, flow)
+
+
+def _role_in(node: Node, constant: Tensor, flow: Dataflow) -> str | None:
+    """The role of an operand of a symmetric operator."""
+    data = flow.data_inputs(node)
+    wide = sum(n > 1 for n in constant.shape)
+    if not data or not wide:
+        return None
+    if node.op in ("MatMul", "Einsum"):
+        return "weight" if len(constant.shape) > 1 else None
+    if node.op == "Concat":
+        return "position" if len(constant.shape) > 1 and constant.shape[-1] > _BOX else None
+    if node.op not in ("Add", "Mul") or not any(flow.origins(t, lambda n: n.op in _PRODUCTS) for t in data):
+        return None
+    if wide == 1:
+        return "bias" if node.op == "Add" else "norm"
+    learned = node.op == "Add" and constant.shape[-1] > _BOX and _varied(constant)
+    return "position" if learned else None
+
+
+def _varied(constant: Tensor) -> bool:
+    """Whether there are more than two distinct values: a mask has two."""
+    values = values_of(constant).reshape(-1)
+    first = values[:1]
+    others = values[values != first]
+    return bool(others.size and np.any(others != others[:1]))
