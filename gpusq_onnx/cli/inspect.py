@@ -27,7 +27,7 @@ def inspect(model: ModelPath, json: Json = None, quiet: Quiet = False) -> None:
             " ".join(weight.patterns) or "dense",
             " ".join(weight.quantised) or "-",
             weight.kernel,
-            "; ".join(weight.obstacles) or "-",
+            "; ".join(obstacle.text for obstacle in weight.obstacles) or "-",
         ]
         for weight in found.weights
     ]

@@ -23,7 +23,7 @@ _what = partial(Option, rich_help_panel="What to do", show_default=False)
 _data = partial(Option, rich_help_panel="Data", show_default=False)
 
 
-def _writable(path: Path | None) -> Path | None:
+def writable(path: Path | None) -> Path | None:
     """Refuse a file that cannot be written as one, before the work starts."""
     if path is None or path == STDOUT:
         return path
@@ -55,7 +55,7 @@ Json = Annotated[
     Option(
         "--json",
         metavar="FILE",
-        callback=_writable,
+        callback=writable,
         help="The result as JSON into FILE; with -, to stdout and nothing else there.",
     ),
 ]
@@ -64,7 +64,7 @@ Report = Annotated[
     Option(
         "--report",
         metavar="FILE.json",
-        callback=_writable,
+        callback=writable,
         help="Write the report, and its digest beside it as FILE.md.",
     ),
 ]
@@ -74,7 +74,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        callback=_writable,
+        callback=writable,
         help="The new model; default: MODEL.gpusq.onnx beside MODEL.",
     ),
 ]

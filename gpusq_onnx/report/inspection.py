@@ -1,14 +1,9 @@
 """What TensorRT can do with each weight of a model as it is, and what stands in the way of its fastest kernel.
 
 For every site: the patterns that its values follow, Q/DQ at its input, weight and output, the stored type, and from
-these the kernel class, `dense` or `sparse` in FP32, FP16, BF16 or INT8. The rules (TensorRT's developer guide, issue
-4694):
+these the kernel class, `dense` or `sparse` in FP32, FP16, BF16 or INT8, by the rules of `report.kernels`.
 
-    INT8      the input and the weight are both behind Q/DQ
-    sparse    at most 2 of each 4 along k are not zero (along C for a Conv), in FP16 or INT8; FP32 has no sparse kernel
-    sparse INT8 wins only INT8-in, INT8-out: without Q/DQ on the output TensorRT picks the dense kernel
-
-Limits: read from the graph. Only the engine build says what was chosen.
+Limits: read from the graph. Only the engine build says what was chosen; `report.engine` compares.
 """
 
 from collections import Counter
@@ -22,9 +17,9 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site, before_qdq
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline.progress import NullProgress, Progress, track
+from gpusq_onnx.report.kernels import Facts, Obstacle, eligible, find_obstacles, kernel
 from gpusq_onnx.sparsity.patterns import parse_pattern
 
-USEFUL_SIDE = 256  # below about 256 x 256 a sparse kernel gains little (published measurements, none of ours)
 _PATTERNS = ("1:4", "2:4", "4:8pair")
 _PRECISIONS = {"float16": "FP16", "bfloat16": "BF16"}
 
@@ -40,8 +35,10 @@ class WeightReport:
         patterns: those of "1:4", "2:4" and "4:8pair" that hold; none: dense.
         zeros: share of elements that are exactly zero, 0 to 1.
         quantised: "weight", "input" and "output", those that have Q/DQ.
+        nodes: names of the MatMul, Gemm or Conv nodes that read it.
         kernel: the class that TensorRT can pick, e.g. "sparse INT8".
-        obstacles: what keeps it from a sparse INT8 kernel, and remarks; empty where nothing does.
+        eligible: the builder should find it fit for sparse kernels, chosen or not.
+        obstacles: what keeps it from a sparse kernel, or makes a dense one likelier; empty where nothing does.
     """
 
     name: str
@@ -54,8 +51,10 @@ class WeightReport:
     patterns: tuple[str, ...]
     zeros: float
     quantised: tuple[str, ...]
+    nodes: tuple[str, ...]
     kernel: str
-    obstacles: tuple[str, ...]
+    eligible: bool
+    obstacles: tuple[Obstacle, ...]
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,18 @@ def _weight(site: Site) -> WeightReport:
     w = site.read()
     grouped = site.weight.shape[1] if site.op == "Conv" else site.k
     patterns = _patterns(w, grouped)
-    quantised = _quantised(site)
-    precision = "INT8" if {"weight", "input"} <= set(quantised) else _PRECISIONS.get(_float_type(site), "FP32")
-    zeros = 1.0 - float(np.count_nonzero(w)) / max(1, w.size)
-    missing = _missing(site, grouped, patterns, quantised, precision, zeros)
-    small = "2:4" in patterns and min(site.out, site.k) < USEFUL_SIDE
-    remarks = [f"below {USEFUL_SIDE} x {USEFUL_SIDE}: a sparse kernel gains little"] if small else []
+    facts = Facts(
+        op=site.op,
+        out=site.out,
+        k=site.k,
+        grouped=grouped,
+        sparse="2:4" in patterns,
+        zeros=1.0 - float(np.count_nonzero(w)) / max(1, w.size),
+        quantised=_quantised(site),
+        float_type=_PRECISIONS.get(_float_type(site), "FP32"),
+        conflicts=tuple(site.conflicts),
+    )
+    obstacles = find_obstacles(facts)
     return WeightReport(
         name=site.name,
         module=site.path,
@@ -103,10 +108,12 @@ def _weight(site: Site) -> WeightReport:
         shape=(site.out, site.k),
         dtype=site.dtype,
         patterns=patterns,
-        zeros=round(zeros, 4),
-        quantised=quantised,
-        kernel=f"{'dense' if missing else 'sparse'} {precision}",
-        obstacles=(*missing, *remarks),
+        zeros=round(facts.zeros, 4),
+        quantised=facts.quantised,
+        nodes=tuple(str(node.name) for node in site.readers),
+        kernel=kernel(facts, obstacles),
+        eligible=eligible(obstacles),
+        obstacles=obstacles,
     )
 
 
@@ -134,20 +141,3 @@ def _float_type(site: Site) -> str:
     """The type that the product has without INT8: the weight's own, or that of the scale which restores it."""
     scales = [node.inputs[1].dtype for node in site.trail if node.op == "DequantizeLinear"]
     return np.dtype(scales[0]).name if scales else site.dtype
-
-
-def _missing(
-    site: Site, grouped: int, patterns: tuple[str, ...], quantised: tuple[str, ...], precision: str, zeros: float
-) -> list[str]:
-    """What a sparse kernel still needs; empty when TensorRT can pick one."""
-    found = list(site.conflicts)
-    if grouped % 4:
-        found.append(f"{'C' if site.op == 'Conv' else 'K'} = {grouped} is no multiple of 4")
-    elif "2:4" not in patterns:
-        found.append(f"not 2:4 ({zeros:.0%} zeros)")
-    if precision in ("FP32", "BF16"):
-        parts = [part for part in ("input", "weight") if part not in quantised]
-        found.append(f"{precision} has no sparse kernel: quantise its {' and '.join(parts)}, or use FP16")
-    if precision == "INT8" and "output" not in quantised:
-        found.append("no Q/DQ on its output, so the dense INT8 kernel wins")
-    return found

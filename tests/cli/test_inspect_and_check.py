@@ -42,7 +42,7 @@ def test_inspect_of_a_dense_float_model(model: Path) -> None:
     assert {"patch_embed", "qkv", "proj", "fc1", "fc2", "head"} <= by_role
     for weight in found["weights"]:
         assert weight["patterns"] == []
-        assert any("FP32 has no sparse kernel" in text for text in weight["obstacles"])
+        assert any("FP32 has no sparse kernel" in o["text"] for o in weight["obstacles"])
 
 
 def test_inspect_sees_a_pattern_and_what_is_still_missing(model: Path) -> None:
@@ -53,7 +53,7 @@ def test_inspect_sees_a_pattern_and_what_is_still_missing(model: Path) -> None:
         assert weight["patterns"] == ["2:4"]
         assert weight["zeros"] == 0.5
         assert weight["kernel"] == "dense FP32"
-        assert not any("not 2:4" in text for text in weight["obstacles"])
+        assert not any("not 2:4" in o["text"] for o in weight["obstacles"])
 
 
 def test_inspect_prints_one_line_a_weight(model: Path) -> None:

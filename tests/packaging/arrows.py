@@ -31,6 +31,7 @@ HOMES = {
     "onnxruntime": {"runtime"},
     "polygraphy": {"runtime"},
     "tensorrt": {"runtime"},
+    "tensorrt_rtx": {"runtime"},
     "PIL": {"data"},
     "torch": {"torchgraph", "learn", "runtime"},  # runtime.kernels, imported late: sparse torch kernels know no graph
     "triton": {"runtime"},

@@ -1,0 +1,171 @@
+"""`gpusq-onnx build MODEL`: a TensorRT engine, what became of each weight in it, and a gate on its sparse kernels."""
+
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option
+
+from gpusq_onnx.cli.options import STDOUT, Json, ModelPath, Quiet, Report, keep_apart, writable
+from gpusq_onnx.errors import GateFailed, UsageError
+
+if TYPE_CHECKING:
+    from gpusq_onnx.graph.model import Model
+    from gpusq_onnx.runtime.builder.options import BuildOptions
+
+_engine = partial(Option, rich_help_panel="Engine", show_default=False)
+_where = partial(Option, rich_help_panel="Where it is built", show_default=False)
+
+
+class Hardware(str, Enum):
+    """Other GPUs that may load the engine."""
+
+    none = "none"
+    ampere_plus = "ampere_plus"
+    same_compute_capability = "same_compute_capability"
+
+
+@dataclass(frozen=True)
+class EngineArgs:
+    """What the engine is to be."""
+
+    batch: Annotated[
+        list[str] | None,
+        _engine("--batch", metavar="MIN,OPT,MAX", help="Batches it takes, tuned for OPT; or N. Repeat: more profiles."),
+    ] = None
+    shapes: Annotated[
+        list[str] | None,
+        _engine(
+            "--shapes", metavar="INPUT:MIN,OPT,MAX", help="All axes of one input, e.g. x:1x3x224x224,32x3x224x224."
+        ),
+    ] = None
+    optimization_level: Annotated[
+        int,
+        Option("--optimization-level", metavar="0..5", min=0, max=5, rich_help_panel="Engine", help="Search longer."),
+    ] = 3
+    memory: Annotated[
+        str | None, _engine("--memory", metavar="POOL:SIZE", help="Limit the builder: workspace:4G, comma-separated.")
+    ] = None
+    hardware: Annotated[
+        Hardware, Option("--hardware-compatible", rich_help_panel="Engine", help="Let other GPUs load it, at a price.")
+    ] = Hardware.none
+    version_compatible: Annotated[
+        bool, _engine("--version-compatible", help="Let later TensorRT versions load it.")
+    ] = False
+    no_tf32: Annotated[bool, _engine("--no-tf32", help="FP32 layers compute in full FP32.")] = False
+
+    def options(self, model: "Model", *, rtx: bool) -> "BuildOptions":
+        """As the library takes them. Raises UsageError for what cannot be read or does not fit the model."""
+        from gpusq_onnx.runtime.builder.options import BuildOptions, parse_memory
+        from gpusq_onnx.runtime.builder.profiles import make_profiles, parse_batch, parse_shapes
+
+        batches = [parse_batch(text) for text in self.batch or []]
+        return BuildOptions(
+            profiles=make_profiles(model.inputs(), batches, dict(map(parse_shapes, self.shapes or []))),
+            tf32=not self.no_tf32,
+            optimization_level=self.optimization_level,
+            memory=parse_memory(self.memory) if self.memory else {},
+            hardware=self.hardware.value,
+            version_compatible=self.version_compatible,
+            rtx=rtx,
+        )
+
+
+@dataclass(frozen=True)
+class PlaceArgs:
+    """Which TensorRT builds, and what is kept."""
+
+    rtx: Annotated[bool, _where("--rtx", help="TensorRT-RTX instead of TensorRT.")] = False
+    cpu_harness: Annotated[
+        Path | None,
+        _where(
+            "--cpu-harness",
+            metavar="DIR",
+            help="No GPU: prove that it builds, with TensorRT-RTX's builder in DIR (150 MB, set up once).",
+        ),
+    ] = None
+    cache: Annotated[
+        Path | None, _where("--cache", metavar="DIR", help="Keep engines and kernel timings there, and reuse them.")
+    ] = None
+
+
+def build(
+    model: ModelPath,
+    engine: EngineArgs,
+    place: PlaceArgs,
+    output: Annotated[
+        Path | None,
+        Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            callback=writable,
+            help="The engine, and its card FILE.json; default: MODEL.plan beside MODEL.",
+        ),
+    ] = None,
+    min_sparse_chosen: Annotated[
+        str | None,
+        Option("--min-sparse-chosen", metavar="N|P%", help="Gate (exit code 1): layers that must run sparse kernels."),
+    ] = None,
+    log: Annotated[
+        Path | None, Option("--log", metavar="FILE", callback=writable, help="Write the builder's log there.")
+    ] = None,
+    report: Report = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Build a TensorRT engine and show, weight by weight, what TensorRT made of it; with a gate on sparse kernels."""
+    from gpusq_onnx.cli.console import open_progress, publish, show, warn, write_text
+    from gpusq_onnx.graph import io
+    from gpusq_onnx.report.engine import make_report
+    from gpusq_onnx.report.engine_digest import digest
+    from gpusq_onnx.report.engine_gates import parse_gate
+    from gpusq_onnx.report.inspection import inspect_model
+    from gpusq_onnx.runtime.builder import commands
+    from gpusq_onnx.runtime.builder.engine import build_engine, card_of
+    from gpusq_onnx.runtime.builder.library import find_library
+    from gpusq_onnx.runtime.builder.profiles import opens_batch
+
+    plan = output or model.with_suffix(".plan")
+    if plan.resolve() == model.resolve():
+        raise UsageError("the engine would overwrite the model", where=str(plan), hint="name another file with -o")
+    keep_apart([model, plan, card_of(plan)], report, json)
+    gate = parse_gate(min_sparse_chosen) if min_sparse_chosen else None
+    if gate and place.cpu_harness:
+        raise UsageError(
+            "--min-sparse-chosen cannot be judged without a GPU",
+            where="--cpu-harness",
+            hint="leave one of them out; gpusq-onnx inspect predicts the kernels",
+        )
+    graph = io.load(model)
+    options = engine.options(graph, rtx=place.rtx)
+    sha256 = io.file_digest(model, io.data_files(graph))
+    open_inputs = [spec.name for spec in graph.inputs() if not all(isinstance(size, int) for size in spec.shape)]
+    with open_progress(quiet=quiet) as progress:
+        progress.start("starting TensorRT")
+        library = find_library(rtx=place.rtx, harness=place.cpu_harness)
+        if opens_batch(graph.inputs()) and not engine.batch and not engine.shapes:
+            warn("no --batch: the engine takes batch 1 only, and sparse kernels seldom win there")
+        if not library.deployable:
+            warn(f"{library.name} builds without a GPU: the engine is NOT FOR DEPLOYMENT")
+        progress.start(f"building with {library.name}")
+        built = build_engine(model, sha256, plan, options, library, cache=place.cache)
+        if log:
+            write_text(log, "\n".join(built.log) + "\n")
+        built.require(model)
+        inspection = inspect_model(graph, progress)
+    lines = {
+        "trtexec": commands.trtexec(model, plan, options, dynamic=open_inputs, major=library.major),
+        "polygraphy": commands.polygraphy(model, plan, options),
+    }
+    found = make_report(
+        model, sha256, inspection, built, library, options, lines, open_batch=opens_batch(graph.inputs())
+    )
+    found = gate.judge(found) if gate else found
+    publish(found.to_dict(), digest(found), report=report, json_target=json)
+    if not quiet and json != STDOUT:
+        show(digest(found))
+    if found.failures:
+        raise GateFailed("the engine runs too few sparse kernels", where=str(plan), found="; ".join(found.failures))

@@ -1,0 +1,144 @@
+"""The kernel that TensorRT can pick for a weight, what stands in the way of a sparse one, and what would change it.
+
+One set of rules for the prediction (`inspection`, from the graph alone) and for the explanation of an engine
+(`engine`, where the builder has decided):
+
+    INT8      the input and the weight are both behind Q/DQ
+    sparse    at most 2 of each 4 along K are not zero (along C for a Conv), in FP16 or INT8; no kernel for others
+    sparse INT8 wins only INT8-in, INT8-out: without Q/DQ on the output TensorRT picks the dense kernel
+    both sides of 256 and more, or the sparse kernel gains nothing
+
+Sources: TensorRT developer guide, "Structured Sparsity"; NVIDIA/TensorRT issues 4694 (output), 3849 (256). Inferred:
+the vector lengths and the batch. Limits: "likely" is meant; the builder times kernels and gives no reasons.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+USEFUL_SIDE = 256
+SMALL_BATCH = 8  # at fewer images the dense kernels have memory traffic for company, not arithmetic (inferred)
+_VECTOR_BYTES = 16  # what tensor-core kernels load at once; of a 2:4 weight, half of the elements along K are stored
+_BYTES = {"INT8": 1, "FP16": 2}
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Something between a weight and a sparse kernel.
+
+    Attributes:
+        kind: "shared", "alignment", "pattern", "precision", "output", "size", "vector", "region", "batch" or "slower".
+        text: what it is.
+        remedy: the pass or option that would change it; "" where none does.
+        decides: rules a sparse kernel out, or makes the dense one win by rule; if not, it only makes that likely.
+    """
+
+    kind: str
+    text: str
+    remedy: str
+    decides: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules look at.
+
+    Attributes:
+        op: MatMul, Gemm or Conv.
+        out, k: the matrix; for a Conv k counts the kernel's positions, too.
+        grouped: the length along which groups of four run: k, or C of a Conv.
+        sparse: at most 2 of each 4 are not zero.
+        zeros: share of elements that are zero, 0 to 1.
+        quantised: "weight", "input" and "output", those behind Q/DQ.
+        float_type: "FP32", "FP16" or "BF16": what it computes in without INT8.
+        conflicts: why its values serve more than this one Linear.
+    """
+
+    op: str
+    out: int
+    k: int
+    grouped: int
+    sparse: bool
+    zeros: float
+    quantised: tuple[str, ...]
+    float_type: str
+    conflicts: tuple[str, ...]
+
+    @property
+    def precision(self) -> str:
+        """INT8, or the float type."""
+        return "INT8" if {"weight", "input"} <= set(self.quantised) else self.float_type
+
+
+def kernel(facts: Facts, obstacles: Iterable[Obstacle]) -> str:
+    """The class that TensorRT can pick: "sparse INT8", "dense FP16", …"""
+    return f"{'dense' if any(o.decides for o in obstacles) else 'sparse'} {facts.precision}"
+
+
+def eligible(obstacles: Iterable[Obstacle]) -> bool:
+    """Whether the builder should find the weight fit for sparse kernels, be one chosen or not."""
+    return not any(o.decides and o.kind != "output" for o in obstacles)
+
+
+def find_obstacles(facts: Facts) -> tuple[Obstacle, ...]:
+    """All that stands between the weight and a sparse kernel, what decides first."""
+    return (*_deciding(facts), *_remarks(facts))
+
+
+def _deciding(facts: Facts) -> Iterable[Obstacle]:
+    for text in facts.conflicts:
+        yield Obstacle("shared", text, "", True)
+    if facts.grouped % 4:
+        side = "C" if facts.op == "Conv" else "K"
+        yield Obstacle("alignment", f"{side} = {facts.grouped} is no multiple of 4", "", True)
+    elif not facts.sparse:
+        yield Obstacle("pattern", f"not 2:4 ({facts.zeros:.0%} zeros)", "--passes prune24", True)
+    if facts.precision not in _BYTES:
+        parts = [part for part in ("input", "weight") if part not in facts.quantised]
+        text = f"{facts.precision} has no sparse kernel: quantise its {' and '.join(parts)}, or use FP16"
+        yield Obstacle("precision", text, "--passes 'qdq-int8{profile=sparse-int8}', or fp16", True)
+    if facts.precision == "INT8" and "output" not in facts.quantised:
+        text = "no Q/DQ on its output, so the dense INT8 kernel wins"
+        yield Obstacle("output", text, "--passes 'qdq-int8{profile=sparse-int8}'", True)
+
+
+def _remarks(facts: Facts) -> Iterable[Obstacle]:
+    if not facts.sparse:
+        return
+    if min(facts.out, facts.k) < USEFUL_SIDE:
+        remedy = "none: left dense it is as fast and more accurate, prune24{skip=[...]}"
+        yield Obstacle("size", f"below {USEFUL_SIDE} x {USEFUL_SIDE}: a sparse kernel gains little", remedy, False)
+    if (size := _BYTES.get(facts.precision)) is None:
+        return
+    along = {"K": (facts.grouped, 2 * _VECTOR_BYTES // size), "N": (facts.out, _VECTOR_BYTES // size)}
+    for side, (length, multiple) in along.items():
+        if length % multiple:
+            text = f"{side} = {length} is no multiple of {multiple}, so kernels with long loads do not fit"
+            yield Obstacle("vector", text, "", False)
+
+
+def why_dense(
+    obstacles: Iterable[Obstacle], *, fused: bool, batch: int, optimization_level: int, open_batch: bool
+) -> Obstacle:
+    """The likely reason why a layer that could have been sparse is dense in an engine.
+
+    Args:
+        obstacles: of the weight.
+        fused: it went into a generated kernel of a Myelin region, not into a matrix kernel of its own.
+        batch: the images that the engine is tuned for.
+        optimization_level: the builder's, 0 to 5.
+        open_batch: the caller can choose another batch.
+    """
+    if known := [o for o in obstacles if o.kind != "shared"]:
+        return known[0]
+    if fused:
+        text = "fused into a generated kernel of a Myelin region, which has no sparse form"
+        return Obstacle(
+            "region", text, "--passes 'qdq-int8{profile=sparse-int8}': Q/DQ on its output ends the fusion", False
+        )
+    if batch < SMALL_BATCH:
+        remedy = "--batch 1,DEPLOYED,LARGEST tunes for the deployed batch" if open_batch else "export a larger batch"
+        return Obstacle(
+            "batch", f"tuned for batch {batch}: few rows to multiply, so sparse gains little", remedy, False
+        )
+    remedy = "--optimization-level 5 looks longer" if optimization_level < 5 else ""
+    return Obstacle("slower", "its sparse kernels were timed slower on this GPU at this shape", remedy, False)

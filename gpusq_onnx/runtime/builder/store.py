@@ -1,0 +1,69 @@
+"""Engines and tactic timings kept between builds, under the digest of everything that they depend on.
+
+    engine    model and external data, TensorRT's version, GPU and driver, every option
+    timings   the same without the model and its shapes: a timing is of a layer, whatever model it stands in
+
+(TensorRT developer guide, "Timing Cache": specific to device, CUDA, TensorRT and options that change implementations.)
+An entry is two files, `KEY.bin` and `KEY.json`; the second holds the key in full and the digest of the first, and is
+written last. An entry that does not agree with itself or with what was asked for is not there: it is built again.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpusq_onnx.graph.io import atomic_write, file_digest
+
+FORMAT = 1  # of the entries; another number, another key
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was found: the file, and what was noted beside it."""
+
+    file: Path
+    notes: Mapping[str, Any]
+
+
+class Store:
+    """A folder of entries of one kind ("engines", "timings")."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self._folder = folder / kind
+
+    def find(self, key: Mapping[str, Any]) -> Entry | None:
+        """The entry for exactly this key, if it is there and whole."""
+        file, card = self._files(key)
+        try:
+            noted = json.loads(card.read_text(encoding="utf-8"))
+            if noted["key"] == _plain(key) and noted["sha256"] == file_digest(file):
+                return Entry(file, noted["notes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # missing, cut short, or somebody else's
+        return None
+
+    def keep(self, key: Mapping[str, Any], source: Path, notes: Mapping[str, Any]) -> None:
+        """Copy `source` in, all or nothing; replaces what was there.
+
+        Raises:
+            OSError: the folder cannot be written or is full.
+        """
+        file, card = self._files(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noted = {"key": _plain(key), "sha256": file_digest(source), "notes": notes}
+        with source.open("rb") as read, atomic_write(file, card) as (kept, beside):
+            shutil.copyfileobj(read, kept, 1 << 22)
+            beside.write(json.dumps(noted, indent=1).encode())
+
+    def _files(self, key: Mapping[str, Any]) -> tuple[Path, Path]:
+        digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()[:32]
+        return self._folder / f"{digest}.bin", self._folder / f"{digest}.json"
+
+
+def _plain(key: Mapping[str, Any]) -> Any:
+    """The key as JSON gives it back."""
+    return json.loads(json.dumps({**key, "format": FORMAT}))
