@@ -120,33 +120,37 @@ class QdqInt8(Pass[QdqInt8Options]):
         return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason)
 
     def _input_rows(self, sites: list[Site], structure: Structure) -> list[PlanRow]:
-        shared: dict[str, list[Site]] = {}
+        shared: dict[str, tuple[Tensor, list[Site]]] = {}
         for site in sites:
-            shared.setdefault(site.activation.name, []).append(site)
+            for tensor in site.activations:
+                shared.setdefault(tensor.name, (tensor, []))[1].append(site)
         rows = []
-        for readers in shared.values():
+        for tensor, readers in shared.values():
             why = f"one pair for the input of {' and '.join(dict.fromkeys(site.role for site in readers))}"
             equalise: When = "never"
-            if self.options.equalise and readers[0].op != "Conv":
-                norm = foldable_norm(readers[0].activation, readers)
+            if any(len(site.activations) > 1 for site in readers):
+                why = f"{why}; a weight is tied and reads other inputs, too: not equalised"
+            elif self.options.equalise and readers[0].op != "Conv":
+                norm = foldable_norm(tensor, readers)
                 equalise = "always" if norm is not None else "outliers"
                 where = "channels equalised in the LayerNorm" if norm is not None else "a Mul if channels are outliers"
                 why = f"{why}; {where}"
-            rows.append(_row(readers[0].activation, structure, "input", readers, equalise, why))
+            rows.append(_row(tensor, structure, "input", readers, equalise, why))
         return rows
 
     def _output_rows(self, sites: list[Site], structure: Structure, given: Given, taken: set[str]) -> list[PlanRow]:
         rows = []
         for site in sites:
-            if site.role not in PROFILES[self.options.profile].outputs or site.output.name in taken:
+            if site.role not in PROFILES[self.options.profile].outputs:
                 continue
-            if self.options.outputs == "pruned" and not is_pruned(site, given.facts):
+            outputs = [output for output in site.outputs if output.name not in taken]
+            if not outputs or (self.options.outputs == "pruned" and not is_pruned(site, given.facts)):
                 continue
             why = "sparse INT8 kernels write INT8: a pair between the bias and what follows"
             equalise: When = "never"
             if self.options.equalise and _rows_can_be_rescaled(site):
                 equalise, why = "outliers", f"{why}; a Mul if channels are outliers"
-            rows.append(_row(site.output, structure, "output", [site], equalise, why))
+            rows += [_row(output, structure, "output", [site], equalise, why) for output in outputs]
         return rows
 
     def _attention_rows(self, number: int, attention: Attention, structure: Structure) -> list[PlanRow]:

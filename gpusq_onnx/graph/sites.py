@@ -81,6 +81,17 @@ class Site:
         reader = self.readers[0]
         return before_qdq(reader.inputs[1 - self.operand(reader)])
 
+    @property
+    def activations(self) -> list[gs.Tensor]:
+        """The data operands of all readers, in front of any Q/DQ, each once: several where a weight is tied."""
+        read = [before_qdq(reader.inputs[1 - self.operand(reader)]) for reader in self.readers]
+        return list({tensor.name: tensor for tensor in read}.values())
+
+    @property
+    def outputs(self) -> list[gs.Tensor]:
+        """The readers' outputs, behind their biases."""
+        return [_behind_bias(reader)[0] for reader in self.readers]
+
     def operand(self, reader: gs.Node) -> int:
         """Which input of `reader` the weight is: 1, or 0 for a constant on the left of a MatMul."""
         made = [self.weight, *(tensor for node in self.trail for tensor in node.outputs)]

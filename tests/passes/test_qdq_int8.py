@@ -4,7 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, open_source
@@ -161,3 +163,41 @@ def test_a_quantised_model_is_refused() -> None:
     _run(model)
     with pytest.raises(UnsupportedModelError, match="quantised already"):
         _run(model)
+
+
+def test_a_tied_weight_gets_a_pair_for_each_input_that_its_readers_read(tmp_path: Path) -> None:
+    """x -> w -> * 50 -> w: one matrix, two inputs of very different range."""
+    rng = np.random.default_rng(0)
+    w = (rng.standard_normal((8, 8)) / 3).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Mul", ["h", "fifty"], ["big"]),
+        helper.make_node("MatMul", ["big", "w"], ["z"]),
+        helper.make_node("Relu", ["z"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tied",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        [numpy_helper.from_array(w, "w"), numpy_helper.from_array(np.float32(50), "fifty")],
+    )
+    path = tmp_path / "tied.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    x = rng.standard_normal((64, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    model, wanted = io.load(path), Session(path).run({"x": x})["y"]
+    quantise = QdqInt8(QdqInt8.Options(only=["w"], observer="minmax"))
+    structure = analyse(model)
+    plan = quantise.plan(model, structure, Given(data=True))
+    assert [row.tensor for row in plan if row.role.startswith("input")] == ["x", "big"]
+    spec = InputSpec("x", np.dtype(np.float32), ("batch", 8))
+    context = Context(source=open_source(DataOptions(path=tmp_path / "x.npy"), [spec]))
+    quantise.apply(model, structure, plan, context)
+    assert not invariants.violations(model)
+    products = [node for node in model.graph.nodes if node.op == "MatMul"]
+    read = [node.inputs[0].inputs[0].inputs[1].values for node in products]  # each DequantizeLinear's scale
+    assert read[1] / read[0] > 10
+    assert products[0].inputs[1] is products[1].inputs[1]
+    found = Session(io.to_bytes(model), exact_qdq=True).run({"x": x})["y"]
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
