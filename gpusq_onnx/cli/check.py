@@ -1,11 +1,15 @@
 """`gpusq-onnx check ORIGINAL COMPRESSED`: how far apart two models are, with gates, and what a TensorRT parser says.
 
+COMPRESSED may be a TensorRT engine, or an ONNX file that runs on TensorRT (`--on tensorrt`); what is asked for and not
+there is exit code 5.
+
 Shares (agreement, top-1) are 0 to 1, so that 95 for 95 % is refused and not met by nothing; a drop is in percentage
 points, so that 0.01 for one point is merely strict.
 """
 
 import os
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +19,7 @@ from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed, 
 from gpusq_onnx.errors import GateFailed, UsageError
 
 if TYPE_CHECKING:
+    from gpusq_onnx.report.checking import Look
     from gpusq_onnx.runtime.gates import Gates
 
 _PANEL = "Gates (exit code 1 when one is not met)"
@@ -50,6 +55,58 @@ class GateArgs:
         return Gates(**asdict(self))
 
 
+class Where(str, Enum):
+    """What runs COMPRESSED; the names are those of `report.sides.Runtime`."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+
+
+def _new_folder(path: Path | None) -> Path | None:
+    if path is not None and path.exists() and not path.is_dir():
+        raise UsageError("--artefacts names a file", where=str(path), expected="a folder, which need not exist yet")
+    return path
+
+
+@dataclass(frozen=True)
+class LookArgs:
+    """Where COMPRESSED runs and what is looked at."""
+
+    on: Annotated[
+        Where,
+        Option("--on", rich_help_panel="How to compare", help="What runs COMPRESSED; an engine: TensorRT."),
+    ] = Where.cpu
+    taps: Annotated[
+        list[str] | None,
+        Option(
+            "--taps",
+            metavar="blocks|all|NAME",
+            rich_help_panel="How to compare",
+            help="Compare inner tensors, too, and name the first that leaves the tolerance; repeatable.",
+        ),
+    ] = None
+    tap_tolerance: Annotated[
+        float, Option("--tap-tolerance", min=0, rich_help_panel="How to compare", help="Relative distance of a tap.")
+    ] = 0.1
+    artefacts: Annotated[
+        Path | None,
+        Option(
+            "--artefacts",
+            metavar="FOLDER",
+            callback=_new_folder,
+            rich_help_panel="How to compare",
+            help="Save inputs.json, outputs.json and compressed_outputs.json, for polygraphy run.",
+        ),
+    ] = None
+
+    def look(self) -> "Look":
+        """As the library takes them."""
+        from gpusq_onnx.report.checking import Look
+
+        return Look(self.on.value, tuple(self.taps or ()), self.tap_tolerance, self.artefacts)
+
+
 @dataclass(frozen=True)
 class ParserArgs:
     """Whether to ask a TensorRT parser."""
@@ -74,8 +131,11 @@ class ParserArgs:
 
 def check(
     original: Annotated[Path, Argument(metavar="ORIGINAL", help="The model before.", show_default=False)],
-    compressed: Annotated[Path, Argument(metavar="COMPRESSED", help="The model after.", show_default=False)],
+    compressed: Annotated[
+        Path, Argument(metavar="COMPRESSED", help="The model after: ONNX, or an engine (.plan).", show_default=False)
+    ],
     data: DataArgs,
+    look: LookArgs,
     gates: GateArgs,
     parser: ParserArgs,
     seed: Seed = None,
@@ -84,7 +144,7 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Compare two models on the same data: outputs, classes, accuracy; with gates, and a TensorRT parser's verdict."""
-    from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    from gpusq_onnx.cli.console import open_progress, publish, show, warn, write_text
     from gpusq_onnx.report.checking import check_models, digest
 
     if parser.build and not parser.parser:
@@ -94,11 +154,15 @@ def check(
     if options.path is None:
         warn("no --data: comparing on synthetic images, which say little about accuracy")
     with open_progress(quiet=quiet) as progress:
-        result = check_models(original, compressed, options, gates.gates(), progress)
+        result = check_models(original, compressed, options, gates.gates(), progress, look.look())
         if parser.parser:
             result = result.with_verdict(_ask_parser(compressed, parser, progress))
     for note in result.data["notes"]:
         warn(note)
+    if look.artefacts:
+        look.artefacts.mkdir(parents=True, exist_ok=True)
+        for name, text in result.artefacts.items():
+            write_text(look.artefacts / name, text)
     publish(result.to_dict(), digest(result), report=report, json_target=json)
     if not quiet and json != STDOUT:
         show(digest(result))

@@ -1,10 +1,11 @@
-"""The result of `check`: a comparison, the gates that were set, and a TensorRT parser's verdict, as data and Markdown.
+"""The result of `check`: a comparison, the gates that were set, and a TensorRT parser's verdict, as data.
 
 A gate that cannot be measured (top-1 without labels, agreement of a detector) is a usage error, before the models run
 where that can be known: a gate that never fails would be worse than none.
 """
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,59 @@ from gpusq_onnx.data.source import InputSpec, open_source
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.report.markdown import table
+from gpusq_onnx.report.sides import BATCH, Runtime, is_plan, opened
+from gpusq_onnx.runtime.artefacts import Recorder, continuation
 from gpusq_onnx.runtime.compare import Comparison, compare
 from gpusq_onnx.runtime.gates import Gates
-from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.runtime.parser import Verdict
+from gpusq_onnx.runtime.taps import TapDifference, first_departure
 from gpusq_onnx.tasks.classification import Classification
+
+_BATCH_OF_ALL = 1  # every inner tensor of both models is in memory at once
+_RUNTIMES = {"cuda": "onnxruntime's CUDA provider", "tensorrt": "TensorRT"}
+_ROWS = 24  # of taps in the digest; of more, those around the departure
+
+
+@dataclass(frozen=True)
+class Look:
+    """How to compare.
+
+    Attributes:
+        on: what runs the compressed model; an engine file runs on TensorRT anyway. The original runs on the CPU.
+        taps: "blocks", "all" or names of inner tensors; see `report.tapping`.
+        tolerance: the relative distance that a tap may have.
+        artefacts: folder for Polygraphy's files, which must exist.
+    """
+
+    on: Runtime = "cpu"
+    taps: tuple[str, ...] = ()
+    tolerance: float = 0.1
+    artefacts: Path | None = None
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What `check` found."""
+    """What `check` found.
+
+    Attributes:
+        runtime: what ran the compressed model.
+        tolerance: of the taps; None where there are none.
+        departure: the first tap in graph order that leaves the tolerance.
+        artefacts: texts of Polygraphy's files by their names.
+        continuation: commands that go on from them.
+    """
 
     original: str
     compressed: str
+    runtime: str
     comparison: Comparison
     data: dict[str, Any]
     gates: Gates
     failures: tuple[str, ...]
+    tolerance: float | None = None
+    departure: str | None = None
+    artefacts: Mapping[str, str] = field(default_factory=dict)
+    continuation: tuple[str, ...] = ()
     parser: Verdict | None = None
 
     def with_verdict(self, verdict: Verdict) -> "CheckResult":
@@ -39,40 +76,71 @@ class CheckResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "passed": not self.failures}
+        values = asdict(replace(self, artefacts={}))
+        return {**values, "artefacts": sorted(self.artefacts), "passed": not self.failures}
 
 
 def check_models(
-    original: Path, compressed: Path, options: DataOptions, gates: Gates, progress: Progress
+    original: Path, compressed: Path, options: DataOptions, gates: Gates, progress: Progress, look: Look = Look()
 ) -> CheckResult:
     """Run both models on the data and judge the gates.
 
     Raises:
-        UsageError: a missing file, or a gate that this data or these models cannot answer.
+        UsageError: a missing file, or a gate or a tap that this data or these models cannot answer.
         UnsupportedModelError, UnsupportedDataError: see `runtime.compare.compare`.
+        EnvironmentLacking: TensorRT, CUDA or a GPU is asked for and missing.
     """
-    inputs = [InputSpec(info.name, info.dtype, info.shape) for info in Session(original).inputs()]
-    source = open_source(options, inputs)
-    if gates.need_labels and not source.labelled:
-        raise UsageError(
-            "a gate on top-1 needs labels, and the data has none",
-            where="--min-top1, --max-top1-drop",
-            hint="give --classes FILE (line i names the folder of class i), or an .npz with an array named labels",
-        )
-    progress.start("comparing", len(source))
-    try:
-        found = compare(original, compressed, source, metric=Classification, progress=progress.advance)
-    finally:
-        progress.finish()
-    data = {"options": options.echo(), **source.describe(), "sha256": source.digest()}
-    return CheckResult(str(original), str(compressed), found, data, gates, tuple(gates.failures(found)))
+    with opened(original, compressed, look.on, look.taps, progress) as (reference, candidate, taps):
+        framed = reference if reference.fixed_batch else candidate
+        source = open_source(options, [InputSpec(info.name, info.dtype, info.shape) for info in framed.inputs()])
+        if gates.need_labels and not source.labelled:
+            raise UsageError(
+                "a gate on top-1 needs labels, and the data has none",
+                where="--min-top1, --max-top1-drop",
+                hint="give --classes FILE (line i names the folder of class i), or an .npz with an array named labels",
+            )
+        own = {info.name for info in reference.outputs()} - {tap.name for tap in taps}
+        recorder = Recorder((f"onnxruntime {original.name}", f"{look.on} {compressed.name}"), own)
+        progress.start("comparing", len(source))
+        try:
+            found = compare(
+                reference,
+                candidate,
+                source,
+                metric=Classification,
+                batch=_BATCH_OF_ALL if "all" in look.taps else BATCH,
+                taps=taps,
+                progress=progress.advance,
+                witness=recorder if look.artefacts else _nobody,
+            )
+        finally:
+            progress.finish()
+    departure = first_departure(found.taps, look.tolerance)
+    return CheckResult(
+        str(original),
+        str(compressed),
+        "tensorrt" if is_plan(compressed) else look.on,
+        found,
+        {"options": options.echo(), **source.describe(), "sha256": source.digest()},
+        gates,
+        tuple(gates.failures(found)),
+        look.tolerance if taps else None,
+        departure.name if departure else None,
+        recorder.files() if look.artefacts else {},
+        tuple(continuation(look.artefacts, original, compressed, engine=is_plan(compressed))) if look.artefacts else (),
+    )
+
+
+def _nobody(*seen: object) -> None:
+    pass
 
 
 def digest(result: CheckResult) -> str:
     """The result as Markdown, readable as plain text."""
     found = result.comparison
     lines = [f"# {result.compressed} against {result.original}", ""]
-    lines += [f"{found.samples} samples of {result.data['kind']}", ""]
+    where = "" if result.runtime == "cpu" else f", compressed on {_RUNTIMES[result.runtime]}"
+    lines += [f"{found.samples} samples of {result.data['kind']}{where}", ""]
     rows = [
         [o.name, _number(o.cosine_mean), _number(o.cosine_min), _number(o.max_abs), _number(o.mean_relative)]
         for o in found.outputs
@@ -84,6 +152,7 @@ def digest(result: CheckResult) -> str:
         before, after = found.reference_metrics, found.candidate_metrics
         names = {"top1": "top-1", "top5": "top-5"}
         lines += [f"{name}: {before[key]:.2%} -> {after[key]:.2%}" for key, name in names.items() if key in before]
+    lines += _taps(result)
     if result.parser:
         built = ", engine built" if result.parser.built else ""
         verdict = "accepted" if result.parser.ok else "refused"
@@ -92,7 +161,30 @@ def digest(result: CheckResult) -> str:
     if asked or result.failures:
         lines += ["", f"gates: {', '.join(asked) or 'none'}: {'NOT MET' if result.failures else 'met'}"]
         lines += [f"- {failure}" for failure in result.failures]
+    if result.continuation:
+        lines += ["", "go on from here with Polygraphy:", "", *(f"    {command}" for command in result.continuation)]
     return "\n".join(lines) + "\n"
+
+
+def _taps(result: CheckResult) -> list[str]:
+    """The taps around the first that leaves the tolerance, or all where they are few."""
+    taps, names = result.comparison.taps, [tap.name for tap in result.comparison.taps]
+    if not taps:
+        return []
+    middle = names.index(result.departure) if result.departure else len(taps)
+    start = max(0, min(middle - _ROWS // 2, len(taps) - _ROWS))
+    rows = [_tap(tap, result) for tap in taps[start : start + _ROWS]]
+    shown = f", {len(rows)} of them" if len(rows) < len(taps) else ""
+    verdict = f"{result.departure} is the first of them to leave it" if result.departure else "none leaves it"
+    lines = ["", f"{len(taps)} inner tensors in graph order{shown}; tolerance {result.tolerance:g}: {verdict}", ""]
+    return [*lines, *table(["tensor", "distance", "up to scale", ""], rows)]
+
+
+def _tap(tap: TapDifference, result: CheckResult) -> list[str]:
+    remarks = [f"{tap.nonfinite} values not finite"] if tap.nonfinite else []
+    remarks += [f"another shape in {tap.shape_mismatches} batches"] if tap.shape_mismatches else []
+    remarks += ["first to leave the tolerance"] if tap.name == result.departure else []
+    return [tap.name, _number(tap.relative), _number(tap.up_to_scale), "; ".join(remarks)]
 
 
 def _number(value: float | None) -> str:

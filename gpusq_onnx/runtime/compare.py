@@ -1,14 +1,16 @@
-"""A candidate model against its reference on the same data: per output, and per class where it classifies.
+"""A candidate model against its reference on the same data: per output, per tap, per class where it classifies.
 
-Both run on onnxruntime, through Polygraphy's runner, with Q and DQ nodes executed as written. Batches stream and only
-running sums are kept (`difference.py`), so memory does not grow with the data. Polygraphy's own comparison is not used:
-its Comparator keeps all outputs of the first runner, and its compare functions take medians, 50 times the work.
+Models run through Polygraphy's runners: ONNX files on onnxruntime, with Q and DQ nodes executed as written, engines on
+TensorRT (`engine.py`). Batches stream and only running sums are kept (`difference.py`, `taps.py`), so memory does not
+grow with the data. Polygraphy's own comparison is not used: its Comparator keeps all outputs of the first runner, and
+its compare functions take medians, 50 times the work.
 
 Agreement and accuracy are given for models with exactly one output, of shape [N, classes]; others are compared output
 by output.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +20,10 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
 from gpusq_onnx.runtime.difference import Metric, OutputDifference, RunningAgreement, RunningDifference
-from gpusq_onnx.runtime.ort import Session, running
+from gpusq_onnx.runtime.ort import Feed, Infer, Session, TensorInfo
+from gpusq_onnx.runtime.taps import RunningTap, Tap, TapDifference
+
+Outputs = Mapping[str, NDArray[Any]]
 
 
 class Batch(Protocol):
@@ -41,6 +46,21 @@ class Source(Protocol):
     def batches(self, batch: int) -> Iterable[Batch]: ...
 
 
+class Loaded(Protocol):
+    """A model that can run: `ort.Session`, or `engine.Engine`."""
+
+    name: str
+
+    @property
+    def fixed_batch(self) -> int | None: ...
+    @property
+    def max_batch(self) -> int | None: ...
+    def inputs(self) -> list[TensorInfo]: ...
+    def outputs(self) -> list[TensorInfo]: ...
+    def check_names(self, feed: Feed) -> None: ...
+    def opened(self) -> AbstractContextManager[Infer]: ...
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What `compare` found; fractions, not percentages. None: not a classifier, or no labels (or no metric) given."""
@@ -51,6 +71,7 @@ class Comparison:
     top5_agreement: float | None = None
     reference_metrics: dict[str, float] | None = None
     candidate_metrics: dict[str, float] | None = None
+    taps: tuple[TapDifference, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a report."""
@@ -58,55 +79,67 @@ class Comparison:
 
 
 def compare(
-    reference: Path | str,
-    candidate: Path | str,
+    reference: Path | str | Loaded,
+    candidate: Path | str | Loaded,
     source: Source,
     *,
     metric: Callable[[], Metric] | None = None,
     batch: int = 8,
+    taps: Sequence[Tap] = (),
     progress: Callable[[int], object] = lambda samples: None,
+    witness: Callable[[Feed, Outputs, Outputs], object] = lambda feed, expected, found: None,
 ) -> Comparison:
     """Run both models on all of `source` and compare their outputs.
 
     Args:
-        reference, candidate: ONNX files with the same inputs and outputs.
+        reference, candidate: ONNX files, or models loaded already, with the same inputs and outputs.
         source: read once, in batches of `batch`, or of the batch size that the models have fixed.
         metric: makes an empty running metric; used for classifiers when the data has labels.
+        taps: inner tensors to compare, which both models must give as outputs, too.
         progress: told the number of samples of each batch when it is done.
+        witness: shown each batch with both models' outputs; they are valid during the call only.
 
     Raises:
-        UnsupportedModelError: onnxruntime cannot load or run one, or their inputs or outputs differ.
+        UnsupportedModelError: a model cannot be loaded or run, or their inputs or outputs differ.
         UnsupportedDataError: the data does not fit the models, or there is none.
     """
-    from polygraphy.backend.onnxrt import OnnxrtRunner
-
-    first, second = (Session(path, exact_qdq=True) for path in (reference, candidate))
+    first, second = (_loaded(model) for model in (reference, candidate))
     _check_interfaces(first, second)
-    fixed = _common_batch(first, second)
-    differences = {info.name: RunningDifference(info.name) for info in first.outputs()}
-    classes = RunningAgreement(metric) if _classifies(first) and _classifies(second) else None
+    fixed = common_batch(first, second)
+    most = min(size for size in (batch, first.max_batch, second.max_batch) if size)
+    looks = {tap.name: RunningTap(tap) for tap in taps}
+    differences = {info.name: RunningDifference(info.name) for info in first.outputs() if info.name not in looks}
+    classes = RunningAgreement(metric) if _classifies(first, looks) and _classifies(second, looks) else None
     samples = 0
-    with OnnxrtRunner(first.handle) as first_runner, OnnxrtRunner(second.handle) as second_runner:
-        for piece in source.batches(fixed or batch):
+    with first.opened() as run_first, second.opened() as run_second:
+        for piece in source.batches(fixed or most):
             first.check_names(piece.feed)
-            with running(first.name):
-                expected = first_runner.infer(piece.feed, check_inputs=False)
-            with running(second.name):
-                found = second_runner.infer(piece.feed, check_inputs=False)
+            expected, found = run_first(piece.feed), run_second(piece.feed)
             for name, difference in differences.items():
                 a, b = (_counted(output[name], piece, fixed) for output in (expected, found))
                 difference.update(a, b)
                 if classes:
                     classes.update(a, b, piece.labels)
+            for name, look in looks.items():
+                look.update(*(_counted(output[name], piece, fixed) for output in (expected, found)))
+            witness(piece.feed, expected, found)
             samples += piece.size
             progress(piece.size)
     if not samples:
         raise UnsupportedDataError("there is no data to compare the models on")
-    agreement = (classes or RunningAgreement(None)).result()
-    return Comparison(samples, [difference.result() for difference in differences.values()], **agreement)
+    return Comparison(
+        samples,
+        [difference.result() for difference in differences.values()],
+        **(classes or RunningAgreement(None)).result(),
+        taps=tuple(look.result() for look in looks.values()),
+    )
 
 
-def _check_interfaces(reference: Session, candidate: Session) -> None:
+def _loaded(model: Path | str | Loaded) -> Loaded:
+    return Session(model, exact_qdq=True) if isinstance(model, (Path, str)) else model
+
+
+def _check_interfaces(reference: Loaded, candidate: Loaded) -> None:
     """Same inputs by name and type, same outputs by name; shapes may differ (a fixed against a free batch)."""
     pairs = {
         "inputs": [[f"{info.name} {info.dtype}" for info in session.inputs()] for session in (reference, candidate)],
@@ -123,7 +156,8 @@ def _check_interfaces(reference: Session, candidate: Session) -> None:
             )
 
 
-def _common_batch(reference: Session, candidate: Session) -> int | None:
+def common_batch(reference: Loaded, candidate: Loaded) -> int | None:
+    """The batch size that one of the models, or both, have fixed. Raises UnsupportedModelError where they differ."""
     sizes = {reference.fixed_batch, candidate.fixed_batch} - {None}
     if len(sizes) > 1:
         raise UnsupportedModelError(
@@ -139,8 +173,8 @@ def _counted(output: NDArray[Any], piece: Batch, fixed: int | None) -> NDArray[A
     return output[: piece.size] if output.ndim and len(output) == fixed else output
 
 
-def _classifies(session: Session) -> bool:
-    outputs = session.outputs()
+def _classifies(model: Loaded, taps: Mapping[str, object]) -> bool:
+    outputs = [info for info in model.outputs() if info.name not in taps]
     return (
         len(outputs) == 1 and outputs[0].dtype.kind == "f" and len(outputs[0].shape) == 2 and outputs[0].shape[1] != 1
     )

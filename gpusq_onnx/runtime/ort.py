@@ -6,7 +6,7 @@ their neighbours into integer kernels that round otherwise.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 Feed = Mapping[str, NDArray[Any]]
+Infer = Callable[[Feed], Mapping[str, NDArray[Any]]]
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -49,6 +50,7 @@ class Session:
         exact_qdq: Q and DQ nodes run as written even when optimising.
         threads: threads within an operator; 0 takes all CPUs that this process may use.
         provider: an execution provider; refused when absent, since onnxruntime would fall back to the CPU in silence.
+        provider_options: the provider's own, as text by name.
 
     Raises:
         UsageError: no such file.
@@ -64,11 +66,15 @@ class Session:
         exact_qdq: bool = False,
         threads: int = 0,
         provider: str = "CPUExecutionProvider",
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
         self.name = "a serialised model" if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise UsageError("the model file does not exist", where=self.name)
-        self.handle = _load(model, self.name, optimize, exact_qdq, threads, provider)
+        self.handle = _load(model, self.name, optimize, exact_qdq, threads, (provider, dict(provider_options or {})))
+
+    max_batch: int | None = None
+    """The largest batch that it takes; None: any."""
 
     def inputs(self) -> list[TensorInfo]:
         """The inputs that a feed must name, in the model's order."""
@@ -81,9 +87,20 @@ class Session:
     @property
     def fixed_batch(self) -> int | None:
         """The batch size that all inputs with dimensions have fixed; None where it is free or they disagree."""
-        leading = {info.shape[0] for info in self.inputs() if info.shape}
-        size = leading.pop() if len(leading) == 1 else None
-        return size if isinstance(size, int) else None
+        return fixed_batch(self.inputs())
+
+    @contextmanager
+    def opened(self) -> Iterator[Infer]:
+        """A function that runs the model through Polygraphy's runner, every output, while the block lasts."""
+        from polygraphy.backend.onnxrt import OnnxrtRunner
+
+        with OnnxrtRunner(self.handle) as runner:
+
+            def infer(feed: Feed) -> Mapping[str, NDArray[Any]]:
+                with running(self.name):
+                    return runner.infer(feed, check_inputs=False)  # type: ignore[no-any-return]
+
+            yield infer
 
     def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """The named outputs (default: all) for one batch.
@@ -110,6 +127,13 @@ class Session:
             )
 
 
+def fixed_batch(inputs: Sequence[TensorInfo]) -> int | None:
+    """The size that axis 0 of all inputs with dimensions has; None where it is free or they disagree."""
+    leading = {info.shape[0] for info in inputs if info.shape}
+    size = leading.pop() if len(leading) == 1 else None
+    return size if isinstance(size, int) else None
+
+
 @contextmanager
 def silenced() -> Iterator[None]:
     """Around sessions that others make (graphsurgeon's constant folding): their warnings stay off the terminal."""
@@ -134,11 +158,17 @@ def running(name: str) -> Iterator[None]:
 
 
 def _load(
-    model: Path | str | bytes, name: str, optimize: bool, exact_qdq: bool, threads: int, provider: str
+    model: Path | str | bytes,
+    name: str,
+    optimize: bool,
+    exact_qdq: bool,
+    threads: int,
+    chosen: tuple[str, dict[str, str]],
 ) -> "InferenceSession":
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()  # on by default in 1.31; a tool in somebody's CI reports to nobody
+    provider = chosen[0]
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise EnvironmentLacking(
@@ -157,14 +187,17 @@ def _load(
     if exact_qdq:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        session = onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), sess_options=options, providers=[provider]
-        )
+        with silenced():  # a provider that does not start is told below, once and in words
+            session = onnxruntime.InferenceSession(
+                model if isinstance(model, bytes) else str(model), sess_options=options, providers=[chosen]
+            )
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise UnsupportedModelError("onnxruntime cannot load the model", where=name, found=str(error)) from error
     if provider not in session.get_providers():
         raise EnvironmentLacking(
-            f"onnxruntime could not start {provider}", found=", ".join(session.get_providers()), hint="check its driver"
+            f"onnxruntime could not start {provider}",
+            found=", ".join(session.get_providers()),
+            hint="install the CUDA and cuDNN that this onnxruntime wants, and a driver",
         )
     return session
 
