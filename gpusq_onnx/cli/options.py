@@ -106,7 +106,7 @@ class PipelineArgs:
     ] = None
     allow_noop: Annotated[bool, _what("--allow-noop", help="A pass that changes nothing is no error.")] = False
     finetune: Annotated[
-        int | None, _what("--finetune", metavar="EPOCHS", min=1, help="Distil after pruning, learn scales after quantising.")
+        int | None, _what("--finetune", metavar="EPOCHS", min=1, help="Distil after pruning, learn scales after INT8.")
     ] = None
     finetune_steps: Annotated[
         int | None, _what("--finetune-steps", metavar="STEPS", min=1, help="The same, counted in steps.")
@@ -151,7 +151,7 @@ class DataArgs:
 
     data: Annotated[
         Path | None,
-        _data("--data", metavar="PATH", help="A folder of images, .parquet, .npy, .npz, or a load_data script FILE.py[:FUNC]."),
+        _data("--data", metavar="PATH", help="Folder of images, .parquet, .tar, .npy, .npz, or script FILE.py[:FUNC]."),
     ] = None
     samples: Annotated[
         int | None, _data("--samples", metavar="N", help="Use N of them, spread evenly over the classes.")

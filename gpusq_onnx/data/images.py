@@ -3,7 +3,7 @@
 Corrupt images are named, skipped and counted; more than 1 % of the chosen ones is an error. Going through all of them,
 the next batch is decoded in one background thread; memory is three batches: the one in use, the next, the one after.
 
-How an image becomes a tensor is the part of `preprocess`; where it comes from, of `folder` and `parquet`.
+How an image becomes a tensor is the part of `preprocess`; where it comes from, of `folder`, `parquet`, `webdataset`.
 """
 
 from __future__ import annotations

@@ -20,6 +20,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -93,6 +96,15 @@ def labels_of(files: Sequence[str], classes: Path) -> list[int]:
             hint=f"did you mean {near[0]!r}?" if near else "leave the classes file out if labels are not needed",
         )
     return labels
+
+
+def spread(total: int, labels: NDArray[np.int64] | None, samples: int | None, seed: int) -> range | NDArray[np.int64]:
+    """Ascending numbers of the rows to use of `total`: all, or `samples` of them, as many of each class as can be."""
+    if samples is None or samples >= total:
+        return range(total)
+    classes = np.zeros(total, np.int64) if labels is None else labels
+    names = [f"{label}/{row:09}" for row, label in enumerate(classes)]
+    return np.sort(np.array(sample_order(names, seed)[:samples], np.int64))
 
 
 def sample_order(files: Sequence[str], seed: int) -> list[int]:

@@ -36,7 +36,7 @@ class DataOptions(BaseModel):
 
     path: Path | None = Field(
         None,
-        description="folder of images, .parquet, .npy, .npz, or script FILE.py[:function]; none: synthetic images",
+        description="folder of images, .parquet, .tar, .npy, .npz, script FILE.py[:function]; none: synthetic images",
     )
     samples: int | None = Field(None, ge=1, description="how many samples to use, spread over the classes; none: all")
     resize: int | None = Field(None, ge=1, description="shorter side before the crop, px; none: crop / 0.875")

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data.images import Images
-from gpusq_onnx.data.listing import sample_order
+from gpusq_onnx.data.listing import spread
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError
@@ -54,11 +54,7 @@ class ParquetImages(Images):
         labels, total = self._read_labels(column)
         if not total:
             raise UnsupportedDataError(f"{path} holds no rows", expected="one or more images")
-        self._rows: NDArray[np.int64] | range = range(total)
-        if options.samples is not None and options.samples < total:
-            classes = np.zeros(total, np.int64) if labels is None else labels
-            names = [f"{label}/{row:09}" for row, label in enumerate(classes)]
-            self._rows = np.sort(np.array(sample_order(names, options.seed)[: options.samples], np.int64))
+        self._rows = spread(total, labels, options.samples, options.seed)
         chosen = None if labels is None else labels[np.asarray(self._rows)]
         ignored = ["the classes file is not needed: the labels are class indices already"] if options.classes else []
         super().__init__(path, options, spec, len(self._rows), chosen, total, ignored)

@@ -172,6 +172,10 @@ def open_source(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
         from gpusq_onnx.data.parquet import ParquetImages
 
         return ParquetImages(path, options, only_image_input(inputs, f"the Parquet data {options.path}"))
+    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+        from gpusq_onnx.data.webdataset import WebDataset
+
+        return WebDataset(path, options, only_image_input(inputs, f"the shards {options.path}"))
     if path.is_dir():
         from gpusq_onnx.data.folder import ImageFolder
 
@@ -187,7 +191,7 @@ def open_source(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
     raise UsageError(
         f"cannot tell what kind of data {options.path} is",
         where="--data",
-        expected="a folder of images, .parquet, .npy, .npz, or a Polygraphy script (FILE.py or FILE.py:function)",
+        expected="a folder of images, .parquet, .tar, .npy, .npz, or a Polygraphy script (FILE.py or FILE.py:function)",
     )
 
 
