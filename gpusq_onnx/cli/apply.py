@@ -1,4 +1,9 @@
-"""`gpusq-onnx apply MODEL`: run a pipeline and write the new model; or refuse, and leave nothing."""
+"""`gpusq-onnx apply MODEL`: run a pipeline and write the new model; or refuse, and leave nothing.
+
+Under `torchrun` and `accelerate launch` every process runs it; the one of rank 0 writes and speaks.
+"""
+
+import os
 
 from gpusq_onnx.cli.options import (
     STDOUT,
@@ -31,7 +36,8 @@ def apply(
 
     written = output or model.with_suffix(".gpusq.onnx")
     keep_apart([model, written], report, json)
-    with open_progress(quiet=quiet) as progress:
+    leader = os.environ.get("RANK", "0") == "0"
+    with open_progress(quiet=quiet or not leader) as progress:
         outcome = manager.run(
             model,
             written,
@@ -39,7 +45,10 @@ def apply(
             data=data.options(seed),
             allow_noop=pipeline.allow_noop,
             progress=progress,
+            leader=leader,
         )
+    if not leader:
+        return
     for warning in outcome.warnings:
         warn(warning)
     publish(run.document(outcome), run.digest(outcome), report=report, json_target=json)

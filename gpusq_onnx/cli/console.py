@@ -43,6 +43,7 @@ class RichProgress:
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
             transient=True,
         )
@@ -51,11 +52,15 @@ class RichProgress:
     def start(self, label: str, total: int | None = None) -> None:
         self.finish()
         self._display.start()
-        self._task = self._display.add_task(label, total=total)
+        self._task = self._display.add_task(label, total=total, note="")
 
     def advance(self, n: int = 1) -> None:
         if self._task is not None:
             self._display.advance(self._task, n)
+
+    def note(self, text: str) -> None:
+        if self._task is not None:
+            self._display.update(self._task, note=text)
 
     def finish(self) -> None:
         if self._task is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -106,6 +107,8 @@ class Context:
         warnings: sentences for the user.
         before: by kind, "prune" and "quantise", the model as it was in front of the first such pass of this pipeline;
             kept only where a pass of kind "finetune" comes later. For looking at and learning from, not for editing.
+        folder: for passes of kind "finetune", where checkpoints and logs go (`OUTPUT.training/NUMBER-NAME`, made by the
+            pass); the same command, run again after it was cut short, finds it as it was left. None: keep none.
     """
 
     source: Source | None = None
@@ -114,6 +117,7 @@ class Context:
     findings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     before: Mapping[str, Model] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 class Pass(ABC, Generic[OptionsT]):

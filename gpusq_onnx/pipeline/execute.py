@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Run:
     """One pipeline under way.
 
     Attributes:
+        folder: where learning passes keep checkpoints and logs, in a folder each; None: nowhere.
         before: see `Context.before`.
         trained: behind the last pass of kind "finetune": the number of passes done, the model and the facts then.
     """
@@ -49,6 +51,7 @@ class Run:
     data: DataOptions
     progress: Progress
     allow_noop: bool
+    folder: Path | None = None
     facts: list[Fact] = field(default_factory=list)
     steps: list[StepOutcome] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -58,7 +61,7 @@ class Run:
 
 def begin(model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_noop: bool, progress: Progress) -> Run:
     """Open the data that the passes read. Raises UsageError where a pass would have to learn from no data."""
-    state = Run(model, passes, None, data, progress, allow_noop, take_facts(model))
+    state = Run(model, passes, None, data, progress, allow_noop, facts=take_facts(model))
     learning = [step.name for step in passes if step.kind == "finetune"]
     if learning and data.path is None:
         raise UsageError(
@@ -107,6 +110,8 @@ def execute(state: Run, index: int) -> Structure:
     given = Given(state.data.path is not None, tuple(state.facts), kinds_before(state.passes[:index]))
     rows = step.plan(model, structure, given)
     context = Context(state.source, state.data.seed, state.progress, before=state.before)
+    if step.kind == "finetune" and state.folder is not None:
+        context.folder = state.folder / f"{index + 1}-{step.name}"
     mark = _fingerprint(model)
     began = time.perf_counter()
     step.apply(model, structure, rows, context)

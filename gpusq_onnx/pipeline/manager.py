@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ def run(
     data: DataOptions,
     allow_noop: bool = False,
     progress: Progress | None = None,
+    leader: bool = True,
 ) -> Outcome:
     """Apply a pipeline to a model file and write the result.
 
@@ -88,6 +89,7 @@ def run(
         path, output: the model, and the file that is written (with `OUTPUT.data` where there is external data).
         data: calibration data; without a path, passes that need data get synthetic images, with a warning.
         allow_noop: a pass that changes nothing is no error.
+        leader: of several processes that train together and all run this, the one that writes.
 
     Raises:
         UsageError: output equal to input, a folder that does not exist, an unknown pass or option.
@@ -100,24 +102,25 @@ def run(
     check_output(output, [path, *io.data_files(model)])
     with _hashing(path, model) as file:
         state = begin(model, passes, data, allow_noop, progress or NullProgress())
+        state.folder = output.with_name(output.name + ".training")
         structure = analyse(model)
         _require_numbers(model, structure)
         invariants.require(model)
         before = measure(model, structure)
         for index in range(len(passes)):
-            with reproducer(path, output, pipeline, index, state):
+            with reproducer(path, output, pipeline, index, state) if leader else nullcontext():
                 structure = execute(state, index)
         after = measure(model, structure)
         source = state.source
         used = None if source is None else {"options": data.echo(), **source.describe(), "sha256": source.digest()}
         found = file.result()
         model.set_metadata(_provenance(model, pipeline, found.sha256, data.seed, used))
-        sha = io.save(model, output)
+        written = _written(model, output) if leader else None
     return Outcome(
         str(pipeline),
         data.seed,
         found,
-        _file_facts(output, [output.with_name(output.name + ".data")] if model.external else [], sha),
+        written,
         used,
         tuple(state.steps),
         before,
@@ -125,6 +128,11 @@ def run(
         architecture(structure),
         tuple(state.warnings + (source.notes if source is not None and data.path is not None else [])),
     )
+
+
+def _written(model: Model, output: Path) -> FileFacts:
+    sha = io.save(model, output)
+    return _file_facts(output, [output.with_name(output.name + ".data")] if model.external else [], sha)
 
 
 def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dict[str, Any] | None) -> dict[str, str]:

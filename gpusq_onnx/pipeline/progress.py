@@ -1,8 +1,9 @@
 """How long work tells that it is under way: a callback protocol, and the one that says nothing.
 
 Every function that can take more than two seconds accepts `progress: Progress = NullProgress()` and reports one stage
-after another: `start(label, total)`, `advance(n)` as units are done, `finish()`. Stages do not nest: a new `start` ends
-the stage before it. Nothing here draws; the command line does (rich, on stderr, only on a terminal).
+after another: `start(label, total)`, `advance(n)` as units are done, `note(text)` for what is worth knowing meanwhile,
+such as a loss, `finish()`. Stages do not nest: a new `start` ends the stage before it. Nothing here draws; the command
+line does (rich, on stderr, only on a terminal).
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,9 @@ class Progress(Protocol):
     def advance(self, n: int = 1) -> None:
         """`n` more units of the current stage are done."""
 
+    def note(self, text: str) -> None:
+        """Show a few words beside the current stage, in place of those before."""
+
     def finish(self) -> None:
         """End the current stage. Harmless when there is none."""
 
@@ -31,6 +35,9 @@ class NullProgress:
         return None
 
     def advance(self, n: int = 1) -> None:
+        return None
+
+    def note(self, text: str) -> None:
         return None
 
     def finish(self) -> None:

@@ -176,3 +176,17 @@ def test_a_full_disk_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch
     assert outcome.code == 5
     assert "No space left" in outcome.err
     assert names(model.parent) == ["model.onnx"]
+
+
+def test_under_torchrun_only_the_first_process_writes_and_speaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fresh_model(tmp_path)
+    words = ["apply", model, "-p", "prune24", "--report", model.with_name("report.json"), "--json", "-"]
+    monkeypatch.setenv("RANK", "1")
+    silent = call(*words)
+    assert (silent.code, silent.out, silent.err) == (0, "", "")
+    assert [path.name for path in model.parent.iterdir()] == ["model.onnx"]
+    monkeypatch.setenv("RANK", "0")
+    assert call(*words).out
+    assert len(list(model.parent.iterdir())) == 4

@@ -63,6 +63,8 @@ def test_each_learner_is_given_its_teacher(tmp_path: Path) -> None:
     planned = manager.plan(MODEL, parse("prune24,distill,qdq-int8,qat"), data=DATA)
     assert [step.name for step in planned.steps] == [step.name for step in found.steps]
     _, distill, _, qat = found.steps
+    assert distill.findings["folder"] == str(tmp_path / "out.onnx.training" / "2-distill")
+    assert qat.findings["folder"] == str(tmp_path / "out.onnx.training" / "4-qat")
     assert distill.findings["teacher_zeros"] < 0.01
     assert distill.findings["teacher_sum"] == pytest.approx(_weights(io.load(MODEL)))
     assert qat.findings["teacher_zeros"] > 0.3
@@ -73,6 +75,14 @@ def test_no_model_is_kept_where_nobody_learns(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delattr(Model, "clone")
     manager.run(MODEL, tmp_path / "out.onnx", parse("prune24,qdq-int8"), data=DATA)
     assert (tmp_path / "out.onnx").exists()
+
+
+def test_of_several_processes_one_writes(tmp_path: Path) -> None:
+    found = manager.run(MODEL, tmp_path / "out.onnx", parse("prune24,distill"), data=DATA, leader=False)
+    assert found.output is None
+    with pytest.raises(ArithmeticError):
+        manager.run(MODEL, tmp_path / "out.onnx", parse("prune24,distill{fail=true}"), data=DATA, leader=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_learning_needs_images(tmp_path: Path) -> None:
