@@ -71,12 +71,10 @@ class Preprocess:
         else:
             part = box.pixels(image.size, (self.width, self.height))
             fitted, geometry = image.resize((self.width, self.height), FILTERS[self.interpolation], box=part), "resized"
-        pixels = np.asarray(fitted).reshape(self.height, self.width, self.channels)
-        if self.order == "BGR":
-            pixels = pixels[..., ::-1]
+        bands = fitted.split() if self.order == "RGB" else fitted.split()[::-1]
         planes = out if self.layout == "NCHW" else np.moveaxis(out, -1, 0)
-        for channel in range(self.channels):
-            planes[channel] = self.table[channel].take(pixels[..., channel])
+        for plane, values, band in zip(planes, self.table, bands, strict=True):
+            np.take(values, np.asarray(band), out=plane, mode="clip")  # clip: uint8 cannot be out of range
         return geometry
 
     def _fit(self, image: Image.Image) -> tuple[Image.Image, Geometry]:
