@@ -1,0 +1,69 @@
+"""The rules that predict kernels and explain engines."""
+
+from dataclasses import replace
+
+import pytest
+
+from gpusq_onnx.report.kernels import Facts, eligible, find_obstacles, kernel, why_dense
+
+BEST = Facts("MatMul", 768, 768, 768, True, 0.5, ("weight", "input", "output"), "FP16", ())
+
+
+def kinds(facts: Facts) -> list[str]:
+    return [obstacle.kind for obstacle in find_obstacles(facts)]
+
+
+def test_a_weight_with_nothing_in_its_way() -> None:
+    assert (kinds(BEST), kernel(BEST, ()), eligible(())) == ([], "sparse INT8", True)
+
+
+@pytest.mark.parametrize(
+    ("change", "kernel_class", "fits", "expected"),
+    [
+        ({"quantised": ()}, "sparse FP16", True, []),
+        ({"quantised": (), "float_type": "FP32"}, "dense FP32", False, ["precision"]),
+        ({"quantised": ("weight",), "float_type": "BF16"}, "dense BF16", False, ["precision"]),
+        ({"quantised": ("weight", "input")}, "dense INT8", True, ["output"]),
+        ({"sparse": False, "zeros": 0.1}, "dense INT8", False, ["pattern"]),
+        ({"grouped": 3, "op": "Conv", "sparse": False}, "dense INT8", False, ["alignment"]),
+        ({"conflicts": ("tied",)}, "dense INT8", False, ["shared"]),
+        ({"out": 192}, "sparse INT8", True, ["size"]),
+        ({"k": 192, "grouped": 192}, "sparse INT8", True, ["size"]),
+        ({"k": 776, "grouped": 776}, "sparse INT8", True, ["vector"]),
+        ({"out": 1000}, "sparse INT8", True, ["vector"]),
+        ({"out": 1000, "quantised": ()}, "sparse FP16", True, []),
+        ({"quantised": ("weight", "input"), "out": 100}, "dense INT8", True, ["output", "size", "vector"]),
+    ],
+)
+def test_what_stands_in_the_way(change: dict[str, object], kernel_class: str, fits: bool, expected: list[str]) -> None:
+    facts = replace(BEST, **change)
+    obstacles = find_obstacles(facts)
+    assert kinds(facts) == expected
+    assert (kernel(facts, obstacles), eligible(obstacles)) == (kernel_class, fits)
+
+
+def test_what_a_pass_can_change_names_the_pass() -> None:
+    worst = replace(BEST, sparse=False, quantised=("weight", "input"))
+    assert [o.remedy for o in find_obstacles(worst)] == ["--passes prune24", "--passes 'qdq-int8{profile=sparse-int8}'"]
+
+
+def test_the_graph_s_reason_comes_before_the_engine_s() -> None:
+    obstacles = find_obstacles(replace(BEST, quantised=("weight", "input")))
+    assert why_dense(obstacles, fused=True, batch=1, optimization_level=3, open_batch=True).kind == "output"
+
+
+@pytest.mark.parametrize(
+    ("fused", "batch", "level", "open_batch", "kind", "remedy"),
+    [
+        (True, 1, 3, True, "region", "sparse-int8"),
+        (False, 1, 3, True, "batch", "--batch"),
+        (False, 1, 3, False, "batch", "export"),
+        (False, 8, 3, True, "slower", "--optimization-level 5"),
+        (False, 8, 5, True, "slower", ""),
+    ],
+)
+def test_the_engine_s_reasons(fused: bool, batch: int, level: int, open_batch: bool, kind: str, remedy: str) -> None:
+    found = why_dense((), fused=fused, batch=batch, optimization_level=level, open_batch=open_batch)
+    assert found.kind == kind
+    assert remedy in found.remedy
+    assert bool(found.remedy) == bool(remedy)
