@@ -126,7 +126,12 @@ class Call:
 
 def unary(function: Callable[..., Any], **kwargs: Any) -> Emit:
     """A row's emit: function(x)."""
-    return lambda c: c(function, c.x(0), **kwargs)  # type: ignore[no-any-return]
+
+    def emit(c: Call) -> Value:
+        result: Value = c(function, c.x(0), **kwargs)
+        return result
+
+    return emit
 
 
 def binary(function: Callable[..., Any], neutral: float | None = None) -> Emit:

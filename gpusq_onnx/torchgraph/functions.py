@@ -143,7 +143,8 @@ def logsumexp_of(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
 
 def norm_l2(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:
     """ONNX ReduceL2."""
-    return torch.linalg.vector_norm(x, 2, tuple(axes), keepdim)
+    norm: Tensor = torch.linalg.vector_norm(x, 2, tuple(axes), keepdim)
+    return norm
 
 
 def norm_l1(x: Tensor, axes: Sequence[int], keepdim: bool) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 
+import numpy as np
 import torch
 
 from gpusq_onnx.torchgraph import functions
@@ -73,7 +74,7 @@ def _transpose(c: Call) -> Value:
 
 def _expand(c: Call) -> Value:
     x = c.x(0)
-    shapes = [torch.broadcast_shapes(w.shape, tuple(t)) for w, t in zip(x.worlds, c.each(1), strict=True)]
+    shapes = [np.broadcast_shapes(tuple(w.shape), tuple(t)) for w, t in zip(x.worlds, c.each(1), strict=True)]
     if all(tuple(w.shape) == shape for w, shape in zip(x.worlds, shapes, strict=True)):
         return x
     result: Value = c(torch.broadcast_to, x, [c.builder.fit(sizes) for sizes in zip(*shapes, strict=True)])

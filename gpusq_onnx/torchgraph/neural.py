@@ -28,9 +28,9 @@ def _gemm(c: Call) -> Value:
         return linear
     product = c(torch.matmul, a, c(torch.t, b) if c.attr("transB", 0) else b)
     product = product if alpha == 1 else c(operator.mul, product, alpha)
-    if bias is None:
-        return product  # type: ignore[no-any-return]
-    total: Value = c(operator.add, product, bias if beta == 1 else c(operator.mul, bias, beta))
+    total: Value = (
+        product if bias is None else c(operator.add, product, bias if beta == 1 else c(operator.mul, bias, beta))
+    )
     return total
 
 
@@ -140,8 +140,9 @@ def _layer_norm(c: Call) -> Value:
     if all(p is None or tuple(p.worlds[0].shape) == shape for p in (weight, bias)):
         result: Value = c(functional.layer_norm, x, shape, weight, bias, epsilon)
         return result
-    scaled: Value = c(operator.mul, c(functional.layer_norm, x, shape, None, None, epsilon), weight)
-    return scaled if bias is None else c(operator.add, scaled, bias)  # type: ignore[no-any-return]
+    scaled = c(operator.mul, c(functional.layer_norm, x, shape, None, None, epsilon), weight)
+    shifted: Value = scaled if bias is None else c(operator.add, scaled, bias)
+    return shifted
 
 
 def _rms_norm(c: Call) -> Value:
@@ -190,8 +191,9 @@ def _attention(c: Call) -> Value:
         heads, shared = int(c.attr("q_num_heads")), int(c.attr("kv_num_heads"))
         q, k, v = (c(functions.split_heads, t, n) for t, n in ((q, heads), (k, shared), (v, shared)))
     scale = float(c.attr("scale") or q.worlds[0].shape[-1] ** -0.5)
-    context: Value = c(functions.attention, q, k, v, c.optional(3), bool(c.attr("is_causal", 0)), scale)
-    return c(functions.merge_heads, context) if flat else context  # type: ignore[no-any-return]
+    context = c(functions.attention, q, k, v, c.optional(3), bool(c.attr("is_causal", 0)), scale)
+    merged: Value = c(functions.merge_heads, context) if flat else context
+    return merged
 
 
 def _top_k(c: Call) -> Emitted:
@@ -201,15 +203,10 @@ def _top_k(c: Call) -> Emitted:
 
 
 def _grid_sample(c: Call) -> Value:
-    modes = {
-        "linear": "bilinear",
-        "bilinear": "bilinear",
-        "nearest": "nearest",
-        "cubic": "bicubic",
-        "bicubic": "bicubic",
-    }
-    mode, padding = c.attr("mode", "linear"), c.attr("padding_mode", "zeros")
-    result: Value = c(functional.grid_sample, c.x(0), c.x(1), mode, padding, bool(c.attr("align_corners", 0)))
+    mode, padding = str(c.attr("mode", "linear")), str(c.attr("padding_mode", "zeros"))
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+    corners = bool(c.attr("align_corners", 0))
+    result: Value = c(functional.grid_sample, c.x(0), c.x(1), mode, padding, corners)
     return result
 
 

@@ -6,7 +6,7 @@
     position  added to tokens or attention scores, joined to tokens, or a table that is gathered from
     scale     of a QuantizeLinear/DequantizeLinear pair
 
-An initializer is judged by its readers behind layout operators. No role, hence constant: attention masks (at most two
+An initializer is judged by its readers behind layout operators and sums of constants. No role, hence constant: attention masks (at most two
 distinct values), single numbers, boxes and anchors (last axis of at most 4), the input's own normalisation, integers.
 
 Source: TORCHGRAPH fact 2: trainable by role, never "every float initializer". Limit: a sinusoidal table that the
@@ -19,7 +19,6 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
 
 TRAINED = ("weight", "bias", "norm", "position", "scale")
@@ -40,43 +39,66 @@ _BOX = 4
 
 
 def roles_of(model: Model, train: Collection[str] = TRAINED) -> dict[str, str]:
-    """The role of each initializer that has one of `train`; of several, the first in `TRAINED`."""
-    flow = Dataflow(model)
-    found = {}
-    for constant in model.constants():
-        if constant.dtype.kind != "f" and constant.dtype.name != "bfloat16":
-            continue
-        roles = set(_roles(constant, constant, flow))
-        role = next((role for role in TRAINED if role in roles), None)
-        if role in train and role is not None:
-            found[constant.name] = role
-    return found
+    """The role of each initializer that has one of `train`; of several, the first in `TRAINED`.
+
+    What is computed from a trained tensor counts as data, so that a projection of learned queries is found, too.
+    """
+    floats = [c for c in model.constants() if c.dtype.kind == "f" or c.dtype.name == "bfloat16"]
+    found: dict[str, str] = {}
+    while True:
+        data = _Data(model, found)
+        new = {}
+        for constant in floats:
+            roles = set(_roles(constant, constant, data)) if constant.name not in found else ()
+            role = next((role for role in TRAINED if role in roles), None)
+            if role in train and role is not None:
+                new[str(constant.name)] = role
+        if not new:
+            return found
+        found |= new
 
 
-def _roles(tensor: Tensor, constant: Tensor, flow: Dataflow) -> Iterator[str]:
+class _Data:
+    """What changes while training: `moving` are all such tensors, `learned` those behind a product or a trained one."""
+
+    def __init__(self, model: Model, trained: Collection[str]) -> None:
+        self.learned = set(trained)
+        self.moving = {str(tensor.name) for tensor in model.graph.inputs} | self.learned
+        for node in model.graph.nodes:
+            if node.op in ("Shape", "Size") or not any(tensor.name in self.moving for tensor in node.inputs):
+                continue
+            made = [str(tensor.name) for tensor in node.outputs]
+            self.moving.update(made)
+            if node.op in _PRODUCTS or any(tensor.name in self.learned for tensor in node.inputs):
+                self.learned.update(made)
+
+
+def _roles(tensor: Tensor, constant: Tensor, data: _Data) -> Iterator[str]:
     for node in tensor.outputs:
         for slot, read in enumerate(node.inputs):
             if read is not tensor:
                 continue
-            role = _OPERANDS.get((node.op, slot)) or _role_in(node, constant, flow)
+            role = _OPERANDS.get((node.op, slot)) or _role_in(node, constant, data)
             if role:
                 yield role
             elif slot == 0 and (node.op in _LAYOUT or node.op in ("QuantizeLinear", "DequantizeLinear")):
                 for made in node.outputs:
-                    yield from _roles(made, constant, flow)
+                    yield from _roles(made, constant, data)
+            elif node.op == "Add" and not any(other.name in data.moving for other in node.inputs):
+                yield from {"bias", "position"}.intersection(_roles(node.outputs[0], constant, data))
 
 
-def _role_in(node: Node, constant: Tensor, flow: Dataflow) -> str | None:
+def _role_in(node: Node, constant: Tensor, data: _Data) -> str | None:
     """The role of an operand of a symmetric operator."""
-    data = flow.data_inputs(node)
+    others = [str(tensor.name) for tensor in node.inputs if tensor.name in data.moving]
     wide = sum(n > 1 for n in constant.shape)
-    if not data or not wide:
+    if not others or not wide:
         return None
     if node.op in ("MatMul", "Einsum"):
         return "weight" if len(constant.shape) > 1 else None
     if node.op == "Concat":
         return "position" if len(constant.shape) > 1 and constant.shape[-1] > _BOX else None
-    if node.op not in ("Add", "Mul") or not any(flow.origins(t, lambda n: n.op in _PRODUCTS) for t in data):
+    if node.op not in ("Add", "Mul") or not any(name in data.learned for name in others):
         return None
     if wide == 1:
         return "bias" if node.op == "Add" else "norm"
@@ -87,6 +109,5 @@ def _role_in(node: Node, constant: Tensor, flow: Dataflow) -> str | None:
 def _varied(constant: Tensor) -> bool:
     """Whether there are more than two distinct values: a mask has two."""
     values = values_of(constant).reshape(-1)
-    first = values[:1]
-    others = values[values != first]
-    return bool(others.size and np.any(others != others[:1]))
+    others = values[values != values[:1]]
+    return bool(np.any(others != others[:1]))
