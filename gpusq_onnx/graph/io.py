@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto
@@ -111,14 +112,17 @@ def save(model: Model, path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def write_tapped(model: Model, path: Path, outputs: Sequence[str]) -> None:
+def write_tapped(
+    model: Model, path: Path, outputs: Sequence[str], types: Mapping[str, np.dtype[Any]] | None = None
+) -> None:
     """Write a scratch copy with `outputs` as its only outputs, for running and throwing away: not atomic, not hashed.
 
+    onnxruntime finds the types of inner tensors out; TensorRT wants them in the file (`types`, by name).
     The weights lie in `PATH.data`: onnxruntime maps them from there, where it would copy them out of one file twice.
     """
     graph, large = model.export()
     declared = {value.name: value for value in graph.output}
-    wanted = [declared.get(name) or onnx.helper.make_empty_tensor_value_info(name) for name in outputs]
+    wanted = [declared.get(name) or _inner_output(name, (types or {}).get(name)) for name in outputs]
     del graph.output[:]
     graph.output.extend(wanted)
     data = path.with_name(path.name + ".data")
@@ -126,6 +130,12 @@ def write_tapped(model: Model, path: Path, outputs: Sequence[str]) -> None:
     with path.open("wb") as file, data.open("wb") as data_file:
         write_model(file, model.header, graph, [])
         _write_data(data_file, starts, large)
+
+
+def _inner_output(name: str, kind: np.dtype[Any] | None) -> onnx.ValueInfoProto:
+    if kind is None:
+        return onnx.helper.make_empty_tensor_value_info(name)
+    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(kind), None)
 
 
 def to_bytes(model: Model) -> bytes:

@@ -100,7 +100,8 @@ def check_models(
                 hint="give --classes FILE (line i names the folder of class i), or an .npz with an array named labels",
             )
         own = {info.name for info in reference.outputs()} - {tap.name for tap in taps}
-        recorder = Recorder((f"onnxruntime {original.name}", f"{look.on} {compressed.name}"), own)
+        runtime = "tensorrt" if is_plan(compressed) else look.on
+        recorder = Recorder((f"onnxruntime {original.name}", f"{runtime} {compressed.name}"), own)
         progress.start("comparing", len(source))
         try:
             found = compare(
@@ -119,7 +120,7 @@ def check_models(
     return CheckResult(
         str(original),
         str(compressed),
-        "tensorrt" if is_plan(compressed) else look.on,
+        runtime,
         found,
         {"options": options.echo(), **source.describe(), "sha256": source.digest()},
         gates,

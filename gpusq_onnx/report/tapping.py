@@ -66,5 +66,6 @@ def tapped(models: Sequence[Model], taps: Sequence[Tap]) -> Iterator[list[Path]]
     with tempfile.TemporaryDirectory(prefix="gpusq-onnx-taps-") as folder:
         paths = [Path(folder) / f"{number}.onnx" for number, _ in enumerate(models)]
         for model, path in zip(models, paths, strict=True):
-            io.write_tapped(model, path, [*(spec.name for spec in model.outputs()), *(tap.name for tap in taps)])
+            own = [spec.name for spec in model.outputs()]
+            io.write_tapped(model, path, [*own, *(tap.name for tap in taps)], infer_shapes(model)[1])
         yield paths

@@ -11,6 +11,7 @@ Polygraphy's own onnxruntime runner fuses Q and DQ nodes with their neighbours, 
 its `compressed_outputs.json` by the rounding of single steps.
 """
 
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,10 @@ class Recorder:
         """Keep a copy of this batch, unless there are enough."""
         if self._samples >= SAMPLES:
             return
-        feed_, expected_, found_ = (
-            {name: np.array(x) for name, x in group.items()} for group in (feed, expected, found)
+        self._kept.append(
+            (self._copy(feed, feed), self._copy(expected, self._outputs), self._copy(found, self._outputs))
         )
-        self._kept.append((feed_, expected_, found_))
-        self._samples += max((len(array) for array in feed_.values() if array.ndim), default=1)
+        self._samples += max((len(array) for array in feed.values() if array.ndim), default=1)
 
     def _copy(self, arrays: Arrays, wanted: Collection[str]) -> dict[str, Any]:
         return {name: np.array(array) for name, array in arrays.items() if name in wanted}
@@ -70,9 +70,10 @@ class Recorder:
 
 def continuation(folder: Path, reference: Path, candidate: Path, *, engine: bool) -> list[str]:
     """The Polygraphy commands that go on from the files in `folder`."""
-    load = f"--load-inputs {folder / INPUTS} --load-outputs"
-    backend = "--model-type engine --trt" if engine else "--onnxrt"
-    return [
-        f"polygraphy run {reference} --onnxrt {load} {folder / OUTPUTS}",
-        f"polygraphy run {candidate} {backend} {load} {folder / COMPRESSED}",
+    backend = ["--model-type", "engine", "--trt"] if engine else ["--onnxrt"]
+    sides = (reference, ["--onnxrt"], OUTPUTS), (candidate, backend, COMPRESSED)
+    words = [
+        ["polygraphy", "run", model, *run, "--load-inputs", folder / INPUTS, "--load-outputs", folder / outputs]
+        for model, run, outputs in sides
     ]
+    return [shlex.join(map(str, command)) for command in words]

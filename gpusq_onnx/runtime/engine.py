@@ -111,16 +111,15 @@ class Engine:
 
             yield infer
 
-    def _tensors(self, mode: str) -> list[TensorInfo]:
-        import tensorrt as trt
+    def _names(self, mode: str) -> list[str]:
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        return [name for name in names if self._engine.get_tensor_mode(name).name == mode]
 
-        engine, wanted = self._engine, getattr(trt.TensorIOMode, mode)
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        return [
-            TensorInfo(name, np.dtype(trt.nptype(engine.get_tensor_dtype(name))), self._shape(name))
-            for name in names
-            if engine.get_tensor_mode(name) == wanted
-        ]
+    def _tensors(self, mode: str) -> list[TensorInfo]:
+        from tensorrt import nptype
+
+        kinds = {name: np.dtype(nptype(self._engine.get_tensor_dtype(name))) for name in self._names(mode)}
+        return [TensorInfo(name, kind, self._shape(name)) for name, kind in kinds.items()]
 
     def _shape(self, name: str) -> tuple[int | None, ...]:
         shape = [None if size < 0 else int(size) for size in self._engine.get_tensor_shape(name)]
@@ -131,13 +130,11 @@ class Engine:
 
     def _range(self, profile: int) -> list[tuple[int, int]]:
         """Least and largest batch of every input whose batch the profile sets."""
-        import tensorrt as trt
-
-        engine, found = self._engine, []
-        for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
-            shape = engine.get_tensor_shape(name)
-            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and len(shape) and shape[0] < 0:
-                least, _, largest = engine.get_tensor_profile_shape(name, profile)
+        found = []
+        for name in self._names("INPUT"):
+            shape = self._engine.get_tensor_shape(name)
+            if len(shape) and shape[0] < 0:
+                least, _, largest = self._engine.get_tensor_profile_shape(name, profile)
                 found.append((int(least[0]), int(largest[0])))
         return found
 

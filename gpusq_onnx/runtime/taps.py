@@ -1,7 +1,7 @@
 """Inner tensors of two models side by side: how far apart each one is, and the first that is too far.
 
     distance      |a - b| / |a|, Frobenius norms over all samples: 0 is equal, 1 is as wrong as zeros
-    up to scale   the same after the candidate's channels were each multiplied by the factor that fits best
+    up to scale   the same after the candidate's channels were each multiplied by the positive factor that fits best
 
 Equalising divides channels of an inner tensor and multiplies the weights behind it: different values on purpose, and
 the same function. So inner tensors are judged up to scale; block outputs, which nothing rescales, are not. A channel is
@@ -103,8 +103,9 @@ class RunningTap:
         if not self._sums.shape[1]:
             return None
         aa, ab, bb = self._sums
-        explained = np.divide(np.square(ab), bb, out=np.zeros_like(ab), where=bb > 0)
-        return _ratio(float(np.maximum(aa - explained, 0.0).sum()), float(aa.sum()))
+        explained = np.divide(np.square(ab), bb, out=np.zeros_like(ab), where=ab > 0)
+        left = np.where(aa > 0, np.maximum(aa - explained, 0.0), bb)  # no factor makes something of nothing
+        return _ratio(float(left.sum()), float(aa.sum()))
 
 
 def _ratio(error: float, size: float) -> float | None:
