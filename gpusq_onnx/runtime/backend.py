@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +35,37 @@ class Variant:
     sparse: bool = False
 
 
+@dataclass(frozen=True)
+class Rival:
+    """A dense format that a backend can be timed in beside the models that were given.
+
+    Attributes:
+        format: its name in the table.
+        source: the file it is made from: "float", the float model; "half", that through `fp16`; "int8", through
+            `qdq-int8`; "int8-half", through both.
+        precision: see `Variant`.
+    """
+
+    format: str
+    source: Literal["float", "half", "int8", "int8-half"]
+    precision: str = "as is"
+
+
+CPU_RIVALS = (Rival("FP32", "float"), Rival("FP16", "half"), Rival("INT8", "int8"))
+GPU_RIVALS = (
+    Rival("FP32", "float", "FP32"),
+    Rival("TF32", "float", "TF32"),
+    Rival("FP16", "half"),
+    Rival("INT8", "int8-half"),
+)
+
+
 class Backend(Protocol):
-    """A runtime on a device."""
+    """A runtime on a device; `gpu`: an NVIDIA one, whose clocks are told beside the figures."""
 
     name: str
     gpu: bool
+    rivals: Sequence[Rival]
 
     def require(self) -> dict[str, str]:
         """Versions of what runs. Raises EnvironmentLacking where it cannot, with what to install."""

@@ -1,18 +1,19 @@
 """onnxruntime as a benchmark's backend, on the CPU or on a GPU, with inputs and outputs bound in place.
 
 On a GPU inputs lie in device memory and outputs stay there (I/O binding); runs queue up without waiting for each other
-and the last one is waited for. A CUDA graph is tried first (`enable_cuda_graph`), and what keeps onnxruntime from one is
-noted. TF32 is on or off as asked (`use_tf32`; onnxruntime's own default is on). onnxruntime has no 2:4 kernels: a
+and the last one is waited for. A CUDA graph is tried first (`enable_cuda_graph`), and what keeps onnxruntime from one
+is noted. TF32 is on or off as asked (`use_tf32`; onnxruntime's own default is on). onnxruntime has no 2:4 kernels: a
 sparse model runs dense here.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
-from gpusq_onnx.runtime.backend import Variant, random_feed
+from gpusq_onnx.runtime.backend import CPU_RIVALS, GPU_RIVALS, Rival, Variant, random_feed
 from gpusq_onnx.runtime.machine import versions
 from gpusq_onnx.runtime.ort import Feed, Session, running
 from gpusq_onnx.runtime.timing import Runner
@@ -23,9 +24,10 @@ CUDA = "CUDAExecutionProvider"
 class OrtBackend:
     """onnxruntime on the CPU (`gpu` false) or through its CUDA provider; see `backend.Backend`."""
 
-    def __init__(self, *, gpu: bool = False, threads: int = 0) -> None:
+    def __init__(self, *, gpu: bool = False) -> None:
         self.name = "onnxruntime-cuda" if gpu else "onnxruntime"
-        self.gpu, self._threads = gpu, threads
+        self.gpu = gpu
+        self.rivals: Sequence[Rival] = GPU_RIVALS if gpu else CPU_RIVALS
         self._notes: list[str] = []
 
     def require(self) -> dict[str, str]:
@@ -49,20 +51,35 @@ class OrtBackend:
         return versions("onnxruntime", "onnxruntime-gpu")
 
     def notes(self) -> list[str]:
+        """Which models got no CUDA graph, or no fused Q/DQ, and why."""
         return self._notes
 
     def open(self, variant: Variant, batch: int) -> Runner:
-        """See `backend.Backend.open`; Q/DQ nodes are fused as onnxruntime likes."""
+        """See `backend.Backend.open`; Q/DQ nodes are fused as onnxruntime likes, or run as written where that fails."""
         if not self.gpu:
-            return _Bound(Session(variant.path, threads=self._threads), batch, "cpu")
+            return _Bound(self._session(variant, "CPUExecutionProvider", {}), batch, "cpu")
         options = {"use_tf32": str(int(variant.precision != "FP32"))}
         try:
-            runner = _Bound(_session(variant, {**options, "enable_cuda_graph": "1"}), batch, "cuda")
+            runner = _Bound(self._session(variant, CUDA, {**options, "enable_cuda_graph": "1"}), batch, "cuda")
             runner.measure(2)  # the graph is recorded by the first run
         except UnsupportedModelError as error:
-            self._notes.append(f"{variant.path.name}: no CUDA graph: {_first(error)}")
-            return _Bound(_session(variant, options), batch, "cuda")
+            self._note(f"{variant.path.name}: no CUDA graph: {_first(error)}")
+            return _Bound(self._session(variant, CUDA, options), batch, "cuda")
         return runner
+
+    def _session(self, variant: Variant, provider: str, options: dict[str, str]) -> Session:
+        try:
+            return Session(variant.path, provider=provider, provider_options=options)
+        except UnsupportedModelError as error:
+            session = Session(variant.path, provider=provider, provider_options=options, exact_qdq=True)
+            self._note(
+                f"{variant.path.name}: onnxruntime fails to fuse its Q/DQ, which run as written: {_first(error)}"
+            )
+            return session
+
+    def _note(self, text: str) -> None:
+        if text not in self._notes:
+            self._notes.append(text)
 
 
 class _Bound:
@@ -108,9 +125,10 @@ class _Bound:
         self._binding.synchronize_outputs()
         return time.perf_counter() - began
 
-
-def _session(variant: Variant, options: dict[str, str]) -> Session:
-    return Session(variant.path, provider=CUDA, provider_options=options)
+    def close(self) -> None:
+        """Free the session and what is bound."""
+        del self._binding, self._session
+        self._kept.clear()
 
 
 def _first(error: UnsupportedModelError) -> str:

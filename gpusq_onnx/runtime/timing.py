@@ -32,6 +32,9 @@ class Runner(Protocol):
     def measure(self, times: int) -> float:
         """Seconds that `times` executions took, one behind the other, until the last had ended."""
 
+    def close(self) -> None:
+        """Free what it holds; it is not used again."""
+
 
 @dataclass(frozen=True)
 class Rounds:
@@ -85,6 +88,9 @@ class WallClock:
         for _ in range(times):
             self._run()
         return self._clock() - began
+
+    def close(self) -> None:
+        """Nothing to free."""
 
 
 def time_side_by_side(

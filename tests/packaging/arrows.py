@@ -33,6 +33,7 @@ HOMES = {
     "tensorrt": {"runtime"},
     "tensorrt_rtx": {"runtime"},
     "PIL": {"data"},
+    "matplotlib": {"report"},
     "torch": {"torchgraph", "learn", "runtime"},  # runtime.kernels, imported late: sparse torch kernels know no graph
     "triton": {"runtime"},
 }

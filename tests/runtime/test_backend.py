@@ -3,7 +3,7 @@
 import numpy as np
 import onnxruntime
 import pytest
-from runtime_models import INPUT, linear
+from runtime_models import linear
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageError
 from gpusq_onnx.runtime.backend import Variant, random_feed
@@ -17,17 +17,22 @@ def test_inputs_are_random_and_the_same_every_time() -> None:
     infos = [
         TensorInfo("x", F32, ("N", 3, 4)),
         TensorInfo("sizes", I64, ("N", 2)),
-        TensorInfo("flag", np.dtype(bool), ()),
+        TensorInfo("on", np.dtype(bool), ()),
     ]
     feed, again = random_feed(infos, 5, "m"), random_feed(infos, 5, "m")
     assert {name: (value.shape, value.dtype) for name, value in feed.items()} == {
         "x": ((5, 3, 4), F32),
         "sizes": ((5, 2), I64),
-        "flag": ((), np.dtype(bool)),
+        "on": ((), np.dtype(bool)),
     }
     assert np.count_nonzero(feed["x"]) == feed["x"].size and abs(float(feed["x"].mean())) < 0.5
     assert feed["sizes"].min() >= 1
     assert all(np.array_equal(feed[name], again[name]) for name in feed)
+
+
+def test_an_input_without_the_batch_keeps_its_size() -> None:
+    infos = [TensorInfo("x", F32, ("N", 3)), TensorInfo("anchors", F32, (7, 4))]
+    assert random_feed(infos, 2, "m")["anchors"].shape == (7, 4)
 
 
 @pytest.mark.parametrize(("fixed", "batch", "fits"), [(1, 1, True), (8, 8, True), (1, 2, False), (8, 1, False)])
@@ -51,7 +56,7 @@ def test_onnxruntime_on_the_cpu_is_timed(tmp_path) -> None:
     runner = backend.open(Variant(linear(tmp_path / "m.onnx")), 3)
     once, often = runner.measure(1), runner.measure(50)
     assert 0 < once < 5 and often > 0
-    assert INPUT and backend.notes() == []
+    assert backend.notes() == []
 
 
 def test_without_a_gpu_the_cuda_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

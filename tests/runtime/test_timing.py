@@ -15,6 +15,9 @@ class Made:
         self.log.append(self.name)
         return times * self.seconds * self.weather["factor"]
 
+    def close(self) -> None:
+        self.log.append(f"{self.name} closed")
+
 
 def test_medians_quartiles_and_spread() -> None:
     timing = Timing((4.0, 1.0, 2.0, 3.0, 5.0), 7)
@@ -55,6 +58,9 @@ def test_warm_up_lasts_as_long_as_asked_and_samples_have_a_ceiling() -> None:
             nonlocal spent
             spent += times * 1e-7
             return times * 1e-7
+
+        def close(self) -> None:
+            raise AssertionError("the one who opened it closes it")
 
     found = time_side_by_side({"x": Counted()}, Rounds(rounds=1, warm=0.01, least=0.02))
     assert found["x"].executions == MOST

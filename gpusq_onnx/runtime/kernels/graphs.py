@@ -24,6 +24,7 @@ class CudaRunner:
     def __init__(self, run: Callable[[], object], device: torch.device) -> None:
         self._device = device
         self._replay: Callable[[], object] = run
+        self._kept: object = None
         self.recorded, self.reason = False, ""
         with torch.cuda.device(device):
             side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -36,7 +37,7 @@ class CudaRunner:
             graph = torch.cuda.CUDAGraph()
             try:
                 with torch.no_grad(), torch.cuda.graph(graph):
-                    self._kept = run()  # the outputs' memory belongs to the graph
+                    self._kept = run()  # the outputs lie in the graph's memory
             except RuntimeError as error:
                 self.reason = str(error).splitlines()[0]
                 torch.cuda.synchronize(device)
@@ -53,3 +54,12 @@ class CudaRunner:
             ended.record()
             ended.synchronize()
         return float(began.elapsed_time(ended)) / 1e3
+
+    def close(self) -> None:
+        """Free the graph and its memory."""
+        self._replay, self._kept = _closed, None
+        torch.cuda.empty_cache()
+
+
+def _closed() -> None:
+    raise RuntimeError("this runner is closed")

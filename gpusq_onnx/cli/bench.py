@@ -1,0 +1,96 @@
+"""`gpusq-onnx bench MODEL...`: latency and throughput of several models, side by side with their dense rivals."""
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from gpusq_onnx.cli.options import STDOUT, Json, Quiet, Report, keep_apart
+from gpusq_onnx.errors import UsageError
+
+if TYPE_CHECKING:
+    from gpusq_onnx.runtime.backend import Backend
+
+
+class Runtime(str, Enum):
+    """What runs the models."""
+
+    tensorrt = "tensorrt"
+    onnxruntime = "onnxruntime"
+    onnxruntime_cuda = "onnxruntime-cuda"
+    torch = "torch"
+    torch_cpu = "torch-cpu"
+
+
+def bench(
+    models: Annotated[list[Path], Argument(metavar="MODEL...", help="The models to compare.", show_default=False)],
+    backend: Annotated[
+        Runtime,
+        Option(
+            "--backend",
+            metavar="NAME",
+            help="tensorrt, torch (a GPU without TensorRT), onnxruntime-cuda; on CPUs onnxruntime, torch-cpu (exact).",
+        ),
+    ] = Runtime.tensorrt,
+    batch: Annotated[
+        str, Option("--batch", metavar="N,N,…", help="Batch sizes; 1 gives a latency, others a throughput.")
+    ] = "1,32,256",
+    rounds: Annotated[int, Option("--rounds", metavar="N", min=3, help="Interleaved rounds; medians are told.")] = 20,
+    cache: Annotated[
+        Path | None,
+        Option("--cache", metavar="DIR", help="Where engines and searched kernels are kept; default: in ~/.cache."),
+    ] = None,
+    chart: Annotated[
+        Path | None, Option("--chart", metavar="FILE.png", help="Draw a bar chart; needs the extra `report`.")
+    ] = None,
+    report: Report = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Time models side by side, beside dense FP32, TF32, FP16 and INT8 of the same runtime; in the paper's format."""
+    from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    from gpusq_onnx.report.benchmark import run_benchmark
+    from gpusq_onnx.report.benchmark_page import digest, draw, require_chart
+    from gpusq_onnx.runtime.timing import Rounds
+
+    keep_apart(models, report, json)
+    batches = _batches(batch)
+    if chart:
+        require_chart(chart)
+    with open_progress(quiet=quiet) as progress:
+        found = run_benchmark(models, _open(backend, cache or _default_cache()), batches, Rounds(rounds), progress)
+    for note in found.notes:
+        warn(note)
+    publish(found.to_dict(), digest(found), report=report, json_target=json)
+    if chart:
+        draw(found, chart)
+    if not quiet and json != STDOUT:
+        show(digest(found))
+
+
+def _batches(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError("--batch cannot be read", expected="positive numbers, comma-separated: 1,32,256", found=text)
+    return [int(part) for part in parts]
+
+
+def _open(backend: Runtime, cache: Path) -> "Backend":
+    if backend in (Runtime.onnxruntime, Runtime.onnxruntime_cuda):
+        from gpusq_onnx.runtime.ort_backend import OrtBackend
+
+        return OrtBackend(gpu=backend is Runtime.onnxruntime_cuda)
+    if backend is Runtime.tensorrt:
+        from gpusq_onnx.runtime.trt_backend import TrtBackend
+
+        return TrtBackend(cache)
+    from gpusq_onnx.torchgraph.backend import TorchBackend
+
+    return TorchBackend("cpu" if backend is Runtime.torch_cpu else "cuda", cache)
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "gpusq-onnx"

@@ -1,0 +1,62 @@
+"""The float model inside a Q/DQ model: what is timed beside it.
+
+    Q(x) -> DQ -> readers            x -> readers
+    INT8 constant -> DQ -> readers   float constant = codes · scale -> readers
+
+Everything else stays: sparse weights stay sparse, FP16 stays FP16. Limits: a DQ that is a graph output is left.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.naming import Names
+
+
+def remove_quantisation(model: Model) -> int:
+    """Take the Q/DQ pairs out of the model, in place; how many DequantizeLinear nodes went."""
+    outputs = {id(tensor) for tensor in model.graph.outputs}
+    fresh = Names(model).fresh
+    removed = 0
+    for node in model.graph.nodes:
+        if node.op != "DequantizeLinear" or id(node.outputs[0]) in outputs:
+            continue
+        codes = node.inputs[0]
+        if isinstance(codes, gs.Constant):
+            _rewire(node.outputs[0], gs.Constant(fresh(f"{codes.name}_float"), _values(node)))
+        elif codes.inputs and codes.inputs[0].op == "QuantizeLinear":
+            _rewire(node.outputs[0], codes.inputs[0].inputs[0])
+        else:
+            continue
+        _unlink(node)
+        removed += 1
+    for node in model.graph.nodes:
+        if node.op == "QuantizeLinear" and not node.outputs[0].outputs and id(node.outputs[0]) not in outputs:
+            _unlink(node)
+    model.graph.nodes[:] = [node for node in model.graph.nodes if node.outputs]
+    return removed
+
+
+def _values(node: gs.Node) -> NDArray[np.floating]:
+    """The float constant that a DequantizeLinear makes of its integer one, in the scale's type."""
+    codes, scale = values_of(node.inputs[0]), values_of(node.inputs[1])
+    if scale.ndim:
+        shape = [1] * codes.ndim
+        shape[node.attrs.get("axis", 1)] = scale.size
+        scale = scale.reshape(shape)
+    return np.asarray(codes.astype(np.float32) * scale.astype(np.float32), scale.dtype)
+
+
+def _rewire(old: gs.Tensor, new: gs.Tensor) -> None:
+    for reader in {id(node): node for node in old.outputs}.values():
+        for index, tensor in enumerate(reader.inputs):
+            if tensor is old:
+                reader.inputs[index] = new
+
+
+def _unlink(node: gs.Node) -> None:
+    node.inputs.clear()
+    node.outputs.clear()
