@@ -40,7 +40,7 @@ class TrtBackend:
         try:
             library = self._found()
         except EnvironmentLacking as error:
-            hint = "pip install 'gpusq-onnx[tensorrt]' on a machine with an NVIDIA GPU and its driver, or take --backend torch"
+            hint = "pip install 'gpusq-onnx[tensorrt]' on a machine with an NVIDIA GPU, or take another --backend"
             raise EnvironmentLacking(error.what, found=error.details["found"], hint=hint) from error
         assert library.gpu is not None
         return {"TensorRT": library.version, "CUDA driver": library.gpu["driver"]}
