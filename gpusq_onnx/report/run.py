@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from gpusq_onnx import __version__
 from gpusq_onnx.pipeline.outcome import Outcome, StepOutcome
+from gpusq_onnx.report.learning import learning
 from gpusq_onnx.report.markdown import table
 
 UNITS = {"bytes": "bytes as deployed", "parameters": "parameters", "macs": "MACs", "bit_operations": "bit operations"}
@@ -67,6 +68,7 @@ def _step(step: StepOutcome) -> Iterator[str]:
     groups = Counter((row.role, row.decision, row.reason) for row in step.rows)
     rows = [[str(number), role, decision, reason] for (role, decision, reason), number in groups.items()]
     yield from table(["tensors", "role", "decision", "reason"], rows)
+    yield from learning(step.findings)
     if step.facts:
         yield ""
         yield f"Checked after this pass and every later one: {len(step.facts)} facts, e.g. {step.facts[0]}."
