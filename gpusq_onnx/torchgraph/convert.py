@@ -85,7 +85,7 @@ class _Conversion:
         results = [self._value(tensor) for tensor in map(self.model.graph.tensors().__getitem__, self.wanted)]
         graph = self.builder.graph
         graph.output(tuple(self.builder.node(result) for result in results))
-        graph.eliminate_dead_code()
+        graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         root = torch.nn.Module()
         for name, parameter in self.builder.parameters.items():
             root.register_parameter(name, parameter)
