@@ -17,6 +17,7 @@ from gpusq_onnx.pipeline.grammar import Step, parse
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit.onnx"
 DATA = DataOptions(path=ASSETS / "digits_train.npz", samples=4)
+PRUNE, QUANTISE = "prune24{method=magnitude}", "qdq-int8{only=[fc1]}"  # the quickest ones
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +59,9 @@ def _weights(model: Model) -> float:
 
 
 def test_each_learner_is_given_its_teacher(tmp_path: Path) -> None:
-    manager.run(MODEL, tmp_path / "distilled.onnx", parse("prune24,distill"), data=DATA)
-    found = manager.run(MODEL, tmp_path / "out.onnx", parse("prune24,distill,qdq-int8,qat"), data=DATA)
-    planned = manager.plan(MODEL, parse("prune24,distill,qdq-int8,qat"), data=DATA)
+    manager.run(MODEL, tmp_path / "distilled.onnx", parse(f"{PRUNE},distill"), data=DATA)
+    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE},qat"), data=DATA)
+    planned = manager.plan(MODEL, parse(f"{PRUNE},distill,{QUANTISE},qat"), data=DATA)
     assert [step.name for step in planned.steps] == [step.name for step in found.steps]
     _, distill, _, qat = found.steps
     assert distill.findings["folder"] == str(tmp_path / "out.onnx.training" / "2-distill")
@@ -73,27 +74,27 @@ def test_each_learner_is_given_its_teacher(tmp_path: Path) -> None:
 
 def test_no_model_is_kept_where_nobody_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Model, "clone")
-    manager.run(MODEL, tmp_path / "out.onnx", parse("prune24,qdq-int8"), data=DATA)
+    manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},{QUANTISE}"), data=DATA)
     assert (tmp_path / "out.onnx").exists()
 
 
 def test_of_several_processes_one_writes(tmp_path: Path) -> None:
-    found = manager.run(MODEL, tmp_path / "out.onnx", parse("prune24,distill"), data=DATA, leader=False)
+    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill"), data=DATA, leader=False)
     assert found.output is None
     with pytest.raises(ArithmeticError):
-        manager.run(MODEL, tmp_path / "out.onnx", parse("prune24,distill{fail=true}"), data=DATA, leader=False)
+        manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill{{fail=true}}"), data=DATA, leader=False)
     assert not list(tmp_path.iterdir())
 
 
 def test_learning_needs_images(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'distill' learns from images"):
-        manager.run(MODEL, tmp_path / "out.onnx", parse("prune24,distill"), data=DataOptions())
+        manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill"), data=DataOptions())
     assert not list(tmp_path.iterdir())
-    assert manager.plan(MODEL, parse("prune24,distill"), data=DataOptions()).pipeline == "prune24,distill"
+    assert manager.plan(MODEL, parse(f"{PRUNE},distill"), data=DataOptions()).pipeline == f"{PRUNE},distill"
 
 
 def test_a_learner_that_fails_takes_its_teacher_along(tmp_path: Path) -> None:
-    text = "prune24,distill{epochs=2,fail=true},qdq-int8,qat"
+    text = f"{PRUNE},distill{{epochs=2,fail=true}},{QUANTISE},qat"
     with pytest.raises(PassFailed, match="the loss is NaN"):
         manager.run(MODEL, tmp_path / "out.onnx", parse(text), data=DATA)
     folder = tmp_path / "out.onnx.reproducer"
@@ -103,13 +104,13 @@ def test_a_learner_that_fails_takes_its_teacher_along(tmp_path: Path) -> None:
     again = recipe.load(folder / "recipe.toml")
     first, *rest = again.steps
     assert first.options == {"epochs": 2, "fail": True, "teacher": str(folder / "before-prune.onnx")}
-    assert rest == [Step("qdq-int8"), Step("qat")]
+    assert rest == [Step("qdq-int8", {"only": ["fc1"]}), Step("qat")]
     with pytest.raises(PassFailed, match="the loss is NaN"):
         manager.run(folder / "model.onnx", tmp_path / "again.onnx", again, data=DATA)
 
 
 def test_training_is_not_repeated_for_a_reproducer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manager.run(MODEL, tmp_path / "distilled.onnx", parse("prune24,distill"), data=DATA)
+    manager.run(MODEL, tmp_path / "distilled.onnx", parse(f"{PRUNE},distill"), data=DATA)
     runs: list[str] = []
     learn = toy_learners.Learner.apply
 
@@ -119,7 +120,7 @@ def test_training_is_not_repeated_for_a_reproducer(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(toy_learners.Learner, "apply", counted)
     with pytest.raises(PassFailed):
-        manager.run(MODEL, tmp_path / "out.onnx", parse("prune24,distill,qdq-int8,qat{fail=true}"), data=DATA)
+        manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE},qat{{fail=true}}"), data=DATA)
     assert runs == ["distill", "qat"]
     folder = tmp_path / "out.onnx.reproducer"
     teacher = io.load(folder / "before-quantise.onnx")
@@ -138,9 +139,9 @@ def test_facts_that_do_not_hold_are_refused_and_leave_no_trace(tmp_path: Path) -
         model.set_metadata({"pkg.gpusq_onnx.facts": text})
         io.save(model, tmp_path / "model.onnx")
         with pytest.raises(Exception, match=says) as caught:
-            manager.run(tmp_path / "model.onnx", tmp_path / "out.onnx", parse("prune24"), data=DATA)
+            manager.run(tmp_path / "model.onnx", tmp_path / "out.onnx", parse(PRUNE), data=DATA)
         assert getattr(caught.value, "exit_code", None) == 3
     model.set_metadata({"pkg.gpusq_onnx.facts": "[]"})
     io.save(model, tmp_path / "model.onnx")
-    manager.run(tmp_path / "model.onnx", tmp_path / "out.onnx", parse("prune24"), data=DATA)
+    manager.run(tmp_path / "model.onnx", tmp_path / "out.onnx", parse(PRUNE), data=DATA)
     assert "pkg.gpusq_onnx.facts" not in io.load(tmp_path / "out.onnx").metadata
