@@ -5,10 +5,10 @@ A node computes in FP16 unless one of these holds:
     1. the operator has no FP16 form, or its type is an attribute (ONNX schema; `Range`, `NonMaxSuppression`)
     2. FP16 would overflow or lose what the result is made of (`UNSAFE`: squares, exponentials, sums of many terms, ...)
     3. it belongs to a decomposed normalisation: x - mean, squares, mean, root, quotient (Pow overflows above 256)
-    4. it is computed from shapes: TensorRT computes these on the host, in FP32 or integers
+    4. it is computed from shapes, on the host: in FP32 or integers
     5. it is of another domain or holds a subgraph
-    6. it carries numbers that FP16 is too coarse for: coordinates counted in integers, logarithms, angles, and the cheap
-       operators that they go through
+    6. it carries what FP16 is too coarse for: coordinates counted in integers, logarithms, angles, and the cheap
+       operators that these go through
     7. all that read it stay in FP32, and it is cheap: one Cast in front of it instead of one behind
     8. a constant that it reads overflows or vanishes in FP16; or calibration saw one of its tensors near 65504
 
@@ -49,7 +49,8 @@ UNSAFE: Mapping[str, str] = {
     **dict.fromkeys("ConstantOfShape EyeLike RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli "
                     "Multinomial Constant".split(), _TYPED),
 }  # fmt: skip
-_COORDINATES = frozenset("Log Sin Cos CumSum".split())
+_COORDINATES = frozenset("Log Sin Cos CumSum Mod Floor Ceil Round".split())
+_PRODUCTS = frozenset("MatMul Gemm Conv ConvTranspose Einsum Attention Softmax LayerNormalization Gelu".split())
 _LAYOUT = frozenset("Reshape Transpose Squeeze Unsqueeze Flatten Identity Concat Slice Split Gather GatherElements "
                     "GatherND ScatterND Expand Tile Pad Dropout".split())  # fmt: skip
 _ARITHMETIC = frozenset("Add Sub Mul Div Neg Abs Sqrt Reciprocal Clip Max Min Where Sigmoid Tanh Sign".split())
@@ -112,7 +113,7 @@ class _Walk:
         if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
             return "its subgraphs stay as they are"
         if any(t.name in shaped for t in node.outputs):
-            return "computed from shapes: TensorRT does that on the host, in FP32"
+            return "computed from shapes, on the host"
         if any(t.name and t.name not in self.types and isinstance(t, gs.Variable) for t in _tensors(node)):
             return "a tensor's type is not known"
         inputs, outputs = half_slots(node, opset)
@@ -217,10 +218,10 @@ def computes(node: gs.Node) -> bool:
 
 
 def _from_shapes(model: Model, flow: Dataflow, types: Types) -> set[str]:
-    """Tensors whose values depend on the shapes of data, and on no data."""
+    """Tensors whose values depend on the shapes of data, and on no data; a network behind them is no shape."""
     found: set[str] = set()
     for node in model.graph.nodes:
-        if any(flow.is_data(tensor) for tensor in node.outputs):
+        if node.op in _PRODUCTS or any(flow.is_data(tensor) for tensor in node.outputs):
             continue
         lays_out = node.op in _LAYOUT and is_single(node.inputs[0], types)  # a weight is one in any shape
         decides = node.inputs[:1] if lays_out else node.inputs
