@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx
 
 BATCHES = (5, 7, 11)
+SHAPES = "shapes"  # of a node's meta: its shape at each batch size, as long as the graph is under construction
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Value:
     known: bool
     node: fx.Node | None = None
     recipe: Recipe | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Note the shapes on the node, where there is one."""
+        if self.node is not None:
+            self.node.meta[SHAPES] = [tuple(world.shape) for world in self.worlds]
 
     @property
     def uniform(self) -> bool:
@@ -150,6 +156,7 @@ class Builder:
         """The node of a value; a known one becomes a buffer, expanded along the batch where it varies with it."""
         if value.node is None:
             value.node = self._store(value)
+            value.node.meta[SHAPES] = [tuple(world.shape) for world in value.worlds]
         return value.node
 
     def fit(self, sizes: Sequence[int]) -> Size:

@@ -21,8 +21,8 @@ from torch import fx
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Model, Node, Tensor, TensorSpec, values_of
-from gpusq_onnx.torchgraph import elementwise, layout, neural, quantiser, reductions
-from gpusq_onnx.torchgraph.builder import BATCHES, Affine, Builder, Size, Value
+from gpusq_onnx.torchgraph import elementwise, layout, neural, peepholes, quantiser, reductions
+from gpusq_onnx.torchgraph.builder import BATCHES, SHAPES, Affine, Builder, Size, Value
 from gpusq_onnx.torchgraph.call import Call, Unsupported, newest, table, tensor_of, torch_type
 from gpusq_onnx.torchgraph.network import Network
 from gpusq_onnx.torchgraph.roles import TRAINED, roles_of
@@ -80,11 +80,14 @@ class _Conversion:
         specs = [spec for spec in self.model.inputs() if spec.name in read]
         for spec in specs:
             self.values[spec.name] = self._input(spec)
-        for node in nodes:
-            self._convert(node)
+        for onnx_node in nodes:
+            self._convert(onnx_node)
         results = [self._value(tensor) for tensor in map(self.model.graph.tensors().__getitem__, self.wanted)]
         graph = self.builder.graph
         graph.output(tuple(self.builder.node(result) for result in results))
+        peepholes.simplify(graph)
+        for node in graph.nodes:
+            node.meta.pop(SHAPES, None)
         graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         root = torch.nn.Module()
         for name, parameter in self.builder.parameters.items():

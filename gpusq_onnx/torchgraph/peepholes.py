@@ -1,0 +1,276 @@
+"""What exporters took apart is put together again, where nobody reads what lies between.
+
+    linear      matmul(x, W) + b                                  F.linear(x, W', b)
+    gelu        x * (1 + erf(x / sqrt 2)) * 0.5                   F.gelu(x)
+    layer norm  (x - mean) / sqrt(mean((x - mean)²) + eps) * w + b    F.layer_norm(x, ...)
+    attention   softmax(q k' * s + mask) v                        scaled_dot_product_attention(q, k, v, mask, s)
+    parts       slices that tile one axis, one by one             torch.split or torch.unbind: one backward for all
+    roll        cat(x[n:], x[:n])                                 torch.roll(x, -n)
+
+A pattern is left alone where a Q/DQ pair, a tap or another reader stands inside: each inner node has one reader.
+
+Source: TORCHGRAPH fact 5. Limit: the fused functions round otherwise than the pieces, within a few units in the last
+place.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional
+
+from gpusq_onnx.torchgraph.builder import SHAPES
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Apply every rule to every node, in place."""
+    for rule in (_parts, _roll, _linear, _gelu, _layer_norm, _attention):
+        for node in list(graph.nodes):
+            if node.users:
+                rule(graph, node)
+
+
+def _linear(graph: fx.Graph, node: fx.Node) -> None:
+    if not _calls(node, torch.matmul) or not all(isinstance(arg, fx.Node) for arg in node.args):
+        return
+    x, weight = node.args
+    if _rank(weight) != 2 or _rank(x) < 2:
+        return
+    add = _reader(node)
+    bias = _other(add, node) if add is not None and _calls(add, operator.add) else None
+    if add is None or bias is None or _rank(bias) != 1 or _shape(bias)[0] != _shape(weight)[1]:
+        return
+    swapped = _calls(weight, torch.permute) or _calls(weight, torch.t)
+    with graph.inserting_before(add):
+        transposed = weight.args[0] if swapped else _made(graph, torch.t, (weight,), _swapped(weight))
+        _replace(graph, add, functional.linear, (x, transposed, bias))
+
+
+def _gelu(graph: fx.Graph, node: fx.Node) -> None:
+    if not _calls(node, torch.erf) or len(node.users) != 1:
+        return
+    x, scale = _scaled(node.args[0])
+    plus = _reader(node)
+    if plus is None or not _calls(plus, operator.add) or _other(plus, node, scalar=True) != 1:
+        return
+    if not isinstance(x, fx.Node) or not math.isclose(scale, math.sqrt(0.5), rel_tol=1e-5):
+        return
+    end, factor, others = plus, 1.0, list[fx.Node]()
+    while len(others) + (factor != 1.0) < 2:
+        above = _reader(end)
+        if above is None or not _calls(above, operator.mul):
+            return
+        scalar = _other(above, end, scalar=True)
+        if scalar is None:
+            base, inner = _scaled(_other(above, end))
+            others.append(base)
+            factor *= inner
+        else:
+            factor *= scalar
+        end = above
+    if others == [x] and math.isclose(factor, 0.5):
+        _replace(graph, end, functional.gelu, (x,))
+
+
+def _layer_norm(graph: fx.Graph, node: fx.Node) -> None:
+    """`node` is the division (x - mean) / sqrt(variance + eps)."""
+    if not _calls(node, operator.truediv):
+        return
+    centred, root = node.args
+    if not (_calls(centred, operator.sub) and _calls(root, torch.sqrt) and _calls(root.args[0], operator.add)):
+        return
+    x, mean = centred.args
+    variance, epsilon = root.args[0].args
+    if not isinstance(epsilon, float) or not _calls(variance, torch.mean) or not _calls(mean, torch.mean):
+        return
+    square = variance.args[0]
+    squared = (_calls(square, torch.pow) and square.args == (centred, 2)) or (
+        _calls(square, operator.mul) and square.args == (centred, centred)
+    )
+    last = (_rank(x) - 1,)
+    inner = (mean, root, root.args[0], variance, square)
+    if not squared or mean.args != (x, last, True) or variance.args[1:] != (last, True):
+        return
+    if any(len(one.users) != 1 for one in inner) or set(centred.users) != {node, square}:
+        return
+    shape = (_shape(x)[-1],)
+    operands, end = list[Any](), node
+    for function in (operator.mul, operator.add):
+        after = _reader(end)
+        operand = _other(after, end) if after is not None and _calls(after, function) else None
+        if after is None or operand is None or tuple(_shape(operand)) != shape:
+            break
+        operands.append(operand)
+        end = after
+    weight, bias = (*operands, None, None)[:2]
+    _replace(graph, end, functional.layer_norm, (x, shape, weight, bias, epsilon))
+
+
+def _attention(graph: fx.Graph, node: fx.Node) -> None:
+    if not _calls(node, torch.softmax) or node.args[1] != -1:
+        return
+    product, mask = node.args[0], None
+    context = _reader(node)
+    if context is None or not _calls(context, torch.matmul) or context.args[0] is not node:
+        return
+    if _calls(product, operator.add) and len(product.users) == 1:
+        left, right = product.args
+        if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):
+            return
+        product, mask = (left, right) if _scores(left) is not None else (right, left)
+    scores = _scores(product)
+    if scores is None or len(product.users) != 1:
+        return
+    matmul, scale = scores
+    if mask is not None and (_shape(node) != _shape(matmul) or _rank(mask) > _rank(matmul)):
+        return
+    (q, q_scale), (kt, k_scale), v = _scaled(matmul.args[0]), _scaled(matmul.args[1]), context.args[1]
+    if not _rank(q) == _rank(kt) == _rank(v) == 4:
+        return
+    with graph.inserting_before(context):
+        if _calls(kt, torch.permute) and tuple(kt.args[1]) == (0, 1, 3, 2):
+            k = kt.args[0]
+            k, inner = _scaled(k) if len(kt.users) == 1 else (k, 1.0)
+        else:
+            k, inner = graph.call_function(torch.transpose, (kt, -2, -1)), 1.0
+        fused = graph.call_function(
+            functional.scaled_dot_product_attention,
+            (q, k, v),
+            {"attn_mask": mask, "scale": q_scale * k_scale * inner * scale},
+        )
+    fused.meta[SHAPES] = context.meta[SHAPES]
+    _substitute(graph, context, fused)
+
+
+def _scores(node: Any) -> tuple[fx.Node, float] | None:
+    """The product q k' behind scalar factors, and these; None where another reader stands between."""
+    base, scale = _scaled(node)
+    return (base, scale) if _calls(base, torch.matmul) and len(base.users) == 1 else None
+
+
+def _parts(graph: fx.Graph, node: fx.Node) -> None:
+    if SHAPES not in node.meta or len(node.users) < 2:
+        return
+    for axis in range(_rank(node)):
+        length = _shape(node)[axis]
+        if any(shape[axis] != length for shape in node.meta[SHAPES]):
+            continue
+        cuts = {user: cut for user in node.users if (cut := _cut(user, axis)) is not None}
+        order = sorted(cuts, key=lambda user: cuts[user])
+        edges = [0, *(cuts[user][1] or length for user in order)]
+        if len(cuts) < 2 or edges[-1] != length or [cuts[user][0] for user in order] != edges[:-1]:
+            continue
+        with graph.inserting_after(node):
+            if all(_calls(user, torch.select) for user in order):
+                whole = graph.call_function(torch.unbind, (node, axis))
+            elif not any(_calls(user, torch.select) for user in order):
+                sizes = [stop - start for start, stop in zip(edges, edges[1:], strict=False)]
+                whole = graph.call_function(torch.split, (node, sizes, axis))
+            else:
+                return
+        for index, user in enumerate(order):
+            with graph.inserting_before(user):
+                part = graph.call_function(operator.getitem, (whole, index))
+            part.meta[SHAPES] = user.meta[SHAPES]
+            _substitute(graph, user, part)
+        return
+
+
+def _cut(node: fx.Node, axis: int) -> tuple[int, int | None] | None:
+    """Start and stop (None: the end) of a slice or select along `axis` and no other."""
+    if _calls(node, torch.select) and node.args[1] == axis:
+        return int(node.args[2]), int(node.args[2]) + 1
+    index = node.args[1] if _calls(node, operator.getitem) else None
+    if not isinstance(index, tuple) or len(index) != axis + 1 or not isinstance(index[-1], slice):
+        return None
+    cut = index[-1]
+    plain = all(isinstance(n, (int, type(None))) for n in (cut.start, cut.stop, cut.step)) and cut.step is None
+    return (cut.start or 0, cut.stop) if plain else None
+
+
+def _roll(graph: fx.Graph, node: fx.Node) -> None:
+    if not _calls(node, torch.cat) or len(node.args[0]) != 2:
+        return
+    (first, second), axis = node.args
+    if not all(_calls(part, operator.getitem) and _calls(part.args[0], torch.split) for part in (first, second)):
+        return
+    split = first.args[0]
+    if second.args[0] is not split or split.args[2] != axis or (first.args[1], second.args[1]) != (1, 0):
+        return
+    if len(split.args[1]) != 2:
+        return
+    x, shifts, axes = split.args[0], (-split.args[1][0],), (axis,)
+    if _calls(x, torch.roll) and len(x.users) == 1:
+        x, shifts, axes = x.args[0], (*x.args[1], *shifts), (*x.args[2], *axes)
+    _replace(graph, node, torch.roll, (x, shifts, axes))
+
+
+def _calls(node: Any, function: Callable[..., Any]) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target is function
+
+
+def _reader(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _other(node: fx.Node, operand: fx.Node, scalar: bool = False) -> Any:
+    """The operand beside `operand`: a node, or with `scalar` a number; None where it is not of that kind."""
+    left, right = node.args
+    found = right if left is operand else left
+    return found if isinstance(found, fx.Node) != scalar else None
+
+
+def _scaled(node: Any) -> tuple[Any, float]:
+    """What is multiplied with or divided by plain numbers, and the product of these; inner nodes have one reader."""
+    factor = 1.0
+    while isinstance(node, fx.Node) and node.target in (operator.mul, operator.truediv) and len(node.users) == 1:
+        left, right = node.args
+        if isinstance(right, (int, float)):
+            factor, node = (factor * right if node.target is operator.mul else factor / right), left
+        elif isinstance(left, (int, float)) and node.target is operator.mul:
+            factor, node = factor * left, right
+        else:
+            break
+    return node, factor
+
+
+def _rank(node: Any) -> int:
+    return len(_shape(node)) if isinstance(node, fx.Node) and SHAPES in node.meta else -1
+
+
+def _shape(node: fx.Node) -> Sequence[int]:
+    shape: Sequence[int] = node.meta[SHAPES][-1]
+    return shape
+
+
+def _swapped(node: fx.Node) -> list[Sequence[int]]:
+    return [tuple(shape)[::-1] for shape in node.meta[SHAPES]]
+
+
+def _made(graph: fx.Graph, function: Callable[..., Any], args: tuple[Any, ...], shapes: Any) -> fx.Node:
+    node = graph.call_function(function, args)
+    node.meta[SHAPES] = shapes
+    return node
+
+
+def _replace(graph: fx.Graph, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Let `function(*args)` stand where `node` stood."""
+    with graph.inserting_before(node):
+        _substitute(graph, node, _made(graph, function, args, node.meta[SHAPES]))
+
+
+def _substitute(graph: fx.Graph, node: fx.Node, made: fx.Node) -> None:
+    """Let `made` stand where `node` stood, and erase what nobody reads any more."""
+    node.replace_all_uses_with(made)
+    queue = [node]
+    while queue:
+        dead = queue.pop()
+        if not dead.users and dead.op not in ("placeholder", "output") and not dead._erased:
+            inputs = dead.all_input_nodes
+            graph.erase_node(dead)
+            queue.extend(inputs)
