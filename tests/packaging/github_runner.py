@@ -1,0 +1,78 @@
+"""A runner for the shell steps of a composite GitHub Action: as much of GitHub's own as this repository's one needs.
+
+Expressions are replaced in `env` and `value`; shell text must hold none, since what stands in an input would become part
+of the script. Steps after a failed one do not run, unless their `if` says always(). Steps that use another action are
+left out.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Job:
+    """What a run left: the exit code of the step that failed, or 0; the summary; the action's outputs; all output."""
+
+    code: int = 0
+    summary: str = ""
+    outputs: dict[str, str] = field(default_factory=dict)
+    log: str = ""
+
+
+def run(action: Mapping[str, Any], inputs: Mapping[str, str], cwd: Path, environment: Mapping[str, str]) -> Job:
+    """Run the action's shell steps in `cwd`, with `environment` on top of this process's."""
+    unknown = set(inputs) - set(action["inputs"])
+    assert not unknown, unknown
+    values = {f"inputs.{name}": str(entry.get("default", "")) for name, entry in action["inputs"].items()}
+    values |= {f"inputs.{name}": value for name, value in inputs.items()}
+    summary, job = cwd / ".summary", Job()
+    summary.touch()
+    for step in action["runs"]["steps"]:
+        if "run" not in step or (job.code and "always()" not in step.get("if", "")):
+            continue
+        assert "${{" not in step["run"], step["name"]
+        script, output = cwd / ".step.sh", cwd / ".output"
+        script.write_text(step["run"])
+        output.write_text("")
+        done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", script],  # what GitHub starts for `shell: bash`
+            cwd=cwd,
+            env={
+                **os.environ,
+                **environment,
+                "GITHUB_OUTPUT": str(output),
+                "GITHUB_STEP_SUMMARY": str(summary),
+                **{name: filled(str(text), values) for name, text in step.get("env", {}).items()},
+            },
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        job.code = job.code or done.returncode
+        job.log += done.stdout + done.stderr
+        for line in output.read_text().splitlines():
+            name, _, value = line.partition("=")
+            values[f"steps.{step['id']}.outputs.{name}"] = value
+    job.summary = summary.read_text()
+    job.outputs = {name: filled(entry["value"], values) for name, entry in action["outputs"].items()}
+    for path in (summary, cwd / ".step.sh", cwd / ".output"):
+        path.unlink()
+    return job
+
+
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """`text` with every ${{ name }} and ${{ name || name }} replaced by its value; unknown inputs are an error."""
+
+    def value(match: re.Match[str]) -> str:
+        names = [name.strip() for name in match[1].split("||")]
+        for name in names:
+            assert name in values or name.startswith("steps."), name
+        return next((values[name] for name in names if values.get(name)), "")
+
+    return re.sub(r"\$\{\{(.*?)\}\}", value, text)

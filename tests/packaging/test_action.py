@@ -1,0 +1,137 @@
+"""The GitHub Action: well-formed, and its shell steps do on the embedded model what they say."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from arrows import ROOT
+from github_runner import Job, run
+
+ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+STEPS = ACTION["runs"]["steps"]
+ASSETS = ROOT / "tests" / "assets"
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the PATH: `gpusq-onnx` of this checkout, and a `python` whose install steps do nothing."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name, words in {"gpusq-onnx": f'exec {sys.executable} -m gpusq_onnx "$@"', "python": ":"}.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{words}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def act(desk: Path, commands: Path, **inputs: str) -> Job:
+    given = {"model": "model.onnx", "passes": "qdq-int8", "data": "images.npz", **inputs}
+    path = f"{commands}{os.pathsep}{os.environ['PATH']}"
+    given = {name.replace("_", "-"): value for name, value in given.items()}
+    return run(ACTION, given, desk, {"PATH": path, "PYTHONPATH": str(ROOT), "GITHUB_ACTION_PATH": str(ROOT)})
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    shutil.copy(ASSETS / "digits_vit.onnx", tmp_path / "model.onnx")
+    shutil.copy(ASSETS / "digits_test.npz", tmp_path / "images.npz")
+    return tmp_path
+
+
+def test_the_action_is_well_formed() -> None:
+    assert ACTION["runs"]["using"] == "composite"
+    assert ACTION["name"] == "gpusq-onnx" and ACTION["description"]
+    assert [name for name, entry in ACTION["inputs"].items() if not entry["description"]] == []
+    assert [name for name, entry in ACTION["inputs"].items() if entry.get("required")] == ["model"]
+    assert [
+        name for name, entry in ACTION["inputs"].items() if not entry.get("required") and "default" not in entry
+    ] == []
+    assert [name for name, entry in ACTION["outputs"].items() if not entry["description"] or not entry["value"]] == []
+    for step in STEPS:
+        assert ("run" in step) != ("uses" in step), step["name"]
+        assert "run" not in step or step["shell"] == "bash", step["name"]
+        assert "uses" not in step or "@v" in step["uses"], step["name"]
+
+
+def test_every_input_is_used_and_every_shell_step_is_bash(tmp_path: Path) -> None:
+    text = (ROOT / "action.yml").read_text(encoding="utf-8")
+    assert [name for name in ACTION["inputs"] if f"inputs.{name}" not in text] == []
+    for number, step in enumerate(step for step in STEPS if "run" in step):
+        script = tmp_path / f"{number}.sh"
+        script.write_text(step["run"])
+        subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_it_compresses_checks_and_tells(desk: Path, commands: Path) -> None:
+    job = act(desk, commands, check_args="--min-agreement 0.9 --max-top1-drop 5", data_args="--samples '64'")
+    assert job.code == 0, job.log
+    assert job.outputs == {"model": "small.onnx", "artefacts": "gpusq-artefacts", "passed": "true", "exit-code": "0"}
+    assert (desk / "small.onnx").is_file()
+    kept = {path.name for path in (desk / "gpusq-artefacts").iterdir()}
+    assert {"apply.json", "apply.md", "check.json", "check.md", "inputs.json", "outputs.json"} <= kept
+    for words in ("## qdq-int8", "agreement: top-1", "gates: min_agreement = 0.9, max_top1_drop = 5: met"):
+        assert words in job.summary
+    assert json.loads((desk / "gpusq-artefacts" / "check.json").read_text())["comparison"]["samples"] == 64
+
+
+def test_a_gate_that_fails_fails_the_job_and_the_summary_says_why(desk: Path, commands: Path) -> None:
+    job = act(desk, commands, check_args="--min-cosine 1 --samples 8")
+    assert job.code == 1
+    assert (job.outputs["passed"], job.outputs["exit-code"]) == ("false", "1")
+    assert "gates: min_cosine = 1: NOT MET" in job.summary
+    assert "output logits has cosine 0.99" in job.summary
+    assert "::error title=gpusq-onnx, a gate failed::output logits has cosine 0.99" in job.log
+    assert (desk / "small.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "code", "words"),
+    [
+        ({"passes": "prune42"}, 2, "prune42"),
+        ({"model": "none.onnx"}, 2, "none.onnx"),
+        ({"model": "a; touch pwned"}, 2, "a; touch pwned"),
+        ({"passes": "qdq-int8", "model": "images.npz"}, 3, "not an ONNX model"),
+    ],
+)
+def test_an_error_ends_with_the_tools_own_code_and_text(
+    desk: Path, commands: Path, inputs: dict[str, str], code: int, words: str
+) -> None:
+    job = act(desk, commands, **inputs)
+    assert job.code == code, job.log
+    assert (job.outputs["exit-code"], job.outputs["passed"]) == (str(code), "")
+    assert f"gpusq-onnx apply: exit code {code}" in job.summary and words in job.summary
+    assert not (desk / "small.onnx").exists() and not (desk / "pwned").exists()
+
+
+def test_a_gate_that_cannot_be_asked_is_no_pass(desk: Path, commands: Path) -> None:
+    job = act(desk, commands, data="", apply_args="--samples 8", check_args="--min-top1 0.5")
+    assert job.code == 2
+    assert job.outputs["passed"] == ""
+    assert "gpusq-onnx check: exit code 2" in job.summary and "needs labels" in job.summary
+
+
+def test_a_quote_that_is_not_closed_loses_no_gate(desk: Path, commands: Path) -> None:
+    job = act(desk, commands, data_args="--samples 8", check_args="--min-cosine '1")
+    assert job.code != 0
+    assert job.outputs["passed"] == ""
+
+
+def test_the_install_step_installs_this_checkout(tmp_path: Path) -> None:
+    (step,) = (step for step in STEPS if step["name"] == "Install")
+    tree, site = tmp_path / "tree", tmp_path / "site"
+    left_out = shutil.ignore_patterns(".git", ".venv", "build", "out", "*.egg-info", "__pycache__", ".*_cache", ".zoo")
+    shutil.copytree(ROOT, tree, symlinks=True, ignore=left_out)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    offline = {"PIP_TARGET": str(site), "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, **offline, "GITHUB_ACTION_PATH": str(tree), "PATH": path}
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", step["run"]], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (site / "gpusq_onnx" / "cli" / "app.py").is_file()
