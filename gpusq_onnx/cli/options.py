@@ -156,6 +156,9 @@ class DataArgs:
     samples: Annotated[
         int | None, _data("--samples", metavar="N", help="Use N of them, spread evenly over the classes.")
     ] = None
+    calibrate: Annotated[
+        int | None, _data("--calibrate", metavar="N", help="Of these, prune and calibrate with N; train with all.")
+    ] = None
     resize: Annotated[
         int | None, _data("--resize", metavar="PX", help="Shorter side; an image that is smaller is only cropped.")
     ] = None
@@ -182,6 +185,7 @@ class DataArgs:
         given: dict[str, Any] = {
             "path": self.data,
             "samples": self.samples,
+            "calibrate": self.calibrate,
             "resize": self.resize,
             "crop": self.crop,
             "mean": self.mean,

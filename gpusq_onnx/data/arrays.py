@@ -101,6 +101,7 @@ class ArrayFile(Source):
     def __init__(self, path: Path, options: DataOptions, inputs: Sequence[InputSpec]) -> None:
         self._path = path
         self._inputs = inputs
+        self.static_batch = next((spec.static_batch for spec in inputs if spec.static_batch), None)
         try:
             columns = _npz_columns(path) if path.suffix == ".npz" else _npy_column(path, inputs)
         except BROKEN as error:
@@ -133,8 +134,7 @@ class ArrayFile(Source):
         return list(self._notes)
 
     def batches(self, batch: int) -> Iterator[Batch]:
-        static = next((spec.static_batch for spec in self._inputs if spec.static_batch), None)
-        size = static or batch
+        size = self.static_batch or batch
         with ExitStack() as stack:
             streams = {name: stack.enter_context(column.opened()) for name, column in self._columns.items()}
             for start in range(0, len(self), size):
@@ -143,7 +143,7 @@ class ArrayFile(Source):
                 labels = read.pop(LABELS).astype(np.int64) if self.labelled else None
                 for name, array in read.items():
                     check_finite(name, array, f"{self._path}, rows {rows[0]} to {rows[-1]}")
-                filled = {name: fill_up(array, static) for name, array in read.items()}
+                filled = {name: fill_up(array, self.static_batch) for name, array in read.items()}
                 yield Batch(filled, labels, len(rows), np.arange(start, start + len(rows)))
 
     def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:

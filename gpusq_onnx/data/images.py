@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class Images(Source):
     """
 
     kind = "images"
-    croppable: ClassVar[bool] = True
+    croppable = True
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Images(Source):
     ) -> None:
         self._root = where
         self._preprocess = for_input(options, spec)
+        self.static_batch = spec.static_batch
         self._count, self._labels = count, labels
         self.labelled = labels is not None
         self._corrupt: dict[int, str] = {}
@@ -73,13 +74,12 @@ class Images(Source):
         return self._count
 
     def batches(self, batch: int) -> Iterator[Batch]:
-        static = self._preprocess.spec.static_batch
-        size = static or batch
+        size = self.static_batch or batch
         chunks = [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
         for loaded in ahead(lambda chunk: self._load(chunk, None, in_order=True), chunks):
             if loaded.size:
                 name, rows = self._preprocess.spec.name, loaded.feed[self._preprocess.spec.name]
-                yield Batch({name: fill_up(rows, static)}, loaded.labels, loaded.size, loaded.indices)
+                yield Batch({name: fill_up(rows, self.static_batch)}, loaded.labels, loaded.size, loaded.indices)
 
     def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
         return self._load(indices, boxes, in_order=False)

@@ -39,6 +39,9 @@ class DataOptions(BaseModel):
         description="folder of images, .parquet, .tar, .npy, .npz, script FILE.py[:function]; none: synthetic images",
     )
     samples: int | None = Field(None, ge=1, description="how many samples to use, spread over the classes; none: all")
+    calibrate: int | None = Field(
+        None, ge=1, description="how many of these prune and calibrate; none: all, but 1024 where a pass trains on all"
+    )
     resize: int | None = Field(None, ge=1, description="shorter side before the crop, px; none: crop / 0.875")
     crop: int | None = Field(None, ge=1, description="side of the square centre crop, px; none: what the model takes")
     mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="mean per RGB channel, of pixels 0..1; 1 or 3 values")

@@ -97,10 +97,11 @@ class Box:
 class Source(ABC):
     """Samples for calibration or testing. `len()` is the number chosen, corrupt images included."""
 
-    kind: ClassVar[str]
+    kind: str
     labelled: bool = False
+    static_batch: int | None = None  # rows of every batch, where the model fixes them
     random_access: ClassVar[bool] = True
-    croppable: ClassVar[bool] = False
+    croppable: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -34,6 +34,7 @@ class SyntheticImages(Source):
 
     def __init__(self, options: DataOptions, spec: InputSpec) -> None:
         self._preprocess = for_input(options, spec)
+        self.static_batch = spec.static_batch
         self._count = options.samples or DEFAULT_SAMPLES
         self._seed = options.seed
 
@@ -46,7 +47,7 @@ class SyntheticImages(Source):
 
     def batches(self, batch: int) -> Iterator[Batch]:
         spec = self._preprocess.spec
-        size = spec.static_batch or batch
+        size = self.static_batch or batch
         for start in range(0, len(self), size):
             made = self.read(range(start, min(start + size, len(self))))
             yield Batch({spec.name: fill_up(made.feed[spec.name], spec.static_batch)}, None, made.size, made.indices)

@@ -18,6 +18,7 @@ import numpy as np
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, Source, open_source
+from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import InvariantError, NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants
 from gpusq_onnx.graph.model import Model, decoded
@@ -28,6 +29,7 @@ from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.pipeline.progress import Progress
 
 PREFIX = "pkg.gpusq_onnx."
+MOST_CALIBRATE = 1024  # images for pruning and calibrating, where training reads many more (METHOD, "Which weights go")
 FACTS = f"{PREFIX}facts"  # metadata of a reproducer's model only
 SYNTHETIC = (
     "NO DATA was given (--data): synthetic images stand in for it. The model is legal and its "
@@ -40,6 +42,7 @@ class Run:
     """One pipeline under way.
 
     Attributes:
+        source: all samples; `calibration`: those for passes that do not train.
         folder: where learning passes keep checkpoints and logs, in a folder each; None: nowhere.
         before: see `Context.before`.
         trained: behind the last pass of kind "finetune": the number of passes done, the model and the facts then.
@@ -51,6 +54,7 @@ class Run:
     data: DataOptions
     progress: Progress
     allow_noop: bool
+    calibration: Source | None = None
     folder: Path | None = None
     facts: list[Fact] = field(default_factory=list)
     steps: list[StepOutcome] = field(default_factory=list)
@@ -71,7 +75,10 @@ def begin(model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_no
         )
     if data.path is not None or any(step.needs_data for step in passes):
         inputs = [InputSpec(spec.name, spec.dtype, spec.shape) for spec in model.inputs()]
-        state.source = open_source(data, inputs)
+        state.source = state.calibration = open_source(data, inputs)
+        count = data.calibrate or (MOST_CALIBRATE if learning else None)
+        if count is not None:
+            state.calibration = at_most(state.source, count)
         if data.path is None:
             state.warnings.append(SYNTHETIC)
     return state
@@ -109,7 +116,8 @@ def execute(state: Run, index: int) -> Structure:
     step.requires(model, structure)
     given = Given(state.data.path is not None, tuple(state.facts), kinds_before(state.passes[:index]))
     rows = step.plan(model, structure, given)
-    context = Context(state.source, state.data.seed, state.progress, before=state.before)
+    source = state.source if step.kind == "finetune" else state.calibration
+    context = Context(source, state.data.seed, state.progress, before=state.before)
     if step.kind == "finetune" and state.folder is not None:
         context.folder = state.folder / f"{index + 1}-{step.name}"
     mark = _fingerprint(model)

@@ -26,7 +26,9 @@ BUILTIN: Mapping[str, str] = MappingProxyType(
     {
         "fold": "gpusq_onnx.passes.fold:FoldConstants",
         "fp16": "gpusq_onnx.passes.fp16:Fp16",
+        "distill": "gpusq_onnx.passes.distill:Distill",
         "prune24": "gpusq_onnx.passes.prune24:Prune24",
+        "qat": "gpusq_onnx.passes.qat:Qat",
         "qdq-int8": "gpusq_onnx.passes.qdq_int8:QdqInt8",
     }
 )

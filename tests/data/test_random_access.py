@@ -14,6 +14,7 @@ from PIL import Image
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.prefetch import ahead, stream
 from gpusq_onnx.data.source import Batch, Box, InputSpec, Source, open_source
+from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 
 F32 = np.dtype(np.float32)
@@ -207,3 +208,18 @@ def test_memory_of_reading_does_not_grow(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_a_subset_is_spread_over_the_whole(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.arange(96, dtype=np.float32).reshape(12, 8), labels=np.arange(12))
+    spec = InputSpec("x", F32, (3, 8))
+    whole = open_source(DataOptions(path=tmp_path / "d.npz"), [spec])
+    assert at_most(whole, 12) is whole
+    part = at_most(whole, 4)
+    assert (len(part), part.labelled, part.kind) == (4, True, "arrays")
+    batches = list(part.batches(2))
+    assert [(b.size, len(b.feed["x"])) for b in batches] == [(3, 3), (1, 3)]
+    assert [b.labels.tolist() for b in batches if b.labels is not None] == [[0, 3, 6], [9]]
+    assert [b.indices.tolist() for b in batches if b.indices is not None] == [[0, 1, 2], [3]]
+    assert part.read([3, 0]).feed["x"][:, 0].tolist() == [72, 0]
+    assert part.digest() != whole.digest()

@@ -86,6 +86,15 @@ def test_of_several_processes_one_writes(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_training_sees_all_images_and_calibration_as_many_as_it_is_told(tmp_path: Path) -> None:
+    data = DataOptions(path=ASSETS / "digits_train.npz", samples=12, calibrate=5)
+    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE}"), data=data)
+    assert found.steps[1].findings["images"] == 12
+    assert found.steps[2].findings["images"] == 5
+    assert found.data is not None
+    assert found.data["samples"] == 12
+
+
 def test_learning_needs_images(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'distill' learns from images"):
         manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill"), data=DataOptions())

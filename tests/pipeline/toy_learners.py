@@ -49,7 +49,8 @@ class Learner(Pass[ToyOptions]):
         context.findings["teacher_sum"] = float(sum(np.abs(site.read()).sum(dtype=np.float64) for site in seen))
         for site in structure.sites:
             site.write((site.read() * np.float32(1.25)).astype(np.float32))
-        assert context.folder is not None
+        assert context.source is not None and context.folder is not None
+        context.findings["images"] = len(context.source)
         context.findings["folder"] = str(context.folder)
         if self.options.fail:
             raise ArithmeticError("the loss is NaN")
