@@ -8,6 +8,7 @@ Limits: a layer is matched to a weight by the ONNX node's name; nodes without na
 harness for machines with no GPU shows layers and precisions, but chooses no kernels: `known` is then false.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -171,12 +172,17 @@ def make_report(
 
 
 def _layer_of(weight: WeightReport, layers: Sequence[Layer]) -> Layer | None:
-    """The layer that multiplies: rather named after the node than made of it among others; matrix kernels first."""
+    """The layer that multiplies: named after the node rather than made of it, among others; a matrix kernel if any."""
     for node in filter(None, weight.nodes):
         found = [layer for layer in layers if node in layer.nodes]
         if found:
-            return min(found, key=lambda layer: (node not in nodes_of(layer.name), layer.kind.lower() not in _MATRIX))
+            return min(found, key=lambda layer: (node not in nodes_of(layer.name), not _multiplies(layer)))
     return None
+
+
+def _multiplies(layer: Layer) -> bool:
+    """A matrix kernel by its kind, or by the operators that Myelin lists in the name of a generated one."""
+    return layer.kind.lower() in _MATRIX or bool(re.search(r"__myl_\w*?(Fc|Corr|Conv|Gemm)(?=[A-Z_])", layer.name))
 
 
 def _truth(

@@ -137,6 +137,16 @@ def test_where_the_graph_gives_no_reason_the_engine_does(
     assert remedy in found.remedy
 
 
+def test_of_the_layers_made_of_a_node_the_one_that_multiplies_is_taken(tmp_path: Path) -> None:
+    layers = [
+        {"Name": name, "LayerType": "kgen", "Metadata": "[ONNX Layer: /float/MatMul]", "Inputs": [{"DataType": kind}]}
+        for name, kind in (("__myl_CastReplConc_myl0_1", "Int8"), ("__myl_FcMulAdd_myl0_2", "Float"))
+    ]
+    (tmp_path / "json").write_text(json.dumps({"Layers": layers}))
+    found = weights(recorded(tmp_path, "", str(tmp_path / "json")))["float"]
+    assert (found.layer, found.precision) == ("__myl_FcMulAdd_myl0_2", "FP32")
+
+
 def test_a_chosen_layer_that_no_weight_claims_is_listed(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("[X] (Sparsity) Chose 1 layer(s) using sparse tactics: (Unnamed Layer* 3) [Matmul]\n")
     assert recorded(tmp_path, str(tmp_path / "log")).unmatched == ("(Unnamed Layer* 3) [Matmul]",)
