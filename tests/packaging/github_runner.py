@@ -1,8 +1,8 @@
 """A runner for the shell steps of a composite GitHub Action: as much of GitHub's own as this repository's one needs.
 
-Expressions are replaced in `env` and `value`; shell text must hold none, since what stands in an input would become part
-of the script. Steps after a failed one do not run, unless their `if` says always(). Steps that use another action are
-left out.
+Expressions are replaced in `env` and `value`; shell text must hold none, since what stands in an input would become
+part of the script. Steps after a failed one do not run, unless their `if` says always(). Steps that use another action
+are left out.
 """
 
 import os
