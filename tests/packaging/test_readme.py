@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_readme_has_the_commands_that_it_promises():
     verbs = {command.split()[1] for command in OURS}
-    assert verbs == {"apply", "plan", "inspect", "check", "passes"}
+    assert verbs >= {"apply", "plan", "inspect", "check", "build", "passes"}
 
 
 @pytest.mark.parametrize("command", OURS)
@@ -59,9 +60,15 @@ def test_a_command_runs(command: str, desk: Path):
     if "--parser" in arguments:
         cache = os.environ.get("GPUSQ_TRT_CPU") or pytest.skip("set GPUSQ_TRT_CPU to a folder, as `make test` does")
         arguments += ["--trt-cache", cache]
+    if "--cpu-harness" in arguments:
+        cache = os.environ.get("GPUSQ_TRT_CPU") or pytest.skip("set GPUSQ_TRT_CPU to a folder, as `make test` does")
+        arguments[arguments.index("--cpu-harness") + 1] = cache
     if "small.onnx" in arguments and arguments[0] != "apply" and not (desk / "small.onnx").exists():
         assert gpusq(["apply", "--passes", "qdq-int8", "-o", "small.onnx", "model.onnx"], desk).returncode == 0
     done = gpusq(arguments, desk)
+    if arguments[0] == "build" and "--cpu-harness" not in arguments and find_spec("tensorrt") is None:
+        assert (done.returncode, "pip install 'gpusq-onnx[tensorrt]'" in done.stderr) == (5, True), done.stderr
+        return
     assert done.returncode == 0, done.stdout + done.stderr
 
 
