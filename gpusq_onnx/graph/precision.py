@@ -123,6 +123,8 @@ class _Walk:
         near = next((t.name for t in _tensors(node) if t.name in flagged), None)
         if near is not None:
             return f"{near} comes near 65504, FP16's largest number"
+        if node.op == "LayerNormalization" and node.attrs.get("stash_type", 1) != onnx.TensorProto.FLOAT:
+            return "its stash_type asks for squares in less than FP32"
         return UNSAFE.get(node.op, "") or self._constants(node)
 
     def _constants(self, node: gs.Node) -> str:
