@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -123,9 +124,9 @@ class Context:
 class Pass(ABC, Generic[OptionsT]):
     """One transformation of a model. Subclasses set the class variables and implement the four steps.
 
-    `kind` says what it is to others: `--finetune` puts learning passes behind those that prune and quantise. A pass of
-    kind "finetune" learns from a teacher: the model in front of the first pass of kind `teacher`, or the file that its
-    option `teacher` names, which goes first.
+    `kind` says what it is to others: `--finetune` puts learning passes behind those that prune and quantise. `models`
+    are the options of a pass of kind "finetune" that name a model file, each with the kind of pass whose input stands
+    in for it where the option is not given (`Context.before`).
 
     `Options` is the options' model, and the type parameter the same class: `class Prune24(Pass[Prune24Options])`.
     """
@@ -135,7 +136,7 @@ class Pass(ABC, Generic[OptionsT]):
     source: ClassVar[str]
     version: ClassVar[int] = 1
     kind: ClassVar[Kind] = "rewrite"
-    teacher: ClassVar[Literal["prune", "quantise"] | None] = None
+    models: ClassVar[Mapping[str, Literal["prune", "quantise"]]] = MappingProxyType({})
     structural: ClassVar[bool] = False  # later passes see other sites after it: a plan carries it out in memory
     Options: ClassVar[type[PassOptions]] = PassOptions
 

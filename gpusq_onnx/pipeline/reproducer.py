@@ -79,16 +79,17 @@ def _replay(path: Path, index: int, state: Run) -> Run:
 
 
 def _with_teachers(steps: tuple[Step, ...], index: int, replay: Run, partial: Path, folder: Path) -> tuple[Step, ...]:
-    """The steps from `index` on, those that learn naming the teacher that no pass among them makes."""
+    """The steps from `index` on, those that learn naming the models that no pass among them makes."""
     rest = []
     for number in range(index, len(steps)):
-        step, made = steps[number], replay.passes[number]
-        kinds = {earlier.kind for earlier in replay.passes[index:number]}
-        teacher = made.teacher if made.kind == "finetune" and made.teacher not in kinds else None
-        if teacher in replay.before and "teacher" in made.Options.model_fields and "teacher" not in step.options:
-            name = f"before-{teacher}.onnx"
+        step = steps[number]
+        made_again = {earlier.kind for earlier in replay.passes[index:number]}
+        for option, kind in replay.passes[number].models.items():
+            if option in step.options or kind in made_again or kind not in replay.before:
+                continue
+            name = f"before-{kind}.onnx"
             if not (partial / name).exists():
-                io.save(replay.before[teacher], partial / name)
-            step = replace(step, options={**step.options, "teacher": str((folder / name).absolute())})
+                io.save(replay.before[kind], partial / name)
+            step = replace(step, options={**step.options, option: str((folder / name).absolute())})
         rest.append(step)
     return tuple(rest)

@@ -112,8 +112,9 @@ def test_a_learner_that_fails_takes_its_teacher_along(tmp_path: Path) -> None:
     assert _weights(io.load(folder / "before-prune.onnx")) == pytest.approx(_weights(io.load(MODEL)))
     again = recipe.load(folder / "recipe.toml")
     first, *rest = again.steps
-    assert first.options == {"epochs": 2, "fail": True, "teacher": str(folder / "before-prune.onnx")}
-    assert rest == [Step("qdq-int8", {"only": ["fc1"]}), Step("qat")]
+    dense = str(folder / "before-prune.onnx")
+    assert first.options == {"epochs": 2, "fail": True, "teacher": dense}
+    assert rest == [Step("qdq-int8", {"only": ["fc1"]}), Step("qat", {"dense": dense})]
     with pytest.raises(PassFailed, match="the loss is NaN"):
         manager.run(folder / "model.onnx", tmp_path / "again.onnx", again, data=DATA)
 
@@ -132,6 +133,8 @@ def test_training_is_not_repeated_for_a_reproducer(tmp_path: Path, monkeypatch: 
         manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE},qat{{fail=true}}"), data=DATA)
     assert runs == ["distill", "qat"]
     folder = tmp_path / "out.onnx.reproducer"
+    assert sorted(recipe.load(folder / "recipe.toml").steps[0].options) == ["dense", "fail", "teacher"]
+    assert _weights(io.load(folder / "before-prune.onnx")) == pytest.approx(_weights(io.load(MODEL)))
     teacher = io.load(folder / "before-quantise.onnx")
     assert _weights(teacher) == pytest.approx(_weights(io.load(tmp_path / "distilled.onnx")))
     with pytest.raises(PassFailed):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class ToyOptions(PassOptions):
     epochs: int | None = Field(None, ge=1, description="passes over the data")
     steps: int | None = Field(None, ge=1, description="steps")
     teacher: Path | None = Field(None, description="the model to learn from")
+    dense: Path | None = Field(None, description="another one")
     fail: bool = Field(False, description="break down at the end")
 
 
@@ -36,14 +38,13 @@ class Learner(Pass[ToyOptions]):
         return True
 
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
-        if self.options.teacher is None and self.teacher not in given.before:
+        if self.options.teacher is None and self.models["teacher"] not in given.before:
             raise UsageError("no teacher")
         return [PlanRow(s.name, s.path, s.role, s.op, (s.out, s.k), "train", "a test") for s in structure.sites]
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
-        assert self.teacher is not None
         own = self.options.teacher
-        teacher = io.load(own) if own is not None else context.before[self.teacher]
+        teacher = io.load(own) if own is not None else context.before[self.models["teacher"]]
         seen = analyse(teacher).sites
         context.findings["teacher_zeros"] = float(np.mean([np.mean(site.read() == 0) for site in seen]))
         context.findings["teacher_sum"] = float(sum(np.abs(site.read()).sum(dtype=np.float64) for site in seen))
@@ -59,13 +60,13 @@ class Learner(Pass[ToyOptions]):
 class Distill(Learner):
     """Behind pruning."""
 
-    name, teacher = "distill", "prune"
+    name, models = "distill", MappingProxyType({"teacher": "prune"})
 
 
 class Qat(Learner):
     """Behind quantising."""
 
-    name, teacher = "qat", "quantise"
+    name, models = "qat", MappingProxyType({"teacher": "quantise", "dense": "prune"})
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
