@@ -44,10 +44,10 @@ def write_back(network: Network, model: Model) -> list[str]:
         stored = values_of(constant)
         if network.roles[name] == "scale":
             learned = np.maximum(learned, np.float32(floor_of(stored.dtype)))
-        written = np.ascontiguousarray(learned.astype(stored.dtype))
+        written = np.asarray(learned.astype(stored.dtype), order="C")  # ascontiguousarray makes vectors of scalars
         if not np.isfinite(written.astype(np.float32)).all():
             raise InvariantError(f"{initializer!r} has grown past what {stored.dtype.name} holds")
-        if written.tobytes() != np.ascontiguousarray(stored).tobytes():
+        if written.tobytes() != stored.tobytes():
             changed[initializer] = written
     for initializer, values in changed.items():
         constants[initializer].values = values

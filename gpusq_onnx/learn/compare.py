@@ -1,0 +1,96 @@
+"""How far a student is from its teacher, image by image as they are: no crops, no mixing, no gradients.
+
+    agreement   share of images (queries, pixels) on which both name the same class
+    soft        the soft-label loss, as in training
+    D_i         L_feat_i of each critical map over all images: sum_b agree_b l_i[b] / max(1, sum_b agree_b)
+
+Source: METHOD, "Losses". Images are spread evenly over the data; each process takes every n-th batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gpusq_onnx.data.prefetch import stream
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.errors import UnsupportedDataError
+from gpusq_onnx.learn.objectives import Objective
+from gpusq_onnx.learn.stage import Stage
+from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.torchgraph.network import Network
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found over `images` images; D_i in the order of the objective's maps."""
+
+    images: int
+    agreement: float
+    soft: float
+    distances: tuple[float, ...]
+
+
+@torch.no_grad()
+def compare(
+    student: Network,
+    teacher: Network,
+    source: Source,
+    objective: Objective,
+    stage: Stage,
+    images: int,
+    progress: Progress,
+    label: str,
+) -> Comparison:
+    """Both networks over about `images` images. Raises UnsupportedDataError where there are none."""
+    maps = len(objective.maps)
+    sums = torch.zeros(3 + 2 * maps, dtype=torch.float64)  # images, agreement, soft, then numerators, denominators
+    progress.start(label, min(images, len(source)))
+    for number, (feed, rows) in enumerate(clean(source, images)):
+        progress.advance(rows)
+        if number % stage.processes != stage.rank:
+            continue
+        with stage.autocast():
+            seen = [
+                network(*(torch.from_numpy(feed[name]).to(stage.device) for name in network.inputs))
+                for network in (student, teacher)
+            ]
+        gate = objective.gate(objective.agreements(*seen), seen[0])
+        parts = objective(*seen).parts
+        sums[:3] += torch.tensor([rows, rows * parts["agree"].item(), rows * parts["soft"].item()])
+        for i, pair in enumerate(objective.maps):
+            each = objective.distances(seen[0][pair.student].float(), seen[1][pair.teacher].float(), len(gate))
+            sums[3 + i] += float((gate * each).sum()) if each.numel() > 1 else float(each.mean() * gate.sum())
+            sums[3 + maps + i] += float(gate.sum())
+    progress.finish()
+    count, agree, soft, *found = stage.add(sums.to(stage.device)).tolist()
+    if not count:
+        raise UnsupportedDataError("the training data is empty", hint="point --data at a folder with images")
+    distances = tuple(a / max(1.0, b) for a, b in zip(found[:maps], found[maps:], strict=True))
+    return Comparison(int(count), agree / count, soft / count, distances)
+
+
+def clean(source: Source, images: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
+    """Batches of about `images` images, evenly spread, as the source prepares them without augmentation."""
+    if source.random_access:
+        chosen = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
+        requests: Sequence[tuple[Sequence[int], None]] = [
+            (chosen[start : start + BATCH], None) for start in range(0, len(chosen), BATCH)
+        ]
+        for batch in stream(source, requests):
+            if batch.size:
+                yield batch.feed, batch.size
+        return
+    seen = 0
+    for batch in source.batches(BATCH):
+        yield {name: rows[: batch.size] for name, rows in batch.feed.items()}, batch.size
+        seen += batch.size
+        if seen >= images:
+            return

@@ -1,0 +1,32 @@
+"""How far pruning moved each critical feature map: D_i of METHOD, one pass over the images, nothing trained."""
+
+from __future__ import annotations
+
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.learn.compare import compare
+from gpusq_onnx.learn.lesson import prepare
+from gpusq_onnx.learn.objectives import Objective
+from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.stage import Stage
+from gpusq_onnx.pipeline.progress import Progress
+
+
+def distances(
+    dense: Model, sparse: Model, source: Source, settings: Settings, images: int, progress: Progress
+) -> list[float]:
+    """D_i of each map, first stage first. Raises as `prepare` and `compare`."""
+    lesson, stage = prepare(sparse, analyse(sparse), dense, settings), Stage(settings)
+    objective = Objective(
+        settings,
+        lesson.outputs,
+        lesson.kinds,
+        lesson.maps,
+        [1.0] * len(lesson.maps),
+        add=stage.add,
+        processes=stage.processes,
+    )
+    student, teacher = lesson.student.to(stage.device), lesson.teacher.to(stage.device)
+    label = "distances between dense and sparse"
+    return list(compare(student, teacher, source, objective, stage, images, progress, label).distances)

@@ -1,0 +1,115 @@
+"""A student, its teacher, and which tensors of the two are compared.
+
+    outputs    the student's float outputs with the teacher's of the same name, or else at the same place; where a graph
+               ends in what cannot be trained through, the tensors up to which it can
+    maps       the ends of the stages (or of all blocks) in order, whatever their names; `maps` names tensors instead,
+               which must have one name in both
+
+Source: METHOD, "Three models" (one graph at three moments) and "Losses". A teacher may be another graph of the same
+architecture: exported differently, or quantised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.learn.objectives import Pair
+from gpusq_onnx.learn.planning import map_names
+from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.tasks.kinds import Kind, output_kinds
+from gpusq_onnx.torchgraph.convert import convert
+from gpusq_onnx.torchgraph.network import Network
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one model learns from another.
+
+    Attributes:
+        student, teacher: the networks; the teacher has no trainable parameters.
+        outputs, kinds: the outputs that are compared, and what they are, by the student's names.
+        maps: the critical feature maps, first stage first.
+    """
+
+    student: Network
+    teacher: Network
+    outputs: tuple[Pair, ...]
+    kinds: dict[str, Kind]
+    maps: tuple[Pair, ...]
+
+
+def prepare(model: Model, structure: Structure, teacher: Model, settings: Settings) -> Lesson:
+    """Convert both models, with taps where they are compared.
+
+    Raises:
+        UsageError: `maps` names a tensor that one of them does not have.
+        UnsupportedModelError: an operator that cannot be trained through, or two models that do not match.
+    """
+    other = analyse(teacher)
+    maps = match_maps(structure, other, settings)
+    names = float_outputs(model, structure)
+    outputs = _match_outputs(names, float_outputs(teacher, other))
+    student = convert(model, outputs=[pair.student for pair in outputs], taps=[pair.student for pair in maps])
+    guide = convert(teacher, outputs=[pair.teacher for pair in outputs], taps=[pair.teacher for pair in maps], train=())
+    if set(student.inputs) != set(guide.inputs):
+        raise UnsupportedModelError(
+            "student and teacher do not take the same inputs",
+            expected=", ".join(student.inputs),
+            found=", ".join(guide.inputs),
+            hint="give the model from which this one was made as the teacher",
+        )
+    image = next((spec.shape for spec in model.inputs() if len(spec.shape) == 4), ())
+    shapes = {name: structure.shapes.get(name, ()) for name in names}
+    return Lesson(student, guide.eval().requires_grad_(False), outputs, output_kinds(shapes, image), maps)
+
+
+def float_outputs(model: Model, structure: Structure) -> list[str]:
+    """The graph's float outputs, in order. Raises UnsupportedModelError where there are none."""
+    found = [spec.name for spec in model.outputs() if _is_float(structure.types.get(spec.name, spec.dtype))]
+    if not found:
+        raise UnsupportedModelError("the model has no float output to learn from", expected="logits, boxes or features")
+    return found
+
+
+def match_maps(structure: Structure, teacher: Structure, settings: Settings) -> tuple[Pair, ...]:
+    """The student's maps with the teacher's."""
+    if not settings.gamma:
+        return ()
+    own, others = map_names(structure, settings), map_names(teacher, settings)
+    if settings.maps:
+        known = [{str(t.name) for n in side.flow.nodes for t in n.outputs} for side in (structure, teacher)]
+        missing = [name for name in own for names in known if name not in names]
+        if missing:
+            raise UsageError(
+                f"there is no tensor {missing[0]!r} to compare",
+                where="maps",
+                expected=f"names of activations in student and teacher, such as {', '.join(structure.feature_maps)}",
+            )
+    if len(own) != len(others):
+        raise UnsupportedModelError(
+            "student and teacher do not have the same blocks",
+            expected=f"{len(own)} feature maps, as the student",
+            found=f"{len(others)} in the teacher",
+            hint="give the model from which this one was made as the teacher, or gamma=0",
+        )
+    return tuple(Pair(a, b) for a, b in zip(own, others, strict=True))
+
+
+def _match_outputs(own: Sequence[str], others: Sequence[str]) -> tuple[Pair, ...]:
+    if set(own) <= set(others):
+        return tuple(Pair(name, name) for name in own)
+    if len(own) != len(others):
+        raise UnsupportedModelError(
+            "student and teacher do not have the same outputs", expected=", ".join(own), found=", ".join(others)
+        )
+    return tuple(Pair(a, b) for a, b in zip(own, others, strict=True))
+
+
+def _is_float(dtype: np.dtype[np.generic]) -> bool:
+    return dtype.kind == "f" or dtype.name == "bfloat16"

@@ -1,0 +1,53 @@
+"""Logs of a training run: one JSON object a line, and TensorBoard's files where it is installed.
+
+    log.jsonl     step, epoch, lr, loss, hard, soft, feature.0 ..., agree, norm, images_per_second
+
+A run that goes on from a checkpoint cuts off the lines behind it first, so that each step stands there once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NAME = "log.jsonl"
+NO_TENSORBOARD = "no TensorBoard log: pip install tensorboard writes one beside log.jsonl"
+
+
+class Log:
+    """The logs in `folder`, from step `start` on; None writes nothing."""
+
+    def __init__(self, folder: Path | None, start: int) -> None:
+        self.note = ""
+        self._path = None if folder is None else folder / NAME
+        self._board: Any = None
+        if folder is None or self._path is None:
+            return
+        kept = []
+        if self._path.exists():
+            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+        self._path.write_text("".join(kept), encoding="utf-8")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.note = NO_TENSORBOARD
+            return
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Add one row; it is on the disk when this returns."""
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, int(row["step"]))
+
+    def close(self) -> None:
+        """End TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()

@@ -1,0 +1,307 @@
+"""The training loop: forward, losses, backward, clip, step, masks; round by round logged, judged and saved.
+
+    every step    each part of the batch: teacher without gradients, student, losses; gradients behind masks cleared,
+                  clipped; AdamW; zeros written again; scales kept positive; running mean
+    every round   (at most 100 steps) losses summed over processes, one row of the curve, the guard's verdict, a note
+                  for whoever watches, a checkpoint where the last one is old
+    every epoch   the zero patterns verified; at the end, too
+
+Whatever is random follows from the seed and the step's number, so that a run that was killed goes on from its
+checkpoint to the same bytes. Source: METHOD; the parts' own files say which formula is whose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.errors import PassFailed
+from gpusq_onnx.learn import checkpoint as files
+from gpusq_onnx.learn.average import Average
+from gpusq_onnx.learn.compare import Comparison, clean, compare
+from gpusq_onnx.learn.feed import Feed, Part
+from gpusq_onnx.learn.groups import optimiser, rate, set_rate
+from gpusq_onnx.learn.guard import RETRIES, Guard
+from gpusq_onnx.learn.lesson import Lesson
+from gpusq_onnx.learn.log import Log
+from gpusq_onnx.learn.masks import Kept, Masks
+from gpusq_onnx.learn.objectives import Objective
+from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.stage import Stage
+from gpusq_onnx.learn.teaching import Teaching
+from gpusq_onnx.learn.watch import Watch
+from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.tasks.kinds import per_class
+
+ROUNDS, LONGEST = 50, 100  # rounds of a run, and steps of a round at most
+SCALE_FLOOR = 2.0**-6  # of a scale's first value: it may shrink, never vanish
+JUDGED = 256  # images on which agreement is told before and after
+
+
+@dataclass
+class History:
+    """What happened.
+
+    Attributes:
+        curve: one row a round: step, lr, loss, hard, soft, feature.i, agree, norm.
+        before, after: student against teacher on images as they are.
+        steps, batch, processes, bf16: how it was trained.
+        masks, checks: weights with a zero pattern, and how often all were verified.
+        remembered: whether the teacher looked at each image once only.
+        notes: sentences for the user.
+    """
+
+    before: Comparison
+    after: Comparison
+    steps: int
+    batch: int
+    processes: int
+    bf16: bool
+    masks: int
+    checks: int
+    remembered: bool
+    curve: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def train(
+    lesson: Lesson,
+    source: Source,
+    settings: Settings,
+    *,
+    factors: Sequence[float] | None = None,
+    kept: Mapping[str, Kept] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    folder: Path | None = None,
+    label: str = "training",
+    interval: float = 60.0,
+) -> History:
+    """Train `lesson.student` in place.
+
+    Args:
+        lesson: student, teacher and what is compared.
+        source: the images.
+        factors: w_i of each critical map; none: 1.
+        kept: zero patterns by initializer (`masks.patterns`).
+        folder: for checkpoints and logs; a checkpoint of the same run is gone on from. None: keep none.
+        label: what the progress line calls it.
+        interval: seconds between checkpoints.
+
+    Raises:
+        PassFailed: losses that are not finite, RETRIES times rolled back in vain.
+        InvariantError: a pruned weight has moved away from zero.
+        UsageError, UnsupportedDataError, EnvironmentLacking: what cannot be trained, or not here.
+    """
+    stage, progress = Stage(settings), progress or NullProgress()
+    if folder is not None and stage.leads:
+        folder.mkdir(parents=True, exist_ok=True)
+    stage.wait()
+    trainer = _Trainer(lesson, source, settings, kept or {}, seed, stage)
+    watch = Watch(progress, label, interval)
+    with Teaching(lesson.teacher.to(stage.device), stage) as teaching:
+        objective = Objective(
+            settings,
+            lesson.outputs,
+            lesson.kinds,
+            lesson.maps,
+            [1.0] * len(lesson.maps) if factors is None else list(factors),
+            _sigmoid(lesson, source, stage, teaching),
+            stage.add,
+            stage.processes,
+        )
+        remembered = teaching.remember(source, settings, progress)
+
+        def judged(when: str) -> Comparison:
+            what = f"{label}: agreement {when}"
+            return compare(lesson.student, lesson.teacher, source, objective, stage, JUDGED, progress, what)
+
+        before = judged("before")
+        trainer.run(objective, teaching, folder, watch)
+        after = judged("after")
+    if after.soft > before.soft:
+        trainer.notes.append(
+            f"the model is further from its teacher than it was before ({before.soft:.4g} -> {after.soft:.4g}): "
+            "a smaller lr, or more epochs"
+        )
+    return History(
+        before,
+        after,
+        trainer.feed.total,
+        trainer.feed.rows,
+        stage.processes,
+        stage.bf16,
+        len(trainer.masks),
+        trainer.masks.checks,
+        remembered,
+        trainer.curve,
+        trainer.notes,
+    )
+
+
+def _sigmoid(lesson: Lesson, source: Source, stage: Stage, teaching: Teaching) -> bool:
+    """Whether the teacher's class logits of queries, on some images, look like one sigmoid per class."""
+    queries = [pair.teacher for pair in lesson.outputs if lesson.kinds[pair.student] == "queries"]
+    if not queries:
+        return False
+    feed, _ = next(clean(source, JUDGED))
+    found = teaching.look([torch.from_numpy(feed[name]).to(stage.device) for name in lesson.teacher.inputs])
+    return per_class(found[queries[0]].float().cpu().numpy())
+
+
+class _Trainer:
+    """One run: what is trained, and with what."""
+
+    def __init__(
+        self, lesson: Lesson, source: Source, settings: Settings, kept: Mapping[str, Kept], seed: int, stage: Stage
+    ) -> None:
+        self.lesson, self.source, self.settings, self.stage = lesson, source, settings, stage
+        self.feed = Feed(source, settings, seed, stage.rank, stage.processes)
+        student = lesson.student.train()
+        named = list(student.named_parameters())
+        facts = {"settings": settings.model_dump(mode="json"), "seed": seed, "images": len(source)}
+        facts |= {"data": source.describe().get("preprocess"), "torch": torch.__version__}
+        self.key = files.key_of(facts, [*(p for _, p in named), *lesson.teacher.buffers()])
+        self.network = stage.place(student)
+        self.parameters = [parameter for _, parameter in named]
+        self.scales = [p for name, p in named if student.roles[name] == "scale"]
+        self.floors = [p.detach() * SCALE_FLOOR for p in self.scales]
+        self.masks = Masks(student, student.initializers, kept)
+        self.optimiser = optimiser(named, student.roles, settings)
+        self.average = Average(self.parameters, settings.average)
+        self.guard = Guard(self.parameters)
+        self.curve: list[dict[str, float]] = []
+        self.notes = list(self.feed.notes)
+
+    def run(self, objective: Objective, teaching: Teaching, folder: Path | None, watch: Watch) -> None:
+        """All steps that are left."""
+        total = self.feed.total
+        length = max(1, min(LONGEST, math.ceil(total / ROUNDS)))
+        start = self._resume(folder)
+        log = Log(folder if self.stage.leads else None, start)
+        self.notes += [log.note] * bool(log.note)
+        watch.begin(start, total, self.feed.rows)
+        sums: dict[str, Tensor] = {}
+        behind = start  # steps of earlier rounds
+        for step, parts in enumerate(self.feed.steps(start, total), start):
+            self._step(step, total, parts, objective, teaching, sums)
+            if (step + 1) % self.feed.per_epoch == 0:
+                self.masks.verify(f"epoch {(step + 1) // self.feed.per_epoch}")
+            if (step + 1) % length and step + 1 < total:
+                continue
+            row, behind = self._row(sums, step, step + 1 - behind), step + 1
+            speed = watch.tell(step + 1, row["loss"])
+            going = self._judged(row, step, folder)
+            log.write({**row, "epoch": step // self.feed.per_epoch, "images_per_second": speed})
+            if not going:
+                break
+            if folder is not None and self.stage.leads and watch.save_now(step + 1 == total):
+                self._save(folder, step + 1)
+        log.close()
+        watch.end()
+        self.average.store()
+        self.masks.verify("the end")
+
+    def _step(
+        self,
+        step: int,
+        total: int,
+        parts: Sequence[Part],
+        objective: Objective,
+        teaching: Teaching,
+        sums: dict[str, Tensor],
+    ) -> None:
+        set_rate(self.optimiser, self.settings.lr * rate(step, total, self.settings) * self.guard.rate)
+        self.optimiser.zero_grad(set_to_none=True)
+        for number, part in enumerate(parts):
+            inputs = part.tensors(self.lesson.student.inputs, self.stage.device)
+            taught = teaching(part, inputs)
+            with self.stage.silent(self.network, number + 1 == len(parts)):
+                with self.stage.autocast():
+                    seen = self.network(*inputs)
+                losses = objective(seen, taught, part.targets(self.stage.device))
+                (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
+            for name, value in losses.parts.items():
+                sums[name] = sums.get(name, 0) + value / len(parts)
+        self.masks.clear_gradients()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        sums["norm"] = sums.get("norm", 0) + norm.detach()
+        self.optimiser.step()
+        self.masks.apply()
+        with torch.no_grad():
+            for scale, floor in zip(self.scales, self.floors, strict=True):
+                torch.maximum(scale, floor, out=scale)
+        self.average.update(step)
+
+    def _row(self, sums: dict[str, Tensor], step: int, steps: int) -> dict[str, float]:
+        """Means over the round's steps and all processes; empties `sums`."""
+        found = self.stage.add(torch.stack([value.float() for value in sums.values()])) / (steps * self.stage.processes)
+        means = dict(zip(sums, found.tolist(), strict=True))
+        sums.clear()
+        return {"step": step + 1, "lr": self.optimiser.param_groups[0]["lr"], **means}
+
+    def _judged(self, row: dict[str, float], step: int, folder: Path | None) -> bool:
+        """Whether training goes on. Raises PassFailed where no more can be done."""
+        verdict = self.guard.judge(row["loss"], row["norm"], step + 1)
+        if verdict in ("go on", "stop"):
+            self.curve.append(row)
+        if verdict == "go on":
+            return True
+        best = f"the weights of step {self.guard.best_step} are kept"
+        self.average.restart()
+        if verdict == "stop":
+            rose = f"the loss rose from {self.guard.best_loss:.4g} to {row['loss']:.4g}"
+            self.notes.append(f"{rose}: training stopped at step {step + 1}, {best}")
+            return False
+        if verdict == "fail":
+            if folder is not None and self.stage.leads:
+                student = self.lesson.student
+                tensors = {student.initializers[name]: p for name, p in student.named_parameters()}
+                files.write(folder / files.BEST, tensors)
+            raise PassFailed(
+                "the loss is not a number, and does not become one again",
+                where=f"step {step + 1}",
+                found=f"{RETRIES} returns to the best weights, each with half the learning rate, did not help",
+                hint="a smaller lr, or precision=float32"
+                + (f"; the best weights: {folder / files.BEST}" if folder else ""),
+            )
+        self.optimiser.state.clear()
+        self.notes.append(f"the loss was not a number at step {step + 1}: {best}, the learning rate is halved")
+        return True
+
+    def _save(self, folder: Path, step: int) -> None:
+        tensors: dict[str, Tensor] = {}
+        for index, parameter in enumerate(self.parameters):
+            tensors[f"parameter.{index}"] = parameter
+            tensors[f"best.{index}"] = self.guard.best[index]
+            tensors |= {f"{name}.{index}": value for name, value in self.optimiser.state[parameter].items()}
+        tensors |= {f"average.{index}": value for index, value in enumerate(self.average.values)}
+        state = {"step": step, "guard": self.guard.state(), "curve": self.curve, "notes": self.notes}
+        files.save(folder, self.key, files.Checkpoint(tensors, {**state, "checks": self.masks.checks}))
+
+    @torch.no_grad()
+    def _resume(self, folder: Path | None) -> int:
+        """Take up a checkpoint, if there is one; the step to go on with."""
+        found = None if folder is None else files.load(folder, self.key, self.stage.device)
+        if found is None:
+            if folder is not None and (folder / files.NAME).exists():
+                self.notes.append(f"{folder} holds a checkpoint of another run (model, data or options): begun anew")
+            return 0
+        tensors, state = found.tensors, found.state
+        for index, parameter in enumerate(self.parameters):
+            parameter.copy_(tensors[f"parameter.{index}"])
+            names = ("step", "exp_avg", "exp_avg_sq")
+            moments = {name: tensors[f"{name}.{index}"] for name in names if f"{name}.{index}" in tensors}
+            if moments:
+                self.optimiser.state[parameter] = moments
+        for index, value in enumerate(self.average.values):
+            value.copy_(tensors[f"average.{index}"])
+        self.guard.load(state["guard"], [tensors[f"best.{index}"] for index in range(len(self.parameters))])
+        self.curve, self.notes, self.masks.checks = state["curve"], state["notes"], state["checks"]
+        return int(state["step"])

@@ -1,0 +1,88 @@
+"""Zero patterns that training must not touch: read from the graph, kept after every step, verified.
+
+A weight's mask is the places that are not zero in front of training, within the part of the stored array that the site
+sees. Gradients behind a mask are cleared in front of clipping, so that they neither count in the norm nor gather
+momentum; after each optimiser step the zeros are written again; `verify` counts what is there.
+
+Source: METHOD, "Which weights go" (fixed mask, re-applied after every step). Limits: a kept weight that is exactly zero
+by chance stays zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from gpusq_onnx.errors import InvariantError
+from gpusq_onnx.graph.model import values_of
+from gpusq_onnx.graph.sites import Site
+
+Kept = NDArray[np.bool_]
+
+
+def patterns(sites: Iterable[Site]) -> dict[str, Kept]:
+    """What stays of each site's weight, by initializer, in its stored shape; True where a value may be."""
+    kept: dict[str, Kept] = {}
+    for site in sites:
+        name = str(site.weight.name)
+        stored = kept.get(name)
+        if stored is None:
+            stored = np.ones(tuple(site.weight.shape), np.bool_)
+        seen: NDArray[Any] = site.view.read(values_of(site.weight)) != 0
+        kept[name] = site.view.write(site.view.read(stored) & seen, stored)
+    return kept
+
+
+class Masks:
+    """The zeros of a network's parameters.
+
+    Args:
+        network: a module whose parameters have the initializers' shapes.
+        initializers: the initializer of each parameter.
+        kept: by initializer, as `patterns` gives it; those that are not trained are left out.
+    """
+
+    def __init__(self, network: nn.Module, initializers: Mapping[str, str], kept: Mapping[str, Kept]) -> None:
+        self._zeros: dict[str, tuple[nn.Parameter, torch.Tensor]] = {}
+        self.checks = 0
+        for name, parameter in network.named_parameters():
+            mask = kept.get(initializers[name])
+            if mask is not None:
+                zeros = torch.from_numpy(~mask).to(parameter.device)
+                assert zeros.shape == parameter.shape, (name, zeros.shape, parameter.shape)
+                self._zeros[initializers[name]] = parameter, zeros
+
+    def __len__(self) -> int:
+        return len(self._zeros)
+
+    def clear_gradients(self) -> None:
+        """No gradient where a weight must stay zero."""
+        for parameter, zeros in self._zeros.values():
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(zeros, 0)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Write the zeros again."""
+        for parameter, zeros in self._zeros.values():
+            parameter.masked_fill_(zeros, 0)
+
+    @torch.no_grad()
+    def verify(self, where: str) -> None:
+        """Raise InvariantError where a pruned weight is not zero; `where` says when this was looked at."""
+        self.checks += 1
+        for initializer, (parameter, zeros) in self._zeros.items():
+            wrong = int(((parameter != 0) & zeros).sum())
+            if wrong:
+                raise InvariantError(
+                    f"training moved pruned weights of {initializer!r} away from zero",
+                    where=where,
+                    expected="zeros wherever the weight was pruned",
+                    found=f"{wrong} of {int(zeros.sum())} are not zero",
+                    hint="this is a defect of the training loop; the checkpoint beside the output shows it",
+                )

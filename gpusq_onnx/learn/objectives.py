@@ -1,0 +1,180 @@
+"""The distillation losses, for every kind of output, and the agreement gate on feature maps.
+
+    agree_b    1 where student and teacher name the same class for image b; per query or pixel where there are such, an
+               image's agreement then being their share
+    hard       CE(z_s, label), or CE(z_s, argmax z_t) without labels
+    soft       KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes, mean over the rest; T = 3, no T^2
+    feature_i  sum_b agree_b l_i[b] / max(1, sum_b agree_b),  l_i[b] = mean((f_s - f_t)^2) / (mean(f_t^2) + eps)
+    total      alpha hard + beta soft + gamma sum_i w_i feature_i
+
+What else counts as soft, by `tasks.kinds`: boxes, the L1 distance of queries that agree; raw outputs, l as of a feature
+map; detectors with a sigmoid per class, the KL of each class's yes or no.
+
+Source: GPUSQ-ViT section 3.2-3.3; METHOD, "Losses". Several processes: the gate's denominator is the sum over all of
+them, so that their mean is the whole batch's loss. Limits: with `accumulate`, each part has its own denominator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.tasks.kinds import CLASSES, Kind
+
+EPS = 1e-6
+
+Outputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tensor of the student and the teacher's tensor that it is compared with, by name."""
+
+    student: str
+    teacher: str
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Hard labels of a batch: int64[B], those of the image that was mixed in, and each image's share of the first."""
+
+    own: Tensor
+    other: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss to minimise, and its parts without gradients: hard, soft, feature.0 ..., agree; scalars."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+def _alone(value: Tensor) -> Tensor:
+    return value
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the student is trained towards.
+
+    Attributes:
+        settings: alpha, beta, gamma, temperature, gate, feature_loss.
+        outputs: the graph outputs that are compared.
+        kinds: of each of these, by the student's name.
+        maps: the critical feature maps, first stage first.
+        factors: w_i of each map.
+        sigmoid: whether class logits of queries stand for one yes or no per class.
+        add: sums a tensor over all processes.
+        processes: how many there are.
+    """
+
+    settings: Settings
+    outputs: Sequence[Pair]
+    kinds: Mapping[str, Kind]
+    maps: Sequence[Pair]
+    factors: Sequence[float]
+    sigmoid: bool = False
+    add: Callable[[Tensor], Tensor] = field(default=_alone)
+    processes: int = 1
+
+    def __call__(self, student: Outputs, teacher: Outputs, labels: Labels | None = None) -> Losses:
+        """The losses of one batch; both hold `outputs` and `maps` by name, batch first. Computed in float32."""
+        settings = self.settings
+        agrees = self.agreements(student, teacher)
+        gate = self.gate(agrees, student)
+        zero = gate.new_zeros(())
+        hard, soft = zero, zero
+        for pair in self.outputs:
+            kind, z_s, z_t = self.kinds[pair.student], student[pair.student].float(), teacher[pair.teacher].float()
+            if kind in CLASSES:
+                z_s, z_t = _classes_last(z_s, kind), _classes_last(z_t, kind)
+                if settings.alpha:
+                    hard = hard + self._hard(z_s, z_t, kind, labels)
+                soft = soft + self._soft(z_s, z_t, kind)
+            elif kind == "boxes":
+                soft = soft + self._gated((z_s - z_t).abs().sum(-1), self._box_gate(agrees, z_s))
+            else:
+                soft = soft + self.distances(z_s, z_t).mean()
+        features = [
+            self._gated(self.distances(student[pair.student].float(), teacher[pair.teacher].float(), len(gate)), gate)
+            for pair in self.maps
+        ]
+        weighted = [w * loss for w, loss in zip(self.factors, features, strict=True)]
+        total = settings.alpha * hard + settings.beta * soft + settings.gamma * sum(weighted, zero)
+        share = torch.cat([agree.mean().reshape(1) for agree in agrees.values()]).mean() if agrees else zero + 1
+        parts = {"loss": total, "hard": hard, "soft": soft}
+        parts |= {f"feature.{i}": loss for i, loss in enumerate(features)}
+        return Losses(total, {name: part.detach() for name, part in (parts | {"agree": share}).items()})
+
+    def agreements(self, student: Outputs, teacher: Outputs) -> dict[str, Tensor]:
+        """1.0 where both name the same class: [B, positions] for each output with classes."""
+        found = {}
+        with torch.no_grad():
+            for pair in self.outputs:
+                kind = self.kinds[pair.student]
+                if kind in CLASSES:
+                    z_s = _classes_last(student[pair.student], kind)
+                    z_t = _classes_last(teacher[pair.teacher], kind)
+                    found[pair.student] = (z_s.argmax(-1) == z_t.argmax(-1)).float()
+        return found
+
+    def gate(self, agrees: Mapping[str, Tensor], student: Outputs) -> Tensor:
+        """What each image counts for in the feature losses: float32[B], 0..1."""
+        any_output = next(iter(student.values()))
+        if not self.settings.gate or not agrees:
+            return torch.ones(len(any_output), device=any_output.device)
+        return torch.stack([agree.mean(1) for agree in agrees.values()]).mean(0)
+
+    def distances(self, f_s: Tensor, f_t: Tensor, images: int | None = None) -> Tensor:
+        """l[b] of one map, whatever its layout; float32[B], or [1] where no axis is the batch."""
+        images = len(f_s) if images is None else images
+        if f_s.shape[0] != images:  # [tokens, B, d], or something that knows no images
+            at = 1 if f_s.ndim > 1 and f_s.shape[1] == images else None
+            f_s, f_t = (f.movedim(at, 0) if at is not None else f.unsqueeze(0) for f in (f_s, f_t))
+        square = (f_s - f_t).square().flatten(1).mean(1)
+        if self.settings.feature_loss == "plain":
+            return square
+        return square / (f_t.square().flatten(1).mean(1) + EPS)
+
+    def _hard(self, z_s: Tensor, z_t: Tensor, kind: Kind, labels: Labels | None) -> Tensor:
+        classes = z_s.shape[-1]
+        if labels is not None and kind == "logits":
+            z = z_s.reshape(-1, classes)
+            own, other = (F.cross_entropy(z, y, reduction="none") for y in (labels.own, labels.other))
+            return (labels.share * own + (1 - labels.share) * other).mean()
+        if kind == "queries" and self.sigmoid:
+            return F.binary_cross_entropy_with_logits(z_s, (z_t > 0).float(), reduction="none").sum(-1).mean()
+        return F.cross_entropy(z_s.reshape(-1, classes), z_t.argmax(-1).reshape(-1))
+
+    def _soft(self, z_s: Tensor, z_t: Tensor, kind: Kind) -> Tensor:
+        z_s, z_t = z_s / self.settings.temperature, z_t / self.settings.temperature
+        if kind == "queries" and self.sigmoid:
+            yes = torch.sigmoid(z_t) * (F.logsigmoid(z_t) - F.logsigmoid(z_s))
+            no = torch.sigmoid(-z_t) * (F.logsigmoid(-z_t) - F.logsigmoid(-z_s))
+            return (yes + no).sum(-1).mean()
+        log_s, log_t = F.log_softmax(z_s, -1), F.log_softmax(z_t, -1)
+        return F.kl_div(log_s, log_t, log_target=True, reduction="none").sum(-1).mean()
+
+    def _gated(self, values: Tensor, gate: Tensor) -> Tensor:
+        """sum(gate values) / max(1, sum(gate)), both sums over all processes once their results are averaged."""
+        if values.numel() == 1:
+            return values.reshape(()) * gate.mean()
+        return self.processes * (gate * values).sum() / self.add(gate.sum()).clamp(min=1)
+
+    def _box_gate(self, agrees: Mapping[str, Tensor], boxes: Tensor) -> Tensor:
+        same = [agree for agree in agrees.values() if agree.shape == boxes.shape[:2]]
+        return same[0] if same and self.settings.gate else torch.ones_like(boxes[..., 0])
+
+
+def _classes_last(z: Tensor, kind: Kind) -> Tensor:
+    """Class logits as [B, positions, classes]."""
+    if kind == "pixels":
+        return z.flatten(2).transpose(1, 2)
+    return z.unsqueeze(1) if z.ndim == 2 else z

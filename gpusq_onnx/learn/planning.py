@@ -1,0 +1,135 @@
+"""What `distill` and `qat` plan and report alike: a row for each weight and each critical feature map, and findings.
+
+No torch here: plans are made without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpusq_onnx.errors import NothingMatched, UsageError
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.pipeline.base import SKIP, Fact, Given, PlanRow
+from gpusq_onnx.pipeline.facts import SparseWeight
+from gpusq_onnx.sparsity.patterns import parse_pattern
+
+if TYPE_CHECKING:
+    from gpusq_onnx.learn.loop import History
+
+TRAIN, COMPARE = "train", "compare"
+PATTERNS = ("2:4", "4:8pair")  # looked for in the values; 1:4 and 2:16 are 2:4, too
+FLOATS = ("float", "float16", "bfloat16", "double")
+_FIRST_ROWS = 4  # a dense weight betrays itself there
+_ROWS = 200  # of a curve in the report
+
+
+def rows(structure: Structure, settings: Settings, given: Given) -> list[PlanRow]:
+    """One row for each weight, then one for each feature map. Raises NothingMatched where nothing can be trained."""
+    found = [_weight_row(site, given.facts) for site in structure.sites]
+    if all(row.skipped for row in found):
+        raise NothingMatched("no weight can be trained", found="a graph without float MatMul, Gemm or Conv weights")
+    return found + (_map_rows(structure, settings) if settings.gamma else [])
+
+
+def pattern_of(site: Site, facts: Sequence[Fact]) -> str | None:
+    """The pattern that a site's weight follows, as an earlier pass says or its values show; None for a dense one."""
+    for fact in facts:
+        if isinstance(fact, SparseWeight) and fact.concerns(site):
+            return fact.pattern
+    for name in PATTERNS:
+        pattern = parse_pattern(name)
+        if site.k % pattern.group == 0 and pattern.holds(site.read()[:_FIRST_ROWS]) and pattern.holds(site.read()):
+            return name
+    return None
+
+
+def sparse_facts(plan: Sequence[PlanRow]) -> list[Fact]:
+    """That the weights that came sparse still are."""
+    return [SparseWeight(row.tensor, row.detail["pattern"]) for row in plan if row.detail.get("pattern")]
+
+
+def sparse_sites(structure: Structure, plan: Sequence[PlanRow]) -> list[Site]:
+    """The sites whose zeros must stay."""
+    sparse = {row.tensor for row in plan if row.detail.get("pattern")}
+    return [site for site in structure.sites if site.name in sparse]
+
+
+def require_file(path: Path | None, option: str) -> None:
+    """Raise UsageError where an option names a model file that is not there."""
+    if path is not None and not path.is_file():
+        raise UsageError(f"there is no model {path}", where=option, hint="check the path")
+
+
+def model_from(path: Path | None, before: Mapping[str, Model], kind: str) -> Model | None:
+    """The model in `path`, or the one in front of the first pass of `kind`, or None."""
+    return io.load(path) if path is not None else before.get(kind)
+
+
+def findings(history: History, factors: Mapping[str, float], distances: Mapping[str, float]) -> dict[str, Any]:
+    """What the report shows; plain values, nothing that depends on time."""
+    step = max(1, -(-len(history.curve) // _ROWS))
+    found: dict[str, Any] = {
+        "curve": history.curve[::step] + (history.curve[-1:] if (len(history.curve) - 1) % step else []),
+        "masks": {"weights": history.masks, "checks": history.checks},
+        "agreement": {
+            "images": history.after.images,
+            "before": history.before.agreement,
+            "after": history.after.agreement,
+        },
+        "soft": {"before": history.before.soft, "after": history.after.soft},
+        "training": {
+            "steps": history.steps,
+            "batch": history.batch,
+            "processes": history.processes,
+            "bf16": history.bf16,
+            "teacher_remembered": history.remembered,
+        },
+    }
+    if factors:
+        found["factors"] = dict(factors)
+    if distances:
+        found["distances"] = dict(distances)
+    return found
+
+
+def _weight_row(site: Site, facts: Sequence[Fact]) -> PlanRow:
+    pattern, detail, decision = None, {}, TRAIN
+    if site.dtype not in FLOATS:
+        decision, reason = SKIP, f"stored as {site.dtype} codes: only their scale can be learned"
+    else:
+        pattern = pattern_of(site, facts)
+        detail = {"pattern": pattern} if pattern else {}
+        reason = f"{pattern} stays: zeros are written again after every step" if pattern else "dense"
+    return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
+
+
+def _map_rows(structure: Structure, settings: Settings) -> list[PlanRow]:
+    ops = {str(tensor.name): str(node.op) for node in structure.flow.nodes for tensor in node.outputs}
+    names = map_names(structure, settings)
+    if settings.maps:
+        missing = [name for name in names if name not in ops]
+        if missing:
+            raise UsageError(
+                f"there is no tensor {missing[0]!r} to compare",
+                where="maps",
+                expected=f"names of activations, such as {', '.join(structure.feature_maps)}",
+            )
+    what = "named by maps" if settings.maps else f"the end of one of {len(names)} {settings.features}"
+    return [
+        PlanRow(name, "", "feature map", ops[name], structure.shapes.get(name, ()), COMPARE, what) for name in names
+    ]
+
+
+def map_names(structure: Structure, settings: Settings) -> list[str]:
+    """The critical feature maps, as the settings choose them."""
+    if settings.maps:
+        return list(settings.maps)
+    if settings.features == "blocks":
+        return [block.output for block in structure.blocks if block.output]
+    return structure.feature_maps

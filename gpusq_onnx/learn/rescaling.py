@@ -1,0 +1,57 @@
+"""Scales in the graph, without torch: weight scales chosen again on the kept weights, and where all scales stand.
+
+    weights    one scale an output channel (or one in all), the clip of least squared error over the non-zero weights
+
+Source: METHOD, "Learned scales" (weights from the MSE-best clip over the non-zero weights). Limits: float weights
+behind a Q/DQ pair; a pair whose Q and DQ read different scale tensors, or along another axis, is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.graph.model import Model, Tensor, values_of
+from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.quant.clipping import weight_scales
+from gpusq_onnx.quant.formats import IntFormat, clamp_scale
+
+_BITS = {"int4": 4, "int8": 8}
+
+
+def recalibrate(sites: Iterable[Site]) -> int:
+    """Choose the weight scales of quantised sites again; returns how many tensors of scales were set."""
+    done: set[str] = set()
+    for site in sites:
+        pair = {node.op: node for node in site.trail if node.op in ("QuantizeLinear", "DequantizeLinear")}
+        if site.quantised != "qdq" or len(pair) != 2:
+            continue
+        scale, other = (node.inputs[1] for node in pair.values())
+        bits = _BITS.get(_code_type(pair["QuantizeLinear"].inputs))
+        if scale is not other or bits is None or scale.name in done or not hasattr(scale, "values"):
+            continue
+        stored = values_of(scale)
+        w = np.asarray(site.read(), np.float32)
+        if stored.size not in (1, site.out) or (stored.size == 1) != (stored.ndim == 0 or site.out == 1):
+            continue
+        found = weight_scales(w.reshape(1, -1) if stored.size == 1 else w, IntFormat(bits))
+        scale.values = clamp_scale(found, stored.dtype).astype(stored.dtype).reshape(stored.shape)
+        done.add(str(scale.name))
+    return len(done)
+
+
+def scale_values(model: Model) -> dict[str, float]:
+    """The scales of all Q/DQ pairs by initializer; of a tensor of scales its mean."""
+    found: dict[str, float] = {}
+    for node in model.graph.nodes:
+        if node.op in ("QuantizeLinear", "DequantizeLinear") and hasattr(node.inputs[1], "values"):
+            values: NDArray[Any] = values_of(node.inputs[1])
+            found[str(node.inputs[1].name)] = float(np.mean(values, dtype=np.float64))
+    return found
+
+
+def _code_type(inputs: list[Tensor]) -> str:
+    return np.dtype(inputs[2].dtype).name if len(inputs) > 2 else "uint8"

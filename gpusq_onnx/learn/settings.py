@@ -1,0 +1,60 @@
+"""How a model is trained: the options that `distill` and `qat` share. No torch here: `plan` and `--help` read it.
+
+Source: METHOD, "Losses" and "Learned scales"; the paper fixes alpha, beta, gamma and the gate, the rest is ours.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from gpusq_onnx.pipeline.base import PassOptions
+
+Factors = Literal["none", "uniform", "inverse", "raw-inverse", "proportional", "shuffled"]
+
+
+class Settings(PassOptions):
+    """Options of every training pass."""
+
+    teacher: Path | None = Field(None, description="model to learn from; none: the one before this pipeline's edits")
+    epochs: int = Field(10, ge=1, description="passes over the training images")
+    steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
+    batch: int = Field(40, ge=1, description="images in an optimiser step, over all processes")
+    accumulate: int = Field(1, ge=1, description="parts that a step's images are worked through in: less memory")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate of weights; biases and norms alike")
+    scale_lr: float = Field(0.1, ge=0, description="the scales' learning rate, as a share of lr")
+    decay: float = Field(0.01, ge=0, description="AdamW's weight decay, of weights alone")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises to lr")
+    clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
+    average: float = Field(0.0, ge=0, lt=1, description="decay of the running mean of all weights that is kept; 0: off")
+    alpha: float = Field(1.0, ge=0, description="weight of the hard-label loss; 0: off")
+    beta: float = Field(10.0, ge=0, description="weight of the soft-label loss; 0: off")
+    gamma: float = Field(5.0, ge=0, description="weight of the feature loss; 0: off")
+    temperature: float = Field(3.0, gt=0, description="of the soft labels")
+    gate: bool = Field(True, description="features count only for images on whose class student and teacher agree")
+    labels: bool = Field(True, description="take the data's labels as hard labels, where it has them")
+    features: Literal["stages", "blocks"] = Field("stages", description="compare the last block of each stage, or all")
+    maps: list[str] = Field([], description="tensors to compare instead, by name")
+    feature_loss: Literal["normalised", "plain"] = Field("normalised", description="squared error over the map's own")
+    crop: float = Field(0.35, gt=0, le=1, description="least share of an image in a random crop; 1: no crops")
+    flip: bool = Field(True, description="mirror every other image")
+    jitter: float = Field(0.0, ge=0, le=1, description="strength of random brightness, contrast and saturation")
+    mix: Literal["none", "mixup", "cutmix", "both"] = Field("none", description="blend or patch pairs of images")
+    mixed: float = Field(0.5, ge=0, le=1, description="share of the pairs that is mixed")
+    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="of the arithmetic; auto: bf16 on GPUs")
+    device: Literal["auto", "cpu"] = Field("auto", description="auto: what accelerate finds")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Settings:
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate ({self.accumulate}) must divide batch ({self.batch})")
+        if not (self.alpha or self.beta or self.gamma):
+            raise ValueError("alpha, beta and gamma are all 0: nothing to learn from")
+        return self
+
+    @property
+    def augmented(self) -> bool:
+        """Whether an image looks different each time, so that the teacher must look again."""
+        return self.crop < 1 or self.flip or self.jitter > 0 or self.mix != "none"

@@ -1,0 +1,91 @@
+"""The teacher's outputs: computed without gradients, and once per image where images always look the same.
+
+Remembered outputs lie in memory-mapped files in a temporary folder, float32, row by row in the source's order; they are
+all made in front of the first step, in fixed batches, so that a resumed run reads the same bytes. Nothing is remembered
+under augmentation, in several processes, without random access, or past LIMIT bytes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpusq_onnx.data.prefetch import stream
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.learn.feed import Part
+from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.stage import Stage
+from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.torchgraph.network import Network
+
+BATCH = 16
+LIMIT = 8 << 30
+
+
+class Teaching:
+    """A teacher on a stage; a context manager, since it may hold files."""
+
+    def __init__(self, network: Network, stage: Stage) -> None:
+        self._network, self._stage = network, stage
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._files: dict[str, NDArray[Any]] = {}
+
+    def __enter__(self) -> Teaching:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def __call__(self, part: Part, inputs: list[Tensor]) -> dict[str, Tensor]:
+        """Outputs and taps for `inputs`, which are the images of `part`, in the order of the network's inputs."""
+        if self._files:
+            assert part.indices is not None
+            rows = {name: torch.from_numpy(file[part.indices]) for name, file in self._files.items()}
+            return {name: row.to(self._stage.device, non_blocking=True) for name, row in rows.items()}
+        return self.look(inputs)
+
+    def remember(self, source: Source, settings: Settings, progress: Progress) -> bool:
+        """Run over all images now, where the outputs will serve again; says whether they are remembered."""
+        if settings.augmented or self._stage.processes > 1 or not source.random_access or len(source) <= BATCH:
+            return False
+        chunks = [list(range(start, min(start + BATCH, len(source)))) for start in range(0, len(source), BATCH)]
+        progress.start("the teacher's answers", len(source))
+        for batch in stream(source, [(chunk, None) for chunk in chunks]):
+            feed = [torch.from_numpy(batch.feed[name]).to(self._stage.device) for name in self._network.inputs]
+            found = {name: value.float().cpu().numpy() for name, value in self.look(feed).items()}
+            if not self._files and not self._open(found, batch.size, len(source)):
+                break
+            for name, rows in found.items():
+                self._files[name][batch.indices] = rows
+            progress.advance(batch.size)
+        progress.finish()
+        return bool(self._files)
+
+    @torch.no_grad()
+    def look(self, inputs: list[Tensor]) -> dict[str, Tensor]:
+        """Outputs and taps, computed now."""
+        with self._stage.autocast():
+            found: dict[str, Tensor] = self._network(*inputs)
+        return found
+
+    def _open(self, found: dict[str, NDArray[Any]], rows: int, images: int) -> bool:
+        per_image = sum(value.nbytes for value in found.values()) / rows
+        if per_image * images > LIMIT or any(len(value) != rows for value in found.values()):
+            return False
+        self._folder = tempfile.TemporaryDirectory(prefix="gpusq-onnx-")
+        for number, (name, value) in enumerate(found.items()):
+            path = Path(self._folder.name) / f"{number}.npy"
+            shape = (images, *value.shape[1:])
+            self._files[name] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+        return True

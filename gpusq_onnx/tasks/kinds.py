@@ -1,0 +1,67 @@
+"""What a model's float outputs are, told from their shapes: the table that distillation picks its losses from.
+
+    [B, C]                            logits     one row of class logits per image; not beside boxes
+    [B, Q, C] beside some [B, Q, 4]   queries    class logits per query or proposal (DETR family)
+    [B, Q, 4]                         boxes      one box per query, in whatever coordinates the model has
+    [B, C, H, W], H and W the image's, or the only output
+                                      pixels     class logits per pixel (segmentation)
+    anything else                     raw        a feature map: matched by its values
+
+Limits: a shape is all there is to see: [B, Q, C] may be normalised by softmax or by sigmoid (`per_class`), and boxes of
+four classes would be taken for boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["logits", "queries", "boxes", "pixels", "raw"]
+CLASSES: frozenset[Kind] = frozenset({"logits", "queries", "pixels"})  # those with classes to agree on
+
+Shape = Sequence[int | str | None]
+
+
+def output_kinds(outputs: Mapping[str, Shape], image: Shape = ()) -> dict[str, Kind]:
+    """The kind of each output, by name.
+
+    Args:
+        outputs: shapes of the float outputs, the batch first.
+        image: shape of the image input [B, C, H, W] or [B, H, W, C]; empty where the model has none.
+    """
+    return {name: _kind(shape, [s for n, s in outputs.items() if n != name], image) for name, shape in outputs.items()}
+
+
+def _kind(shape: Shape, others: Sequence[Shape], image: Shape) -> Kind:
+    if len(shape) == 3 and shape[-1] == 4 and others:
+        return "boxes"
+    detects = [o for o in others if len(o) == 3 and o[-1] == 4]
+    if len(shape) == 3 and any(_same(o[1], shape[1]) for o in detects):
+        return "queries"
+    if len(shape) == 2 and not detects:
+        return "logits"
+    if len(shape) == 4 and shape[1] != 1 and (not others or _fills(shape[2:], image)):
+        return "pixels"
+    return "raw"
+
+
+def _same(one: int | str | None, other: int | str | None) -> bool:
+    """Whether two sizes may be one: exporters give one dynamic size many names."""
+    return one == other or not (isinstance(one, int) or isinstance(other, int))
+
+
+def _fills(sides: Shape, image: Shape) -> bool:
+    """Whether two sides are those of the image, in either layout."""
+    return len(image) == 4 and tuple(sides) in (tuple(image[2:]), tuple(image[1:3]))
+
+
+def per_class(logits: NDArray[Any]) -> bool:
+    """Whether class logits [..., C] of a detector look like one sigmoid per class rather than one softmax.
+
+    A softmax over queries has a class for "nothing", so each query's largest logit is well above the others and mostly
+    positive; under sigmoids, nothing is said by all logits being negative, and most queries say nothing.
+    """
+    return bool(np.median(logits.max(axis=-1)) < 0)

@@ -1,0 +1,89 @@
+"""Train a pruned float model towards the dense one: distilled pruning, M_DF teaches M_SF.
+
+    L = alpha L_hard + beta L_soft + gamma sum_i L_feat_i
+
+Weights, biases, norms and positional embeddings learn; zeros of weights that follow a pattern stay, step by step. The
+teacher is the model in front of this pipeline's first pruning pass, or the file that `teacher` names, which makes the
+pass work alone on a model that was pruned elsewhere.
+
+Source: GPUSQ-ViT section 3.2; formulas in `gpusq_onnx.learn.objectives`. Limits: float models (a quantised one: `qat`);
+operators of `gpusq_onnx.torchgraph`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import MappingProxyType
+
+from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.learn import planning
+from gpusq_onnx.learn.environment import require_training
+from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
+
+
+class DistillOptions(Settings):
+    """Options of `distill`."""
+
+
+class Distill(Pass[DistillOptions]):
+    """See the module's text."""
+
+    name = "distill"
+    kind = "finetune"
+    models = MappingProxyType({"teacher": "prune"})
+    summary = "a pruned model trained towards the dense one; its zeros stay"
+    source = "GPUSQ-ViT section 3.2"
+    Options = DistillOptions
+
+    @property
+    def needs_data(self) -> bool:
+        return True
+
+    def requires(self, model: Model, structure: Structure) -> None:
+        quantised = [site for site in structure.sites if site.quantised]
+        if quantised:
+            raise UnsupportedModelError(
+                f"{len(quantised)} weights are quantised; distill trains float models",
+                where=quantised[0].path or quantised[0].name,
+                hint="qat trains a quantised model with its scales; distill goes in front of qdq-int8",
+            )
+
+    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+        planning.require_file(self.options.teacher, "distill.teacher")
+        if self.options.teacher is None and "prune" not in given.before:
+            raise UsageError(
+                "distill has no teacher: nothing was pruned earlier in this pipeline",
+                where="distill",
+                hint="--passes prune24,distill, or name the dense model: distill{teacher=dense.onnx}",
+            )
+        return planning.rows(structure, self.options, given)
+
+    def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
+        require_training()
+        from gpusq_onnx.learn.lesson import prepare
+        from gpusq_onnx.learn.loop import train
+        from gpusq_onnx.learn.masks import patterns
+        from gpusq_onnx.torchgraph.write_back import write_back
+
+        teacher = planning.model_from(self.options.teacher, context.before, "prune")
+        assert teacher is not None and context.source is not None, "plan saw to it"
+        lesson = prepare(model, structure, teacher, self.options)
+        history = train(
+            lesson,
+            context.source,
+            self.options,
+            kept=patterns(planning.sparse_sites(structure, plan)),
+            seed=context.seed,
+            progress=context.progress,
+            folder=context.folder,
+            label="distilling",
+        )
+        changed = write_back(lesson.student, model)
+        context.findings.update(planning.findings(history, {}, {}), learned=len(changed))
+        context.warnings.extend(history.notes)
+
+    def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
+        return planning.sparse_facts(plan)

@@ -1,0 +1,138 @@
+"""Train a quantised model with its scales: sparse-distillation-aware QAT, M_SF teaches M_SQ.
+
+    1. weight scales are chosen again: least squared error over the weights that are not zero
+    2. D_i, how far pruning moved each critical feature map, gives its weight w_i
+    3. L = alpha L_hard + beta L_soft + gamma sum_i w_i L_feat_i; weights learn, and the scales of both
+
+The teacher is the model in front of this pipeline's first quantising pass, the file that `teacher` names, or the model
+itself with its quantisers off. D_i needs the dense model: the one in front of pruning, or the file `dense`; without it,
+every w_i is 1.
+
+Source: GPUSQ-ViT section 3.3; LSQ (arXiv 1902.08153); formulas in `gpusq_onnx.learn`. Limits: weights stored as integer
+codes stay as they are, their scales learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from pydantic import Field
+
+from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.learn import planning
+from gpusq_onnx.learn.environment import require_training
+from gpusq_onnx.learn.factors import weight_factors
+from gpusq_onnx.learn.rescaling import recalibrate, scale_values
+from gpusq_onnx.learn.settings import Factors, Settings
+from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
+from gpusq_onnx.pipeline.facts import ExplicitQuantisation
+
+
+class QatOptions(Settings):
+    """Options of `qat`."""
+
+    epochs: int = Field(5, ge=1, description="passes over the training images")
+    lr: float = Field(2e-5, gt=0, description="peak learning rate of weights; biases and norms alike")
+    against: Literal["sparse", "dense"] = Field(
+        "sparse", description="teacher: the sparse float model, or the dense one"
+    )
+    dense: Path | None = Field(
+        None, description="the dense model, for D_i; none: the one before this pipeline's pruning"
+    )
+    factors: Factors = Field("inverse", description="how w_i follows from D_i")
+    images: int = Field(1024, ge=1, description="images that D_i is measured on")
+    recalibrate: bool = Field(True, description="choose weight scales again before they are learned")
+
+
+class Qat(Pass[QatOptions]):
+    """See the module's text."""
+
+    name = "qat"
+    kind = "finetune"
+    models = MappingProxyType({"teacher": "quantise", "dense": "prune"})
+    summary = "a quantised model and its scales trained towards the sparse float model; its zeros stay"
+    source = "GPUSQ-ViT section 3.3; arXiv 1902.08153"
+    Options = QatOptions
+
+    @property
+    def needs_data(self) -> bool:
+        return True
+
+    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+        planning.require_file(self.options.teacher, "qat.teacher")
+        planning.require_file(self.options.dense, "qat.dense")
+        if "quantise" not in given.before and not any(node.op == "QuantizeLinear" for node in model.graph.nodes):
+            raise UnsupportedModelError(
+                "qat learns the scales of a quantised model, and this one is not quantised",
+                expected="QuantizeLinear and DequantizeLinear nodes",
+                hint="--passes qdq-int8,qat; a float model is trained by distill",
+            )
+        dense = self.options.dense or self.options.teacher
+        if self.options.against == "dense" and dense is None and "prune" not in given.before:
+            raise UsageError(
+                "against=dense needs the dense model, and nothing was pruned in this pipeline",
+                where="qat.against",
+                hint="qat{against=dense,dense=dense.onnx}",
+            )
+        return planning.rows(structure, self.options, given)
+
+    def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
+        require_training()
+        from gpusq_onnx.learn.lesson import prepare
+        from gpusq_onnx.learn.loop import train
+        from gpusq_onnx.learn.masks import patterns
+        from gpusq_onnx.torchgraph.write_back import write_back
+
+        assert context.source is not None
+        options = self.options
+        dense = planning.model_from(options.dense, context.before, "prune")
+        sparse = planning.model_from(options.teacher, context.before, "quantise")
+        teacher = dense if options.against == "dense" and dense is not None else sparse
+        if options.recalibrate:
+            context.findings["recalibrated"] = recalibrate(structure.sites)
+        lesson = prepare(model, structure, teacher or model, options)
+        if teacher is None:
+            for quantiser in lesson.teacher.quantisers:
+                quantiser.enabled = False
+        names = [pair.student for pair in lesson.maps]
+        d = self._distances(dense, sparse, context) if names else []
+        w = weight_factors(d, options.factors, context.seed) if d else [1.0] * len(names)
+        before = scale_values(model)
+        history = train(
+            lesson,
+            context.source,
+            options,
+            factors=w,
+            kept=patterns(planning.sparse_sites(structure, plan)),
+            seed=context.seed,
+            progress=context.progress,
+            folder=context.folder,
+            label="learning scales",
+        )
+        changed = write_back(lesson.student, model)
+        after = scale_values(model)
+        factors = dict(zip(names, w, strict=True))
+        distances = dict(zip(names, d, strict=False))
+        context.findings.update(planning.findings(history, factors, distances), learned=len(changed))
+        context.findings["movement"] = {name: [value, after[name]] for name, value in before.items()}
+        context.warnings.extend(history.notes)
+
+    def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
+        return [*planning.sparse_facts(plan), ExplicitQuantisation()]
+
+    def _distances(self, dense: Model | None, sparse: Model | None, context: Context) -> list[float]:
+        """D_i, where both models are known and w_i depends on it."""
+        from gpusq_onnx.learn.distance import distances
+
+        assert context.source is not None
+        if self.options.factors == "none":
+            return []
+        if dense is None or sparse is None:
+            context.warnings.append("every w_i is 1: without the dense and the sparse float model there is no D_i")
+            return []
+        return distances(dense, sparse, context.source, self.options, self.options.images, context.progress)
