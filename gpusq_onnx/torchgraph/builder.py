@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +102,9 @@ class Builder:
 
     def input(self, name: str, shape: Sequence[Size], dtype: torch.dtype) -> Value:
         """A new placeholder."""
-        node = self.graph.placeholder(name)
+        earlier = [node for node in self.graph.nodes if node.op == "placeholder"]
+        with self.graph.inserting_after(earlier[-1]) if earlier else nullcontext():
+            node = self.graph.placeholder(name)
         worlds = [torch.empty(self._at(shape, w), dtype=dtype, device="meta") for w in range(len(self.batches))]
         for axis, size in enumerate(shape):
             if isinstance(size, Affine) and self._batch_of is None:

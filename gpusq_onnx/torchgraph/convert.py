@@ -32,7 +32,12 @@ _REMEDY = "ask for tensors in front of it (trainable_prefix names them); what li
 
 
 def convert(
-    model: Model, *, taps: Sequence[str] = (), outputs: Sequence[str] | None = None, train: Collection[str] = TRAINED
+    model: Model,
+    *,
+    taps: Sequence[str] = (),
+    outputs: Sequence[str] | None = None,
+    train: Collection[str] = TRAINED,
+    given: Sequence[str] = (),
 ) -> Network:
     """`model` as a torch module.
 
@@ -41,13 +46,15 @@ def convert(
         taps: names of more tensors to return.
         outputs: names of the tensors to return; by default the graph's outputs.
         train: roles of the initializers that become parameters (see `roles`); all others are constants.
+        given: inner tensors that the caller hands in, behind the graph's inputs: nodes read these instead of what the
+            graph computes, which `outputs` and `taps` still return. With the ends of blocks, each block runs by itself.
 
     Raises:
         UsageError: a name that the graph does not have, or nothing asked for.
         UnsupportedModelError: an operator, or a way to use it, that cannot be converted; names the node and a remedy.
     """
     asked = [*(outputs if outputs is not None else [spec.name for spec in model.outputs()]), *taps]
-    return _Conversion(model, list(dict.fromkeys(asked)), roles_of(model, train)).network()
+    return _Conversion(model, list(dict.fromkeys(asked)), roles_of(model, train), given).network()
 
 
 def ancestors(model: Model, names: Iterable[str]) -> list[Node]:
@@ -65,9 +72,11 @@ def ancestors(model: Model, names: Iterable[str]) -> list[Node]:
 class _Conversion:
     """One graph on its way."""
 
-    def __init__(self, model: Model, wanted: list[str], roles: dict[str, str]) -> None:
-        _check_names(model, wanted)
+    def __init__(self, model: Model, wanted: list[str], roles: dict[str, str], given: Sequence[str]) -> None:
+        _check_names(model, [*wanted, *given])
         self.model, self.wanted, self.roles = model, wanted, roles
+        self.given = tuple(dict.fromkeys(given))
+        self.computed: dict[str, Value] = {}  # what the graph computes for each given tensor
         self.fixed = _fixed_batch(model)
         self.builder = Builder(BATCHES if self.fixed is None else (self.fixed,))
         self.values: dict[str, Value] = {}
@@ -82,7 +91,9 @@ class _Conversion:
             self.values[spec.name] = self._input(spec)
         for onnx_node in nodes:
             self._convert(onnx_node)
-        results = [self._value(tensor) for tensor in map(self.model.graph.tensors().__getitem__, self.wanted)]
+            self._give(onnx_node)
+        tensors = map(self.model.graph.tensors().__getitem__, self.wanted)
+        results = [self.computed.get(tensor.name) or self._value(tensor) for tensor in tensors]
         graph = self.builder.graph
         graph.output(tuple(self.builder.node(result) for result in results))
         peepholes.simplify(graph)
@@ -100,7 +111,8 @@ class _Conversion:
         kept = {name: initializer for name, initializer in self.parameters.items() if hasattr(body, name)}
         joined = [result.ndim > 0 and result.worlds[0].shape[0] == self.fixed for result in results]
         roles = {name: self.roles[initializer] for name, initializer in kept.items()}
-        return Network(body, [spec.name for spec in specs], self.wanted, roles, kept, self.fixed, joined)
+        inputs = [*(spec.name for spec in specs), *(name for name in self.given if name in self.computed)]
+        return Network(body, inputs, self.wanted, roles, kept, self.fixed, joined)
 
     def _input(self, spec: TensorSpec) -> Value:
         sizes: list[Size] = []
@@ -114,6 +126,14 @@ class _Conversion:
                 )
             sizes.append(size if isinstance(size, int) else Affine(1, 0))
         return self.builder.input(_identifier(spec.name, ()), sizes, torch_type(spec.dtype))
+
+    def _give(self, node: Node) -> None:
+        """Let readers of the node's outputs read what the caller gives, where he does."""
+        for tensor in node.outputs:
+            if tensor.name in self.given:
+                computed = self.computed[tensor.name] = self.values[tensor.name]
+                name, shape = _identifier(tensor.name, ()), self.builder.shape(computed)
+                self.values[tensor.name] = self.builder.input(name, shape, computed.dtype)
 
     def _value(self, tensor: Tensor) -> Value:
         """A tensor's value; initializers are read when first needed."""

@@ -18,7 +18,7 @@ class Network(nn.Module):
     """An ONNX graph as a module; plain functions in a torch.fx graph, `body`.
 
     Attributes:
-        inputs: the graph inputs it needs, in the order of forward's arguments.
+        inputs: what it needs, in the order of forward's arguments: the graph's inputs, then the tensors given to it.
         outputs: the requested outputs, then the taps: ONNX tensor names.
         roles: the role of each parameter, by the name that `named_parameters` gives it.
         initializers: the ONNX initializer of each parameter.
@@ -47,6 +47,14 @@ class Network(nn.Module):
     def quantisers(self) -> list[Quantiser]:
         """The Q/DQ pairs in graph order; switch all of them off for the float twin."""
         return [module for module in self.body.modules() if isinstance(module, Quantiser)]
+
+    def share(self, other: Network) -> None:
+        """Take the parameters of another network of the same graph as its own: what one learns, both have."""
+        theirs = dict(other.named_parameters())
+        by_initializer = {initializer: theirs[name] for name, initializer in other.initializers.items()}
+        for name, initializer in self.initializers.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.get_submodule(owner), leaf, by_initializer[initializer])
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Outputs and taps by ONNX tensor name; the inputs share their first axis, the batch.

@@ -1,0 +1,51 @@
+"""Inner tensors handed in: blocks by themselves, on the same parameters."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.torchgraph.convert import convert
+
+ASSETS = Path(__file__).parents[1] / "assets"
+MODELS = ["digits_vit.onnx", "digits_vit_legacy17.onnx"]
+
+
+@pytest.mark.parametrize("asset", MODELS)
+def test_blocks_fed_with_what_the_graph_computes_give_what_the_graph_gives(asset: str) -> None:
+    model = io.load(ASSETS / asset)
+    ends = [block.output for block in analyse(model).blocks]
+    whole, apart = convert(model, taps=ends), convert(model, taps=ends, given=ends)
+    assert apart.inputs == (*whole.inputs, *ends)
+    x = torch.randn(3, 3, 32, 32)
+    expected = whole(x)
+    found = apart(x, *(expected[name] for name in ends))
+    for name in whole.outputs:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+@pytest.mark.parametrize("asset", MODELS)
+def test_no_gradient_crosses_a_given_tensor_and_parameters_are_shared(asset: str) -> None:
+    model = io.load(ASSETS / asset)
+    ends = [block.output for block in analyse(model).blocks]
+    whole, apart = convert(model, taps=ends), convert(model, taps=ends, given=ends)
+    apart.share(whole)
+    assert {id(p) for p in apart.parameters()} == {id(p) for p in whole.parameters()}
+    x = torch.randn(2, 3, 32, 32)
+    features = {name: value.detach() for name, value in whole(x).items()}
+    apart(x, *(features[name] for name in ends))[ends[0]].sum().backward()
+    alone = {name for name, p in whole.named_parameters() if p.grad is not None}
+    whole.zero_grad()
+    apart(x, *(features[name] for name in ends))[ends[1]].sum().backward()
+    second = {name for name, p in whole.named_parameters() if p.grad is not None}
+    assert alone
+    assert second
+    assert not alone & second
+
+
+def test_an_unknown_tensor_is_refused() -> None:
+    with pytest.raises(UsageError, match="no tensor of this name"):
+        convert(io.load(ASSETS / MODELS[0]), given=["nothing"])
