@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import nn
 
-from tools.digits.vit import DigitsVit
+from tools.vit import SmallVit
 
 ASSETS = pathlib.Path(__file__).parents[2] / "tests" / "assets"
 CALIBRATION_IMAGES = 256
@@ -68,11 +68,11 @@ def shifted(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return torch.stack([padded[i, :, y : y + 32, x : x + 32] for i, (y, x) in enumerate(corners)])
 
 
-def train(data: Split, epochs: int, seed: int = 0) -> DigitsVit:
+def train(data: Split, epochs: int, seed: int = 0) -> SmallVit:
     """AdamW, one-cycle learning rate, label smoothing 0.1, shifts as the only augmentation."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = DigitsVit()
+    model = SmallVit()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     batches = len(data.labels) // 64
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * batches)
@@ -88,7 +88,7 @@ def train(data: Split, epochs: int, seed: int = 0) -> DigitsVit:
     return model.eval()
 
 
-def export(model: DigitsVit, folder: pathlib.Path) -> None:
+def export(model: SmallVit, folder: pathlib.Path) -> None:
     """Both exporters, batch dynamic."""
     x = torch.zeros(2, 3, 32, 32)
     names = {"input_names": ["pixel_values"], "output_names": ["logits"]}

@@ -1,4 +1,4 @@
-"""A small vision transformer with timm's names and graph: what the embedded model is, written out.
+"""A small vision transformer with timm's names and graph: what the embedded model and the ablation train.
 
 Pre-norm ViT (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021): patch embedding by a strided Conv, a
 class token, learned positions, blocks of x + Attention(LN(x)) and x + MLP(LN(x)), a last LayerNorm, a linear head on
@@ -56,7 +56,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class DigitsVit(nn.Module):
+class SmallVit(nn.Module):
     """Images [batch, 3, 32, 32] in [-1, 1] to logits [batch, 10]."""
 
     def __init__(self, width: int = 48, depth: int = 3, heads: int = 3, patch: int = 8) -> None:
