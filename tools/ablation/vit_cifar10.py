@@ -2,9 +2,9 @@
 
     python -m tools.ablation.vit_cifar10 --data ../shared/data/cifar10 --out out/ablation
 
-Width 128, depth 6, 4 heads, patches of 8: 17 tokens, 1.2 M parameters, 20 M MACs an image: what two cores can train, and
-train again for every arm. AdamW 2e-3 with one cycle, label smoothing 0.1, flips and shifts by up to 4 pixels; bf16 on a
-GPU. Deterministic on one machine. The export is the legacy exporter's, opset 17, with a free batch.
+Width 128, depth 6, 4 heads, patches of 8: 17 tokens, 1.2 M parameters, 20 M MACs an image: what two cores can train,
+and train again for every arm. AdamW 2e-3 with one cycle, label smoothing 0.1, flips and shifts by up to 4 pixels; bf16
+on a GPU. Deterministic on one machine. The export is the legacy exporter's, opset 17, with a free batch.
 
 Data: CIFAR-10 (Krizhevsky 2009), as train.parquet and test.parquet with an image's bytes and its label.
 """
@@ -80,7 +80,10 @@ def train(images: Tensor, labels: Tensor, *, epochs: int, batch: int, seed: int,
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Top-1, 0..1."""
     with torch.inference_mode():
-        right = sum(int((model(x.float()).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500)))
+        right = sum(
+            int((model(x.float()).argmax(1) == y).sum())
+            for x, y in zip(images.split(500), labels.split(500), strict=True)
+        )
     return right / len(labels)
 
 
