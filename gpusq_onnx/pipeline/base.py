@@ -109,7 +109,8 @@ class Context:
         before: by kind, "prune" and "quantise", the model as it was in front of the first such pass of this pipeline;
             kept only where a pass of kind "finetune" comes later. For looking at and learning from, not for editing.
         folder: for passes of kind "finetune", where checkpoints and logs go (`OUTPUT.training/NUMBER-NAME`, made by the
-            pass); the same command, run again after it was cut short, finds it as it was left. None: keep none.
+            pass); the same command, run again after it was cut short, finds it as it was left. Files `checkpoint*` go
+            when the output is written, logs stay. None: keep none.
     """
 
     source: Source | None = None

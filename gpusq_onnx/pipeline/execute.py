@@ -135,7 +135,7 @@ def execute(state: Run, index: int) -> Structure:
     made = step.ensures(rows)
     state.facts += made
     _check_facts(state, structure, step.name)
-    state.warnings += context.warnings
+    state.warnings += [f"{step.name}: {warning}" for warning in context.warnings]
     texts = tuple(fact.text for fact in made)
     options: dict[str, Any] = step.options.model_dump(mode="json")
     state.steps.append(StepOutcome(step.name, step.version, options, tuple(rows), context.findings, texts, seconds))

@@ -116,6 +116,9 @@ def run(
         found = file.result()
         model.set_metadata(_provenance(model, pipeline, found.sha256, data.seed, used))
         written = _written(model, output) if leader else None
+    if leader:
+        for checkpoint in state.folder.glob("*/checkpoint*"):
+            checkpoint.unlink()
     return Outcome(
         str(pipeline),
         data.seed,

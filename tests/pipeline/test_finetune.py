@@ -81,9 +81,20 @@ def test_no_model_is_kept_where_nobody_learns(tmp_path: Path, monkeypatch: pytes
 def test_of_several_processes_one_writes(tmp_path: Path) -> None:
     found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill"), data=DATA, leader=False)
     assert found.output is None
+    assert (tmp_path / "out.onnx.training" / "2-distill" / "checkpoint.bin").exists()
     with pytest.raises(ArithmeticError):
         manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill{{fail=true}}"), data=DATA, leader=False)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx.training"]
+
+
+def test_checkpoints_stay_until_the_output_is_there_and_logs_for_good(tmp_path: Path) -> None:
+    files = tmp_path / "out.onnx.training" / "2-distill"
+    with pytest.raises(PassFailed):
+        manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE},qat{{fail=true}}"), data=DATA)
+    assert sorted(path.name for path in files.iterdir()) == ["checkpoint.bin", "log.jsonl"]
+    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill"), data=DATA)
+    assert [path.name for path in files.iterdir()] == ["log.jsonl"]
+    assert "distill: it was only a toy" in found.warnings
 
 
 def test_training_sees_all_images_and_calibration_as_many_as_it_is_told(tmp_path: Path) -> None:
