@@ -49,7 +49,8 @@ def installed(dist: Path) -> Path:
 def shipped_files() -> set[str]:
     """Every file of the source packages that a wheel must hold, by its installed name."""
     python = {path.relative_to(ROOT).as_posix() for _, path in modules()}
-    return python | {"gpusq_onnx/py.typed", "gpusq_onnx/runtime/trt_cpu/shim.c"}
+    others = {"gpusq_onnx/py.typed", "gpusq_onnx/report/page.html.jinja", "gpusq_onnx/runtime/trt_cpu/shim.c"}
+    return python | others
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile):

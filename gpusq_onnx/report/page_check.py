@@ -1,0 +1,92 @@
+"""What `check` and `build` report, as sections of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gpusq_onnx.report import pictures
+from gpusq_onnx.report.checking import CheckResult
+from gpusq_onnx.report.page import Block, Facts, Note, Picture, Section, Table, number
+
+_PERCENT = {"top1": "top-1", "top5": "top-5"}
+
+
+def of_check(result: CheckResult) -> Iterator[Section]:
+    """The comparison, the gates, and what a parser said."""
+    yield Section(f"Comparison: {result.compressed}", list(_comparison(result)))
+    if result.comparison.taps:
+        yield Section("Inner tensors", list(_taps(result)))
+
+
+def of_engine(document: Mapping[str, Any]) -> Iterator[Section]:
+    """An engine: its facts, and each weight's prediction beside what was built."""
+    engine, sparsity = document["engine"], document["sparsity"]
+    facts = [
+        ("built from", str(document["model"])),
+        ("engine", f"{engine['path']}, {engine['bytes']:,} bytes, sha256 {engine['sha256']}"),
+        ("by", str(document["library"].get("library"))),
+        ("sparse layers", f"{number(sparsity['chosen'])} chosen of {number(sparsity['eligible'])} eligible"),
+    ]
+    notes = [Note(f"gate: {failure}", "bad") for failure in document["failures"]]
+    keys = ("name", "module", "predicted", "precision", "tactic", "chosen", "verdict", "reason", "remedy")
+    rows = [[str(number(weight.get(key))) for key in keys] for weight in document["weights"]]
+    yield Section("Engine", [Facts(facts), *notes, Table("Prediction and truth, weight by weight", keys, rows)])
+
+
+def _comparison(result: CheckResult) -> Iterator[Block]:
+    found = result.comparison
+    data = f"{found.samples} samples of {result.data.get('kind')}"
+    yield Facts(
+        [("original", result.original), ("compressed", result.compressed), ("runs on", result.runtime), ("data", data)]
+    )
+    yield from _verdict(result)
+    if rows := list(_metrics(result)):
+        yield Table("Accuracy and agreement", ["", "original", "compressed", "change"], rows, (1, 2, 3))
+    header = ["output", "cosine", "lowest cosine", "max difference", "mean difference / range"]
+    cells = [[o.name, *map(number, (o.cosine_mean, o.cosine_min, o.max_abs, o.mean_relative))] for o in found.outputs]
+    yield Table("Outputs", header, cells, range(1, len(header)))
+    if result.parser:
+        tone = "good" if result.parser.ok else "bad"
+        built = ", engine built" if result.parser.built else ""
+        yield Note(f"{result.parser.library}: {'accepted' if result.parser.ok else 'refused'}{built}", tone)
+        for error in result.parser.errors:
+            yield Note(error, "bad")
+
+
+def _verdict(result: CheckResult) -> Iterator[Block]:
+    asked = [f"{name} = {value:g}" for name, value in asdict(result.gates).items() if value is not None]
+    if result.failures:
+        yield Note("Gates not met.", "bad")
+        for failure in result.failures:
+            yield Note(failure, "bad")
+    elif asked:
+        yield Note(f"Gates met: {', '.join(asked)}", "good")
+
+
+def _metrics(result: CheckResult) -> Iterator[Sequence[str]]:
+    found = result.comparison
+    before, after = found.reference_metrics or {}, found.candidate_metrics or {}
+    for key, name in _PERCENT.items():
+        if key in before and key in after:
+            change = f"{100 * (after[key] - before[key]):+.2f} points"
+            yield [name, f"{before[key]:.2%}", f"{after[key]:.2%}", change]
+    for name, value in (("top-1 agreement", found.top1_agreement), ("top-5 agreement", found.top5_agreement)):
+        if value is not None:
+            yield [name, "", f"{value:.2%}", ""]
+
+
+def _taps(result: CheckResult) -> Iterator[Block]:
+    taps, tolerance = result.comparison.taps, result.tolerance or 0.0
+    names = [tap.name for tap in taps]
+    first = names.index(result.departure) if result.departure else None
+    if result.departure:
+        yield Note(f"{result.departure} is the first to leave the tolerance of {tolerance:g}", "bad")
+    else:
+        yield Note(f"none of {len(taps)} leaves the tolerance of {tolerance:g}", "good")
+    judged = [tap.relative if tap.up_to_scale is None else tap.up_to_scale for tap in taps]
+    caption = "Distance of inner tensors, up to scale where scale is free"
+    yield Picture(pictures.distances(judged, tolerance, first), caption)
+    rows = [[tap.name, number(tap.relative), number(tap.up_to_scale), str(tap.nonfinite)] for tap in taps]
+    yield Table("Inner tensors", ["tensor", "distance", "up to scale", "not finite"], rows, (1, 2, 3), folded=True)

@@ -1,0 +1,70 @@
+"""Reports read back: which verb wrote a JSON document, its values as the verb's own types, and one page of several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.pipeline.outcome import Outcome
+from gpusq_onnx.report.checking import CheckResult
+from gpusq_onnx.report.page import Section, of_run, render, require_page
+from gpusq_onnx.report.page_check import of_check, of_engine
+
+
+def page_of(paths: Sequence[Path]) -> str:
+    """One page of several reports, in their order.
+
+    Raises:
+        UsageError: a file that is not there, no JSON, or no report of `apply`, `plan`, `check` or `build`.
+        EnvironmentLacking: the extra `report` is not installed.
+    """
+    require_page()
+    documents = [(_read(path), path) for path in paths]
+    return render(_title(documents[0][0]), [section for found in documents for section in _sections(*found)])
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UsageError("the report does not exist", where=str(path), hint="apply --report FILE.json writes one")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError("the report is no JSON", where=str(path), found=str(error)) from None
+    if not isinstance(document, dict):
+        raise _not_ours(path, f"a JSON {type(document).__name__}")
+    return document
+
+
+def _sections(document: Mapping[str, Any], path: Path) -> Iterator[Section]:
+    try:
+        if "steps" in document:
+            return of_run(TypeAdapter(Outcome).validate_python(document))
+        if "comparison" in document:
+            return of_check(TypeAdapter(CheckResult).validate_python({**document, "artefacts": {}}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _not_ours(path, f"{where}: {first['msg']}") from None
+    if {"engine", "library", "sparsity", "weights", "failures"} <= set(document):
+        return of_engine(document)
+    raise _not_ours(path, f"keys {', '.join(sorted(document)[:8]) or 'none'}")
+
+
+def _title(document: Mapping[str, Any]) -> str:
+    output = document.get("output") or document.get("input") or {}
+    return str(document.get("compressed") or document.get("model") or output.get("path"))
+
+
+def _not_ours(path: Path, found: str) -> UsageError:
+    return UsageError(
+        "the file is no report that a page can be drawn from",
+        where=str(path),
+        expected="what --report FILE.json of apply, plan, check or build wrote",
+        found=found,
+        hint="write it again with this version of gpusq-onnx",
+    )
