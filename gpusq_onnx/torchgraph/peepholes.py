@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from torch import fx
 from torch.nn import functional
 
 from gpusq_onnx.torchgraph.builder import SHAPES
+
+Node = Any  # an fx.Node, whose arguments fx types so widely that each access would want a check of its own
 
 
 def simplify(graph: fx.Graph) -> None:
@@ -35,7 +38,7 @@ def simplify(graph: fx.Graph) -> None:
                 rule(graph, node)
 
 
-def _linear(graph: fx.Graph, node: fx.Node) -> None:
+def _linear(graph: fx.Graph, node: Node) -> None:
     if not _calls(node, torch.matmul) or not all(isinstance(arg, fx.Node) for arg in node.args):
         return
     x, weight = node.args
@@ -51,7 +54,7 @@ def _linear(graph: fx.Graph, node: fx.Node) -> None:
         _replace(graph, add, functional.linear, (x, transposed, bias))
 
 
-def _gelu(graph: fx.Graph, node: fx.Node) -> None:
+def _gelu(graph: fx.Graph, node: Node) -> None:
     if not _calls(node, torch.erf) or len(node.users) != 1:
         return
     x, scale = _scaled(node.args[0])
@@ -60,7 +63,7 @@ def _gelu(graph: fx.Graph, node: fx.Node) -> None:
         return
     if not isinstance(x, fx.Node) or not math.isclose(scale, math.sqrt(0.5), rel_tol=1e-5):
         return
-    end, factor, others = plus, 1.0, list[fx.Node]()
+    end, factor, others = plus, 1.0, list[Node]()
     while len(others) + (factor != 1.0) < 2:
         above = _reader(end)
         if above is None or not _calls(above, operator.mul):
@@ -77,7 +80,7 @@ def _gelu(graph: fx.Graph, node: fx.Node) -> None:
         _replace(graph, end, functional.gelu, (x,))
 
 
-def _layer_norm(graph: fx.Graph, node: fx.Node) -> None:
+def _layer_norm(graph: fx.Graph, node: Node) -> None:
     """`node` is the division (x - mean) / sqrt(variance + eps)."""
     if not _calls(node, operator.truediv):
         return
@@ -111,7 +114,7 @@ def _layer_norm(graph: fx.Graph, node: fx.Node) -> None:
     _replace(graph, end, functional.layer_norm, (x, shape, weight, bias, epsilon))
 
 
-def _attention(graph: fx.Graph, node: fx.Node) -> None:
+def _attention(graph: fx.Graph, node: Node) -> None:
     if not _calls(node, torch.softmax) or node.args[1] != -1:
         return
     product, mask = node.args[0], None
@@ -147,13 +150,13 @@ def _attention(graph: fx.Graph, node: fx.Node) -> None:
     _substitute(graph, context, fused)
 
 
-def _scores(node: Any) -> tuple[fx.Node, float] | None:
+def _scores(node: Any) -> tuple[Node, float] | None:
     """The product q k' behind scalar factors, and these; None where another reader stands between."""
     base, scale = _scaled(node)
     return (base, scale) if _calls(base, torch.matmul) and len(base.users) == 1 else None
 
 
-def _parts(graph: fx.Graph, node: fx.Node) -> None:
+def _parts(graph: fx.Graph, node: Node) -> None:
     if SHAPES not in node.meta or len(node.users) < 2:
         return
     for axis in range(_rank(node)):
@@ -169,7 +172,7 @@ def _parts(graph: fx.Graph, node: fx.Node) -> None:
             if all(_calls(user, torch.select) for user in order):
                 whole = graph.call_function(torch.unbind, (node, axis))
             elif not any(_calls(user, torch.select) for user in order):
-                sizes = [stop - start for start, stop in zip(edges, edges[1:], strict=False)]
+                sizes = [stop - start for start, stop in pairwise(edges)]
                 whole = graph.call_function(torch.split, (node, sizes, axis))
             else:
                 return
@@ -181,7 +184,7 @@ def _parts(graph: fx.Graph, node: fx.Node) -> None:
         return
 
 
-def _cut(node: fx.Node, axis: int) -> tuple[int, int | None] | None:
+def _cut(node: Node, axis: int) -> tuple[int, int | None] | None:
     """Start and stop (None: the end) of a slice or select along `axis` and no other."""
     if _calls(node, torch.select) and node.args[1] == axis:
         return int(node.args[2]), int(node.args[2]) + 1
@@ -193,7 +196,7 @@ def _cut(node: fx.Node, axis: int) -> tuple[int, int | None] | None:
     return (cut.start or 0, cut.stop) if plain else None
 
 
-def _roll(graph: fx.Graph, node: fx.Node) -> None:
+def _roll(graph: fx.Graph, node: Node) -> None:
     if not _calls(node, torch.cat) or len(node.args[0]) != 2:
         return
     (first, second), axis = node.args
@@ -214,11 +217,11 @@ def _calls(node: Any, function: Callable[..., Any]) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target is function
 
 
-def _reader(node: fx.Node) -> fx.Node | None:
+def _reader(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _other(node: fx.Node, operand: fx.Node, scalar: bool = False) -> Any:
+def _other(node: Node, operand: Node, scalar: bool = False) -> Any:
     """The operand beside `operand`: a node, or with `scalar` a number; None where it is not of that kind."""
     left, right = node.args
     found = right if left is operand else left
@@ -243,28 +246,28 @@ def _rank(node: Any) -> int:
     return len(_shape(node)) if isinstance(node, fx.Node) and SHAPES in node.meta else -1
 
 
-def _shape(node: fx.Node) -> Sequence[int]:
+def _shape(node: Node) -> Sequence[int]:
     shape: Sequence[int] = node.meta[SHAPES][-1]
     return shape
 
 
-def _swapped(node: fx.Node) -> list[Sequence[int]]:
+def _swapped(node: Node) -> list[Sequence[int]]:
     return [tuple(shape)[::-1] for shape in node.meta[SHAPES]]
 
 
-def _made(graph: fx.Graph, function: Callable[..., Any], args: tuple[Any, ...], shapes: Any) -> fx.Node:
+def _made(graph: fx.Graph, function: Callable[..., Any], args: tuple[Any, ...], shapes: Any) -> Node:
     node = graph.call_function(function, args)
     node.meta[SHAPES] = shapes
     return node
 
 
-def _replace(graph: fx.Graph, node: fx.Node, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _replace(graph: fx.Graph, node: Node, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """Let `function(*args)` stand where `node` stood."""
     with graph.inserting_before(node):
         _substitute(graph, node, _made(graph, function, args, node.meta[SHAPES]))
 
 
-def _substitute(graph: fx.Graph, node: fx.Node, made: fx.Node) -> None:
+def _substitute(graph: fx.Graph, node: Node, made: Node) -> None:
     """Let `made` stand where `node` stood, and erase what nobody reads any more."""
     node.replace_all_uses_with(made)
     queue = [node]

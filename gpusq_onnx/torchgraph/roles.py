@@ -6,9 +6,9 @@
     position  added to tokens or attention scores, joined to tokens, or a table that is gathered from
     scale     of a QuantizeLinear/DequantizeLinear pair
 
-An initializer is judged by its readers behind layout operators and sums of constants. No role, hence constant: attention
-masks (at most two distinct values), single numbers, boxes and anchors (last axis of at most 4), the input's own
-normalisation, integers.
+An initializer is judged by its readers behind layout operators and sums of constants. Without a role, and constant, are
+attention masks (at most two distinct values), single numbers, boxes and anchors (last axis of at most 4), the input's
+own normalisation, and integers.
 
 Source: TORCHGRAPH fact 2: trainable by role, never "every float initializer". Limit: a sinusoidal table that the
 exporter stored looks like a learned one.
