@@ -47,6 +47,7 @@ def tails(scales: torch.Tensor, bias: torch.Tensor) -> dict[str, Tail]:
         "output quantised, gelu": Tail(alpha, bias, middle=middle, activation="gelu", out=out),
         "tanh gelu": Tail(alpha, bias, activation="gelu_tanh", out=out),
         "relu": Tail(alpha, bias, activation="relu"),
+        "codes": Tail(alpha, bias, out=middle),
     }
 
 
@@ -159,9 +160,9 @@ def test_sparse_is_dense_when_cusparselt_does_what_it_says(cusparselt: list[torc
     cusparselt.clear()
     linear = sparse.SparseLinear(codes, tail, operators)
     found, expected = linear(given), dense.DenseLinear(codes, tail)(given)
-    assert cusparselt == [torch.int8 if tail.middle is not None else torch.bfloat16]
+    assert cusparselt == [torch.bfloat16 if tail.first_step is None else torch.int8]
     assert found.dtype == expected.dtype and found.shape == expected.shape
-    if tail.middle is not None:
+    if tail.first_step is not None:
         assert float((found != expected).float().mean()) < 0.002  # ties of the first quantiser
     elif tail.out is not None:
         assert int((found.int() - expected.int()).abs().max()) <= 1  # BF16 between the kernel and the tail

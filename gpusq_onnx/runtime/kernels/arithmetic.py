@@ -94,6 +94,11 @@ class Tail(nn.Module):
         return y.to(self.dtype) if self.out is None else quantise(y, self.out)
 
     @property
+    def first_step(self) -> Tensor | None:
+        """The scale of a quantiser right behind the bias, which a kernel that writes INT8 can do itself."""
+        return self.middle if self.middle is not None or self.activation else self.out
+
+    @property
     def kind(self) -> str:
         """What it does, in a word or two: part of a timing's key."""
         steps = ["bias" if self.bias is not None else "", "q" if self.middle is not None else "", self.activation]

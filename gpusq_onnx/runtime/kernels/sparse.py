@@ -92,13 +92,14 @@ class SparseLinear(nn.Module):
         self.n = codes.shape[0]
         self.register_buffer("compressed", torch._cslt_compress(codes.contiguous()))
         self.tail, self.algorithm = tail, algorithm
+        step = tail.first_step  # of the quantiser that stands right behind the bias
         fits = torch.int8 in operators.outputs and (tail.bias is None or torch.int8 in operators.bias)
-        self.output = torch.int8 if tail.middle is not None and fits else operators.float_output(tail.dtype)
+        self.output = torch.int8 if step is not None and fits else operators.float_output(tail.dtype)
         inside = operators.bias.get(self.output) if tail.bias is not None else None
         alpha, bias = tail.alpha, tail.bias
-        if self.output == torch.int8 and tail.middle is not None:
-            alpha = alpha / tail.middle
-            bias = None if bias is None else bias / tail.middle
+        if self.output == torch.int8 and step is not None:
+            alpha = alpha / step
+            bias = None if bias is None else bias / step
         self.register_buffer("alpha", None if self.output == torch.int32 else alpha.contiguous())
         self.register_buffer("bias", None if inside is None or bias is None else bias.to(inside).contiguous())
 
@@ -116,8 +117,8 @@ class SparseLinear(nn.Module):
         if self.alpha is None:
             unscaled: Tensor = tail(y)
             return unscaled
-        if self.output == torch.int8 and tail.middle is not None:
-            return tail.finish(dequantise(y, tail.middle))
+        if self.output == torch.int8:
+            return y if tail.middle is None else tail.finish(dequantise(y, tail.middle))
         left = tail.bias if self.bias is None else None
         return tail.behind(y.float() if left is None else y.float() + left)
 

@@ -1,0 +1,148 @@
+"""torch as a benchmark's backend: a Q/DQ graph on a GPU without TensorRT; or, exact and slow, on the CPU.
+
+    as is        quantised Linears on integer kernels, sparse ones allowed where `variant.sparse`; the rest in BF16
+    FP32, TF32, FP16, BF16   the graph's float twin in that type, TF32 in FP32 products where the name says so
+    FP8          the float twin with E4M3 Linears where Q/DQ pairs stood
+
+On a GPU the network is compiled (torch.compile fuses quantisers, normalisation and activations around the products)
+and replayed as a CUDA graph. On the CPU everything stays FP32 and nothing is compiled: the reference that tests compare
+with onnxruntime. Which kernel serves which shape, with the times of its rivals, goes into the notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
+from gpusq_onnx.graph.io import load
+from gpusq_onnx.runtime.backend import Rival, Variant, random_feed
+from gpusq_onnx.runtime.kernels.choose import DENSE_WAYS, WAYS, Answer, Chooser
+from gpusq_onnx.runtime.kernels.graphs import CudaRunner
+from gpusq_onnx.runtime.machine import versions
+from gpusq_onnx.runtime.ort import TensorInfo
+from gpusq_onnx.runtime.timing import Runner, WallClock
+from gpusq_onnx.torchgraph.convert import convert
+from gpusq_onnx.torchgraph.float_rivals import float8_network, float_twin
+from gpusq_onnx.torchgraph.integer import lower
+from gpusq_onnx.torchgraph.network import Network
+
+_TYPES = {"FP32": torch.float32, "TF32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
+_GPU_RIVALS = (
+    Rival("FP32", "float", "FP32"),
+    Rival("TF32", "float", "TF32"),
+    Rival("FP16", "float", "FP16"),
+    Rival("BF16", "float", "BF16"),
+    Rival("FP8", "int8", "FP8"),
+    Rival("INT8", "int8"),
+)
+_CPU_RIVALS = (Rival("FP32", "float", "FP32"), Rival("INT8", "int8"))
+
+
+class TorchBackend:
+    """torch on "cuda" or "cpu"; see `runtime.backend.Backend`. `cache`: the folder of searched kernels."""
+
+    def __init__(self, device: str = "cuda", cache: Path | None = None) -> None:
+        self.gpu = device != "cpu"
+        self.name = "torch" if self.gpu else "torch-cpu"
+        self.rivals: Sequence[Rival] = _GPU_RIVALS if self.gpu else _CPU_RIVALS
+        self._device = torch.device(device)
+        self._store = cache / "torch_kernels.json" if cache and self.gpu else None
+        self._choosers: dict[tuple[str, ...], Chooser] = {}
+        self._notes: list[str] = []
+
+    def require(self) -> dict[str, str]:
+        """Versions of torch, CUDA, cuSPARSELt and Triton. Raises EnvironmentLacking where torch finds no GPU."""
+        if not self.gpu:
+            return {"torch": torch.__version__}
+        if not torch.cuda.is_available():
+            built = "without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
+            raise EnvironmentLacking(
+                "torch finds no GPU",
+                found=f"torch {torch.__version__}, built {built}",
+                hint="install a CUDA build of torch on a machine with an NVIDIA GPU, or take --backend onnxruntime",
+            )
+        library = torch.backends.cusparselt.version() if torch.backends.cusparselt.is_available() else None
+        found = {"torch": torch.__version__, "CUDA": str(torch.version.cuda), "cuSPARSELt": str(library or "none")}
+        return {**found, **versions("triton")}
+
+    def notes(self) -> list[str]:
+        """What serves each shape, and what ran without a CUDA graph."""
+        answers = [f"{_told(answer)}" for chooser in self._choosers.values() for answer in chooser.answers]
+        return [*self._notes, *dict.fromkeys(answers)]
+
+    def open(self, variant: Variant, batch: int) -> Runner:
+        """See `runtime.backend.Backend.open`."""
+        model = load(variant.path)
+        infos = [TensorInfo(spec.name, spec.dtype, spec.shape) for spec in model.inputs()]
+        feed = random_feed(infos, batch, str(variant.path))
+        network = convert(model, train=("weight", "scale"))
+        inputs = [torch.from_numpy(feed[name]).to(self._device) for name in network.inputs]
+        body = self._body(network, variant, inputs)
+        if not self.gpu:
+            with torch.no_grad():
+                body(*inputs)
+            return WallClock(lambda: _without_gradients(body, inputs))
+        return self._recorded(body, inputs, variant)
+
+    def _body(self, network: Network, variant: Variant, inputs: list[Tensor]) -> fx.GraphModule:
+        if variant.precision in _TYPES:
+            return float_twin(network, self._device, _TYPES[variant.precision])
+        if variant.precision == "FP8":
+            return float8_network(network, self._device)
+        ways = WAYS if variant.sparse else DENSE_WAYS
+        chooser = self._choosers.setdefault(ways, Chooser(self._device, ways=ways, store=self._store))
+        dtype = torch.bfloat16 if self.gpu else torch.float32
+        body, _ = lower(network, inputs, chooser, dtype)
+        return body
+
+    def _recorded(self, body: fx.GraphModule, inputs: list[Tensor], variant: Variant) -> Runner:
+        with _products_in(tf32=variant.precision == "TF32"):
+            try:
+                runner = CudaRunner(_compiled(body, inputs), self._device)
+            except torch.cuda.OutOfMemoryError as error:
+                raise EnvironmentLacking(
+                    "the GPU has not enough memory", found=str(error).splitlines()[0], hint="take a smaller --batch"
+                ) from error
+            except RuntimeError as error:
+                raise UnsupportedModelError(
+                    "torch cannot run the model", where=str(variant.path), found=str(error).splitlines()[0]
+                ) from error
+        if not runner.recorded:
+            self._notes.append(f"{variant.path.name} {variant.precision}: no CUDA graph: {runner.reason}")
+        return runner
+
+
+def _compiled(body: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[[], Any]:
+    run = torch.compile(body, dynamic=False, fullgraph=True)
+    return lambda: run(*inputs)
+
+
+def _without_gradients(body: fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
+    with torch.no_grad():
+        return body(*inputs)
+
+
+class _products_in:
+    """FP32 products in TF32, or not, while the block lasts; a recorded graph keeps what it was recorded with."""
+
+    def __init__(self, *, tf32: bool) -> None:
+        self._wanted = tf32
+
+    def __enter__(self) -> None:
+        self._before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self._wanted
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
+
+
+def _told(answer: Answer) -> str:
+    shape = "x".join(map(str, answer.shape))
+    times = ", ".join(f"{way} {time:g} µs" for way, time in answer.microseconds.items())
+    refused = "".join(f"; no {way}: {reason}" for way, reason in answer.refused.items())
+    return f"Linear [M, N, K] = {shape} ({answer.tail}) runs {answer.way}" + (f": {times}" if times else "") + refused
