@@ -56,6 +56,10 @@ class Guard:
             return "stop"
         return "go on"
 
+    def forget(self) -> None:
+        """Judge anew from here on: the losses to come are of another kind."""
+        self.best_loss, self._recent = math.inf, []
+
     @torch.no_grad()
     def restore(self) -> None:
         """Give the parameters the best weights."""

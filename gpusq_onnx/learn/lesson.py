@@ -35,6 +35,7 @@ class Lesson:
         student, teacher: the networks; the teacher has no trainable parameters.
         outputs, kinds: the outputs that are compared, and what they are, by the student's names.
         maps: the critical feature maps, first stage first.
+        parts: the student cut at the maps, sharing its parameters; None where it is trained as a whole only.
     """
 
     student: Network
@@ -42,6 +43,7 @@ class Lesson:
     outputs: tuple[Pair, ...]
     kinds: dict[str, Kind]
     maps: tuple[Pair, ...]
+    parts: Network | None = None
 
 
 def prepare(model: Model, structure: Structure, teacher: Model, settings: Settings) -> Lesson:
@@ -55,7 +57,11 @@ def prepare(model: Model, structure: Structure, teacher: Model, settings: Settin
     maps = match_maps(structure, other, settings)
     names = float_outputs(model, structure)
     outputs = _match_outputs(names, float_outputs(teacher, other))
-    student = convert(model, outputs=[pair.student for pair in outputs], taps=[pair.student for pair in maps])
+    taps, results = [pair.student for pair in maps], [pair.student for pair in outputs]
+    student, parts = convert(model, outputs=results, taps=taps), None
+    if settings.blockwise and len(taps) > 1:
+        parts = convert(model, outputs=results, taps=taps, given=taps[:-1])
+        parts.share(student)
     guide = convert(teacher, outputs=[pair.teacher for pair in outputs], taps=[pair.teacher for pair in maps], train=())
     if set(student.inputs) != set(guide.inputs):
         raise UnsupportedModelError(
@@ -66,7 +72,7 @@ def prepare(model: Model, structure: Structure, teacher: Model, settings: Settin
         )
     image = next((spec.shape for spec in model.inputs() if len(spec.shape) == 4), ())
     shapes = {name: structure.shapes.get(name, ()) for name in names}
-    return Lesson(student, guide.eval().requires_grad_(False), outputs, output_kinds(shapes, image), maps)
+    return Lesson(student, guide.eval().requires_grad_(False), outputs, output_kinds(shapes, image), maps, parts)
 
 
 def float_outputs(model: Model, structure: Structure) -> list[str]:

@@ -34,6 +34,7 @@ from gpusq_onnx.learn.masks import Kept, Masks
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.learn.stage import Stage
+from gpusq_onnx.learn.student import Student
 from gpusq_onnx.learn.teaching import Teaching
 from gpusq_onnx.learn.watch import Watch
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
@@ -168,7 +169,10 @@ class _Trainer:
         facts = {"settings": settings.model_dump(mode="json"), "seed": seed, "images": len(source)}
         facts |= {"data": source.describe().get("preprocess"), "torch": torch.__version__}
         self.key = files.key_of(facts, [*(p for _, p in named), *lesson.teacher.buffers()])
-        self.network = stage.place(student)
+        if lesson.parts is not None:
+            lesson.parts.to(stage.device).share(student)
+        self.network = stage.place(Student(student, lesson.parts))
+        self.apart = round(settings.blockwise * self.feed.total) if lesson.parts is not None else 0
         self.parameters = [parameter for _, parameter in named]
         self.scales = [p for name, p in named if student.roles[name] == "scale"]
         self.floors = [p.detach() * SCALE_FLOOR for p in self.scales]
@@ -193,7 +197,7 @@ class _Trainer:
             self._step(step, total, parts, objective, teaching, sums)
             if (step + 1) % self.feed.per_epoch == 0:
                 self.masks.verify(f"epoch {(step + 1) // self.feed.per_epoch}")
-            if (step + 1) % length and step + 1 < total:
+            if (step + 1) % length and step + 1 not in (self.apart, total):
                 continue
             row, behind = self._row(sums, step, step + 1 - behind), step + 1
             speed = watch.tell(step + 1, row["loss"])
@@ -201,6 +205,8 @@ class _Trainer:
             log.write({**row, "epoch": step // self.feed.per_epoch, "images_per_second": speed})
             if not going:
                 break
+            if step + 1 == self.apart:
+                self.guard.forget()
             if folder is not None and self.stage.leads and watch.save_now(step + 1 == total):
                 self._save(folder, step + 1)
         log.close()
@@ -222,9 +228,10 @@ class _Trainer:
         for number, part in enumerate(parts):
             inputs = part.tensors(self.lesson.student.inputs, self.stage.device)
             taught = teaching(part, inputs)
+            given = [taught[pair.teacher].float() for pair in self.lesson.maps[:-1]] if step < self.apart else None
             with self.stage.silent(self.network, number + 1 == len(parts)):
                 with self.stage.autocast():
-                    seen = self.network(*inputs)
+                    seen = self.network(inputs, given)
                 losses = objective(seen, taught, part.targets(self.stage.device))
                 (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.parts.items():

@@ -5,7 +5,7 @@
     hard       CE(z_s, label), or CE(z_s, argmax z_t) without labels
     soft       KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes, mean over the rest; T = 3, no T^2
     feature_i  sum_b agree_b l_i[b] / max(1, sum_b agree_b),  l_i[b] = mean((f_s - f_t)^2) / (mean(f_t^2) + eps)
-    total      alpha hard + beta soft + gamma sum_i w_i feature_i
+    total      alpha hard + beta soft + gamma sum_i w_i feature_i        (or the mean over i)
 
 What else counts as soft, by `tasks.kinds`: boxes, the L1 distance of queries that agree; raw outputs, l as of a feature
 map; detectors with a sigmoid per class, the KL of each class's yes or no.
@@ -107,7 +107,8 @@ class Objective:
             for pair in self.maps
         ]
         weighted = [w * loss for w, loss in zip(self.factors, features, strict=True)]
-        total = settings.alpha * hard + settings.beta * soft + settings.gamma * sum(weighted, zero)
+        gamma = settings.gamma / (max(1, len(weighted)) if settings.reduce == "mean" else 1)
+        total = settings.alpha * hard + settings.beta * soft + gamma * sum(weighted, zero)
         share = torch.cat([agree.mean().reshape(1) for agree in agrees.values()]).mean() if agrees else zero + 1
         parts = {"loss": total, "hard": hard, "soft": soft}
         parts |= {f"feature.{i}": loss for i, loss in enumerate(features)}
