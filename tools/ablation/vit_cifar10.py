@@ -96,26 +96,31 @@ def export(model: nn.Module, path: Path) -> None:
     )  # fmt: skip
 
 
+def make(data: Path, folder: Path, *, epochs: int = 12, batch: int = 125, seed: int = 0, device: str = "") -> None:
+    """Train and write FOLDER/dense.onnx; print what it reaches on held-out training images and on the test set."""
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    images, labels = images_and_labels(data, "train")
+    model = train(
+        images[:-HELD_OUT], labels[:-HELD_OUT], epochs=epochs, batch=batch, seed=seed, device=place
+    )  # fmt: skip
+    export(model, folder / "dense.onnx")
+    held_out = accuracy(model, images[-HELD_OUT:], labels[-HELD_OUT:])
+    test = accuracy(model, *images_and_labels(data, "test"))
+    print(f"{folder / 'dense.onnx'}: held-out {100 * held_out:.1f} %, test {100 * test:.1f} %")
+
+
 def main() -> None:
-    """Train, export, print what was reached on the held-out training images and on the test set."""
+    """Train, export, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--out", type=Path, default=Path("out/ablation"))
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=125)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="", help="cpu or cuda; by default cuda where there is one")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    images, labels = images_and_labels(args.data, "train")
-    kept = (images[:-HELD_OUT], labels[:-HELD_OUT])
-    model = train(*kept, epochs=args.epochs, batch=args.batch, seed=args.seed, device=torch.device(args.device))
-    export(model, args.out / "dense.onnx")
-    held_out, test = (
-        accuracy(model, images[-HELD_OUT:], labels[-HELD_OUT:]),
-        accuracy(model, *images_and_labels(args.data, "test")),
-    )
-    print(f"{args.out / 'dense.onnx'}: held-out {100 * held_out:.1f} %, test {100 * test:.1f} %")
+    make(args.data, args.out, epochs=args.epochs, batch=args.batch, seed=args.seed, device=args.device)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""Table 6 of the paper on a small ViT, as one command: arms x seeds, resumable.
+
+    python -m tools.ablation --data ../shared/data/cifar10 --out out/ablation [--seeds 3] [--only int8]
+
+The dense model is trained first where it is missing (tools/ablation/vit_cifar10.py). Each arm and seed is a pipeline of
+our own passes; results lie in the folder as JSON, and table.md and table.json are written anew after each seed, table.svg
+at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from tools.ablation import vit_cifar10
+from tools.ablation.arms import arms, claims
+from tools.ablation.runs import Desk, Size
+from tools.ablation.table import draw, order_rows, orders, rows
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
+    parser.add_argument("--out", type=Path, default=Path("out/ablation"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", action="append", help="groups or KEYs of arms (float, int8.full); repeatable")
+    for field in fields(Size):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not (args.out / "dense.onnx").exists():
+        vit_cifar10.make(args.data, args.out)
+    desk = Desk(args.out, args.data, Size(**{field.name: getattr(args, field.name) for field in fields(Size)}))
+    wanted = [arm for arm in arms() if not args.only or arm.group in args.only or arm.key in args.only]
+    results = []
+    for seed in range(args.seeds):
+        for arm in wanted:
+            result = desk.run(arm, seed)
+            results.append(result)
+            print(
+                f"seed {seed} {arm.key}: top-1 {100 * result['top1']:.2f} %, "
+                f"agreement {100 * result['agreement']:.2f} %, {result['seconds']:.0f} s",
+                flush=True,
+            )
+        found = orders(args.out, claims(), range(seed + 1), desk.size.test)
+        lines = [*rows(results, wanted), "", *order_rows(found)]
+        (args.out / "table.md").write_text("\n".join(lines) + "\n")
+        (args.out / "table.json").write_text(json.dumps({"results": results, "orders": found}, indent=1) + "\n")
+    draw(results, wanted, args.out / "table.svg")
+    print("\n".join(["", *lines]))
+
+
+if __name__ == "__main__":
+    main()

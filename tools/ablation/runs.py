@@ -1,0 +1,126 @@
+"""Carry out one arm: a pipeline on a model, then every test image through onnxruntime.
+
+All arms of one seed share the start, the data order and the number of steps. What was run already is not run again: a
+run's result is a JSON file beside its answers, and both appear when the run is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import open_source
+from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.runtime.ort import Session
+from tools.ablation.arms import Arm
+from tools.ablation.int4 import to_int4
+from tools.ablation.vit_cifar10 import INPUT, data_options
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done in each arm.
+
+    Attributes:
+        images: training images that a run sees (spread over the classes), and calibration's.
+        steps, batch: of every training.
+        lr, qat_lr: peak learning rates of the float and the quantised training.
+        test: test images.
+    """
+
+    images: int = 8192
+    steps: int = 200
+    batch: int = 128
+    lr: float = 5e-4
+    qat_lr: float = 1e-4
+    test: int = 10000
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where the models and results lie, and the size of things."""
+
+    folder: Path
+    data: Path
+    size: Size
+
+    def shared(self, lr: float) -> str:
+        """The options of every training."""
+        return f"steps={self.size.steps} batch={self.size.batch} lr={lr} crop=0.6 features=stages"
+
+    def run(self, arm: Arm, seed: int) -> dict[str, Any]:
+        """The arm's result, computed where it is not there yet."""
+        path = self.folder / f"{arm.key}.{seed}.json"
+        wanted = {**asdict(self.size), "options": arm.options, "seed": seed}
+        if path.exists():
+            found: dict[str, Any] = json.loads(path.read_text())
+            if found["wanted"] == wanted:
+                return found
+        began = time.perf_counter()
+        model = self._model(arm, seed)
+        dense = self.answers(self.folder / "dense.onnx")
+        logits, labels = self.answers(model)[0], dense[1]
+        right = logits.argmax(1) == labels
+        agree = float((logits.argmax(1) == dense[0].argmax(1)).mean())
+        np.save(path.with_suffix(".npy"), np.packbits(right))
+        result = {"wanted": wanted, "arm": arm.name, "group": arm.group, "seed": seed, "top1": float(right.mean())}
+        result |= {"agreement": agree, "kl": _divergence(dense[0], logits), "seconds": time.perf_counter() - began}
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        return result
+
+    def answers(self, model: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Logits and labels of the test images; quantised nodes computed as the graph says, nothing fused."""
+        session = Session(model, exact_qdq=True)
+        source = open_source(data_options(self.data, "test", self.size.test), [INPUT])
+        logits, labels = [], []
+        for batch in source.batches(256):
+            logits.append(session.run(batch.feed)["logits"][: batch.size])
+            assert batch.labels is not None
+            labels.append(batch.labels)
+        return np.concatenate(logits), np.concatenate(labels)
+
+    def _model(self, arm: Arm, seed: int) -> Path:
+        """The arm's model; what several arms start from is kept, what one arm ends in is not."""
+        out = self.folder / "arm.onnx"
+        dense, pruned = self.folder / "dense.onnx", self.folder / f"pruned.{seed}.onnx"
+        if not pruned.exists():
+            self._apply(dense, pruned, "prune24{method=sparsegpt}", seed)
+        teacher = f"teacher={dense}"
+        if arm.group == "float":
+            if arm.options is None:
+                return pruned
+            start = dense if arm.dense else pruned
+            return self._apply(start, out, f"distill{{{self.shared(self.size.lr)} {teacher} {arm.options}}}", seed)
+        sparse, int8 = self.folder / f"sparse.{seed}.onnx", self.folder / f"int8.{seed}.onnx"
+        if not sparse.exists():
+            self._apply(pruned, sparse, f"distill{{{self.shared(self.size.lr)} {teacher}}}", seed)
+        if not int8.exists():
+            self._apply(sparse, int8, "qdq-int8{profile=sparse-int8}", seed)
+        start = int8
+        if arm.group == "int4":
+            start = self.folder / f"int4.{seed}.onnx"
+            if not start.exists():
+                to_int4(int8, start)
+        if arm.options is None:
+            return start
+        teachers = f"teacher={sparse} dense={dense}"
+        return self._apply(start, out, f"qat{{{self.shared(self.size.qat_lr)} {teachers} {arm.options}}}", seed)
+
+    def _apply(self, model: Path, out: Path, passes: str, seed: int) -> Path:
+        data: DataOptions = data_options(self.data, "train", self.size.images)
+        manager.run(model, out, parse(passes), data=data.model_copy(update={"seed": seed}))
+        return out
+
+
+def _divergence(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> float:
+    """Mean KL(teacher || student) of softmaxed logits, in nats."""
+    t, s = (x.astype(np.float64) - np.logaddexp.reduce(x.astype(np.float64), 1)[:, None] for x in (teacher, student))
+    return float((np.exp(t) * (t - s)).sum(1).mean())
