@@ -34,6 +34,9 @@ def inspect(model: ModelPath, json: Json = None, quiet: Quiet = False) -> None:
     columns = ["tensor", "module", "role", "op", "[out, k]", "type", "pattern", "Q/DQ on", "kernel", "in its way"]
     show_table(columns, rows)
     kernels = ", ".join(f"{number} {kernel}" for kernel, number in found.kernels.items())
-    show(f"\n{len(found.weights)} weights, opset {found.opset}: {kernels}")
+    fit = sum(weight.eligible for weight in found.weights)
+    show(f"\n{len(found.weights)} weights, opset {found.opset}: {kernels}; {fit} fit for sparse kernels")
+    if found.remedies:
+        show("towards sparse kernels: " + "; ".join(f"{how} ({number})" for how, number in found.remedies.items()))
     for key, value in sorted(found.metadata.items()):
         show(f"{key} = {value}")

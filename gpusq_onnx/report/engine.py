@@ -151,7 +151,7 @@ def make_report(
     open_batch: bool,
 ) -> EngineReport:
     """Put prediction and truth side by side; `open_batch`: the model leaves the batch size to the builder's caller."""
-    layers = tuple(read_layers(built.inspector) if built.inspector else read_printed_layers(built.log))
+    layers = tuple(_read(built))
     sparsity = read_sparsity(built.log)
     known = sparsity.said or bool(built.inspector)
     eligible = {node for name in sparsity.eligible for node in nodes_of(name)}
@@ -169,6 +169,14 @@ def make_report(
             why = why_dense(weight.obstacles, fused=fused, batch=batch, optimization_level=level, open_batch=open_batch)
         weights.append(_truth(weight, layer, could, ran, why))
     return EngineReport(str(model), digest, built, library, options, commands, layers, known, sparsity, tuple(weights))
+
+
+def _read(built: Built) -> list[Layer]:
+    """The inspector's layers; the log's, where there is no inspector or it says what nobody understands."""
+    try:
+        return read_layers(built.inspector)
+    except ValueError:
+        return read_printed_layers(built.log)
 
 
 def _layer_of(weight: WeightReport, layers: Sequence[Layer]) -> Layer | None:

@@ -70,9 +70,15 @@ class Inspection:
         """How many weights each kernel class gets."""
         return dict(sorted(Counter(weight.kernel for weight in self.weights).items()))
 
+    @property
+    def remedies(self) -> dict[str, int]:
+        """What would take a deciding obstacle out of the way, and for how many weights."""
+        each = (o.remedy for weight in self.weights for o in weight.obstacles if o.decides and o.remedy)
+        return dict(Counter(each).most_common())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "kernels": self.kernels}
+        return {**asdict(self), "kernels": self.kernels, "remedies": self.remedies}
 
 
 def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspection:  # noqa: B008 - it has no state

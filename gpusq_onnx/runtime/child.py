@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,14 @@ class Reply:
     log: Path
     seconds: float
 
-    def said(self) -> list[str]:
-        """The printed lines that are not empty."""
+    def lines(self) -> Iterator[str]:
+        """The printed lines that are not empty, one by one: a verbose builder prints hundreds of megabytes."""
         with self.log.open(encoding="utf-8", errors="replace") as lines:
-            return [line.strip() for line in lines if line.strip()]
+            yield from filter(None, map(str.strip, lines))
+
+    def said(self) -> list[str]:
+        """The same, all together."""
+        return list(self.lines())
 
 
 def ask(module: str, request: Mapping[str, Any], scratch: Path, timeout: float | None) -> Reply:

@@ -23,6 +23,7 @@ from gpusq_onnx.runtime.builder.layers import read_printed_layers
 from gpusq_onnx.runtime.builder.library import Library, find_library
 from gpusq_onnx.runtime.builder.options import BuildOptions
 from gpusq_onnx.runtime.builder.profiles import make_profiles, parse_batch
+from gpusq_onnx.runtime.builder.store import Store
 from gpusq_onnx.runtime.trt_cpu import ready
 
 
@@ -182,9 +183,10 @@ def test_timings_that_cannot_be_used_are_made_again(tmp_path: Path, library: Lib
     if damage == "cut":
         timings.write_bytes(timings.read_bytes()[:7])
     else:  # whole for us, and nothing that this builder wrote
-        card = timings.with_suffix(".json")
-        timings.write_bytes(b"no timing cache")
-        card.write_text(json.dumps({**json.loads(card.read_text()), "sha256": file_digest(timings)}))
+        (tmp_path / "other").write_bytes(b"no timing cache")
+        Store(cache, "timings").keep(
+            json.loads(timings.with_suffix(".json").read_text())["key"], tmp_path / "other", {}
+        )
     shutil.rmtree(cache / "engines")
     assert built(model, library, cache=cache).ok
     assert len(timings.read_bytes()) > 100

@@ -76,6 +76,13 @@ def test_a_stale_entry_under_this_name_is_not_there(store: Store, tmp_path: Path
     assert store.find(KEY) is None
 
 
+def test_changed_notes_are_not_there(store: Store, tmp_path: Path) -> None:
+    card = files(tmp_path)[1]
+    noted = json.loads(card.read_text())
+    card.write_text(json.dumps({**noted, "notes": {"seconds": 2}}))
+    assert store.find(KEY) is None
+
+
 def test_half_an_entry_is_not_there(store: Store, tmp_path: Path) -> None:
     files(tmp_path)[1].unlink()
     assert store.find(KEY) is None

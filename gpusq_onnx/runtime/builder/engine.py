@@ -153,7 +153,7 @@ def _build(
         "new_timings": str(new) if timings else "",
     }
     reply = ask(WORKER, request, scratch, timeout)
-    log = tuple(_kept(reply.said()))
+    log = tuple(_kept(reply.lines()))
     errors = _errors(reply, log)
     if not errors and timings and new.is_file():
         timings.keep(key, new, {})

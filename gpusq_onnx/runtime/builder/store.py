@@ -4,8 +4,9 @@
     timings   the same without the model and its shapes: a timing is of a layer, whatever model it stands in
 
 (TensorRT developer guide, "Timing Cache": specific to device, CUDA, TensorRT and options that change implementations.)
-An entry is two files, `KEY.bin` and `KEY.json`; the second holds the key in full and the digest of the first, and is
-written last. An entry that does not agree with itself or with what was asked for is not there: it is built again.
+An entry is two files, `KEY.bin` and `KEY.json`; the second holds the key in full, notes, and the digest of the first and
+of the notes, and is written last. An entry that does not agree with itself or with what was asked for is not there: it is
+built again.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ class Store:
         file, card = self._files(key)
         try:
             noted = json.loads(card.read_text(encoding="utf-8"))
-            if noted["key"] == _plain(key) and noted["sha256"] == file_digest(file):
+            if noted["key"] == _plain(key) and noted["sha256"] == _digest(file, noted["notes"]):
                 return Entry(file, noted["notes"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # missing, cut short, or somebody else's
@@ -54,7 +55,7 @@ class Store:
         """
         file, card = self._files(key)
         file.parent.mkdir(parents=True, exist_ok=True)
-        noted = {"key": _plain(key), "sha256": file_digest(source), "notes": notes}
+        noted = {"key": _plain(key), "sha256": _digest(source, notes), "notes": notes}
         with source.open("rb") as read, atomic_write(file, card) as (kept, beside):
             shutil.copyfileobj(read, kept, 1 << 22)
             beside.write(json.dumps(noted, indent=1).encode())
@@ -62,6 +63,10 @@ class Store:
     def _files(self, key: Mapping[str, Any]) -> tuple[Path, Path]:
         digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()[:32]
         return self._folder / f"{digest}.bin", self._folder / f"{digest}.json"
+
+
+def _digest(file: Path, notes: Mapping[str, Any]) -> str:
+    return hashlib.sha256((file_digest(file) + json.dumps(notes, sort_keys=True)).encode()).hexdigest()
 
 
 def _plain(key: Mapping[str, Any]) -> Any:
