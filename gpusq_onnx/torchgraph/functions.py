@@ -23,6 +23,11 @@ def shape_of(x: Tensor, start: int, stop: int) -> Tensor:
     return torch.tensor(tuple(x.shape)[start:stop], dtype=torch.int64)
 
 
+def size_of(x: Tensor) -> Tensor:
+    """ONNX Size: the number of elements, int64."""
+    return torch.tensor(x.numel(), dtype=torch.int64)
+
+
 def take(x: Tensor, axis: int, indices: Tensor) -> Tensor:
     """ONNX Gather: rows of `x` along `axis`; indices of any shape, counted from the end where negative."""
     flat = indices.reshape(-1).long()

@@ -29,9 +29,8 @@ def _shape(c: Call) -> Value:
 
 
 def _size(c: Call) -> Value:
-    if len({world.numel() for world in c.x(0).worlds}) > 1:
-        raise Unsupported("Size of a tensor that depends on the batch")
-    return c.builder.constant(torch.tensor(c.x(0).worlds[0].numel()))
+    sizes = tuple(functions.size_of(world) for world in c.x(0).worlds)
+    return Value(sizes, True, recipe=(functions.size_of, (c.x(0),), {}, None))
 
 
 def _reshape(c: Call) -> Value:
