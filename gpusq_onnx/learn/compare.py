@@ -10,7 +10,7 @@ Source: METHOD, "Losses". Images are spread evenly over the data; each process t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ def compare(
     """Both networks over about `images` images. Raises UnsupportedDataError where there are none."""
     maps = len(objective.maps)
     sums = torch.zeros(3 + 2 * maps, dtype=torch.float64)  # images, agreement, soft, then numerators, denominators
+    alone = replace(objective, add=lambda value: value, processes=1)  # batches differ in number between processes
     progress.start(label, min(images, len(source)))
     for number, (feed, rows) in enumerate(clean(source, images)):
         progress.advance(rows)
@@ -63,7 +64,7 @@ def compare(
                 for network in (student, teacher)
             ]
         gate = objective.gate(objective.agreements(*seen), seen[0])
-        parts = objective(*seen).parts
+        parts = alone(*seen).parts
         sums[:3] += torch.tensor([rows, rows * parts["agree"].item(), rows * parts["soft"].item()])
         for i, pair in enumerate(objective.maps):
             each = objective.distances(seen[0][pair.student].float(), seen[1][pair.teacher].float(), len(gate))

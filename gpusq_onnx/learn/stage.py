@@ -67,8 +67,10 @@ def _accelerator(settings: Settings) -> Accelerator:
             found=str(error),
             hint="pip install 'gpusq-onnx[train]'",
         ) from None
-    # Its own mixed precision is one for the whole process; two passes may want two, hence `autocast` above.
-    return Accelerator(mixed_precision="no", cpu=settings.device == "cpu")
+    # Its own mixed precision is one for the whole process; two passes may want two, hence `autocast` above. Where
+    # there is no accelerator, `cpu` must be said, or several processes are single ones that know nothing of each other.
+    cpu = settings.device == "cpu" or not torch.accelerator.is_available()
+    return Accelerator(mixed_precision="no", cpu=cpu)
 
 
 def _fast_bf16(device: torch.device) -> bool:
