@@ -10,6 +10,7 @@ must be zero, scales positive, per-tensor or per-axis scale shapes, no INT32 Deq
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,8 @@ from gpusq_onnx.graph.model import Model, check_names, data_type_of, values_of
 Rule = Callable[[Model], Iterator[str]]
 
 _QUANTISED = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4)
+_SCALES_OF_ANY_TYPE = 23  # from this opset on QuantizeLinear's scale has a type of its own
+_INT4_BLOCKS = (64, 128)
 _SMALLEST_FP16_SCALE = 6.1e-5  # below, a half-precision scale is subnormal or zero
 
 
@@ -110,6 +113,42 @@ def scale_shapes(model: Model) -> Iterator[str]:
                 yield f"node {node.name!r}: {scale[0]} scales for axis {axis} of a constant of shape {quantised.shape}"
 
 
+def blocks(model: Model) -> Iterator[str]:
+    """Blocks are for INT4 weights, and INT4 comes in no other form: 64 or 128 along the reduction of a matrix."""
+    flow = Dataflow(model)
+    for node in _qdq(model):
+        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        kind = data_type_of(zero) if isinstance(zero, gs.Constant) else TensorProto.UNDEFINED
+        size = node.attrs.get("block_size", 0)
+        if kind == TensorProto.INT8 and size:
+            yield f"node {node.name!r}: INT8 in blocks of {size}; TensorRT has blocks for 4 bits"
+        if kind != TensorProto.INT4:
+            continue
+        weight, axis = node.inputs[0], node.attrs.get("axis", 1)
+        if flow.is_data(weight):
+            yield f"node {node.name!r}: INT4 for the activation {weight.name!r}; TensorRT has INT4 weights only"
+        elif size not in _INT4_BLOCKS:
+            yield f"node {node.name!r}: INT4 in blocks of {size or 'a channel'}; TensorRT has 64 and 128"
+        elif isinstance(weight, gs.Constant) and any(_out_axis(r, weight) == axis for r in node.outputs[0].outputs):
+            yield f"node {node.name!r}: INT4 blocks along axis {axis}, the output channels, and not the reduction"
+
+
+def scale_types(model: Model) -> Iterator[str]:
+    """A scale has the type of what it scales: a DequantizeLinear gives its scale's type to what reads it."""
+    for node in _nodes(model):
+        if node.op == "QuantizeLinear" and model.opset < _SCALES_OF_ANY_TYPE:
+            found = {t.name: _known_type(t) for t in node.inputs[:2]}
+        elif node.op in ("MatMul", "Gemm", "Conv", "Add", "Mul"):
+            dequantised = any(p.op == "DequantizeLinear" for t in node.inputs for p in t.inputs)
+            found = {t.name: _known_type(t) for t in node.inputs} if dequantised else {}
+        else:
+            continue
+        known = {name: kind for name, kind in found.items() if kind is not None}
+        if len(set(known.values())) > 1:
+            types = ", ".join(f"{name!r} {kind}" for name, kind in known.items())
+            yield f"node {node.name!r} ({node.op}) mixes types: {types}"
+
+
 def no_quantised_bias(model: Model) -> Iterator[str]:
     """No INT32 DequantizeLinear: TensorRT's parser refuses it (onnxruntime's quantiser writes it for biases)."""
     for node in _nodes(model):
@@ -130,6 +169,8 @@ QUANTISATION: tuple[Rule, ...] = (
     positive_scales,
     symmetric,
     scale_shapes,
+    blocks,
+    scale_types,
     no_quantised_bias,
     no_integer_operators,
 )
@@ -183,6 +224,23 @@ def check(model: Model, where: str) -> None:
 
 def _qdq(model: Model) -> Iterator[gs.Node]:
     return (node for node in _nodes(model) if node.op in ("QuantizeLinear", "DequantizeLinear"))
+
+
+def _known_type(tensor: gs.Tensor) -> np.dtype[Any] | None:
+    """The type of a constant, of a graph input, or of what a DequantizeLinear makes; None where it takes inference."""
+    if isinstance(tensor, gs.Constant):
+        return np.dtype(tensor.dtype)
+    if tensor.inputs and tensor.inputs[0].op == "DequantizeLinear":
+        dequantize = tensor.inputs[0]
+        return None if dequantize.attrs.get("output_dtype", 0) else _known_type(dequantize.inputs[1])
+    return np.dtype(tensor.dtype) if not tensor.inputs and tensor.dtype is not None else None
+
+
+def _out_axis(reader: gs.Node, weight: gs.Constant) -> int | None:
+    """The axis of a weight's output channels as its reader sees it; None where the reader is no Linear."""
+    if reader.op == "MatMul":
+        return len(weight.shape) - 1
+    return (0 if reader.attrs.get("transB", 0) else 1) if reader.op == "Gemm" else None
 
 
 def _nodes(model: Model) -> Iterator[gs.Node]:

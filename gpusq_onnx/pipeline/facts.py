@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import UnsupportedModelError
-from gpusq_onnx.graph import invariants
+from gpusq_onnx.graph import invariants, placement
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
@@ -71,7 +71,7 @@ class SparseWeight:
 
 @dataclass(frozen=True)
 class ExplicitQuantisation:
-    """Every Q/DQ pair of the model is one that TensorRT's parser takes."""
+    """Every Q/DQ pair of the model is one that TensorRT's parser takes, and where our rules want one."""
 
     @property
     def text(self) -> str:
@@ -80,7 +80,7 @@ class ExplicitQuantisation:
 
     def broken(self, model: Model, structure: Structure) -> str | None:
         """What is wrong now, or None."""
-        return next(iter(invariants.violations(model, invariants.QUANTISATION)), None)
+        return next(iter(invariants.violations(model, invariants.QUANTISATION + placement.WRITTEN)), None)
 
 
 _KINDS: Mapping[str, type[SparseWeight] | type[ExplicitQuantisation]] = MappingProxyType(

@@ -1,5 +1,6 @@
 """Every rule catches the illegal graph that it is there for, and lets the legal one through."""
 
+import illegal_graphs
 import ml_dtypes
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -114,7 +115,8 @@ LEGAL = {
     "axis from behind": qdq(axis=-1),
     "FP8": fp8(),
     "INT4 blocks": int4_blocks(),
-    "smallest half scale": qdq(s=np.array(2.0**-14, np.float16)),
+    "smallest half scale": illegal_graphs.in_fp16(s=np.array(2.0**-14, np.float16)),
+    "INT4 in blocks of 64": illegal_graphs.int4_in_blocks_of_64(),
     "one scale in a list": qdq(s=np.full(1, 0.1, np.float32), z=np.zeros(1, np.int8)),
 }
 

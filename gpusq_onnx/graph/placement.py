@@ -1,0 +1,93 @@
+"""What this tool must never write although TensorRT's parser takes it: quantisation that is legal and wrong.
+
+`invariants` refuses a model on its way in for what TensorRT refuses or misreads. The rules here are stricter; they hold
+for pairs that our own passes placed:
+
+    opset, domain    opset 21 to 25, Q/DQ of the default domain: what is documented, not what one parser takes
+    pairs            codes are read by DequantizeLinear alone, with the scale that made them
+    weight_axes      scales run along the output channels; along the reduction no INT8 kernel can apply them
+    residual         no pair on the residual stream: ViT-B with one scores 5 % top-1, without 84.5 % (TENSORRT facts)
+
+Each is a function from the graph to its violations, as in `invariants`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.invariants import Rule
+from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.opset import NEWEST, TARGET
+from gpusq_onnx.graph.sites import before_qdq, find_sites
+from gpusq_onnx.graph.trace import channel_axis
+
+_LAYOUT = frozenset("Reshape Transpose Squeeze Unsqueeze Flatten Identity Slice Split Gather Concat".split())
+
+
+def opset(model: Model) -> Iterator[str]:
+    """The opset is one that TensorRT and onnxruntime both document."""
+    if not TARGET <= model.opset <= NEWEST:
+        yield f"opset {model.opset} is not within {TARGET} to {NEWEST}"
+
+
+def domain(model: Model) -> Iterator[str]:
+    """Q and DQ are ONNX's own."""
+    for node in _qdq(model):
+        if node.domain not in (None, "", "ai.onnx"):
+            yield f"node {node.name!r} is a {node.op} of the domain {node.domain}"
+
+
+def pairs(model: Model) -> Iterator[str]:
+    """Codes go to a DequantizeLinear, if through layout, and come back with the scale that made them."""
+    for node in _qdq(model):
+        queue = list(node.outputs[0].outputs) if node.op == "QuantizeLinear" else []
+        while queue:
+            reader = queue.pop()
+            if reader.op in _LAYOUT:
+                queue += [after for tensor in reader.outputs for after in tensor.outputs]
+            elif reader.op != "DequantizeLinear":
+                yield f"node {node.name!r}: {reader.op} {reader.name!r} reads its codes without dequantising them"
+            elif not _equal(node.inputs[1], reader.inputs[1]):
+                yield f"node {node.name!r} and {reader.name!r} have different scales"
+
+
+def weight_axes(model: Model) -> Iterator[str]:
+    """A weight's scales run along its output channels."""
+    for site in find_sites(model):
+        for reader in site.readers:
+            operand = reader.inputs[site.operand(reader)]
+            maker = operand.inputs[0] if operand.inputs else None
+            if maker is None or maker.op != "DequantizeLinear" or len(maker.inputs[1].shape) != 1:
+                continue
+            wanted = channel_axis(reader, operand)
+            if maker.attrs.get("axis", 1) not in (wanted, wanted - len(site.weight.shape)):
+                yield f"node {maker.name!r}: scales along the reduction axis of {site.name!r}"
+
+
+def residual(model: Model) -> Iterator[str]:
+    """No Add reads a dequantised sum of two tensors of data."""
+    flow = Dataflow(model)
+    for node in flow.nodes:
+        for tensor in node.inputs if node.op == "Add" else ():
+            plain = before_qdq(tensor)
+            made = plain.inputs[0] if plain is not tensor and plain.inputs else None
+            if made is not None and made.op == "Add" and len(flow.data_inputs(made)) == 2:
+                yield f"node {node.name!r} (Add) reads {plain.name!r} of the residual stream through a Q/DQ pair"
+
+
+WRITTEN: tuple[Rule, ...] = (opset, domain, pairs, weight_axes, residual)
+
+
+def _qdq(model: Model) -> Iterator[gs.Node]:
+    return (node for node in model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear"))
+
+
+def _equal(one: gs.Tensor, other: gs.Tensor) -> bool:
+    if one is other:
+        return True
+    both = isinstance(one, gs.Constant) and isinstance(other, gs.Constant)
+    return both and np.array_equal(values_of(one).astype(np.float32), values_of(other).astype(np.float32))

@@ -1,0 +1,89 @@
+"""Small illegal graphs: our rules stop each one, and TensorRT's parser says what the corpus says it says."""
+
+from pathlib import Path
+
+import illegal_graphs
+import onnx
+import pytest
+from illegal_graphs import CORPUS, Case
+
+from gpusq_onnx.errors import InvariantError, UnsupportedModelError
+from gpusq_onnx.graph import invariants, io, placement
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.pipeline.facts import ExplicitQuantisation
+from gpusq_onnx.runtime.parser import parser_verdict
+
+LEGAL = (illegal_graphs.legal, illegal_graphs.in_fp16, illegal_graphs.int4_in_blocks_of_64)
+
+
+def cases(*stops: str) -> pytest.MarkDecorator:
+    chosen = [case for case in CORPUS if case.stops in (stops or ("load", "input", "output"))]
+    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
+
+
+@pytest.fixture
+def file(case: Case, tmp_path: Path) -> Path:
+    onnx.save(case.make(), str(tmp_path / "model.onnx"))
+    return tmp_path / "model.onnx"
+
+
+def broken(loaded: Model) -> str | None:
+    return ExplicitQuantisation().broken(loaded, analyse(loaded))
+
+
+@cases("load")
+def test_what_cannot_be_read(case: Case, file: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=case.says):
+        io.load(file)
+
+
+@cases("input")
+def test_what_is_refused_on_its_way_in_and_out(case: Case, file: Path) -> None:
+    loaded = io.load(file)
+    found = invariants.violations(loaded)
+    assert any(case.says in text for text in found), found
+    with pytest.raises(UnsupportedModelError):
+        invariants.require(loaded)
+    with pytest.raises(InvariantError):
+        invariants.check(loaded, "a pass")
+
+
+@cases("output")
+def test_what_may_come_in_and_is_never_written(case: Case, file: Path) -> None:
+    loaded = io.load(file)
+    invariants.require(loaded)
+    found = broken(loaded)
+    assert found is not None
+    assert case.says in found
+
+
+@pytest.mark.parametrize("make", LEGAL, ids=lambda make: make.__name__)
+def test_what_they_are_made_from_is_legal(make, harness: Path, tmp_path: Path) -> None:
+    onnx.save(make(), str(tmp_path / "model.onnx"))
+    loaded = io.load(tmp_path / "model.onnx")
+    assert (invariants.violations(loaded), broken(loaded)) == ([], None)
+    assert parser_verdict(tmp_path / "model.onnx", harness=harness, build=True).built
+
+
+@pytest.mark.slow
+@cases()
+def test_tensorrt_says_what_the_corpus_says(case: Case, file: Path, harness: Path) -> None:
+    verdict = parser_verdict(file, harness=harness, build=True)
+    assert verdict.built == bool(case.why), verdict.errors
+
+
+def test_every_defect_is_in_the_corpus_once() -> None:
+    names = [case.name for case in CORPUS]
+    assert len(set(names)) == len(names)
+    helpers = {"pair", "linear", "int4", *(make.__name__ for make in LEGAL)}
+    made = {
+        n for n, v in vars(illegal_graphs).items() if getattr(v, "__module__", "") == "illegal_graphs" and callable(v)
+    }
+    assert made - helpers - {"Case"} == set(names)
+
+
+def test_rules_are_listed_once() -> None:
+    rules = [*invariants.STRUCTURE, *invariants.QUANTISATION, *placement.WRITTEN]
+    assert len({rule.__name__ for rule in rules}) == len(rules)
+    assert all(rule.__doc__ for rule in rules)
