@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from gpusq_onnx import __version__
-from gpusq_onnx.cli import apply, bench, build, check, inspect, passes, plan, report
+from gpusq_onnx.cli import apply, bench, build, check, inspect, pack, passes, plan, report
 from gpusq_onnx.cli.groups import SectionedCommand, grouped
 from gpusq_onnx.errors import EnvironmentLacking, GpusqError
 
@@ -74,7 +74,8 @@ def _application() -> typer.Typer:
     )
     app = plain(context_settings=_HELP)
     app.callback()(_before_the_verb)
-    for verb in (apply.apply, plan.plan, inspect.inspect, check.check, build.build, bench.bench, report.report):
+    working = (apply.apply, plan.plan, inspect.inspect, check.check, build.build, bench.bench)
+    for verb in (*working, report.report, pack.pack, pack.unpack):
         app.command(cls=SectionedCommand, context_settings=_VERB)(grouped(verb))
     listing = plain()
     listing.command("list", cls=SectionedCommand, context_settings=_VERB)(passes.list_passes)

@@ -1,0 +1,66 @@
+"""`gpusq-onnx pack MODEL` and `unpack FILE`: sparse weights at the size that they need, for storage and transfer."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from gpusq_onnx.cli.options import STDOUT, Json, ModelPath, Quiet, keep_apart, writable
+from gpusq_onnx.errors import UsageError
+
+SUFFIX = ".gpusq"
+
+
+def pack(
+    model: ModelPath,
+    output: Annotated[
+        Path | None, Option("--output", "-o", metavar="FILE", callback=writable, help="Default: MODEL.gpusq.")
+    ] = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Store a pruned model in the space that its pattern needs; `unpack` restores it bit for bit."""
+    from gpusq_onnx.cli.console import open_progress, show, show_table, write_json
+    from gpusq_onnx.graph.packed import pack_model
+
+    target = output or model.with_suffix(SUFFIX)
+    if target.resolve() == model.resolve():
+        raise UsageError("the packed file would overwrite the model", where=str(target), hint="name another with -o")
+    keep_apart([model, target], None, json)
+    with open_progress(quiet=quiet) as progress:
+        contents = pack_model(model, target, progress)
+    before, after = sum(file.bytes for file in contents.files), target.stat().st_size
+    if json:
+        write_json({"model": str(model), "packed": str(target), "bytes": after, **contents.to_dict()}, json)
+    if quiet or json == STDOUT:
+        return
+    groups = Counter((weight.pattern, weight.width, weight.bits) for weight in contents.weights)
+    rows = [[str(count), pattern, f"{width}", f"{bits:g}"] for (pattern, width, bits), count in groups.items()]
+    show_table(["weights", "pattern", "bits a value", "bits a weight"], rows)
+    show(f"\n{target}: {after:,} bytes, {after / before:.1%} of {before:,}")
+    if any(weight.width == 32 for weight in contents.weights):
+        show("32-bit values stay 32 bits wide: qdq-int8{weights=int8} stores 8-bit codes, 5 bits a weight")
+
+
+def unpack(
+    packed: Annotated[Path, Argument(metavar="FILE", help="What pack wrote.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        Option("--output", "-o", metavar="FILE", callback=writable, help="Default: the model's own name, beside FILE."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Restore the model that was packed: the same bytes, or an error and nothing written."""
+    from gpusq_onnx.cli.console import show
+    from gpusq_onnx.graph.io import file_digest
+    from gpusq_onnx.graph.packed import read_contents, unpack_model
+
+    target = output or packed.with_name(read_contents(packed).files[0].name)
+    if output is None and target.exists() and file_digest(target) != read_contents(packed).files[0].sha256:
+        raise UsageError("another model has the name of the packed one", where=str(target), hint="name a file with -o")
+    if target.resolve() == packed.resolve():
+        raise UsageError("the model would overwrite the packed file", where=str(target), hint="name another with -o")
+    contents = unpack_model(packed, target)
+    if not quiet:
+        show(f"{target}: {contents.files[0].bytes:,} bytes, sha256 {contents.files[0].sha256}")
