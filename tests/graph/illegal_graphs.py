@@ -1,15 +1,13 @@
 """Small graphs that are illegal in one way each, built by functions named after their defect.
 
-Every one is a legal quantised Linear (`legal`) but for what its name says. `CORPUS` says which rule of ours names the
-defect, whether the model is refused when it comes in or is only what we must never write, and what TensorRT's parser
-makes of it; where the two verdicts differ, why.
+Every one is a legal quantised Linear (`legal`, `in_fp16`, `int4_in_blocks_of_64`) but for what its name says. What
+becomes of each is in `illegal_corpus`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -289,89 +287,3 @@ def opset_26() -> ModelProto:
 
 def opset_12() -> ModelProto:
     return proto([node("MatMul", ["x", "w"], ["y"])], X, Y, {"w": normal(K, N)}, 12)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One defect.
-
-    Attributes:
-        make: the graph; its name is the case's.
-        says: part of what our rule says.
-        stops: "load" (the file is not read), "input" (refused by `invariants.require`, and never written), or "output"
-            (tolerated in a model that comes in, never written by us).
-        why: empty where TensorRT's parser and builder refuse it as well; else why we do although they do not.
-    """
-
-    make: Callable[[], ModelProto]
-    says: str
-    stops: Literal["load", "input", "output"] = "input"
-    why: str = ""
-
-    @property
-    def name(self) -> str:
-        """The defect."""
-        return self.make.__name__
-
-
-_NOT_UINT8 = "read as INT8, where ONNX says UINT8: codes above 127 become another number, without a word"
-_UNFUSED = "nothing is refused, and no INT8 kernel applies: the product runs in float between a Q and a DQ"
-_DOCUMENTED = (
-    "this builder takes it; TensorRT's documentation has INT4 for weights, in blocks of 64 or 128, and no other"
-)
-CORPUS: tuple[Case, ...] = (
-    Case(zero_point_3, "is not zero"),
-    Case(zero_point_of_one_channel, "is not zero"),
-    Case(zero_point_3_in_a_branch, "is not zero"),
-    Case(zero_point_of_another_shape, "differ in shape"),
-    Case(uint8_with_zero_point_128, "is UINT8"),
-    Case(uint8_with_zero_point_0, "is UINT8", why=_NOT_UINT8),
-    Case(no_zero_point, "no constant zero point", why=_NOT_UINT8),
-    Case(
-        computed_zero_point, "no constant zero point", why="folded by this builder; a zero that is computed may change"
-    ),
-    Case(
-        float_zero_point, "is FLOAT", why="not ONNX (the zero point decides the codes' type); the parser looks at zeros"
-    ),
-    Case(int16_activations, "is INT16"),
-    Case(float8_e5m2, "is FLOAT8E5M2"),
-    Case(uint4, "is UINT4"),
-    Case(zero_scale, "not a positive number"),
-    Case(zero_scale_of_one_channel, "not a positive number"),
-    Case(negative_scale, "not a positive number"),
-    Case(nan_scale, "not a positive number"),
-    Case(
-        infinite_scale, "not a positive number", why="inf > 0 is all the parser asks; every code is 0, every value NaN"
-    ),
-    Case(subnormal_scale_in_fp16, "not a positive number", why="4 bits of the scale are left, none where FP16 flushes"),
-    Case(scale_from_the_data, "is computed", why="taken as a tensor; a scale of one image is dynamic quantisation"),
-    Case(weight_scales_of_shape_1_n, "is 1-D"),
-    Case(weight_scales_of_another_length, "48 scales for axis 1"),
-    Case(axis_beyond_the_rank, "64 scales for axis 2"),
-    Case(activation_scale_a_channel, "64 scales for the activation", why=_UNFUSED),
-    Case(weight_scales_along_the_reduction, "along the reduction axis", "output", why=_UNFUSED),
-    Case(int32_bias, "INT32"),
-    Case(qlinear_matmul, "is a QLinearMatMul"),
-    Case(matmul_integer, "is a MatMulInteger"),
-    Case(dynamic_quantize_linear, "is a DynamicQuantizeLinear"),
-    Case(contrib_quantize_linear, "of the domain com.microsoft", "output", why="an extension of this parser, not ONNX"),
-    Case(codes_read_without_dequantising, "without dequantising", "output", why="legal; the scale is lost on the way"),
-    Case(pair_with_two_scales, "different scales", "output", why="legal; the pair multiplies by two"),
-    Case(
-        quantised_residual_add, "of the residual stream", "output", why="legal, and ViT-B falls from 85 % to 5 % top-1"
-    ),
-    Case(fp32_scale_of_an_fp16_activation, "mixes types"),
-    Case(fp32_scale_of_an_fp16_graphs_weight, "mixes types"),
-    Case(int4_in_blocks_of_20, "blocks of 20"),
-    Case(int4_in_blocks_of_32, "blocks of 32", why=_DOCUMENTED),
-    Case(int4_in_blocks_along_the_output, "the output channels", why=_DOCUMENTED),
-    Case(int4_without_blocks, "blocks of a channel", why=_DOCUMENTED),
-    Case(int4_activations, "INT4 for the activation", why=_DOCUMENTED),
-    Case(int8_in_blocks, "INT8 in blocks", why="this builder takes it; TensorRT's documentation has blocks for 4 bits"),
-    Case(
-        opset_26, "opset 26 is not supported", "load", why="the parser reads on; onnxruntime and the documentation stop"
-    ),
-    Case(
-        opset_12, "opset 12 is not supported", "load", why="Softmax and Squeeze changed at 13: we do not convert them"
-    ),
-)
