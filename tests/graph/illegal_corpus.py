@@ -50,12 +50,12 @@ CORPUS: tuple[Case, ...] = (
     Case(
         bad.computed_zero_point,
         "no constant zero point",
-        why="folded by this builder; a zero that is computed may change",
+        why="folded by this builder; computed zeros may change",
     ),
     Case(
         bad.float_zero_point,
         "is FLOAT",
-        why="not ONNX (the zero point decides the codes' type); the parser looks at zeros",
+        why="not ONNX: the zero point's type is the codes'; only zeros are looked for",
     ),
     Case(bad.int16_activations, "is INT16"),
     Case(bad.float8_e5m2, "is FLOAT8E5M2"),
@@ -67,12 +67,12 @@ CORPUS: tuple[Case, ...] = (
     Case(
         bad.infinite_scale,
         "not a positive number",
-        why="inf > 0 is all the parser asks; every code is 0, every value NaN",
+        why="inf > 0 is all that is asked; every value becomes NaN",
     ),
     Case(
         bad.subnormal_scale_in_fp16,
         "not a positive number",
-        why="4 bits of the scale are left, none where FP16 flushes",
+        why="4 bits of the scale are left, or none",
     ),
     Case(bad.scale_from_the_data, "is computed", why="taken as a tensor; a scale of one image is dynamic quantisation"),
     Case(bad.weight_scales_of_shape_1_n, "is 1-D"),
@@ -88,17 +88,15 @@ CORPUS: tuple[Case, ...] = (
         bad.contrib_quantize_linear,
         "of the domain com.microsoft",
         "output",
-        why="an extension of this parser, not ONNX",
+        why="this parser's extension, no ONNX",
     ),
-    Case(
-        bad.codes_read_without_dequantising, "without dequantising", "output", why="legal; the scale is lost on the way"
-    ),
+    Case(bad.codes_read_without_dequantising, "without dequantising", "output", why="legal; the scale is lost"),
     Case(bad.pair_with_two_scales, "different scales", "output", why="legal; the pair multiplies by two"),
     Case(
         bad.quantised_residual_add,
         "of the residual stream",
         "output",
-        why="legal, and ViT-B falls from 85 % to 5 % top-1",
+        why="legal; ViT-B falls from 85 % to 5 % top-1",
     ),
     Case(bad.fp32_scale_of_an_fp16_activation, "mixes types"),
     Case(bad.fp32_scale_of_an_fp16_graphs_weight, "mixes types"),
@@ -110,18 +108,18 @@ CORPUS: tuple[Case, ...] = (
     Case(
         bad.int8_in_blocks,
         "INT8 in blocks",
-        why="this builder takes it; TensorRT's documentation has blocks for 4 bits",
+        why="taken here; TensorRT's documentation has blocks for 4 bits",
     ),
     Case(
         bad.opset_26,
         "opset 26 is not supported",
         "load",
-        why="the parser reads on; onnxruntime and the documentation stop",
+        why="the parser reads on; onnxruntime stops",
     ),
     Case(
         bad.opset_12,
         "opset 12 is not supported",
         "load",
-        why="Softmax and Squeeze changed at 13: we do not convert them",
+        why="Softmax and Squeeze changed at 13",
     ),
 )
