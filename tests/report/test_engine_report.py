@@ -77,7 +77,7 @@ def test_eligible_and_chosen_weights_are_found(tmp_path: Path, log: str, inspect
 def test_the_inspector_alone_shows_what_was_chosen(tmp_path: Path) -> None:
     report = recorded(tmp_path, "", "trt11.json")
     assert (report.known, report.chosen) == (True, 1)
-    assert weights(report)["fc1"].chosen
+    assert weights(report)["fc1"].chosen and weights(report)["fc1"].eligible
     assert weights(report)["fc1"].tactic.startswith("sm90_xmma_sparse_gemm")
 
 

@@ -207,14 +207,14 @@ def test_the_polygraphy_line_builds_it_too(tmp_path: Path, harness: Path) -> Non
 
 @pytest.fixture
 def fake_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Puts a `tensorrt` on the import path that goes as far as it is told."""
+    """Puts a `tensorrt`, or the module of another name, on the import path that goes as far as it is told."""
 
-    def make(body: str) -> None:
-        folder = tmp_path / "fake"
+    def make(body: str, name: str = "tensorrt") -> None:
+        folder = tmp_path / name
         folder.mkdir()
-        (folder / "tensorrt.py").write_text(textwrap.dedent(body))
+        (folder / f"{name}.py").write_text(textwrap.dedent(body))
         monkeypatch.syspath_prepend(str(folder))
-        monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
     return make
 
@@ -262,6 +262,14 @@ def test_no_tensorrt_is_told_with_what_to_install(rtx: bool, package: str) -> No
     with pytest.raises(EnvironmentLacking, match="is not installed") as caught:
         find_library(rtx=rtx)
     assert package in str(caught.value)
+
+
+def test_the_switch_for_tensorrt_rtx_chooses_the_module(fake_tensorrt) -> None:
+    fake_tensorrt("raise ImportError('not this one')")
+    fake_tensorrt(STARTS.format(version="1.7.0"), "tensorrt_rtx")
+    assert find_library(rtx=True) == Library("TensorRT-RTX 1.7", "1.7.0", None, None, True)
+    with pytest.raises(EnvironmentLacking, match="not this one"):
+        find_library()
 
 
 def test_the_harness_is_never_taken_unasked(fake_tensorrt, library: Library) -> None:

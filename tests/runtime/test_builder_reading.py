@@ -47,6 +47,23 @@ def test_counts_without_names_are_added_over_the_regions() -> None:
     assert (found.eligible_count, found.chosen_count) == (41, 20)
 
 
+def test_names_count_where_a_region_is_printed_with_and_without_them() -> None:
+    found = read_sparsity(
+        [
+            "[V] (Sparsity) Found 2 layer(s) eligible to use sparse tactics",
+            "[X] (Sparsity) Found 2 layer(s) eligible to use sparse tactics: a, b",
+            "[V] (Sparsity) Chose 1 layer(s) using sparse tactics",
+            "[X] (Sparsity) Chose 1 layer(s) using sparse tactics: a",
+            "[X] (Sparsity) Chose 1 layer(s) using sparse tactics: a",
+        ]
+    )
+    assert (found.eligible_count, found.chosen_count) == (2, 1)
+    only = read_sparsity(
+        ["(Sparsity) Chose 3 layer(s) using sparse tactics", "(Sparsity) Chose 1 layer(s) using sparse tactics: a"]
+    )
+    assert only.chosen_count == 1
+
+
 def test_a_log_that_says_nothing_of_sparsity_is_told_from_one_that_found_nothing() -> None:
     assert not read_sparsity(["[V] Detected 1 inputs and 1 output network tensors."]).said
     assert not read_sparsity(["[W] (Sparsity) Please provide sparse weights if you want to refit sparse layers"]).said

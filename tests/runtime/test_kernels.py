@@ -235,4 +235,4 @@ def test_on_a_cpu_the_reference_serves_and_nothing_is_timed() -> None:
         made = chooser.build(codes, tail, ROWS, is_sparse=True)
         assert isinstance(made, dense.DenseLinear)
         assert made(quantise(x, S_X)).dtype == torch.int8
-    assert [(a.shape, a.way, a.microseconds) for a in chooser.answers] == [((ROWS, N, K), "dense", {})]
+    assert [(a.shape, a.best(), a.microseconds) for a in chooser.answers] == [((ROWS, N, K), "dense", {})]

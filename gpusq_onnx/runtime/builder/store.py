@@ -4,9 +4,9 @@
     timings   the same without the model and its shapes: a timing is of a layer, whatever model it stands in
 
 (TensorRT developer guide, "Timing Cache": specific to device, CUDA, TensorRT and options that change implementations.)
-An entry is two files, `KEY.bin` and `KEY.json`; the second holds the key in full, notes, and the digest of the first and
-of the notes, and is written last. An entry that does not agree with itself or with what was asked for is not there: it is
-built again.
+An entry is two files, `KEY.bin` and `KEY.json`; the second holds the key in full, notes, and a digest of the first and
+of the notes, and is written last. An entry that does not agree with itself or with what was asked for is not there: it
+is built again.
 """
 
 import hashlib
