@@ -11,7 +11,7 @@ with onnxruntime. Which kernel serves which shape, with the times of its rivals,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.runtime.backend import Rival, Variant, random_feed
 from gpusq_onnx.runtime.kernels.choose import DENSE_WAYS, WAYS, Answer, Chooser
-from gpusq_onnx.runtime.kernels.graphs import CudaRunner
+from gpusq_onnx.runtime.kernels.graphs import CudaRunner, compiled
 from gpusq_onnx.runtime.machine import versions
 from gpusq_onnx.runtime.ort import TensorInfo
 from gpusq_onnx.runtime.timing import Runner, WallClock
@@ -52,7 +52,7 @@ class TorchBackend:
         self.rivals: Sequence[Rival] = _GPU_RIVALS if self.gpu else _CPU_RIVALS
         self._device = torch.device(device)
         self._store = cache / "torch_kernels.json" if cache and self.gpu else None
-        self._choosers: dict[tuple[str, ...], Chooser] = {}
+        self._chooser: Chooser | None = None
         self._notes: list[str] = []
 
     def require(self) -> dict[str, str]:
@@ -72,8 +72,8 @@ class TorchBackend:
 
     def notes(self) -> list[str]:
         """What serves each shape, and what ran without a CUDA graph."""
-        answers = [f"{_told(answer)}" for chooser in self._choosers.values() for answer in chooser.answers]
-        return [*self._notes, *dict.fromkeys(answers)]
+        answers = self._chooser.answers if self._chooser and self.gpu else []
+        return [*self._notes, *map(_told, answers)]
 
     def open(self, variant: Variant, batch: int) -> Runner:
         """See `runtime.backend.Backend.open`."""
@@ -94,16 +94,17 @@ class TorchBackend:
             return float_twin(network, self._device, _TYPES[variant.precision])
         if variant.precision == "FP8":
             return float8_network(network, self._device)
-        ways = WAYS if variant.sparse else DENSE_WAYS
-        chooser = self._choosers.setdefault(ways, Chooser(self._device, ways=ways, store=self._store))
+        if self._chooser is None:
+            self._chooser = Chooser(self._device, store=self._store)
         dtype = torch.bfloat16 if self.gpu else torch.float32
-        body, _ = lower(network, inputs, chooser, dtype)
+        body, _ = lower(network, inputs, self._chooser, dtype, WAYS if variant.sparse else DENSE_WAYS)
         return body
 
     def _recorded(self, body: fx.GraphModule, inputs: list[Tensor], variant: Variant) -> Runner:
         with _products_in(tf32=variant.precision == "TF32"):
             try:
-                runner = CudaRunner(_compiled(body, inputs), self._device)
+                run = compiled(body)
+                runner = CudaRunner(lambda: run(*inputs), self._device)
             except torch.cuda.OutOfMemoryError as error:
                 raise EnvironmentLacking(
                     "the GPU has not enough memory", found=str(error).splitlines()[0], hint="take a smaller --batch"
@@ -115,11 +116,6 @@ class TorchBackend:
         if not runner.recorded:
             self._notes.append(f"{variant.path.name} {variant.precision}: no CUDA graph: {runner.reason}")
         return runner
-
-
-def _compiled(body: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[[], Any]:
-    run = torch.compile(body, dynamic=False, fullgraph=True)
-    return lambda: run(*inputs)
 
 
 def _without_gradients(body: fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
@@ -145,4 +141,4 @@ def _told(answer: Answer) -> str:
     shape = "x".join(map(str, answer.shape))
     times = ", ".join(f"{way} {time:g} µs" for way, time in answer.microseconds.items())
     refused = "".join(f"; no {way}: {reason}" for way, reason in answer.refused.items())
-    return f"Linear [M, N, K] = {shape} ({answer.tail}) runs {answer.way}" + (f": {times}" if times else "") + refused
+    return f"Linear [M, N, K] = {shape} ({answer.tail}) runs {answer.best()}: {times}{refused}"

@@ -11,20 +11,25 @@ sum is exact.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.runtime.kernels.arithmetic import Tail, dequantise, quantise
-from gpusq_onnx.runtime.kernels.choose import Chooser
+from gpusq_onnx.runtime.kernels.choose import WAYS, Chooser
 from gpusq_onnx.torchgraph.linears import Site, count_rows, find_sites, is_plain, quantiser_of, scale_at
 from gpusq_onnx.torchgraph.network import Network
 
 
 def lower(
-    network: Network, inputs: Sequence[Tensor], chooser: Chooser, dtype: torch.dtype = torch.float32
+    network: Network,
+    inputs: Sequence[Tensor],
+    chooser: Chooser,
+    dtype: torch.dtype = torch.float32,
+    ways: Sequence[str] = WAYS,
 ) -> tuple[fx.GraphModule, list[Site]]:
     """`network` for inputs of these shapes on the chooser's device, and the Linears that run on integers.
 
@@ -33,6 +38,7 @@ def lower(
         inputs: one example batch; the batch size decides which kernels are chosen.
         chooser: builds the kernels.
         dtype: of all that is not quantised.
+        ways: the kernels that are allowed; without "sparse" the result is the dense rival.
 
     Raises:
         NothingMatched: no quantised Linear.
@@ -44,8 +50,9 @@ def lower(
             raise NothingMatched("the model has no quantised Linear", hint="quantise it first: --passes qdq-int8")
         count_rows(body, sites, [x.to(chooser.device) for x in inputs])
         codes: dict[fx.Node, fx.Node] = {}
+        build = partial(chooser.build, ways=ways)
         for number, site in enumerate(sites):
-            _replace(body, site, number, chooser, codes, dtype)
+            _replace(body, site, number, build, codes, dtype)
         _plain_quantisers(body, codes, dtype)
     body.graph.eliminate_dead_code()
     body.delete_all_unused_submodules()
@@ -58,7 +65,7 @@ def _replace(
     body: fx.GraphModule,
     site: Site,
     number: int,
-    chooser: Chooser,
+    build: Callable[..., nn.Module],
     codes: dict[fx.Node, fx.Node],
     dtype: torch.dtype,
 ) -> None:
@@ -72,7 +79,7 @@ def _replace(
         out=None if site.out is None else scale_at(body, site.out),
         dtype=dtype,
     )
-    kernel = Rows(chooser.build(site.codes, tail, site.rows, is_sparse=site.sparse))
+    kernel = Rows(build(site.codes, tail, site.rows, is_sparse=site.sparse))
     name = f"linear_{number}"
     body.add_submodule(name, kernel)
     given = _codes(body, site.quantiser, codes)

@@ -1,12 +1,12 @@
 """The fastest way to run each quantised Linear on this device, found by timing, once a shape, and remembered.
 
 For a weight [N, K], M rows and what stands behind the product, every way that can serve is built, searched (the
-algorithm of cuSPARSELt, the tile of Triton) and timed; the fastest serves, so a sparse kernel that does not pay gives
-way to a dense one, layer by layer. All ways compute the same function. On a CPU there is nothing to choose: `dense` is
-the reference.
+algorithm of cuSPARSELt, the tile of Triton) and timed; the fastest of those allowed serves, so a sparse kernel that
+does not pay gives way to a dense one, layer by layer. All ways compute the same function. On a CPU there is nothing to
+choose: `dense` is the reference.
 
-Answers are kept in a JSON file under a key of all that they depend on: GPU, versions, shape, tail, ways. A file that
-cannot be read is as good as none.
+Answers are kept in a JSON file under a key of all that they depend on: GPU, versions, shape, tail. A file that cannot
+be read is as good as none. Limits: a small weight stays in the L2 cache while it is timed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from torch import Tensor, nn
 
 from gpusq_onnx.runtime.kernels import dense, sparse
 from gpusq_onnx.runtime.kernels.arithmetic import Tail
-from gpusq_onnx.runtime.kernels.graphs import CudaRunner
+from gpusq_onnx.runtime.kernels.graphs import CudaRunner, compiled
 
 WAYS = ("sparse", "dense", "fused")
 DENSE_WAYS = ("dense", "fused")
 _SAMPLES, _EXECUTIONS = 5, 20
+
+Setting = tuple[int, ...]
+Build = Callable[[], tuple[nn.Module, Setting]]
 
 
 @dataclass(frozen=True)
@@ -40,104 +43,89 @@ class Answer:
     Attributes:
         shape: [M, N, K].
         tail: what stands behind the product.
-        way: the one that serves.
-        setting: its algorithm or tile, as numbers.
         microseconds: the time of each way that can serve, at its best setting; empty on a CPU.
-        refused: why the others cannot.
+        settings: that setting, an algorithm or a tile, as numbers.
+        refused: why the other ways cannot.
     """
 
     shape: tuple[int, int, int]
     tail: str
-    way: str
-    setting: tuple[int, ...] = ()
     microseconds: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Setting] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
-
-Build = Callable[[], tuple[nn.Module, tuple[int, ...]]]
+    def best(self, ways: Sequence[str] = WAYS) -> str:
+        """The fastest of these ways; "dense" where none was timed."""
+        timed = {way: time for way, time in self.microseconds.items() if way in ways}
+        return min(timed, key=lambda way: timed[way]) if timed else "dense"
 
 
 class Chooser:
-    """Chooses on one device.
+    """Chooses on one device; `store`: the JSON file that keeps answers, None: they live as long as this object."""
 
-    Args:
-        device: where the Linears run.
-        ways: those allowed; `DENSE_WAYS` gives the dense rival.
-        store: the JSON file that keeps answers; None: in memory only.
-        compiled: time each way with its tail compiled, as it runs inside a compiled network.
-    """
-
-    def __init__(
-        self,
-        device: torch.device,
-        *,
-        ways: Sequence[str] = WAYS,
-        store: Path | None = None,
-        compiled: bool = True,
-    ) -> None:
-        self.device, self.ways, self._store, self._compiled = device, tuple(ways), store, compiled
-        self._operators = sparse.Operators.find(device) if device.type == "cuda" and "sparse" in ways else "no GPU"
+    def __init__(self, device: torch.device, *, store: Path | None = None) -> None:
+        self.device, self._store = device, store
+        self.operators: sparse.Operators | str = (
+            sparse.Operators.find(device) if device.type == "cuda" else "cuSPARSELt needs a GPU"
+        )
         self._answers: dict[str, Answer] = {}
 
     @property
-    def operators(self) -> sparse.Operators | str:
-        """What of cuSPARSELt works here, or why nothing does."""
-        return self._operators
-
-    @property
     def answers(self) -> list[Answer]:
-        """One a shape, in the order in which they were asked for."""
+        """One a shape and tail, in the order in which they were asked for."""
         return list(self._answers.values())
 
-    def build(self, codes: Tensor, tail: Tail, rows: int, *, is_sparse: bool) -> nn.Module:
+    def build(self, codes: Tensor, tail: Tail, rows: int, *, is_sparse: bool, ways: Sequence[str] = WAYS) -> nn.Module:
         """The module that serves the weight `codes`[N, K] best: INT8 codes [rows, K] to the tail's result [rows, N]."""
         codes, tail = codes.to(self.device), tail.to(self.device)
-        n, k = codes.shape
-        key = f"{rows}x{n}x{k} {tail.kind}{'' if is_sparse else ' dense'}"
-        if self.device.type != "cuda":
-            self._answers.setdefault(key, Answer((rows, n, k), tail.kind, "dense"))
-            return dense.DenseLinear(codes, tail)
-        answer = self._answers.get(key) or self._read(key) or self._ask(codes, tail, rows, is_sparse)
-        if key not in self._answers:
-            self._answers[key] = answer
-            self._write(key, answer)
-        return self._made(answer, codes, tail)
-
-    def _made(self, answer: Answer, codes: Tensor, tail: Tail) -> nn.Module:
-        if answer.way == "sparse" and isinstance(self._operators, sparse.Operators):
-            return sparse.SparseLinear(codes, tail, self._operators, sparse.Algorithm(*answer.setting))
-        if answer.way == "fused":
+        answer = self.ask(codes, tail, rows, is_sparse=is_sparse)
+        way = answer.best(ways)
+        if way == "sparse" and isinstance(self.operators, sparse.Operators):
+            return sparse.SparseLinear(codes, tail, self.operators, sparse.Algorithm(*answer.settings[way]))
+        if way == "fused":
             from gpusq_onnx.runtime.kernels.fused import FusedLinear, Tile
 
-            return FusedLinear(codes, tail, Tile(*answer.setting))
+            return FusedLinear(codes, tail, Tile(*answer.settings[way]))
         return dense.DenseLinear(codes, tail)
 
-    def _ask(self, codes: Tensor, tail: Tail, rows: int, is_sparse: bool) -> Answer:
+    def ask(self, codes: Tensor, tail: Tail, rows: int, *, is_sparse: bool) -> Answer:
+        """The times of all ways for this shape: remembered, read from the store, or taken now."""
+        n, k = codes.shape
+        key = f"{rows}x{n}x{k} {tail.kind}{'' if is_sparse else ' dense'}"
+        if key not in self._answers:
+            if self.device.type != "cuda":
+                self._answers[key] = Answer((rows, n, k), tail.kind)
+            elif found := self._read(key):
+                self._answers[key] = found
+            else:
+                self._answers[key] = self._measure(codes.to(self.device), tail.to(self.device), rows, is_sparse)
+                self._write(key, self._answers[key])
+        return self._answers[key]
+
+    def _measure(self, codes: Tensor, tail: Tail, rows: int, is_sparse: bool) -> Answer:
         n, k = codes.shape
         x = torch.randint(-127, 128, (rows, k), dtype=torch.int8, device=self.device)
-        refused = {way: reason for way in self.ways if (reason := self._why_not(way, n, k, is_sparse))}
-        best: dict[str, tuple[float, tuple[int, ...]]] = {}
-        for way in self.ways:
-            if way in refused:
+        answer = Answer((rows, n, k), tail.kind)
+        for way in WAYS:
+            if reason := self._why_not(way, n, k, is_sparse):
+                answer.refused[way] = reason
                 continue
             for build in self._candidates(way, codes, tail, x):
                 try:
                     module, setting = build()
-                    found = self._seconds(module, x), setting
+                    time = round(1e6 * self._seconds(module, x), 2)
                 except Exception as error:  # a tile that does not fit, a shape that a library refuses: out of the race
-                    refused[way] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                    answer.refused[way] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
                     continue
-                best[way] = min(found, best.get(way, found))
-        if not best:
-            best["dense"] = (float("nan"), ())
-        way = min(best, key=lambda name: best[name][0])
-        times = {name: round(1e6 * seconds, 2) for name, (seconds, _) in best.items()}
-        left = {name: reason for name, reason in refused.items() if name not in best}
-        return Answer((rows, n, k), tail.kind, way, best[way][1], times, left)
+                if time < answer.microseconds.get(way, float("inf")):
+                    answer.microseconds[way], answer.settings[way] = time, setting
+            if way in answer.microseconds:
+                answer.refused.pop(way, None)
+        return answer
 
     def _candidates(self, way: str, codes: Tensor, tail: Tail, x: Tensor) -> Iterator[Build]:
-        if way == "sparse" and isinstance(self._operators, sparse.Operators):
-            yield partial(_searched, codes, tail, self._operators, x)
+        if way == "sparse" and isinstance(self.operators, sparse.Operators):
+            yield partial(_searched, codes, tail, self.operators, x)
         elif way == "fused":
             from gpusq_onnx.runtime.kernels.fused import TILES, FusedLinear
 
@@ -148,7 +136,7 @@ class Chooser:
     def _why_not(self, way: str, n: int, k: int, is_sparse: bool) -> str | None:
         if way == "sparse":
             reason = sparse.why_not(n, k, is_sparse)
-            return reason or (self._operators if isinstance(self._operators, str) else None)
+            return reason or (self.operators if isinstance(self.operators, str) else None)
         if way == "fused":
             if find_spec("triton") is None:
                 return "Triton is not installed"
@@ -158,26 +146,28 @@ class Chooser:
         return dense.why_not(n, k, self.device)
 
     def _seconds(self, module: nn.Module, x: Tensor) -> float:
-        run = torch.compile(module, dynamic=False) if self._compiled else module
+        """Of one execution with its tail compiled, as it runs inside a compiled network."""
+        run = compiled(module)
 
         def repeated() -> None:
             for _ in range(_EXECUTIONS):
                 run(x)
 
         runner = CudaRunner(repeated, self.device)
-        return median(runner.measure(1) / _EXECUTIONS for _ in range(_SAMPLES))
+        found = median(runner.measure(1) / _EXECUTIONS for _ in range(_SAMPLES))
+        runner.close()
+        return found
 
     def _key(self, key: str) -> str:
-        module = self._operators
-        library = module.version if isinstance(module, sparse.Operators) else None
+        library = self.operators.version if isinstance(self.operators, sparse.Operators) else None
         name = torch.cuda.get_device_name(self.device)
-        return " | ".join([name, f"torch {torch.__version__}", f"cuSPARSELt {library}", "+".join(self.ways), key])
+        return " | ".join([name, f"torch {torch.__version__}", f"cuSPARSELt {library}", key])
 
     def _read(self, key: str) -> Answer | None:
         found = _load(self._store).get(self._key(key))
         try:
             return None if found is None else _answer(found)
-        except (KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
     def _write(self, key: str, answer: Answer) -> None:
@@ -190,19 +180,20 @@ class Chooser:
         os.replace(temporary, self._store)
 
 
-def _searched(codes: Tensor, tail: Tail, operators: sparse.Operators, x: Tensor) -> tuple[nn.Module, tuple[int, ...]]:
+def _searched(codes: Tensor, tail: Tail, operators: sparse.Operators, x: Tensor) -> tuple[nn.Module, Setting]:
     algorithm = sparse.search(sparse.SparseLinear(codes, tail, operators), x)
     return sparse.SparseLinear(codes, tail, operators, algorithm), tuple(asdict(algorithm).values())
 
 
-def _set(module: nn.Module, setting: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+def _set(module: nn.Module, setting: Setting) -> tuple[nn.Module, Setting]:
     return module, setting
 
 
 def _answer(found: dict[str, Any]) -> Answer:
     """As it was written; JSON has lists where an answer has tuples."""
     rows, n, k = found["shape"]
-    return Answer(**{**found, "shape": (rows, n, k), "setting": tuple(found["setting"])})
+    settings = {way: tuple(setting) for way, setting in found["settings"].items()}
+    return Answer((rows, n, k), found["tail"], dict(found["microseconds"]), settings, dict(found["refused"]))
 
 
 def _load(store: Path | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Timing on a CUDA device: a function recorded once as a CUDA graph and replayed, with events around the replays.
 
-Replaying leaves the CPU's launch costs out, which are larger than the kernels at a batch of one. A function that cannot
-be recorded runs as it is, and `recorded` says so. Inputs lie in device memory before; nothing is copied.
+Replaying leaves the CPU's launch costs out, which are larger than the kernels at a batch of one. A function that
+cannot be recorded runs as it is, and `recorded` says so. Inputs lie in device memory before; nothing is copied.
 """
 
 from __future__ import annotations
@@ -11,6 +11,16 @@ from collections.abc import Callable
 import torch
 
 WARM = 3  # runs in front of the recording: compilation, library handles, the allocator
+
+
+def compiled(run: Callable[..., object]) -> Callable[..., object]:
+    """`run` through torch.compile for fixed shapes, as one graph or not at all.
+
+    What was compiled before is forgotten: dynamo keeps eight variants of a function, and one past that would run
+    uncompiled. So record it (`CudaRunner`) before the next call of this.
+    """
+    torch.compiler.reset()
+    return torch.compile(run, dynamic=False, fullgraph=True)
 
 
 class CudaRunner:
