@@ -164,7 +164,7 @@ def build(
         model, sha256, inspection, built, library, options, lines, open_batch=opens_batch(graph.inputs())
     )
     found = gate.judge(found) if gate else found
-    publish(found.to_dict(), digest(found), report=report, json_target=json)
+    publish(found.to_dict(), digest(found, every_layer=True), report=report, json_target=json)
     if not quiet and json != STDOUT:
         show(digest(found))
     if found.failures:

@@ -6,8 +6,8 @@ from gpusq_onnx.report.engine import EngineReport, WeightTruth, precisions
 from gpusq_onnx.report.markdown import table
 
 
-def digest(report: EngineReport) -> str:
-    """The report as Markdown, readable as plain text."""
+def digest(report: EngineReport, *, every_layer: bool = False) -> str:
+    """The report as Markdown, readable as plain text; with `every_layer`, ended by a table with a line for each."""
     built, library = report.built, report.library
     gpu = library.gpu["name"] if library.gpu else "no GPU"
     how = "taken from the cache" if built.cached else f"built in {built.seconds:.1f} s"
@@ -30,6 +30,8 @@ def digest(report: EngineReport) -> str:
         lines += ["", "## Weights: predicted and built", "", *_weights(report)]
     if dense := [weight for weight in report.weights if weight.reason]:
         lines += ["", f"## {len(dense)} eligible, yet dense", "", *_reasons(dense)]
+    if every_layer and report.layers:
+        lines += ["", "## Every layer", "", *_layers(report)]
     if report.failures:
         lines += ["", "gates: NOT MET", *(f"- {failure}" for failure in report.failures)]
     return "\n".join(lines) + "\n"
@@ -57,6 +59,14 @@ def _built(weight: WeightTruth) -> str:
     density = {True: "sparse ", False: "dense ", None: ""}[weight.chosen]
     behind = f" -> {weight.output}" if weight.output else ""
     return f"{density}{weight.precision or '?'}{behind}"
+
+
+def _layers(report: EngineReport) -> list[str]:
+    rows = [
+        [layer.name, layer.kind, layer.precision, layer.output, "sparse" if layer.sparse else "", layer.tactic]
+        for layer in report.layers
+    ]
+    return table(["layer", "kind", "computes in", "gives", "kernel", "tactic"], rows)
 
 
 def _reasons(weights: list[WeightTruth]) -> list[str]:

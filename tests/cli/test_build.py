@@ -1,13 +1,17 @@
 """`build`: what it prints, writes and leaves, and its exit codes; engines come from the harness that needs no GPU."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from command_line import call, fresh_model
+from command_line import ROOT, call, fresh_model
 from desk import unchanged
 from onnx import TensorProto, helper, numpy_helper
 
@@ -49,7 +53,9 @@ def test_an_engine_is_built_and_reported(model: Path, harness: Path) -> None:
     assert set(document["verdicts"]) == {"FP32 as predicted, sparsity not told"}
     assert all(weight["layer"] for weight in document["weights"])
     assert "Building engine with configuration" in log.read_text()
-    assert report.with_suffix(".md").read_text() == done.out.removesuffix("\n")
+    page = report.with_suffix(".md").read_text()
+    assert page.startswith(done.out.removesuffix("\n"))
+    assert all(f"| {layer['name']} " in page for layer in document["layers"])
     names = {file.name for file in model.parent.iterdir()}
     assert names == {"model.onnx", "model.plan", "model.plan.json", "engine.json", "engine.md", "build.log"}
 
@@ -70,6 +76,23 @@ def test_json_alone_on_stdout_and_quiet(model: Path, harness: Path) -> None:
     assert json.loads(call(*words, "--json", "-").out)["passed"] is True
     assert call(*words).out == ""
     assert model.with_name("e.engine").is_file() and model.with_name("e.engine.json").is_file()
+
+
+def test_ctrl_c_in_the_middle_of_a_build_leaves_nothing(tmp_path: Path, harness: Path) -> None:
+    model = fresh_model(tmp_path)
+    words = ["build", str(model), "--batch", "2", "--cpu-harness", str(harness), "--cache", str(model.parent / "cache")]
+    code = "import sys; from gpusq_onnx.cli import main; sys.exit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with unchanged(model.parent):
+        command = [sys.executable, "-c", code, *words]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+            deadline = time.monotonic() + 60
+            while not list(model.parent.glob(".gpusq-build-*/log.txt")) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            running.send_signal(signal.SIGINT)
+            out, err = running.communicate(timeout=60)
+        assert (running.returncode, out) == (130, b""), err
+    assert b"interrupted; nothing was written" in err
 
 
 def test_without_a_batch_it_says_so(model: Path, harness: Path) -> None:
