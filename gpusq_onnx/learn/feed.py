@@ -25,6 +25,8 @@ from gpusq_onnx.learn.augment import Blend, Look, blend, look, mixed, mixed_labe
 from gpusq_onnx.learn.objectives import Labels
 from gpusq_onnx.learn.settings import Settings
 
+TRIES = 10
+
 
 @dataclass(frozen=True)
 class Part:
@@ -133,9 +135,12 @@ class Feed:
     def _read(self, step: int, part: int) -> Part:
         epoch, places = step // self.per_epoch, self._places(step, part)
         order = self._order(epoch)
-        wanted = {int(order[place]): place for place in places}
-        boxes = [look(self._settings, self._seed, epoch, place).box for place in places] if self._cropped else None
-        batch = self._source.read(list(wanted), boxes)
+        for shift in range(TRIES):  # where none of a part's images can be read, the next ones stand in
+            wanted = {int(order[(place + shift) % len(order)]): place for place in places}
+            boxes = [look(self._settings, self._seed, epoch, place).box for place in places] if self._cropped else None
+            batch = self._source.read(list(wanted), boxes)
+            if batch.size:
+                break
         assert batch.indices is not None
         return self._made(batch, epoch, [wanted[int(index)] for index in batch.indices])
 

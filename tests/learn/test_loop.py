@@ -1,0 +1,141 @@
+"""The loop on the digits model: it learns, keeps its zeros, survives NaN, and can be watched."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import classroom
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `train`")
+
+from gpusq_onnx.errors import InvariantError, PassFailed  # noqa: E402
+from gpusq_onnx.learn import loop  # noqa: E402
+from gpusq_onnx.learn.guard import Guard  # noqa: E402
+from gpusq_onnx.learn.masks import Masks  # noqa: E402
+from gpusq_onnx.learn.objectives import Losses, Objective  # noqa: E402
+from gpusq_onnx.learn.settings import Settings  # noqa: E402
+from gpusq_onnx.learn.teaching import Teaching  # noqa: E402
+from gpusq_onnx.pipeline.progress import NullProgress  # noqa: E402
+
+
+@pytest.mark.parametrize("options", [{}, {"blockwise": 0.5, "features": "blocks"}, {"average": 0.9}], ids=str)
+def test_the_student_comes_closer_and_its_zeros_stay(options: dict[str, Any]) -> None:
+    taught, history = classroom.run(steps=24, **options)
+    assert history.after.soft < 0.7 * history.before.soft
+    model = classroom.pruned()
+    learned = classroom.weights(taught)
+    for name, mask in classroom.kept(model).items():
+        assert not learned[name][~mask].any(), name
+        assert np.count_nonzero(learned[name]) == mask.sum(), "kept weights stay alive"
+    assert (history.masks, history.checks) == (12, 24 // 4 + 1), "every epoch of 4 steps, and the end"
+    assert [row["step"] for row in history.curve] == list(range(1, 25))
+    assert {"loss", "hard", "soft", "feature.0", "agree", "norm", "lr"} <= history.curve[0].keys()
+
+
+def test_a_broken_mask_is_caught_and_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Masks, "apply", lambda self: None)
+    monkeypatch.setattr(Masks, "clear_gradients", lambda self: None)
+    with pytest.raises(InvariantError, match="away from zero") as caught:
+        classroom.run()
+    assert caught.value.exit_code == 4
+
+
+def test_one_guard_alone_keeps_the_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Masks, "clear_gradients", lambda self: None)
+    assert classroom.run()[1].checks == 2
+
+
+def _poison(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
+    """Make the loss NaN in training steps of these numbers."""
+    call, count = Objective.__call__, iter(range(10**6))
+
+    def poisoned(self: Objective, *rest: Any) -> Losses:
+        losses = call(self, *rest)
+        if not losses.total.requires_grad or next(count) not in steps:
+            return losses
+        return Losses(losses.total * float("nan"), {**losses.parts, "loss": losses.total.detach() * float("nan")})
+
+    monkeypatch.setattr(Objective, "__call__", poisoned)
+
+
+def test_a_loss_that_is_not_a_number_once_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    _poison(monkeypatch, range(2, 3))
+    taught, history = classroom.run()
+    assert any("not a number at step 3" in note for note in history.notes)
+    assert [row["step"] for row in history.curve] == [1, 2, 4, 5, 6]
+    assert history.curve[2]["lr"] < history.curve[1]["lr"] / 1.5, "half the rate, and the cosine"
+    assert all(np.isfinite(value).all() for value in classroom.weights(taught).values())
+
+
+def test_a_loss_that_stays_no_number_fails_and_leaves_the_best(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    _poison(monkeypatch, range(1, 100))
+    with pytest.raises(PassFailed, match="not a number") as caught:
+        classroom.run(folder=tmp_path / "run")
+    assert caught.value.exit_code == 4 and "best.safetensors" in str(caught.value)
+    best = load_file(tmp_path / "run" / "best.safetensors")
+    assert best and all(np.isfinite(value).all() for value in best.values())
+
+
+def test_a_rising_loss_stops_at_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Guard.judge
+    monkeypatch.setattr(Guard, "judge", lambda self, loss, norm, step: judge(self, max(1.0, step - 5), norm, step))
+    monkeypatch.setattr(loop, "ROUNDS", 1000)
+    taught, history = classroom.run(steps=40)
+    stopped = next(note for note in history.notes if "training stopped" in note)
+    assert "step 8, the weights of step 6 are kept" in stopped, "steps 4 to 8: (1 + 1 + 1 + 2 + 3) / 5 > 1.5"
+    assert len(history.curve) == 8
+    monkeypatch.undo()
+    six = {**classroom.TOY, "steps": 40}
+    kept = _stopped_at(6, six)
+    for name, value in classroom.weights(taught).items():
+        assert value.tobytes() == kept[name].tobytes(), name
+
+
+def _stopped_at(step: int, options: dict[str, Any]) -> dict[str, Any]:
+    """The weights after so many steps of a longer run."""
+    seen: dict[str, Any] = {}
+    taught = classroom.lesson(model := classroom.pruned(), settings := Settings(**options))
+
+    class Peek(NullProgress):
+        rounds = 0
+
+        def note(self, text: str) -> None:
+            Peek.rounds += 1
+            if Peek.rounds == step:
+                seen.update(classroom.weights(taught))
+
+    loop.train(taught, classroom.data(), settings, kept=classroom.kept(model), progress=Peek())
+    return seen
+
+
+def test_logs_hold_every_round_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    _, history = classroom.run(folder=folder)
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in history.curve]
+    assert all(row["images_per_second"] > 0 for row in rows)
+
+
+def test_parts_of_a_batch_add_up_to_it() -> None:
+    whole, parts = classroom.run(gate=False), classroom.run(gate=False, accumulate=4)
+    classroom.assert_close(classroom.weights(parts[0]), classroom.weights(whole[0]))
+
+
+def test_remembered_answers_are_the_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {"crop": 1, "flip": False}
+    taught, history = classroom.run(**plain)
+    assert history.remembered and not classroom.run(flip=True)[1].remembered
+    monkeypatch.setattr(Teaching, "remember", lambda *rest: False)
+    looked, _ = classroom.run(**plain)
+    classroom.assert_close(classroom.weights(taught), classroom.weights(looked))
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
+    one, two, other = (classroom.weights(classroom.run(steps=3, seed=seed)[0]) for seed in (1, 1, 2))
+    assert all((one[name] == two[name]).all() for name in one)
+    assert any((one[name] != other[name]).any() for name in one)

@@ -1,0 +1,149 @@
+"""Small parts of the loop: masks, optimiser groups, the rate, the mean, the guard, checkpoints, logs."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import classroom
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `train`")
+
+from torch import nn  # noqa: E402
+
+from gpusq_onnx.errors import InvariantError, UsageError  # noqa: E402
+from gpusq_onnx.learn import checkpoint as files  # noqa: E402
+from gpusq_onnx.learn.average import Average  # noqa: E402
+from gpusq_onnx.learn.groups import optimiser, rate, set_rate  # noqa: E402
+from gpusq_onnx.learn.guard import RETRIES, Guard  # noqa: E402
+from gpusq_onnx.learn.log import Log  # noqa: E402
+from gpusq_onnx.learn.masks import Masks  # noqa: E402
+from gpusq_onnx.learn.settings import Settings  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def test_masks_are_the_zeros_of_the_sites_and_nothing_else() -> None:
+    model = classroom.pruned()
+    kept = classroom.kept(model)
+    assert len(kept) == 12
+    values = {c.name: c.values for c in model.constants() if c.name in kept}
+    assert all(((values[name] != 0) == mask).all() for name, mask in kept.items())
+
+
+def test_a_mask_clears_gradients_rewrites_zeros_and_tells() -> None:
+    layer = nn.Linear(4, 1, bias=False)
+    masks = Masks(layer, {"weight": "w"}, {"w": np.array([[True, False, True, False]]), "elsewhere": np.ones(3, bool)})
+    masks.apply()
+    masks.verify("here")
+    layer(torch.ones(1, 4)).sum().backward()
+    masks.clear_gradients()
+    assert layer.weight.grad is not None and layer.weight.grad.tolist() == [[1, 0, 1, 0]]
+    with torch.no_grad():
+        layer.weight[0, 1] = float("nan")
+    with pytest.raises(InvariantError, match="1 of 2 are not zero"):
+        masks.verify("there")
+    masks.apply()
+    masks.verify("again")
+    assert (len(masks), masks.checks) == (1, 3)
+
+
+def test_groups_by_role() -> None:
+    names = {"w": "weight", "b": "bias", "n": "norm", "p": "position", "s": "scale"}
+    named = [(name, nn.Parameter(torch.ones(2))) for name in names]
+    made = optimiser(named, names, Settings(lr=1e-3, decay=0.05, scale_lr=0.1))
+    set_rate(made, 2e-4)
+    found = {g["role"]: (len(g["params"]), g["lr"], g["weight_decay"]) for g in made.param_groups}
+    assert found == {
+        "weight": (1, 2e-4, 0.05),
+        "scale": (1, pytest.approx(2e-5), 0.0),
+        "other": (3, 2e-4, 0.0),
+    }
+
+
+def test_the_rate_rises_and_falls_to_one_percent() -> None:
+    rates = [rate(step, 100, Settings(warmup=0.1)) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert rates[10] == 1 and rates[-1] == pytest.approx(0.01)
+    assert all(a > b for a, b in pairwise(rates[10:]))
+    assert rates[54] == pytest.approx(0.505, abs=0.02), "half way down a cosine"
+    assert rate(0, 1, Settings()) == 1
+
+
+def test_the_mean_follows_and_can_be_off() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    mean = Average([parameter], 0.5)
+    for step in range(3):
+        with torch.no_grad():
+            parameter.add_(1)
+        mean.update(step)
+    want, value = 0.0, 0.0
+    for step in range(3):
+        value += 1
+        d = min(0.5, (1 + step) / (10 + step))
+        want = d * want + (1 - d) * value
+    assert mean.values[0].item() == pytest.approx(want)
+    mean.store()
+    assert parameter.item() == pytest.approx(want)
+    assert Average([parameter], 0.0).values == []
+
+
+def test_the_guard_rolls_back_stops_and_gives_up() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    guard = Guard([parameter])
+
+    def judge(loss: float, step: int) -> str:
+        with torch.no_grad():
+            parameter.fill_(step)
+        return guard.judge(loss, 1.0, step)
+
+    assert [judge(loss, step) for step, loss in enumerate((3.0, 2.0, 1.0), 1)] == ["go on"] * 3
+    assert judge(float("nan"), 4) == "roll back" and parameter.item() == 3 and guard.rate == 0.5
+    assert [judge(loss, step) for step, loss in enumerate((2.5, 2.5, 2.5, 2.5), 5)] == ["go on"] * 4
+    copy = Guard([nn.Parameter(torch.zeros(1))])
+    copy.load(json.loads(json.dumps(guard.state())), guard.best)
+    assert copy.state() == guard.state() and copy.best[0].item() == 3
+    assert judge(9.0, 9) == "stop" and parameter.item() == 3
+    verdicts = [guard.judge(1.0, float("inf"), 21) for _ in range(RETRIES)]
+    assert verdicts == [*["roll back"] * (RETRIES - 1), "fail"]
+    guard.forget()
+    assert judge(100.0, 30) == "go on" and guard.best_step == 30
+
+
+def test_a_checkpoint_is_replaced_whole_and_belongs_to_one_run(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "step": torch.tensor(3.0)}
+    files.save(tmp_path, "one", files.Checkpoint(tensors, {"step": 3, "curve": [{"loss": 0.1}]}))
+    (tmp_path / f".{files.NAME}.partial").write_bytes(b"cut off")  # a kill in the middle of the next one
+    found = files.load(tmp_path, "one", CPU)
+    assert found is not None and found.state == {"step": 3, "curve": [{"loss": 0.1}]}
+    assert all(torch.equal(found.tensors[name], value) for name, value in tensors.items())
+    assert files.load(tmp_path, "another", CPU) is None
+    assert files.load(tmp_path / "nowhere", "one", CPU) is None
+    (tmp_path / files.NAME).write_bytes(b"no checkpoint")
+    with pytest.raises(UsageError, match="cannot be read"):
+        files.load(tmp_path, "one", CPU)
+
+
+def test_keys_tell_runs_apart() -> None:
+    values, tensors = {"lr": 1e-3}, [torch.ones(3)]
+    key = files.key_of(values, tensors)
+    assert key == files.key_of(dict(values), [torch.ones(3)])
+    assert len({key, files.key_of({"lr": 1e-4}, tensors), files.key_of(values, [torch.tensor([1.0, 1, 2])])}) == 3
+
+
+def test_a_log_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
+    log = Log(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write({"step": step, "loss": 1.0 / step})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    log.close()
+    again = Log(tmp_path, 2)
+    again.write({"step": 3, "loss": 0.5})
+    again.close()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.5}]
+    silent = Log(None, 0)
+    silent.write({"step": 1})
+    silent.close()

@@ -1,0 +1,106 @@
+"""qat: scales chosen again and learned, weights of the maps from D_i, teachers, and 2:4 down to the codes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `train`")
+pytest.importorskip("accelerate", reason="needs the extra `train`")
+
+from gpusq_onnx.data.options import DataOptions  # noqa: E402
+from gpusq_onnx.errors import UnsupportedModelError, UsageError  # noqa: E402
+from gpusq_onnx.graph import io  # noqa: E402
+from gpusq_onnx.graph.structure import analyse  # noqa: E402
+from gpusq_onnx.learn.factors import weight_factors  # noqa: E402
+from gpusq_onnx.learn.rescaling import recalibrate, scale_values  # noqa: E402
+from gpusq_onnx.pipeline import manager  # noqa: E402
+from gpusq_onnx.pipeline.facts import codes_of, weight_scale  # noqa: E402
+from gpusq_onnx.pipeline.grammar import parse  # noqa: E402
+from gpusq_onnx.sparsity.patterns import NM  # noqa: E402
+
+ASSETS = Path(__file__).parents[1] / "assets"
+MODEL = ASSETS / "digits_vit.onnx"
+DATA = DataOptions(path=ASSETS / "digits_train.npz", samples=64)
+SHORT = "steps=8 batch=8 precision=float32 device=cpu"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("qat") / "quantised.onnx"
+    manager.run(MODEL, path, parse("prune24{method=magnitude},qdq-int8"), data=DATA)
+    return path
+
+
+def test_in_a_pipeline_it_learns_scales_and_keeps_codes_sparse(tmp_path: Path) -> None:
+    text = f"prune24{{method=magnitude}},qdq-int8,qat{{features=blocks factors=inverse {SHORT}}}"
+    outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(text), data=DATA)
+    found = outcome.steps[2].findings
+    assert found["recalibrated"] == 12
+    assert found["factors"].keys() == found["distances"].keys() and len(found["factors"]) >= 3
+    assert list(found["factors"].values()) == weight_factors(list(found["distances"].values()), "inverse")
+    assert all(d > 0.001 for d in found["distances"].values()), "pruning moved every map"
+    ratios = np.array([after / before for before, after in found["movement"].values()])
+    assert (ratios != 1).mean() > 0.9 and (np.abs(np.log(ratios)) < 0.1).all()
+    model = io.load(tmp_path / "out.onnx")
+    sparse = [site for site in analyse(model).sites if site.quantised and NM(2, 4).holds(codes_of(site))]
+    assert len(sparse) == 12
+    assert any("Q/DQ" in fact for fact in outcome.steps[2].facts)
+
+
+def test_alone_it_learns_from_its_own_float_twin(quantised: Path, tmp_path: Path) -> None:
+    outcome = manager.run(quantised, tmp_path / "out.onnx", parse(f"qat{{{SHORT}}}"), data=DATA)
+    found = outcome.steps[0].findings
+    assert found["masks"]["weights"] == 12
+    assert 0 < found["soft"]["before"] < 0.05, "rounding alone lies between the two"
+    assert set(found["factors"].values()) == {1.0} and "distances" not in found
+    assert any("every w_i is 1" in warning for warning in outcome.warnings)
+
+
+def test_teacher_and_dense_model_may_be_files(quantised: Path, tmp_path: Path) -> None:
+    text = f"qat{{teacher={MODEL} dense={MODEL} factors=none against=dense {SHORT}}}"
+    outcome = manager.run(quantised, tmp_path / "out.onnx", parse(text), data=DATA)
+    assert outcome.steps[0].findings["soft"]["before"] > 0.05, "the dense model is further away than the twin"
+
+
+def test_stored_codes_stay_and_their_scales_learn(tmp_path: Path) -> None:
+    coded, output = tmp_path / "coded.onnx", tmp_path / "out.onnx"
+    manager.run(MODEL, coded, parse("prune24{method=magnitude},qdq-int8{weights=int8}"), data=DATA)
+    manager.run(coded, output, parse(f"qat{{{SHORT}}}"), data=DATA)
+    before, after = (
+        {site.name: site for site in analyse(io.load(path)).sites if site.quantised == "int8"}
+        for path in (coded, output)
+    )
+    assert len(before) == 12
+    for name, site in before.items():
+        np.testing.assert_array_equal(after[name].read(), site.read())
+    assert any((weight_scale(after[name]) != weight_scale(site)).any() for name, site in before.items())
+
+
+def test_weight_scales_are_chosen_again_on_the_weights_as_they_are(quantised: Path) -> None:
+    model = io.load(quantised)
+    site = next(site for site in analyse(model).sites if site.quantised == "qdq")
+    right = weight_scale(site)
+    site.write((site.read() * np.float32(4)).astype(np.float32))
+    assert recalibrate(analyse(model).sites) == 12
+    np.testing.assert_allclose(weight_scale(site), 4 * right, rtol=1e-5)
+    assert len(scale_values(model)) > 12
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ("qat", UnsupportedModelError, "is not quantised"),
+        ("qdq-int8,qat{against=dense}", UsageError, "needs the dense model"),
+        ("qdq-int8,qat{dense=nowhere.onnx}", UsageError, "there is no model"),
+    ],
+)
+def test_what_it_refuses(text: str, error: type[Exception], says: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=says):
+        manager.run(MODEL, tmp_path / "out.onnx", parse(text), data=DATA)
+    assert not list(tmp_path.iterdir())
