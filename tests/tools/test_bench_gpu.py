@@ -38,10 +38,8 @@ def test_it_runs_with_torch_and_numpy_alone(tmp_path: Path) -> None:
     assert set(network) == {"FP32", "INT8", "INT8 2:4", "INT8, INT8 out", "INT8 2:4, INT8 out"}
     assert all(len(row["samples"]) == 3 and row["images/s"] > 0 for row in network.values())
     assert network["INT8"]["x INT8"] == 1.0
-    assert len(found["answers"]) == 16 and {rows for rows, *_ in (answer["shape"] for answer in found["answers"])} == {
-        17,
-        34,
-    }
+    assert len(found["answers"]) == 16
+    assert {answer["shape"][0] for answer in found["answers"]} == {17, 34}
     assert all(title in done.stdout for title in titles)
 
 
