@@ -3,6 +3,7 @@
 The texts in recorded/ are written after NVIDIA's documentation and published logs, not captured: no GPU was at hand.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,7 @@ def test_the_onnx_nodes_of_a_layer_are_named() -> None:
     [
         ("{ForeignNode[/a/MatMul + /a/Add.../b/MatMul]}", ("/a/MatMul", "/a/Add", "/b/MatMul")),
         ("/blocks.0/fc1/MatMul_myl0_7 [profile 1]", ("/blocks.0/fc1/MatMul",)),
+        ("/blocks.0/fc1/MatMul [profile 1]_myl1_109", ("/blocks.0/fc1/MatMul",)),
         ("MatMul_401", ("MatMul_401",)),
         ("node_MatMul_12_myl3_40", ("node_MatMul_12",)),
         ("/q/MatMul || /k/MatMul", ("/q/MatMul", "/k/MatMul")),
@@ -117,6 +119,12 @@ def test_a_layer_s_name_lists_its_nodes(name: str, nodes: tuple[str, ...]) -> No
 
 def test_of_several_profiles_the_first_is_read() -> None:
     assert not any("profile" in name for name in layers("trt10.json"))
+
+
+def test_a_region_of_another_profile_is_left_out_whole() -> None:
+    names = ["/a/MatMul_myl0_1", "__myl_FcAdd_myl0_2", "/a/MatMul [profile 1]_myl1_3", "__myl_FcAdd_myl1_4", "/b/Conv"]
+    found = read_layers(json.dumps({"Layers": [{"Name": name} for name in names]}))
+    assert [layer.name for layer in found] == ["/a/MatMul_myl0_1", "__myl_FcAdd_myl0_2", "/b/Conv"]
 
 
 def test_names_alone_are_layers_too() -> None:

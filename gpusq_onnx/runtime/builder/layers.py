@@ -31,7 +31,8 @@ _TACTIC_TYPES = {"i8": "INT8", "e4m3": "FP8", "f16": "FP16", "bf16": "BF16", "f3
 _TACTIC = re.compile(r"(?:gemm|conv|fprop)\w*?_(i8|e4m3|bf16|tf32|f16|f32)\w*?_")
 _PRINTED = re.compile(r"Name: (.*?), LayerType: ([^,]*), (.*)")
 _REGION = re.compile(r"_myl\d*_\d+|ForeignNode\[")
-_SUFFIX = re.compile(r"(_myl\d*_\d+)?( \[profile \d+\])?$")
+_SUFFIX = re.compile(r"( \[profile \d+\])?(_myl\d*_\d+)?( \[profile \d+\])?$")
+_OTHER_PROFILE = re.compile(r" \[profile [1-9]\d*\]")
 _NARROW = ("FP4", "INT4", "INT8", "FP8", "FP16", "BF16", "FP32")
 
 
@@ -69,7 +70,7 @@ def read_layers(inspector: str) -> list[Layer]:
     if not isinstance(document, dict) or not isinstance(document.get("Layers"), list):
         raise ValueError('the engine inspector\'s JSON has no list "Layers"')
     entries = (entry if isinstance(entry, dict) else {"Name": str(entry)} for entry in document["Layers"])
-    return [layer for layer in map(_layer, entries) if not re.search(r" \[profile [1-9]\d*\]$", layer.name)]
+    return _of_first_profile(map(_layer, entries))
 
 
 def read_printed_layers(log: Iterable[str]) -> list[Layer]:
@@ -80,7 +81,7 @@ def read_printed_layers(log: Iterable[str]) -> list[Layer]:
             found = []
         elif match := _PRINTED.match(line):
             found.append(_layer(_printed(match)))
-    return found
+    return _of_first_profile(found)
 
 
 def nodes_of(name: str) -> tuple[str, ...]:
@@ -92,6 +93,15 @@ def nodes_of(name: str) -> tuple[str, ...]:
     inner = re.sub(r"^\{?ForeignNode\[(.*)\]\}?$", r"\1", _SUFFIX.sub("", name.strip()))
     parts = re.split(r"\s*\+\s*|\s*\|\|\s*|\.\.\.", inner)
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def _of_first_profile(layers: Iterable[Layer]) -> list[Layer]:
+    """Without other profiles' layers: those marked so, and all of their Myelin regions, where not every layer is."""
+    found = list(layers)
+    marked = [layer for layer in found if _OTHER_PROFILE.search(layer.name)]
+    others = {match[1] for layer in marked if (match := re.search(r"_myl(\d+)_\d+$", layer.name))}
+    regions = [(layer, re.search(r"_myl(\d+)_\d+$", layer.name)) for layer in found]
+    return [layer for layer, match in regions if layer not in marked and not (match and match[1] in others)]
 
 
 def _layer(entry: Mapping[str, Any]) -> Layer:
