@@ -72,6 +72,11 @@ def test_a_log_that_says_nothing_of_sparsity_is_told_from_one_that_found_nothing
     assert (nothing.said, nothing.eligible_count, nothing.chosen_count) == (True, 0, 0)
 
 
+def test_another_profile_s_layers_do_not_count() -> None:
+    line = "(Sparsity) Found 2 layer(s) eligible to use sparse tactics: /a/MatMul_myl0_1, /a/MatMul [profile 1]_myl1_3"
+    assert read_sparsity([line]).eligible == ("/a/MatMul_myl0_1",)
+
+
 def test_what_was_chosen_was_eligible() -> None:
     assert read_sparsity(["(Sparsity) Chose 1 layer(s) using sparse tactics: a"]).eligible == ("a",)
 

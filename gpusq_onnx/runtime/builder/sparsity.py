@@ -8,7 +8,7 @@ Two wordings:
               (Sparsity) Chose 1 layer(s) using sparse tactics: A
 
 The newer one is printed once a region, with the names only in the verbose log: names are united, and where there are
-none the counts are added up (regions share no layer). Sources: developer guide, "Structured Sparsity"; TensorRT-RTX
+none the counts are added up (regions share no layer). Of several profiles the first counts. Sources: developer guide, "Structured Sparsity"; TensorRT-RTX
 1.7's binary. Limits: *eligible* says that the weights fit; *chosen* that a sparse kernel was timed faster.
 """
 
@@ -21,6 +21,8 @@ _CHOSEN = (
     r"TRT inference plan picked sparse implementation for layers:()(.*)",
     r"Chose (\d+) layer\(s\) using sparse tactics:?(.*)",
 )
+
+_OTHER_PROFILE = re.compile(r" \[profile [1-9]\d*\]")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,6 @@ def _union(lines: Iterable[str], patterns: Iterable[str]) -> tuple[tuple[str, ..
     count = 0
     for match in filter(None, (re.search(pattern, line) for line in lines for pattern in patterns)):
         listed = [name.strip() for name in match[2].split(", ") if name.strip()]
-        names.update(dict.fromkeys(listed))
+        names.update(dict.fromkeys(name for name in listed if not _OTHER_PROFILE.search(name)))
         count += int(match[1] or 0) if not listed else 0
     return tuple(names), count
