@@ -8,8 +8,10 @@ Two wordings:
               (Sparsity) Chose 1 layer(s) using sparse tactics: A
 
 The newer one is printed once a region, with the names only in the verbose log: names are united, and where there are
-none the counts are added up (regions share no layer). Of several profiles the first counts. Sources: developer guide, "Structured Sparsity"; TensorRT-RTX
-1.7's binary. Limits: *eligible* says that the weights fit; *chosen* that a sparse kernel was timed faster.
+none the counts are added up (regions share no layer). Of several profiles the first counts.
+
+Sources: developer guide, "Structured Sparsity"; the text in TensorRT-RTX 1.7's library. Limits: *eligible* says that
+the weights fit; *chosen* that a sparse kernel was timed faster.
 """
 
 import re
