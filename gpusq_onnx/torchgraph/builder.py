@@ -42,7 +42,15 @@ Size = int | Affine
 Recipe = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], int | None]
 
 
-class NotAffine(ValueError):
+class Unsupported(Exception):
+    """What a node asks for has no counterpart here: why, and what can be done."""
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.hint = hint
+
+
+class NotAffine(Unsupported):
     """A size that is no affine function of the batch size."""
 
 
@@ -157,6 +165,8 @@ class Builder:
 
     def node(self, value: Value) -> fx.Node:
         """The node of a value; a known one becomes a buffer, expanded along the batch where it varies with it."""
+        if value.node is None and not value.known:
+            raise Unsupported("integer codes of a QuantizeLinear go elsewhere than into a DequantizeLinear")
         if value.node is None:
             value.node = self._store(value)
             value.node.meta[SHAPES] = [tuple(world.shape) for world in value.worlds]
@@ -170,7 +180,7 @@ class Builder:
         slope, rest = divmod(last - first, self.batches[-1] - self.batches[0])
         size = Affine(int(slope), int(first - slope * self.batches[0]))
         if rest or any(size.at(b) != s for b, s in zip(self.batches, sizes, strict=True)):
-            raise NotAffine(f"{list(sizes)} at batch sizes {list(self.batches)}")
+            raise NotAffine(f"a size is {list(sizes)} at batch sizes {list(self.batches)}")
         return size
 
     def shape(self, value: Value) -> list[Size]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gpusq_onnx.graph.model import Node
-from gpusq_onnx.torchgraph.builder import Affine, Builder, Size, Value
+from gpusq_onnx.torchgraph.builder import Affine, Builder, Size, Unsupported, Value
 
 Emitted = Value | Sequence[Value]
 Emit = Callable[["Call"], Emitted]
@@ -26,14 +26,6 @@ class Row(NamedTuple):
     op: str
     since: int
     emit: Emit
-
-
-class Unsupported(Exception):
-    """What this node asks for has no counterpart here: `what` is the reason, `hint` what can be done."""
-
-    def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.hint = hint
 
 
 class Call:

@@ -22,8 +22,8 @@ from torch import fx
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Model, Node, Tensor, TensorSpec, values_of
 from gpusq_onnx.torchgraph import elementwise, layout, neural, peepholes, quantiser, reductions
-from gpusq_onnx.torchgraph.builder import BATCHES, SHAPES, Affine, Builder, Size, Value
-from gpusq_onnx.torchgraph.call import Call, Unsupported, newest, table, tensor_of, torch_type
+from gpusq_onnx.torchgraph.builder import BATCHES, SHAPES, Affine, Builder, Size, Unsupported, Value
+from gpusq_onnx.torchgraph.call import Call, newest, table, tensor_of, torch_type
 from gpusq_onnx.torchgraph.network import Network
 from gpusq_onnx.torchgraph.roles import TRAINED, roles_of
 

@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional
 
 from gpusq_onnx.torchgraph import functions
-from gpusq_onnx.torchgraph.builder import Value
-from gpusq_onnx.torchgraph.call import Call, Emitted, Row, Unsupported, binary, folded, torch_type, unary
+from gpusq_onnx.torchgraph.builder import Unsupported, Value
+from gpusq_onnx.torchgraph.call import Call, Emitted, Row, binary, folded, torch_type, unary
 
 
 def _divide(c: Call) -> Emitted:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from gpusq_onnx.torchgraph import functions
-from gpusq_onnx.torchgraph.builder import Size, Value
-from gpusq_onnx.torchgraph.call import Call, Emitted, Row, Unsupported, tensor_of
+from gpusq_onnx.torchgraph.builder import Size, Unsupported, Value
+from gpusq_onnx.torchgraph.call import Call, Emitted, Row, tensor_of
 
 
 def _identity(c: Call) -> Value:

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpusq_onnx.torchgraph.builder import Value
-from gpusq_onnx.torchgraph.call import Call, Row, Unsupported
+from gpusq_onnx.torchgraph.builder import Unsupported, Value
+from gpusq_onnx.torchgraph.call import Call, Row
 
 
 def floor_of(dtype: np.dtype[Any]) -> float:
@@ -40,7 +40,7 @@ class _FakeQuantise(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, low: int, high: int, factor: float, floor: float) -> Tensor:
         step = scale.clamp_min(floor)
-        return torch.div(x.float(), step).round_().clamp_(low, high).mul_(step).to(x.dtype)
+        return torch.div(x.float(), step).round_().clamp(low, high).mul_(step).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

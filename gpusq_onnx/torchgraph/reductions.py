@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional
 
 from gpusq_onnx.torchgraph import functions
-from gpusq_onnx.torchgraph.builder import Value
-from gpusq_onnx.torchgraph.call import Call, Row, Unsupported
+from gpusq_onnx.torchgraph.builder import Unsupported, Value
+from gpusq_onnx.torchgraph.call import Call, Row
 
 
 def _reduce(function: Callable[..., Any]) -> Callable[[Call], Value]:

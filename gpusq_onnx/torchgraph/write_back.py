@@ -44,7 +44,8 @@ def write_back(network: Network, model: Model) -> list[str]:
         stored = values_of(constant)
         if network.roles[name] == "scale":
             learned = np.maximum(learned, np.float32(floor_of(stored.dtype)))
-        written = np.asarray(learned.astype(stored.dtype), order="C")  # ascontiguousarray makes vectors of scalars
+        with np.errstate(over="ignore"):  # found below, with its name
+            written = np.asarray(learned.astype(stored.dtype), order="C")  # ascontiguousarray makes vectors of scalars
         if not np.isfinite(written.astype(np.float32)).all():
             raise InvariantError(f"{initializer!r} has grown past what {stored.dtype.name} holds")
         if written.tobytes() != stored.tobytes():

@@ -27,7 +27,7 @@ def ints(*numbers: Any) -> Array:
 
 @dataclass
 class Case:
-    """One node: the shape of its data input behind the batch, its other inputs: constants, "x" again, None: left out."""
+    """One node: the shape of its data input behind the batch, and its other inputs: constants, "x" again, or None."""
 
     op: str
     shape: tuple[int, ...] = (4, 6)
@@ -64,10 +64,11 @@ def model_of(
     batch: int | str = "batch",
     opset: int = 21,
     kind: Any = np.float32,
+    name: str = "x",
 ) -> tuple[Model, bytes]:
-    """A model with input x [batch, *shape] as this tool holds it, and as bytes for onnxruntime."""
+    """A model with one input [batch, *shape] as this tool holds it, and as bytes for onnxruntime."""
     element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-    x = helper.make_tensor_value_info("x", element, [batch, *shape])
+    x = helper.make_tensor_value_info(name, element, [batch, *shape])
     untyped = [helper.ValueInfoProto(name=name) for name in outputs]
     stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(list(nodes), "case", [x], untyped, stored)
