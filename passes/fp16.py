@@ -32,7 +32,7 @@ from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptio
 from gpusq_onnx.pipeline.extremes import magnitudes
 from gpusq_onnx.pipeline.facts import HalfPrecision
 
-LOST = 0.01  # share of a weight's values that may become zero without a word
+LOST = 0.01  # share of a weight's norm that may be lost below FP16's normal numbers without a word
 _KEPT = "kept"  # role of the rows that name a node which stays in FP32
 
 
@@ -92,7 +92,9 @@ class Fp16(Pass[Fp16Options]):
         lost = [row for row in plan if row.detail.get("lost", 0) > LOST]
         if lost:
             texts = (f"{row.tensor} ({row.detail['lost']:.0%})" for row in lost)
-            context.warnings.append(f"weights of which more than {LOST:.0%} become zero in FP16: {_first(texts)}")
+            context.warnings.append(
+                f"weights too small for FP16, with the share that it loses: {_first(texts)}"
+            )
         done = halve(model, structure.types, set(kept), io=self.options.io == "float16")
         context.findings |= {"casts": done.casts, "clamped_scales": done.clamped}
         if done.clamped:
@@ -167,9 +169,9 @@ def _constant_rows(model: Model, structure: Structure, kept: dict[int, str]) -> 
                 reason = "the scale's type is its DequantizeLinear's output type; at least 6.1e-5"
             elif found.overflows:
                 reason = "a limit or mask: saturates at 65504"
-            elif found.lost > LOST:
-                reason = f"rounded to FP16; {found.lost:.1%} of its values become zero"
-            detail = {"lost": found.lost} if found.lost > LOST else {}
+            elif found.error > LOST:
+                reason = f"rounded to FP16, which loses {found.error:.1%} of numbers below {SMALLEST_NORMAL:.3g}"
+            detail = {"lost": found.error} if found.error > LOST else {}
             if single:
                 decision, reason = "float16 and float32", f"{reason}; a copy stays for {single[0].op} in FP32"
         shape = (site.out, site.k) if site is not None else tuple(constant.shape)

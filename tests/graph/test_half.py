@@ -30,20 +30,23 @@ def test_scales_are_normal_numbers(scales: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "largest", "lost", "overflows", "vanishes"),
+    ("values", "largest", "error", "overflows", "vanishes"),
     [
         ([1.0, -70000.0], 70000, 0, True, False),
         ([65504.0, -np.inf], 65504, 0, False, False),
-        ([1.0, 1e-9, 0.0, 0.0], 1, 0.5, False, False),
+        ([np.nan, 3.0], 3, 0, False, False),
+        ([1.0, 1e-9, 0.0, 0.0], 1, 0, False, False),
+        ([3e-8, 4e-8, 0.0], 4e-8, 0.7, False, False),
         ([1e-12], 1e-12, 1, False, True),
         ([0.0], 0, 0, False, False),
         ([], 0, 0, False, False),
     ],
 )
-def test_ranges(values: list[float], largest: float, lost: float, overflows: bool, vanishes: bool) -> None:
+def test_ranges(values: list[float], largest: float, error: float, overflows: bool, vanishes: bool) -> None:
     found = weight_range(np.array(values, np.float32))
     assert found.largest == pytest.approx(largest)
-    assert (found.lost, found.overflows, found.vanishes) == (lost, overflows, vanishes)
+    assert found.error == pytest.approx(error, abs=0.02)
+    assert (found.overflows, found.vanishes) == (overflows, vanishes)
 
 
 def test_the_smallest_number_that_is_not_lost() -> None:

