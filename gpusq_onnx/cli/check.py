@@ -146,9 +146,12 @@ def check(
     """Compare two models on the same data: outputs, classes, accuracy; with gates, and a TensorRT parser's verdict."""
     from gpusq_onnx.cli.console import open_progress, publish, show, warn, write_text
     from gpusq_onnx.report.checking import check_models, digest
+    from gpusq_onnx.runtime.engine import SUFFIXES
 
     if parser.build and not parser.parser:
         raise UsageError("--build builds what --parser has parsed", hint="add --parser")
+    if parser.parser and compressed.suffix.lower() in SUFFIXES:
+        raise UsageError("--parser reads ONNX files", where=str(compressed), hint="give the ONNX file, or no --parser")
     keep_apart([original, compressed], report, json)
     options = data.options(seed)
     if options.path is None:

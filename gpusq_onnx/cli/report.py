@@ -12,7 +12,7 @@ from gpusq_onnx.errors import UsageError
 def report(
     reports: Annotated[
         list[Path],
-        Argument(metavar="REPORT.json...", help="Of apply, plan, check or build; one page of all.", show_default=False),
+        Argument(metavar="REPORT.json...", help="What --report wrote; one page of all.", show_default=False),
     ],
     output: Annotated[
         Path | None,

@@ -20,12 +20,13 @@ FORMATS = (".png", ".svg", ".pdf")
 
 def digest(found: Benchmark) -> str:
     """The whole page."""
-    lines = [f"# {found.backend}", "", *(f"- {line}" for line in _machine(found))]
+    lines = [f"# {found.backend}", "", *(f"- {line}" for line in machine(found))]
     lines += [f"- **note**: {note}" for note in found.notes]
-    return "\n".join([*lines, "", *_table(found)]) + "\n"
+    return "\n".join([*lines, "", *table(*columns(found))]) + "\n"
 
 
-def _machine(found: Benchmark) -> list[str]:
+def machine(found: Benchmark) -> list[str]:
+    """What it was timed on, and how, one line each."""
     gpu = found.machine.get("gpu")
     lines = []
     if gpu:
@@ -38,10 +39,11 @@ def _machine(found: Benchmark) -> list[str]:
     return lines + ([f"x: times the speed of {found.reference}, paired by round"] if found.reference else [])
 
 
-def _table(found: Benchmark) -> list[str]:
+def columns(found: Benchmark) -> tuple[list[str], list[list[str]]]:
+    """The table: its header and its rows."""
     times = ["latency, batch 1 (ms)" if n == 1 else f"throughput, batch {n} (images/s)" for n in found.batches]
     header = ["model", "format", "params (M)", "FLOPs (G)", *times, "x dense INT8", "spread"]
-    return table(header, [_cells(row, found) for row in found.rows])
+    return header, [_cells(row, found) for row in found.rows]
 
 
 def _cells(row: Row, found: Benchmark) -> list[str]:

@@ -1,4 +1,4 @@
-"""What `check` and `build` report, as sections of the page."""
+"""What `check`, `build` and `bench` report, as sections of the page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from gpusq_onnx.report import pictures
+from gpusq_onnx.report.benchmark import Benchmark
+from gpusq_onnx.report.benchmark_page import columns, machine
 from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.page import Block, Facts, Note, Picture, Section, Table, number
 
@@ -33,6 +35,13 @@ def of_engine(document: Mapping[str, Any]) -> Iterator[Section]:
     keys = ("name", "module", "predicted", "precision", "tactic", "chosen", "verdict", "reason", "remedy")
     rows = [[str(number(weight.get(key))) for key in keys] for weight in document["weights"]]
     yield Section("Engine", [Facts(facts), *notes, Table("Prediction and truth, weight by weight", keys, rows)])
+
+
+def of_bench(found: Benchmark) -> Iterator[Section]:
+    """Latency and throughput beside the dense rivals, and what they were timed on."""
+    header, rows = columns(found)
+    notes = [Note(note) for note in (*machine(found), *found.notes)]
+    yield Section(f"Benchmark: {found.backend}", [*notes, Table("", header, rows, range(2, len(header)))])
 
 
 def _comparison(result: CheckResult) -> Iterator[Block]:

@@ -11,16 +11,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.pipeline.outcome import Outcome
+from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.page import Section, of_run, render, require_page
-from gpusq_onnx.report.page_check import of_check, of_engine
+from gpusq_onnx.report.page_check import of_bench, of_check, of_engine
 
 
 def page_of(paths: Sequence[Path]) -> str:
     """One page of several reports, in their order.
 
     Raises:
-        UsageError: a file that is not there, no JSON, or no report of `apply`, `plan`, `check` or `build`.
+        UsageError: a file that is not there, no JSON, or no report of a verb that has `--report`.
         EnvironmentLacking: the extra `report` is not installed.
     """
     require_page()
@@ -46,6 +47,8 @@ def _sections(document: Mapping[str, Any], path: Path) -> Iterator[Section]:
             return of_run(TypeAdapter(Outcome).validate_python(document))
         if "comparison" in document:
             return of_check(TypeAdapter(CheckResult).validate_python({**document, "artefacts": {}}))
+        if {"backend", "rounds", "rows"} <= set(document):
+            return of_bench(TypeAdapter(Benchmark).validate_python(document))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -57,14 +60,14 @@ def _sections(document: Mapping[str, Any], path: Path) -> Iterator[Section]:
 
 def _title(document: Mapping[str, Any]) -> str:
     output = document.get("output") or document.get("input") or {}
-    return str(document.get("compressed") or document.get("model") or output.get("path"))
+    return str(document.get("compressed") or document.get("model") or document.get("backend") or output.get("path"))
 
 
 def _not_ours(path: Path, found: str) -> UsageError:
     return UsageError(
         "the file is no report that a page can be drawn from",
         where=str(path),
-        expected="what --report FILE.json of apply, plan, check or build wrote",
+        expected="what --report FILE.json of apply, plan, check, build or bench wrote",
         found=found,
         hint="write it again with this version of gpusq-onnx",
     )

@@ -46,6 +46,8 @@ def opened(
         UsageError: a missing file, or taps that the models cannot show.
     """
     plan = is_plan(compressed)
+    if plan and on == "cuda":
+        raise UsageError("an engine runs on TensorRT", where=str(compressed), found="--on cuda", hint="leave --on out")
     if plan or on == "tensorrt":
         require_tensorrt()
     taps: list[Tap] = []

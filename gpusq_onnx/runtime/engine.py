@@ -44,10 +44,12 @@ class Engine:
         library = require_tensorrt()
         from polygraphy.backend.trt import engine_from_bytes
         from polygraphy.exception import PolygraphyException
+        from polygraphy.logger import G_LOGGER
 
         self.name = name
         try:
-            self._engine = engine_from_bytes(plan)
+            with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # it prints to stdout, where results go
+                self._engine = engine_from_bytes(plan)
         except PolygraphyException as error:
             raise EnvironmentLacking(
                 "this TensorRT cannot load the engine",
@@ -98,8 +100,10 @@ class Engine:
         """A function that runs the engine on the GPU while the block lasts; outputs are valid until the next call."""
         from polygraphy.backend.trt import TrtRunner
         from polygraphy.exception import PolygraphyException
+        from polygraphy.logger import G_LOGGER
 
-        with TrtRunner(self._engine, optimization_profile=self._profile) as runner:
+        quiet = G_LOGGER.verbosity(G_LOGGER.CRITICAL)
+        with quiet, TrtRunner(self._engine, optimization_profile=self._profile) as runner:
 
             def infer(feed: Feed) -> Mapping[str, NDArray[Any]]:
                 try:

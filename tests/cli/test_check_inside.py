@@ -130,3 +130,5 @@ def test_an_engine_file_asks_for_tensorrt(tmp_path: Path) -> None:
     outcome = call("check", MODEL, tmp_path / "m.plan", *SHARED)
     assert outcome.code == 5
     assert outcome.err.startswith("environment lacks something")
+    for words in (["--parser"], ["--on", "cuda"]):
+        assert call("check", MODEL, tmp_path / "m.plan", *SHARED, *words).code == 2

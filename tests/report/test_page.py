@@ -5,11 +5,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from test_engine_report import recorded
 
 from gpusq_onnx.cli import main
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
 from gpusq_onnx.report import page
+from gpusq_onnx.report.benchmark import Benchmark, Cell, Row
 from gpusq_onnx.report.reading import page_of
+from gpusq_onnx.runtime.timing import Rounds
 
 pytest.importorskip("jinja2", reason="needs the extra report")
 pytest.importorskip("matplotlib", reason="needs the extra report")
@@ -107,6 +110,28 @@ def test_one_page_of_apply_and_check(reports: dict[str, Path]) -> None:
     assert ["add_251", "0.25", "1"] in found.rows and ["s<1>", "0.5", "0.25", "0.5"] in found.rows
     assert "50.0% -> 75.0%" in found.text and "Gates not met" in found.text and "output logits has cosine" in found.text
     assert found.tags.count("svg") == 4
+
+
+def test_an_engine_shows_prediction_and_truth(tmp_path: Path) -> None:
+    report = tmp_path / "engine.json"
+    truth = recorded(tmp_path, "trt10.log", "trt10.json")
+    report.write_text(json.dumps(truth.to_dict()))
+    found = read(page_of([report]))
+    rows = {row[0]: row for row in found.rows}
+    assert {weight.name for weight in truth.weights} < set(rows)
+    assert "chosen of" in found.text
+
+
+def test_a_benchmark_shows_its_table_and_its_machine(tmp_path: Path) -> None:
+    cell = Cell(0.5, 0.4, 0.6, 3, 2.0, None, (0.5,))
+    machine = {"gpu": {"name": "H100"}, "cpu": "a CPU", "versions": {"torch": "2.13"}}
+    found = Benchmark(
+        "torch", machine, Rounds(), "TF32", (Row("m.onnx", "INT8 2:4", True, 1.0, 2.0, {8: cell}),), ("a note",)
+    )
+    (tmp_path / "bench.json").write_text(json.dumps(found.to_dict()))
+    page = read(page_of([tmp_path / "bench.json"]))
+    assert ["m.onnx", "INT8 2:4", "1", "2", "16 (2.00x)", "-", "40.0%"] in page.rows
+    assert "GPU: H100" in page.text and "a note" in page.text
 
 
 def test_the_page_stands_alone_and_shows_markup_as_text(reports: dict[str, Path]) -> None:
