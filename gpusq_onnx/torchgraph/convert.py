@@ -57,6 +57,20 @@ def convert(
     return _Conversion(model, list(dict.fromkeys(asked)), roles_of(model, train), given).network()
 
 
+def unconvertible(model: Model) -> list[Node]:
+    """The nodes that cannot be converted, and those behind them, in graph order."""
+    attempt = _Conversion(model, [spec.name for spec in model.outputs()], roles_of(model), ())
+    for spec in model.inputs():
+        attempt.values[spec.name] = attempt.input(spec)
+    lost: set[str] = set()
+    found = []
+    for node in model.graph.nodes:
+        if any(tensor.name in lost for tensor in node.inputs) or not attempt.can_convert(node):
+            found.append(node)
+            lost.update(tensor.name for tensor in node.outputs)
+    return found
+
+
 def ancestors(model: Model, names: Iterable[str]) -> list[Node]:
     """The nodes that the named tensors depend on, in graph order."""
     tensors = model.graph.tensors()
@@ -88,9 +102,9 @@ class _Conversion:
         read = {tensor.name for node in nodes for tensor in node.inputs} | set(self.wanted)
         specs = [spec for spec in self.model.inputs() if spec.name in read]
         for spec in specs:
-            self.values[spec.name] = self._input(spec)
+            self.values[spec.name] = self.input(spec)
         for onnx_node in nodes:
-            self._convert(onnx_node)
+            self.convert(onnx_node)
             self._give(onnx_node)
         tensors = map(self.model.graph.tensors().__getitem__, self.wanted)
         results = [self.computed.get(tensor.name) or self._value(tensor) for tensor in tensors]
@@ -114,7 +128,8 @@ class _Conversion:
         inputs = [*(spec.name for spec in specs), *(name for name in self.given if name in self.computed)]
         return Network(body, inputs, self.wanted, roles, kept, self.fixed, joined)
 
-    def _input(self, spec: TensorSpec) -> Value:
+    def input(self, spec: TensorSpec) -> Value:
+        """A graph input as a placeholder."""
         sizes: list[Size] = []
         for axis, size in enumerate(spec.shape):
             if not isinstance(size, int) and axis:
@@ -150,7 +165,16 @@ class _Conversion:
                 self.values[tensor.name] = self.builder.constant(values)
         return self.values[tensor.name]
 
-    def _convert(self, node: Node) -> None:
+    def can_convert(self, node: Node) -> bool:
+        """Convert the node if that is possible."""
+        try:
+            self.convert(node)
+        except UnsupportedModelError:
+            return False
+        return True
+
+    def convert(self, node: Node) -> None:
+        """Call what the node's row of the table says."""
         row = newest(TABLE.get(node.op, ()), self.model.opset) if node.domain in (None, "", "ai.onnx") else None
         where = f"node {node.name!r} ({node.op}, opset {self.model.opset})"
         if row is None:

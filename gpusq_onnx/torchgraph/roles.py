@@ -35,7 +35,7 @@ _OPERANDS = {
     ("Gather", 0): "position",
     ("QuantizeLinear", 1): "scale", ("DequantizeLinear", 1): "scale",
 }  # fmt: skip
-_PRODUCTS = frozenset("MatMul Gemm Conv Einsum".split())
+PRODUCTS = frozenset("MatMul Gemm Conv Einsum".split())
 _BOX = 4
 
 
@@ -47,7 +47,7 @@ def roles_of(model: Model, train: Collection[str] = TRAINED) -> dict[str, str]:
     floats = [c for c in model.constants() if c.dtype.kind == "f" or c.dtype.name == "bfloat16"]
     found: dict[str, str] = {}
     while True:
-        data = _Data(model, found)
+        data = Moving(model, found)
         new = {}
         for constant in floats:
             roles = set(_roles(constant, constant, data)) if constant.name not in found else ()
@@ -59,8 +59,13 @@ def roles_of(model: Model, train: Collection[str] = TRAINED) -> dict[str, str]:
         found |= new
 
 
-class _Data:
-    """What changes while training: `moving` are all such tensors, `learned` those behind a product or a trained one."""
+class Moving:
+    """What changes while training: `moving` are all such tensors, `learned` those behind a product or a trained one.
+
+    Args:
+        model: the graph.
+        trained: names of the trained initializers.
+    """
 
     def __init__(self, model: Model, trained: Collection[str]) -> None:
         self.learned = set(trained)
@@ -70,11 +75,11 @@ class _Data:
                 continue
             made = [str(tensor.name) for tensor in node.outputs]
             self.moving.update(made)
-            if node.op in _PRODUCTS or any(tensor.name in self.learned for tensor in node.inputs):
+            if node.op in PRODUCTS or any(tensor.name in self.learned for tensor in node.inputs):
                 self.learned.update(made)
 
 
-def _roles(tensor: Tensor, constant: Tensor, data: _Data) -> Iterator[str]:
+def _roles(tensor: Tensor, constant: Tensor, data: Moving) -> Iterator[str]:
     for node in tensor.outputs:
         for slot, read in enumerate(node.inputs):
             if read is not tensor:
@@ -89,7 +94,7 @@ def _roles(tensor: Tensor, constant: Tensor, data: _Data) -> Iterator[str]:
                 yield from {"bias", "position"}.intersection(_roles(node.outputs[0], constant, data))
 
 
-def _role_in(node: Node, constant: Tensor, data: _Data) -> str | None:
+def _role_in(node: Node, constant: Tensor, data: Moving) -> str | None:
     """The role of an operand of a symmetric operator."""
     others = [str(tensor.name) for tensor in node.inputs if tensor.name in data.moving]
     wide = sum(n > 1 for n in constant.shape)

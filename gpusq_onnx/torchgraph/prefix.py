@@ -1,0 +1,73 @@
+"""How far a detector can be trained: the tensors in front of what selects.
+
+A graph is cut in front of NonMaxSuppression, NonZero, RoiAlign, If, Loop and all else that cannot be converted, and in
+front of a TopK behind which no weight is left to train (the end of a detector: which boxes it takes differs from
+teacher to student). A TopK with weights behind it, as between encoder and decoder, is passed. The tail stays in ONNX,
+untouched.
+
+Source: TORCHGRAPH "Operators". Limit: a weight that only the tail reads is not trained.
+"""
+
+from __future__ import annotations
+
+from gpusq_onnx.errors import NothingMatched
+from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.model import Model, Node
+from gpusq_onnx.graph.shapes import infer_shapes
+from gpusq_onnx.torchgraph.convert import unconvertible
+from gpusq_onnx.torchgraph.roles import PRODUCTS, Moving, roles_of
+
+
+def trainable_prefix(model: Model) -> list[str]:
+    """The float tensors up to which `model` can be trained, in graph order; its float outputs where nothing is cut.
+
+    Ask for them with `convert(model, outputs=trainable_prefix(model))`.
+
+    Raises:
+        NothingMatched: nothing that is trained can be reached.
+    """
+    roles = roles_of(model)
+    trained, flow, types = Moving(model, roles), Dataflow(model), infer_shapes(model)[1]
+    tail = {id(node) for node in unconvertible(model)}
+    weighing = {
+        id(node)
+        for node in model.graph.nodes
+        if node.op in PRODUCTS and any(t.name in trained.moving and not flow.is_data(t) for t in node.inputs)
+    }
+    for node in model.graph.nodes:
+        if node.op == "TopK" and id(node) not in tail and not _leads_to(node, weighing, tail):
+            tail.add(id(node))
+        if any(producer_id in tail for t in node.inputs for producer_id in map(id, t.inputs)):
+            tail.add(id(node))
+    outputs = {tensor.name for tensor in model.graph.outputs}
+    edge = [
+        str(tensor.name)
+        for node in model.graph.nodes
+        if id(node) not in tail
+        for tensor in node.outputs
+        if tensor.name in trained.learned
+        and types.get(tensor.name) is not None
+        and types[tensor.name].kind == "f"
+        and (tensor.name in outputs or any(id(reader) in tail for reader in tensor.outputs))
+    ]
+    if not edge:
+        raise NothingMatched(
+            "no trained tensor lies in front of what cannot be converted",
+            found=f"{len(tail)} of {len(model.graph.nodes)} nodes cannot be trained through",
+            hint="export the network without its post-processing",
+        )
+    return edge
+
+
+def _leads_to(start: Node, wanted: set[int], barred: set[int]) -> bool:
+    """Whether a node of `wanted` reads what `start` makes, through nodes that are not barred."""
+    queue, seen = [start], set[int]()
+    while queue:
+        for tensor in queue.pop().outputs:
+            for node in tensor.outputs:
+                if id(node) in wanted:
+                    return True
+                if id(node) not in seen and id(node) not in barred:
+                    seen.add(id(node))
+                    queue.append(node)
+    return False
