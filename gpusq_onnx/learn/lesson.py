@@ -19,6 +19,7 @@ import numpy as np
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.learn.forms import Form, Tokens, thin, tokens_of
 from gpusq_onnx.learn.objectives import Pair
 from gpusq_onnx.learn.planning import map_names
 from gpusq_onnx.learn.settings import Settings
@@ -35,7 +36,10 @@ class Lesson:
         student, teacher: the networks; the teacher has no trainable parameters.
         outputs, kinds: the outputs that are compared, and what they are, by the student's names.
         maps: the critical feature maps, first stage first.
-        parts: the student cut at the maps, sharing its parameters; None where it is trained as a whole only.
+        forms: the student's forms, by (apart, thin): always the whole one, others where a phase needs them.
+        thin_teacher: the teacher on some tokens, where a phase needs it.
+        tokens: which tokens go through thin forms.
+        notes: what could not be done, for the user.
     """
 
     student: Network
@@ -43,11 +47,14 @@ class Lesson:
     outputs: tuple[Pair, ...]
     kinds: dict[str, Kind]
     maps: tuple[Pair, ...]
-    parts: Network | None = None
+    forms: dict[tuple[bool, bool], Form]
+    thin_teacher: Form | None = None
+    tokens: Tokens | None = None
+    notes: tuple[str, ...] = ()
 
 
 def prepare(model: Model, structure: Structure, teacher: Model, settings: Settings) -> Lesson:
-    """Convert both models, with taps where they are compared.
+    """Convert both models, with taps where they are compared, in the forms that the settings' phases need.
 
     Raises:
         UsageError: `maps` names a tensor that one of them does not have.
@@ -58,11 +65,9 @@ def prepare(model: Model, structure: Structure, teacher: Model, settings: Settin
     names = float_outputs(model, structure)
     outputs = _match_outputs(names, float_outputs(teacher, other))
     taps, results = [pair.student for pair in maps], [pair.student for pair in outputs]
-    student, parts = convert(model, outputs=results, taps=taps), None
-    if settings.blockwise and len(taps) > 1:
-        parts = convert(model, outputs=results, taps=taps, given=taps[:-1])
-        parts.share(student)
-    guide = convert(teacher, outputs=[pair.teacher for pair in outputs], taps=[pair.teacher for pair in maps], train=())
+    others, answers = [pair.teacher for pair in maps], [pair.teacher for pair in outputs]
+    student = convert(model, outputs=results, taps=taps)
+    guide = convert(teacher, outputs=answers, taps=others, train=())
     if set(student.inputs) != set(guide.inputs):
         raise UnsupportedModelError(
             "student and teacher do not take the same inputs",
@@ -71,8 +76,48 @@ def prepare(model: Model, structure: Structure, teacher: Model, settings: Settin
             hint="give the model from which this one was made as the teacher",
         )
     image = next((spec.shape for spec in model.inputs() if len(spec.shape) == 4), ())
-    shapes = {name: structure.shapes.get(name, ()) for name in names}
-    return Lesson(student, guide.eval().requires_grad_(False), outputs, output_kinds(shapes, image), maps, parts)
+    forms = {(False, False): Form(student)}
+    wanted = {(apart and len(taps) > 1, thinned) for _, apart, thinned in phases(settings)} - set(forms)
+    some, tokens = _thin_teacher(structure, teacher, other, outputs, maps, settings, any(t for _, t in wanted))
+    for apart, thinned in sorted(wanted):
+        given = taps[:-1] if apart else []
+        form = thin(model, tokens, results, taps, given, student) if thinned and tokens is not None else None
+        if form is not None:
+            forms[apart, True] = form
+        elif apart and (True, False) not in forms:
+            parts = convert(model, outputs=results, taps=taps, given=given)
+            parts.share(student)
+            forms[True, False] = Form(parts)
+    notes = []
+    if any(thinned and (apart, True) not in forms for apart, thinned in wanted):
+        notes = ["all tokens are trained on: this graph's blocks cannot leave some out"]
+    kinds = output_kinds({name: structure.shapes.get(name, ()) for name in names}, image)
+    return Lesson(student, guide, outputs, kinds, maps, forms, some, tokens, tuple(notes))
+
+
+def _thin_teacher(
+    structure: Structure,
+    teacher: Model,
+    other: Structure,
+    outputs: Sequence[Pair],
+    maps: Sequence[Pair],
+    settings: Settings,
+    wanted: bool,
+) -> tuple[Form | None, Tokens | None]:
+    """The teacher's thin form, and the student's tokens in front of the first block, where both are possible."""
+    own = tokens_of(structure, [pair.student for pair in maps], settings.tokens) if wanted else None
+    his = tokens_of(other, [pair.teacher for pair in maps], settings.tokens) if wanted else None
+    if own is None or his is None or own.count != his.count:
+        return None, None
+    form = thin(teacher, his, [pair.teacher for pair in outputs], [pair.teacher for pair in maps])
+    return form, own if form is not None else None
+
+
+def phases(settings: Settings) -> list[tuple[float, bool, bool]]:
+    """The phases of a run: (share of the steps at which it ends, whether apart, whether thin)."""
+    thinned = settings.thinned if settings.tokens < 1 else 0.0
+    ends = sorted({end for end in (settings.blockwise, thinned, 1.0) if end > 0})
+    return [(end, end <= settings.blockwise, end <= thinned) for end in ends]
 
 
 def float_outputs(model: Model, structure: Structure) -> list[str]:

@@ -26,15 +26,15 @@ from gpusq_onnx.learn import checkpoint as files
 from gpusq_onnx.learn.average import Average
 from gpusq_onnx.learn.compare import Comparison, clean, compare
 from gpusq_onnx.learn.feed import Feed, Part
+from gpusq_onnx.learn.forms import Forms
 from gpusq_onnx.learn.groups import optimiser, rate, set_rate
 from gpusq_onnx.learn.guard import RETRIES, Guard
-from gpusq_onnx.learn.lesson import Lesson
+from gpusq_onnx.learn.lesson import Lesson, phases
 from gpusq_onnx.learn.log import Log
 from gpusq_onnx.learn.masks import Kept, Masks
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.learn.stage import Stage
-from gpusq_onnx.learn.student import Student
 from gpusq_onnx.learn.teaching import Teaching
 from gpusq_onnx.learn.watch import Watch
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
@@ -106,7 +106,8 @@ def train(
     stage.wait()
     trainer = _Trainer(lesson, source, settings, kept or {}, seed, stage)
     watch = Watch(progress, label, interval)
-    with Teaching(lesson.teacher.to(stage.device), stage) as teaching:
+    thin = None if lesson.thin_teacher is None else lesson.thin_teacher.to(stage.device)
+    with Teaching(lesson.teacher.to(stage.device), stage, thin) as teaching:
         objective = Objective(
             settings,
             lesson.outputs,
@@ -169,10 +170,9 @@ class _Trainer:
         facts = {"settings": settings.model_dump(mode="json"), "seed": seed, "images": len(source)}
         facts |= {"data": source.describe().get("preprocess"), "torch": torch.__version__}
         self.key = files.key_of(facts, [*(p for _, p in named), *lesson.teacher.buffers()])
-        if lesson.parts is not None:
-            lesson.parts.to(stage.device).share(student)
-        self.network = stage.place(Student(student, lesson.parts))
-        self.apart = round(settings.blockwise * self.feed.total) if lesson.parts is not None else 0
+        self.network = stage.place(Forms(lesson.forms))
+        self.seed = seed
+        self.ends = [(round(share * self.feed.total), apart, thin) for share, apart, thin in phases(settings)]
         self.parameters = [parameter for _, parameter in named]
         self.scales = [p for name, p in named if student.roles[name] == "scale"]
         self.floors = [p.detach() * SCALE_FLOOR for p in self.scales]
@@ -181,11 +181,12 @@ class _Trainer:
         self.average = Average(self.parameters, settings.average)
         self.guard = Guard(self.parameters)
         self.curve: list[dict[str, float]] = []
-        self.notes = list(self.feed.notes)
+        self.notes = [*lesson.notes, *self.feed.notes]
 
     def run(self, objective: Objective, teaching: Teaching, folder: Path | None, watch: Watch) -> None:
         """All steps that are left."""
         total = self.feed.total
+        ends = {end for end, _, _ in self.ends}
         length = max(1, min(LONGEST, math.ceil(total / ROUNDS)))
         start = self._resume(folder)
         log = Log(folder if self.stage.leads else None, start)
@@ -197,7 +198,7 @@ class _Trainer:
             self._step(step, total, parts, objective, teaching, sums)
             if (step + 1) % self.feed.per_epoch == 0:
                 self.masks.verify(f"epoch {(step + 1) // self.feed.per_epoch}")
-            if (step + 1) % length and step + 1 not in (self.apart, total):
+            if (step + 1) % length and step + 1 not in ends:
                 continue
             row, behind = self._row(sums, step, step + 1 - behind), step + 1
             speed = watch.tell(step + 1, row["loss"])
@@ -205,7 +206,7 @@ class _Trainer:
             log.write({**row, "epoch": step // self.feed.per_epoch, "images_per_second": speed})
             if not going:
                 break
-            if step + 1 == self.apart:
+            if step + 1 in ends:
                 self.guard.forget()
             if folder is not None and self.stage.leads and watch.save_now(step + 1 == total):
                 self._save(folder, step + 1)
@@ -225,13 +226,14 @@ class _Trainer:
     ) -> None:
         set_rate(self.optimiser, self.settings.lr * rate(step, total, self.settings) * self.guard.rate)
         self.optimiser.zero_grad(set_to_none=True)
+        form, keep = self._form(step)
         for number, part in enumerate(parts):
             inputs = part.tensors(self.lesson.student.inputs, self.stage.device)
-            taught = teaching(part, inputs)
-            given = [taught[pair.teacher].float() for pair in self.lesson.maps[:-1]] if step < self.apart else None
+            taught = teaching(part, inputs, keep)
+            given = [taught[pair.teacher].float() for pair in self.lesson.maps[:-1]] if form[0] else []
             with self.stage.silent(self.network, number + 1 == len(parts)):
                 with self.stage.autocast():
-                    seen = self.network(inputs, given)
+                    seen = self.network(form, inputs, given, keep)
                 losses = objective(seen, taught, part.targets(self.stage.device))
                 (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.parts.items():
@@ -245,6 +247,14 @@ class _Trainer:
             for scale, floor in zip(self.scales, self.floors, strict=True):
                 torch.maximum(scale, floor, out=scale)
         self.average.update(step)
+
+    def _form(self, step: int) -> tuple[tuple[bool, bool], Tensor | None]:
+        """The form of this step, as far as there is one, and the tokens that go through."""
+        apart, thin = next((apart, thin) for end, apart, thin in self.ends if step < end)
+        thin = thin and (apart, True) in self.lesson.forms
+        form = (apart and (True, thin) in self.lesson.forms, thin)
+        tokens = self.lesson.tokens
+        return form, tokens.draw(self.seed, step).to(self.stage.device) if thin and tokens is not None else None
 
     def _row(self, sums: dict[str, Tensor], step: int, steps: int) -> dict[str, float]:
         """Means over the round's steps and all processes; empties `sums`."""

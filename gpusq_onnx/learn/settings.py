@@ -40,6 +40,8 @@ class Settings(PassOptions):
     maps: list[str] = Field([], description="tensors to compare instead, by name")
     feature_loss: Literal["normalised", "plain"] = Field("normalised", description="squared error over the map's own")
     blockwise: float = Field(0.0, ge=0, le=1, description="share of the steps, the first, with blocks trained apart")
+    tokens: float = Field(1.0, gt=0, le=1, description="share of the patches' tokens that go through the blocks")
+    thinned: float = Field(0.8, ge=0, le=1, description="share of the steps, the first, with tokens left out")
     crop: float = Field(0.35, gt=0, le=1, description="least share of an image in a random crop; 1: no crops")
     flip: bool = Field(True, description="mirror every other image")
     jitter: float = Field(0.0, ge=0, le=1, description="strength of random brightness, contrast and saturation")
@@ -59,4 +61,4 @@ class Settings(PassOptions):
     @property
     def augmented(self) -> bool:
         """Whether an image looks different each time, so that the teacher must look again."""
-        return self.crop < 1 or self.flip or self.jitter > 0 or self.mix != "none"
+        return self.crop < 1 or self.flip or self.jitter > 0 or self.mix != "none" or self.tokens < 1

@@ -20,6 +20,7 @@ from torch import Tensor
 from gpusq_onnx.data.prefetch import stream
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.learn.feed import Part
+from gpusq_onnx.learn.forms import Form
 from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.pipeline.progress import Progress
@@ -32,8 +33,8 @@ LIMIT = 8 << 30
 class Teaching:
     """A teacher on a stage; a context manager, since it may hold files."""
 
-    def __init__(self, network: Network, stage: Stage) -> None:
-        self._network, self._stage = network, stage
+    def __init__(self, network: Network, stage: Stage, thin: Form | None = None) -> None:
+        self._network, self._stage, self._thin = network, stage, thin
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files: dict[str, NDArray[Any]] = {}
 
@@ -47,8 +48,14 @@ class Teaching:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def __call__(self, part: Part, inputs: list[Tensor]) -> dict[str, Tensor]:
-        """Outputs and taps for `inputs`, which are the images of `part`, in the order of the network's inputs."""
+    def __call__(self, part: Part, inputs: list[Tensor], keep: Tensor | None = None) -> dict[str, Tensor]:
+        """Outputs and taps for `inputs`, the images of `part`, in the order of the network's inputs.
+
+        With `keep`, only these tokens go through.
+        """
+        if keep is not None and self._thin is not None:
+            with torch.no_grad(), self._stage.autocast():
+                return self._thin(inputs, (), keep)  # type: ignore[no-any-return]
         if self._files:
             assert part.indices is not None
             rows = {name: torch.from_numpy(file[part.indices]) for name, file in self._files.items()}

@@ -100,7 +100,7 @@ def test_the_plan_shows_patterns_and_maps() -> None:
     [
         ("distill", UsageError, "has no teacher"),
         ("distill{teacher=nowhere.onnx}", UsageError, "there is no model nowhere.onnx"),
-        ("prune24{method=magnitude},distill{maps=nonesuch}", UsageError, "there is no tensor 'nonesuch'"),
+        ("prune24{method=magnitude},distill{maps=[nonesuch]}", UsageError, "there is no tensor 'nonesuch'"),
         ("qdq-int8,distill{teacher=MODEL}", UnsupportedModelError, "distill trains float models"),
         ("prune24,distill{alpha=0 beta=0 gamma=0}", UsageError, "nothing to learn from"),
         ("prune24,distill{batch=10 accumulate=4}", UsageError, "must divide batch"),
