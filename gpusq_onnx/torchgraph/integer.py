@@ -1,4 +1,4 @@
-"""A converted Q/DQ network as it runs on a GPU without TensorRT: its quantised Linears on integer kernels.
+"""A converted Q/DQ network as it runs on a GPU without TensorRT: Linears and attention on integer kernels.
 
     before   x -> Quantiser -> matmul(., Quantiser(w)) -> + bias [-> Quantiser] [-> GELU] [-> Quantiser] -> y
     after    x -> quantise -> INT8 codes -> one module of `runtime.kernels` -> y, or the codes of the last quantiser
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from gpusq_onnx.errors import NothingMatched
-from gpusq_onnx.runtime.kernels.arithmetic import Tail, dequantise, quantise
+from gpusq_onnx.runtime.kernels.arithmetic import Tail, dequantise
 from gpusq_onnx.runtime.kernels.choose import WAYS, Chooser
-from gpusq_onnx.torchgraph.linears import Site, count_rows, find_sites, is_plain, quantiser_of, scale_at
+from gpusq_onnx.torchgraph.attention import replace_attention
+from gpusq_onnx.torchgraph.codes import add_scale, codes_at
+from gpusq_onnx.torchgraph.linears import Site, find_sites, is_plain, note_shapes, quantiser_of, scale_at
 from gpusq_onnx.torchgraph.network import Network
 
 
@@ -48,9 +50,10 @@ def lower(
         sites = find_sites(body)
         if not sites:
             raise NothingMatched("the model has no quantised Linear", hint="quantise it first: --passes qdq-int8")
-        count_rows(body, sites, [x.to(chooser.device) for x in inputs])
+        note_shapes(body, [x.to(chooser.device) for x in inputs])
         codes: dict[fx.Node, fx.Node] = {}
         build = partial(chooser.build, ways=ways)
+        replace_attention(body, codes, dtype)
         for number, site in enumerate(sites):
             _replace(body, site, number, build, codes, dtype)
         _plain_quantisers(body, codes, dtype)
@@ -82,7 +85,7 @@ def _replace(
     kernel = Rows(build(site.codes, tail, site.rows, is_sparse=site.sparse))
     name = f"linear_{number}"
     body.add_submodule(name, kernel)
-    given = _codes(body, site.quantiser, codes)
+    given = codes_at(body, site.quantiser, codes)
     with body.graph.inserting_after(site.last):
         made = body.graph.call_module(name, (given,))
     if site.out is None:
@@ -103,26 +106,15 @@ class Rows(nn.Module):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _codes(body: fx.GraphModule, node: fx.Node, codes: dict[fx.Node, fx.Node]) -> fx.Node:
-    """The node of the INT8 codes that a quantiser's node stands for."""
-    if node not in codes:
-        quantiser = quantiser_of(body, node)
-        assert quantiser is not None
-        with body.graph.inserting_before(node):
-            scale = _buffer(body, scale_at(body, node))
-            codes[node] = body.graph.call_function(quantise, (node.args[0], scale, quantiser.qmin, quantiser.qmax))
-    return codes[node]
-
-
 def _plain_quantisers(body: fx.GraphModule, codes: dict[fx.Node, fx.Node], dtype: torch.dtype) -> None:
     """Quantisers that something reads as float: dequantised codes."""
     for node in list(body.graph.nodes):
         quantiser = quantiser_of(body, node)
         if quantiser is None or not is_plain(quantiser) or not node.users:
             continue
-        given = _codes(body, node, codes)
+        given = codes_at(body, node, codes)
         with body.graph.inserting_after(given if _behind(body.graph, given, node) else node):
-            scale = _buffer(body, scale_at(body, node))
+            scale = add_scale(body, scale_at(body, node))
         with body.graph.inserting_after(scale):
             made = body.graph.call_function(dequantise, (given, scale, dtype))
         node.replace_all_uses_with(made)
@@ -133,13 +125,6 @@ def _behind(graph: fx.Graph, later: fx.Node, node: fx.Node) -> bool:
     """Whether `later` stands behind `node` in the graph's order."""
     order = {found: place for place, found in enumerate(graph.nodes)}
     return order[later] > order[node]
-
-
-def _buffer(body: fx.GraphModule, value: Tensor) -> fx.Node:
-    """A new constant of the graph, in float32 for good."""
-    name = f"step_{sum(1 for name, _ in body.named_buffers() if name.startswith('step_'))}"
-    body.register_buffer(name, value)
-    return body.graph.get_attr(name)
 
 
 def cast(body: fx.GraphModule, dtype: torch.dtype) -> None:

@@ -12,6 +12,7 @@ Limits: no convolutions; a weight with more than one scale along K is none.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +51,11 @@ class Site:
     middle: fx.Node | None = None
     activation: Activation = ""
     out: fx.Node | None = None
-    rows: int = 0
+
+    @property
+    def rows(self) -> int:
+        """M, once shapes are noted."""
+        return math.prod(self.product.meta["noted"][:-1])
 
     @property
     def sparse(self) -> bool:
@@ -92,14 +97,14 @@ def _site(body: fx.GraphModule, node: fx.Node, known: set[fx.Node]) -> Site | No
 
 def _follow(body: fx.GraphModule, site: Site, known: set[fx.Node]) -> None:
     """Take along what stands behind the product."""
-    behind = _only_reader(site.last)
+    behind = only_reader(site.last)
     if behind is not None and site.bias is None and behind.target is operator.add:
         other = behind.args[1] if behind.args[0] is site.last else behind.args[0]
         if isinstance(other, fx.Node) and other in known and _value(body, other).shape == (len(site.scale),):
             site.bias, site.last = _value(body, other), behind
-            behind = _only_reader(behind)
-    if behind is not None and _takes(body, behind):
-        following = _only_reader(behind)
+            behind = only_reader(behind)
+    if behind is not None and takes(body, behind):
+        following = only_reader(behind)
         if following is not None and following.target is functional.gelu:
             site.middle, site.last, behind = behind, behind, following
         else:
@@ -110,23 +115,22 @@ def _follow(body: fx.GraphModule, site: Site, known: set[fx.Node]) -> None:
         names: dict[Any, Activation] = {"none": "gelu", "tanh": "gelu_tanh"}
         site.activation = "relu" if behind.target is functional.relu else names[approximate]
         site.last = behind
-        last = _only_reader(behind)
-        if last is not None and _takes(body, last):
+        last = only_reader(behind)
+        if last is not None and takes(body, last):
             site.out, site.last = last, last
 
 
-def count_rows(body: fx.GraphModule, sites: list[Site], inputs: Sequence[Tensor]) -> None:
-    """Run the network once, and note how many rows each site's input has."""
-    wanted = {site.product: site for site in sites}
+def note_shapes(body: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Run the network once, and keep every tensor's shape in its node's meta as "noted"."""
 
-    class Counter(fx.Interpreter):
+    class Notes(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            if n in wanted:
-                wanted[n].rows = result.numel() // result.shape[-1]
+            if isinstance(result, Tensor):
+                n.meta["noted"] = tuple(result.shape)
             return result
 
-    Counter(body).run(*inputs)
+    Notes(body).run(*inputs)
 
 
 def quantiser_of(body: fx.GraphModule, node: fx.Node) -> Quantiser | None:
@@ -147,7 +151,7 @@ def scale_at(body: fx.GraphModule, node: fx.Node) -> Tensor:
     return _value(body, node.args[1]).float().reshape(()).clamp_min(quantiser.floor)  # type: ignore[arg-type]
 
 
-def _takes(body: fx.GraphModule, node: fx.Node) -> bool:
+def takes(body: fx.GraphModule, node: fx.Node) -> bool:
     """A quantiser whose codes a kernel can write: plain, and of the full range."""
     quantiser = quantiser_of(body, node)
     return quantiser is not None and is_plain(quantiser) and (quantiser.qmin, quantiser.qmax) == (LOW, HIGH)
@@ -203,5 +207,6 @@ def _scale_of(body: fx.GraphModule, node: fx.Node, w: Tensor) -> Tensor | None:
     return None
 
 
-def _only_reader(node: fx.Node) -> fx.Node | None:
+def only_reader(node: fx.Node) -> fx.Node | None:
+    """The one node that reads `node`; None: several do, or none."""
     return next(iter(node.users)) if len(node.users) == 1 else None

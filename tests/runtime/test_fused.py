@@ -1,4 +1,4 @@
-"""The Triton kernel without a GPU: exact in Triton's interpreter, and compiled to machine code for two GPUs."""
+"""The Triton kernels without a GPU: exact in Triton's interpreter, and compiled to machine code for two GPUs."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
-def test_it_is_exact_in_tritons_interpreter() -> None:
+def test_they_are_exact_in_tritons_interpreter() -> None:
     script = Path(__file__).with_name("fused_in_interpreter.py")
     given = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": given}
@@ -23,7 +23,7 @@ def test_it_is_exact_in_tritons_interpreter() -> None:
 
 
 @pytest.mark.parametrize(("capability", "instruction"), [(80, r"mma\.sync.*s8"), (90, r"wgmma.*s8")])
-def test_it_compiles_to_int8_tensor_core_instructions(capability: int, instruction: str) -> None:
+def test_linears_compile_to_int8_tensor_core_instructions(capability: int, instruction: str) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -42,3 +42,24 @@ def test_it_compiles_to_int8_tensor_core_instructions(capability: int, instructi
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert re.search(instruction, made.asm["ptx"]), "no INT8 tensor core instruction"
     assert made.asm["cubin"]
+
+
+@pytest.mark.parametrize(("capability", "instruction"), [(80, r"mma\.sync.*f16"), (90, r"(wgmma|mma\.sync).*f16")])
+def test_attention_compiles_to_tensor_core_instructions(capability: int, instruction: str) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from gpusq_onnx.runtime.kernels.attention_kernel import ROWS, _kernel
+
+    names = _kernel.arg_names
+    given = {"has_out": True, "rows": ROWS, "width": 256, "head": 64}
+    kinds = {name: "constexpr" if name in given else "i32" for name in names}
+    kinds |= {name: "*fp32" if name in ("scales_at", "out_at") else "*i8" for name in names if name.endswith("_at")}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith("_at")}
+    ones = {(names.index(f"{tensor}_d"),): 1 for tensor in "qkvy"}  # what a launch knows of contiguous heads
+    kinds |= {f"{tensor}_d": "constexpr" for tensor in "qkvy"}
+    source = ASTSource(_kernel, kinds, {**given, **{names[i]: value for (i,), value in ones.items()}}, aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 4, "num_stages": 1})
+    assert re.search(instruction, made.asm["ptx"])
+    assert made.asm["cubin"] and made.metadata.shared < 160_000

@@ -20,6 +20,7 @@ from gpusq_onnx.graph.io import load
 from gpusq_onnx.pipeline import grammar, manager, table
 from gpusq_onnx.runtime.kernels.choose import Chooser
 from gpusq_onnx.runtime.ort import Session
+from gpusq_onnx.torchgraph.attention import transposed_attention
 from gpusq_onnx.torchgraph.convert import convert
 from gpusq_onnx.torchgraph.float_rivals import float8_network, float_twin
 from gpusq_onnx.torchgraph.integer import lower
@@ -113,6 +114,15 @@ def test_what_stands_behind_is_taken_along(compressed: Path, network: Network) -
     quantised = compressed.stem == "sparse-int8"
     assert (fc1.middle is not None) == quantised
     assert all((site.out is not None) == quantised for site in (qkv, proj, fc2))
+
+
+def test_quantised_attention_runs_on_its_kernel(compressed: Path, network: Network, images: np.ndarray) -> None:
+    body, _ = lower(network, [torch.from_numpy(images[:2])], Chooser(CPU))
+    found = [node for node in body.graph.nodes if node.target is transposed_attention]
+    assert len(found) == (0 if compressed.stem == DENSE else 3)
+    assert all(node.args[4] is not None for node in found)  # the projection's quantiser moved into it
+    left = [node for node in body.graph.nodes if node.target in (torch.softmax, torch.matmul)]
+    assert not left  # in floating point attention is one fused operator already
 
 
 def test_any_batch_and_no_break_under_the_compiler(compressed: Path, network: Network, images: np.ndarray) -> None:

@@ -118,7 +118,8 @@ def _(
 
 
 @triton.jit
-def _rounded(y, scale):  # type: ignore[no-untyped-def]  # Triton compiles annotations, too
+def rounded(y, scale):  # type: ignore[no-untyped-def]  # Triton compiles annotations, too
+    """The codes of `y` at `scale`, still as float: for other kernels, too."""
     y = tl.div_rn(y, scale)
     y = tl.minimum(tl.maximum(y, -128.0), 127.0)
     return (y + 12582912.0) - 12582912.0
@@ -158,7 +159,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         y += tl.load(bias_at + column, mask=column < n, other=0.0)[None, :]
     if has_middle:
         middle = tl.load(middle_at)
-        y = _rounded(y, middle) * middle
+        y = rounded(y, middle) * middle
     if activation == 1:
         y = tl.maximum(y, 0.0)
     elif activation == 2:
@@ -167,7 +168,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         inner = 1.5957691216057308 * (y + 0.044715 * y * y * y)  # 2 sqrt(2/pi); tanh(u) = 2 sigmoid(2u) - 1
         y = y * tl.sigmoid(inner)
     if has_out:
-        y = _rounded(y, tl.load(out_at))
+        y = rounded(y, tl.load(out_at))
     place = y_at + row.to(tl.int64)[:, None] * n + column[None, :]
     tl.store(place, y.to(y_at.dtype.element_ty), mask=(row[:, None] < rows) & (column[None, :] < n))
 
