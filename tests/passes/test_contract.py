@@ -27,8 +27,8 @@ EXAMPLES: Mapping[tuple[str, str], Any] = {
     ("prune24", "pattern"): "1:4",
     **{(name, key): "teacher.onnx" for name in ("distill", "qat") for key in ("teacher", "dense")},
     **{(name, "steps"): 3 for name in ("distill", "qat")},
-    **{(name, "accumulate"): 5 for name in ("distill", "qat")},
-    **{(name, "mixed"): 0.25 for name in ("distill", "qat")},
+    **{(name, "accumulate"): 2 for name in ("distill", "qat")},
+    **{(name, key): 0.25 for name in ("distill", "qat") for key in ("mixed", "tokens")},
 }
 # What has happened to the model in front of a pass that needs it, and with which options the pass then runs.
 BEFORE: Mapping[str, str] = {"distill": "prune24{method=magnitude}", "qat": "qdq-int8"}
