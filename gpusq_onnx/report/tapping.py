@@ -1,7 +1,7 @@
 """Which inner tensors of two models are looked at, and copies of the models that give them as outputs.
 
     blocks   the output of every transformer block, found by structure: nothing rescales a residual stream
-    all      every float tensor that a node of both models makes under one name
+    all      every float tensor that both models compute under one name; what a node only moves cannot be the first
     NAME     the tensor of that name
 
 Passes keep the names of the tensors that they leave in place, so a name means the same on both sides. Copies are
@@ -23,6 +23,8 @@ from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.runtime.taps import Tap
 
+_MOVES = frozenset("Cast Concat DepthToSpace Dropout Expand Flatten Gather Identity Pad Reshape Slice SpaceToDepth "
+                   "Split Squeeze Transpose Unsqueeze".split())  # fmt: skip
 _FLOATS = {np.dtype(name) for name in ("float16", "float32", "float64")}
 
 
@@ -31,13 +33,14 @@ def choose(original: Model, compressed: Model, wanted: Sequence[str]) -> list[Ta
 
     Raises:
         UsageError: a name that is not a float tensor of both models.
-        NothingMatched: "blocks" of a model in which none was recognised.
+        NothingMatched: "blocks" of a model in which none was recognised; only outputs, which are compared anyway.
     """
     structure = analyse(original)
     blocks = {block.output for block in structure.blocks}
     kinds = infer_shapes(compressed)[1]
     made = {tensor.name for node in compressed.graph.nodes for tensor in node.outputs}
     ends = {spec.name for spec in original.outputs()}
+    computed = {tensor.name for node in original.graph.nodes if node.op not in _MOVES for tensor in node.outputs}
     shared = [
         tensor.name
         for node in original.graph.nodes
@@ -56,8 +59,11 @@ def choose(original: Model, compressed: Model, wanted: Sequence[str]) -> list[Ta
         raise NothingMatched(
             "--taps blocks: no transformer block was recognised", hint="use --taps all, or name tensors"
         )
-    picked = asked | (blocks if "blocks" in wanted else set()) | (set(shared) if "all" in wanted else set())
-    return [Tap(name, strict=name in blocks) for name in shared if name in picked - ends]
+    picked = asked | (blocks if "blocks" in wanted else set()) | (computed if "all" in wanted else set())
+    taps = [Tap(name, strict=name in blocks) for name in shared if name in picked - ends]
+    if not taps:
+        raise NothingMatched("--taps: nothing but outputs, which are compared anyway", found=", ".join(sorted(picked)))
+    return taps
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def pack(w: NDArray[Any]) -> Packed | None:
     if pattern == "dense":
         return Packed(pattern, width, shape, size, _narrowed(codes, width), np.empty(0, np.uint8))
     groups = codes.reshape(-1, 4, UNITS[pattern])
-    places = _PLACES[_nonzero_units(groups)]
+    places = _PLACES[_nonzero_units(codes, UNITS[pattern])]
     kept = np.take_along_axis(groups, _split(places)[:, :, None], axis=1)
     return Packed(pattern, width, shape, size, _narrowed(kept, width), _nibbles(places))
 
@@ -128,17 +128,23 @@ def _holds(codes: NDArray[Any], pattern: str) -> bool:
     unit = UNITS[pattern]
     if not codes.size or codes.shape[1] % (4 * unit):
         return False
-    units = _nonzero_units(codes.reshape(-1, 4, unit))
-    return not _TOO_MANY[units].any()
+    few = codes[:_GLANCE]  # most dense matrices are told by their first rows
+    return not any(_TOO_MANY[_nonzero_units(part, unit)].any() for part in (few, codes))
 
 
 _TOO_MANY = np.array([mask.bit_count() > 2 for mask in range(16)])
+_GLANCE = 8
 
 
-def _nonzero_units(groups: NDArray[Any]) -> Bytes:
-    """For each group [4, unit] the set of units that are not all zero, as four bits."""
-    nonzero = (groups != 0).any(axis=2)
-    return np.packbits(nonzero, axis=1, bitorder="little")[:, 0]
+def _nonzero_units(codes: NDArray[Any], unit: int) -> Bytes:
+    """For each group of four units the set of those that are not all zero, as four bits."""
+    nonzero = (codes != 0).view(np.uint8)
+    if unit == 2:
+        nonzero = nonzero[:, 0::2] | nonzero[:, 1::2]
+    found: Bytes = nonzero[:, 0::4].copy()
+    for place in range(1, 4):
+        found |= nonzero[:, place::4] << np.uint8(place)
+    return found.reshape(-1)
 
 
 def _split(places: Bytes) -> NDArray[np.intp]:
