@@ -71,6 +71,10 @@ class Distill(Pass[DistillOptions]):
                 hint="qat trains a quantised model with its scales; distill goes in front of qdq-int8",
             )
 
+    def ready(self) -> None:
+        require_training()
+        planning.require_file(self.options.teacher, "distill.teacher")
+
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
         planning.require_file(self.options.teacher, "distill.teacher")
         if self.options.teacher is None and "prune" not in given.before:
@@ -82,7 +86,6 @@ class Distill(Pass[DistillOptions]):
         return planning.rows(structure, self.options, given)
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
-        require_training()
         from gpusq_onnx.learn.lesson import prepare
         from gpusq_onnx.learn.loop import train
         from gpusq_onnx.learn.masks import patterns

@@ -63,6 +63,11 @@ class Qat(Pass[QatOptions]):
     def needs_data(self) -> bool:
         return True
 
+    def ready(self) -> None:
+        require_training()
+        planning.require_file(self.options.teacher, "qat.teacher")
+        planning.require_file(self.options.dense, "qat.dense")
+
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
         planning.require_file(self.options.teacher, "qat.teacher")
         planning.require_file(self.options.dense, "qat.dense")
@@ -82,7 +87,6 @@ class Qat(Pass[QatOptions]):
         return planning.rows(structure, self.options, given)
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
-        require_training()
         from gpusq_onnx.learn.lesson import prepare
         from gpusq_onnx.learn.loop import train
         from gpusq_onnx.learn.masks import patterns

@@ -149,6 +149,9 @@ class Pass(ABC, Generic[OptionsT]):
         """Whether `apply` reads calibration data with these options."""
         return False
 
+    def ready(self) -> None:
+        """Raise EnvironmentLacking or UsageError for what is missing beside the model, before any pass has run."""
+
     def requires(self, model: Model, structure: Structure) -> None:
         """Raise UnsupportedModelError where the pass cannot work at all."""
 

@@ -64,8 +64,10 @@ class Run:
 
 
 def begin(model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_noop: bool, progress: Progress) -> Run:
-    """Open the data that the passes read. Raises UsageError where a pass would have to learn from no data."""
+    """See that every pass can work here, and open the data. Raises UsageError where one would learn from no data."""
     state = Run(model, passes, None, data, progress, allow_noop, facts=take_facts(model))
+    for step in passes:
+        step.ready()
     learning = [step.name for step in passes if step.kind == "finetune"]
     if learning and data.path is None:
         raise UsageError(

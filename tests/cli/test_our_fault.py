@@ -123,3 +123,12 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     command = f"set -o pipefail; {sys.executable} -m gpusq_onnx plan {MODEL} -p prune24,qdq-int8 | true"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_training_where_torch_is_missing_says_so_before_any_work(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpusq_onnx.learn.environment.find_spec", lambda _: None)
+    monkeypatch.setattr("gpusq_onnx.passes.prune24.Prune24.apply", lambda *_: pytest.fail("it began to work"))
+    with unchanged(model.parent):
+        outcome = call("apply", model, "-p", "prune24", "--finetune-steps", "3", *CALIBRATION)
+    assert (outcome.code, outcome.out) == (5, "")
+    assert "pip install 'gpusq-onnx[train]'" in outcome.err
