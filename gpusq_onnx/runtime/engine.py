@@ -48,7 +48,7 @@ class Engine:
 
         self.name = name
         try:
-            with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # it prints to stdout, where results go
+            with G_LOGGER.verbosity(G_LOGGER.ERROR):  # more than errors would mix with the results on stdout
                 self._engine = engine_from_bytes(plan)
         except PolygraphyException as error:
             raise EnvironmentLacking(
@@ -102,7 +102,7 @@ class Engine:
         from polygraphy.exception import PolygraphyException
         from polygraphy.logger import G_LOGGER
 
-        quiet = G_LOGGER.verbosity(G_LOGGER.CRITICAL)
+        quiet = G_LOGGER.verbosity(G_LOGGER.ERROR)
         with quiet, TrtRunner(self._engine, optimization_profile=self._profile) as runner:
 
             def infer(feed: Feed) -> Mapping[str, NDArray[Any]]:
