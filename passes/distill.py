@@ -32,11 +32,11 @@ class DistillOptions(Settings):
 
     epochs: int = Field(12, ge=1, description="passes over the training images")
     batch: int = Field(16, ge=1, description="images in an optimiser step, over all processes")
-    lr: float = Field(6e-4, gt=0, description="peak learning rate of weights, biases and norms")
+    lr: float = Field(5e-4, gt=0, description="peak learning rate of weights, biases and norms")
     decay: float = Field(0.0, ge=0, description="AdamW's weight decay, of weights alone")
     alpha: float = Field(0.0, ge=0, description="weight of the hard-label loss; 0: off (paper: 1)")
     beta: float = Field(1.0, ge=0, description="weight of the soft-label loss; 0: off (paper: 10)")
-    gamma: float = Field(10.0, ge=0, description="weight of the feature loss; 0: off (paper: 5)")
+    gamma: float = Field(40.0, ge=0, description="weight of the feature loss; 0: off (paper: 5)")
     temperature: float = Field(1.0, gt=0, description="of the soft labels (3 with beta=10)")
     gate: bool = Field(False, description="features count only where student and teacher agree (paper: true)")
     features: Literal["stages", "blocks"] = Field(
