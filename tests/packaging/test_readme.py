@@ -57,7 +57,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_readme_has_the_commands_that_it_promises():
     verbs = {command.split()[1] for command in OURS}
-    assert verbs >= {"apply", "plan", "inspect", "check", "build", "passes", "report", "pack", "unpack"}
+    assert verbs >= {"apply", "plan", "inspect", "check", "build", "passes", "report", "pack", "unpack", "bench"}
 
 
 @pytest.mark.parametrize("command", OURS)
@@ -75,7 +75,8 @@ def test_a_command_runs(command: str, desk: Path):
         if name in arguments and arguments[0] != maker.split()[0] and not (desk / name).exists():
             assert gpusq(maker.split(), desk).returncode == 0
     done = gpusq(arguments, desk)
-    if arguments[0] == "build" and "--cpu-harness" not in arguments and find_spec("tensorrt") is None:
+    on_a_gpu = arguments[0] in ("build", "bench") and not {"--cpu-harness", "--backend"} & set(arguments)
+    if on_a_gpu and find_spec("tensorrt") is None:
         assert (done.returncode, "pip install 'gpusq-onnx[tensorrt]'" in done.stderr) == (5, True), done.stderr
         return
     assert done.returncode == 0, done.stdout + done.stderr
