@@ -15,9 +15,12 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from tools.bench.cases import CASES, Line, Setting
+from tools.bench import cases
+from tools.bench.cases import Line, Setting
+from tools.bench.training import training
 from tools.zoo.exports import Zoo, shared_folder
 
+CASES = {**cases.CASES, "training": training}
 OUT = Path("out/bench")
 
 

@@ -1,0 +1,95 @@
+"""What a training step on an exported graph costs beside the step of the torch module that it was exported from.
+
+Forward, loss, backward; no optimizer, which would be the same on both sides. Time: both modules in one process, step by
+step in turn, on one thread, CPU seconds (what else the machine does then hardly counts), medians. Memory: a process
+each; the peak of resident memory during the steps over what was resident before the model was made (Linux: VmHWM after
+clear_refs).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+from tools.bench.cases import MB, Line, Setting
+from tools.bench.measure import gpusq, python
+from tools.zoo.exports import Zoo
+
+MODELS = {"deit_tiny_224": 8, "deit_small_224": 4, "swin_tiny_224": 4}  # with the batch of a step
+EXPORTER = "legacy17"  # what most exported files come from, and the harder one: everything taken apart
+TIME, MEMORY, QDQ = 1.05, 1.1, 1.35
+
+_STEPS = """
+import json, sys, time
+import torch
+from gpusq_onnx.graph.io import load
+from gpusq_onnx.torchgraph.convert import convert
+from tools.zoo.native import native
+
+def resident(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+name, path, batch, rounds, sides = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5].split(",")
+torch.set_num_threads(1)
+x = torch.randn(batch, 3, 224, 224)
+original = native(name)  # in both processes, so that both have imported the same
+if "native" not in sides:
+    del original
+before = resident("VmRSS")
+network = convert(load(path)) if "ours" in sides else None
+run = {"native": lambda: original(x), "ours": lambda: next(iter(network(x).values()))}
+seconds = {side: [] for side in sides}
+
+def step(side):
+    began = time.process_time()
+    run[side]().square().mean().backward()
+    seconds[side].append(time.process_time() - began)
+    for p in (original if side == "native" else network).parameters():
+        p.grad = None
+
+for side in sides:
+    step(side)
+open("/proc/self/clear_refs", "w").write("5")
+seconds = {side: [] for side in sides}
+for _ in range(rounds):
+    for side in sides:
+        step(side)
+own = sum(p.numel() * p.element_size() for p in original.parameters()) if sides == ["native"] else 0
+print(json.dumps({"seconds": seconds, "peak": resident("VmHWM") - before + own}))
+"""
+
+
+def training(setting: Setting) -> Iterator[Line]:
+    """A step on the exported graph against a step of the original module: time, memory, time with Q/DQ."""
+    zoo = Zoo.default()
+    for model, batch in MODELS.items():
+        path = str(zoo.exported(model, EXPORTER))
+        rounds = 2 * setting.repeat
+        yield _time(f"{model}, batch {batch}: training step", model, path, batch, rounds, TIME)
+        peaks = {side: _steps(model, path, batch, 2, side)["peak"] / MB for side in ("ours", "native")}
+        yield Line(
+            f"{model}, batch {batch}: training memory",
+            peaks["ours"],
+            peaks["native"],
+            MEMORY * peaks["native"],
+            "MB",
+            f"{MEMORY}x the original module",
+        )
+        quantised = str(setting.scratch / f"{model}_qdq.onnx")
+        gpusq("apply", "--quiet", "--passes", "qdq-int8", "--samples", "8", "-o", quantised, path)
+        yield _time(f"{model}, batch {batch}: training step, Q/DQ", model, quantised, batch, rounds, QDQ)
+
+
+def _time(what: str, model: str, path: str, batch: int, rounds: int, bar: float) -> Line:
+    seconds = _steps(model, path, batch, rounds, "native", "ours")["seconds"]
+    ours, native = median(seconds["ours"]), median(seconds["native"])
+    return Line(what, ours, native, bar * native, "s", f"{bar}x the original module")
+
+
+def _steps(model: str, path: str, batch: int, rounds: int, *sides: str) -> dict[str, Any]:
+    output = python("-c", _STEPS, model, path, str(batch), str(rounds), ",".join(sides)).output
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
