@@ -1,0 +1,129 @@
+"""A real ViT-Tiny trained without labels on 1000 images, scored once on 650 others; three seeds, with the control.
+
+The steps of `prune24,distill,qdq-int8,qat` run one by one, so that each model is scored and shared: pruning looks at
+the same images in the same order whatever the seed. About three hours on two cores.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+from acceptance_table import Table, assert_24, gpusq, short
+
+pytestmark = pytest.mark.slow
+
+TITLE = "ViT-Tiny, ImageNet: 650 validation images, trained on 1000 unlabelled training images"
+COLUMNS = ["model", "seed", "top-1", "drop to its teacher", "agreement with dense", "must hold", "time", "command"]
+PREPROCESS = ("--resize", "248", "--crop", "224", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
+SEEDS = (0, 1, 2)
+DISTILLED = 0.66
+WITHIN = {"accurate": 0.01, "sparse-int8": 0.02}  # of the float sparse model
+QAT = "epochs=3"
+
+
+class Bench:
+    """The models made so far and their top-1."""
+
+    def __init__(self, shared: Path, folder: Path, table: Table) -> None:
+        self.shared, self.folder, self.table = shared, folder, table
+        self.dense = shared / "data" / "vit_tiny_imagenet.onnx"
+        self.top1: dict[str, float] = {}
+
+    def apply(self, name: str, passes: str, model: Path, seed: int = 0, samples: int | None = None) -> dict[str, Any]:
+        """Make NAME from `model`; returns the report with "seconds" and "command"."""
+        images = self.shared / "data" / "imagenet" / "train"
+        data = ("--data", str(images), *PREPROCESS, *(() if samples is None else ("--samples", str(samples))))
+        command = ("apply", "--passes", passes, "--seed", str(seed), *data, "-o", str(self.path(name)), str(model))
+        report, seconds = gpusq(*command)
+        return {**report, "seconds": seconds, "command": short(command, self.shared)}
+
+    def score(self, name: str, report: dict[str, Any], seed: int | None, teacher: str, bar: str) -> float:
+        """Top-1 of NAME, after adding its row."""
+        images = self.shared / "data" / "imagenet"
+        data = ("--data", str(images / "val"), "--classes", str(images / "classes.txt"), *PREPROCESS)
+        check, _ = gpusq("check", *data, str(self.dense), str(self.path(name)))
+        comparison = check["comparison"]
+        self.top1["dense"] = comparison["reference_metrics"]["top1"]
+        top1 = self.top1[name] = comparison["candidate_metrics"]["top1"]
+        drop = self.top1[teacher] - top1
+        row = [name, "" if seed is None else str(seed), f"{top1:.1%}", f"{100 * drop:.1f}"]
+        row += [f"{comparison['top1_agreement']:.1%}", bar, f"{report['seconds']:.0f} s", report["command"]]
+        record = {"seed": seed, "seconds": report["seconds"], "command": report["command"]}
+        self.table.add(row, name=name, comparison=comparison, **record)
+        return float(top1)
+
+    def path(self, name: str) -> Path:
+        """Where NAME lies."""
+        return self.folder / f"{name}.onnx"
+
+
+@pytest.fixture(scope="module")
+def bench(shared: Path, table: Table, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """One desk for all tests; at the end, mean and spread over the seeds."""
+    made = Bench(shared, tmp_path_factory.mktemp("learning"), table)
+    yield made
+    for kind in ("sparse", *(f"{how}-{profile}" for profile in WITHIN for how in ("calibrated", "learned"))):
+        found = [100 * made.top1[f"{kind}-{seed}"] for seed in SEEDS if f"{kind}-{seed}" in made.top1]
+        if len(found) > 1:
+            text = f"{mean(found):.1f} ± {stdev(found):.1f} %"
+            table.add([kind, f"mean of {len(found)}", text, "", "", "", "", ""], name=kind, top1=found)
+
+
+def test_pruned(bench: Bench) -> None:
+    """The common start."""
+    report = bench.apply("pruned", "prune24{method=sparsegpt}", bench.dense)
+    bench.score("pruned", report, None, "dense", "")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_distilled(bench: Bench, seed: int) -> None:
+    """`prune24,distill`: at least 66 %."""
+    name = f"sparse-{seed}"
+    report = bench.apply(name, f"distill{{teacher={bench.dense}}}", bench.path("pruned"), seed)
+    top1 = bench.score(name, report, seed, "dense", f">= {DISTILLED:.0%}")
+    inspection, _ = gpusq("inspect", str(bench.path(name)))
+    sparse = [weight for weight in inspection["weights"] if "2:4" in weight["patterns"]]
+    assert len(sparse) == 48
+    assert top1 >= DISTILLED
+
+
+@pytest.mark.parametrize("profile", WITHIN)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_quantised(bench: Bench, seed: int, profile: str) -> None:
+    """`qdq-int8,qat` behind it: within 1.0 or 2.0 points of the float sparse model."""
+    sparse, calibrated, learned = f"sparse-{seed}", f"calibrated-{profile}-{seed}", f"learned-{profile}-{seed}"
+    report = bench.apply(calibrated, f"qdq-int8{{profile={profile}}}", bench.path(sparse), seed, 128)
+    bench.score(calibrated, report, seed, sparse, "")
+    passes = f"qat{{teacher={bench.path(sparse)} dense={bench.dense} {QAT}}}"
+    report = bench.apply(learned, passes, bench.path(calibrated), seed)
+    bar = WITHIN[profile]
+    top1 = bench.score(learned, report, seed, sparse, f"drop <= {100 * bar:g}")
+    inspection, _ = gpusq("inspect", str(bench.path(learned)))
+    assert sum("2:4" in weight["patterns"] for weight in inspection["weights"]) == 48
+    assert bench.top1[sparse] - top1 <= bar
+
+
+def test_int8_alone(bench: Bench) -> None:
+    """Dense INT8, every output quantised, scales learned: within 1.0 of dense."""
+    passes = f"qdq-int8{{profile=sparse-int8 outputs=all}},qat{{{QAT}}}"
+    top1 = bench.score("int8", bench.apply("int8", passes, bench.dense), 0, "dense", "drop <= 1")
+    assert bench.top1["dense"] - top1 <= 0.01
+
+
+def test_control(bench: Bench) -> None:
+    """The dense model with the same training: what training alone does."""
+    report = bench.apply("dense-trained", f"distill{{teacher={bench.dense}}}", bench.dense)
+    bench.score("dense-trained", report, 0, "dense", "control")
+
+
+def test_the_whole_pipeline_in_one_command(bench: Bench) -> None:
+    """`--finetune-steps` puts distill and qat where they belong, and the result is sparse and quantised."""
+    out = bench.path("whole")
+    data = ("--data", str(bench.shared / "data" / "imagenet" / "train"), *PREPROCESS, "--samples", "64")
+    passes = ("--passes", "prune24,qdq-int8", "--finetune-steps", "4")
+    report, _ = gpusq("apply", *passes, *data, "-o", str(out), str(bench.dense))
+    assert [step["name"] for step in report["steps"]] == ["prune24", "distill", "qdq-int8", "qat"]
+    inspection, _ = gpusq("inspect", str(out))
+    assert_24(report, inspection, None)
