@@ -1,6 +1,7 @@
 """`check` beyond outputs: inner tensors, Polygraphy's files, and runtimes that are not there."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model.onnx, int8.onnx made of it by `apply`, and wrong.onnx: int8.onnx with fc1 of its second block negated."""
     folder = tmp_path_factory.mktemp("check")
     (folder / "model.onnx").write_bytes(MODEL.read_bytes())
-    made = call("apply", "-p", "qdq-int8", "--data", IMAGES, "-q", "-o", folder / "int8.onnx", folder / "model.onnx")
+    data = ("--data", IMAGES, "--samples", "32")
+    made = call("apply", "-p", "qdq-int8", *data, "-q", "-o", folder / "int8.onnx", folder / "model.onnx")
     assert made.code == 0, made.err
     proto = onnx.load(folder / "int8.onnx")
     (tensor,) = (t for t in proto.graph.initializer if t.name == broken_weight())
@@ -26,6 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@cache
 def broken_weight() -> str:
     weights = json.loads(call("inspect", MODEL, "--json", "-").out)["weights"]
     (name,) = (w["name"] for w in weights if w["block"] == 1 and w["role"] == "fc1")

@@ -106,6 +106,19 @@ def test_the_builder_takes_a_graph_whose_inner_tensors_are_outputs(tmp_path: Pat
 
 
 @pytest.mark.gpu
+def test_a_plan_is_checked_from_the_command_line(tmp_path: Path) -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    from gpusq_onnx.cli import main
+
+    plan, data = tmp_path / "m.plan", MODEL.with_name("digits_test.npz")
+    assert main(["build", "--batch", "1,8,32", "-o", str(plan), str(MODEL), "-q"]) == 0
+    gates = ["--min-cosine", "0.9999", "--min-agreement", "1", "--artefacts", str(tmp_path)]
+    for candidate in ([str(plan)], [str(MODEL), "--on", "tensorrt", "--taps", "blocks"]):
+        assert main(["check", str(MODEL), *candidate, "--data", str(data), *gates, "-q"]) == 0
+
+
+@pytest.mark.gpu
 def test_an_engine_is_compared_with_its_original(tmp_path: Path) -> None:
     if reason := missing():
         pytest.skip(reason)
