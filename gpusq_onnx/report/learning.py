@@ -21,6 +21,7 @@ from gpusq_onnx.report.markdown import table
 ROWS = 8  # of the curves' table
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 48  # of a curve as text
+MAPS = 4  # feature maps with a column of their own
 ASIDE = frozenset(("lr", "norm", "images_per_second"))  # for the report and the logs, not for the digest
 
 
@@ -48,12 +49,21 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def _curve(findings: Mapping[str, Any]) -> Iterator[str]:
-    rows = findings["curve"]
+    rows = [_merged(row) for row in findings["curve"]]
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ASIDE]
     losses = [float(row["loss"]) for row in rows]
     yield f"loss {sparkline(thinned(losses, WIDTH))} {losses[0]:.4g} -> {losses[-1]:.4g}"
     yield ""
     yield from table(columns, [[_cell(row.get(key)) for key in columns] for row in thinned(rows, ROWS)])
+
+
+def _merged(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with its losses of more than `MAPS` feature maps as their mean."""
+    features = [key for key in row if key.startswith("feature.")]
+    if len(features) <= MAPS:
+        return dict(row)
+    rest = {key: value for key, value in row.items() if key not in features}
+    return {**rest, f"mean of {len(features)} features": sum(row[key] for key in features) / len(features)}
 
 
 def _factors(findings: Mapping[str, Any]) -> Iterator[str]:

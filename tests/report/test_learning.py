@@ -41,6 +41,15 @@ def test_parts_that_were_not_found_are_left_out() -> None:
     assert list(learning({"factors": {"m": 1.0}}))[-1] == "| m                    | -   | 1   |"
 
 
+def test_many_feature_maps_are_told_as_their_mean() -> None:
+    curve = [{"step": 1, "loss": 2.0, **{f"feature.{i}": float(i) for i in range(5)}}]
+    assert list(learning({"curve": curve}))[-3:] == [
+        "| step | loss | mean of 5 features |",
+        "| ---- | ---- | ------------------ |",
+        "| 1    | 2    | 2                  |",
+    ]
+
+
 def test_curves_of_any_values() -> None:
     assert sparkline([0.0, 7.0]) == "▁█"
     assert sparkline([1.0, 1.0]) == "▁▁"
