@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,13 @@ def test_every_input_is_used_and_every_shell_step_is_bash(tmp_path: Path) -> Non
         script = tmp_path / f"{number}.sh"
         script.write_text(step["run"])
         subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_the_readme_shows_inputs_that_there_are() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (step,) = yaml.safe_load(block)
+    assert step["uses"].partition("@")[0].endswith("/gpusq-onnx")
+    assert set(step["with"]) <= set(ACTION["inputs"])
 
 
 def test_it_compresses_checks_and_tells(desk: Path, commands: Path) -> None:

@@ -13,7 +13,7 @@ from arrows import ROOT, modules
 
 pytest.importorskip("build", reason="needs the `dev` extra: pip install -e '.[dev]'")
 
-LEFT_OUT = (".git", ".venv", "build", "dist", "out", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+LEFT_OUT = (".git", ".venv*", ".zoo", "build", "dist", "out", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
 
 
 def run(*command: str | Path, cwd: Path) -> str:
