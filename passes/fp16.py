@@ -92,9 +92,7 @@ class Fp16(Pass[Fp16Options]):
         lost = [row for row in plan if row.detail.get("lost", 0) > LOST]
         if lost:
             texts = (f"{row.tensor} ({row.detail['lost']:.0%})" for row in lost)
-            context.warnings.append(
-                f"weights too small for FP16, with the share that it loses: {_first(texts)}"
-            )
+            context.warnings.append(f"weights too small for FP16, with the share that it loses: {_first(texts)}")
         done = halve(model, structure.types, set(kept), io=self.options.io == "float16")
         context.findings |= {"casts": done.casts, "clamped_scales": done.clamped}
         if done.clamped:
@@ -130,10 +128,12 @@ class Fp16(Pass[Fp16Options]):
                 "FP16's range was checked on the weights only: with --data, activations that come near 65504 are found"
             )
             return []
+        kept = self._reasons(model, structure)
         names = [
             name
             for name, tensor in model.graph.tensors().items()
             if tensor.inputs and is_single(tensor, structure.types) and structure.flow.is_data(tensor)
+            if any(id(node) not in kept for node in (*tensor.inputs, *tensor.outputs))
         ]
         largest, seen = magnitudes(model, names, context.source, self.options.images, context.progress)
         limit = LARGEST / self.options.headroom
