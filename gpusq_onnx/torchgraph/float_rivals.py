@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from gpusq_onnx.runtime.kernels import float8
 from gpusq_onnx.runtime.kernels.arithmetic import Tail
-from gpusq_onnx.torchgraph.integer import Rows, cast
+from gpusq_onnx.torchgraph.integer import Rows, finish
 from gpusq_onnx.torchgraph.linears import find_sites, quantiser_of, scale_at
 from gpusq_onnx.torchgraph.network import Network
 
@@ -18,7 +18,7 @@ def float_twin(network: Network, device: torch.device, dtype: torch.dtype = torc
     """The network with its quantisers gone, in `dtype` on `device`."""
     body = copy.deepcopy(network.body).to(device).eval()
     _without_quantisers(body)
-    cast(body, dtype)
+    finish(body, dtype)
     return body
 
 
@@ -37,9 +37,9 @@ def float8_network(network: Network, device: torch.device) -> fx.GraphModule:
             with body.graph.inserting_after(site.last):
                 made = body.graph.call_module(name, (site.quantiser.args[0],))
             site.last.replace_all_uses_with(made)
-    body.graph.eliminate_dead_code()
+    body.graph.eliminate_dead_code()  # quantisers that nothing reads
     _without_quantisers(body)
-    cast(body, torch.bfloat16)
+    finish(body, torch.bfloat16)
     return body
 
 
@@ -62,6 +62,3 @@ def _without_quantisers(body: fx.GraphModule) -> None:
         if quantiser_of(body, node):
             node.replace_all_uses_with(node.args[0])
             body.graph.erase_node(node)
-    body.graph.eliminate_dead_code()
-    body.delete_all_unused_submodules()
-    body.recompile()

@@ -57,10 +57,7 @@ def lower(
         for number, site in enumerate(sites):
             _replace(body, site, number, build, codes, dtype)
         _plain_quantisers(body, codes, dtype)
-    body.graph.eliminate_dead_code()
-    body.delete_all_unused_submodules()
-    body.recompile()
-    cast(body, dtype)
+    finish(body, dtype)
     return body, sites
 
 
@@ -127,7 +124,19 @@ def _behind(graph: fx.Graph, later: fx.Node, node: fx.Node) -> bool:
     return order[later] > order[node]
 
 
-def cast(body: fx.GraphModule, dtype: torch.dtype) -> None:
+def finish(body: fx.GraphModule, dtype: torch.dtype) -> None:
+    """Drop what nothing reads any more, nodes, modules and tensors, and compute in `dtype`; in place."""
+    body.graph.eliminate_dead_code()
+    body.delete_all_unused_submodules()
+    read = {node.target for node in body.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*body.named_parameters(recurse=False), *body.named_buffers(recurse=False)]:
+        if name not in read:
+            delattr(body, name)  # the float weights of what runs on codes now
+    body.recompile()
+    _cast(body, dtype)
+
+
+def _cast(body: fx.GraphModule, dtype: torch.dtype) -> None:
     """The float constants that are no scale to `dtype`, and the inputs as they come in."""
     if dtype == torch.float32:
         return
