@@ -153,10 +153,17 @@ def folded(function: Callable[[Any, Any], Any]) -> Emit:
     return emit
 
 
+_WIDER = {
+    **dict.fromkeys(("float16", "bfloat16"), torch.float32),
+    **dict.fromkeys(("int2", "int4"), torch.int8),
+    **dict.fromkeys(("uint2", "uint4"), torch.uint8),
+}
+
+
 def torch_type(dtype: np.dtype[Any]) -> torch.dtype:
-    """The torch type that a tensor of this type is computed in: 16-bit floats in float32 (see convert)."""
-    if dtype.name in ("float16", "bfloat16"):
-        return torch.float32
+    """The torch type that a tensor of this type is computed in: 16-bit floats in float32 (see convert), 4 bits in 8."""
+    if dtype.name in _WIDER:
+        return _WIDER[dtype.name]
     found = getattr(torch, {"bool": "bool"}.get(dtype.name, dtype.name), None)
     if not isinstance(found, torch.dtype):
         raise Unsupported(f"tensors of type {dtype.name} are not supported")
@@ -166,7 +173,8 @@ def torch_type(dtype: np.dtype[Any]) -> torch.dtype:
 def tensor_of(values: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
     """An initializer as a torch tensor of its own."""
     kind = torch_type(values.dtype)
-    wide = values.astype(np.float32) if kind is torch.float32 else np.array(values, copy=True)
+    known = np.dtype(str(kind).removeprefix("torch.")) if values.dtype.name in _WIDER else values.dtype
+    wide = np.array(values, known, copy=True)
     return torch.from_numpy(np.ascontiguousarray(wide).reshape(values.shape))
 
 

@@ -17,8 +17,13 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import open_source
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.base import Context, Given
+from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.table import resolve
 from gpusq_onnx.runtime.ort import Session
 from tools.ablation.arms import Arm
 from tools.ablation.int4 import to_int4
@@ -112,12 +117,30 @@ class Desk:
         if arm.options is None:
             return start
         teachers = f"teacher={sparse} dense={dense}"
-        return self._apply(start, out, f"qat{{{self.shared(self.size.qat_lr)} {teachers} {arm.options}}}", seed)
+        passes = f"qat{{{self.shared(self.size.qat_lr)} {teachers} {arm.options}}}"
+        apply = self._learn if arm.group == "int4" else self._apply
+        return apply(start, out, passes, seed)
 
     def _apply(self, model: Path, out: Path, passes: str, seed: int) -> Path:
-        data: DataOptions = data_options(self.data, "train", self.size.images)
-        manager.run(model, out, parse(passes), data=data.model_copy(update={"seed": seed}))
+        manager.run(model, out, parse(passes), data=self._data(seed))
         return out
+
+    def _learn(self, model: Path, out: Path, passes: str, seed: int) -> Path:
+        """`_apply` without the manager, which refuses INT4 activations: TensorRT would, too."""
+        (step,) = resolve(parse(passes))
+        loaded = io.load(model)
+        structure = analyse(loaded)
+        source = open_source(self._data(seed), [INPUT])
+        rows = step.plan(loaded, structure, Given(data=True))
+        step.apply(loaded, structure, rows, Context(source, seed))
+        changed = analyse(loaded)
+        broken = [fact.broken(loaded, changed) for fact in step.ensures(rows) if isinstance(fact, SparseWeight)]
+        assert not any(broken), broken
+        io.save(loaded, out)
+        return out
+
+    def _data(self, seed: int) -> DataOptions:
+        return data_options(self.data, "train", self.size.images).model_copy(update={"seed": seed})
 
 
 def _divergence(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> float:
