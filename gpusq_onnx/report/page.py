@@ -19,8 +19,6 @@ from gpusq_onnx.report import pictures
 from gpusq_onnx.report.learning import ASIDE
 from gpusq_onnx.report.run import UNITS
 
-_LOSSES = 6  # curves in one picture
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -164,9 +162,11 @@ def _training(step: StepOutcome, salt: str) -> Iterator[Block]:
     findings = step.findings
     rows = [row for row in findings["curve"] if "step" in row]
     names = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ASIDE | {"step", "epoch"}]
-    for start in range(0, len(names), _LOSSES):
-        part = names[start : start + _LOSSES]
-        yield Picture(pictures.curves(rows, part, f"{salt}.{start}"), f"{', '.join(part)}, by step")
+    features = [name for name in names if name.startswith("feature.")]
+    for part, what in (([name for name in names if name not in features], "losses"), (features, "features")):
+        if part:
+            caption = f"{', '.join(part)}, by step" if part is not features else f"{len(part)} feature maps, by step"
+            yield Picture(pictures.curves(rows, part, f"{salt}.{what}"), caption)
     if factors := findings.get("factors"):
         distances = findings.get("distances") or {}
         cells = [[name, number(distances.get(name)), number(w)] for name, w in factors.items()]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_NAMED = 16  # curves with a legend
 _BEFORE, _AFTER, _MARK = "#b8c0cc", "#2a7f3f", "#b3261e"
 
 
@@ -57,7 +58,8 @@ def curves(rows: Sequence[Mapping[str, Any]], names: Sequence[str], salt: str) -
     if positive:
         axes.set_yscale("log")
     axes.set_xlabel("step")
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    if len(names) <= _NAMED:
+        axes.legend(frameon=False, fontsize=8, ncols=2)
     axes.grid(alpha=0.3)
     return _svg(figure, salt)
 

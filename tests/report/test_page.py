@@ -19,7 +19,9 @@ pytest.importorskip("matplotlib", reason="needs the extra report")
 
 ASSETS = Path(__file__).parents[1] / "assets"
 VOID = {"meta", "br", "hr", "link", "img", "input"}
-CURVE = [{"step": step, "epoch": 0, "loss": 3 / step, "soft": 1 / step, "lr": 1e-4} for step in range(1, 9)]
+CURVE = [
+    {"step": step, "epoch": 0, "loss": 3 / step, "soft": 1 / step, "feature.0": 0.5, "lr": 1e-4} for step in range(1, 9)
+]
 LEARNED = {
     "curve": CURVE,
     "distances": {"add_251": 0.25},
@@ -109,7 +111,8 @@ def test_one_page_of_apply_and_check(reports: dict[str, Path]) -> None:
     assert totals["top-1"][3].endswith(" points") and totals["top-1 agreement"][2].endswith("%")
     assert ["add_251", "0.25", "1"] in found.rows and ["s<1>", "0.5", "0.25", "0.5"] in found.rows
     assert "50.0% -> 75.0%" in found.text and "Gates not met" in found.text and "output logits has cosine" in found.text
-    assert found.tags.count("svg") == 4
+    assert found.tags.count("svg") == 5
+    assert "loss, soft, by step" in found.text and "1 feature maps, by step" in found.text
 
 
 def test_an_engine_shows_prediction_and_truth(tmp_path: Path) -> None:
