@@ -229,11 +229,13 @@ def _qdq(model: Model) -> Iterator[gs.Node]:
 def _known_type(tensor: gs.Tensor) -> np.dtype[Any] | None:
     """The type of a constant, of a graph input, or of what a DequantizeLinear makes; None where it takes inference."""
     if isinstance(tensor, gs.Constant):
-        return np.dtype(tensor.dtype)
+        constant: np.dtype[Any] = np.dtype(tensor.dtype)
+        return constant
     if tensor.inputs and tensor.inputs[0].op == "DequantizeLinear":
         dequantize = tensor.inputs[0]
         return None if dequantize.attrs.get("output_dtype", 0) else _known_type(dequantize.inputs[1])
-    return np.dtype(tensor.dtype) if not tensor.inputs and tensor.dtype is not None else None
+    given: np.dtype[Any] | None = None if tensor.inputs or tensor.dtype is None else np.dtype(tensor.dtype)
+    return given
 
 
 def _out_axis(reader: gs.Node, weight: gs.Constant) -> int | None:

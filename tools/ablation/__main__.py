@@ -3,8 +3,8 @@
     python -m tools.ablation --data ../shared/data/cifar10 --out out/ablation [--seeds 3] [--only int8]
 
 The dense model is trained first where it is missing (tools/ablation/vit_cifar10.py). Each arm and seed is a pipeline of
-our own passes. Results lie in the folder as JSON; table.md and table.json are written anew after each seed, table.svg at
-the end.
+our own passes. Results lie in the folder as JSON; table.md and table.json are written anew after each seed, table.svg
+at the end.
 """
 
 from __future__ import annotations
