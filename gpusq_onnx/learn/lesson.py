@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure, analyse
@@ -26,6 +24,7 @@ from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.tasks.kinds import Kind, output_kinds
 from gpusq_onnx.torchgraph.convert import convert
 from gpusq_onnx.torchgraph.network import Network
+from gpusq_onnx.torchgraph.prefix import trainable_prefix
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ def prepare(model: Model, structure: Structure, teacher: Model, settings: Settin
     """
     other = analyse(teacher)
     maps = match_maps(structure, other, settings)
-    names = float_outputs(model, structure)
-    outputs = _match_outputs(names, float_outputs(teacher, other))
+    names = trainable_prefix(model)
+    outputs = _match_outputs(names, trainable_prefix(teacher))
     taps, results = [pair.student for pair in maps], [pair.student for pair in outputs]
     others, answers = [pair.teacher for pair in maps], [pair.teacher for pair in outputs]
     student = convert(model, outputs=results, taps=taps)
@@ -120,14 +119,6 @@ def phases(settings: Settings) -> list[tuple[float, bool, bool]]:
     return [(end, end <= settings.blockwise, end <= thinned) for end in ends]
 
 
-def float_outputs(model: Model, structure: Structure) -> list[str]:
-    """The graph's float outputs, in order. Raises UnsupportedModelError where there are none."""
-    found = [spec.name for spec in model.outputs() if _is_float(structure.types.get(spec.name, spec.dtype))]
-    if not found:
-        raise UnsupportedModelError("the model has no float output to learn from", expected="logits, boxes or features")
-    return found
-
-
 def match_maps(structure: Structure, teacher: Structure, settings: Settings) -> tuple[Pair, ...]:
     """The student's maps with the teacher's."""
     if not settings.gamma:
@@ -160,7 +151,3 @@ def _match_outputs(own: Sequence[str], others: Sequence[str]) -> tuple[Pair, ...
             "student and teacher do not have the same outputs", expected=", ".join(own), found=", ".join(others)
         )
     return tuple(Pair(a, b) for a, b in zip(own, others, strict=True))
-
-
-def _is_float(dtype: np.dtype[np.generic]) -> bool:
-    return dtype.kind == "f" or dtype.name == "bfloat16"

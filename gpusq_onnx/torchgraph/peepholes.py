@@ -164,7 +164,7 @@ def _parts(graph: fx.Graph, node: Node) -> None:
         if any(shape[axis] != length for shape in node.meta[SHAPES]):
             continue
         cuts = {user: cut for user in node.users if (cut := _cut(user, axis)) is not None}
-        order = sorted(cuts, key=lambda user: cuts[user])
+        order = sorted(cuts, key=lambda user: cuts[user][0])
         edges = [0, *(cuts[user][1] or length for user in order)]
         if len(cuts) < 2 or edges[-1] != length or [cuts[user][0] for user in order] != edges[:-1]:
             continue
