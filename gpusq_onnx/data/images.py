@@ -9,7 +9,6 @@ How an image becomes a tensor is the part of `preprocess`; where it comes from, 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import Image
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.prefetch import ahead
-from gpusq_onnx.data.preprocess import Geometry, for_input
+from gpusq_onnx.data.preprocess import GEOMETRIES, for_input
 from gpusq_onnx.data.source import Batch, Box, InputSpec, Source, fill_up, too_few
 from gpusq_onnx.errors import UnsupportedDataError
 
@@ -56,7 +55,7 @@ class Images(Source):
         self._count, self._labels = count, labels
         self.labelled = labels is not None
         self._corrupt: dict[int, str] = {}
-        self._geometry: dict[int, Geometry] = {}
+        self._geometry = np.zeros(count, np.uint8)  # of each image: what was done to it, 1 + its place in GEOMETRIES
         self._opening_notes = [*too_few(options.samples, available), *notes]
         if spec.dtype.name == "uint8":
             raw = f"input {spec.name!r} takes uint8: pixels go in as 0..255, mean and std are not applied"
@@ -94,7 +93,7 @@ class Images(Source):
         if self._corrupt:
             count = f"{len(self._corrupt)} of {len(self)} images cannot be read and are left out"
             notes.append(f"{count}: {'; '.join(self.skipped)}")
-        done = Counter(self._geometry.values())
+        done = {name: int((self._geometry == 1 + code).sum()) for code, name in enumerate(GEOMETRIES)}
         crop = f"{self._preprocess.height}x{self._preprocess.width}"
         if done["cropped only"]:
             notes.append(f"{done['cropped only']} images no larger than the resize were cropped only")
@@ -115,7 +114,7 @@ class Images(Source):
                 box = boxes[place] if boxes is not None else None
                 geometry = self._preprocess.write(image, rows[len(kept)], box)
                 if box is None:
-                    self._geometry[index] = geometry
+                    self._geometry[index] = 1 + GEOMETRIES.index(geometry)
                 kept.append(index)
         indices = np.array(kept, dtype=np.int64)
         labels = None if self._labels is None else self._labels[indices]

@@ -15,7 +15,7 @@ normalises inside.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ FILTERS = {
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 Geometry = Literal["resized", "cropped only", "enlarged"]
+GEOMETRIES: tuple[Geometry, ...] = get_args(Geometry)
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,9 +51,10 @@ def sparkline(values: Sequence[float]) -> str:
 def _curve(findings: Mapping[str, Any]) -> Iterator[str]:
     rows = [_merged(row) for row in findings["curve"]]
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ASIDE]
-    losses = [float(row["loss"]) for row in rows]
-    yield f"loss {sparkline(thinned(losses, WIDTH))} {losses[0]:.4g} -> {losses[-1]:.4g}"
-    yield ""
+    losses = [float(row["loss"]) for row in rows if "loss" in row]
+    if losses:
+        yield f"loss {sparkline(thinned(losses, WIDTH))} {losses[0]:.4g} -> {losses[-1]:.4g}"
+        yield ""
     yield from table(columns, [[_cell(row.get(key)) for key in columns] for row in thinned(rows, ROWS)])
 
 
