@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("accelerate", reason="needs the extra `train`")
 
 ROOT = Path(__file__).parents[2]
-LOOKS = {"average": 0.9, "jitter": 0.2, "mix": "both", "blockwise": 0.5, "features": "blocks"}
+LOOKS = {"average": 0.9, "jitter": 0.2, "mix": "both", "blockwise": 0.5, "tokens": 0.5, "features": "blocks"}
 
 
 def _start(output: Path, folder: Path | str, kill: int, options: dict[str, Any], **env: str) -> subprocess.Popen[str]:
