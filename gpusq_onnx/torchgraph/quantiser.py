@@ -49,19 +49,24 @@ class _FakeQuantise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
         x, scale = ctx.saved_tensors
+        grad = grads[0].float()
         ratio = torch.div(x.float(), scale.clamp_min(ctx.floor))
-        clipped = ratio.clamp(ctx.low, ctx.high)
-        inside = clipped == ratio
-        grad_x = grad * inside
+        inner = torch.ops.aten.hardtanh_backward(
+            grad, ratio, ctx.low, ctx.high
+        )  # the gradient inside the range, 0 outside
+        grad_x = inner.to(x.dtype)
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None, None, None, None
-        error = clipped.round().sub_(ratio.mul_(inside)).mul_(grad)
-        shared = [1] * (error.ndim - scale.ndim) + list(scale.shape)
-        axes = [axis for axis, size in enumerate(shared) if size == 1]
-        grad_scale = error.sum(axes).mul_(ctx.factor).reshape(scale.shape)
-        return grad_x, grad_scale, None, None, None, None
+        clipped = ratio.clamp(ctx.low, ctx.high)
+        error = clipped.round().sub_(clipped)
+        if scale.numel() == 1:
+            grad, inner, clipped = grad.reshape(-1), inner.reshape(-1), clipped.reshape(-1)
+            total = torch.dot(grad, error.reshape(-1)) + (torch.dot(grad, clipped) - torch.dot(inner, clipped))
+        else:
+            shared = [axis for axis in range(-x.ndim, 0) if axis < -scale.ndim or scale.shape[axis] == 1]
+            total = error.mul_(grad).add_(clipped.mul_(grad - inner)).sum(shared)
+        return grad_x, total.reshape(scale.shape) * ctx.factor, None, None, None, None
 
 
 class Quantiser(torch.nn.Module):
