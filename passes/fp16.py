@@ -6,8 +6,8 @@
     inputs and outputs        as they were, a Cast at the border; FP16 themselves with io=float16
 
 LayerNormalization and Softmax stay FP16, since TensorRT and onnxruntime compute them in FP32 inside; a LayerNorm in
-parts stays in FP32 between two Casts. With calibration data, what comes near 65504 is found by running the float model,
-named, and kept in FP32 with all that makes or reads it.
+parts becomes one, other normalisations in parts stay in FP32 between two Casts. With calibration data, what comes near
+65504 is found by running the float model, named, and kept in FP32 with all that makes or reads it.
 
 Source: TensorRT 11, strongly typed networks; ONNX operator schemas. Limits: the guard sees what the images show; bodies
 of If, Loop and Scan stay as they are.
@@ -15,7 +15,7 @@ of If, Loop and Scan stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -25,15 +25,16 @@ from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
 from gpusq_onnx.graph.half import LARGEST, SMALLEST_NORMAL, is_single, weight_range
 from gpusq_onnx.graph.halve import halve
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
+from gpusq_onnx.graph.norms import Parts, find_parts, fuse
 from gpusq_onnx.graph.precision import kept_single
 from gpusq_onnx.graph.sites import OPERATORS, module_path
-from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow
 from gpusq_onnx.pipeline.extremes import magnitudes
 from gpusq_onnx.pipeline.facts import HalfPrecision
 
 LOST = 0.01  # share of a weight's norm that may be lost below FP16's normal numbers without a word
-_KEPT = "kept"  # role of the rows that name a node which stays in FP32
+FUSE, NORM = "fuse", "LayerNormalization"
 
 
 class Fp16Options(PassOptions):
@@ -68,8 +69,9 @@ class Fp16(Pass[Fp16Options]):
                 )
 
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
-        kept = self._reasons(model, structure)
-        rows = [*_constant_rows(model, structure, kept), *_border_rows(model, structure, self.options.io)]
+        parts = self._parts(model, structure)
+        kept = self._reasons(model, structure, parts)
+        rows = [*_constant_rows(model, structure, kept, parts), *_border_rows(model, structure, self.options.io)]
         if all(row.skipped for row in rows):
             raise NothingMatched(
                 "nothing can become FP16",
@@ -79,16 +81,21 @@ class Fp16(Pass[Fp16Options]):
         over = [row for row in rows if row.detail.get("overflow")]
         if over and self.options.overflow == "refuse":
             raise _refusal([f"{row.tensor} (up to {row.detail['largest']:.3g})" for row in over])
+        reason = f"one {NORM}, which computes in FP32 inside, for its {len(parts[0].nodes) if parts else 0} parts"
+        rows += [_node_row(norm.nodes[-1], structure, "norm", FUSE, reason) for norm in parts]
         for node in model.graph.nodes:
-            if id(node) in kept and _data_outputs(node, structure):
-                shape = structure.shapes.get(node.outputs[0].name, ())
-                reason = f"FP32: {kept[id(node)]}"
-                rows.append(PlanRow(node.outputs[0].name, module_path(node), _KEPT, node.op, shape, SKIP, reason))
+            if id(node) in kept and any(structure.flow.is_data(tensor) for tensor in node.outputs):
+                rows.append(_node_row(node, structure, "kept", SKIP, f"FP32: {kept[id(node)]}"))
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
-        flagged = self._guard(model, structure, context)
-        kept = self._reasons(model, structure, flagged)
+        planned = {row.tensor for row in plan if row.decision == FUSE}
+        parts = [norm for norm in self._parts(model, structure) if norm.output.name in planned]
+        flagged = self._guard(model, structure, parts, context)
+        for norm in parts:
+            fuse(model, norm)
+        structure = analyse(model) if parts else structure
+        kept = self._reasons(model, structure, flagged=flagged)
         lost = [row for row in plan if row.detail.get("lost", 0) > LOST]
         if lost:
             texts = (f"{row.tensor} ({row.detail['lost']:.0%})" for row in lost)
@@ -102,24 +109,38 @@ class Fp16(Pass[Fp16Options]):
     def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
         return [HalfPrecision()]
 
-    def _reasons(self, model: Model, structure: Structure, flagged: Iterable[str] = ()) -> dict[int, str]:
-        wanted = dict.fromkeys(self.options.keep, False)
-        chosen = []
-        for node in model.graph.nodes:
-            for pattern in wanted:
-                if any(fnmatchcase(text, pattern) for text in (node.op, node.name, module_path(node))):
-                    wanted[pattern] = True
-                    chosen.append(node)
-        missed = [pattern for pattern, matched in wanted.items() if not matched]
-        if missed:
-            raise NothingMatched(
-                "a pattern of fp16.keep matches no node",
-                found=", ".join(missed),
-                expected="an operator, a node name or a module path",
-            )
-        return kept_single(model, structure.flow, structure.types, set(flagged), chosen)
+    def _chosen(self, model: Model) -> set[int]:
+        """The ids of the nodes that `keep` names."""
+        chosen: set[int] = set()
+        for pattern in self.options.keep:
+            hits = {
+                id(node)
+                for node in model.graph.nodes
+                if any(fnmatchcase(text, pattern) for text in (node.op, node.name, module_path(node)))
+            }
+            if not hits:
+                raise NothingMatched(
+                    f"the pattern {pattern!r} matches no node",
+                    where=f"{self.name}.keep",
+                    expected="an operator, a node name or a module path, with * for any text",
+                    hint="gpusq-onnx plan MODEL --passes fp16 lists tensors with their modules",
+                )
+            chosen |= hits
+        return chosen
 
-    def _guard(self, model: Model, structure: Structure, context: Context) -> list[str]:
+    def _parts(self, model: Model, structure: Structure) -> list[Parts]:
+        chosen = self._chosen(model)
+        return [
+            norm for norm in find_parts(model, structure.shapes) if not any(id(node) in chosen for node in norm.nodes)
+        ]
+
+    def _reasons(
+        self, model: Model, structure: Structure, parts: Sequence[Parts] = (), flagged: Collection[str] = ()
+    ) -> dict[int, str]:
+        fused = {id(node) for norm in parts for node in norm.nodes}
+        return kept_single(model, structure.flow, structure.types, flagged, self._chosen(model), fused)
+
+    def _guard(self, model: Model, structure: Structure, parts: Sequence[Parts], context: Context) -> list[str]:
         """Tensors that come near FP16's largest number, by running the model as it is."""
         if not self.options.images:
             return []
@@ -128,12 +149,13 @@ class Fp16(Pass[Fp16Options]):
                 "FP16's range was checked on the weights only: with --data, activations that come near 65504 are found"
             )
             return []
-        kept = self._reasons(model, structure)
+        kept = self._reasons(model, structure, parts)
+        inner = {tensor.name for norm in parts for node in norm.nodes[:-1] for tensor in node.outputs}
         names = [
             name
             for name, tensor in model.graph.tensors().items()
             if tensor.inputs and is_single(tensor, structure.types) and structure.flow.is_data(tensor)
-            if any(id(node) not in kept for node in (*tensor.inputs, *tensor.outputs))
+            if name not in inner and any(id(node) not in kept for node in (*tensor.inputs, *tensor.outputs))
         ]
         largest, seen = magnitudes(model, names, context.source, self.options.images, context.progress)
         limit = LARGEST / self.options.headroom
@@ -148,7 +170,11 @@ class Fp16(Pass[Fp16Options]):
         return list(near)
 
 
-def _constant_rows(model: Model, structure: Structure, kept: dict[int, str]) -> Iterable[PlanRow]:
+def _constant_rows(
+    model: Model, structure: Structure, kept: dict[int, str], parts: Sequence[Parts]
+) -> Iterable[PlanRow]:
+    gone = {id(node) for norm in parts for node in norm.nodes}
+    stay = {id(constant) for norm in parts for constant in (norm.gamma, norm.beta)}
     sites = {site.weight.name: site for site in structure.sites}
     for constant in model.constants():
         if not is_single(constant, structure.types):
@@ -160,7 +186,9 @@ def _constant_rows(model: Model, structure: Structure, kept: dict[int, str]) -> 
         path = site.path if site is not None else module_path(readers[0]) if readers else ""
         detail: dict[str, Any] = {}
         found = weight_range(values_of(constant))
-        if len(single) == len(readers):
+        if readers and id(constant) not in stay and all(id(node) in gone for node in readers):
+            decision, reason = FUSE, f"goes into a {NORM}"
+        elif len(single) == len(readers):
             decision, reason = SKIP, f"FP32: {kept[id(single[0])] if single else 'read in a subgraph'}"
             detail = {"overflow": found.overflows, "largest": found.largest} if found.overflows else {}
         else:
@@ -198,8 +226,9 @@ def _is_scale(constant: Tensor) -> bool:
     )
 
 
-def _data_outputs(node: Node, structure: Structure) -> bool:
-    return any(structure.flow.is_data(tensor) for tensor in node.outputs)
+def _node_row(node: Node, structure: Structure, role: str, decision: str, reason: str) -> PlanRow:
+    name = node.outputs[0].name
+    return PlanRow(name, module_path(node), role, node.op, structure.shapes.get(name, ()), decision, reason)
 
 
 def _first(texts: Iterable[str], count: int = 5) -> str:

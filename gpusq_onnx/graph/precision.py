@@ -4,7 +4,7 @@ A node computes in FP16 unless one of these holds:
 
     1. the operator has no FP16 form, or its type is an attribute (ONNX schema; `Range`, `NonMaxSuppression`)
     2. FP16 would overflow or lose what the result is made of (`UNSAFE`: squares, exponentials, sums of many terms, ...)
-    3. it belongs to a decomposed normalisation: x - mean, squares, mean, root, quotient (Pow overflows above 256)
+    3. it belongs to a normalisation in parts, from x - mean to the quotient (its squares overflow above 256)
     4. it is computed from shapes, on the host: in FP32 or integers
     5. it is of another domain or holds a subgraph
     6. it carries what FP16 is too coarse for: coordinates counted in integers, logarithms, angles, and the cheap
@@ -29,6 +29,7 @@ import onnx_graphsurgeon as gs
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.half import WeightRange, is_single, weight_range
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.norms import squares
 from gpusq_onnx.graph.shapes import Types
 
 SINGLE, HALF = np.dtype(np.float32), np.dtype(np.float16)
@@ -55,7 +56,7 @@ _LAYOUT = frozenset("Reshape Transpose Squeeze Unsqueeze Flatten Identity Concat
                     "GatherND ScatterND Expand Tile Pad Dropout".split())  # fmt: skip
 _ARITHMETIC = frozenset("Add Sub Mul Div Neg Abs Sqrt Reciprocal Clip Max Min Where Sigmoid Tanh Sign".split())
 _CHEAP = _LAYOUT | _ARITHMETIC | {"Cast", "DequantizeLinear"}
-_NORM_TAIL = frozenset("Add Max Clip Sqrt Reciprocal Pow".split())
+_NORM_TAIL = frozenset("Add Max Clip Sqrt Reciprocal Pow Div Mul".split())
 _SATURATING = frozenset("Where Clip Max Min Pad".split())  # a limit or a mask may be 65504 instead of more
 
 
@@ -76,22 +77,37 @@ def half_slots(node: gs.Node, opset: int) -> tuple[list[bool], list[bool]]:
 
 
 def kept_single(
-    model: Model, flow: Dataflow, types: Types, flagged: Collection[str] = (), chosen: Iterable[gs.Node] = ()
+    model: Model,
+    flow: Dataflow,
+    types: Types,
+    flagged: Collection[str] = (),
+    chosen: Collection[int] = (),
+    fused: Collection[int] = (),
 ) -> Reasons:
     """The reasons, by id(node), of the float32 nodes that stay in FP32; every other one computes in FP16.
 
     Args:
         model: any model; flow, types: of the same graph as it is now.
         flagged: tensors that must stay in FP32 with all that makes or reads them (the range guard's findings).
-        chosen: nodes that the caller wants in FP32.
+        chosen: ids of nodes that the caller wants in FP32.
+        fused: ids of nodes that will be gone.
     """
-    return _Walk(model, flow, types, flagged, {id(node) for node in chosen}).reasons
+    return _Walk(model, flow, types, flagged, chosen, fused).reasons
 
 
 class _Walk:
-    def __init__(self, model: Model, flow: Dataflow, types: Types, flagged: Collection[str], chosen: set[int]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        flow: Dataflow,
+        types: Types,
+        flagged: Collection[str],
+        chosen: Collection[int],
+        fused: Collection[int],
+    ) -> None:
         self.flow, self.types = flow, types
-        self.nodes = [node for node in model.graph.nodes if computes(node) and any(map(self._float, _tensors(node)))]
+        there = [node for node in model.graph.nodes if id(node) not in fused and computes(node)]
+        self.nodes = [node for node in there if any(map(self._float, _tensors(node)))]
         self.reasons: Reasons = {}
         self.ranges: dict[str, WeightRange] = {}
         shaped = _from_shapes(model, flow, types)
@@ -149,21 +165,13 @@ class _Walk:
             if node.op not in ("ReduceMean", "ReduceSum") or not node.inputs[0].inputs:
                 continue
             square = node.inputs[0].inputs[0]
-            if not _squares(square) or not self.flow.is_data(node.outputs[0]):
+            if not squares(square) or not self.flow.is_data(node.outputs[0]):
                 continue
             island = [square, node]
             for above in square.inputs[0].inputs:
                 if above.op == "Sub":
                     island += [above, *(mean for t in above.inputs for mean in t.inputs if mean.op == "ReduceMean")]
-            step = node
-            while len(step.outputs[0].outputs) == 1:
-                step = step.outputs[0].outputs[0]
-                if step.op in ("Div", "Mul"):
-                    island.append(step)
-                    break
-                if step.op not in _NORM_TAIL:
-                    break
-                island.append(step)
+            island += _tail(node)
             self.reasons.update({id(inside): reason for inside in island if id(inside) not in self.reasons})
 
     def _coordinates(self) -> None:
@@ -207,11 +215,16 @@ def _tensors(node: gs.Node) -> Iterable[gs.Tensor]:
     return (*node.inputs, *node.outputs)
 
 
-def _squares(node: gs.Node) -> bool:
-    if node.op == "Pow":
-        exponent = node.inputs[1]
-        return isinstance(exponent, gs.Constant) and bool(np.all(values_of(exponent) == 2))
-    return node.op == "Mul" and node.inputs[0] is node.inputs[1]
+def _tail(mean: gs.Node) -> list[gs.Node]:
+    """What follows a mean of squares: + eps, root, the quotient."""
+    found: list[gs.Node] = []
+    step = mean
+    while len(step.outputs[0].outputs) == 1 and step.op not in ("Div", "Mul"):
+        step = step.outputs[0].outputs[0]
+        if step.op not in _NORM_TAIL:
+            break
+        found.append(step)
+    return found
 
 
 def computes(node: gs.Node) -> bool:
