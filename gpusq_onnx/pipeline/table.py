@@ -48,6 +48,16 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "prune24{method=sparsegpt},qdq-int8",
             "2:4 by SparseGPT, then INT8 QDQ placed for accuracy: the paper's format without training",
         ),
+        "gpusq-distilled": Preset(
+            "prune24{method=sparsegpt},distill,qdq-int8{profile=sparse-int8},qat",
+            "the whole method: 2:4, distilled, INT8 as sparse kernels need it, scales learned; a thousand images",
+        ),
+        "gpusq-paper": Preset(
+            "prune24{method=magnitude},"
+            "distill{alpha=1,beta=10,blockwise=0,features=stages,gamma=5,gate=true,reduce=sum,temperature=3,tokens=1},"
+            "qdq-int8,qat",
+            "the same with the paper's losses: hard and soft labels, the ends of the stages, the agreement gate",
+        ),
         "int8-accurate": Preset(
             "qdq-int8{profile=accurate}",
             "INT8 QDQ on the inputs and weights of every Linear; no sparsity",
