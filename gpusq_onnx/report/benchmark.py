@@ -66,6 +66,7 @@ class Benchmark:
         machine: GPU with its clocks under load, CPU, versions.
         reference: the format that ratios refer to.
         notes: what could not be made or run, and what the backend has to say.
+        choices: which kernel serves what, where the backend chose.
     """
 
     backend: str
@@ -74,6 +75,7 @@ class Benchmark:
     reference: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    choices: tuple[str, ...] = ()
 
     @property
     def batches(self) -> list[int]:
@@ -119,7 +121,8 @@ def run_benchmark(
     if backend.gpu:
         machine = {"gpu": dict(gpu.facts) if gpu else {"name": "nvidia-smi does not answer"}, **machine}
     timed = tuple(row for row in rows if row.cells)
-    return Benchmark(backend.name, machine, rounds, reference, timed, (*notes, *backend.notes()))
+    told = (*notes, *backend.notes()), tuple(backend.choices())
+    return Benchmark(backend.name, machine, rounds, reference, timed, *told)
 
 
 def _time(

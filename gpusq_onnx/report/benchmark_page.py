@@ -22,7 +22,8 @@ def digest(found: Benchmark) -> str:
     """The whole page."""
     lines = [f"# {found.backend}", "", *(f"- {line}" for line in machine(found))]
     lines += [f"- **note**: {note}" for note in found.notes]
-    return "\n".join([*lines, "", *table(*columns(found))]) + "\n"
+    choices = ["", "## What serves", "", *(f"- {choice}" for choice in found.choices)] if found.choices else []
+    return "\n".join([*lines, "", *table(*columns(found)), *choices]) + "\n"
 
 
 def machine(found: Benchmark) -> list[str]:

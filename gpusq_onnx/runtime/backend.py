@@ -76,6 +76,9 @@ class Backend(Protocol):
     def notes(self) -> list[str]:
         """What a reader of the figures must know, found out while opening runners."""
 
+    def choices(self) -> list[str]:
+        """Which kernel serves what, one sentence each, where the backend chose itself."""
+
 
 def random_feed(inputs: Sequence[TensorInfo], batch: int, name: str) -> dict[str, NDArray[Any]]:
     """Random inputs of the model's types and shapes for a batch: normal floats, integers from 1 to 100.

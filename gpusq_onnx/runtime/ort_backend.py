@@ -54,6 +54,10 @@ class OrtBackend:
         """Which models got no CUDA graph, or no fused Q/DQ, and why."""
         return self._notes
 
+    def choices(self) -> list[str]:
+        """None: the runtime chooses, and does not say."""
+        return []
+
     def open(self, variant: Variant, batch: int) -> Runner:
         """See `backend.Backend.open`; Q/DQ nodes are fused as onnxruntime likes, or run as written where that fails."""
         if not self.gpu:

@@ -49,6 +49,10 @@ class TrtBackend:
         """Which engines run without a CUDA graph, and why."""
         return self._notes
 
+    def choices(self) -> list[str]:
+        """None: TensorRT chooses; `gpusq-onnx build` shows what."""
+        return []
+
     def open(self, variant: Variant, batch: int) -> Runner:
         """See `backend.Backend.open`; builds the engine, which takes minutes the first time."""
         model = load(variant.path)

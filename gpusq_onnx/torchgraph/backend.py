@@ -6,20 +6,24 @@
 
 On a GPU the network is compiled (torch.compile fuses quantisers, normalisation and activations around the products)
 and replayed as a CUDA graph. On the CPU everything stays FP32 and nothing is compiled: the reference that tests compare
-with onnxruntime. Which kernel serves which shape, with the times of its rivals, goes into the notes.
+with onnxruntime.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
 from gpusq_onnx.graph.io import load
+from gpusq_onnx.graph.model import Model
 from gpusq_onnx.runtime.backend import Rival, Variant, random_feed
 from gpusq_onnx.runtime.kernels.choose import DENSE_WAYS, WAYS, Answer, Chooser
 from gpusq_onnx.runtime.kernels.graphs import CudaRunner, compiled
@@ -32,6 +36,7 @@ from gpusq_onnx.torchgraph.integer import lower
 from gpusq_onnx.torchgraph.network import Network
 
 _TYPES = {"FP32": torch.float32, "TF32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
+_STORED = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
 _GPU_RIVALS = (
     Rival("FP32", "float", "FP32"),
     Rival("TF32", "float", "TF32"),
@@ -71,9 +76,13 @@ class TorchBackend:
         return {**found, **versions("triton")}
 
     def notes(self) -> list[str]:
-        """What serves each shape, and what ran without a CUDA graph."""
+        """What ran without a CUDA graph."""
+        return self._notes
+
+    def choices(self) -> list[str]:
+        """What serves each shape, with the times of the other ways, or why they cannot."""
         answers = self._chooser.answers if self._chooser and self.gpu else []
-        return [*self._notes, *map(_told, answers)]
+        return [_told(answer) for answer in answers]
 
     def open(self, variant: Variant, batch: int) -> Runner:
         """See `runtime.backend.Backend.open`."""
@@ -82,22 +91,23 @@ class TorchBackend:
         feed = random_feed(infos, batch, str(variant.path))
         network = convert(model, train=("weight", "scale"))
         inputs = [torch.from_numpy(feed[name]).to(self._device) for name in network.inputs]
-        body = self._body(network, variant, inputs)
+        precision = variant.precision if network.quantisers else _stored(model, variant.precision)
+        body = self._body(network, precision, inputs, WAYS if variant.sparse else DENSE_WAYS)
         if not self.gpu:
             with torch.no_grad():
                 body(*inputs)
             return WallClock(lambda: _without_gradients(body, inputs))
         return self._recorded(body, inputs, variant)
 
-    def _body(self, network: Network, variant: Variant, inputs: list[Tensor]) -> fx.GraphModule:
-        if variant.precision in _TYPES:
-            return float_twin(network, self._device, _TYPES[variant.precision])
-        if variant.precision == "FP8":
+    def _body(self, network: Network, precision: str, inputs: list[Tensor], ways: Sequence[str]) -> fx.GraphModule:
+        if precision in _TYPES:
+            return float_twin(network, self._device, _TYPES[precision])
+        if precision == "FP8":
             return float8_network(network, self._device)
         if self._chooser is None:
             self._chooser = Chooser(self._device, store=self._store)
         dtype = torch.bfloat16 if self.gpu else torch.float32
-        body, _ = lower(network, inputs, self._chooser, dtype, WAYS if variant.sparse else DENSE_WAYS)
+        body, _ = lower(network, inputs, self._chooser, dtype, ways)
         return body
 
     def _recorded(self, body: fx.GraphModule, inputs: list[Tensor], variant: Variant) -> Runner:
@@ -116,6 +126,17 @@ class TorchBackend:
         if not runner.recorded:
             self._notes.append(f"{variant.path.name} {variant.precision}: no CUDA graph: {runner.reason}")
         return runner
+
+
+def _stored(model: Model, precision: str) -> str:
+    """The type of a float model that is run "as is": what most of its constants are stored in."""
+    if precision != "as is":
+        return precision
+    sizes = Counter(dict.fromkeys(_STORED.values(), 0))
+    for constant in model.constants():
+        if (name := _STORED.get(np.dtype(constant.dtype).name)) is not None:
+            sizes[name] += math.prod(constant.shape)
+    return sizes.most_common(1)[0][0]
 
 
 def _without_gradients(body: fx.GraphModule, inputs: Sequence[Tensor]) -> Any:

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from command_line import MODEL, call, fresh_model
 
+from gpusq_onnx.report.rivals import given_entry
+from gpusq_onnx.torchgraph.backend import TorchBackend
+
 QUICK = ("--batch", "1,2", "--rounds", "3")
 
 
@@ -31,6 +34,15 @@ def test_the_reference_of_the_torch_backend_runs_on_a_cpu(model: Path) -> None:
     outcome = call("bench", model, "--backend", "torch-cpu", "--batch", "1", "--rounds", "3", "--json", "-")
     assert outcome.code == 0, outcome.err
     assert {row["format"] for row in json.loads(outcome.out)["rows"]} == {"FP32", "INT8"}
+
+
+@pytest.mark.parametrize("passes", ["fp16", "prune24{method=magnitude}"])
+def test_a_float_model_runs_in_its_own_type(model: Path, passes: str) -> None:
+    made = model.with_name("made.onnx")
+    assert call("apply", "--quiet", "--passes", passes, "--samples", "2", "-o", made, model).code == 0
+    backend = TorchBackend("cpu")
+    assert backend.open(given_entry(made).variant, 2).measure(1) > 0
+    assert backend.choices() == [] and backend.notes() == []
 
 
 @pytest.mark.parametrize(

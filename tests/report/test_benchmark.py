@@ -54,6 +54,9 @@ class KnownBackend:
     def notes(self) -> list[str]:
         return ["it is made up"]
 
+    def choices(self) -> list[str]:
+        return ["fc1 runs sparse"]
+
     def open(self, variant: Variant, batch: int) -> Known:
         self.asked.append((variant, batch))
         name = given_entry(variant.path).format
@@ -165,6 +168,7 @@ def test_the_page_has_the_papers_columns(found: Benchmark) -> None:
     ]  # fmt: skip
     assert "1.000 (8.00x)" in page and "1,000 (8.00x)" in page
     assert "known 1.0" in page and "no transfers counted" in page
+    assert page.endswith("## What serves\n\n- fc1 runs sparse\n")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
