@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,13 @@ def test_under_torchrun_only_the_first_process_writes_and_speaks(
     monkeypatch.setenv("RANK", "0")
     assert call(*words).out
     assert len(list(model.parent.iterdir())) == 4
+
+
+def test_a_plan_shows_the_learning_passes_without_torch(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    shown = call("plan", model, "-p", "sparse-int8", "--finetune", "3", "--set", "distill.batch=8")
+    assert shown.code == 0, shown.err
+    assert shown.out.splitlines()[0] == (
+        "prune24{method=sparsegpt},distill{batch=8,epochs=3},qdq-int8{profile=sparse-int8},qat{epochs=3}"
+    )
+    assert "distill: 14 train" in shown.out
