@@ -90,14 +90,19 @@ class TorchBackend:
         infos = [TensorInfo(spec.name, spec.dtype, spec.shape) for spec in model.inputs()]
         feed = random_feed(infos, batch, str(variant.path))
         network = convert(model, train=("weight", "scale"))
-        inputs = [torch.from_numpy(feed[name]).to(self._device) for name in network.inputs]
         precision = variant.precision if network.quantisers else _stored(model, variant.precision)
-        body = self._body(network, precision, inputs, WAYS if variant.sparse else DENSE_WAYS)
-        if not self.gpu:
-            with torch.no_grad():
-                body(*inputs)
-            return WallClock(lambda: _without_gradients(body, inputs))
-        return self._recorded(body, inputs, variant)
+        try:
+            inputs = [torch.from_numpy(feed[name]).to(self._device) for name in network.inputs]
+            body = self._body(network, precision, inputs, WAYS if variant.sparse else DENSE_WAYS)
+            return self._recorded(body, inputs, variant) if self.gpu else _called(body, inputs)
+        except torch.cuda.OutOfMemoryError as error:
+            raise EnvironmentLacking(
+                "the GPU has not enough memory", found=str(error).splitlines()[0], hint="take a smaller --batch"
+            ) from error
+        except RuntimeError as error:
+            raise UnsupportedModelError(
+                "torch cannot run the model", where=str(variant.path), found=str(error).splitlines()[0]
+            ) from error
 
     def _body(self, network: Network, precision: str, inputs: list[Tensor], ways: Sequence[str]) -> fx.GraphModule:
         if precision in _TYPES:
@@ -112,17 +117,8 @@ class TorchBackend:
 
     def _recorded(self, body: fx.GraphModule, inputs: list[Tensor], variant: Variant) -> Runner:
         with _products_in(tf32=variant.precision == "TF32"):
-            try:
-                run = compiled(body)
-                runner = CudaRunner(lambda: run(*inputs), self._device)
-            except torch.cuda.OutOfMemoryError as error:
-                raise EnvironmentLacking(
-                    "the GPU has not enough memory", found=str(error).splitlines()[0], hint="take a smaller --batch"
-                ) from error
-            except RuntimeError as error:
-                raise UnsupportedModelError(
-                    "torch cannot run the model", where=str(variant.path), found=str(error).splitlines()[0]
-                ) from error
+            run = compiled(body)
+            runner = CudaRunner(lambda: run(*inputs), self._device)
         if not runner.recorded:
             self._notes.append(f"{variant.path.name} {variant.precision}: no CUDA graph: {runner.reason}")
         return runner
@@ -139,9 +135,15 @@ def _stored(model: Model, precision: str) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def _without_gradients(body: fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
-    with torch.no_grad():
+def _called(body: fx.GraphModule, inputs: Sequence[Tensor]) -> WallClock:
+    """Plain calls on the CPU; the first one here, so that what cannot run is told before anything is timed."""
+
+    @torch.no_grad()
+    def run() -> Any:
         return body(*inputs)
+
+    run()
+    return WallClock(run)
 
 
 class _products_in:

@@ -4,6 +4,8 @@ cuSPARSELt needs a GPU: here its two private operators are played by what their 
 checked, so that everything around them is run.
 """
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +238,14 @@ def test_on_a_cpu_the_reference_serves_and_nothing_is_timed() -> None:
         assert isinstance(made, dense.DenseLinear)
         assert made(quantise(x, S_X)).dtype == torch.int8
     assert [(a.shape, a.best(), a.microseconds) for a in chooser.answers] == [((ROWS, N, K), "dense", {})]
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
+def test_the_version_is_that_of_the_library_that_is_loaded(tmp_path: Path) -> None:
+    source, library = tmp_path / "stub.c", tmp_path / "libcusparseLt.so.0"
+    numbers = "int parts[] = {0, 9, 2}; int cusparseLtGetProperty(int part, int *value)"
+    source.write_text(f"{numbers} {{ *value = parts[part]; return 0; }}\n")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    maps = f"7f00-7f01 r-xp 00000000 00:00 1   /lib/libc.so.6\n7f02-7f03 r-xp 00000000 00:00 2   {library}\n"
+    assert sparse.library_version(maps) == 902
+    assert sparse.library_version(maps.splitlines()[0]) is None

@@ -6,6 +6,9 @@ Run from a bare checkout: it needs a CUDA build of torch and numpy, and neither 
 every integer way is checked against the exact reference on fresh random inputs; one that is wrong ends the run. Then
 all formats of a shape are timed in the same interleaved rounds, as CUDA graphs, data in place. Tables go to stdout, all
 samples and what was chosen for each shape into `--out`. `--device cpu --models tiny` shows that it runs, no figures.
+
+Another cuSPARSELt than torch's: LD_PRELOAD=/path/libcusparseLt.so.0 in front. The version that is told, and that
+answers are kept under, is that of the library that is loaded.
 """
 
 from __future__ import annotations

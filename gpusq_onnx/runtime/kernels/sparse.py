@@ -14,7 +14,9 @@ Source: torch aten/src/ATen/native/sparse/cuda/cuSPARSELtOps.cpp; cuSPARSELt "Su
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +43,7 @@ class Operators:
     Attributes:
         outputs: output types that are correct with a vector alpha (INT32: with none) and no bias.
         bias: by output type, the type in which a bias vector must come; missing: it cannot come at all.
-        version: cuSPARSELt's, e.g. 800 for 0.8.0; None where torch does not say.
+        version: of the cuSPARSELt that is loaded, e.g. 800 for 0.8.0; None where it cannot be told.
     """
 
     outputs: frozenset[torch.dtype]
@@ -230,6 +232,29 @@ class _Problem:
         return found.shape == expected.shape and bool((found.double() - expected).abs().max() <= most)
 
 
+def library_version(maps: str) -> int | None:
+    """The version of the cuSPARSELt that this process has loaded, 800 for 0.8.0.
+
+    torch tells the one that it was built with; another may have been loaded in its place (LD_PRELOAD).
+
+    Args:
+        maps: the text of /proc/self/maps.
+    """
+    paths = [line.split(maxsplit=5)[-1] for line in maps.splitlines() if "libcusparseLt" in line]
+    if not paths:
+        return None
+    library, numbers = ctypes.CDLL(paths[0]), []
+    for part in range(3):  # MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL
+        value = ctypes.c_int()
+        if library.cusparseLtGetProperty(part, ctypes.byref(value)):
+            return None
+        numbers.append(value.value)
+    major, minor, patch = numbers
+    return 1000 * major + 100 * minor + patch
+
+
 def _version() -> int | None:
-    found = torch.backends.cusparselt.version() if hasattr(torch.backends, "cusparselt") else None
-    return None if found is None else int(found)
+    maps = Path("/proc/self/maps")
+    found = library_version(maps.read_text(encoding="utf-8")) if maps.is_file() else None
+    told = torch.backends.cusparselt.version() if hasattr(torch.backends, "cusparselt") else None
+    return found if found is not None or told is None else int(told)
