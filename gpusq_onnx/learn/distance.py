@@ -17,6 +17,7 @@ def distances(
     dense: Model, sparse: Model, source: Source, settings: Settings, images: int, progress: Progress
 ) -> list[float]:
     """D_i of each map, first stage first. Raises as `prepare` and `compare`."""
+    settings = settings.model_copy(update={"blockwise": 0.0, "tokens": 1.0})  # the whole form alone
     lesson, stage = prepare(sparse, analyse(sparse), dense, settings), Stage(settings)
     objective = Objective(
         settings,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gpusq_onnx.data.source import Source
-from gpusq_onnx.errors import PassFailed
+from gpusq_onnx.errors import PassFailed, UnsupportedDataError, UsageError
 from gpusq_onnx.learn import checkpoint as files
 from gpusq_onnx.learn.average import Average
 from gpusq_onnx.learn.compare import Comparison, clean, compare
@@ -188,9 +188,9 @@ class _Trainer:
         total = self.feed.total
         ends = {end for end, _, _ in self.ends}
         length = max(1, min(LONGEST, math.ceil(total / ROUNDS)))
-        start = self._resume(folder)
+        start = self._start(folder)
         log = Log(folder if self.stage.leads else None, start)
-        self.notes += [log.note] * bool(log.note)
+        self.notes += [note for note in (log.note,) if note and note not in self.notes]
         watch.begin(start, total, self.feed.rows)
         sums: dict[str, Tensor] = {}
         behind = start  # steps of earlier rounds
@@ -234,6 +234,7 @@ class _Trainer:
             with self.stage.silent(self.network, number + 1 == len(parts)):
                 with self.stage.autocast():
                     seen = self.network(form, inputs, given, keep)
+                self._check_labels(part, seen)
                 losses = objective(seen, taught, part.targets(self.stage.device))
                 (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.parts.items():
@@ -248,9 +249,24 @@ class _Trainer:
                 torch.maximum(scale, floor, out=scale)
         self.average.update(step)
 
+    def _check_labels(self, part: Part, seen: Mapping[str, Tensor]) -> None:
+        for name, kind in self.lesson.kinds.items():
+            classes = seen[name].shape[-1]
+            if (
+                kind == "logits"
+                and part.labels is not None
+                and not 0 <= part.labels.min() <= part.labels.max() < classes
+            ):
+                raise UnsupportedDataError(
+                    f"a label is no class of the model: {part.labels.min()} to {part.labels.max()}",
+                    expected=f"0 to {classes - 1}",
+                    hint="is this the classes file that the model was trained with? labels=false leaves labels out",
+                )
+
     def _form(self, step: int) -> tuple[tuple[bool, bool], Tensor | None]:
         """The form of this step, as far as there is one, and the tokens that go through."""
         apart, thin = next((apart, thin) for end, apart, thin in self.ends if step < end)
+        apart = apart and any(cut for cut, _ in self.lesson.forms)
         thin = thin and (apart, True) in self.lesson.forms
         form = (apart and (True, thin) in self.lesson.forms, thin)
         tokens = self.lesson.tokens
@@ -301,6 +317,17 @@ class _Trainer:
         tensors |= {f"average.{index}": value for index, value in enumerate(self.average.values)}
         state = {"step": step, "guard": self.guard.state(), "curve": self.curve, "notes": self.notes}
         files.save(folder, self.key, files.Checkpoint(tensors, {**state, "checks": self.masks.checks}))
+
+    def _start(self, folder: Path | None) -> int:
+        """The step to begin with, the same in every process."""
+        start = self._resume(folder)
+        if int(self.stage.add(torch.tensor(start, device=self.stage.device))) != start * self.stage.processes:
+            raise UsageError(
+                "not every process finds the checkpoint",
+                where=str(folder),
+                hint="several hosts need an output on a file system that they share",
+            )
+        return start
 
     @torch.no_grad()
     def _resume(self, folder: Path | None) -> int:

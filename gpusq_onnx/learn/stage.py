@@ -27,7 +27,7 @@ class Stage:
     """One process's view of the machine.
 
     Raises:
-        EnvironmentLacking: accelerate is not installed, or bf16 is asked for and not there.
+        EnvironmentLacking: accelerate is not installed.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -76,4 +76,5 @@ def _accelerator(settings: Settings) -> Accelerator:
 def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # no public name yet
+    return device.type == "cpu" and known is not None and bool(known())

@@ -10,8 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from gpusq_onnx.errors import InvariantError, PassFailed  # noqa: E402
+from gpusq_onnx.errors import InvariantError, PassFailed, UnsupportedDataError  # noqa: E402
 from gpusq_onnx.learn import loop  # noqa: E402
+from gpusq_onnx.learn.feed import Part  # noqa: E402
 from gpusq_onnx.learn.guard import Guard  # noqa: E402
 from gpusq_onnx.learn.masks import Masks  # noqa: E402
 from gpusq_onnx.learn.objectives import Losses, Objective  # noqa: E402
@@ -139,3 +140,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
     one, two, other = (classroom.weights(classroom.run(steps=3, seed=seed)[0]) for seed in (1, 1, 2))
     assert all((one[name] == two[name]).all() for name in one)
     assert any((one[name] != other[name]).any() for name in one)
+
+
+def test_labels_that_the_model_does_not_know_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = Part.__init__
+    monkeypatch.setattr(Part, "__init__", lambda self, feed, labels, *rest: targets(self, feed, labels + 5, *rest))
+    with pytest.raises(UnsupportedDataError, match="no class of the model"):
+        classroom.run()

@@ -53,12 +53,13 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = {**classroom.TOY, "mix": "mixup", "lr": 1e-4}
+    looks = {"mix": "mixup", "lr": 1e-4, "blockwise": 0.5, "tokens": 0.5, "features": "blocks"}
+    options = {**classroom.TOY, **looks}
     mesh = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
     outputs = [tmp_path / f"{rank}.npz" for rank in range(2)]
     both = [_start(outputs[rank], "", 0, options, RANK=str(rank), LOCAL_RANK=str(rank), **mesh) for rank in range(2)]
     assert [_end(process) for process in both] == [0, 0]
-    alone, _ = classroom.run(mix="mixup", lr=1e-4)
+    alone, _ = classroom.run(**looks)
     start = classroom.weights(classroom.lesson(classroom.pruned(), classroom.Settings()))
     learned = classroom.weights(alone)
     with np.load(outputs[0]) as first, np.load(outputs[1]) as second:
