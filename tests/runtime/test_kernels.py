@@ -249,3 +249,70 @@ def test_the_version_is_that_of_the_library_that_is_loaded(tmp_path: Path) -> No
     maps = f"7f00-7f01 r-xp 00000000 00:00 1   /lib/libc.so.6\n7f02-7f03 r-xp 00000000 00:00 2   {library}\n"
     assert sparse.library_version(maps) == 902
     assert sparse.library_version(maps.splitlines()[0]) is None
+
+
+class Timed(Chooser):
+    """A chooser whose times are told to it by kind of module; a kind that is not told fails."""
+
+    def __init__(self, microseconds: dict[str, float], store: Path | None = None) -> None:
+        super().__init__(CPU, store=store)
+        self._timed, self.operators = True, sparse.Operators.find(CPU)
+        self.microseconds, self.timings = microseconds, 0
+
+    def _seconds(self, module: torch.nn.Module, x: torch.Tensor) -> float:
+        self.timings += 1
+        return self.microseconds[type(module).__name__] * 1e-6
+
+
+@pytest.fixture
+def searched(cusparselt: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", lambda *given: 7)
+    monkeypatch.setattr("gpusq_onnx.runtime.kernels.choose.find_spec", lambda name: None)  # no Triton
+
+
+@pytest.mark.usefixtures("searched")
+@pytest.mark.parametrize(("dense_time", "expected"), [(9.0, sparse.SparseLinear), (3.0, dense.DenseLinear)])
+def test_a_sparse_kernel_that_does_not_pay_gives_way(dense_time: float, expected: type) -> None:
+    _, w, scales, bias = problem()
+    codes, tail = quantise(w, scales[:, None]), tails(scales, bias)["gelu"]
+    chooser = Timed({"SparseLinear": 5.0, "DenseLinear": dense_time})
+    made = chooser.build(codes, tail, ROWS, is_sparse=True)
+    assert type(made) is expected
+    if isinstance(made, sparse.SparseLinear):
+        assert made.algorithm.number == 7
+    assert type(chooser.build(codes, tail, ROWS, is_sparse=True, ways=("dense", "fused"))) is dense.DenseLinear
+    (answer,) = chooser.answers
+    assert answer.microseconds == {"sparse": 5.0, "dense": dense_time}
+    assert answer.refused == {"fused": "Triton is not installed"}
+    assert chooser.timings == 2  # asked twice, timed once
+
+
+@pytest.mark.usefixtures("searched")
+def test_a_way_that_fails_is_out_and_says_why() -> None:
+    _, w, scales, bias = problem()
+    chooser = Timed({"DenseLinear": 3.0})
+    tail = tails(scales, bias)["gelu"]
+    made = chooser.build(quantise(w, scales[:, None]), tail, ROWS, is_sparse=True)
+    assert isinstance(made, dense.DenseLinear)
+    assert "KeyError" in chooser.answers[0].refused["sparse"]
+    unpruned = quantise(torch.randn(N, K), torch.tensor(0.02))
+    chooser.build(unpruned, tail, ROWS, is_sparse=False)
+    assert chooser.answers[1].refused["sparse"] == "the weight is not 2:4"
+
+
+@pytest.mark.usefixtures("searched")
+def test_answers_are_kept_and_a_broken_file_is_none(tmp_path: Path) -> None:
+    _, w, scales, bias = problem()
+    codes, tail = quantise(w, scales[:, None]), tails(scales, bias)["gelu"]
+    store, times = tmp_path / "cache" / "kernels.json", {"SparseLinear": 5.0, "DenseLinear": 9.0}
+    first = Timed(times, store).ask(codes, tail, ROWS, is_sparse=True)
+    again = Timed({}, store)
+    assert again.ask(codes, tail, ROWS, is_sparse=True) == first and again.timings == 0
+    other = Timed(times, store)
+    other.ask(codes, tail, ROWS + 1, is_sparse=True)
+    assert other.timings == 2  # another shape is another question
+    for text in ("{", "[]", store.read_text().replace("microseconds", "seconds")):
+        store.write_text(text)
+        rebuilt = Timed(times, store)
+        assert rebuilt.ask(codes, tail, ROWS, is_sparse=True) == first and rebuilt.timings == 2
+    assert [path.name for path in store.parent.iterdir()] == ["kernels.json"]

@@ -64,9 +64,9 @@ class Chooser:
     """Chooses on one device; `store`: the JSON file that keeps answers, None: they live as long as this object."""
 
     def __init__(self, device: torch.device, *, store: Path | None = None) -> None:
-        self.device, self._store = device, store
+        self.device, self._store, self._timed = device, store, device.type == "cuda"
         self.operators: sparse.Operators | str = (
-            sparse.Operators.find(device) if device.type == "cuda" else "cuSPARSELt needs a GPU"
+            sparse.Operators.find(device) if self._timed else "cuSPARSELt needs a GPU"
         )
         self._answers: dict[str, Answer] = {}
 
@@ -93,7 +93,7 @@ class Chooser:
         n, k = codes.shape
         key = f"{rows}x{n}x{k} {tail.kind}{'' if is_sparse else ' dense'}"
         if key not in self._answers:
-            if self.device.type != "cuda":
+            if not self._timed:
                 self._answers[key] = Answer((rows, n, k), tail.kind)
             elif found := self._read(key):
                 self._answers[key] = found
@@ -160,8 +160,7 @@ class Chooser:
 
     def _key(self, key: str) -> str:
         library = self.operators.version if isinstance(self.operators, sparse.Operators) else None
-        name = torch.cuda.get_device_name(self.device)
-        return " | ".join([name, f"torch {torch.__version__}", f"cuSPARSELt {library}", key])
+        return " | ".join([_name(self.device), f"torch {torch.__version__}", f"cuSPARSELt {library}", key])
 
     def _read(self, key: str) -> Answer | None:
         found = _load(self._store).get(self._key(key))
@@ -178,6 +177,10 @@ class Chooser:
         temporary = self._store.with_name(f".{self._store.name}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
         os.replace(temporary, self._store)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _searched(codes: Tensor, tail: Tail, operators: sparse.Operators, x: Tensor) -> tuple[nn.Module, Setting]:
