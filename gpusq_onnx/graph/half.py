@@ -64,7 +64,7 @@ def weight_range(values: NDArray[Any]) -> WeightRange:
     mask = largest > LARGEST and high <= LARGEST
     error = 0.0
     most = values.size**0.5 * SMALLEST / 2  # rounding moves a subnormal by half a step at most
-    if 0 < largest and most > _SLIGHT * largest:
+    if largest > 0 and most > _SLIGHT * largest:
         small = np.where(np.abs(values) < SMALLEST_NORMAL, values, 0)
         error = float(np.linalg.norm(small - small.astype(np.float16)) / np.linalg.norm(values / largest) / largest)
     return WeightRange(largest, error, mask)
