@@ -114,7 +114,7 @@ def compare(
     with first.opened() as run_first, second.opened() as run_second:
         for piece in source.batches(fixed or most):
             first.check_names(piece.feed)
-            expected, found = run_first(piece.feed), run_second(piece.feed)
+            expected, found = run_first(_as_taken(piece.feed, first)), run_second(_as_taken(piece.feed, second))
             for name, difference in differences.items():
                 a, b = (_counted(output[name], piece, fixed) for output in (expected, found))
                 difference.update(a, b)
@@ -140,9 +140,9 @@ def _loaded(model: Path | str | Loaded) -> Loaded:
 
 
 def _check_interfaces(reference: Loaded, candidate: Loaded) -> None:
-    """Same inputs by name and type, same outputs by name; shapes may differ (a fixed against a free batch)."""
+    """Same inputs by name and type, same outputs by name; shapes (a fixed batch) and widths of floats may differ."""
     pairs = {
-        "inputs": [[f"{info.name} {info.dtype}" for info in session.inputs()] for session in (reference, candidate)],
+        "inputs": [[f"{info.name} {_kind(info)}" for info in session.inputs()] for session in (reference, candidate)],
         "outputs": [[info.name for info in session.outputs()] for session in (reference, candidate)],
     }
     for kind, (expected, found) in pairs.items():
@@ -154,6 +154,16 @@ def _check_interfaces(reference: Loaded, candidate: Loaded) -> None:
                 found=", ".join(found),
                 hint="compare a model with one made from it",
             )
+
+
+def _kind(info: TensorInfo) -> str:
+    return "float" if info.dtype.kind == "f" else str(info.dtype)
+
+
+def _as_taken(feed: Feed, model: Loaded) -> Feed:
+    """The feed with floats as wide as the model takes them."""
+    wanted = {info.name: info.dtype for info in model.inputs()}
+    return {name: x.astype(wanted[name], copy=False) if x.dtype.kind == "f" else x for name, x in feed.items()}
 
 
 def common_batch(reference: Loaded, candidate: Loaded) -> int | None:
