@@ -69,6 +69,8 @@ def require_chart(path: Path) -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError("the chart's file has no suffix of a picture", expected=" ".join(FORMATS), found=path.name)
+    if not path.parent.is_dir():
+        raise UsageError("the chart's folder does not exist", where=str(path.parent), hint="create it")
     if find_spec("matplotlib") is None:
         raise EnvironmentLacking("a chart needs matplotlib", hint="pip install 'gpusq-onnx[report]'")
 

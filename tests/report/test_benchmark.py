@@ -182,6 +182,8 @@ def test_a_chart_is_drawn(tmp_path: Path, found: Benchmark, suffix: str, magic: 
 def test_a_chart_that_cannot_be_drawn_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="suffix"):
         require_chart(Path("chart.docx"))
+    with pytest.raises(UsageError, match="folder does not exist"):
+        require_chart(Path("nowhere") / "chart.png")
     monkeypatch.setattr("gpusq_onnx.report.benchmark_page.find_spec", lambda name: None)
     with pytest.raises(EnvironmentLacking, match=r"gpusq-onnx\[report\]"):
         require_chart(Path("chart.png"))
