@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gpusq_onnx.torchgraph.builder import Unsupported, Value
 from gpusq_onnx.torchgraph.call import Call, Row
@@ -40,7 +41,8 @@ class _FakeQuantise(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, low: int, high: int, factor: float, floor: float) -> Tensor:
         step = scale.clamp_min(floor)
-        return torch.div(x.float(), step).round_().clamp(low, high).mul_(step).to(x.dtype)
+        codes = functional.hardtanh_(torch.div(x.float(), step).round_(), low, high)  # clamp_ has no rule under vmap
+        return codes.mul_(step).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -92,7 +94,8 @@ class Quantiser(torch.nn.Module):
         if not self.enabled:
             return x
         shaped = scale.reshape(()) if self.axis is None else _along(scale, x.ndim, self.axis)
-        return fake_quantise(x, shaped, self.qmin, self.qmax, self.factor, self.floor)
+        # strides that differ between x and its gradient take the slow path of every pass
+        return fake_quantise(x.contiguous(), shaped, self.qmin, self.qmax, self.factor, self.floor)
 
     def extra_repr(self) -> str:
         """What nn.Module prints."""
