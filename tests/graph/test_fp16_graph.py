@@ -5,45 +5,16 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from half_graphs import casts, halved, reasons, types
+from onnx import TensorProto, helper
 from small_graphs import FLOAT, HALF, INT8, INT64, graph, initializer, model, node, normal, proto, run
 
-from gpusq_onnx.graph import invariants, io
-from gpusq_onnx.graph.halve import Halved, halve
-from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.norms import find_parts, fuse
+from gpusq_onnx.graph.halve import halve
 from gpusq_onnx.graph.precision import kept_single
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.runtime.ort import Session
 
 X = [("x", FLOAT, ["n", 8])]
 Y = [("y", FLOAT, None)]
-
-
-def halved(made: onnx.ModelProto | Model, *, io16: bool = False, flagged: tuple[str, ...] = ()) -> tuple[Model, Halved]:
-    loaded = made if isinstance(made, Model) else model(made)
-    structure = analyse(loaded)
-    kept = kept_single(loaded, structure.flow, structure.types, flagged)
-    done = halve(loaded, structure.types, set(kept), io=io16)
-    invariants.check(loaded, "fp16")
-    onnx.shape_inference.infer_shapes(io.proto_of(loaded), check_type=True, strict_mode=True)
-    return loaded, done
-
-
-def reasons(made: onnx.ModelProto, flagged: tuple[str, ...] = ()) -> dict[str, str]:
-    loaded = model(made)
-    structure = analyse(loaded)
-    kept = kept_single(loaded, structure.flow, structure.types, flagged)
-    return {n.name: kept[id(n)] for n in loaded.graph.nodes if id(n) in kept}
-
-
-def types(loaded: Model) -> dict[str, str]:
-    return {name: kind.name for name, kind in analyse(loaded).types.items()}
-
-
-def casts(loaded: Model) -> list[tuple[str, str]]:
-    return [(n.inputs[0].name, n.outputs[0].name) for n in loaded.graph.nodes if n.op == "Cast"]
 
 
 def test_a_linear_gets_two_casts_at_the_border() -> None:
@@ -70,94 +41,6 @@ def test_fp32_output_under_an_fp16_border_is_cast() -> None:
     assert casts(loaded) == [("x", "x_fp32"), ("y_fp32", "y")]
 
 
-def in_half(loaded: Model, x: np.ndarray) -> np.ndarray:
-    """y by numpy, where FP16 is FP16: onnxruntime's CPU kernels compute in FP32 and leave Casts between them out."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return ReferenceEvaluator(io.proto_of(loaded)).run(["y"], {"x": x})[0]
-
-
-def norm(eps: float = 1e-6, square: str = "Pow") -> onnx.ModelProto:
-    """A LayerNorm as exporters below opset 17 write it, between two Linears."""
-    squared = ["d", "two"] if square == "Pow" else ["d", "d"]
-    nodes = [
-        node("MatMul", ["x", "w"], ["h"]),
-        node("ReduceMean", ["h", "axes"], ["m"]),
-        node("Sub", ["h", "m"], ["d"]),
-        node(square, squared, ["p"]),
-        node("ReduceMean", ["p", "axes"], ["v"]),
-        node("Add", ["v", "eps"], ["e"]),
-        node("Sqrt", ["e"], ["s"]),
-        node("Div", ["d", "s"], ["q"]),
-        node("Mul", ["q", "gamma"], ["g"]),
-        node("Add", ["g", "beta"], ["z"]),
-        node("MatMul", ["z", "w2"], ["y"]),
-    ]
-    constants = {"w": 300 * normal(8, 8), "w2": normal(8, 6, seed=1), "gamma": normal(8), "beta": normal(8, seed=2)}
-    more = {"axes": np.array([-1]), "eps": np.array(eps, np.float32), "two": np.array(2, np.float32)}
-    return proto(nodes, X, Y, constants | (more if square == "Pow" else {k: v for k, v in more.items() if k != "two"}))
-
-
-@pytest.mark.parametrize("square", ["Pow", "Mul"])
-def test_a_layernorm_in_parts_stays_in_fp32_between_two_casts(square: str) -> None:
-    made, x = norm(square=square), normal(4, 8)
-    loaded, _ = halved(made)
-    assert set(reasons(made)) == {"ReduceMean_m", "Sub_d", f"{square}_p", "ReduceMean_v", "Add_e", "Sqrt_s", "Div_q"}
-    assert casts(loaded) == [("x", "x_fp16"), ("h", "h_fp32"), ("q", "q_fp16"), ("y_fp16", "y")]
-    wanted = run(made, {"x": x})["y"]
-    np.testing.assert_allclose(run(loaded, {"x": x})["y"], wanted, atol=0.02)
-    np.testing.assert_allclose(in_half(loaded, x), wanted, atol=0.02)
-    naive = model(made)
-    halve(naive, analyse(naive).types, set())
-    assert not np.allclose(in_half(naive, x), wanted, atol=0.5), "the squares overflow without the island"
-
-
-@pytest.mark.parametrize("square", ["Pow", "Mul"])
-def test_a_whole_layernorm_in_parts_is_one_node(square: str) -> None:
-    made, x = norm(eps=1e-3, square=square), normal(4, 8)
-    loaded = model(made)
-    (parts,) = find_parts(loaded, analyse(loaded).shapes)
-    assert (parts.x.name, parts.gamma.name, parts.beta.name, parts.axes) == ("h", "gamma", "beta", 1)
-    assert parts.epsilon == pytest.approx(1e-3)
-    fuse(loaded, parts)
-    assert [n.op for n in loaded.graph.nodes] == ["MatMul", "LayerNormalization", "MatMul"]
-    wanted = run(made, {"x": x})["y"]
-    np.testing.assert_allclose(run(loaded, {"x": x})["y"], wanted, rtol=1e-4, atol=1e-4)
-    half, _ = halved(loaded)
-    np.testing.assert_allclose(Session(io.to_bytes(half)).run({"x": x})["y"], wanted, atol=0.02)
-
-
-def without(made: onnx.ModelProto, change: str) -> onnx.ModelProto:
-    """`norm` with something that is not a LayerNorm's."""
-    nodes = {n.name: n for n in made.graph.node}
-    if change == "another reader":
-        made.graph.output.append(helper.make_tensor_value_info("v", FLOAT, None))
-    elif change == "gamma of data":
-        nodes["Mul_g"].input[1] = "h"
-    elif change == "another mean":
-        nodes["ReduceMean_m"].input[0] = "x"
-    elif change == "other axes":
-        made.graph.initializer.append(numpy_helper.from_array(np.array([0]), "batch"))
-        nodes["ReduceMean_v"].input[1] = "batch"
-    elif change == "a cube":
-        made.graph.initializer.append(numpy_helper.from_array(np.float32(3), "three"))
-        nodes["Pow_p"].input[1] = "three"
-    elif change == "the inverse":
-        nodes["Div_q"].input[:] = ["s", "d"]
-    elif change == "one gamma":
-        made.graph.initializer.append(numpy_helper.from_array(np.float32([2]), "one"))
-        nodes["Mul_g"].input[1] = "one"
-    return made
-
-
-@pytest.mark.parametrize(
-    "change",
-    ["another reader", "gamma of data", "another mean", "other axes", "a cube", "the inverse", "one gamma"],
-)
-def test_what_is_no_layernorm_is_left_alone(change: str) -> None:
-    loaded = model(without(norm(), change))
-    assert find_parts(loaded, analyse(loaded).shapes) == []
-
-
 def test_fused_layernorm_and_softmax_compute_in_fp16() -> None:
     nodes = [
         node("LayerNormalization", ["x", "gamma", "beta"], ["n"], axis=-1, epsilon=1e-12),
@@ -168,6 +51,11 @@ def test_fused_layernorm_and_softmax_compute_in_fp16() -> None:
     assert reasons(made) == {}
     x = 1000 * normal(4, 8)
     np.testing.assert_allclose(run(halved(made)[0], {"x": x})["y"], run(made, {"x": x})["y"], atol=2e-3)
+
+
+def test_a_layernorm_that_asks_for_fp16_inside_stays_in_fp32() -> None:
+    nodes = [node("LayerNormalization", ["x", "gamma"], ["y"], stash_type=TensorProto.BFLOAT16)]
+    assert "stash_type" in reasons(proto(nodes, X, Y, {"gamma": normal(8)}))["LayerNormalization_y"]
 
 
 QDQ = {"s": np.array(0.01, np.float32), "z": np.array(0, np.int8), "w": normal(8, 6)}
