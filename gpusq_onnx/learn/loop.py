@@ -50,7 +50,7 @@ class History:
     """What happened.
 
     Attributes:
-        curve: one row a round: step, lr, loss, hard, soft, feature.i, agree, norm.
+        curve: one row a round: step, phase (where there are several), lr, loss, hard, soft, feature.i, agree, norm.
         before, after: student against teacher on images as they are.
         steps, batch, processes, bf16: how it was trained.
         masks, checks: weights with a zero pattern, and how often all were verified.
@@ -277,7 +277,9 @@ class _Trainer:
         found = self.stage.add(torch.stack([value.float() for value in sums.values()])) / (steps * self.stage.processes)
         means = dict(zip(sums, found.tolist(), strict=True))
         sums.clear()
-        return {"step": step + 1, "lr": self.optimiser.param_groups[0]["lr"], **means}
+        phase = 1 + sum(step >= end for end, _, _ in self.ends)
+        several = {"phase": phase} if len(self.ends) > 1 else {}  # their losses are of different kinds
+        return {"step": step + 1, **several, "lr": self.optimiser.param_groups[0]["lr"], **means}
 
     def _judged(self, row: dict[str, float], step: int, folder: Path | None) -> bool:
         """Whether training goes on. Raises PassFailed where no more can be done."""

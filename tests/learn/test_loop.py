@@ -32,6 +32,9 @@ def test_the_student_comes_closer_and_its_zeros_stay(options: dict[str, Any]) ->
         assert np.count_nonzero(learned[name]) == mask.sum(), "kept weights stay alive"
     assert (history.masks, history.checks) == (12, 24 // 4 + 1), "every epoch of 4 steps, and the end"
     assert [row["step"] for row in history.curve] == list(range(1, 25))
+    assert [row.get("phase") for row in history.curve] == (
+        [1] * 12 + [2] * 12 if "blockwise" in options else [None] * 24
+    )
     assert {"loss", "hard", "soft", "feature.0", "agree", "norm", "lr"} <= history.curve[0].keys()
 
 
