@@ -9,7 +9,7 @@ Limits: sources without random access are gone through in their own order, witho
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from gpusq_onnx.errors import UnsupportedDataError, UsageError
 from gpusq_onnx.learn.augment import Blend, Look, blend, look, mixed, mixed_labels, shown
 from gpusq_onnx.learn.objectives import Labels
 from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.tasks.kinds import Kind
 
 TRIES = 10
 
@@ -64,6 +65,20 @@ class Part:
             return None
         labels = torch.from_numpy(self.labels).to(device)
         return mixed_labels(labels, self.places, self.blends or [None] * len(self))
+
+
+def check_labels(part: Part, seen: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> None:
+    """Raise UnsupportedDataError for a label that is no class of the logits in `seen`."""
+    for name, kind in kinds.items():
+        if kind != "logits" or part.labels is None:
+            continue
+        classes = seen[name].shape[-1]
+        if not 0 <= part.labels.min() <= part.labels.max() < classes:
+            raise UnsupportedDataError(
+                f"a label is no class of the model: {part.labels.min()} to {part.labels.max()}",
+                expected=f"0 to {classes - 1}",
+                hint="is this the classes file that the model was trained with? labels=false leaves labels out",
+            )
 
 
 class Feed:

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from gpusq_onnx.data.source import Source
-from gpusq_onnx.errors import PassFailed, UnsupportedDataError, UsageError
+from gpusq_onnx.errors import PassFailed, UsageError
 from gpusq_onnx.learn import checkpoint as files
 from gpusq_onnx.learn.average import Average
 from gpusq_onnx.learn.compare import Comparison, clean, compare
-from gpusq_onnx.learn.feed import Feed, Part
+from gpusq_onnx.learn.feed import Feed, Part, check_labels
 from gpusq_onnx.learn.forms import Forms
 from gpusq_onnx.learn.groups import optimiser, rate, set_rate
 from gpusq_onnx.learn.guard import RETRIES, Guard
@@ -234,7 +234,7 @@ class _Trainer:
             with self.stage.silent(self.network, number + 1 == len(parts)):
                 with self.stage.autocast():
                     seen = self.network(form, inputs, given, keep)
-                self._check_labels(part, seen)
+                check_labels(part, seen, self.lesson.kinds)
                 losses = objective(seen, taught, part.targets(self.stage.device))
                 (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.parts.items():
@@ -248,20 +248,6 @@ class _Trainer:
             for scale, floor in zip(self.scales, self.floors, strict=True):
                 torch.maximum(scale, floor, out=scale)
         self.average.update(step)
-
-    def _check_labels(self, part: Part, seen: Mapping[str, Tensor]) -> None:
-        for name, kind in self.lesson.kinds.items():
-            classes = seen[name].shape[-1]
-            if (
-                kind == "logits"
-                and part.labels is not None
-                and not 0 <= part.labels.min() <= part.labels.max() < classes
-            ):
-                raise UnsupportedDataError(
-                    f"a label is no class of the model: {part.labels.min()} to {part.labels.max()}",
-                    expected=f"0 to {classes - 1}",
-                    hint="is this the classes file that the model was trained with? labels=false leaves labels out",
-                )
 
     def _form(self, step: int) -> tuple[tuple[bool, bool], Tensor | None]:
         """The form of this step, as far as there is one, and the tokens that go through."""
