@@ -1,4 +1,8 @@
-"""The TensorRT parser for machines with no GPU, for the tests that ask it."""
+"""The TensorRT parser for machines with no GPU, for the tests that ask it.
+
+Doctests are looked for in the package, not in helpers of the tests: several folders have a conftest.py, and one helper
+needs Triton.
+"""
 
 import os
 from pathlib import Path
@@ -6,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from gpusq_onnx.runtime.trt_cpu import prepare, ready
+
+collect_ignore_glob = ["conftest.py", "*/conftest.py", "*/fused_in_interpreter.py"]
 
 
 @pytest.fixture(scope="session")

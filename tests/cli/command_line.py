@@ -10,6 +10,8 @@ from pathlib import Path
 from gpusq_onnx.cli import main
 
 ROOT = Path(__file__).parents[2]
+# Code for the start of a process: what a script runs in its background starts deaf to SIGINT, and so do its children.
+HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 ASSETS = ROOT / "tests" / "assets"
 MODEL = ASSETS / "digits_vit.onnx"
 IMAGES = ASSETS / "digits_train.npz"
