@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph import io
+from gpusq_onnx.graph.edits import unlink
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.naming import Names
 
@@ -39,7 +40,6 @@ def write_with_extremes(model: Model, path: Path, tensors: Collection[str]) -> d
         io.write_tapped(model, path, [name for pair in outputs.values() for name in pair])
     finally:
         for node in added:
-            node.inputs.clear()
-            node.outputs.clear()
+            unlink(node)
         model.graph.nodes[:] = before
     return outputs

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from gpusq_onnx.graph.edits import rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.naming import Names
 
@@ -26,16 +27,16 @@ def remove_quantisation(model: Model) -> int:
             continue
         codes = node.inputs[0]
         if isinstance(codes, gs.Constant):
-            _rewire(node.outputs[0], gs.Constant(fresh(f"{codes.name}_float"), _values(node)))
+            rewire(node.outputs[0].outputs, node.outputs[0], gs.Constant(fresh(f"{codes.name}_float"), _values(node)))
         elif codes.inputs and codes.inputs[0].op == "QuantizeLinear":
-            _rewire(node.outputs[0], codes.inputs[0].inputs[0])
+            rewire(node.outputs[0].outputs, node.outputs[0], codes.inputs[0].inputs[0])
         else:
             continue
-        _unlink(node)
+        unlink(node)
         removed += 1
     for node in model.graph.nodes:
         if node.op == "QuantizeLinear" and not node.outputs[0].outputs and id(node.outputs[0]) not in outputs:
-            _unlink(node)
+            unlink(node)
     model.graph.nodes[:] = [node for node in model.graph.nodes if node.outputs]
     return removed
 
@@ -48,15 +49,3 @@ def _values(node: gs.Node) -> NDArray[np.floating]:
         shape[node.attrs.get("axis", 1)] = scale.size
         scale = scale.reshape(shape)
     return np.asarray(codes.astype(np.float32) * scale.astype(np.float32), scale.dtype)
-
-
-def _rewire(old: gs.Tensor, new: gs.Tensor) -> None:
-    for reader in {id(node): node for node in old.outputs}.values():
-        for index, tensor in enumerate(reader.inputs):
-            if tensor is old:
-                reader.inputs[index] = new
-
-
-def _unlink(node: gs.Node) -> None:
-    node.inputs.clear()
-    node.outputs.clear()

@@ -23,6 +23,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
+from gpusq_onnx.graph.edits import unlink
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.payload import Payload
 from gpusq_onnx.graph.shapes import Shapes, Types, infer_shapes
@@ -131,8 +132,7 @@ def fold(model: Model, names: Collection[str]) -> None:
         raise InvariantError("constants were not folded", found=", ".join(missing[:5]))
     for node in reversed([node for node in model.graph.nodes if id(node) in nodes]):
         if not any(tensor.outputs for tensor in node.outputs):
-            node.inputs.clear()
-            node.outputs.clear()
+            unlink(node)
             del nodes[id(node)]
             model.graph.nodes.remove(node)
 

@@ -18,6 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from gpusq_onnx.graph.edits import rewire, unlink
 from gpusq_onnx.graph.half import is_single, scale_to_half, to_half
 from gpusq_onnx.graph.model import Model, data_type_of, values_of
 from gpusq_onnx.graph.naming import Names
@@ -201,12 +202,8 @@ class _Edit:
 
     def _bypass(self, node: gs.Node, source: gs.Tensor) -> None:
         (made,) = node.outputs
-        for reader in list(made.outputs):
-            for index, read in enumerate(reader.inputs):
-                if read is made:
-                    reader.inputs[index] = source
-        node.inputs.clear()
-        node.outputs.clear()
+        rewire(made.outputs, made, source)
+        unlink(node)
         self.behind[id(node)] = []
         self.model.graph.nodes.remove(node)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from gpusq_onnx.graph.edits import unlink
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.shapes import Shapes
@@ -65,8 +66,7 @@ def fuse(model: Model, parts: Parts) -> None:
     attributes = {"axis": -parts.axes, "epsilon": parts.epsilon}
     position = next(index for index, node in enumerate(model.graph.nodes) if node is last)
     for node in parts.nodes:
-        node.inputs.clear()
-        node.outputs.clear()
+        unlink(node)
     made = gs.Node("LayerNormalization", last.name, attributes, inputs, [output])
     if hasattr(last, "origin"):
         made.origin = last.origin

@@ -22,6 +22,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from gpusq_onnx.graph.edits import rewire, unlink
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.sites import Site
@@ -68,7 +69,7 @@ class QdqWriter:
         nodes = [node for node in readers if any(read is tensor for read in node.inputs)]
         place = self._behind.setdefault(id(tensor.inputs[0]) if tensor.inputs else 0, [])
         pair = self._pair(tensor, np.asarray(scale, self._type(tensor)), None, tensor.name, place)
-        _rewire(nodes, tensor, pair)
+        rewire(nodes, tensor, pair)
 
     def weight(self, site: Site, scale: NDArray[np.float32]) -> None:
         """Put a per-output-channel pair (scale[out], positive) in front of a site's readers; the weight stays float."""
@@ -77,7 +78,7 @@ class QdqWriter:
             axis = channel_axis(reader, operand)
             place = self._before.setdefault(id(reader), [])
             pair = self._pair(operand, scale.astype(self._type(operand)), axis, site.weight.name, place)
-            _rewire([reader], operand, pair)
+            rewire([reader], operand, pair)
 
     def finish(self) -> None:
         """Put activations' pairs behind the activation's producer, weights' pairs in front of the first reader."""
@@ -123,13 +124,5 @@ def store_codes(model: Model, site: Site, codes: NDArray[np.int8]) -> None:
     (quantize,) = site.weight.outputs
     stored = np.ascontiguousarray(site.view.write(codes, np.zeros(site.weight.shape, np.int8)))
     quantize.outputs[0].outputs[0].inputs[0] = gs.Constant(Names(model).fresh(f"{site.weight.name}_int8"), stored)
-    quantize.inputs.clear()
-    quantize.outputs.clear()
+    unlink(quantize)
     model.graph.nodes[:] = [node for node in model.graph.nodes if node is not quantize]
-
-
-def _rewire(nodes: Iterable[gs.Node], old: gs.Tensor, new: gs.Tensor) -> None:
-    for node in {id(node): node for node in nodes}.values():
-        for index, read in enumerate(node.inputs):
-            if read is old:
-                node.inputs[index] = new
