@@ -1,7 +1,8 @@
 """TensorRT in a process of its own, so that its crash is a finding and not ours.
 
-A worker is a module of this package with a `main()` that reads one JSON request from argv[1] and writes one JSON answer
-into the file which the request names, again and again as it gets on: what it had found is there however it ends.
+A worker is a module of this package with a `main()` that calls `serve`: it reads one JSON request from argv[1] and writes
+one JSON answer into the file which the request names, again and again as it gets on: what it had found is there however
+it ends.
 """
 
 import json
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,18 @@ def ask(module: str, request: Mapping[str, Any], scratch: Path, timeout: float |
             end = f"was stopped after {timeout:g} s"
     found = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else {}
     return Reply(found, end, log, time.perf_counter() - began)
+
+
+def serve(work: Callable[[Any], Iterable[Mapping[str, object]]]) -> None:
+    """The worker's side: answer the request in argv[1] with what `work` yields; the last answer counts.
+
+    The request's "site", where it names a folder, goes in front of sys.path: the harness for machines with no GPU.
+    """
+    request = json.loads(sys.argv[1])
+    if request["site"]:
+        sys.path.insert(0, request["site"])
+    for answer in work(request):
+        Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
 
 
 def _end(code: int) -> str:

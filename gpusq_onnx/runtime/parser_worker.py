@@ -6,11 +6,10 @@ from a crash over the model. Networks are strongly typed, as TensorRT 11's alway
 weights; dynamic dimensions of the one profile are batch 1 or what the request says.
 """
 
-import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypedDict
+
+from gpusq_onnx.runtime.child import serve
 
 _HARNESS_NOISE = "catchCudaError"
 """Marks the line that TensorRT adds to an error on a machine with no driver; it says nothing about the model."""
@@ -41,11 +40,7 @@ class Answer(TypedDict, total=False):
 
 def main() -> None:
     """Answer the request in argv[1]."""
-    request: Request = json.loads(sys.argv[1])
-    if request["site"]:
-        sys.path.insert(0, request["site"])
-    for answer in _work(request):
-        Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+    serve(_work)
 
 
 def _work(request: Request) -> Iterator[Answer]:

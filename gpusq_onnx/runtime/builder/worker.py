@@ -6,13 +6,13 @@ timing cache, and has the plan read again for the engine inspector's JSON, at th
 All of TensorRT's log is printed, at its most verbose: 10.x names the sparse layers there only.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from gpusq_onnx.runtime.builder import gpu
+from gpusq_onnx.runtime.child import serve
 
 OLDEST = 10  # the first major version whose strongly typed networks take all that this tool writes
 
@@ -57,11 +57,7 @@ class Answer(TypedDict, total=False):
 
 def main() -> None:
     """Answer the request in argv[1]."""
-    request: Request = json.loads(sys.argv[1])
-    if request["site"]:
-        sys.path.insert(0, request["site"])
-    for answer in _work(request):
-        Path(json.loads(sys.argv[1])["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+    serve(_work)
 
 
 def _work(request: Request) -> Iterator[Answer]:
