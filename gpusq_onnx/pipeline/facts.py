@@ -83,30 +83,6 @@ class ExplicitQuantisation:
         return next(iter(invariants.violations(model, invariants.QUANTISATION + placement.WRITTEN)), None)
 
 
-_KINDS: Mapping[str, type[SparseWeight] | type[ExplicitQuantisation]] = MappingProxyType(
-    {"sparse weight": SparseWeight, "explicit quantisation": ExplicitQuantisation}
-)
-
-
-def dumps(facts: Sequence[Fact]) -> str:
-    """The facts as JSON; those of plug-ins are left out."""
-    names = {kind: name for name, kind in _KINDS.items()}
-    known = [fact for fact in facts if isinstance(fact, (SparseWeight, ExplicitQuantisation))]
-    return json.dumps([{"fact": names[type(fact)], **asdict(fact)} for fact in known])
-
-
-def loads(text: str) -> list[Fact]:
-    """The facts that `dumps` wrote. Raises UnsupportedModelError for any other text."""
-    try:
-        return [_KINDS[entry.pop("fact")](**entry) for entry in json.loads(text)]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnsupportedModelError(
-            "the facts in the model's metadata cannot be read",
-            found=f"{type(error).__name__}: {error}",
-            hint="take the reproducer's model.onnx as it was written",
-        ) from error
-
-
 @dataclass(frozen=True)
 class HalfPrecision:
     """No weight and no scale is wider than what reads it: FP16 products have FP16 operands."""
@@ -125,6 +101,31 @@ class HalfPrecision:
                     names = ", ".join("?" if kind is None else kind.name for kind in found)
                     return f"{reader.op} {reader.name!r} mixes {names}"
         return None
+
+
+_Known = SparseWeight | ExplicitQuantisation | HalfPrecision
+_KINDS: Mapping[str, type[_Known]] = MappingProxyType(
+    {"sparse weight": SparseWeight, "explicit quantisation": ExplicitQuantisation, "half precision": HalfPrecision}
+)
+
+
+def dumps(facts: Sequence[Fact]) -> str:
+    """The facts as JSON; those of plug-ins are left out."""
+    names = {kind: name for name, kind in _KINDS.items()}
+    known = [fact for fact in facts if isinstance(fact, _Known)]
+    return json.dumps([{"fact": names[type(fact)], **asdict(fact)} for fact in known])
+
+
+def loads(text: str) -> list[Fact]:
+    """The facts that `dumps` wrote. Raises UnsupportedModelError for any other text."""
+    try:
+        return [_KINDS[entry.pop("fact")](**entry) for entry in json.loads(text)]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UnsupportedModelError(
+            "the facts in the model's metadata cannot be read",
+            found=f"{type(error).__name__}: {error}",
+            hint="take the reproducer's model.onnx as it was written",
+        ) from error
 
 
 def is_pruned(site: Site, facts: Sequence[Fact]) -> bool:
