@@ -109,9 +109,9 @@ def kinds_before(passes: Sequence[Pass[Any]]) -> frozenset[str]:
     return frozenset(step.kind for step in passes) & {"prune", "quantise"}
 
 
-def execute(state: Run, index: int) -> Structure:
-    """The pass at `index` with all its checks; returns the structure of the model as it is afterwards."""
-    model, structure, step = state.model, analyse(state.model), state.passes[index]
+def execute(state: Run, index: int, structure: Structure) -> Structure:
+    """The pass at `index` with all its checks; `structure` is the model's, and that of the result is returned."""
+    model, step = state.model, state.passes[index]
     learns_later = any(later.kind == "finetune" for later in state.passes[index + 1 :])
     if learns_later and step.kind in ("prune", "quantise"):
         state.before.setdefault(step.kind, model.clone())

@@ -14,9 +14,8 @@ import numpy as np
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.extremes import write_with_extremes
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.pipeline.calibrate import BATCH
 from gpusq_onnx.pipeline.progress import Progress
-
-BATCH = 4
 
 
 def magnitudes(

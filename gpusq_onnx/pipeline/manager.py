@@ -109,7 +109,7 @@ def run(
         before = measure(model, structure)
         for index in range(len(passes)):
             with reproducer(path, output, pipeline, index, state) if leader else nullcontext():
-                structure = execute(state, index)
+                structure = execute(state, index, structure)
         after = measure(model, structure)
         source = state.source
         used = None if source is None else {"options": data.echo(), **source.describe(), "sha256": source.digest()}

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from gpusq_onnx.errors import GpusqError, PassFailed
 from gpusq_onnx.graph import io
+from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import facts, recipe
 from gpusq_onnx.pipeline.execute import FACTS, Run, begin, execute
 from gpusq_onnx.pipeline.grammar import Pipeline, Step
@@ -73,8 +74,9 @@ def _replay(path: Path, index: int, state: Run) -> Run:
     replay = begin(model, state.passes, state.data, True, NullProgress())
     if known is not None:
         replay.facts, replay.before = list(known), dict(state.before)
+    structure = analyse(model)
     for number in range(done, index):
-        execute(replay, number)
+        structure = execute(replay, number, structure)
     return replay
 
 
