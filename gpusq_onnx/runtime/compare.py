@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
 from gpusq_onnx.runtime.difference import Metric, OutputDifference, RunningAgreement, RunningDifference
-from gpusq_onnx.runtime.ort import Feed, Infer, Session, TensorInfo
+from gpusq_onnx.runtime.ort import Feed, Infer, Session, TensorInfo, check_names
 from gpusq_onnx.runtime.taps import RunningTap, Tap, TapDifference
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -57,7 +57,6 @@ class Loaded(Protocol):
     def max_batch(self) -> int | None: ...
     def inputs(self) -> list[TensorInfo]: ...
     def outputs(self) -> list[TensorInfo]: ...
-    def check_names(self, feed: Feed) -> None: ...
     def opened(self) -> AbstractContextManager[Infer]: ...
 
 
@@ -113,7 +112,7 @@ def compare(
     samples = 0
     with first.opened() as run_first, second.opened() as run_second:
         for piece in source.batches(fixed or most):
-            first.check_names(piece.feed)
+            check_names(piece.feed, first)
             expected, found = run_first(_as_taken(piece.feed, first)), run_second(_as_taken(piece.feed, second))
             for name, difference in differences.items():
                 a, b = (_counted(output[name], piece, fixed) for output in (expected, found))

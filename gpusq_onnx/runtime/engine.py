@@ -84,17 +84,6 @@ class Engine:
         """The largest batch of the profile."""
         return min((largest for _, largest in self._range(self._profile)), default=None)
 
-    def check_names(self, feed: Feed) -> None:
-        """Raises UnsupportedDataError unless the feed has exactly the engine's inputs."""
-        expected = {info.name for info in self.inputs()}
-        if set(feed) != expected:
-            raise UnsupportedDataError(
-                "the data does not name the engine's inputs",
-                where=self.name,
-                expected=", ".join(sorted(expected)),
-                found=", ".join(sorted(feed)),
-            )
-
     @contextmanager
     def opened(self) -> Iterator[Infer]:
         """A function that runs the engine on the GPU while the block lasts; outputs are valid until the next call."""

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,21 +110,32 @@ class Session:
             UnsupportedModelError: onnxruntime failed in the middle of the graph.
         """
         names = list(outputs) if outputs is not None else [info.name for info in self.outputs()]
-        self.check_names(feed)
+        check_names(feed, self)
         with running(self.name):
             values = self.handle.run(names, dict(feed))
         return dict(zip(names, values, strict=True))
 
-    def check_names(self, feed: Feed) -> None:
-        """Raises UnsupportedDataError unless the feed has exactly the model's inputs."""
-        expected = {info.name for info in self.inputs()}
-        if set(feed) != expected:
-            raise UnsupportedDataError(
-                "the data does not name the model's inputs",
-                where=self.name,
-                expected=", ".join(sorted(expected)),
-                found=", ".join(sorted(feed)),
-            )
+
+class Fed(Protocol):
+    """A model that takes inputs by name: `Session`, or an engine."""
+
+    name: str
+
+    def inputs(self) -> list[TensorInfo]:
+        """The inputs that a feed must name."""
+        ...
+
+
+def check_names(feed: Feed, model: Fed) -> None:
+    """Raises UnsupportedDataError unless the feed has exactly the model's inputs."""
+    expected = {info.name for info in model.inputs()}
+    if set(feed) != expected:
+        raise UnsupportedDataError(
+            "the data does not name the model's inputs",
+            where=model.name,
+            expected=", ".join(sorted(expected)),
+            found=", ".join(sorted(feed)),
+        )
 
 
 def fixed_batch(inputs: Sequence[TensorInfo]) -> int | None:
