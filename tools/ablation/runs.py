@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,19 @@ class Desk:
                 return found
         began = time.perf_counter()
         model = self._model(arm, seed)
-        dense = self.answers(self.folder / "dense.onnx")
-        logits, labels = self.answers(model)[0], dense[1]
+        (dense, labels), (logits, _) = self.dense_answers, self.answers(model)
         right = logits.argmax(1) == labels
-        agree = float((logits.argmax(1) == dense[0].argmax(1)).mean())
+        agree = float((logits.argmax(1) == dense.argmax(1)).mean())
         np.save(path.with_suffix(".npy"), np.packbits(right))
         result = {"wanted": wanted, "arm": arm.name, "group": arm.group, "seed": seed, "top1": float(right.mean())}
-        result |= {"agreement": agree, "kl": _divergence(dense[0], logits), "seconds": time.perf_counter() - began}
+        result |= {"agreement": agree, "kl": _divergence(dense, logits), "seconds": time.perf_counter() - began}
         path.write_text(json.dumps(result, indent=1) + "\n")
         return result
+
+    @cached_property
+    def dense_answers(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """`answers` of the dense model, with which every arm is compared."""
+        return self.answers(self.folder / "dense.onnx")
 
     def answers(self, model: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Logits and labels of the test images; quantised nodes computed as the graph says, nothing fused."""
