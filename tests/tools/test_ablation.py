@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto
 from PIL import Image
 
+from tools.ablation.__main__ import carry_out
 from tools.ablation.arms import Arm, arms, claims
 from tools.ablation.runs import Desk, Size
 from tools.ablation.table import interval, order_rows, orders, rows
@@ -55,9 +56,16 @@ def test_every_kind_of_arm_runs_once(desk: Desk) -> None:
     assert len(order_rows(found)) == len(found) + 2
 
 
+def test_two_processes_share_the_arms_and_give_what_one_gives(desk: Desk) -> None:
+    chosen = [arm for arm in arms() if arm.name == "one-shot"]
+    found = list(carry_out(desk, chosen, 2, 2))
+    assert [result["seed"] for result in found] == [0, 1]
+    assert found[0]["top1"] == desk.run(chosen[0], 0)["top1"]
+
+
 def test_the_int4_model_has_4_bit_codes_and_wider_steps(desk: Desk) -> None:
     desk.run(next(arm for arm in arms() if arm.key == "int4.calibrated"), 0)
-    model = onnx.load(desk.folder / "int4.0.onnx")
+    model = onnx.load(desk.start("int4", 0))
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     zeros = {n.input[2] for n in model.graph.node if n.op_type == "QuantizeLinear"}
     assert zeros

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FULL = "full"
+GROUPS = ("float", "int8", "int4")  # what a group starts from, the next one starts from, too
 
 
 @dataclass(frozen=True)

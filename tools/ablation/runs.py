@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,11 @@ class Desk:
             found: dict[str, Any] = json.loads(path.read_text())
             if found["wanted"] == wanted:
                 return found
+        self.prepare(arm.group, seed)
         began = time.perf_counter()
         model = self._model(arm, seed)
-        (dense, labels), (logits, _) = self.dense_answers, self.answers(model)
+        dense, labels = dense_answers(self.folder / "dense.onnx", self.data, self.size.test)
+        logits, _ = answers(model, self.data, self.size.test)
         right = logits.argmax(1) == labels
         agree = float((logits.argmax(1) == dense.argmax(1)).mean())
         np.save(path.with_suffix(".npy"), np.packbits(right))
@@ -81,48 +83,39 @@ class Desk:
         path.write_text(json.dumps(result, indent=1) + "\n")
         return result
 
-    @cached_property
-    def dense_answers(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """`answers` of the dense model, with which every arm is compared."""
-        return self.answers(self.folder / "dense.onnx")
-
-    def answers(self, model: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Logits and labels of the test images; quantised nodes computed as the graph says, nothing fused."""
-        session = Session(model, exact_qdq=True)
-        source = open_source(data_options(self.data, "test", self.size.test), [INPUT])
-        logits, labels = [], []
-        for batch in source.batches(256):
-            logits.append(session.run(batch.feed)["logits"][: batch.size])
-            assert batch.labels is not None
-            labels.append(batch.labels)
-        return np.concatenate(logits), np.concatenate(labels)
-
-    def _model(self, arm: Arm, seed: int) -> Path:
-        """The arm's model; what several arms start from is kept, what one arm ends in is not."""
-        out = self.folder / "arm.onnx"
-        dense, pruned = self.folder / "dense.onnx", self.folder / f"pruned.{seed}.onnx"
+    def prepare(self, group: str, seed: int) -> None:
+        """Make what the arms of a group start from, where it is missing; one process at a time a seed."""
+        pruned = self.start("pruned", seed)
         if not pruned.exists():
-            self._apply(dense, pruned, "prune24{method=sparsegpt}", seed)
-        teacher = f"teacher={dense}"
-        if arm.group == "float":
-            if arm.options is None:
-                return pruned
-            start = dense if arm.dense else pruned
-            return self._apply(start, out, f"distill{{{self.shared(self.size.lr)} {teacher} {arm.options}}}", seed)
-        sparse, int8 = self.folder / f"sparse.{seed}.onnx", self.folder / f"int8.{seed}.onnx"
+            self._apply(self.folder / "dense.onnx", pruned, "prune24{method=sparsegpt}", seed)
+        if group == "float":
+            return
+        sparse, int8, int4 = (self.start(name, seed) for name in ("sparse", "int8", "int4"))
         if not sparse.exists():
+            teacher = f"teacher={self.folder / 'dense.onnx'}"
             self._apply(pruned, sparse, f"distill{{{self.shared(self.size.lr)} {teacher}}}", seed)
         if not int8.exists():
             self._apply(sparse, int8, "qdq-int8{profile=sparse-int8}", seed)
-        start = int8
-        if arm.group == "int4":
-            start = self.folder / f"int4.{seed}.onnx"
-            if not start.exists():
-                to_int4(int8, start)
+        if group == "int4" and not int4.exists():
+            to_int4(int8, int4)
+
+    def start(self, name: str, seed: int) -> Path:
+        """Where a model lies that several arms start from: "pruned", "sparse", "int8" or "int4", of this size."""
+        made_with = (self.size.images, self.size.steps, self.size.batch, self.size.lr)
+        return self.folder / f"{name}.{seed}.{'-'.join(map(str, made_with))}.onnx"
+
+    def _model(self, arm: Arm, seed: int) -> Path:
+        """The arm's model."""
+        dense, out = self.folder / "dense.onnx", self.folder / f"{arm.key}.{seed}.onnx"
+        if arm.group == "float":
+            start = dense if arm.dense else self.start("pruned", seed)
+            passes = f"distill{{{self.shared(self.size.lr)} teacher={dense} {arm.options}}}"
+        else:
+            start = self.start(arm.group, seed)
+            teachers = f"teacher={self.start('sparse', seed)} dense={dense}"
+            passes = f"qat{{{self.shared(self.size.qat_lr)} {teachers} {arm.options}}}"
         if arm.options is None:
             return start
-        teachers = f"teacher={sparse} dense={dense}"
-        passes = f"qat{{{self.shared(self.size.qat_lr)} {teachers} {arm.options}}}"
         apply = self._learn if arm.group == "int4" else self._apply
         return apply(start, out, passes, seed)
 
@@ -146,6 +139,21 @@ class Desk:
 
     def _data(self, seed: int) -> DataOptions:
         return data_options(self.data, "train", self.size.images).model_copy(update={"seed": seed})
+
+
+def answers(model: Path, data: Path, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Logits and labels of the first test images; quantised nodes computed as the graph says, nothing fused."""
+    session = Session(model, exact_qdq=True)
+    logits, labels = [], []
+    for batch in open_source(data_options(data, "test", count), [INPUT]).batches(256):
+        logits.append(session.run(batch.feed)["logits"][: batch.size])
+        assert batch.labels is not None
+        labels.append(batch.labels)
+    return np.concatenate(logits), np.concatenate(labels)
+
+
+dense_answers = cache(answers)
+"""`answers` of the model with which every arm is compared: once a process."""
 
 
 def _divergence(teacher: NDArray[np.float32], student: NDArray[np.float32]) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.report.markdown import table
-from tools.ablation.arms import Arm, Claim
+from tools.ablation.arms import GROUPS, Arm, Claim
 
 DRAWS = 2000
 
@@ -72,7 +72,7 @@ def draw(results: Sequence[Mapping[str, Any]], arms: Sequence[Arm], path: Path) 
     """One panel a group: each arm's seeds as points, their mean as a bar. Needs matplotlib."""
     from matplotlib.figure import Figure
 
-    groups = [g for g in ("float", "int8", "int4") if any(r["group"] == g for r in results)]
+    groups = [g for g in GROUPS if any(r["group"] == g for r in results)]
     figure = Figure(figsize=(5 * len(groups), 4.5), layout="constrained")
     for place, group in enumerate(groups, 1):
         axes = figure.add_subplot(1, len(groups), place, title=group, xlabel="top-1 %")
