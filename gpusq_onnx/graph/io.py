@@ -45,6 +45,20 @@ def load(path: Path | str) -> Model:
         UnsupportedModelError: not ONNX, truncated, an opset that is not supported, external data missing or outside.
     """
     path = Path(path)
+    proto, embedded = read_proto(path)
+    raise_opset(proto)
+    model = from_proto(proto, path.parent, embedded)
+    require_connected(model)
+    return model
+
+
+def read_proto(path: Path) -> tuple[ModelProto, scan.Embedded]:
+    """The model in a file as it lies there, without the bytes of its large initializers: see `scan.parse`.
+
+    Raises:
+        UsageError: there is no such file.
+        UnsupportedModelError: not ONNX, or truncated.
+    """
     if not path.exists():
         raise UsageError("no such model file", where=str(path), hint="check the path")
     if path.is_dir():
@@ -55,10 +69,7 @@ def load(path: Path | str) -> Model:
         raise _not_onnx(path) from None
     if not proto.ir_version or not proto.opset_import or not proto.graph.node:
         raise _not_onnx(path)
-    raise_opset(proto)
-    model = from_proto(proto, path.parent, embedded)
-    require_connected(model)
-    return model
+    return proto, embedded
 
 
 def _not_onnx(path: Path) -> UnsupportedModelError:

@@ -20,16 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto
 from pydantic import TypeAdapter, ValidationError
 
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.graph import scan
-from gpusq_onnx.graph.io import atomic_write, file_digest
-from gpusq_onnx.graph.model import INLINE_BYTES
+from gpusq_onnx.graph.io import atomic_write, file_digest, read_proto
 from gpusq_onnx.graph.payload import SUB_BYTE, Payload
 from gpusq_onnx.pipeline.progress import NullProgress, Progress, track
 from gpusq_onnx.sparsity.packing import Packed, bits_a_weight, pack, unpack
@@ -169,14 +165,7 @@ def unpack_model(path: Path, target: Path) -> Contents:
 
 def _raw_weights(path: Path) -> Iterable[_Found]:
     """Initializers of the main graph with at least two axes whose bytes lie raw in a file."""
-    if not path.is_file():
-        raise UsageError("no such model file", where=str(path), hint="check the path")
-    try:
-        proto, embedded = scan.parse(path, INLINE_BYTES)
-    except (DecodeError, UnicodeDecodeError):
-        proto, embedded = onnx.ModelProto(), {}
-    if not proto.ir_version or not proto.graph.node:
-        raise UnsupportedModelError("not an ONNX model, or a truncated one", where=str(path))
+    proto, embedded = read_proto(path)
     for tensor in proto.graph.initializer:
         if len(tensor.dims) < 2 or tensor.data_type in SUB_BYTE or tensor.data_type == TensorProto.STRING:
             continue

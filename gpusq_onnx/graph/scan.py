@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import ModelProto
+
+from gpusq_onnx.graph.wire import GRAPH_INITIALIZER, MODEL_GRAPH, TENSOR_RAW, prefix
 
 Embedded = dict[str, NDArray[np.uint8]]
 
-_MODEL_GRAPH = ModelProto.GRAPH_FIELD_NUMBER
-_GRAPH_INITIALIZER = GraphProto.INITIALIZER_FIELD_NUMBER
-_TENSOR_RAW = TensorProto.RAW_DATA_FIELD_NUMBER
 _FIXED = {1: 8, 5: 4}  # bytes of the kinds of fixed size
 
 
@@ -51,50 +50,49 @@ def parse(path: Path, threshold: int) -> tuple[ModelProto, Embedded]:
 
 def _parse(mapped: NDArray[np.uint8], threshold: int) -> tuple[ModelProto, Embedded]:
     buffer = mapped.data
-    graphs = [(start, end) for number, _, start, end in _fields(buffer, 0, len(buffer)) if number == _MODEL_GRAPH]
+    rest, graphs = bytearray(), []
+    for number, at, start, end in _fields(buffer, 0, len(buffer)):
+        if number == MODEL_GRAPH:
+            graphs.append((start, end))
+        else:
+            rest += buffer[at:end]
     if len(graphs) != 1:
         raise _Unusual
-    begin, finish = graphs[0]
-    small = bytearray()  # the GraphProto without its large initializers
-    proto_parts: list[TensorProto] = []
-    embedded: Embedded = {}
-    order: list[int] = []  # for each initializer, its place among those cut out, or -1
-    for number, at, start, end in _fields(buffer, begin, finish):
-        if number != _GRAPH_INITIALIZER:
-            small += buffer[at:end]
-            continue
-        cut = _without_raw(buffer, start, end) if end - start >= threshold else None
-        if cut is None or cut[2] - cut[1] < threshold:
-            small += buffer[at:end]
-            order.append(-1)
-            continue
-        head, raw_start, raw_end = cut
-        tensor = TensorProto.FromString(head)
-        if tensor.name in embedded or not tensor.name:
-            raise _Unusual
-        embedded[tensor.name] = mapped[raw_start:raw_end]
-        order.append(len(proto_parts))
-        proto_parts.append(tensor)
-    model = ModelProto()
-    for number, at, _, end in _fields(buffer, 0, len(buffer)):
-        if number != _MODEL_GRAPH:
-            model.MergeFromString(bytes(buffer[at:end]))
-    model.graph.ParseFromString(bytes(small))
-    kept = list(model.graph.initializer)
-    if {tensor.name for tensor in kept} & embedded.keys():
+    small, cuts = _without_large(buffer, *graphs[0], threshold)
+    model = ModelProto.FromString(bytes(rest))
+    model.graph.ParseFromString(small)
+    names = [tensor.name for tensor in model.graph.initializer]
+    embedded = {names[place]: mapped[start:end] for place, (start, end) in cuts.items()}
+    others = {name for place, name in enumerate(names) if place not in cuts}
+    if len(embedded) < len(cuts) or "" in embedded or others & embedded.keys():
         raise _Unusual
-    rest = iter(kept)
-    merged = [next(rest) if place < 0 else proto_parts[place] for place in order]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(merged)
     return model, embedded
+
+
+def _without_large(
+    buffer: memoryview, start: int, end: int, threshold: int
+) -> tuple[bytes, dict[int, tuple[int, int]]]:
+    """A GraphProto without its large initializers' bytes, and where those lie, by the initializer's place."""
+    small, cuts, place = bytearray(), dict[int, tuple[int, int]](), 0
+    for number, at, value, after in _fields(buffer, start, end):
+        if number != GRAPH_INITIALIZER:
+            small += buffer[at:after]
+            continue
+        cut = _without_raw(buffer, value, after) if after - value >= threshold else None
+        if cut is None or cut[2] - cut[1] < threshold:
+            small += buffer[at:after]
+        else:
+            small += prefix(GRAPH_INITIALIZER, len(cut[0])) + cut[0]
+            cuts[place] = cut[1:]
+        place += 1
+    return bytes(small), cuts
 
 
 def _without_raw(buffer: memoryview, start: int, end: int) -> tuple[bytes, int, int] | None:
     """A TensorProto's fields but `raw_data`, and where that lies; None for a tensor without."""
     head, found = bytearray(), None
     for number, at, value, after in _fields(buffer, start, end):
-        if number != _TENSOR_RAW:
+        if number != TENSOR_RAW:
             head += buffer[at:after]
         elif found is not None:
             raise _Unusual

@@ -29,9 +29,9 @@ class Writer(Protocol):
         ...
 
 
-_MODEL_GRAPH = ModelProto.GRAPH_FIELD_NUMBER
-_GRAPH_INITIALIZER = GraphProto.INITIALIZER_FIELD_NUMBER
-_TENSOR_RAW = TensorProto.RAW_DATA_FIELD_NUMBER
+MODEL_GRAPH = ModelProto.GRAPH_FIELD_NUMBER
+GRAPH_INITIALIZER = GraphProto.INITIALIZER_FIELD_NUMBER
+TENSOR_RAW = TensorProto.RAW_DATA_FIELD_NUMBER
 
 
 def _varint(value: int) -> bytes:
@@ -43,7 +43,8 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _prefix(field: int, length: int) -> bytes:
+def prefix(field: int, length: int) -> bytes:
+    """What stands in front of a length-delimited field of so many bytes."""
     return _varint(field << 3 | 2) + _varint(length)
 
 
@@ -64,11 +65,11 @@ def write_model(
     body: bytes = graph.SerializeToString(deterministic=True)
     parts = []
     for tensor, length, values in large:
-        head: bytes = tensor.SerializeToString(deterministic=True) + _prefix(_TENSOR_RAW, length)
-        parts.append((_prefix(_GRAPH_INITIALIZER, len(head) + length) + head, length, values))
+        head: bytes = tensor.SerializeToString(deterministic=True) + prefix(TENSOR_RAW, length)
+        parts.append((prefix(GRAPH_INITIALIZER, len(head) + length) + head, length, values))
     total = len(body) + sum(len(head) + length for head, length, _ in parts)
     file.write(header.SerializeToString(deterministic=True))
-    file.write(_prefix(_MODEL_GRAPH, total))
+    file.write(prefix(MODEL_GRAPH, total))
     file.write(body)
     for head, length, values in parts:
         file.write(head)

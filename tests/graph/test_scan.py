@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import values_of
 from gpusq_onnx.graph.scan import parse
+from gpusq_onnx.graph.wire import GRAPH_INITIALIZER, MODEL_GRAPH, prefix
 
 W = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
 
@@ -55,8 +56,8 @@ def test_what_no_exporter_writes_is_left_to_protobuf(tmp_path: Path, kind: str) 
     else:
         part = TensorProto(raw_data=W.tobytes()).SerializeToString()
         doubled = w.SerializeToString() + part
-        graph = b"\x2a" + _varint(len(doubled)) + doubled
-        data = b"\x3a" + _varint(len(graph)) + graph
+        graph = prefix(GRAPH_INITIALIZER, len(doubled)) + doubled
+        data = prefix(MODEL_GRAPH, len(graph)) + graph
     (tmp_path / "m.onnx").write_bytes(data)
     model, embedded = parse(tmp_path / "m.onnx", 1024)
     assert not embedded
@@ -86,11 +87,3 @@ def test_unaligned_values_are_read_right(tmp_path: Path, offset: int) -> None:
     (w,) = [values_of(c) for c in loaded.constants() if c.name == "w"]
     assert w.flags.aligned
     assert np.array_equal(w, W)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
