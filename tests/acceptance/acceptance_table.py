@@ -12,6 +12,9 @@ from typing import Any
 
 from gpusq_onnx.report.markdown import table
 
+PREPROCESS = ("--resize", "248", "--crop", "224", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
+"""As the ImageNet models were trained."""
+
 
 @dataclass
 class Table:

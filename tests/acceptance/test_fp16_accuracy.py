@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from acceptance_table import Table, gpusq, short
+from acceptance_table import PREPROCESS, Table, gpusq, short
 from onnx import helper, numpy_helper
 from PIL import Image
 
@@ -17,7 +17,6 @@ pytestmark = pytest.mark.slow
 
 TITLE = "FP16: ViT-Tiny on 650 validation images, guarded and calibrated on 64 training images"
 COLUMNS = ["model", "pipeline", "top-1", "without fp16", "agreement", "cosine", "Casts", "TensorRT", "command"]
-PREPROCESS = ("--resize", "248", "--crop", "224", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
 PIPELINES = ("", "qdq-int8", "prune24,qdq-int8", "prune24{method=sparsegpt},qdq-int8{profile=sparse-int8}")
 
 

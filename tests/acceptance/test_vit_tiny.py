@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from acceptance_table import Table, assert_24, gpusq, planned, polygraphy_sparse, short
+from acceptance_table import PREPROCESS, Table, assert_24, gpusq, planned, polygraphy_sparse, short
 
 pytestmark = pytest.mark.slow
 
 TITLE = "ViT-Tiny, ImageNet: 650 validation images, calibrated on 128 unlabelled training images"
 COLUMNS = ["pipeline", "top-1", "drop", "top-5", "agreement", "cosine", "must hold", "apply", "command"]
 DENSE = 0.835  # top-1, as the data's own documentation gives it
-PREPROCESS = ("--resize", "248", "--crop", "224", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from acceptance_table import Table, assert_24, gpusq, planned, polygraphy_sparse
+from acceptance_table import PREPROCESS, Table, assert_24, gpusq, planned, polygraphy_sparse
 
 pytestmark = pytest.mark.slow
 
@@ -46,8 +46,7 @@ def test_model(
     original, written = export(model, exporter), tmp_path / "out.onnx"
     tiny = model.split("_")[1] == "tiny"
     passes = "prune24,qdq-int8" if tiny else "prune24{method=magnitude},qdq-int8"
-    normal = ("--resize", "248", "--crop", "224", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--samples", "8")
-    data = ("--data", str(shared / "data" / "imagenet" / "train"), *normal)
+    data = ("--data", str(shared / "data" / "imagenet" / "train"), *PREPROCESS, "--samples", "8")
     report, seconds = gpusq("apply", "--passes", passes, *data, "-o", str(written), str(original))
     inspection, _ = gpusq("inspect", str(written))
     parser = ("--parser", "--build", "--trt-cache", str(parser_cache))
