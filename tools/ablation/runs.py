@@ -22,6 +22,7 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.base import Context, Given
+from gpusq_onnx.pipeline.execute import MOST_CALIBRATE
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.table import resolve
@@ -36,7 +37,7 @@ class Size:
     """How much is done in each arm.
 
     Attributes:
-        images: training images that a run sees (spread over the classes), and calibration's.
+        images: training images that a run sees (spread over the classes); pruning and calibrating, 1024 of them.
         steps, batch: of every training.
         lr, qat_lr: peak learning rates of the float and the quantised training.
         test: test images.
@@ -138,7 +139,8 @@ class Desk:
         return out
 
     def _data(self, seed: int) -> DataOptions:
-        return data_options(self.data, "train", self.size.images).model_copy(update={"seed": seed})
+        options = data_options(self.data, "train", self.size.images)
+        return options.model_copy(update={"seed": seed, "calibrate": min(self.size.images, MOST_CALIBRATE)})
 
 
 def answers(model: Path, data: Path, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
