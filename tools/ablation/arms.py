@@ -15,6 +15,10 @@ FULL = "full"
 GROUPS = ("float", "int8", "int4")  # what a group starts from, the next one starts from, too
 
 
+PAPER = "alpha=1 beta=10 gamma=5 temperature=3 gate=true reduce=sum features=stages blockwise=0 tokens=1"
+"""What an arm is trained with where it does not say otherwise: the paper's losses, whatever the defaults are."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way to train.
@@ -22,7 +26,7 @@ class Arm:
     Attributes:
         name: what the table calls it.
         group: "float", "int8" or "int4".
-        options: of `distill` or `qat`, beside those that all arms share; None: no training.
+        options: of `distill` or `qat`, in place of the paper's; None: no training.
         dense: start from the dense model instead of the pruned one.
     """
 
@@ -62,13 +66,17 @@ _FACTORS = {
     "w shuffled": "factors=shuffled",
     "dense teacher": "against=dense",
 }
+SHIPPED = {
+    "distill": "alpha=0 beta=1 gamma=40 temperature=1 gate=false reduce=mean features=blocks blockwise=0.8 tokens=0.5",
+}
+"""Our own recipes, the passes' defaults, at the size of this table."""
 
 
 def arms() -> list[Arm]:
     """All arms, in the order of the table."""
     found = [Arm("one-shot", "float", None)]
     found += [Arm(name, "float", options) for name, options in _LOSSES.items()]
-    found += [Arm("dense + training", "float", "", dense=True)]
+    found += [Arm("shipped", "float", SHIPPED["distill"]), Arm("dense + training", "float", "", dense=True)]
     for group in ("int8", "int4"):
         found += [Arm("calibrated", group, None)]
         found += [Arm(name, group, options) for name, options in (_LOSSES | _FACTORS).items()]

@@ -27,7 +27,7 @@ from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.table import resolve
 from gpusq_onnx.runtime.ort import Session
-from tools.ablation.arms import Arm
+from tools.ablation.arms import PAPER, Arm
 from tools.ablation.int4 import to_int4
 from tools.ablation.vit_cifar10 import INPUT, data_options
 
@@ -59,9 +59,11 @@ class Desk:
     data: Path
     size: Size
 
-    def shared(self, lr: float) -> str:
-        """The options of every training."""
-        return f"steps={self.size.steps} batch={self.size.batch} lr={lr} crop=0.6 features=stages"
+    def options(self, lr: float, options: str = "") -> str:
+        """The options of a training: the paper's, with those of the arm in their place."""
+        shared = f"steps={self.size.steps} batch={self.size.batch} lr={lr} crop=0.6"
+        merged = dict(option.split("=") for option in f"{shared} {PAPER} {options}".split())
+        return " ".join(f"{key}={value}" for key, value in merged.items())
 
     def run(self, arm: Arm, seed: int) -> dict[str, Any]:
         """The arm's result, computed where it is not there yet."""
@@ -94,7 +96,7 @@ class Desk:
         sparse, int8, int4 = (self.start(name, seed) for name in ("sparse", "int8", "int4"))
         if not sparse.exists():
             teacher = f"teacher={self.folder / 'dense.onnx'}"
-            self._apply(pruned, sparse, f"distill{{{self.shared(self.size.lr)} {teacher}}}", seed)
+            self._apply(pruned, sparse, f"distill{{{self.options(self.size.lr)} {teacher}}}", seed)
         if not int8.exists():
             self._apply(sparse, int8, "qdq-int8{profile=sparse-int8}", seed)
         if group == "int4" and not int4.exists():
@@ -108,17 +110,15 @@ class Desk:
     def _model(self, arm: Arm, seed: int) -> Path:
         """The arm's model."""
         dense, out = self.folder / "dense.onnx", self.folder / f"{arm.key}.{seed}.onnx"
-        if arm.group == "float":
-            start = dense if arm.dense else self.start("pruned", seed)
-            passes = f"distill{{{self.shared(self.size.lr)} teacher={dense} {arm.options}}}"
-        else:
-            start = self.start(arm.group, seed)
-            teachers = f"teacher={self.start('sparse', seed)} dense={dense}"
-            passes = f"qat{{{self.shared(self.size.qat_lr)} {teachers} {arm.options}}}"
+        start = dense if arm.dense else self.start("pruned" if arm.group == "float" else arm.group, seed)
         if arm.options is None:
             return start
-        apply = self._learn if arm.group == "int4" else self._apply
-        return apply(start, out, passes, seed)
+        if arm.group == "float":
+            passes = f"distill{{{self.options(self.size.lr, arm.options)} teacher={dense}}}"
+            return self._apply(start, out, passes, seed)
+        teachers = f"teacher={self.start('sparse', seed)} dense={dense}"
+        passes = f"qat{{{self.options(self.size.qat_lr, arm.options)} {teachers}}}"
+        return (self._learn if arm.group == "int4" else self._apply)(start, out, passes, seed)
 
     def _apply(self, model: Path, out: Path, passes: str, seed: int) -> Path:
         manager.run(model, out, parse(passes), data=self._data(seed))
