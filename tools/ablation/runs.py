@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Size:
     """
 
     images: int = 8192
-    steps: int = 200
+    steps: int = 100
     batch: int = 128
     lr: float = 5e-4
     qat_lr: float = 1e-4
@@ -68,14 +68,16 @@ class Desk:
     def run(self, arm: Arm, seed: int) -> dict[str, Any]:
         """The arm's result, computed where it is not there yet."""
         path = self.folder / f"{arm.key}.{seed}.json"
-        wanted = {**asdict(self.size), "options": arm.options, "seed": seed}
+        rate = self.size.lr if arm.group == "float" else self.size.qat_lr
+        options = None if arm.options is None else self.options(rate, arm.options)
+        wanted = {"options": options, "images": self.size.images, "test": self.size.test, "seed": seed}
         if path.exists():
             found: dict[str, Any] = json.loads(path.read_text())
             if found["wanted"] == wanted:
                 return found
         self.prepare(arm.group, seed)
         began = time.perf_counter()
-        model = self._model(arm, seed)
+        model = self._model(arm, options, seed)
         dense, labels = dense_answers(self.folder / "dense.onnx", self.data, self.size.test)
         logits, _ = answers(model, self.data, self.size.test)
         right = logits.argmax(1) == labels
@@ -107,17 +109,15 @@ class Desk:
         made_with = (self.size.images, self.size.steps, self.size.batch, self.size.lr)
         return self.folder / f"{name}.{seed}.{'-'.join(map(str, made_with))}.onnx"
 
-    def _model(self, arm: Arm, seed: int) -> Path:
+    def _model(self, arm: Arm, options: str | None, seed: int) -> Path:
         """The arm's model."""
         dense, out = self.folder / "dense.onnx", self.folder / f"{arm.key}.{seed}.onnx"
         start = dense if arm.dense else self.start("pruned" if arm.group == "float" else arm.group, seed)
-        if arm.options is None:
+        if options is None:
             return start
         if arm.group == "float":
-            passes = f"distill{{{self.options(self.size.lr, arm.options)} teacher={dense}}}"
-            return self._apply(start, out, passes, seed)
-        teachers = f"teacher={self.start('sparse', seed)} dense={dense}"
-        passes = f"qat{{{self.options(self.size.qat_lr, arm.options)} {teachers}}}"
+            return self._apply(start, out, f"distill{{{options} teacher={dense}}}", seed)
+        passes = f"qat{{{options} teacher={self.start('sparse', seed)} dense={dense}}}"
         return (self._learn if arm.group == "int4" else self._apply)(start, out, passes, seed)
 
     def _apply(self, model: Path, out: Path, passes: str, seed: int) -> Path:
