@@ -84,7 +84,7 @@ def _roles(tensor: Tensor, constant: Tensor, data: Moving) -> Iterator[str]:
         for slot, read in enumerate(node.inputs):
             if read is not tensor:
                 continue
-            role = _OPERANDS.get((node.op, slot)) or _role_in(node, constant, data)
+            role = _OPERANDS.get((node.op, slot)) or _role_in(node, tensor, constant, data)
             if role:
                 yield role
             elif slot == 0 and (node.op in _LAYOUT or node.op in ("QuantizeLinear", "DequantizeLinear")):
@@ -94,8 +94,8 @@ def _roles(tensor: Tensor, constant: Tensor, data: Moving) -> Iterator[str]:
                 yield from {"bias", "position"}.intersection(_roles(node.outputs[0], constant, data))
 
 
-def _role_in(node: Node, constant: Tensor, data: Moving) -> str | None:
-    """The role of an operand of a symmetric operator."""
+def _role_in(node: Node, operand: Tensor, constant: Tensor, data: Moving) -> str | None:
+    """The role of an operand of a symmetric operator, which is the constant or made from it."""
     others = [str(tensor.name) for tensor in node.inputs if tensor.name in data.moving]
     wide = sum(n > 1 for n in constant.shape)
     if not others or not wide:
@@ -108,7 +108,8 @@ def _role_in(node: Node, constant: Tensor, data: Moving) -> str | None:
         return None
     if wide == 1:
         return "bias" if node.op == "Add" else "norm"
-    learned = node.op == "Add" and constant.shape[-1] > _BOX and _varied(constant)
+    last = (operand.shape or constant.shape)[-1]  # as it is added: a table of biases of 4 heads holds no boxes
+    learned = node.op == "Add" and (not isinstance(last, int) or last > _BOX) and _varied(constant)
     return "position" if learned else None
 
 

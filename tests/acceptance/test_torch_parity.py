@@ -136,12 +136,13 @@ def test_gradients(model: str, exporter: str, export: Callable[[str, str], Path]
     worst, matched = 0.0, set[int]()
     for name, theirs in original.named_parameters():
         assert theirs.grad is not None, name
-        if name.endswith("relative_position_bias_table"):  # exported as the bias that it makes, [heads, tokens, tokens]
-            index = original.get_submodule(name.rpartition(".")[0]).relative_position_index
-            made = theirs[index.reshape(-1)].reshape(*index.shape, -1).permute(2, 0, 1)
-            parameter = ours[_bytes(made)]
-            by_entry = _gradient(parameter).reshape(made.shape).permute(1, 2, 0).reshape(-1, theirs.shape[1])
-            gradient = torch.zeros_like(theirs).index_add(0, index.reshape(-1), by_entry)
+        if name.endswith("relative_position_bias_table"):
+            index = original.get_submodule(name.rpartition(".")[0]).relative_position_index.reshape(-1)
+            gathered = theirs[index]  # exported as this, [pairs of tokens, heads], or as the bias [heads, pairs]
+            parameter = ours[next(key for key in (_bytes(gathered), _bytes(gathered.t())) if key in ours)]
+            found = _gradient(parameter)
+            by_entry = found if found.shape == gathered.shape else found.reshape(gathered.t().shape).t()
+            gradient = torch.zeros_like(theirs).index_add(0, index, by_entry)
         elif _bytes(theirs) in ours:
             parameter = ours[_bytes(theirs)]
             gradient = _gradient(parameter).reshape(theirs.shape)

@@ -54,6 +54,19 @@ def test_what_learned_queries_are_projected_with_is_a_weight_too() -> None:
     assert roles_of(model) == {"table": "position", "w": "weight"}
 
 
+def test_a_table_is_judged_as_it_is_added_not_as_it_is_stored() -> None:
+    nodes = [
+        n("MatMul", "x w", "h"), n("Reshape", "table shape", "square"),
+        n("Transpose", "square", "bias", perm=[2, 0, 1]),
+        n("Add", "h bias", "b"), n("Add", "b boxes", "y"),
+    ]  # fmt: skip
+    constants = {"w": values(6, 5), "table": values(20, 3), "shape": ints(4, 5, 3), "boxes": values(5, 4)}
+    model, _ = model_of(nodes, constants, (3, 4, 6), ["y"])
+    assert "table" not in roles_of(model)  # nothing says what becomes of three columns
+    model.graph.tensors()["bias"].shape = [3, 4, 5]
+    assert roles_of(model) == {"w": "weight", "table": "position"}
+
+
 @pytest.mark.parametrize("asset", ["digits_vit.onnx", "digits_vit_legacy17.onnx"])
 def test_all_of_a_vision_transformer_is_found(asset: str) -> None:
     model = io.load(ASSETS / asset)
