@@ -32,7 +32,7 @@ class DistillOptions(Settings):
 
     epochs: int = Field(12, ge=1, description="passes over the training images")
     batch: int = Field(16, ge=1, description="images in an optimiser step, over all processes")
-    lr: float = Field(5e-4, gt=0, description="peak learning rate of weights, biases and norms")
+    lr: float = Field(5e-4, gt=0, description="peak learning rate of weights")
     decay: float = Field(0.0, ge=0, description="AdamW's weight decay, of weights alone")
     alpha: float = Field(0.0, ge=0, description="weight of the hard-label loss; 0: off (paper: 1)")
     beta: float = Field(1.0, ge=0, description="weight of the soft-label loss; 0: off (paper: 10)")

@@ -1,7 +1,7 @@
 """AdamW and its parameter groups, and how the learning rate goes.
 
     weights            lr, weight decay
-    biases, norms, positions   lr, no decay
+    biases, norms, positions   lr x vector_lr, no decay
     scales             lr x scale_lr, no decay
 
     rate(t)    rises linearly over the warm-up, then falls by a cosine to 1 % of its peak at the last step
@@ -32,7 +32,7 @@ def optimiser(
     for name, parameter in named:
         role = roles[name]
         groups[role if role in groups else "other"].append(parameter)
-    share = {"weight": 1.0, "scale": settings.scale_lr, "other": 1.0}
+    share = {"weight": 1.0, "scale": settings.scale_lr, "other": settings.vector_lr}
     decay = {"weight": settings.decay, "scale": 0.0, "other": 0.0}
     made = [
         {"params": members, "share": share[role], "weight_decay": decay[role], "role": role}

@@ -55,7 +55,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "gpusq-paper": Preset(
             "prune24{method=magnitude},"
             "distill{alpha=1,beta=10,blockwise=0,features=stages,gamma=5,gate=true,reduce=sum,temperature=3,tokens=1},"
-            "qdq-int8,qat",
+            "qdq-int8,qat{alpha=1,beta=10,features=stages,gate=true,reduce=sum,temperature=3}",
             "the same with the paper's losses: hard and soft labels, the ends of the stages, the agreement gate",
         ),
         "int8-accurate": Preset(

@@ -15,7 +15,10 @@ FULL = "full"
 GROUPS = ("float", "int8", "int4")  # what a group starts from, the next one starts from, too
 
 
-PAPER = "alpha=1 beta=10 gamma=5 temperature=3 gate=true reduce=sum features=stages blockwise=0 tokens=1"
+PAPER = (
+    "alpha=1 beta=10 gamma=5 temperature=3 gate=true reduce=sum features=stages "
+    "blockwise=0 tokens=1 vector_lr=1 scale_lr=0.1"
+)
 """What an arm is trained with where it does not say otherwise: the paper's losses, whatever the defaults are."""
 
 
