@@ -9,8 +9,10 @@ import pytest
 from onnx import TensorProto
 from PIL import Image
 
+from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.table import resolve
 from tools.ablation.__main__ import carry_out
-from tools.ablation.arms import Arm, arms, claims
+from tools.ablation.arms import SHIPPED, Arm, arms, claims
 from tools.ablation.runs import Desk, Size
 from tools.ablation.table import interval, order_rows, orders, rows
 
@@ -76,6 +78,14 @@ def test_the_arms_of_the_claims_exist() -> None:
     keys = {arm.key for arm in arms()}
     assert len(keys) == len(arms())
     assert {key for claim in claims() for key in (claim.better, claim.worse)} <= keys
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_arms_are_the_passes_defaults(name: str) -> None:
+    options = SHIPPED[name].replace(" ", ",")
+    (step,) = resolve(parse(name))
+    (same,) = resolve(parse(f"{name}{{{options}}}"))
+    assert same.options == step.options
 
 
 def test_an_interval_holds_the_mean_of_what_it_is_drawn_from() -> None:

@@ -71,6 +71,7 @@ _FACTORS = {
 }
 SHIPPED = {
     "distill": "alpha=0 beta=1 gamma=40 temperature=1 gate=false reduce=mean features=blocks blockwise=0.8 tokens=0.5",
+    "qat": "alpha=0 beta=1 temperature=1 gate=false reduce=mean features=blocks lr=4e-6 vector_lr=25 scale_lr=2.5",
 }
 """Our own recipes, the passes' defaults, at the size of this table."""
 
@@ -83,6 +84,7 @@ def arms() -> list[Arm]:
     for group in ("int8", "int4"):
         found += [Arm("calibrated", group, None)]
         found += [Arm(name, group, options) for name, options in (_LOSSES | _FACTORS).items()]
+        found += [Arm("shipped", group, SHIPPED["qat"])]
     return found
 
 

@@ -4,6 +4,8 @@ Forward, loss, backward; no optimizer, which would be the same on both sides. Ti
 step in turn, on one thread, CPU seconds (what else the machine does then hardly counts), medians. Memory: a process
 each; the peak of resident memory during the steps over what was resident before the model was made (Linux: VmHWM after
 clear_refs).
+
+`distilling` runs the whole command on DeiT-Base: what an image costs, and that memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ from statistics import median
 from typing import Any
 
 from tools.bench.cases import MB, Line, Setting
-from tools.bench.measure import gpusq, python
+from tools.bench.measure import Usage, gpusq, python
 from tools.zoo.exports import Zoo
 
 MODELS = {"deit_tiny_224": 8, "deit_small_224": 4, "swin_tiny_224": 4}  # with the batch of a step
 EXPORTER = "legacy17"  # what most exported files come from, and the harder one: everything taken apart
 TIME, MEMORY, QDQ = 1.05, 1.1, 1.35
+BATCH, SHORT, LONG = 4, 2, 6  # of `distilling`: images in a step, and steps of its two runs
+AN_IMAGE = 1.4  # a step, the teacher's forward pass (a third of it), and a little
+GROWTH = 1.05
 
 _STEPS = """
 import json, sys, time
@@ -81,6 +86,38 @@ def training(setting: Setting) -> Iterator[Line]:
         quantised = str(setting.scratch / f"{model}_qdq.onnx")
         gpusq("apply", "--quiet", "--passes", "qdq-int8", "--samples", "8", "-o", quantised, path)
         yield _time(f"{model}, batch {batch}: training step, Q/DQ", model, quantised, batch, rounds, QDQ)
+
+
+def distilling(setting: Setting) -> Iterator[Line]:
+    """`distill` as it is shipped, on the setting's model: CPU seconds an image, and memory with few and many images."""
+    pruned = str(setting.scratch / "pruned.onnx")
+    gpusq("apply", "--quiet", "--passes", "prune24{method=magnitude}", "-o", pruned, str(setting.model))
+    few, more = (_distill(setting, pruned, samples=8, steps=steps) for steps in (SHORT, LONG))
+    many = _distill(setting, pruned, samples=64, steps=SHORT)
+    original = median(_steps("deit_base_224", str(setting.model), BATCH, SHORT, "native")["seconds"]["native"]) / BATCH
+    yield Line(
+        "distill: an image",
+        (more.cpu - few.cpu) / (BATCH * (LONG - SHORT)),
+        original,
+        AN_IMAGE * original,
+        "s",
+        f"{AN_IMAGE}x a step of the original module (one thread, float32), an image",
+    )
+    yield Line(
+        "distill, 64 images: peak memory",
+        many.peak / MB,
+        few.peak / MB,
+        GROWTH * few.peak / MB,
+        "MB",
+        f"{GROWTH}x that of 8 images",
+    )
+
+
+def _distill(setting: Setting, pruned: str, *, samples: int, steps: int) -> Usage:
+    passes = f"distill{{teacher={setting.model} batch={BATCH} steps={steps}}}"
+    images = ("--data", str(setting.images), "--resize", "248", "--crop", "224", "--samples", str(samples))
+    written = str(setting.scratch / f"distilled-{samples}-{steps}.onnx")
+    return gpusq("apply", "--quiet", "--passes", passes, *images, "-o", written, pruned)
 
 
 def _time(what: str, model: str, path: str, batch: int, rounds: int, bar: float) -> Line:
