@@ -50,16 +50,24 @@ def take_points(x: Tensor, indices: Tensor, batch_dims: int) -> Tensor:
 
 def put_points(x: Tensor, indices: Tensor, updates: Tensor, accumulate: bool) -> Tensor:
     """ONNX ScatterND: a copy of `x` with `updates` at (or added to) the index tuples of `indices`."""
+    x, updates = _alike(x, updates)
     return torch.index_put(x, tuple(indices.unbind(-1)), updates, accumulate)
 
 
 def spread(x: Tensor, axis: int, index: Tensor, updates: Tensor, reduction: str) -> Tensor:
     """ONNX ScatterElements: a copy of `x` with updates[...] at index[...] along `axis`."""
     index = torch.where(index < 0, index + x.shape[axis], index)
+    x, updates = _alike(x, updates)
     if reduction == "none":
         return torch.scatter(x, axis, index, updates)
     names = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
     return torch.scatter_reduce(x, axis, index, updates, names[reduction])
+
+
+def _alike(x: Tensor, updates: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider type: under autocast one may come from a product and the other not."""
+    kind = torch.promote_types(x.dtype, updates.dtype)
+    return x.to(kind), updates.to(kind)
 
 
 def take_elements(x: Tensor, axis: int, index: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from onnx_cases import model_of, values
+from onnx_cases import ints, model_of, values
 from test_peepholes import attention
 from test_shapes import calls, n
 from torch import Tensor, nn
@@ -117,6 +117,19 @@ def test_bfloat16_autocast(network: Network) -> None:
     assert bool((found.float() - expected).abs().max() < 0.1 * expected.abs().max())
     found.float().square().mean().backward()
     assert all(p.grad is not None and p.grad.dtype == p.dtype for p in network.parameters())
+
+
+@pytest.mark.parametrize("op", ["ScatterND", "ScatterElements"])
+def test_a_scatter_under_autocast_joins_a_product_and_a_constant(op: str) -> None:
+    places = ints([0, 1], [1, 2]) if op == "ScatterND" else ints([1, 0])
+    updates = values(2) if op == "ScatterND" else values(1, 2)
+    nodes = [n("MatMul", "x w", "h"), n(op, "h places updates", "y")]
+    model, _ = model_of(nodes, {"w": values(6, 5), "places": places, "updates": updates}, (6,), ["y"])
+    network = convert(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(torch.ones(3, 6))["y"]
+    torch.testing.assert_close(found, network(torch.ones(3, 6))["y"], rtol=0.02, atol=0.02)
+    assert found.dtype == torch.float32
 
 
 def _data_parallel(rank: int, port: int, network: Network, queue: Any) -> None:
