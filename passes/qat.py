@@ -8,7 +8,7 @@ The teacher is the model in front of this pipeline's first quantising pass, the 
 itself with its quantisers off. D_i needs the dense model: the one in front of pruning, or the file `dense`; without it,
 every w_i is 1.
 
-A calibrated model is close to its teacher already, so weights move little by default (`lr`), biases and norms and
+A calibrated model is close to its teacher already, so weights move little by default (`lr`), biases, norms and
 positions more (`vector_lr`): larger steps of all weights led away from it.
 
 Source: GPUSQ-ViT section 3.3; LSQ (arXiv 1902.08153); formulas in `gpusq_onnx.learn`. Limits: weights stored as integer
