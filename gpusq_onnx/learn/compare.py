@@ -25,7 +25,7 @@ from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.torchgraph.network import Network
 
-BATCH = 16
+BATCH = 8  # no more images at once than a training step holds by default
 
 
 @dataclass(frozen=True)
