@@ -92,8 +92,8 @@ def distilling(setting: Setting) -> Iterator[Line]:
     """`distill` as it is shipped, on the setting's model: CPU seconds an image, and memory with few and many images."""
     pruned = str(setting.scratch / "pruned.onnx")
     gpusq("apply", "--quiet", "--passes", "prune24{method=magnitude}", "-o", pruned, str(setting.model))
-    few, more = (_distill(setting, pruned, samples=8, steps=steps) for steps in (SHORT, LONG))
-    many = _distill(setting, pruned, samples=64, steps=SHORT)
+    few, more = (_distill(setting, pruned, samples=32, steps=steps) for steps in (SHORT, LONG))
+    many = _distill(setting, pruned, samples=256, steps=SHORT)
     original = median(_steps("deit_base_224", str(setting.model), BATCH, SHORT, "native")["seconds"]["native"]) / BATCH
     yield Line(
         "distill: an image",
@@ -104,12 +104,12 @@ def distilling(setting: Setting) -> Iterator[Line]:
         f"{AN_IMAGE}x a step of the original module (one thread, float32), an image",
     )
     yield Line(
-        "distill, 64 images: peak memory",
+        "distill, 256 images: peak memory",
         many.peak / MB,
         few.peak / MB,
         GROWTH * few.peak / MB,
         "MB",
-        f"{GROWTH}x that of 8 images",
+        f"{GROWTH}x that of 32 images",
     )
 
 
