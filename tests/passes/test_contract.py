@@ -27,7 +27,7 @@ EXAMPLES: Mapping[tuple[str, str], Any] = {
     ("prune24", "pattern"): "1:4",
     **{(name, key): "teacher.onnx" for name in ("distill", "qat") for key in ("teacher", "dense")},
     **{(name, "steps"): 3 for name in ("distill", "qat")},
-    **{(name, "accumulate"): 2 for name in ("distill", "qat")},
+    **{(name, key): value for name in ("distill", "qat") for key, value in (("accumulate", 2), ("batch", 12))},
     **{(name, key): 0.25 for name in ("distill", "qat") for key in ("mixed", "tokens")},
 }
 # What has happened to the model in front of a pass that needs it, and with which options the pass then runs.
