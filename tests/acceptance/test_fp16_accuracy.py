@@ -1,6 +1,6 @@
 """fp16 on real models: what it costs ViT-Tiny in accuracy and a COCO detector in boxes, and that engines come out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ pytestmark = pytest.mark.slow
 
 TITLE = "FP16: ViT-Tiny on 650 validation images, guarded and calibrated on 64 training images"
 COLUMNS = ["model", "pipeline", "top-1", "without fp16", "agreement", "cosine", "Casts", "TensorRT", "command"]
-FLIPS = 0.005  # of the mean cosine to the dense model
 PIPELINES = ("", "qdq-int8", "prune24,qdq-int8", "prune24{method=sparsegpt},qdq-int8{profile=sparse-int8}")
 
 
@@ -57,11 +56,7 @@ def in_parts(path: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("parts", [False, True], ids=["LayerNormalization", "in parts"])
 @pytest.mark.parametrize("passes", PIPELINES)
 def test_accuracy(passes: str, parts: bool, shared: Path, parser_cache: Path, table: Table, tmp_path: Path) -> None:
-    """Top-1 within 0.3 points of the float model; INT8 no further from it with fp16 than without; an engine is built.
-
-    Two INT8 models are not compared image by image: rounding nothing but the scales to FP16 in a float32 graph flips as
-    many codes (cosine 0.995 between the logits of the two) as the whole pass does, to either side of the dense model.
-    """
+    """Top-1 within 0.3 points of the same pipeline without fp16; an engine is built."""
     if parts and passes:
         pytest.skip("the decomposed LayerNorm is one question, the pipelines another")
     model, images = shared / "data" / "vit_tiny_imagenet.onnx", shared / "data" / "imagenet"
@@ -94,18 +89,10 @@ def test_accuracy(passes: str, parts: bool, shared: Path, parser_cache: Path, ta
         comparison=comparison,
         findings=findings,
     )
-    if passes:
-        assert _cosine(model, half, labelled) >= _cosine(model, wide, labelled) - FLIPS
-    else:
-        assert abs(before - after) <= 0.003
+    assert abs(before - after) <= 0.003
     assert comparison["outputs"][0]["nonfinite"] == 0
     assert check["parser"]["built"]
     assert findings["near_overflow"] == {}
-
-
-def _cosine(dense: Path, model: Path, data: Sequence[str]) -> float:
-    check, _ = gpusq("check", *data, str(dense), str(model))
-    return float(check["comparison"]["outputs"][0]["cosine_mean"])
 
 
 def coco(shared: Path, count: int) -> Iterator[dict[str, Any]]:
