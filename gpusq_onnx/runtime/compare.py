@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
 from gpusq_onnx.runtime.difference import Metric, OutputDifference, RunningAgreement, RunningDifference
-from gpusq_onnx.runtime.ort import Feed, Infer, Session, TensorInfo, check_names
+from gpusq_onnx.runtime.ort import Fed, Feed, Infer, Session, TensorInfo, check_names
 from gpusq_onnx.runtime.taps import RunningTap, Tap, TapDifference
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -46,16 +46,13 @@ class Source(Protocol):
     def batches(self, batch: int) -> Iterable[Batch]: ...
 
 
-class Loaded(Protocol):
+class Loaded(Fed, Protocol):
     """A model that can run: `ort.Session`, or `engine.Engine`."""
-
-    name: str
 
     @property
     def fixed_batch(self) -> int | None: ...
     @property
     def max_batch(self) -> int | None: ...
-    def inputs(self) -> list[TensorInfo]: ...
     def outputs(self) -> list[TensorInfo]: ...
     def opened(self) -> AbstractContextManager[Infer]: ...
 

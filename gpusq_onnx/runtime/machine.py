@@ -76,8 +76,12 @@ def cpu_name() -> str:
     if listing.is_file():
         lines = listing.read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {count} CPUs"
+    return f"{name}, {usable_cpus()} CPUs"
+
+
+def usable_cpus() -> int:
+    """The CPUs that this process may use, which in a container are fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions(*names: str) -> dict[str, str]:

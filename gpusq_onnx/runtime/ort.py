@@ -5,7 +5,6 @@ QuantizeLinear and DequantizeLinear are then executed as the ONNX operators say,
 their neighbours into integer kernels that round otherwise.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError, UnsupportedModelError, UsageError
+from gpusq_onnx.runtime.machine import usable_cpus
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -189,7 +189,8 @@ def _load(
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
-    options.intra_op_num_threads = threads or _usable_cpus()
+    # by hand: onnxruntime's own default counts and pins CPUs that a container may not let it use
+    options.intra_op_num_threads = threads or usable_cpus()
     # Sessions alternate with each other and with numpy here: threads that go on spinning after a run would take the CPU
     # from what comes next (measured: 15 to 30 % of the time of two alternating sessions on two busy cores).
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -211,11 +212,6 @@ def _load(
             hint="install the CUDA and cuDNN that this onnxruntime wants, and a driver",
         )
     return session
-
-
-def _usable_cpus() -> int:
-    """Asked for by hand: onnxruntime's own default counts and pins CPUs that a container may not let it use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _info(value: Any) -> TensorInfo:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from gpusq_onnx.runtime.machine import usable_cpus
 from tools.ablation import vit_cifar10
 from tools.ablation.arms import GROUPS, Arm, arms, claims
 from tools.ablation.runs import Desk, Size
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10"))
     parser.add_argument("--out", type=Path, default=Path("out/ablation"))
     parser.add_argument("--seeds", type=int, default=3)
-    jobs = 1 if torch.cuda.is_available() else _cores()
+    jobs = 1 if torch.cuda.is_available() else usable_cpus()
     parser.add_argument("--jobs", type=int, default=jobs, help="processes; by default one a core, on a GPU one")
     parser.add_argument("--only", action="append", help="groups or KEYs of arms (float, int8.full); repeatable")
     for field in fields(Size):
@@ -63,15 +64,11 @@ def main() -> None:
 
 def carry_out(desk: Desk, wanted: list[Arm], seeds: int, jobs: int) -> Iterator[dict[str, Any]]:
     """Each arm's result, seed by seed: first what several arms start from, a seed in one process, then the arms."""
-    os.environ["OMP_NUM_THREADS"] = str(max(1, _cores() // jobs))  # what a new process reads
+    os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cpus() // jobs))  # what a new process reads
     last = max((arm.group for arm in wanted), key=GROUPS.index)
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         list(pool.map(desk.prepare, [last] * seeds, range(seeds)))
         yield from pool.map(desk.run, wanted * seeds, [seed for seed in range(seeds) for _ in wanted])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":
