@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Literal
 
 from pydantic import Field
 
@@ -23,26 +22,18 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.learn import planning
 from gpusq_onnx.learn.environment import require_training
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.settings import LabelFree
 from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
 
 
-class DistillOptions(Settings):
+class DistillOptions(LabelFree):
     """Options of `distill`; where a default is not the paper's, it is what did best without labels (README)."""
 
     epochs: int = Field(12, ge=1, description="passes over the training images")
     batch: int = Field(16, ge=1, description="images in an optimiser step, over all processes")
     lr: float = Field(5e-4, gt=0, description="peak learning rate of weights")
     decay: float = Field(0.0, ge=0, description="AdamW's weight decay, of weights alone")
-    alpha: float = Field(0.0, ge=0, description="weight of the hard-label loss; 0: off (paper: 1)")
-    beta: float = Field(1.0, ge=0, description="weight of the soft-label loss; 0: off (paper: 10)")
     gamma: float = Field(40.0, ge=0, description="weight of the feature loss; 0: off (paper: 5)")
-    temperature: float = Field(1.0, gt=0, description="of the soft labels (3 with beta=10)")
-    gate: bool = Field(False, description="features count only where student and teacher agree (paper: true)")
-    features: Literal["stages", "blocks"] = Field(
-        "blocks", description="compare the end of each stage (paper) or block"
-    )
-    reduce: Literal["sum", "mean"] = Field("mean", description="of the compared maps' losses (paper: sum)")
     blockwise: float = Field(0.8, ge=0, le=1, description="share of the steps, the first, with blocks trained apart")
     tokens: float = Field(0.5, gt=0, le=1, description="share of the patches' tokens that go through the blocks")
     crop: float = Field(0.25, gt=0, le=1, description="least share of an image in a random crop; 1: no crops")

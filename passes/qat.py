@@ -31,12 +31,12 @@ from gpusq_onnx.learn import planning
 from gpusq_onnx.learn.environment import require_training
 from gpusq_onnx.learn.factors import weight_factors
 from gpusq_onnx.learn.rescaling import recalibrate, scale_values
-from gpusq_onnx.learn.settings import Factors, Settings
+from gpusq_onnx.learn.settings import Factors, LabelFree
 from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 
 
-class QatOptions(Settings):
+class QatOptions(LabelFree):
     """Options of `qat`; where a default is not the paper's, it is what did best without labels (README)."""
 
     epochs: int = Field(5, ge=1, description="passes over the training images")
@@ -44,14 +44,6 @@ class QatOptions(Settings):
     lr: float = Field(4e-6, gt=0, description="peak learning rate of weights")
     vector_lr: float = Field(25.0, ge=0, description="that of biases, norms and positions, as a share of lr")
     scale_lr: float = Field(2.5, ge=0, description="the scales' learning rate, as a share of lr")
-    alpha: float = Field(0.0, ge=0, description="weight of the hard-label loss; 0: off (paper: 1)")
-    beta: float = Field(1.0, ge=0, description="weight of the soft-label loss; 0: off (paper: 10)")
-    temperature: float = Field(1.0, gt=0, description="of the soft labels (3 with beta=10)")
-    gate: bool = Field(False, description="features count only where student and teacher agree (paper: true)")
-    features: Literal["stages", "blocks"] = Field(
-        "blocks", description="compare the end of each stage (paper) or block"
-    )
-    reduce: Literal["sum", "mean"] = Field("mean", description="of the compared maps' losses (paper: sum)")
     against: Literal["sparse", "dense"] = Field(
         "sparse", description="teacher: the sparse float model, or the dense one"
     )

@@ -63,3 +63,16 @@ class Settings(PassOptions):
     def augmented(self) -> bool:
         """Whether an image looks different each time, so that the teacher must look again."""
         return self.crop < 1 or self.flip or self.jitter > 0 or self.mix != "none" or self.tokens < 1
+
+
+class LabelFree(Settings):
+    """The losses that did best without labels (README), the passes' defaults; `Settings` has the paper's."""
+
+    alpha: float = Field(0.0, ge=0, description="weight of the hard-label loss; 0: off (paper: 1)")
+    beta: float = Field(1.0, ge=0, description="weight of the soft-label loss; 0: off (paper: 10)")
+    temperature: float = Field(1.0, gt=0, description="of the soft labels (3 with beta=10)")
+    gate: bool = Field(False, description="features count only where student and teacher agree (paper: true)")
+    features: Literal["stages", "blocks"] = Field(
+        "blocks", description="compare the end of each stage (paper) or block"
+    )
+    reduce: Literal["sum", "mean"] = Field("mean", description="of the compared maps' losses (paper: sum)")
