@@ -1,6 +1,7 @@
 """The ablation on a model and data of nearly no size: every kind of arm runs, once, and lands in the table."""
 
 import json
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -56,6 +57,13 @@ def test_every_kind_of_arm_runs_once(desk: Desk) -> None:
     found = orders(desk.folder, claims(), [0], SMALL.test)
     assert all(f["seeds"] == 1 for f in found)
     assert len(order_rows(found)) == len(found) + 2
+
+
+def test_a_result_is_redone_when_the_model_it_starts_from_was_trained_otherwise(desk: Desk) -> None:
+    arm = next(arm for arm in arms() if arm.key == "int8.calibrated")
+    before = desk.run(arm, 0)
+    after = Desk(desk.folder, desk.data, replace(SMALL, lr=0.05)).run(arm, 0)
+    assert after["kl"] != before["kl"]
 
 
 def test_two_processes_share_the_arms_and_give_what_one_gives(desk: Desk) -> None:

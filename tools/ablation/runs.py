@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ class Desk:
         path = self.folder / f"{arm.key}.{seed}.json"
         rate = self.size.lr if arm.group == "float" else self.size.qat_lr
         options = None if arm.options is None else self.options(rate, arm.options)
-        wanted = {"options": options, "images": self.size.images, "test": self.size.test, "seed": seed}
+        wanted = {**asdict(self.size), "options": options, "seed": seed}
         if path.exists():
             found: dict[str, Any] = json.loads(path.read_text())
             if found["wanted"] == wanted:
