@@ -64,11 +64,16 @@ def planned(report: dict[str, Any], decision: str) -> set[str]:
     return {row["tensor"] for step in report["steps"] for row in step["rows"] if row["decision"] == decision}
 
 
+def sparse_weights(inspection: dict[str, Any]) -> set[str]:
+    """The tensors that our own inspect calls 2:4."""
+    return {weight["name"] for weight in inspection["weights"] if "2:4" in weight["patterns"]}
+
+
 def assert_24(report: dict[str, Any], inspection: dict[str, Any], by_polygraphy: set[str] | None) -> None:
     """Every weight planned for pruning is 2:4 by our inspect and, where it was asked, by Polygraphy."""
     pruned = planned(report, "prune")
     assert pruned
-    assert pruned <= {weight["name"] for weight in inspection["weights"] if "2:4" in weight["patterns"]}
+    assert pruned <= sparse_weights(inspection)
     if by_polygraphy is not None:
         assert pruned <= by_polygraphy, sorted(pruned - by_polygraphy)
 

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
-from acceptance_table import PREPROCESS, Table, assert_24, gpusq, short
+from acceptance_table import PREPROCESS, Table, assert_24, gpusq, short, sparse_weights
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +53,11 @@ class Bench:
         self.table.add(row, name=name, comparison=comparison, **record)
         return float(top1)
 
+    def sparse(self, name: str) -> set[str]:
+        """The 2:4 weights of NAME."""
+        inspection, _ = gpusq("inspect", str(self.path(name)))
+        return sparse_weights(inspection)
+
     def path(self, name: str) -> Path:
         """Where NAME lies."""
         return self.folder / f"{name}.onnx"
@@ -74,7 +79,7 @@ def test_pruned(bench: Bench) -> None:
     """The common start."""
     report = bench.apply("pruned", "prune24{method=sparsegpt}", bench.dense)
     bench.score("pruned", report, None, "dense", "")
-    assert len(_sparse(bench.path("pruned"))) == 48
+    assert len(bench.sparse("pruned")) == 48
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -83,7 +88,7 @@ def test_distilled(bench: Bench, seed: int) -> None:
     name = f"sparse-{seed}"
     report = bench.apply(name, f"distill{{teacher={bench.dense}}}", bench.path("pruned"), seed)
     top1 = bench.score(name, report, seed, "dense", f">= {DISTILLED:.0%}")
-    assert len(_sparse(bench.path(name))) == 48
+    assert len(bench.sparse(name)) == 48
     assert top1 >= DISTILLED
 
 
@@ -98,7 +103,7 @@ def test_quantised(bench: Bench, seed: int, profile: str) -> None:
     report = bench.apply(learned, passes, bench.path(calibrated), seed)
     bar = WITHIN[profile]
     top1 = bench.score(learned, report, seed, sparse, f"drop <= {100 * bar:g}")
-    assert len(_sparse(bench.path(learned))) == 48
+    assert len(bench.sparse(learned)) == 48
     assert bench.top1[sparse] - top1 <= bar
 
 
@@ -125,8 +130,3 @@ def test_the_whole_pipeline_in_one_command(bench: Bench) -> None:
     assert [step["name"] for step in report["steps"]] == ["prune24", "distill", "qdq-int8", "qat"]
     inspection, _ = gpusq("inspect", str(out))
     assert_24(report, inspection, None)
-
-
-def _sparse(model: Path) -> list[str]:
-    inspection, _ = gpusq("inspect", str(model))
-    return [weight["name"] for weight in inspection["weights"] if "2:4" in weight["patterns"]]
