@@ -41,8 +41,7 @@ class _FakeQuantise(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, low: int, high: int, factor: float, floor: float) -> Tensor:
         step = scale.clamp_min(floor)
-        codes = functional.hardtanh_(torch.div(x.float(), step).round_(), low, high)  # clamp_ has no rule under vmap
-        return codes.mul_(step).to(x.dtype)
+        return functional.hardtanh_(torch.div(x.float(), step).round_(), low, high).mul_(step).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -54,20 +53,18 @@ class _FakeQuantise(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         grad = grads[0].float()
         ratio = torch.div(x.float(), scale.clamp_min(ctx.floor))
-        inner = torch.ops.aten.hardtanh_backward(
-            grad, ratio, ctx.low, ctx.high
-        )  # the gradient inside the range, 0 outside
+        inner = torch.ops.aten.hardtanh_backward(grad, ratio, ctx.low, ctx.high)  # 0 outside the range
         grad_x = inner.to(x.dtype)
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None, None, None, None
-        clipped = ratio.clamp(ctx.low, ctx.high)
-        error = clipped.round().sub_(clipped)
+        codes = functional.hardtanh_(ratio.round(), ctx.low, ctx.high)
+        excess = ratio.sub_(codes)  # in place: a fresh page costs more than the arithmetic
         if scale.numel() == 1:
-            grad, inner, clipped = grad.reshape(-1), inner.reshape(-1), clipped.reshape(-1)
-            total = torch.dot(grad, error.reshape(-1)) + (torch.dot(grad, clipped) - torch.dot(inner, clipped))
+            grad, flat, codes = grad.reshape(-1), inner.reshape(-1), codes.reshape(-1)
+            total = torch.dot(grad, codes) - torch.dot(flat, codes) - torch.dot(flat, excess.reshape(-1))
         else:
             shared = [axis for axis in range(-x.ndim, 0) if axis < -scale.ndim or scale.shape[axis] == 1]
-            total = error.mul_(grad).add_(clipped.mul_(grad - inner)).sum(shared)
+            total = codes.mul_(grad - inner).sub_(excess.mul_(inner)).sum(shared)
         return grad_x, total.reshape(scale.shape) * ctx.factor, None, None, None, None
 
 
