@@ -38,6 +38,7 @@ from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.learn.teaching import Teaching
 from gpusq_onnx.learn.watch import Watch
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.runtime.machine import freed_memory_kept
 from gpusq_onnx.tasks.kinds import per_class
 
 ROUNDS, LONGEST = 50, 100  # rounds of a run, and steps of a round at most
@@ -125,7 +126,8 @@ def train(
             return compare(lesson.student, lesson.teacher, source, objective, stage, JUDGED, progress, what)
 
         before = judged("before")
-        trainer.run(objective, teaching, folder, watch)
+        with freed_memory_kept():
+            trainer.run(objective, teaching, folder, watch)
         after = judged("after")
     if after.soft > before.soft:
         trainer.notes.append(

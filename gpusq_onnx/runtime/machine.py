@@ -1,16 +1,18 @@
-"""What a timing was made on: the GPU with its clocks under load, the CPU, the versions of what ran.
+"""What a timing was made on: the GPU with its clocks under load, the CPU, the versions of what ran; and its memory.
 
-The GPU is asked through `nvidia-smi --query-gpu`, which comes with the driver: no library has to be there. Nothing is
-set: clocks, power limits and modes stay as they are found.
+The GPU is asked through `nvidia-smi --query-gpu`, which comes with the driver: no library has to be there. Nothing of
+it is set: clocks, power limits and modes stay as they are found.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -27,6 +29,9 @@ FIELDS = (
     "temperature.gpu",
 )
 UNKNOWN = "not told"
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_NEVER, _LARGEST = -1, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -87,3 +92,24 @@ def usable_cpus() -> int:
 def versions(*names: str) -> dict[str, str]:
     """The installed versions of these distributions; those that are not there are left out."""
     return {name: found[0].version for name in names if (found := list(distributions(name=name)))}
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """While open, glibc keeps what is freed for the next allocation; at the end it gives it back. Elsewhere: nothing.
+
+    A training step frees what the next one allocates. By default large pieces, and the top of the heap, go back to the
+    system, which hands out fresh pages of zeros for them: page faults cost up to a tenth of a step on the CPU
+    (`python -m tools.bench training`). Source: mallopt(3), malloc_trim(3). Limit: what mallopt sets stays set for the
+    process; the end gives memory back, once.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+    try:
+        yield
+    finally:
+        libc.malloc_trim(0)

@@ -1,10 +1,15 @@
-"""What nvidia-smi says, on texts as it prints them."""
+"""What nvidia-smi says, on texts as it prints them; memory that is kept between steps."""
+
+import platform
+import resource
 
 import pytest
 
-from gpusq_onnx.runtime.machine import FIELDS, UNKNOWN, cpu_name, parse_gpu, versions
+from gpusq_onnx.runtime import machine
+from gpusq_onnx.runtime.machine import FIELDS, UNKNOWN, cpu_name, freed_memory_kept, parse_gpu, versions
 
 H100 = "NVIDIA H100 80GB HBM3, 580.159.04, 81559 MiB, 1980 MHz, 1980 MHz, 2619 MHz, 412.30 W, 700.00 W, 51\n"
+LARGE = 40 << 20  # bytes; more than what glibc would keep by itself
 VIRTUAL = "GRID A100-10C, 535.54.03, 10240 MiB, 1410 MHz, [N/A], 1215 MHz, [N/A], [N/A], [N/A]\n"
 
 
@@ -32,3 +37,22 @@ def test_the_cpu_and_the_versions() -> None:
     assert cpu_name().endswith(" CPUs")
     found = versions("numpy", "no-such-distribution")
     assert list(found) == ["numpy"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc")
+def test_what_a_step_frees_costs_the_next_no_new_pages() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(b"1") * LARGE
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with freed_memory_kept():
+        faults()
+        assert max(faults() for _ in range(3)) < LARGE // resource.getpagesize() // 4
+
+
+def test_another_libc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: pytest.fail("no mallopt there"))
+    with freed_memory_kept():
+        pass

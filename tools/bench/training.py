@@ -3,7 +3,7 @@
 Forward, loss, backward; no optimizer, which would be the same on both sides. Time: both modules in one process, step by
 step in turn, on one thread, CPU seconds (what else the machine does then hardly counts), medians. Memory: a process
 each; the peak of resident memory during the steps over what was resident before the model was made (Linux: VmHWM after
-clear_refs).
+clear_refs). Both as the training loop has it: glibc keeps freed memory.
 
 `distilling` runs the whole command on DeiT-Base: what an image costs, and that memory does not grow with their number.
 """
@@ -31,6 +31,7 @@ _STEPS = """
 import json, sys, time
 import torch
 from gpusq_onnx.graph.io import load
+from gpusq_onnx.runtime.machine import freed_memory_kept
 from gpusq_onnx.torchgraph.convert import convert
 from tools.zoo.native import native
 
@@ -56,13 +57,14 @@ def step(side):
     for p in (original if side == "native" else network).parameters():
         p.grad = None
 
-for side in sides:
-    step(side)
-open("/proc/self/clear_refs", "w").write("5")
-seconds = {side: [] for side in sides}
-for _ in range(rounds):
+with freed_memory_kept():  # as the training loop does, for both sides
     for side in sides:
         step(side)
+    open("/proc/self/clear_refs", "w").write("5")
+    seconds = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side in sides:
+            step(side)
 own = sum(p.numel() * p.element_size() for p in original.parameters()) if sides == ["native"] else 0
 print(json.dumps({"seconds": seconds, "peak": resident("VmHWM") - before + own}))
 """
