@@ -163,10 +163,16 @@ class DataArgs:
         int | None, _data("--resize", metavar="PX", help="Shorter side; an image that is smaller is only cropped.")
     ] = None
     crop: Annotated[int | None, _data("--crop", metavar="PX", help="Side of the centre crop.")] = None
+    fit: Annotated[
+        str | None, _data("--fit", metavar="crop|stretch", help="stretch: the whole image, as many detectors want it.")
+    ] = None
     mean: Annotated[str | None, _data("--mean", metavar="R,G,B", help="Mean of pixels in 0..1.")] = None
     std: Annotated[str | None, _data("--std", metavar="R,G,B", help="Standard deviation of pixels in 0..1.")] = None
     classes: Annotated[
         Path | None, _data("--classes", metavar="FILE", help="Line i is the folder of class i; none: no labels.")
+    ] = None
+    annotations: Annotated[
+        Path | None, _data("--annotations", metavar="FILE.json", help="COCO boxes of the folder's images: gives AP.")
     ] = None
     layout: Annotated[str | None, _data("--layout", metavar="NCHW|NHWC", help="Order of the axes.")] = None
     channels: Annotated[str | None, _data("--channels", metavar="RGB|BGR", help="Order of the channels.")] = None
@@ -188,9 +194,11 @@ class DataArgs:
             "calibrate": self.calibrate,
             "resize": self.resize,
             "crop": self.crop,
+            "fit": self.fit,
             "mean": self.mean,
             "std": self.std,
             "classes": self.classes,
+            "annotations": self.annotations,
             "layout": self.layout,
             "channels": self.channels,
             "interpolation": self.interpolation,

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gpusq_onnx.data.coco import image_ids
 from gpusq_onnx.data.images import Images
 from gpusq_onnx.data.listing import EXTENSIONS, labels_of, list_images, sample_order
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec
+from gpusq_onnx.data.source import ImageInputs
 from gpusq_onnx.errors import UnsupportedDataError
 
 
@@ -22,7 +23,7 @@ class ImageFolder(Images):
     folders that the classes file does not name).
     """
 
-    def __init__(self, root: Path, options: DataOptions, spec: InputSpec) -> None:
+    def __init__(self, root: Path, options: DataOptions, inputs: ImageInputs) -> None:
         files, ignored = list_images(root)
         if not files:
             raise UnsupportedDataError(
@@ -30,12 +31,16 @@ class ImageFolder(Images):
                 expected="files ending in " + ", ".join(EXTENSIONS),
                 found=f"{ignored} other files" if ignored else "an empty folder",
             )
+        ids = {} if options.annotations is None else image_ids(files, options.annotations)
+        files = list(ids) or files
         every = None if options.classes is None else labels_of(files, options.classes)
         chosen = sample_order(files, options.seed)[: options.samples]
         self._chosen = [files[index] for index in chosen]
         labels = None if every is None else np.array([every[index] for index in chosen], dtype=np.int64)
         notes = [f"{ignored} files that are not images were ignored"] if ignored else []
-        super().__init__(root, options, spec, len(chosen), labels, len(files), notes)
+        super().__init__(root, options, inputs, len(chosen), labels, len(files), notes)
+        self._ids = np.array([ids[name] for name in self._chosen], np.int64) if ids else None
+        self.annotated = bool(ids)
 
     def digest(self) -> str:
         whole = hashlib.sha256()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ from PIL import Image
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.prefetch import ahead
 from gpusq_onnx.data.preprocess import GEOMETRIES, for_input
-from gpusq_onnx.data.source import Batch, Box, InputSpec, Source, fill_up, too_few
+from gpusq_onnx.data.source import Batch, Box, ImageInputs, Source, fill_up, too_few
 from gpusq_onnx.errors import UnsupportedDataError
 
 MAX_CORRUPT = 0.01
 
 
 class Images(Source):
-    """Base of the sources of encoded images; one image input.
+    """Base of the sources of encoded images.
 
     Args:
         where: for errors: the folder or file.
@@ -43,15 +44,17 @@ class Images(Source):
         self,
         where: Path,
         options: DataOptions,
-        spec: InputSpec,
+        inputs: ImageInputs,
         count: int,
         labels: NDArray[np.int64] | None,
         available: int,
         notes: Sequence[str] = (),
     ) -> None:
         self._root = where
+        self._inputs, spec = inputs, inputs.image
         self._preprocess = for_input(options, spec)
         self.static_batch = spec.static_batch
+        self._ids: NDArray[np.int64] | None = None  # of the chosen images, in their annotations
         self._count, self._labels = count, labels
         self.labelled = labels is not None
         self._corrupt: dict[int, str] = {}
@@ -77,8 +80,8 @@ class Images(Source):
         chunks = [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
         for loaded in ahead(lambda chunk: self._load(chunk, None, in_order=True), chunks):
             if loaded.size:
-                name, rows = self._preprocess.spec.name, loaded.feed[self._preprocess.spec.name]
-                yield Batch({name: fill_up(rows, self.static_batch)}, loaded.labels, loaded.size, loaded.indices)
+                feed = {name: fill_up(rows, self.static_batch) for name, rows in loaded.feed.items()}
+                yield replace(loaded, feed=feed)
 
     def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
         return self._load(indices, boxes, in_order=False)
@@ -108,6 +111,7 @@ class Images(Source):
         """The readable images of `chunk`, a row each."""
         rows = np.empty((len(chunk), *self._preprocess.shape), dtype=self._preprocess.spec.dtype)
         kept: list[int] = []
+        sizes: list[tuple[int, int]] = []
         for place, index in enumerate(chunk):
             image = self._decode(index, in_order)
             if image is not None:
@@ -116,9 +120,10 @@ class Images(Source):
                 if box is None:
                     self._geometry[index] = 1 + GEOMETRIES.index(geometry)
                 kept.append(index)
+                sizes.append(image.size)
         indices = np.array(kept, dtype=np.int64)
-        labels = None if self._labels is None else self._labels[indices]
-        return Batch({self._preprocess.spec.name: rows[: len(kept)]}, labels, len(kept), indices)
+        labels, images = (None if known is None else known[indices] for known in (self._labels, self._ids))
+        return Batch(self._inputs.feed(rows[: len(kept)], sizes), labels, len(kept), indices, images)
 
     def _decode(self, index: int, in_order: bool) -> Image.Image | None:
         try:

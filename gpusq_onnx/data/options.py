@@ -4,7 +4,7 @@ The same keys come from `--data` and its companions on the command line, from a 
 command-line value wins. Fields left out are read from the model's input where it says (crop, layout).
 
 Source: the names and meanings of timm's and torchvision's evaluation transforms (resize, centre crop, mean, std).
-Limits: one preprocessing for all images; no augmentation.
+Limits: one preprocessing for all images, without letterboxes (padding); no augmentation.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ class DataOptions(BaseModel):
     crop: int | None = Field(None, ge=1, description="side of the square centre crop, px; none: what the model takes")
     mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="mean per RGB channel, of pixels 0..1; 1 or 3 values")
     std: tuple[float, ...] = Field(IMAGENET_STD, description="std per RGB channel, of pixels 0..1; 1 or 3 values")
+    fit: Literal["crop", "stretch"] = Field(
+        "crop", description="crop: resize the shorter side and crop; stretch: the whole image to the input's size"
+    )
     classes: Path | None = Field(None, description="text file; line i (from 0) is the folder name of class i")
+    annotations: Path | None = Field(None, description="COCO JSON (boxes); of the folder's images, those it is about")
     layout: Literal["NCHW", "NHWC"] | None = Field(None, description="axis order; none: what the model's input says")
     channels: Literal["RGB", "BGR"] = Field("RGB", description="channel order of the tensor; mean and std stay RGB")
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = Field("bicubic", description="of the resize")
@@ -75,6 +79,10 @@ class DataOptions(BaseModel):
             raise ValueError("mean must be finite")
         if self.resize is not None and self.crop is not None and self.resize < self.crop:
             raise ValueError(f"resize ({self.resize}) must not be smaller than crop ({self.crop})")
+        if self.resize is not None and self.fit == "stretch":
+            raise ValueError("fit=stretch takes the whole image to the input's size: leave resize out")
+        if self.annotations is not None and self.classes is not None:
+            raise ValueError("classes and annotations are labels of two kinds: give one of them")
         return self
 
     @classmethod
@@ -89,7 +97,7 @@ class DataOptions(BaseModel):
     def from_toml(cls, file: Path, overrides: Mapping[str, Any] | None = None) -> DataOptions:
         """Options from a TOML file of these keys; `overrides` (explicit command-line values) win.
 
-        `path` and `classes` in the file are relative to the file. Raises UsageError.
+        `path`, `classes` and `annotations` in the file are relative to the file. Raises UsageError.
         """
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
@@ -99,7 +107,7 @@ class DataOptions(BaseModel):
             raise UsageError(
                 f"{file} is not TOML", found=str(error), hint='write keys such as path = "images"'
             ) from error
-        for key in ("path", "classes"):
+        for key in ("path", "classes", "annotations"):
             if isinstance(values.get(key), str):
                 values[key] = file.parent / values[key]
         return cls.from_values({**values, **(overrides or {})}, where=str(file))

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.data.images import Images
 from gpusq_onnx.data.listing import spread
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec
+from gpusq_onnx.data.source import ImageInputs
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ParquetImages(Images):
 
     kind = "parquet"
 
-    def __init__(self, path: Path, options: DataOptions, spec: InputSpec) -> None:
+    def __init__(self, path: Path, options: DataOptions, inputs: ImageInputs) -> None:
         self._files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         schema = _schema(self._files[0])
         self._image = _image_column(schema, path)
@@ -57,7 +57,7 @@ class ParquetImages(Images):
         self._rows = spread(total, labels, options.samples, options.seed)
         chosen = None if labels is None else labels[np.asarray(self._rows)]
         ignored = ["the classes file is not needed: the labels are class indices already"] if options.classes else []
-        super().__init__(path, options, spec, len(self._rows), chosen, total, ignored)
+        super().__init__(path, options, inputs, len(self._rows), chosen, total, ignored)
         self._turn = Lock()
         self._forward: Iterator[tuple[int, bytes]] = iter(())
         self._next = -1

@@ -5,7 +5,7 @@
 looked up in a table of 256 values per channel, so the arithmetic is the same on every machine and for every dtype.
 Geometry is torchvision's `Resize(shorter side)` and `CenterCrop` on PIL images, with two differences: an image whose
 shorter side is at most `resize` is cropped only, and one smaller than the crop is enlarged just enough to fill it
-(torchvision pads with black).
+(torchvision pads with black). With fit=stretch the whole image is resized to the input, as many detectors want it.
 
 As in torchvision and timm, EXIF orientation and colour profiles are not applied, alpha is dropped, and the first frame
 stands for all. 16-bit grey is scaled to 8 bits. A uint8 input takes the pixels 0..255 as they are: such a model
@@ -48,7 +48,7 @@ class Preprocess:
     channels: int
     height: int
     width: int
-    resize: int
+    resize: int | None  # None: the whole image is stretched to the input
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -79,8 +79,11 @@ class Preprocess:
         return geometry
 
     def _fit(self, image: Image.Image) -> tuple[Image.Image, Geometry]:
-        geometry: Geometry = "cropped only"
         width, height = image.size
+        if self.resize is None:
+            stretched = image.resize((self.width, self.height), FILTERS[self.interpolation])
+            return stretched, "enlarged" if width < self.width and height < self.height else "resized"
+        geometry: Geometry = "cropped only"
         shorter = min(width, height)
         if shorter > self.resize:
             geometry = "resized"
@@ -110,6 +113,7 @@ class Preprocess:
             "dtype": self.spec.dtype.name,
             "layout": self.layout,
             "channels": self.order if self.channels == 3 else "grey",
+            "fit": "stretch" if self.resize is None else "crop",
             "resize": self.resize,
             "crop": [self.height, self.width],
             "interpolation": self.interpolation,
@@ -127,8 +131,8 @@ def for_input(options: DataOptions, spec: InputSpec) -> Preprocess:
     rows, cols = (2, 3) if layout == "NCHW" else (1, 2)
     height = _side(options, spec, spec.shape[rows])
     width = _side(options, spec, spec.shape[cols])
-    resize = options.resize or round(max(height, width) / CROP_RATIO)
-    if resize < max(height, width):
+    resize = None if options.fit == "stretch" else options.resize or round(max(height, width) / CROP_RATIO)
+    if resize is not None and resize < max(height, width):
         raise UsageError(
             f"resize {resize} is smaller than the crop",
             where=f"--resize {resize}",

@@ -51,6 +51,29 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class ImageInputs:
+    """The model inputs that images feed.
+
+    Attributes:
+        image: takes the pixels.
+        sizes: [N, 2], width and height in pixels of the image as it was, where the model has an input named SIZES.
+    """
+
+    image: InputSpec
+    sizes: InputSpec | None = None
+
+    def feed(self, rows: NDArray[Any], sizes: Sequence[tuple[int, int]]) -> dict[str, NDArray[Any]]:
+        """Prepared images, and the (width, height) of each, as arrays by input name."""
+        if self.sizes is None:
+            return {self.image.name: rows}
+        return {self.image.name: rows, self.sizes.name: np.array(sizes, self.sizes.dtype).reshape(-1, 2)}
+
+
+SIZES = "orig_target_sizes"  # in the exports of RT-DETR, D-FINE and DEIM
+"""The input that tells a detector how large each image was."""
+
+
+@dataclass(frozen=True)
 class Batch:
     """One run of the model.
 
@@ -59,12 +82,14 @@ class Batch:
         labels: int64[size] class indices, or None.
         size: rows that count; rows beyond it (static batch, last batch) repeat the last sample: drop them from outputs.
         indices: int64[size], which samples of the source the rows are (corrupt ones are left out); None from a script.
+        images: int64[size], the images' ids in the annotations; None without annotations.
     """
 
     feed: dict[str, NDArray[Any]]
     labels: NDArray[np.int64] | None
     size: int
     indices: NDArray[np.int64] | None = None
+    images: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +124,7 @@ class Source(ABC):
 
     kind: str
     labelled: bool = False
+    annotated: bool = False
     static_batch: int | None = None  # rows of every batch, where the model fixes them
     random_access: ClassVar[bool] = True
     croppable: bool = False
@@ -160,11 +186,18 @@ def open_source(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
 
     A missing path raises UsageError; data that does not fit the inputs raises UnsupportedDataError.
     """
+    source = _open(options, inputs)
+    if options.annotations is not None and not source.annotated:
+        raise UsageError("--annotations goes with a folder of images", where="--data", found=f"{source.kind} data")
+    return source
+
+
+def _open(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
     # Each kind is imported when it is needed: Pillow has no place in the start-up time of `plan`.
     if options.path is None:
         from gpusq_onnx.data.synthetic import SyntheticImages
 
-        return SyntheticImages(options, only_image_input(inputs, "synthetic images"))
+        return SyntheticImages(options, image_inputs(inputs, "synthetic images"))
     function = str(options.path).partition(".py:")[2]
     path = options.path if not function else options.path.with_name(options.path.name.rpartition(":")[0])
     if not path.exists():
@@ -172,15 +205,15 @@ def open_source(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
         from gpusq_onnx.data.parquet import ParquetImages
 
-        return ParquetImages(path, options, only_image_input(inputs, f"the Parquet data {options.path}"))
+        return ParquetImages(path, options, image_inputs(inputs, f"the Parquet data {options.path}"))
     if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
         from gpusq_onnx.data.webdataset import WebDataset
 
-        return WebDataset(path, options, only_image_input(inputs, f"the shards {options.path}"))
+        return WebDataset(path, options, image_inputs(inputs, f"the shards {options.path}"))
     if path.is_dir():
         from gpusq_onnx.data.folder import ImageFolder
 
-        return ImageFolder(path, options, only_image_input(inputs, f"the folder {options.path}"))
+        return ImageFolder(path, options, image_inputs(inputs, f"the folder {options.path}"))
     if path.suffix in (".npy", ".npz"):
         from gpusq_onnx.data.arrays import ArrayFile
 
@@ -196,13 +229,15 @@ def open_source(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
     )
 
 
-def only_image_input(inputs: Sequence[InputSpec], what: str) -> InputSpec:
-    """The model's one input, if it has one; raises UnsupportedDataError where images alone cannot feed it."""
-    if len(inputs) == 1:
-        return inputs[0]
+def image_inputs(inputs: Sequence[InputSpec], what: str) -> ImageInputs:
+    """The inputs that images feed; raises UnsupportedDataError where images alone cannot feed the model."""
+    sizes = next((spec for spec in inputs if spec.name == SIZES and spec.takes((1, 2), any_batch=True)), None)
+    others = [spec for spec in inputs if spec is not sizes]
+    if len(others) == 1:
+        return ImageInputs(others[0], sizes)
     raise UnsupportedDataError(
         f"{what} can feed a model with one image input only",
-        expected="1 input",
+        expected=f"1 input, or 2 where one is {SIZES} [N, 2]",
         found="; ".join(str(spec) for spec in inputs) or "no inputs",
         hint="give an .npz with one array per input name, or a Polygraphy script whose load_data() yields feed dicts",
     )

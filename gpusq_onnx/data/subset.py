@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,14 +30,14 @@ class Subset(Source):
         for made in ahead(self.read, chunks):
             if made.size:
                 feed = {name: fill_up(rows, self.static_batch) for name, rows in made.feed.items()}
-                yield Batch(feed, made.labels, made.size, made.indices)
+                yield replace(made, feed=feed)
 
     def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
         made = self._source.read([self._indices[index] for index in indices], boxes)
         assert made.indices is not None
         place = {whole: index for index, whole in enumerate(self._indices)}
         own = np.array([place[int(whole)] for whole in made.indices], dtype=np.int64)
-        return Batch(made.feed, made.labels, made.size, own)
+        return replace(made, indices=own)
 
     def digest(self) -> str:
         return hashlib.sha256(f"{len(self)} of {len(self._source)} {self._source.digest()}".encode()).hexdigest()

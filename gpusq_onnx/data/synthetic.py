@@ -21,20 +21,21 @@ from PIL import Image
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.preprocess import for_input
-from gpusq_onnx.data.source import Batch, Box, InputSpec, Source, fill_up
+from gpusq_onnx.data.source import Batch, Box, ImageInputs, Source, fill_up
 
 DEFAULT_SAMPLES = 64
 
 
 class SyntheticImages(Source):
-    """`options.samples` images (64 by default) for one image input. Raises as `preprocess.for_input` does."""
+    """`options.samples` images (64 by default). Raises as `preprocess.for_input` does."""
 
     kind = "synthetic"
     croppable = True
 
-    def __init__(self, options: DataOptions, spec: InputSpec) -> None:
-        self._preprocess = for_input(options, spec)
-        self.static_batch = spec.static_batch
+    def __init__(self, options: DataOptions, inputs: ImageInputs) -> None:
+        self._inputs = inputs
+        self._preprocess = for_input(options, inputs.image)
+        self.static_batch = inputs.image.static_batch
         self._count = options.samples or DEFAULT_SAMPLES
         self._seed = options.seed
 
@@ -46,19 +47,19 @@ class SyntheticImages(Source):
         return ["no data was given: synthetic images stand in for it, and scales learned from them are guesses"]
 
     def batches(self, batch: int) -> Iterator[Batch]:
-        spec = self._preprocess.spec
         size = self.static_batch or batch
         for start in range(0, len(self), size):
             made = self.read(range(start, min(start + size, len(self))))
-            yield Batch({spec.name: fill_up(made.feed[spec.name], spec.static_batch)}, None, made.size, made.indices)
+            feed = {name: fill_up(rows, self.static_batch) for name, rows in made.feed.items()}
+            yield Batch(feed, None, made.size, made.indices)
 
     def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
-        spec = self._preprocess.spec
-        rows = np.empty((len(indices), *self._preprocess.shape), dtype=spec.dtype)
+        rows = np.empty((len(indices), *self._preprocess.shape), dtype=self._preprocess.spec.dtype)
         for slot, index in enumerate(indices):
             pixels = noise_image(self._seed, index, self._preprocess.height, self._preprocess.width)
             self._preprocess.write(Image.fromarray(pixels), rows[slot], boxes[slot] if boxes is not None else None)
-        return Batch({spec.name: rows}, None, len(indices), np.array(indices, dtype=np.int64))
+        sizes = [(self._preprocess.width, self._preprocess.height)] * len(indices)
+        return Batch(self._inputs.feed(rows, sizes), None, len(indices), np.array(indices, dtype=np.int64))
 
     def digest(self) -> str:
         """Of what determines the images: making them all to hash them would cost as much as using them."""

@@ -21,7 +21,7 @@ import numpy as np
 from gpusq_onnx.data.images import Images
 from gpusq_onnx.data.listing import EXTENSIONS, spread
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec
+from gpusq_onnx.data.source import ImageInputs
 from gpusq_onnx.errors import UnsupportedDataError
 
 LABEL = ".cls"
@@ -44,7 +44,7 @@ class WebDataset(Images):
 
     kind = "webdataset"
 
-    def __init__(self, path: Path, options: DataOptions, spec: InputSpec) -> None:
+    def __init__(self, path: Path, options: DataOptions, inputs: ImageInputs) -> None:
         self._files = sorted(path.glob("*.tar")) if path.is_dir() else [path]
         places: list[_Place] = []
         found: list[int | None] = []
@@ -64,7 +64,7 @@ class WebDataset(Images):
         ignored = ["the classes file is not needed: the labels are class indices already"] if options.classes else []
         if known and labels is None:
             ignored.append(f"{len(found) - len(known)} of {len(found)} images have no label: labels are not used")
-        super().__init__(path, options, spec, len(self._places), chosen, len(places), ignored)
+        super().__init__(path, options, inputs, len(self._places), chosen, len(places), ignored)
 
     def digest(self) -> str:
         whole = hashlib.sha256()

@@ -13,7 +13,7 @@ from gpusq_onnx.errors import UnsupportedDataError, UsageError
 from gpusq_onnx.tasks.classification import Classification
 
 IMAGE = InputSpec("pixel_values", np.dtype(np.float32), ("batch", 3, 32, 32))
-SIZE = InputSpec("orig_target_sizes", np.dtype(np.int64), ("batch", 2))
+SCALE = InputSpec("scale_factor", np.dtype(np.int64), ("batch", 2))
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
@@ -32,8 +32,8 @@ def test_an_unknown_kind_of_file_is_a_usage_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", [True, False])
 def test_images_cannot_feed_two_inputs(tmp_path: Path, folder: bool) -> None:
     with pytest.raises(UnsupportedDataError) as error:
-        open_source(DataOptions(path=tmp_path if folder else None), [IMAGE, SIZE])
-    assert "orig_target_sizes: int64 [batch, 2]" in str(error.value)
+        open_source(DataOptions(path=tmp_path if folder else None), [IMAGE, SCALE])
+    assert "scale_factor: int64 [batch, 2]" in str(error.value)
     assert ".npz" in str(error.value)
     assert "load_data()" in str(error.value)
 
