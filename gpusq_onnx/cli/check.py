@@ -3,7 +3,7 @@
 COMPRESSED may be a TensorRT engine, or an ONNX file that runs on TensorRT (`--on tensorrt`); what is asked for and not
 there is exit code 5.
 
-Shares (agreement, top-1) are 0 to 1, so that 95 for 95 % is refused and not met by nothing; a drop is in percentage
+Shares (agreement, top-1, AP) are 0 to 1, so that 95 for 95 % is refused and not met by nothing; a drop is in percentage
 points, so that 0.01 for one point is merely strict.
 """
 
@@ -46,6 +46,14 @@ class GateArgs:
     min_top1: Annotated[
         float | None,
         Option("--min-top1", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Top-1 of COMPRESSED."),
+    ] = None
+    max_ap_drop: Annotated[
+        float | None,
+        Option("--max-ap-drop", metavar="POINTS", rich_help_panel=_PANEL, help="Box AP lost, in percentage points."),
+    ] = None
+    min_ap: Annotated[
+        float | None,
+        Option("--min-ap", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Box AP of COMPRESSED."),
     ] = None
 
     def gates(self) -> "Gates":

@@ -6,9 +6,11 @@ where that can be known: a gate that never fails would be worse than none.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpusq_onnx.data.coco import read_annotations
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, open_source
 from gpusq_onnx.errors import UsageError
@@ -21,6 +23,10 @@ from gpusq_onnx.runtime.gates import Gates
 from gpusq_onnx.runtime.parser import Verdict
 from gpusq_onnx.runtime.taps import TapDifference, first_departure
 from gpusq_onnx.tasks.classification import Classification
+from gpusq_onnx.tasks.detection import Detection
+
+METRICS = {"top1": "top-1", "top5": "top-5", "AP": "AP", "AP50": "AP50", "AP75": "AP75"}
+"""Names of what the tasks' metrics measure, by their keys."""
 
 _BATCH_OF_ALL = 1  # every inner tensor of both models is in memory at once
 _RUNTIMES = {"cuda": "onnxruntime's CUDA provider", "tensorrt": "TensorRT"}
@@ -99,6 +105,13 @@ def check_models(
                 where="--min-top1, --max-top1-drop",
                 hint="give --classes FILE (line i names the folder of class i), or an .npz with an array named labels",
             )
+        if gates.need_boxes and not source.annotated:
+            raise UsageError(
+                "a gate on average precision needs boxes, and the data has none",
+                where="--min-ap, --max-ap-drop",
+                hint="give --annotations FILE.json (COCO) with a folder of images",
+            )
+        boxes = read_annotations(options.annotations) if options.annotations else None
         own = {info.name for info in reference.outputs()} - {tap.name for tap in taps}
         runtime = "tensorrt" if is_plan(compressed) else look.on
         recorder = Recorder((f"onnxruntime {original.name}", f"{runtime} {compressed.name}"), own)
@@ -109,6 +122,7 @@ def check_models(
                 candidate,
                 source,
                 metric=Classification,
+                detection=partial(Detection, boxes) if boxes else None,
                 batch=_BATCH_OF_ALL if "all" in look.taps else BATCH,
                 taps=taps,
                 progress=progress.advance,
@@ -151,8 +165,7 @@ def digest(result: CheckResult) -> str:
         lines += ["", f"agreement: top-1 {found.top1_agreement:.2%}, top-5 {_percent(found.top5_agreement)}"]
     if found.reference_metrics and found.candidate_metrics:
         before, after = found.reference_metrics, found.candidate_metrics
-        names = {"top1": "top-1", "top5": "top-5"}
-        lines += [f"{name}: {before[key]:.2%} -> {after[key]:.2%}" for key, name in names.items() if key in before]
+        lines += [f"{name}: {before[key]:.2%} -> {after[key]:.2%}" for key, name in METRICS.items() if key in before]
     lines += _taps(result)
     if result.parser:
         built = ", engine built" if result.parser.built else ""

@@ -9,10 +9,8 @@ from typing import Any
 from gpusq_onnx.report import pictures
 from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.benchmark_page import columns, machine
-from gpusq_onnx.report.checking import CheckResult
+from gpusq_onnx.report.checking import METRICS, CheckResult
 from gpusq_onnx.report.page import Block, Facts, Note, Picture, Section, Table, number
-
-_PERCENT = {"top1": "top-1", "top5": "top-5"}
 
 
 def of_check(result: CheckResult) -> Iterator[Section]:
@@ -77,7 +75,7 @@ def _verdict(result: CheckResult) -> Iterator[Block]:
 def _metrics(result: CheckResult) -> Iterator[Sequence[str]]:
     found = result.comparison
     before, after = found.reference_metrics or {}, found.candidate_metrics or {}
-    for key, name in _PERCENT.items():
+    for key, name in METRICS.items():
         if key in before and key in after:
             change = f"{100 * (after[key] - before[key]):+.2f} points"
             yield [name, f"{before[key]:.2%}", f"{after[key]:.2%}", change]

@@ -6,7 +6,7 @@ grow with the data. Polygraphy's own comparison is not used: its Comparator keep
 its compare functions take medians, 50 times the work.
 
 Agreement and accuracy are given for models with exactly one output, of shape [N, classes]; others are compared output
-by output.
+by output, and, where the images are annotated, by average precision.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
-from gpusq_onnx.runtime.difference import Metric, OutputDifference, RunningAgreement, RunningDifference
+from gpusq_onnx.runtime.difference import Metric, OutputDifference, OutputsMetric, RunningAgreement, RunningDifference
 from gpusq_onnx.runtime.ort import Fed, Feed, Infer, Session, TensorInfo, check_names
 from gpusq_onnx.runtime.taps import RunningTap, Tap, TapDifference
 
@@ -27,7 +27,7 @@ Outputs = Mapping[str, NDArray[Any]]
 
 
 class Batch(Protocol):
-    """What `gpusq_onnx.data` yields: arrays by input name, labels where there are any, and the number of samples.
+    """What `gpusq_onnx.data` yields: arrays by input name, labels or ids where there are any, the number of samples.
 
     A last batch that is short of a fixed size is filled up in `feed`; `size` and `labels` leave the filling out.
     """
@@ -36,6 +36,8 @@ class Batch(Protocol):
     def feed(self) -> Mapping[str, NDArray[Any]]: ...
     @property
     def labels(self) -> NDArray[np.int64] | None: ...
+    @property
+    def images(self) -> NDArray[np.int64] | None: ...
     @property
     def size(self) -> int: ...
 
@@ -59,7 +61,7 @@ class Loaded(Fed, Protocol):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; fractions, not percentages. None: not a classifier, or no labels (or no metric) given."""
+    """What `compare` found; fractions, not percentages. None: no classifier (or detector), no truth, or no metric."""
 
     samples: int
     outputs: list[OutputDifference]
@@ -80,6 +82,7 @@ def compare(
     source: Source,
     *,
     metric: Callable[[], Metric] | None = None,
+    detection: Callable[[], OutputsMetric] | None = None,
     batch: int = 8,
     taps: Sequence[Tap] = (),
     progress: Callable[[int], object] = lambda samples: None,
@@ -91,6 +94,7 @@ def compare(
         reference, candidate: ONNX files, or models loaded already, with the same inputs and outputs.
         source: read once, in batches of `batch`, or of the batch size that the models have fixed.
         metric: makes an empty running metric; used for classifiers when the data has labels.
+        detection: the same over all outputs; used when the data is annotated.
         taps: inner tensors to compare, which both models must give as outputs, too.
         progress: told the number of samples of each batch when it is done.
         witness: shown each batch with both models' outputs; they are valid during the call only.
@@ -106,6 +110,7 @@ def compare(
     looks = {tap.name: RunningTap(tap) for tap in taps}
     differences = {info.name: RunningDifference(info.name) for info in first.outputs() if info.name not in looks}
     classes = RunningAgreement(metric) if _classifies(first, looks) and _classifies(second, looks) else None
+    judges = (detection(), detection()) if detection else None
     samples = 0
     with first.opened() as run_first, second.opened() as run_second:
         for piece in source.batches(fixed or most):
@@ -116,6 +121,9 @@ def compare(
                 difference.update(a, b)
                 if classes:
                     classes.update(a, b, piece.labels)
+            if judges and piece.images is not None:
+                for judge, outputs in zip(judges, (expected, found), strict=True):
+                    judge.update({name: _counted(outputs[name], piece, fixed) for name in differences}, piece.images)
             for name, look in looks.items():
                 look.update(*(_counted(output[name], piece, fixed) for output in (expected, found)))
             witness(piece.feed, expected, found)
@@ -123,10 +131,14 @@ def compare(
             progress(piece.size)
     if not samples:
         raise UnsupportedDataError("there is no data to compare the models on")
+    found_classes = (classes or RunningAgreement(None)).result()
+    if judges:
+        before, after = (dict(judge.result()) for judge in judges)
+        found_classes |= {"reference_metrics": before, "candidate_metrics": after}
     return Comparison(
         samples,
         [difference.result() for difference in differences.values()],
-        **(classes or RunningAgreement(None)).result(),
+        **found_classes,
         taps=tuple(look.result() for look in looks.values()),
     )
 

@@ -18,6 +18,13 @@ from numpy.typing import NDArray
 from gpusq_onnx.tasks.classification import agreement, cosine, label_ranks
 
 
+class OutputsMetric(Protocol):
+    """A running metric over a model's outputs by name and the ids of images[N]; `tasks.detection` has one."""
+
+    def update(self, outputs: Mapping[str, NDArray[Any]], images: NDArray[np.int64]) -> None: ...
+    def result(self) -> Mapping[str, float]: ...
+
+
 class Metric(Protocol):
     """A running metric over class scores [N, classes] and labels [N]; `gpusq_onnx.tasks.classification` has one."""
 

@@ -19,6 +19,7 @@ class Gates:
         min_agreement: least top-1 agreement, a fraction from 0 to 1.
         max_top1_drop: greatest loss of top-1 accuracy, in percentage points from 0 to 100; needs labels.
         min_top1: least top-1 accuracy of the candidate, a fraction from 0 to 1; needs labels.
+        max_ap_drop, min_ap: the same of a detector's average precision; need annotations.
 
     Raises:
         UsageError: a bound is out of its range.
@@ -28,10 +29,12 @@ class Gates:
     min_agreement: float | None = None
     max_top1_drop: float | None = None
     min_top1: float | None = None
+    max_ap_drop: float | None = None
+    min_ap: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            limit = 100.0 if name == "max_top1_drop" else 1.0
+            limit = 100.0 if name.endswith("_drop") else 1.0
             if value is not None and not 0.0 <= value <= limit:
                 raise UsageError(f"gate {name} is out of range", expected=f"0 to {limit:g}", found=f"{value:g}")
 
@@ -40,13 +43,18 @@ class Gates:
         """Whether a gate is about accuracy."""
         return self.max_top1_drop is not None or self.min_top1 is not None
 
+    @property
+    def need_boxes(self) -> bool:
+        """Whether a gate is about average precision."""
+        return self.max_ap_drop is not None or self.min_ap is not None
+
     def failures(self, comparison: Comparison) -> list[str]:
         """A sentence for each gate that is not met, with its bound and what was found.
 
         Raises:
             UsageError: a gate asks for what the model or the data cannot give.
         """
-        return [*self._outputs(comparison), *self._classes(comparison)]
+        return [*self._outputs(comparison), *self._agreement(comparison), *self._metrics(comparison)]
 
     def check(self, comparison: Comparison) -> None:
         """Nothing when every gate is met.
@@ -77,25 +85,33 @@ class Gates:
             elif output.cosine_mean < self.min_cosine:
                 yield f"output {output.name} has cosine {output.cosine_mean:.6f}, at least {self.min_cosine:g} asked"
 
-    def _classes(self, comparison: Comparison) -> Iterator[str]:
-        agreement, reference = comparison.top1_agreement, comparison.reference_metrics
-        if self.min_agreement is not None:
-            if agreement is None:
-                raise UsageError(
-                    "gate min_agreement needs a classifier",
-                    expected="one output of shape [N, classes]",
-                    hint="use min_cosine",
-                )
-            if agreement < self.min_agreement:
-                yield f"top-1 agreement is {agreement:.4f}, at least {self.min_agreement:g} asked"
-        if not self.need_labels:
+    def _agreement(self, comparison: Comparison) -> Iterator[str]:
+        agreement = comparison.top1_agreement
+        if self.min_agreement is None:
             return
-        if reference is None or comparison.candidate_metrics is None:
-            name = "max_top1_drop" if self.max_top1_drop is not None else "min_top1"
-            raise UsageError(f"gate {name} needs a classifier and data with labels", hint="give --classes")
-        top1 = comparison.candidate_metrics["top1"]
-        drop = round(100 * (reference["top1"] - top1), 9)  # 0.84 - 0.83 is a little more than one point in binary
-        if self.max_top1_drop is not None and drop > self.max_top1_drop:
-            yield f"top-1 falls by {drop:.2f} points, at most {self.max_top1_drop:g} asked"
-        if self.min_top1 is not None and top1 < self.min_top1:
-            yield f"top-1 is {top1:.4f}, at least {self.min_top1:g} asked"
+        if agreement is None:
+            raise UsageError(
+                "gate min_agreement needs a classifier",
+                expected="one output of shape [N, classes]",
+                hint="use min_cosine",
+            )
+        if agreement < self.min_agreement:
+            yield f"top-1 agreement is {agreement:.4f}, at least {self.min_agreement:g} asked"
+
+    def _metrics(self, comparison: Comparison) -> Iterator[str]:
+        bounds = (
+            ("top1", "top-1", "a classifier and data with labels", "--classes", self.max_top1_drop, self.min_top1),
+            ("AP", "AP", "a detector and annotated images", "--annotations", self.max_ap_drop, self.min_ap),
+        )
+        before, after = comparison.reference_metrics or {}, comparison.candidate_metrics or {}
+        for key, name, needs, option, most, least in bounds:
+            if most is None and least is None:
+                continue
+            if key not in before or key not in after:
+                gate = f"max_{key.lower()}_drop" if most is not None else f"min_{key.lower()}"
+                raise UsageError(f"gate {gate} needs {needs}", hint=f"give {option}")
+            drop = round(100 * (before[key] - after[key]), 9)  # 0.84 - 0.83 is a little more than one point in binary
+            if most is not None and drop > most:
+                yield f"{name} falls by {drop:.2f} points, at most {most:g} asked"
+            if least is not None and after[key] < least:
+                yield f"{name} is {after[key]:.4f}, at least {least:g} asked"

@@ -14,6 +14,8 @@ from gpusq_onnx.report.markdown import table
 
 PREPROCESS = ("--resize", "248", "--crop", "224", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
 """As the ImageNet models were trained."""
+STRETCHED = ("--fit", "stretch", "--mean", "0", "--std", "1")
+"""As the COCO detector was."""
 
 
 @dataclass

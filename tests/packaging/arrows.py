@@ -34,10 +34,11 @@ HOMES = {
     "tensorrt_rtx": {"runtime"},
     "PIL": {"data"},
     "matplotlib": {"report"},
+    "faster_coco_eval": {"tasks"},
     "torch": {"torchgraph", "learn", "runtime"},  # runtime.kernels, imported late: sparse torch kernels know no graph
     "triton": {"runtime"},
 }
-NUMPY_ONLY = {"errors", "sparsity", "quant", "tasks"}
+NUMPY_ONLY = {"errors", "sparsity", "quant", "tasks"}  # but for what has its home there
 NEVER = {"passes", "tools", "tests"}  # names of the repository that do not exist once installed
 
 
@@ -99,7 +100,7 @@ def violations(found: Iterable[Import]) -> list[str]:
             broken.append(f"{source} imports {target}: {library} does not exist once installed")
         elif here not in HOMES.get(library, {here}):
             broken.append(f"{source} imports {target}: the home of {library} is {' and '.join(sorted(HOMES[library]))}")
-        elif here in NUMPY_ONLY and library not in {"numpy", "ml_dtypes"} and library not in sys.stdlib_module_names:
+        elif here in NUMPY_ONLY and library not in {"numpy", "ml_dtypes", *sys.stdlib_module_names, *HOMES}:
             broken.append(f"{source} imports {target}: {here} is numpy only")
     return broken
 

@@ -22,6 +22,9 @@ COMMANDS = [
 OURS = [command for command in COMMANDS if command.startswith("gpusq-onnx ")]
 # The README speaks of a 224-pixel model, the embedded one takes 32; and of epochs, where a few steps show the same.
 FOR_THE_DIGITS = {"--resize 248": "--resize 32", "--crop 224": "--crop 32", "--finetune 2": "--finetune-steps 4"}
+# No detector is embedded: tests/cli/test_check_detector.py has one.
+FOR_THE_DIGITS |= {"detector.onnx": "model.onnx", "val2017/": "images/"}
+FOR_THE_DIGITS |= {"--annotations instances_val2017.json --max-ap-drop 1": ""}
 
 MADE_BY = {
     "small.onnx": "apply --passes prune24,qdq-int8 --report report.json -o small.onnx model.onnx",

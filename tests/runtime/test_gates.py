@@ -13,6 +13,10 @@ def comparison(*, nonfinite: int = 0, mismatches: int = 0, classifier: bool = Tr
     return Comparison(10, [output], 0.9, 1.0, {"top1": 0.80}, {"top1": 0.785})
 
 
+def detector() -> Comparison:
+    return Comparison(10, comparison().outputs, None, None, {"AP": 0.30, "AP50": 0.5}, {"AP": 0.285, "AP50": 0.5})
+
+
 @pytest.mark.parametrize(
     ("met", "missed", "words"),
     [
@@ -29,6 +33,19 @@ def test_a_gate_opens_at_its_bound_and_names_what_missed_it(
     with pytest.raises(GateFailed, match=words) as caught:
         Gates(**missed).check(comparison())
     assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("met", "missed", "words"),
+    [
+        ({"min_ap": 0.285}, {"min_ap": 0.3}, r"AP is 0\.2850, at least 0\.3"),
+        ({"max_ap_drop": 1.5}, {"max_ap_drop": 1.4}, r"AP falls by 1\.50 points, at most 1\.4"),
+    ],
+)
+def test_a_detector_has_gates_of_its_own(met: dict[str, float], missed: dict[str, float], words: str) -> None:
+    Gates(**met).check(detector())
+    with pytest.raises(GateFailed, match=words):
+        Gates(**missed).check(detector())
 
 
 def test_all_failures_are_told_at_once() -> None:
@@ -57,8 +74,21 @@ def test_a_gate_that_cannot_be_answered_is_a_usage_error(gates: Gates) -> None:
         gates.check(comparison(classifier=False))
 
 
+@pytest.mark.parametrize("gates", [Gates(max_ap_drop=1.0), Gates(min_ap=0.1)])
+def test_average_precision_of_a_classifier_is_a_usage_error(gates: Gates) -> None:
+    with pytest.raises(UsageError, match=r"needs a detector(.|\n)*--annotations"):
+        gates.check(comparison())
+
+
 @pytest.mark.parametrize(
-    "bound", [{"min_cosine": 1.1}, {"min_top1": -1.0}, {"min_agreement": 95.0}, {"max_top1_drop": float("nan")}]
+    "bound",
+    [
+        {"min_cosine": 1.1},
+        {"min_top1": -1.0},
+        {"min_agreement": 95.0},
+        {"max_top1_drop": float("nan")},
+        {"min_ap": 28.0},
+    ],
 )
 def test_a_bound_out_of_range_is_a_usage_error(bound: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=f"gate {next(iter(bound))} is out of range"):
