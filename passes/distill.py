@@ -29,7 +29,7 @@ from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
 class DistillOptions(LabelFree):
     """Options of `distill`; where a default is not the paper's, it is what did best without labels (README)."""
 
-    epochs: int = Field(12, ge=1, description="passes over the training images")
+    epochs: int = Field(40, ge=1, description="passes over the training images")
     batch: int = Field(16, ge=1, description="images in an optimiser step, over all processes")
     lr: float = Field(5e-4, gt=0, description="peak learning rate of weights")
     decay: float = Field(0.0, ge=0, description="AdamW's weight decay, of weights alone")

@@ -39,7 +39,7 @@ from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 class QatOptions(LabelFree):
     """Options of `qat`; where a default is not the paper's, it is what did best without labels (README)."""
 
-    epochs: int = Field(5, ge=1, description="passes over the training images")
+    epochs: int = Field(3, ge=1, description="passes over the training images")
     batch: int = Field(20, ge=1, description="images in an optimiser step, over all processes")
     lr: float = Field(4e-6, gt=0, description="peak learning rate of weights")
     vector_lr: float = Field(25.0, ge=0, description="that of biases, norms and positions, as a share of lr")

@@ -35,6 +35,7 @@ BACKBONES = [f"{kind}_{size}_224" for kind in ("deit", "swin") for size in ("tin
 WHOLE = [
     *((model, exporter) for model in BACKBONES for exporter in ("legacy17", "dynamo18", "dynamo20")),
     ("detr_r50", "legacy17"), ("deformable_detr_r50", "legacy17"),
+    ("detr_r50", "dynamo20"), ("deformable_detr_r50", "dynamo20"),
     ("upernet_swin_tiny", "legacy17"), ("upernet_swin_tiny", "dynamo20"),
 ]  # fmt: skip
 PREFIXES = [("mask_rcnn_swin_tiny", "legacy17"), ("cascade_mask_rcnn_swin_tiny", "legacy17")]
