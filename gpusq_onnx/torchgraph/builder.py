@@ -119,6 +119,12 @@ class Builder:
                 self._batch_of = (node, axis)
         return Value(tuple(worlds), False, node)
 
+    def to_the_end_of_inputs(self, value: Value) -> None:
+        """Make a placeholder the last one."""
+        last = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
+        if last is not value.node:
+            last.append(self.node(value))
+
     def parameter(self, name: str, values: Tensor) -> Value:
         """A new trainable tensor under a name that is a Python identifier and not taken."""
         self.parameters[name] = torch.nn.Parameter(values)

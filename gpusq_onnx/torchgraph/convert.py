@@ -110,6 +110,9 @@ class _Conversion:
         results = [self.computed.get(tensor.name) or self._value(tensor) for tensor in tensors]
         graph = self.builder.graph
         graph.output(tuple(self.builder.node(result) for result in results))
+        handed = [name for name in self.given if name in self.computed]
+        for name in handed:  # the caller's order, not the graph's
+            self.builder.to_the_end_of_inputs(self.values[name])
         peepholes.simplify(graph)
         for node in graph.nodes:
             node.meta.pop(SHAPES, None)
@@ -125,7 +128,7 @@ class _Conversion:
         kept = {name: initializer for name, initializer in self.parameters.items() if hasattr(body, name)}
         joined = [result.ndim > 0 and result.worlds[0].shape[0] == self.fixed for result in results]
         roles = {name: self.roles[initializer] for name, initializer in kept.items()}
-        inputs = [*(spec.name for spec in specs), *(name for name in self.given if name in self.computed)]
+        inputs = [*(spec.name for spec in specs), *handed]
         return Network(body, inputs, self.wanted, roles, kept, self.fixed, joined)
 
     def input(self, spec: TensorSpec) -> Value:

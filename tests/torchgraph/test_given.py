@@ -46,6 +46,19 @@ def test_no_gradient_crosses_a_given_tensor_and_parameters_are_shared(asset: str
     assert not alone & second
 
 
+@pytest.mark.parametrize("asset", MODELS)
+def test_tensors_are_taken_in_the_callers_order(asset: str) -> None:
+    model = io.load(ASSETS / asset)
+    ends = [block.output for block in analyse(model).blocks][::-1]
+    whole, apart = convert(model, taps=ends), convert(model, taps=ends, given=ends)
+    x = torch.randn(2, 3, 32, 32)
+    features = whole(x)
+    others = [torch.zeros_like(features[name]) for name in ends[1:]]
+    assert apart.inputs[1:] == tuple(ends)
+    logits = whole.outputs[0]  # behind the last block, which is the first one given
+    torch.testing.assert_close(apart(x, features[ends[0]], *others)[logits], features[logits], rtol=0, atol=1e-5)
+
+
 def test_an_unknown_tensor_is_refused() -> None:
     with pytest.raises(UsageError, match="no tensor of this name"):
         convert(io.load(ASSETS / MODELS[0]), given=["nothing"])
