@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from gpusq_onnx.data.prefetch import stream
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedDataError
+from gpusq_onnx.learn.lesson import Lesson
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.pipeline.progress import Progress
-from gpusq_onnx.torchgraph.network import Network
 
 BATCH = 8  # no more images at once than a training step holds by default
 
@@ -40,8 +40,7 @@ class Comparison:
 
 @torch.no_grad()
 def compare(
-    student: Network,
-    teacher: Network,
+    lesson: Lesson,
     source: Source,
     objective: Objective,
     stage: Stage,
@@ -49,7 +48,7 @@ def compare(
     progress: Progress,
     label: str,
 ) -> Comparison:
-    """Both networks over about `images` images. Raises UnsupportedDataError where there are none."""
+    """Student and teacher over about `images` images. Raises UnsupportedDataError where there are none."""
     maps = len(objective.maps)
     sums = torch.zeros(3 + 2 * maps, dtype=torch.float64)  # images, agreement, soft, then numerators, denominators
     alone = replace(objective, add=lambda value: value, processes=1)  # batches differ in number between processes
@@ -59,10 +58,12 @@ def compare(
         if number % stage.processes != stage.rank:
             continue
         with stage.autocast():
-            seen = [
-                network(*(torch.from_numpy(feed[name]).to(stage.device) for name in network.inputs))
-                for network in (student, teacher)
-            ]
+            own, other = (
+                [torch.from_numpy(feed[name]).to(stage.device) for name in network.inputs]
+                for network in (lesson.student, lesson.teacher)
+            )
+            taught = lesson.teacher(*other)
+            seen = lesson.forms[False, False](own, lesson.handed(taught, apart=False), None), taught
         gate = objective.gate(objective.agreements(*seen), seen[0])
         parts = alone(*seen).parts
         sums[:3] += torch.tensor([rows, rows * parts["agree"].item(), rows * parts["soft"].item()])

@@ -28,6 +28,7 @@ def distances(
         add=stage.add,
         processes=stage.processes,
     )
-    student, teacher = lesson.student.to(stage.device), lesson.teacher.to(stage.device)
+    for network in (lesson.student, lesson.teacher, lesson.forms[False, False]):
+        network.to(stage.device)
     label = "distances between dense and sparse"
-    return list(compare(student, teacher, source, objective, stage, images, progress, label).distances)
+    return list(compare(lesson, source, objective, stage, images, progress, label).distances)

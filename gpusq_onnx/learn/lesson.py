@@ -2,6 +2,8 @@
 
     outputs    the student's float outputs with the teacher's of the same name, or else at the same place; where a graph
                ends in what cannot be trained through, the tensors up to which it can
+    selections where a TopK picks what goes on (a detector's queries), the student trains on the teacher's picks: query
+               i is one query in both then; and it learns the scores that they were picked by
     maps       the ends of the stages (or of all blocks) in order, whatever their names; `maps` names tensors instead,
                which must have one name in both
 
@@ -11,8 +13,10 @@ architecture: exported differently, or quantised.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Model
@@ -24,7 +28,7 @@ from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.tasks.kinds import Kind, output_kinds
 from gpusq_onnx.torchgraph.convert import convert
 from gpusq_onnx.torchgraph.network import Network
-from gpusq_onnx.torchgraph.prefix import trainable_prefix
+from gpusq_onnx.torchgraph.prefix import selections, trainable_prefix
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Lesson:
         student, teacher: the networks; the teacher has no trainable parameters.
         outputs, kinds: the outputs that are compared, and what they are, by the student's names.
         maps: the critical feature maps, first stage first.
+        selections: indices that the teacher's TopKs found, handed to the student's forms.
         forms: the student's forms, by (apart, thin): always the whole one, others where a phase needs them.
         thin_teacher: the teacher on some tokens, where a phase needs it.
         tokens: which tokens go through thin forms.
@@ -46,10 +51,16 @@ class Lesson:
     outputs: tuple[Pair, ...]
     kinds: dict[str, Kind]
     maps: tuple[Pair, ...]
+    selections: tuple[Pair, ...]
     forms: dict[tuple[bool, bool], Form]
     thin_teacher: Form | None = None
     tokens: Tokens | None = None
     notes: tuple[str, ...] = ()
+
+    def handed(self, taught: Mapping[str, Tensor], apart: bool) -> list[Tensor]:
+        """What a form of the student takes besides the inputs, of what the teacher found."""
+        maps = [taught[pair.teacher].float() for pair in self.maps[:-1]] if apart else []
+        return [*maps, *(taught[pair.teacher].long() for pair in self.selections)]
 
 
 def prepare(model: Model, structure: Structure, teacher: Model, settings: Settings) -> Lesson:
@@ -62,11 +73,15 @@ def prepare(model: Model, structure: Structure, teacher: Model, settings: Settin
     other = analyse(teacher)
     maps = match_maps(structure, other, settings)
     names = trainable_prefix(model)
-    outputs = _match_outputs(names, trainable_prefix(teacher))
+    others = trainable_prefix(teacher)
+    outputs = _match_outputs(names, others)
+    scores, selected = _match_selections(selections(model, names), selections(teacher, others))
+    outputs += scores
     taps, results = [pair.student for pair in maps], [pair.student for pair in outputs]
-    others, answers = [pair.teacher for pair in maps], [pair.teacher for pair in outputs]
+    chosen = [pair.student for pair in selected]
+    watched, answers = [pair.teacher for pair in (*maps, *selected)], [pair.teacher for pair in outputs]
     student = convert(model, outputs=results, taps=taps)
-    guide = convert(teacher, outputs=answers, taps=others, train=())
+    guide = convert(teacher, outputs=answers, taps=watched, train=())
     if set(student.inputs) != set(guide.inputs):
         raise UnsupportedModelError(
             "student and teacher do not take the same inputs",
@@ -75,7 +90,7 @@ def prepare(model: Model, structure: Structure, teacher: Model, settings: Settin
             hint="give the model from which this one was made as the teacher",
         )
     image = next((spec.shape for spec in model.inputs() if len(spec.shape) == 4), ())
-    forms = {(False, False): Form(student)}
+    forms = {(False, False): _form(model, student, results, taps, chosen)}
     wanted = {(apart and len(taps) > 1, thinned) for _, apart, thinned in phases(settings)} - set(forms)
     some, tokens = _thin_teacher(structure, teacher, other, outputs, maps, settings, any(t for _, t in wanted))
     for apart, thinned in sorted(wanted):
@@ -84,14 +99,22 @@ def prepare(model: Model, structure: Structure, teacher: Model, settings: Settin
         if form is not None:
             forms[apart, True] = form
         elif apart and (True, False) not in forms:
-            parts = convert(model, outputs=results, taps=taps, given=given)
-            parts.share(student)
-            forms[True, False] = Form(parts)
+            forms[True, False] = _form(model, student, results, taps, [*given, *chosen])
     notes = []
     if any(thinned and (apart, True) not in forms for apart, thinned in wanted):
         notes = ["all tokens are trained on: this graph's blocks cannot leave some out"]
     kinds = output_kinds({name: structure.shapes.get(name, ()) for name in names}, image)
-    return Lesson(student, guide, outputs, kinds, maps, forms, some, tokens, tuple(notes))
+    kinds |= {pair.student: "raw" for pair in scores if pair.student not in kinds}
+    return Lesson(student, guide, outputs, kinds, maps, selected, forms, some, tokens, tuple(notes))
+
+
+def _form(model: Model, like: Network, outputs: Sequence[str], taps: Sequence[str], given: Sequence[str]) -> Form:
+    """The network, or the same on all tokens with tensors handed in."""
+    if not given:
+        return Form(like)
+    parts = convert(model, outputs=outputs, taps=taps, given=given)
+    parts.share(like)
+    return Form(parts)
 
 
 def _thin_teacher(
@@ -141,6 +164,16 @@ def match_maps(structure: Structure, teacher: Structure, settings: Settings) -> 
             hint="give the model from which this one was made as the teacher, or gamma=0",
         )
     return tuple(Pair(a, b) for a, b in zip(own, others, strict=True))
+
+
+def _match_selections(
+    own: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]]
+) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """Pairs of scores, which are outputs to compare, and of indices; none where the graphs select differently often."""
+    if len(own) != len(others):
+        return (), ()
+    pairs = [(Pair(a, b), Pair(i, j)) for (a, i), (b, j) in zip(own, others, strict=True)]
+    return tuple(scores for scores, _ in pairs), tuple(indices for _, indices in pairs)
 
 
 def _match_outputs(own: Sequence[str], others: Sequence[str]) -> tuple[Pair, ...]:

@@ -123,7 +123,7 @@ def train(
 
         def judged(when: str) -> Comparison:
             what = f"{label}: agreement {when}"
-            return compare(lesson.student, lesson.teacher, source, objective, stage, JUDGED, progress, what)
+            return compare(lesson, source, objective, stage, JUDGED, progress, what)
 
         before = judged("before")
         with freed_memory_kept():
@@ -232,7 +232,7 @@ class _Trainer:
         for number, part in enumerate(parts):
             inputs = part.tensors(self.lesson.student.inputs, self.stage.device)
             taught = teaching(part, inputs, keep)
-            given = [taught[pair.teacher].float() for pair in self.lesson.maps[:-1]] if form[0] else []
+            given = self.lesson.handed(taught, apart=form[0])
             with self.stage.silent(self.network, number + 1 == len(parts)):
                 with self.stage.autocast():
                     seen = self.network(form, inputs, given, keep)

@@ -7,8 +7,9 @@
     feature_i  sum_b agree_b l_i[b] / max(1, sum_b agree_b),  l_i[b] = mean((f_s - f_t)^2) / (mean(f_t^2) + eps)
     total      alpha hard + beta soft + gamma sum_i w_i feature_i        (or the mean over i)
 
-What else counts as soft, by `tasks.kinds`: boxes, the L1 distance of queries that agree; raw outputs, l as of a feature
-map; detectors with a sigmoid per class, the KL of each class's yes or no.
+What else counts as soft, by `tasks.kinds`: boxes, the L1 distance of queries that agree, over the teacher's farthest
+coordinate in the image where that is above 1 (boxes in pixels); raw outputs, l as of a feature map; detectors with a
+sigmoid per class, the KL of each class's yes or no.
 
 Source: GPUSQ-ViT section 3.2-3.3; METHOD, "Losses". Several processes: the gate's denominator is the sum over all of
 them, so that their mean is the whole batch's loss. Limits: with `accumulate`, each part has its own denominator.
@@ -99,7 +100,8 @@ class Objective:
                     hard = hard + self._hard(z_s, z_t, kind, labels)
                 soft = soft + self._soft(z_s, z_t, kind)
             elif kind == "boxes":
-                soft = soft + self._gated((z_s - z_t).abs().sum(-1), self._box_gate(agrees, z_s))
+                extent = z_t.abs().amax(dim=(1, 2)).clamp(min=1)[:, None]
+                soft = soft + self._gated((z_s - z_t).abs().sum(-1) / extent, self._box_gate(agrees, z_s))
             else:
                 soft = soft + self.distances(z_s, z_t).mean()
         features = [

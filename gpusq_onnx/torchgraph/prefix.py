@@ -10,11 +10,13 @@ Source: TORCHGRAPH "Operators". Limit: a weight that only the tail reads is not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, Node
 from gpusq_onnx.graph.shapes import infer_shapes
-from gpusq_onnx.torchgraph.convert import unconvertible
+from gpusq_onnx.torchgraph.convert import ancestors, unconvertible
 from gpusq_onnx.torchgraph.roles import PRODUCTS, Moving, roles_of
 
 
@@ -57,6 +59,18 @@ def trainable_prefix(model: Model) -> list[str]:
             hint="export the network without its post-processing",
         )
     return edge
+
+
+def selections(model: Model, names: Sequence[str]) -> list[tuple[str, str]]:
+    """(scores, indices) of each TopK in front of the named tensors that selects, by name, in graph order.
+
+    A TopK whose indices nobody reads only sorts values.
+    """
+    return [
+        (str(node.inputs[0].name), str(node.outputs[1].name))
+        for node in ancestors(model, names)
+        if node.op == "TopK" and len(node.outputs) > 1 and node.outputs[1].outputs
+    ]
 
 
 def _leads_to(start: Node, wanted: set[int], barred: set[int]) -> bool:

@@ -108,6 +108,14 @@ def test_tokens_first_maps_are_matched_image_by_image() -> None:
     assert objective.distances(f.reshape(-1, 4)[:5], g.reshape(-1, 4)[:5], B).shape == (1,)
 
 
+def test_boxes_in_pixels_count_as_shares_of_the_image() -> None:
+    objective = Objective(Settings(alpha=0, beta=1, gamma=0), [Pair("box", "box")], {"box": "boxes"}, [], [])
+    box, off = torch.tensor([[[0.5, 0.5, 1.0, 0.2], [0.1, 0.2, 0.3, 0.4]]]), torch.tensor([0.1, 0, 0, 0])
+    for extent in (1, 400):
+        found = objective({"box": extent * (box + off)}, {"box": extent * box})
+        assert found.parts["soft"].item() == pytest.approx(0.1)
+
+
 def _detector(sigmoid: bool) -> tuple[Objective, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     rng = torch.Generator().manual_seed(3)
     teacher = {"cls": torch.randn(B, 8, C, generator=rng), "box": torch.rand(B, 8, 4, generator=rng)}
