@@ -83,6 +83,8 @@ class DataOptions(BaseModel):
             raise ValueError("fit=stretch takes the whole image to the input's size: leave resize out")
         if self.annotations is not None and self.classes is not None:
             raise ValueError("classes and annotations are labels of two kinds: give one of them")
+        if self.annotations is not None and self.fit != "stretch":
+            raise ValueError("annotations need fit=stretch: a crop moves the boxes")
         return self
 
     @classmethod

@@ -94,6 +94,6 @@ def test_a_gate_without_boxes_exits_2_before_anything_runs(tmp_path: Path, data:
 
 
 def test_annotations_of_arrays_exit_2(data: list[str]) -> None:
-    refused = call("check", MODEL, MODEL, "--data", LABELLED, "--annotations", data[-1])
+    refused = call("check", MODEL, MODEL, "--data", LABELLED, *data[2:])
     assert refused.code == 2
     assert "folder of images" in refused.err

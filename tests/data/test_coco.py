@@ -84,7 +84,12 @@ def test_resize_and_stretch_contradict_each_other() -> None:
 
 def test_classes_and_annotations_contradict_each_other() -> None:
     with pytest.raises(UsageError, match="two kinds"):
-        DataOptions.from_values({"classes": "c.txt", "annotations": "a.json"})
+        DataOptions.from_values({"classes": "c.txt", "annotations": "a.json", "fit": "stretch"})
+
+
+def test_a_crop_would_move_the_boxes() -> None:
+    with pytest.raises(UsageError, match="need fit=stretch"):
+        DataOptions.from_values({"annotations": "a.json"})
 
 
 def test_annotations_of_no_folder_are_refused(annotated: DataOptions) -> None:
