@@ -13,7 +13,11 @@ from typing import Any
 
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 
-TABLES = {"images": ("id", "file_name", "width", "height"), "annotations": ("image_id", "bbox"), "categories": ("id",)}
+TABLES = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("image_id", "category_id", "bbox"),
+    "categories": ("id",),
+}
 
 
 def read_annotations(file: Path) -> dict[str, Any]:
@@ -42,9 +46,11 @@ def read_annotations(file: Path) -> dict[str, Any]:
 def image_ids(files: Sequence[str], annotations: Path) -> dict[str, int]:
     """The id of each of `files` (relative POSIX paths) that the annotations are about, in the files' order.
 
-    Raises UnsupportedDataError when an annotated image is not there.
+    Raises UnsupportedDataError when there are none, or one is not there.
     """
     ids = {str(image["file_name"]): int(image["id"]) for image in read_annotations(annotations)["images"]}
+    if not ids:
+        raise UnsupportedDataError("the annotations name no images", where=str(annotations))
     missing = sorted(ids.keys() - set(files))
     if missing:
         raise UnsupportedDataError(

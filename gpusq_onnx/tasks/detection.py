@@ -16,7 +16,7 @@ to 0.95, over all sizes. Limits: boxes only; images must go in whole (fit=stretc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class Detection:
                 "average precision needs faster-coco-eval, which is not installed",
                 hint="pip install 'gpusq-onnx[metrics]'",
             ) from None
-        self._truth = COCO(dict(annotations))
+        self._truth = COCO({**annotations, "annotations": list(_whole(annotations["annotations"]))})
         self._categories = np.array(sorted(self._truth.getCatIds()), np.int64)
         self._sigmoid: bool | None = None  # of raw logits; the first batch tells
         self._rows: list[dict[str, Any]] = []
@@ -137,6 +137,12 @@ class Detection:
         classes, scores, query = _sigmoid(values) if self._sigmoid else _softmax(values)
         known = values.shape[2] - (not self._sigmoid)
         return Found(classes, scores, np.take_along_axis(corners, query[..., None], axis=1), known, relative=True)
+
+
+def _whole(boxes: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Annotations with what converters leave out: one object each, as large as its box; ids from 1, 0 means none."""
+    for number, box in enumerate(boxes, 1):
+        yield {"iscrowd": 0, "area": box["bbox"][2] * box["bbox"][3], **box, "id": number}
 
 
 def _finished(outputs: Mapping[str, NDArray[Any]]) -> Found | None:

@@ -104,6 +104,13 @@ def test_an_annotated_image_that_is_not_there_is_named(annotated: DataOptions) -
         open_source(annotated, [PIXELS])
 
 
+def test_annotations_of_nothing_are_refused(annotated: DataOptions) -> None:
+    assert annotated.annotations is not None
+    annotated.annotations.write_text(json.dumps(told(images=[])))
+    with pytest.raises(UnsupportedDataError, match="name no images"):
+        open_source(annotated, [PIXELS])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

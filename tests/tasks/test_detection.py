@@ -29,9 +29,8 @@ def truth() -> dict[str, Any]:
         for box, place in zip(BOXES[image].tolist(), PLACES[image], strict=True):
             x0, y0, x1, y1 = box
             if x1 > x0:
-                own = {"image_id": int(IDS[image]), "category_id": sorted(CATEGORIES)[place], "id": len(boxes) + 1}
-                area = (x1 - x0) * (y1 - y0)
-                boxes.append({**own, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": area, "iscrowd": 0})
+                own = {"image_id": int(IDS[image]), "category_id": sorted(CATEGORIES)[place]}
+                boxes.append({**own, "bbox": [x0, y0, x1 - x0, y1 - y0]})
     return {"images": images, "annotations": boxes, "categories": [{"id": c, "name": str(c)} for c in CATEGORIES]}
 
 
