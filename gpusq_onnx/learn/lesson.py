@@ -76,7 +76,7 @@ def prepare(model: Model, structure: Structure, teacher: Model, settings: Settin
     others = trainable_prefix(teacher)
     outputs = _match_outputs(names, others)
     scores, selected = _match_selections(selections(model, names), selections(teacher, others))
-    outputs += scores
+    outputs += tuple(pair for pair in scores if pair not in outputs)
     taps, results = [pair.student for pair in maps], [pair.student for pair in outputs]
     chosen = [pair.student for pair in selected]
     watched, answers = [pair.teacher for pair in (*maps, *selected)], [pair.teacher for pair in outputs]
@@ -92,7 +92,8 @@ def prepare(model: Model, structure: Structure, teacher: Model, settings: Settin
     image = next((spec.shape for spec in model.inputs() if len(spec.shape) == 4), ())
     forms = {(False, False): _form(model, student, results, taps, chosen)}
     wanted = {(apart and len(taps) > 1, thinned) for _, apart, thinned in phases(settings)} - set(forms)
-    some, tokens = _thin_teacher(structure, teacher, other, outputs, maps, settings, any(t for _, t in wanted))
+    thins = any(t for _, t in wanted) and not chosen  # a pick names one of all tokens
+    some, tokens = _thin_teacher(structure, teacher, other, outputs, maps, settings, thins)
     for apart, thinned in sorted(wanted):
         given = taps[:-1] if apart else []
         form = thin(model, tokens, results, taps, given, student) if thinned and tokens is not None else None
