@@ -35,7 +35,6 @@ from gpusq_onnx.data.source import (
     InputSpec,
     Source,
     check_finite,
-    fill_up,
     ready_made,
     require_whole,
     too_few,
@@ -143,8 +142,8 @@ class ArrayFile(Source):
                 labels = read.pop(LABELS).astype(np.int64) if self.labelled else None
                 for name, array in read.items():
                     check_finite(name, array, f"{self._path}, rows {rows[0]} to {rows[-1]}")
-                filled = {name: fill_up(array, self.static_batch) for name, array in read.items()}
-                yield Batch(filled, labels, len(rows), np.arange(start, start + len(rows)))
+                made = Batch(read, labels, len(rows), np.arange(start, start + len(rows)))
+                yield made.filled(self.static_batch)
 
     def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
         require_whole("arrays", boxes)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from PIL import Image
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.prefetch import ahead
 from gpusq_onnx.data.preprocess import GEOMETRIES, for_input
-from gpusq_onnx.data.source import Batch, Box, ImageInputs, Source, fill_up, too_few
+from gpusq_onnx.data.source import Batch, Box, ImageInputs, Source, too_few
 from gpusq_onnx.errors import UnsupportedDataError
 
 MAX_CORRUPT = 0.01
@@ -80,8 +79,7 @@ class Images(Source):
         chunks = [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
         for loaded in ahead(lambda chunk: self._load(chunk, None, in_order=True), chunks):
             if loaded.size:
-                feed = {name: fill_up(rows, self.static_batch) for name, rows in loaded.feed.items()}
-                yield replace(loaded, feed=feed)
+                yield loaded.filled(self.static_batch)
 
     def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
         return self._load(indices, boxes, in_order=False)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -90,6 +90,10 @@ class Batch:
     size: int
     indices: NDArray[np.int64] | None = None
     images: NDArray[np.int64] | None = None
+
+    def filled(self, static: int | None) -> Batch:
+        """The same with every input as long as a static batch; see `fill_up`."""
+        return replace(self, feed={name: fill_up(rows, static) for name, rows in self.feed.items()})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from gpusq_onnx.data.prefetch import ahead
-from gpusq_onnx.data.source import Batch, Box, Source, fill_up
+from gpusq_onnx.data.source import Batch, Box, Source
 
 
 class Subset(Source):
@@ -29,8 +29,7 @@ class Subset(Source):
         chunks = [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
         for made in ahead(self.read, chunks):
             if made.size:
-                feed = {name: fill_up(rows, self.static_batch) for name, rows in made.feed.items()}
-                yield replace(made, feed=feed)
+                yield made.filled(self.static_batch)
 
     def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
         made = self._source.read([self._indices[index] for index in indices], boxes)

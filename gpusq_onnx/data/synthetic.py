@@ -21,7 +21,7 @@ from PIL import Image
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.preprocess import for_input
-from gpusq_onnx.data.source import Batch, Box, ImageInputs, Source, fill_up
+from gpusq_onnx.data.source import Batch, Box, ImageInputs, Source
 
 DEFAULT_SAMPLES = 64
 
@@ -49,9 +49,7 @@ class SyntheticImages(Source):
     def batches(self, batch: int) -> Iterator[Batch]:
         size = self.static_batch or batch
         for start in range(0, len(self), size):
-            made = self.read(range(start, min(start + size, len(self))))
-            feed = {name: fill_up(rows, self.static_batch) for name, rows in made.feed.items()}
-            yield Batch(feed, None, made.size, made.indices)
+            yield self.read(range(start, min(start + size, len(self)))).filled(self.static_batch)
 
     def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
         rows = np.empty((len(indices), *self._preprocess.shape), dtype=self._preprocess.spec.dtype)
