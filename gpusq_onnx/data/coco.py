@@ -7,7 +7,7 @@ Layout: {"images": [{"id", "file_name", "width", "height"}], "annotations": [{"i
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +43,19 @@ def read_annotations(file: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def image_ids(files: Sequence[str], annotations: Path) -> dict[str, int]:
+def image_ids(files: Sequence[str], annotations: Mapping[str, Any], *, where: str) -> dict[str, int]:
     """The id of each of `files` (relative POSIX paths) that the annotations are about, in the files' order.
 
     Raises UnsupportedDataError when there are none, or one is not there.
     """
-    ids = {str(image["file_name"]): int(image["id"]) for image in read_annotations(annotations)["images"]}
+    ids = {str(image["file_name"]): int(image["id"]) for image in annotations["images"]}
     if not ids:
-        raise UnsupportedDataError("the annotations name no images", where=str(annotations))
+        raise UnsupportedDataError("the annotations name no images", where=where)
     missing = sorted(ids.keys() - set(files))
     if missing:
         raise UnsupportedDataError(
             f"{len(missing)} of {len(ids)} annotated images are not in the folder",
-            where=str(annotations),
+            where=where,
             expected="every file_name below the folder of --data",
             found=f"no {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}",
             hint="point --data at the folder that the names start from",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpusq_onnx.data.coco import image_ids
+from gpusq_onnx.data.coco import image_ids, read_annotations
 from gpusq_onnx.data.images import Images
 from gpusq_onnx.data.listing import EXTENSIONS, labels_of, list_images, sample_order
 from gpusq_onnx.data.options import DataOptions
@@ -31,7 +31,8 @@ class ImageFolder(Images):
                 expected="files ending in " + ", ".join(EXTENSIONS),
                 found=f"{ignored} other files" if ignored else "an empty folder",
             )
-        ids = {} if options.annotations is None else image_ids(files, options.annotations)
+        self.annotations = None if options.annotations is None else read_annotations(options.annotations)
+        ids = {} if self.annotations is None else image_ids(files, self.annotations, where=str(options.annotations))
         files = list(ids) or files
         every = None if options.classes is None else labels_of(files, options.classes)
         chosen = sample_order(files, options.seed)[: options.samples]
@@ -40,7 +41,6 @@ class ImageFolder(Images):
         notes = [f"{ignored} files that are not images were ignored"] if ignored else []
         super().__init__(root, options, inputs, len(chosen), labels, len(files), notes)
         self._ids = np.array([ids[name] for name in self._chosen], np.int64) if ids else None
-        self.annotated = bool(ids)
 
     def digest(self) -> str:
         whole = hashlib.sha256()

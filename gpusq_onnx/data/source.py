@@ -13,7 +13,7 @@ one filled up by repeating its last sample (`Batch.size` says how many rows coun
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -128,7 +128,7 @@ class Source(ABC):
 
     kind: str
     labelled: bool = False
-    annotated: bool = False
+    annotations: Mapping[str, Any] | None = None  # of the images, as `coco.read_annotations` gives them
     static_batch: int | None = None  # rows of every batch, where the model fixes them
     random_access: ClassVar[bool] = True
     croppable: bool = False
@@ -191,7 +191,7 @@ def open_source(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
     A missing path raises UsageError; data that does not fit the inputs raises UnsupportedDataError.
     """
     source = _open(options, inputs)
-    if options.annotations is not None and not source.annotated:
+    if options.annotations is not None and source.annotations is None:
         raise UsageError("--annotations goes with a folder of images", where="--data", found=f"{source.kind} data")
     return source
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpusq_onnx.data.coco import read_annotations
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, open_source
 from gpusq_onnx.errors import UsageError
@@ -105,13 +104,12 @@ def check_models(
                 where="--min-top1, --max-top1-drop",
                 hint="give --classes FILE (line i names the folder of class i), or an .npz with an array named labels",
             )
-        if gates.need_boxes and not source.annotated:
+        if gates.need_boxes and source.annotations is None:
             raise UsageError(
                 "a gate on average precision needs boxes, and the data has none",
                 where="--min-ap, --max-ap-drop",
                 hint="give --annotations FILE.json (COCO) with a folder of images",
             )
-        boxes = read_annotations(options.annotations) if options.annotations else None
         own = {info.name for info in reference.outputs()} - {tap.name for tap in taps}
         runtime = "tensorrt" if is_plan(compressed) else look.on
         recorder = Recorder((f"onnxruntime {original.name}", f"{runtime} {compressed.name}"), own)
@@ -122,7 +120,7 @@ def check_models(
                 candidate,
                 source,
                 metric=Classification,
-                detection=partial(Detection, boxes) if boxes else None,
+                detection=partial(Detection, source.annotations) if source.annotations else None,
                 batch=_BATCH_OF_ALL if "all" in look.taps else BATCH,
                 taps=taps,
                 progress=progress.advance,

@@ -48,7 +48,7 @@ def rows(source: Source, batch: int) -> dict[int, tuple[int, list[int]]]:
 def test_each_image_comes_with_its_id_and_its_size(annotated: DataOptions) -> None:
     expected = {i: (i, [w, h]) for i, (w, h) in SHAPES.items()}
     source = open_source(annotated, [SIZES, PIXELS])
-    assert source.annotated
+    assert source.annotations == told()
     assert rows(source, 2) == expected
     part = rows(at_most(source, 2), 2)
     assert len(part) == 2
