@@ -28,7 +28,7 @@ def distances(
         add=stage.add,
         processes=stage.processes,
     )
-    for network in (lesson.student, lesson.teacher, lesson.forms[False, False]):
+    for network in (lesson.teacher, lesson.forms[False, False]):
         network.to(stage.device)
     label = "distances between dense and sparse"
     return list(compare(lesson, source, objective, stage, images, progress, label).distances)
