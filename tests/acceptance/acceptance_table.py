@@ -80,6 +80,11 @@ def assert_24(report: dict[str, Any], inspection: dict[str, Any], by_polygraphy:
         assert pruned <= by_polygraphy, sorted(pruned - by_polygraphy)
 
 
+def said(verdict: dict[str, Any]) -> str:
+    """A TensorRT parser's verdict in a word."""
+    return "built" if verdict["built"] else "parsed" if verdict["ok"] else "REFUSED"
+
+
 def short(arguments: tuple[str, ...], shared: Path) -> str:
     """A command as a reader can repeat it: the shared folder as ../shared, scratch files by name."""
     words = [w.replace(str(shared), "../shared") if str(shared) in w else w for w in arguments]

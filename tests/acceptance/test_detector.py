@@ -7,7 +7,7 @@ a bar. Calibrated on 16 of the same images, without their boxes.
 from pathlib import Path
 
 import pytest
-from acceptance_table import STRETCHED, Table, gpusq, short
+from acceptance_table import STRETCHED, Table, gpusq, said, short
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +31,7 @@ def test_average_precision(passes: str, shared: Path, parser_cache: Path, table:
         table.add(["dense", *_row(before), f">= {DENSE}", "", "", ""], name="dense", metrics=before)
     bar = POINTS[passes]
     must = "" if bar is None else f"drop <= {bar:g}"
-    verdict = "built" if check["parser"]["built"] else "parsed" if check["parser"]["ok"] else "REFUSED"
-    row = [passes, *_row(after), must, verdict, f"{seconds:.0f} s", short(command, shared)]
+    row = [passes, *_row(after), must, said(check["parser"]), f"{seconds:.0f} s", short(command, shared)]
     table.add(row, name=passes, metrics=after, comparison=check["comparison"])
     assert before["AP"] >= DENSE
     assert before["n"] == after["n"] == 50

@@ -8,12 +8,11 @@ a minute for 50 M weights, sees all exports of the tiny models and one of each o
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from acceptance_table import PREPROCESS, Table, assert_24, gpusq, planned, polygraphy_sparse
+from acceptance_table import PREPROCESS, Table, assert_24, gpusq, planned, polygraphy_sparse, said
 
 pytestmark = pytest.mark.slow
 
@@ -87,8 +86,8 @@ def test_model(
             f"{output['cosine_mean']:.4f}",
             "-" if rounding is None else f"{rounding:.4f}",
             "-" if sparse is None else f"{len(pruned & sparse)} of {len(pruned)}",
-            f"{verdict['library']}: {_said(verdict)}",
-            f"{_said(half_verdict)}, cosine {half_output['cosine_mean']:.4f}",
+            f"{verdict['library']}: {said(verdict)}",
+            f"{said(half_verdict)}, cosine {half_output['cosine_mean']:.4f}",
             f"{seconds:.0f} s",
         ],
         model=model,
@@ -116,10 +115,6 @@ def test_model(
     assert output["nonfinite"] == half_output["nonfinite"] == 0
     assert half_output["cosine_mean"] > 0.99
     assert (output["cosine_mean"] if rounding is None else rounding) > 0.97
-
-
-def _said(verdict: Mapping[str, Any]) -> str:
-    return "built" if verdict["built"] else "parsed" if verdict["ok"] else "REFUSED"
 
 
 def _cosine_to_pruned(original: Path, written: Path, data: tuple[str, ...]) -> float:
