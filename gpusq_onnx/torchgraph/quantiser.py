@@ -41,7 +41,8 @@ class _FakeQuantise(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, low: int, high: int, factor: float, floor: float) -> Tensor:
         step = scale.clamp_min(floor)
-        return functional.hardtanh_(torch.div(x.float(), step).round_(), low, high).mul_(step).to(x.dtype)
+        codes = functional.hardtanh_(torch.div(x.float(), step).round_(), low, high)  # clamp_ has no rule under vmap
+        return codes.mul_(step).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
