@@ -3,8 +3,8 @@
 COMPRESSED may be a TensorRT engine, or an ONNX file that runs on TensorRT (`--on tensorrt`); what is asked for and not
 there is exit code 5.
 
-Shares (agreement, top-1, AP) are 0 to 1, so that 95 for 95 % is refused and not met by nothing; a drop is in percentage
-points, so that 0.01 for one point is merely strict.
+Shares (agreement, top-1, AP, mIoU) are 0 to 1, so that 95 for 95 % is refused and not met by nothing; a drop is in
+percentage points, so that 0.01 for one point is merely strict.
 """
 
 import os
@@ -54,6 +54,15 @@ class GateArgs:
     min_ap: Annotated[
         float | None,
         Option("--min-ap", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Box AP of COMPRESSED."),
+    ] = None
+
+    max_miou_drop: Annotated[
+        float | None,
+        Option("--max-miou-drop", metavar="POINTS", rich_help_panel=_PANEL, help="Mean IoU lost, percentage points."),
+    ] = None
+    min_miou: Annotated[
+        float | None,
+        Option("--min-miou", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Mean IoU of COMPRESSED."),
     ] = None
 
     def gates(self) -> "Gates":

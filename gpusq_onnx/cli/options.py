@@ -174,6 +174,12 @@ class DataArgs:
     annotations: Annotated[
         Path | None, _data("--annotations", metavar="FILE.json", help="COCO boxes of the folder's images: gives AP.")
     ] = None
+    masks: Annotated[
+        Path | None, _data("--masks", metavar="FOLDER", help="Label maps, NAME.png for NAME.jpg: gives mean IoU.")
+    ] = None
+    reduce_zero_label: Annotated[
+        bool, _data("--reduce-zero-label", help="In label maps 0 is no class, and 1 the first (ADE20K).")
+    ] = False
     layout: Annotated[str | None, _data("--layout", metavar="NCHW|NHWC", help="Order of the axes.")] = None
     channels: Annotated[str | None, _data("--channels", metavar="RGB|BGR", help="Order of the channels.")] = None
     interpolation: Annotated[
@@ -199,6 +205,8 @@ class DataArgs:
             "std": self.std,
             "classes": self.classes,
             "annotations": self.annotations,
+            "masks": self.masks,
+            "reduce_zero_label": self.reduce_zero_label or None,
             "layout": self.layout,
             "channels": self.channels,
             "interpolation": self.interpolation,

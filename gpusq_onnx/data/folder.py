@@ -11,6 +11,7 @@ import numpy as np
 from gpusq_onnx.data.coco import image_ids, read_annotations
 from gpusq_onnx.data.images import Images
 from gpusq_onnx.data.listing import EXTENSIONS, labels_of, list_images, sample_order
+from gpusq_onnx.data.masks import label_maps
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import ImageInputs
 from gpusq_onnx.errors import UnsupportedDataError
@@ -33,14 +34,19 @@ class ImageFolder(Images):
             )
         self.annotations = None if options.annotations is None else read_annotations(options.annotations)
         ids = {} if self.annotations is None else image_ids(files, self.annotations, where=str(options.annotations))
-        files = list(ids) or files
+        maps = {} if options.masks is None else label_maps(files, options.masks)
+        unmapped = len(files) - len(maps) if maps else 0
+        files = list(ids) or list(maps) or files
         every = None if options.classes is None else labels_of(files, options.classes)
         chosen = sample_order(files, options.seed)[: options.samples]
         self._chosen = [files[index] for index in chosen]
         labels = None if every is None else np.array([every[index] for index in chosen], dtype=np.int64)
         notes = [f"{ignored} files that are not images were ignored"] if ignored else []
+        notes += [f"{unmapped} images without a label map were left out"] if unmapped else []
         super().__init__(root, options, inputs, len(chosen), labels, len(files), notes)
         self._ids = np.array([ids[name] for name in self._chosen], np.int64) if ids else None
+        self._maps = [maps[name] for name in self._chosen] if maps else None
+        self.segmented = bool(maps)
 
     def digest(self) -> str:
         whole = hashlib.sha256()

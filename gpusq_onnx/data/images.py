@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gpusq_onnx.data.masks import read_label_map
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.prefetch import ahead
 from gpusq_onnx.data.preprocess import GEOMETRIES, for_input
@@ -54,6 +55,8 @@ class Images(Source):
         self._preprocess = for_input(options, spec)
         self.static_batch = spec.static_batch
         self._ids: NDArray[np.int64] | None = None  # of the chosen images, in their annotations
+        self._maps: Sequence[Path] | None = None  # the chosen images' label maps
+        self._reduce_zero_label = options.reduce_zero_label
         self._count, self._labels = count, labels
         self.labelled = labels is not None
         self._corrupt: dict[int, str] = {}
@@ -120,8 +123,16 @@ class Images(Source):
                 kept.append(index)
                 sizes.append(image.size)
         indices = np.array(kept, dtype=np.int64)
-        labels, images = (None if known is None else known[indices] for known in (self._labels, self._ids))
-        return Batch(self._inputs.feed(rows[: len(kept)], sizes), labels, len(kept), indices, images)
+        labels, truth = (None if known is None else known[indices] for known in (self._labels, self._ids))
+        if self._maps is not None and boxes is None:
+            truth = np.array([self._label_map(*told) for told in zip(kept, sizes, strict=True)], np.uint8)
+        return Batch(self._inputs.feed(rows[: len(kept)], sizes), labels, len(kept), indices, truth)
+
+    def _label_map(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """The classes of an image's pixels, as its pixels lie in the input: uint8[height, width]."""
+        assert self._maps is not None
+        found = read_label_map(self._maps[index], size, self._reduce_zero_label)
+        return np.asarray(self._preprocess.fitted(found, "nearest"))
 
     def _decode(self, index: int, in_order: bool) -> Image.Image | None:
         try:

@@ -27,6 +27,8 @@ else:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+TRUTHS = ("classes", "annotations", "masks")
+"""The keys that say what images show; files or folders."""
 
 
 class DataOptions(BaseModel):
@@ -51,6 +53,10 @@ class DataOptions(BaseModel):
     )
     classes: Path | None = Field(None, description="text file; line i (from 0) is the folder name of class i")
     annotations: Path | None = Field(None, description="COCO JSON (boxes); of the folder's images, those it is about")
+    masks: Path | None = Field(
+        None, description="folder of label maps, NAME.png for NAME.jpg; images with one are used"
+    )
+    reduce_zero_label: bool = Field(False, description="in label maps 0 is no class, and 1 is the first (ADE20K)")
     layout: Literal["NCHW", "NHWC"] | None = Field(None, description="axis order; none: what the model's input says")
     channels: Literal["RGB", "BGR"] = Field("RGB", description="channel order of the tensor; mean and std stay RGB")
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = Field("bicubic", description="of the resize")
@@ -81,8 +87,11 @@ class DataOptions(BaseModel):
             raise ValueError(f"resize ({self.resize}) must not be smaller than crop ({self.crop})")
         if self.resize is not None and self.fit == "stretch":
             raise ValueError("fit=stretch takes the whole image to the input's size: leave resize out")
-        if self.annotations is not None and self.classes is not None:
-            raise ValueError("classes and annotations are labels of two kinds: give one of them")
+        given = [name for name in TRUTHS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are labels of different kinds: give one of them")
+        if self.reduce_zero_label and self.masks is None:
+            raise ValueError("reduce_zero_label is about label maps, and masks names none")
         if self.annotations is not None and self.fit != "stretch":
             raise ValueError("annotations need fit=stretch: a crop moves the boxes")
         return self
@@ -99,7 +108,7 @@ class DataOptions(BaseModel):
     def from_toml(cls, file: Path, overrides: Mapping[str, Any] | None = None) -> DataOptions:
         """Options from a TOML file of these keys; `overrides` (explicit command-line values) win.
 
-        `path`, `classes` and `annotations` in the file are relative to the file. Raises UsageError.
+        Relative paths in the file start from the file's folder. Raises UsageError.
         """
         try:
             values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
@@ -109,7 +118,7 @@ class DataOptions(BaseModel):
             raise UsageError(
                 f"{file} is not TOML", found=str(error), hint='write keys such as path = "images"'
             ) from error
-        for key in ("path", "classes", "annotations"):
+        for key in ("path", *TRUTHS):
             if isinstance(values.get(key), str):
                 values[key] = file.parent / values[key]
         return cls.from_values({**values, **(overrides or {})}, where=str(file))

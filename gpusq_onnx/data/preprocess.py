@@ -68,7 +68,7 @@ class Preprocess:
         """
         image = as_mode(image, "RGB" if self.channels == 3 else "L")
         if box is None:
-            fitted, geometry = self._fit(image)
+            fitted, geometry = self._fit(image, FILTERS[self.interpolation])
         else:
             part = box.pixels(image.size, (self.width, self.height))
             fitted, geometry = image.resize((self.width, self.height), FILTERS[self.interpolation], box=part), "resized"
@@ -78,10 +78,14 @@ class Preprocess:
             np.take(values, np.asarray(band), out=plane, mode="clip")  # clip: uint8 cannot be out of range
         return geometry
 
-    def _fit(self, image: Image.Image) -> tuple[Image.Image, Geometry]:
+    def fitted(self, image: Image.Image, interpolation: str) -> Image.Image:
+        """What belongs to an image pixel by pixel, of its size, resized and cropped as the image is."""
+        return self._fit(image, FILTERS[interpolation])[0]
+
+    def _fit(self, image: Image.Image, how: Image.Resampling) -> tuple[Image.Image, Geometry]:
         width, height = image.size
         if self.resize is None:
-            stretched = image.resize((self.width, self.height), FILTERS[self.interpolation])
+            stretched = image.resize((self.width, self.height), how)
             return stretched, "enlarged" if width < self.width and height < self.height else "resized"
         geometry: Geometry = "cropped only"
         shorter = min(width, height)
@@ -90,19 +94,19 @@ class Preprocess:
             # int(), not round(): torchvision's rule for the longer side.
             width, height = int(self.resize * width / shorter), int(self.resize * height / shorter)
         if width < self.width or height < self.height:
-            return self._fill(image)
+            return self._fill(image, how)
         if (width, height) != image.size:
-            image = image.resize((width, height), FILTERS[self.interpolation])
+            image = image.resize((width, height), how)
         left, top = round((width - self.width) / 2), round((height - self.height) / 2)
         return image.crop((left, top, left + self.width, top + self.height)), geometry
 
-    def _fill(self, image: Image.Image) -> tuple[Image.Image, Geometry]:
+    def _fill(self, image: Image.Image, how: Image.Resampling) -> tuple[Image.Image, Geometry]:
         """The largest central part with the crop's aspect, scaled to the crop; not the whole, which may be a strip."""
         width, height = image.size
         scale = max(self.width / width, self.height / height)
         left, top = max(0.0, (width - self.width / scale) / 2), max(0.0, (height - self.height / scale) / 2)
         box = (left, top, width - left, height - top)
-        filled = image.resize((self.width, self.height), FILTERS[self.interpolation], box=box)
+        filled = image.resize((self.width, self.height), how, box=box)
         return filled, "enlarged" if scale > 1 else "resized"
 
     def describe(self) -> dict[str, Any]:

@@ -82,14 +82,15 @@ class Batch:
         labels: int64[size] class indices, or None.
         size: rows that count; rows beyond it (static batch, last batch) repeat the last sample: drop them from outputs.
         indices: int64[size], which samples of the source the rows are (corrupt ones are left out); None from a script.
-        images: int64[size], the images' ids in the annotations; None without annotations.
+        truth: what the images show: int64[size], their ids in the annotations, or uint8[size, H, W], a class for each
+            pixel of the input; None without either.
     """
 
     feed: dict[str, NDArray[Any]]
     labels: NDArray[np.int64] | None
     size: int
     indices: NDArray[np.int64] | None = None
-    images: NDArray[np.int64] | None = None
+    truth: NDArray[Any] | None = None
 
     def filled(self, static: int | None) -> Batch:
         """The same with every input as long as a static batch; see `fill_up`."""
@@ -129,6 +130,7 @@ class Source(ABC):
     kind: str
     labelled: bool = False
     annotations: Mapping[str, Any] | None = None  # of the images, as `coco.read_annotations` gives them
+    segmented: bool = False  # there is a class for each pixel
     static_batch: int | None = None  # rows of every batch, where the model fixes them
     random_access: ClassVar[bool] = True
     croppable: bool = False
@@ -191,8 +193,12 @@ def open_source(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
     A missing path raises UsageError; data that does not fit the inputs raises UnsupportedDataError.
     """
     source = _open(options, inputs)
-    if options.annotations is not None and source.annotations is None:
-        raise UsageError("--annotations goes with a folder of images", where="--data", found=f"{source.kind} data")
+    for option, asked, met in (
+        ("--annotations", options.annotations, source.annotations is not None),
+        ("--masks", options.masks, source.segmented),
+    ):
+        if asked is not None and not met:
+            raise UsageError(f"{option} goes with a folder of images", where="--data", found=f"{source.kind} data")
     return source
 
 

@@ -4,28 +4,39 @@ A gate that cannot be measured (top-1 without labels, agreement of a detector) i
 where that can be known: a gate that never fails would be worse than none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.data.source import InputSpec, Source, open_source
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.report.markdown import table
 from gpusq_onnx.report.sides import BATCH, Runtime, is_plan, opened
 from gpusq_onnx.runtime.artefacts import Recorder, continuation
 from gpusq_onnx.runtime.compare import Comparison, compare
+from gpusq_onnx.runtime.difference import OutputsMetric
 from gpusq_onnx.runtime.gates import Gates
 from gpusq_onnx.runtime.parser import Verdict
 from gpusq_onnx.runtime.taps import TapDifference, first_departure
 from gpusq_onnx.tasks.classification import Classification
 from gpusq_onnx.tasks.detection import Detection
+from gpusq_onnx.tasks.segmentation import Segmentation
 
-METRICS = {"top1": "top-1", "top5": "top-5", "AP": "AP", "AP50": "AP50", "AP75": "AP75"}
+METRICS = {
+    "top1": "top-1", "top5": "top-5", "AP": "AP", "AP50": "AP50", "AP75": "AP75",
+    "mIoU": "mean IoU", "aAcc": "pixel accuracy",
+}  # fmt: skip
 """Names of what the tasks' metrics measure, by their keys."""
+TRUTHS = {
+    "top1": ("labels", "--classes FILE (line i names the folder of class i), or an .npz with an array named labels"),
+    "AP": ("boxes", "--annotations FILE.json (COCO) with a folder of images"),
+    "mIoU": ("label maps", "--masks FOLDER (NAME.png for NAME.jpg) with a folder of images"),
+}
+"""What the metrics that have gates need, and the options that name it."""
 
 _BATCH_OF_ALL = 1  # every inner tensor of both models is in memory at once
 _RUNTIMES = {"cuda": "onnxruntime's CUDA provider", "tensorrt": "TensorRT"}
@@ -98,18 +109,7 @@ def check_models(
     with opened(original, compressed, look.on, look.taps, progress) as (reference, candidate, taps):
         framed = reference if reference.fixed_batch else candidate
         source = open_source(options, [InputSpec(info.name, info.dtype, info.shape) for info in framed.inputs()])
-        if gates.need_labels and not source.labelled:
-            raise UsageError(
-                "a gate on top-1 needs labels, and the data has none",
-                where="--min-top1, --max-top1-drop",
-                hint="give --classes FILE (line i names the folder of class i), or an .npz with an array named labels",
-            )
-        if gates.need_boxes and source.annotations is None:
-            raise UsageError(
-                "a gate on average precision needs boxes, and the data has none",
-                where="--min-ap, --max-ap-drop",
-                hint="give --annotations FILE.json (COCO) with a folder of images",
-            )
+        _require_truth(gates, source)
         own = {info.name for info in reference.outputs()} - {tap.name for tap in taps}
         runtime = "tensorrt" if is_plan(compressed) else look.on
         recorder = Recorder((f"onnxruntime {original.name}", f"{runtime} {compressed.name}"), own)
@@ -120,7 +120,7 @@ def check_models(
                 candidate,
                 source,
                 metric=Classification,
-                detection=partial(Detection, source.annotations) if source.annotations else None,
+                judge=_judge(source),
                 batch=_BATCH_OF_ALL if "all" in look.taps else BATCH,
                 taps=taps,
                 progress=progress.advance,
@@ -148,6 +148,26 @@ def _nobody(*seen: object) -> None:
     pass
 
 
+def _require_truth(gates: Gates, source: Source) -> None:
+    """Raise UsageError for a gate on a metric that the data cannot give."""
+    known = {"top1": source.labelled, "AP": source.annotations is not None, "mIoU": source.segmented}
+    for metric, (truth, hint) in TRUTHS.items():
+        if gates.ask_for(metric) and not known[metric]:
+            name, option = METRICS[metric], metric.lower()
+            raise UsageError(
+                f"a gate on {name} needs {truth}, and the data has none",
+                where=f"--min-{option}, --max-{option}-drop",
+                hint=f"give {hint}",
+            )
+
+
+def _judge(source: Source) -> Callable[[], OutputsMetric] | None:
+    """The metric for what the images show, where that is no label."""
+    if source.annotations is not None:
+        return partial(Detection, source.annotations)
+    return Segmentation if source.segmented else None
+
+
 def digest(result: CheckResult) -> str:
     """The result as Markdown, readable as plain text."""
     found = result.comparison
@@ -160,7 +180,8 @@ def digest(result: CheckResult) -> str:
     ]
     lines += table(["output", "cosine", "lowest cosine", "max difference", "mean difference / range"], rows)
     if found.top1_agreement is not None:
-        lines += ["", f"agreement: top-1 {found.top1_agreement:.2%}, top-5 {_percent(found.top5_agreement)}"]
+        more = "" if found.top5_agreement is None else f", top-5 {found.top5_agreement:.2%}"
+        lines += ["", f"agreement: top-1 {found.top1_agreement:.2%}{more}"]
     if found.reference_metrics and found.candidate_metrics:
         before, after = found.reference_metrics, found.candidate_metrics
         lines += [f"{name}: {before[key]:.2%} -> {after[key]:.2%}" for key, name in METRICS.items() if key in before]
@@ -201,7 +222,3 @@ def _tap(tap: TapDifference, result: CheckResult) -> list[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"

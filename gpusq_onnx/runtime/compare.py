@@ -5,8 +5,8 @@ TensorRT (`engine.py`). Batches stream and only running sums are kept (`differen
 grow with the data. Polygraphy's own comparison is not used: its Comparator keeps all outputs of the first runner, and
 its compare functions take medians, 50 times the work.
 
-Agreement and accuracy are given for models with exactly one output, of shape [N, classes]; others are compared output
-by output, and, where the images are annotated, by average precision.
+Agreement is given for models with exactly one output, of shape [N, classes] or [N, classes, H, W], accuracy for the
+former; others are compared output by output. Where the images are annotated or have label maps, `judge` scores both.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,14 +22,15 @@ from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
 from gpusq_onnx.runtime.difference import Metric, OutputDifference, OutputsMetric, RunningAgreement, RunningDifference
 from gpusq_onnx.runtime.ort import Fed, Feed, Infer, Session, TensorInfo, check_names
 from gpusq_onnx.runtime.taps import RunningTap, Tap, TapDifference
+from gpusq_onnx.tasks.kinds import output_kinds
 
 Outputs = Mapping[str, NDArray[Any]]
 
 
 class Batch(Protocol):
-    """What `gpusq_onnx.data` yields: arrays by input name, labels or ids where there are any, the number of samples.
+    """What `gpusq_onnx.data` yields: arrays by input name, labels or truth where there are any, the number of samples.
 
-    A last batch that is short of a fixed size is filled up in `feed`; `size` and `labels` leave the filling out.
+    A last batch that is short of a fixed size is filled up in `feed`; `size`, `labels` and `truth` leave it out.
     """
 
     @property
@@ -37,7 +38,7 @@ class Batch(Protocol):
     @property
     def labels(self) -> NDArray[np.int64] | None: ...
     @property
-    def images(self) -> NDArray[np.int64] | None: ...
+    def truth(self) -> NDArray[Any] | None: ...
     @property
     def size(self) -> int: ...
 
@@ -82,7 +83,7 @@ def compare(
     source: Source,
     *,
     metric: Callable[[], Metric] | None = None,
-    detection: Callable[[], OutputsMetric] | None = None,
+    judge: Callable[[], OutputsMetric] | None = None,
     batch: int = 8,
     taps: Sequence[Tap] = (),
     progress: Callable[[int], object] = lambda samples: None,
@@ -94,7 +95,7 @@ def compare(
         reference, candidate: ONNX files, or models loaded already, with the same inputs and outputs.
         source: read once, in batches of `batch`, or of the batch size that the models have fixed.
         metric: makes an empty running metric; used for classifiers when the data has labels.
-        detection: the same over all outputs; used when the data is annotated.
+        judge: the same over all outputs; used when the data has a truth.
         taps: inner tensors to compare, which both models must give as outputs, too.
         progress: told the number of samples of each batch when it is done.
         witness: shown each batch with both models' outputs; they are valid during the call only.
@@ -110,7 +111,7 @@ def compare(
     looks = {tap.name: RunningTap(tap) for tap in taps}
     differences = {info.name: RunningDifference(info.name) for info in first.outputs() if info.name not in looks}
     classes = RunningAgreement(metric) if _classifies(first, looks) and _classifies(second, looks) else None
-    judges = (detection(), detection()) if detection else None
+    judges = (judge(), judge()) if judge else ()
     samples = 0
     with first.opened() as run_first, second.opened() as run_second:
         for piece in source.batches(fixed or most):
@@ -121,9 +122,9 @@ def compare(
                 difference.update(a, b)
                 if classes:
                     classes.update(a, b, piece.labels)
-            if judges and piece.images is not None:
-                for judge, outputs in zip(judges, (expected, found), strict=True):
-                    judge.update({name: _counted(outputs[name], piece, fixed) for name in differences}, piece.images)
+            if piece.truth is not None:
+                for judged, outputs in zip(judges, (expected, found), strict=False):
+                    judged.update({name: _counted(outputs[name], piece, fixed) for name in differences}, piece.truth)
             for name, look in looks.items():
                 look.update(*(_counted(output[name], piece, fixed) for output in (expected, found)))
             witness(piece.feed, expected, found)
@@ -133,7 +134,7 @@ def compare(
         raise UnsupportedDataError("there is no data to compare the models on")
     found_classes = (classes or RunningAgreement(None)).result()
     if judges:
-        before, after = (dict(judge.result()) for judge in judges)
+        before, after = (dict(judged.result()) for judged in judges)
         found_classes |= {"reference_metrics": before, "candidate_metrics": after}
     return Comparison(
         samples,
@@ -192,7 +193,8 @@ def _counted(output: NDArray[Any], piece: Batch, fixed: int | None) -> NDArray[A
 
 
 def _classifies(model: Loaded, taps: Mapping[str, object]) -> bool:
+    """Whether the only output has class scores, of images or of pixels."""
     outputs = [info for info in model.outputs() if info.name not in taps]
-    return (
-        len(outputs) == 1 and outputs[0].dtype.kind == "f" and len(outputs[0].shape) == 2 and outputs[0].shape[1] != 1
-    )
+    if len(outputs) != 1 or outputs[0].dtype.kind != "f" or len(outputs[0].shape) < 2 or outputs[0].shape[1] == 1:
+        return False
+    return output_kinds({"": outputs[0].shape})[""] in ("logits", "pixels")

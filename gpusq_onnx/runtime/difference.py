@@ -5,6 +5,8 @@
     top-1 agreement   share of samples with the same best class in both
     top-5 agreement   share of samples whose best class in the reference is among the candidate's five best
 
+A segmenter's agreement is the share of pixels with the same best class; it has no top-5.
+
 Sums are float64. Elements that are not finite in either are counted, and left out of everything else.
 """
 
@@ -19,9 +21,9 @@ from gpusq_onnx.tasks.classification import agreement, cosine, label_ranks
 
 
 class OutputsMetric(Protocol):
-    """A running metric over a model's outputs by name and the ids of images[N]; `tasks.detection` has one."""
+    """A running metric over a model's outputs by name and what images[N] show: `tasks.detection`, `segmentation`."""
 
-    def update(self, outputs: Mapping[str, NDArray[Any]], images: NDArray[np.int64]) -> None: ...
+    def update(self, outputs: Mapping[str, NDArray[Any]], truth: NDArray[Any], /) -> None: ...
     def result(self) -> Mapping[str, float]: ...
 
 
@@ -131,14 +133,16 @@ class RunningAgreement:
 
     def __init__(self, metric: Callable[[], Metric] | None) -> None:
         self._metrics = (metric(), metric()) if metric else None
-        self._samples, self._same, self._among, self._labelled = 0, 0, 0, 0
+        self._decided, self._samples, self._same, self._among, self._labelled = 0, 0, 0, 0, 0
 
     def update(self, reference: NDArray[Any], candidate: NDArray[Any], labels: NDArray[np.int64] | None) -> None:
-        """Take in one batch of scores [N, classes] and, where known, labels [N]."""
-        ranks = label_ranks(candidate, reference.argmax(axis=1))
-        self._samples += len(ranks)
+        """Take in one batch of scores [N, classes] and, where known, labels [N]; or scores [N, classes, H, W]."""
+        self._decided += reference[:, 0].size
         self._same += agreement(reference, candidate)
-        self._among += int(np.count_nonzero(ranks < 5))
+        if reference.ndim > 2:
+            return
+        self._samples += len(reference)
+        self._among += int(np.count_nonzero(label_ranks(candidate, reference.argmax(axis=1)) < 5))
         if self._metrics and labels is not None:
             self._labelled += len(labels)
             for metric, scores in zip(self._metrics, (reference, candidate), strict=True):
@@ -150,7 +154,7 @@ class RunningAgreement:
             [dict(metric.result()) for metric in self._metrics] if self._metrics and self._labelled else [None, None]
         )
         return Agreement(
-            top1_agreement=self._same / self._samples if self._samples else None,
+            top1_agreement=self._same / self._decided if self._decided else None,
             top5_agreement=self._among / self._samples if self._samples else None,
             reference_metrics=metrics[0],
             candidate_metrics=metrics[1],

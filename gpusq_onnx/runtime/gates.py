@@ -20,6 +20,7 @@ class Gates:
         max_top1_drop: greatest loss of top-1 accuracy, in percentage points from 0 to 100; needs labels.
         min_top1: least top-1 accuracy of the candidate, a fraction from 0 to 1; needs labels.
         max_ap_drop, min_ap: the same of a detector's average precision; need annotations.
+        max_miou_drop, min_miou: the same of a segmenter's mean IoU; need label maps.
 
     Raises:
         UsageError: a bound is out of its range.
@@ -31,6 +32,8 @@ class Gates:
     min_top1: float | None = None
     max_ap_drop: float | None = None
     min_ap: float | None = None
+    max_miou_drop: float | None = None
+    min_miou: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -38,15 +41,10 @@ class Gates:
             if value is not None and not 0.0 <= value <= limit:
                 raise UsageError(f"gate {name} is out of range", expected=f"0 to {limit:g}", found=f"{value:g}")
 
-    @property
-    def need_labels(self) -> bool:
-        """Whether a gate is about accuracy."""
-        return self.max_top1_drop is not None or self.min_top1 is not None
-
-    @property
-    def need_boxes(self) -> bool:
-        """Whether a gate is about average precision."""
-        return self.max_ap_drop is not None or self.min_ap is not None
+    def ask_for(self, metric: str) -> bool:
+        """Whether a gate is about a metric: "top1", "AP", "mIoU"."""
+        names = (f"max_{metric.lower()}_drop", f"min_{metric.lower()}")
+        return any(getattr(self, name) is not None for name in names)
 
     def failures(self, comparison: Comparison) -> list[str]:
         """A sentence for each gate that is not met, with its bound and what was found.
@@ -102,6 +100,7 @@ class Gates:
         bounds = (
             ("top1", "top-1", "a classifier and data with labels", "--classes", self.max_top1_drop, self.min_top1),
             ("AP", "AP", "a detector and annotated images", "--annotations", self.max_ap_drop, self.min_ap),
+            ("mIoU", "mean IoU", "a segmenter and label maps", "--masks", self.max_miou_drop, self.min_miou),
         )
         before, after = comparison.reference_metrics or {}, comparison.candidate_metrics or {}
         for key, name, needs, option, most, least in bounds:

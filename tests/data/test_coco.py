@@ -38,8 +38,8 @@ def rows(source: Source, batch: int) -> dict[int, tuple[int, list[int]]]:
     """Grey level and size by id."""
     found = {}
     for piece in source.batches(batch):
-        assert piece.images is not None
-        for row, image in enumerate(piece.images.tolist()):
+        assert piece.truth is not None
+        for row, image in enumerate(piece.truth.tolist()):
             level = round(float(piece.feed["images"][row, 0, 4, 4]) * 255)
             found[image] = level, piece.feed["orig_target_sizes"][row].tolist()
     return found
@@ -83,7 +83,7 @@ def test_resize_and_stretch_contradict_each_other() -> None:
 
 
 def test_classes_and_annotations_contradict_each_other() -> None:
-    with pytest.raises(UsageError, match="two kinds"):
+    with pytest.raises(UsageError, match="different kinds"):
         DataOptions.from_values({"classes": "c.txt", "annotations": "a.json", "fit": "stretch"})
 
 

@@ -35,6 +35,8 @@ HOMES = {
     "PIL": {"data"},
     "matplotlib": {"report"},
     "faster_coco_eval": {"tasks"},
+    "sklearn": {"tasks"},
+    "scipy": {"tasks"},
     "torch": {"torchgraph", "learn", "runtime"},  # runtime.kernels, imported late: sparse torch kernels know no graph
     "triton": {"runtime"},
 }

@@ -22,9 +22,11 @@ COMMANDS = [
 OURS = [command for command in COMMANDS if command.startswith("gpusq-onnx ")]
 # The README speaks of a 224-pixel model, the embedded one takes 32; and of epochs, where a few steps show the same.
 FOR_THE_DIGITS = {"--resize 248": "--resize 32", "--crop 224": "--crop 32", "--finetune 2": "--finetune-steps 4"}
-# No detector is embedded: tests/cli/test_check_detector.py has one.
+# No detector and no segmenter is embedded: test_check_detector.py and test_check_segmenter.py in tests/cli have them.
 FOR_THE_DIGITS |= {"detector.onnx": "model.onnx", "val2017/": "images/"}
 FOR_THE_DIGITS |= {"--annotations instances_val2017.json --max-ap-drop 1": ""}
+FOR_THE_DIGITS |= {"segmenter.onnx": "model.onnx", "ADE20K/images/validation/": "images/", "--resize 512": ""}
+FOR_THE_DIGITS |= {"--masks ADE20K/annotations/validation/ --reduce-zero-label": "", "--max-miou-drop 1": ""}
 
 MADE_BY = {
     "small.onnx": "apply --passes prune24,qdq-int8 --report report.json -o small.onnx model.onnx",

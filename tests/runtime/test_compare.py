@@ -17,6 +17,7 @@ class Piece:
     feed: dict[str, np.ndarray]
     labels: np.ndarray | None
     size: int
+    truth: np.ndarray | None = None
 
 
 class Data:
