@@ -56,6 +56,14 @@ class GateArgs:
         Option("--min-ap", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Box AP of COMPRESSED."),
     ] = None
 
+    max_mask_ap_drop: Annotated[
+        float | None,
+        Option("--max-mask-ap-drop", metavar="POINTS", rich_help_panel=_PANEL, help="Mask AP lost, percentage points."),
+    ] = None
+    min_mask_ap: Annotated[
+        float | None,
+        Option("--min-mask-ap", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Mask AP of COMPRESSED."),
+    ] = None
     max_miou_drop: Annotated[
         float | None,
         Option("--max-miou-drop", metavar="POINTS", rich_help_panel=_PANEL, help="Mean IoU lost, percentage points."),

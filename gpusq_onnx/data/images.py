@@ -54,6 +54,7 @@ class Images(Source):
         self._inputs, spec = inputs, inputs.image
         self._preprocess = for_input(options, spec)
         self.static_batch = spec.static_batch
+        self.input_size = self._preprocess.height, self._preprocess.width
         self._ids: NDArray[np.int64] | None = None  # of the chosen images, in their annotations
         self._maps: Sequence[Path] | None = None  # the chosen images' label maps
         self._reduce_zero_label = options.reduce_zero_label

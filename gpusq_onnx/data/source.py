@@ -131,6 +131,7 @@ class Source(ABC):
     labelled: bool = False
     annotations: Mapping[str, Any] | None = None  # of the images, as `coco.read_annotations` gives them
     segmented: bool = False  # there is a class for each pixel
+    input_size: tuple[int, int] = (0, 0)  # height and width of the images as the model sees them
     static_batch: int | None = None  # rows of every batch, where the model fixes them
     random_access: ClassVar[bool] = True
     croppable: bool = False

@@ -28,12 +28,14 @@ from gpusq_onnx.tasks.segmentation import Segmentation
 
 METRICS = {
     "top1": "top-1", "top5": "top-5", "AP": "AP", "AP50": "AP50", "AP75": "AP75",
+    "mask_AP": "mask AP", "mask_AP50": "mask AP50", "mask_AP75": "mask AP75",
     "mIoU": "mean IoU", "aAcc": "pixel accuracy",
 }  # fmt: skip
 """Names of what the tasks' metrics measure, by their keys."""
 TRUTHS = {
     "top1": ("labels", "--classes FILE (line i names the folder of class i), or an .npz with an array named labels"),
     "AP": ("boxes", "--annotations FILE.json (COCO) with a folder of images"),
+    "mask_AP": ("outlines", "--annotations FILE.json (COCO) with a folder of images"),
     "mIoU": ("label maps", "--masks FOLDER (NAME.png for NAME.jpg) with a folder of images"),
 }
 """What the metrics that have gates need, and the options that name it."""
@@ -150,10 +152,11 @@ def _nobody(*seen: object) -> None:
 
 def _require_truth(gates: Gates, source: Source) -> None:
     """Raise UsageError for a gate on a metric that the data cannot give."""
-    known = {"top1": source.labelled, "AP": source.annotations is not None, "mIoU": source.segmented}
+    boxes = source.annotations is not None
+    known = {"top1": source.labelled, "AP": boxes, "mask_AP": boxes, "mIoU": source.segmented}
     for metric, (truth, hint) in TRUTHS.items():
         if gates.ask_for(metric) and not known[metric]:
-            name, option = METRICS[metric], metric.lower()
+            name, option = METRICS[metric], metric.lower().replace("_", "-")
             raise UsageError(
                 f"a gate on {name} needs {truth}, and the data has none",
                 where=f"--min-{option}, --max-{option}-drop",
@@ -164,7 +167,7 @@ def _require_truth(gates: Gates, source: Source) -> None:
 def _judge(source: Source) -> Callable[[], OutputsMetric] | None:
     """The metric for what the images show, where that is no label."""
     if source.annotations is not None:
-        return partial(Detection, source.annotations)
+        return partial(Detection, source.annotations, source.input_size)
     return Segmentation if source.segmented else None
 
 

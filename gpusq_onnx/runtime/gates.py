@@ -20,6 +20,7 @@ class Gates:
         max_top1_drop: greatest loss of top-1 accuracy, in percentage points from 0 to 100; needs labels.
         min_top1: least top-1 accuracy of the candidate, a fraction from 0 to 1; needs labels.
         max_ap_drop, min_ap: the same of a detector's average precision; need annotations.
+        max_mask_ap_drop, min_mask_ap: the same of its masks; need annotations with outlines.
         max_miou_drop, min_miou: the same of a segmenter's mean IoU; need label maps.
 
     Raises:
@@ -32,6 +33,8 @@ class Gates:
     min_top1: float | None = None
     max_ap_drop: float | None = None
     min_ap: float | None = None
+    max_mask_ap_drop: float | None = None
+    min_mask_ap: float | None = None
     max_miou_drop: float | None = None
     min_miou: float | None = None
 
@@ -42,7 +45,7 @@ class Gates:
                 raise UsageError(f"gate {name} is out of range", expected=f"0 to {limit:g}", found=f"{value:g}")
 
     def ask_for(self, metric: str) -> bool:
-        """Whether a gate is about a metric: "top1", "AP", "mIoU"."""
+        """Whether a gate is about a metric: "top1", "AP", "mask_AP", "mIoU"."""
         names = (f"max_{metric.lower()}_drop", f"min_{metric.lower()}")
         return any(getattr(self, name) is not None for name in names)
 
@@ -100,6 +103,14 @@ class Gates:
         bounds = (
             ("top1", "top-1", "a classifier and data with labels", "--classes", self.max_top1_drop, self.min_top1),
             ("AP", "AP", "a detector and annotated images", "--annotations", self.max_ap_drop, self.min_ap),
+            (
+                "mask_AP",
+                "mask AP",
+                "a detector that gives masks and annotated outlines",
+                "--annotations",
+                self.max_mask_ap_drop,
+                self.min_mask_ap,
+            ),
             ("mIoU", "mean IoU", "a segmenter and label maps", "--masks", self.max_miou_drop, self.min_miou),
         )
         before, after = comparison.reference_metrics or {}, comparison.candidate_metrics or {}

@@ -6,7 +6,7 @@
 
 Logits [N, C, h, w] are enlarged (bilinear) to the label maps, the best class of each pixel taken; pixels that are
 IGNORED count nowhere. Pixels are those of the model's input, as in torchvision's reference: images and label maps go
-through the same resize and crop. Counting is scikit-learn's, enlarging SciPy's. Memory: C x C counts.
+through the same resize and crop. Counting is scikit-learn's. Memory: C x C counts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError, UnsupportedModelError
 from gpusq_onnx.tasks.kinds import output_kinds
+from gpusq_onnx.tasks.pixels import resized
 
 IGNORED = 255
 """The value of pixels that have no class."""
@@ -58,7 +59,7 @@ class Segmentation:
                     expected=f"0 to {known - 1}, or {IGNORED} for none",
                     hint="label maps that count from 1 (ADE20K): --reduce-zero-label",
                 )
-            found = _enlarged(logits, classes.shape).argmax(axis=0)
+            found = resized(logits, classes.shape).argmax(axis=0)
             if told.any():
                 counts = self._confusion(classes[told], found[told], labels=np.arange(known))
                 self._counts = counts if self._counts is None else self._counts + counts
@@ -87,14 +88,3 @@ def _logits(outputs: Mapping[str, NDArray[Any]], maps: tuple[int, ...]) -> NDArr
             hint="leave --masks out to compare the outputs as they are",
         )
     return max(pixels, key=lambda x: x.shape[2] * x.shape[3])
-
-
-def _enlarged(logits: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
-    """Logits [C, h, w] as [C, *size], pixels as areas: float32 where anything changes."""
-    if logits.shape[1:] == size:
-        return logits
-    from scipy.ndimage import zoom
-
-    factors = (1, size[0] / logits.shape[1], size[1] / logits.shape[2])
-    wide: NDArray[Any] = zoom(logits.astype(np.float32), factors, order=1, mode="nearest", grid_mode=True)
-    return wide

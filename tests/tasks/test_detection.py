@@ -15,6 +15,7 @@ SIZES = np.array([[100, 50], [40, 80]])
 BOXES = np.array([[[10, 10, 30, 40], [50, 5, 90, 45]], [[0, 0, 40, 40], [0, 0, 0, 0]]], np.float32)
 PLACES = np.array([[0, 1], [1, 0]])  # of the categories in the order of their ids
 CATEGORIES = [5, 3]  # not in order
+INPUT = (64, 32)  # height and width of what the model sees
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def finished(scores: Any = ((0.9, 0.8), (0.7, 0.0)), labels: Any = PLACES, boxes
 
 
 def ap(truth: dict[str, Any], outputs: dict[str, Any]) -> dict[str, float | int]:
-    judge = Detection(truth)
+    judge = Detection(truth, INPUT)
     for row in range(2):
         judge.update({name: x[row : row + 1] for name, x in outputs.items()}, IDS[row : row + 1])
     return judge.result()
@@ -63,7 +64,7 @@ def raw(classes: int, sigmoid: bool, places: NDArray[np.int64]) -> dict[str, Any
 
 def test_what_is_right_has_1_and_batches_do_not_matter(truth: dict[str, Any]) -> None:
     assert ap(truth, finished()) == {"AP": pytest.approx(1), "AP50": pytest.approx(1), "AP75": pytest.approx(1), "n": 2}
-    whole = Detection(truth)
+    whole = Detection(truth, INPUT)
     whole.update(finished(), IDS)
     assert whole.result() == ap(truth, finished())
 
@@ -93,6 +94,59 @@ def test_raw_outputs_are_read_too(truth: dict[str, Any], sigmoid: bool, numbered
     assert ap(truth, raw(classes, sigmoid, places))["AP"] == pytest.approx(1)
 
 
+def joint() -> dict[str, Any]:
+    """MMDeploy's form: in pixels of the input, the score behind each box."""
+    inside = BOXES / np.tile(SIZES, 2)[:, None] * np.tile(INPUT[::-1], 2)
+    scores = np.array([[0.9, 0.8], [0.7, 0.0]], np.float32)
+    return {"dets": np.concatenate([inside, scores[..., None]], axis=2).astype(np.float32), "labels": PLACES}
+
+
+def listed(image: int) -> dict[str, Any]:
+    """torchvision's form: of one image, classes by id, masks over the input."""
+    given = joint()["dets"][image, : 2 - image]
+    masks = np.zeros((len(given), 1, *INPUT), np.float32)
+    for mask, (x0, y0, x1, y1) in zip(masks[:, 0], np.rint(given[:, :4]).astype(int), strict=True):
+        mask[y0:y1, x0:x1] = 0.8
+    labels = np.array(sorted(CATEGORIES))[PLACES[image, : len(given)]]
+    return {"out0": given[:, :4], "out1": labels, "out2": given[:, 4], "out3": masks}
+
+
+def test_boxes_with_their_scores_are_in_pixels_of_the_input(truth: dict[str, Any]) -> None:
+    assert ap(truth, joint())["AP"] == pytest.approx(1)
+
+
+def test_lists_of_an_image_s_detections_and_their_masks(truth: dict[str, Any]) -> None:
+    for row in truth["annotations"]:
+        x, y, w, h = row["bbox"]
+        row["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    judge = Detection(truth, INPUT)
+    for row in range(2):
+        judge.update(listed(row), IDS[row : row + 1])
+    found = judge.result()
+    assert found["AP"] == pytest.approx(1)
+    assert found["mask_AP75"] == pytest.approx(1)
+    assert found["mask_AP"] > 0.7  # whole pixels of the input are several of the image
+    masks = listed(0)["out3"]
+    masks[:, :, INPUT[0] // 2 :] = 0
+    poor = Detection(truth, INPUT)
+    poor.update({**listed(0), "out3": masks}, IDS[:1])
+    assert poor.result()["AP"] > 0.4
+    assert poor.result()["mask_AP75"] < 0.3
+
+
+def test_masks_without_outlines_in_the_annotations_are_left_out(truth: dict[str, Any]) -> None:
+    judge = Detection(truth, INPUT)
+    judge.update(listed(0), IDS[:1])
+    assert set(judge.result()) == {"AP", "AP50", "AP75", "n"}
+
+
+def test_an_image_without_detections(truth: dict[str, Any]) -> None:
+    judge = Detection(truth, INPUT)
+    judge.update({name: x[:0] for name, x in listed(0).items()}, IDS[:1])
+    judge.update(listed(1), IDS[1:])
+    assert judge.result()["AP"] == pytest.approx((0 + 51 / 101) / 2)  # one category of two, one box of two
+
+
 def test_no_detections_at_all_are_0(truth: dict[str, Any]) -> None:
     assert ap(truth, finished(scores=np.full((2, 2), np.nan)))["AP"] == 0
 
@@ -104,15 +158,15 @@ def test_classes_that_are_no_categories_are_refused(truth: dict[str, Any]) -> No
 
 def test_other_outputs_are_refused_by_name(truth: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedModelError, match=r"logits \[2, 10\]"):
-        Detection(truth).update({"logits": np.zeros((2, 10), np.float32)}, IDS)
+        Detection(truth, INPUT).update({"logits": np.zeros((2, 10), np.float32)}, IDS)
 
 
 def test_nothing_counted_is_an_error(truth: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="no images"):
-        Detection(truth).result()
+        Detection(truth, INPUT).result()
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(EnvironmentLacking, match=r"gpusq-onnx\[metrics\]"):
-        Detection({})
+        Detection({}, INPUT)
