@@ -42,13 +42,13 @@ class Table:
         print(f"\n\n{text}", flush=True)
 
 
-def gpusq(*arguments: str) -> tuple[dict[str, Any], float]:
-    """Run one command line with `--json -`; returns its document and its seconds."""
+def gpusq(*arguments: str, ends: tuple[int, ...] = (0,)) -> tuple[dict[str, Any], float]:
+    """Run one command line with `--json -`, which must end with one of `ends`; returns its document and its seconds."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "gpusq_onnx", *arguments, "--quiet", "--json", "-"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - began
-    assert done.returncode == 0, f"gpusq-onnx {shlex.join(arguments)} ended with {done.returncode}:\n{done.stderr}"
+    assert done.returncode in ends, f"gpusq-onnx {shlex.join(arguments)} ended with {done.returncode}:\n{done.stderr}"
     document: dict[str, Any] = json.loads(done.stdout)
     return document, seconds
 
