@@ -14,7 +14,8 @@ def comparison(*, nonfinite: int = 0, mismatches: int = 0, classifier: bool = Tr
 
 
 def detector() -> Comparison:
-    return Comparison(10, comparison().outputs, None, None, {"AP": 0.30, "AP50": 0.5}, {"AP": 0.285, "AP50": 0.5})
+    before, after = {"AP": 0.30, "mask_AP": 0.25, "mIoU": 0.45}, {"AP": 0.285, "mask_AP": 0.22, "mIoU": 0.44}
+    return Comparison(10, comparison().outputs, None, None, before, after)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +41,15 @@ def test_a_gate_opens_at_its_bound_and_names_what_missed_it(
     [
         ({"min_ap": 0.285}, {"min_ap": 0.3}, r"AP is 0\.2850, at least 0\.3"),
         ({"max_ap_drop": 1.5}, {"max_ap_drop": 1.4}, r"AP falls by 1\.50 points, at most 1\.4"),
+        ({"min_mask_ap": 0.22}, {"min_mask_ap": 0.23}, r"mask AP is 0\.2200, at least 0\.23"),
+        ({"max_mask_ap_drop": 3}, {"max_mask_ap_drop": 2.9}, r"mask AP falls by 3\.00 points, at most 2\.9"),
+        ({"min_miou": 0.44}, {"min_miou": 0.45}, r"mean IoU is 0\.4400, at least 0\.45"),
+        ({"max_miou_drop": 1}, {"max_miou_drop": 0.9}, r"mean IoU falls by 1\.00 points, at most 0\.9"),
     ],
 )
-def test_a_detector_has_gates_of_its_own(met: dict[str, float], missed: dict[str, float], words: str) -> None:
+def test_a_detector_and_a_segmenter_have_gates_of_their_own(
+    met: dict[str, float], missed: dict[str, float], words: str
+) -> None:
     Gates(**met).check(detector())
     with pytest.raises(GateFailed, match=words):
         Gates(**missed).check(detector())
@@ -74,9 +81,17 @@ def test_a_gate_that_cannot_be_answered_is_a_usage_error(gates: Gates) -> None:
         gates.check(comparison(classifier=False))
 
 
-@pytest.mark.parametrize("gates", [Gates(max_ap_drop=1.0), Gates(min_ap=0.1)])
-def test_average_precision_of_a_classifier_is_a_usage_error(gates: Gates) -> None:
-    with pytest.raises(UsageError, match=r"needs a detector(.|\n)*--annotations"):
+@pytest.mark.parametrize(
+    ("gates", "words"),
+    [
+        (Gates(max_ap_drop=1.0), r"needs a detector(.|\n)*--annotations"),
+        (Gates(min_ap=0.1), r"needs a detector(.|\n)*--annotations"),
+        (Gates(min_mask_ap=0.1), r"gate min_mask_ap needs a detector that gives masks"),
+        (Gates(min_miou=0.1), r"needs a segmenter(.|\n)*--masks"),
+    ],
+)
+def test_another_task_s_gate_on_a_classifier_is_a_usage_error(gates: Gates, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
         gates.check(comparison())
 
 
