@@ -1,12 +1,13 @@
-"""Train a quantised model with its scales: sparse-distillation-aware QAT, M_SF teaches M_SQ.
+"""Train a quantised model with its scales: sparse-distillation-aware QAT.
 
     1. weight scales are chosen again: least squared error over the weights that are not zero
     2. D_i, how far pruning moved each critical feature map, gives its weight w_i
     3. L = alpha L_hard + beta L_soft + gamma sum_i w_i L_feat_i; weights learn, and the scales of both
 
-The teacher is the model in front of this pipeline's first quantising pass, the file that `teacher` names, or the model
-itself with its quantisers off. D_i needs the dense model: the one in front of pruning, or the file `dense`; without it,
-every w_i is 1.
+The teacher is the dense model where it is known: the one in front of pruning, or the file `dense`. Where it is not, or
+with `against=sparse` (the paper's choice), it is the sparse float model: the one in front of this pipeline's first
+quantising pass, the file that `teacher` names, or the model itself with its quantisers off. D_i needs both models;
+without the dense one, every w_i is 1.
 
 A calibrated model is close to its teacher already, so weights move little by default (`lr`), biases, norms and
 positions more (`vector_lr`): larger steps of all weights led away from it.
@@ -44,12 +45,10 @@ class QatOptions(LabelFree):
     lr: float = Field(4e-6, gt=0, description="peak learning rate of weights")
     vector_lr: float = Field(25.0, ge=0, description="that of biases, norms and positions, as a share of lr")
     scale_lr: float = Field(2.5, ge=0, description="the scales' learning rate, as a share of lr")
-    against: Literal["sparse", "dense"] = Field(
-        "sparse", description="teacher: the sparse float model, or the dense one"
+    against: Literal["auto", "sparse", "dense"] = Field(
+        "auto", description="teacher: the dense model, or the sparse float one (paper); auto: dense where it is known"
     )
-    dense: Path | None = Field(
-        None, description="the dense model, for D_i; none: the one before this pipeline's pruning"
-    )
+    dense: Path | None = Field(None, description="the dense model; none: the one before this pipeline's pruning")
     factors: Factors = Field("inverse", description="how w_i follows from D_i")
     images: int = Field(1024, ge=1, description="images that D_i is measured on")
     recalibrate: bool = Field(True, description="choose weight scales again before they are learned")
@@ -61,7 +60,7 @@ class Qat(Pass[QatOptions]):
     name = "qat"
     kind = "finetune"
     models = MappingProxyType({"teacher": "quantise", "dense": "prune"})
-    summary = "a quantised model and its scales trained towards the sparse float model; its zeros stay"
+    summary = "a quantised model and its scales trained towards the float model; its zeros stay"
     source = "GPUSQ-ViT section 3.3; arXiv 1902.08153"
     Options = QatOptions
 
@@ -102,7 +101,7 @@ class Qat(Pass[QatOptions]):
         options = self.options
         dense = planning.model_from(options.dense, context.before, "prune")
         sparse = planning.model_from(options.teacher, context.before, "quantise")
-        teacher = dense if options.against == "dense" and dense is not None else sparse
+        teacher = dense if options.against != "sparse" and dense is not None else sparse
         if options.recalibrate:
             context.findings["recalibrated"] = recalibrate(structure.sites)
         lesson = prepare(model, structure, teacher or model, options)

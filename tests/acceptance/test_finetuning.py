@@ -28,7 +28,7 @@ COLUMNS = [
 ]
 SEEDS = (0, 1, 2)
 DISTILLED = 0.66
-WITHIN = {"accurate": 0.01, "sparse-int8": 0.02}  # of the float sparse model
+WITHIN = {"accurate": 0.01, "sparse-int8": 0.02}  # of the float sparse model, mean over the seeds
 
 
 class Bench:
@@ -107,16 +107,23 @@ def test_distilled(bench: Bench, seed: int) -> None:
 @pytest.mark.parametrize("profile", WITHIN)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_quantised(bench: Bench, seed: int, profile: str) -> None:
-    """`qdq-int8,qat` behind it: within 1.0 or 2.0 points of the float sparse model."""
+    """`qdq-int8,qat` behind it, seed by seed."""
     sparse, calibrated, learned = f"sparse-{seed}", f"calibrated-{profile}-{seed}", f"learned-{profile}-{seed}"
     report = bench.apply(calibrated, f"qdq-int8{{profile={profile}}}", bench.path(sparse), seed, 128)
     bench.score(calibrated, report, seed, sparse, "")
     passes = f"qat{{teacher={bench.path(sparse)} dense={bench.dense}}}"
     report = bench.apply(learned, passes, bench.path(calibrated), seed)
-    bar = WITHIN[profile]
-    top1 = bench.score(learned, report, seed, sparse, f"drop <= {100 * bar:g}")
+    bench.score(learned, report, seed, sparse, f"mean drop <= {100 * WITHIN[profile]:g}")
     assert len(bench.sparse(learned)) == 48
-    assert bench.top1[sparse] - top1 <= bar
+
+
+@pytest.mark.parametrize("profile", WITHIN)
+def test_the_mean_drop(bench: Bench, profile: str) -> None:
+    """Within 1.0 or 2.0 points of the float sparse models: of one seed, chance alone moves a drop by a point."""
+    seeds = [seed for seed in SEEDS if f"learned-{profile}-{seed}" in bench.top1]
+    if len(seeds) < len(SEEDS):
+        pytest.skip(f"needs seeds {SEEDS}, saw {seeds}")
+    assert mean(bench.top1[f"sparse-{s}"] - bench.top1[f"learned-{profile}-{s}"] for s in seeds) <= WITHIN[profile]
 
 
 def test_int8_alone(bench: Bench) -> None:

@@ -69,6 +69,16 @@ def test_teacher_and_dense_model_may_be_files(quantised: Path, tmp_path: Path) -
     assert dense["soft"]["before"] > 2 * twin["soft"]["before"], "the dense model is further away than the twin"
 
 
+def test_without_a_word_the_dense_model_teaches_where_it_is_known(quantised: Path, tmp_path: Path) -> None:
+    def learned(text: str) -> tuple[float, float]:
+        (step,) = manager.run(quantised, tmp_path / "out.onnx", parse(f"qat{{{text} {SHORT}}}"), data=DATA).steps
+        return step.findings["soft"]["before"], step.findings["soft"]["after"]
+
+    known = f"dense={MODEL} factors=none"
+    assert learned(known) == learned(f"{known} against=dense") != learned(f"{known} against=sparse")
+    assert learned("") == learned("against=sparse")
+
+
 def test_stored_codes_stay_and_their_scales_learn(tmp_path: Path) -> None:
     coded, output = tmp_path / "coded.onnx", tmp_path / "out.onnx"
     manager.run(MODEL, coded, parse("prune24{method=magnitude},qdq-int8{weights=int8}"), data=DATA)

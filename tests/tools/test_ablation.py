@@ -13,7 +13,7 @@ from PIL import Image
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.table import resolve
 from tools.ablation.__main__ import carry_out
-from tools.ablation.arms import SHIPPED, Arm, arms, claims
+from tools.ablation.arms import PAPER, SHIPPED, Arm, arms, claims
 from tools.ablation.runs import Desk, Size
 from tools.ablation.table import interval, order_rows, orders, rows
 
@@ -90,9 +90,9 @@ def test_the_arms_of_the_claims_exist() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_arms_are_the_passes_defaults(name: str) -> None:
-    options = SHIPPED[name].replace(" ", ",")
+    merged = dict(option.split("=") for option in f"{PAPER} {SHIPPED[name]}".split())  # as Desk.options does
     (step,) = resolve(parse(name))
-    (same,) = resolve(parse(f"{name}{{{options}}}"))
+    (same,) = resolve(parse(f"{name}{{{','.join(f'{key}={value}' for key, value in merged.items())}}}"))
     assert same.options == step.options
 
 

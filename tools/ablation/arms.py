@@ -20,6 +20,8 @@ PAPER = (
     "blockwise=0 tokens=1 vector_lr=1 scale_lr=0.1"
 )
 """What an arm is trained with where it does not say otherwise: the paper's losses, whatever the defaults are."""
+PAPER_TEACHER = "against=sparse"
+"""Of `qat`, likewise."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ _FACTORS = {
 }
 SHIPPED = {
     "distill": "alpha=0 beta=1 gamma=40 temperature=1 gate=false reduce=mean features=blocks blockwise=0.8 tokens=0.5",
-    "qat": "alpha=0 beta=1 temperature=1 gate=false reduce=mean features=blocks lr=4e-6 vector_lr=25 scale_lr=2.5",
+    "qat": (
+        "alpha=0 beta=1 temperature=1 gate=false reduce=mean features=blocks "
+        "lr=4e-6 vector_lr=25 scale_lr=2.5 against=auto"
+    ),
 }
 """Our own recipes, the passes' defaults, at the size of this table."""
 
@@ -83,7 +88,8 @@ def arms() -> list[Arm]:
     found += [Arm("shipped", "float", SHIPPED["distill"]), Arm("dense + training", "float", "", dense=True)]
     for group in ("int8", "int4"):
         found += [Arm("calibrated", group, None)]
-        found += [Arm(name, group, options) for name, options in (_LOSSES | _FACTORS).items()]
+        both = (_LOSSES | _FACTORS).items()
+        found += [Arm(name, group, f"{PAPER_TEACHER} {options}") for name, options in both]
         found += [Arm("shipped", group, SHIPPED["qat"])]
     return found
 
