@@ -10,6 +10,7 @@ percentage points, so that 0.01 for one point is merely strict.
 import os
 from dataclasses import asdict, dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,56 +23,27 @@ if TYPE_CHECKING:
     from gpusq_onnx.report.checking import Look
     from gpusq_onnx.runtime.gates import Gates
 
-_PANEL = "Gates (exit code 1 when one is not met)"
+_gate = partial(Option, rich_help_panel="Gates (exit code 1 when one is not met)")
+_share = partial(_gate, metavar="0..1", min=0, max=1)
+_drop = partial(_gate, metavar="POINTS")
 
 
 @dataclass(frozen=True)
 class GateArgs:
     """What must hold."""
 
-    min_agreement: Annotated[
-        float | None,
-        Option(
-            "--min-agreement", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Share of equal best classes."
-        ),
-    ] = None
-    min_cosine: Annotated[
-        float | None,
-        Option("--min-cosine", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Mean cosine, every output."),
-    ] = None
-    max_top1_drop: Annotated[
-        float | None,
-        Option("--max-top1-drop", metavar="POINTS", rich_help_panel=_PANEL, help="Top-1 lost, in percentage points."),
-    ] = None
-    min_top1: Annotated[
-        float | None,
-        Option("--min-top1", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Top-1 of COMPRESSED."),
-    ] = None
-    max_ap_drop: Annotated[
-        float | None,
-        Option("--max-ap-drop", metavar="POINTS", rich_help_panel=_PANEL, help="Box AP lost, in percentage points."),
-    ] = None
-    min_ap: Annotated[
-        float | None,
-        Option("--min-ap", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Box AP of COMPRESSED."),
-    ] = None
-
-    max_mask_ap_drop: Annotated[
-        float | None,
-        Option("--max-mask-ap-drop", metavar="POINTS", rich_help_panel=_PANEL, help="Mask AP lost, percentage points."),
-    ] = None
-    min_mask_ap: Annotated[
-        float | None,
-        Option("--min-mask-ap", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Mask AP of COMPRESSED."),
-    ] = None
-    max_miou_drop: Annotated[
-        float | None,
-        Option("--max-miou-drop", metavar="POINTS", rich_help_panel=_PANEL, help="Mean IoU lost, percentage points."),
-    ] = None
-    min_miou: Annotated[
-        float | None,
-        Option("--min-miou", metavar="0..1", min=0, max=1, rich_help_panel=_PANEL, help="Mean IoU of COMPRESSED."),
-    ] = None
+    min_agreement: Annotated[float | None, _share("--min-agreement", help="Share of equal best classes.")] = None
+    min_cosine: Annotated[float | None, _share("--min-cosine", help="Mean cosine, every output.")] = None
+    max_top1_drop: Annotated[float | None, _drop("--max-top1-drop", help="Top-1 lost, in percentage points.")] = None
+    min_top1: Annotated[float | None, _share("--min-top1", help="Top-1 of COMPRESSED.")] = None
+    max_ap_drop: Annotated[float | None, _drop("--max-ap-drop", help="Box AP lost, in percentage points.")] = None
+    min_ap: Annotated[float | None, _share("--min-ap", help="Box AP of COMPRESSED.")] = None
+    max_mask_ap_drop: Annotated[float | None, _drop("--max-mask-ap-drop", help="Mask AP lost, percentage points.")] = (
+        None
+    )
+    min_mask_ap: Annotated[float | None, _share("--min-mask-ap", help="Mask AP of COMPRESSED.")] = None
+    max_miou_drop: Annotated[float | None, _drop("--max-miou-drop", help="Mean IoU lost, percentage points.")] = None
+    min_miou: Annotated[float | None, _share("--min-miou", help="Mean IoU of COMPRESSED.")] = None
 
     def gates(self) -> "Gates":
         """As the library takes them."""

@@ -9,6 +9,14 @@ from dataclasses import asdict, dataclass
 from gpusq_onnx.errors import GateFailed, UsageError
 from gpusq_onnx.runtime.compare import Comparison
 
+_METRICS = (
+    ("top1", "top-1", "a classifier and data with labels", "--classes"),
+    ("AP", "AP", "a detector and annotated images", "--annotations"),
+    ("mask_AP", "mask AP", "a detector that gives masks and annotated outlines", "--annotations"),
+    ("mIoU", "mean IoU", "a segmenter and label maps", "--masks"),
+)
+"""The metrics that have gates: their key, what they are called, what they need, and the option that gives it."""
+
 
 @dataclass(frozen=True)
 class Gates:
@@ -46,8 +54,11 @@ class Gates:
 
     def ask_for(self, metric: str) -> bool:
         """Whether a gate is about a metric: "top1", "AP", "mask_AP", "mIoU"."""
-        names = (f"max_{metric.lower()}_drop", f"min_{metric.lower()}")
-        return any(getattr(self, name) is not None for name in names)
+        return any(bound is not None for bound in self._bounds(metric).values())
+
+    def _bounds(self, metric: str) -> dict[str, float | None]:
+        """The greatest drop and the least value of a metric, by the gates' names."""
+        return {name: getattr(self, name) for name in (f"max_{metric.lower()}_drop", f"min_{metric.lower()}")}
 
     def failures(self, comparison: Comparison) -> list[str]:
         """A sentence for each gate that is not met, with its bound and what was found.
@@ -100,26 +111,15 @@ class Gates:
             yield f"top-1 agreement is {agreement:.4f}, at least {self.min_agreement:g} asked"
 
     def _metrics(self, comparison: Comparison) -> Iterator[str]:
-        bounds = (
-            ("top1", "top-1", "a classifier and data with labels", "--classes", self.max_top1_drop, self.min_top1),
-            ("AP", "AP", "a detector and annotated images", "--annotations", self.max_ap_drop, self.min_ap),
-            (
-                "mask_AP",
-                "mask AP",
-                "a detector that gives masks and annotated outlines",
-                "--annotations",
-                self.max_mask_ap_drop,
-                self.min_mask_ap,
-            ),
-            ("mIoU", "mean IoU", "a segmenter and label maps", "--masks", self.max_miou_drop, self.min_miou),
-        )
         before, after = comparison.reference_metrics or {}, comparison.candidate_metrics or {}
-        for key, name, needs, option, most, least in bounds:
-            if most is None and least is None:
+        for key, name, needs, option in _METRICS:
+            bounds = self._bounds(key)
+            gates = [gate for gate, bound in bounds.items() if bound is not None]
+            if not gates:
                 continue
             if key not in before or key not in after:
-                gate = f"max_{key.lower()}_drop" if most is not None else f"min_{key.lower()}"
-                raise UsageError(f"gate {gate} needs {needs}", hint=f"give {option}")
+                raise UsageError(f"gate {gates[0]} needs {needs}", hint=f"give {option}")
+            most, least = bounds.values()
             drop = round(100 * (before[key] - after[key]), 9)  # 0.84 - 0.83 is a little more than one point in binary
             if most is not None and drop > most:
                 yield f"{name} falls by {drop:.2f} points, at most {most:g} asked"

@@ -72,7 +72,8 @@ class Detection:
             if found.masks is not None and self._outlined:
                 outlines = _outlines(found.masks[n, best], (known["height"], known["width"]))
                 rows = [{**row, "segmentation": outline} for row, outline in zip(told, outlines, strict=True)]
-                self._masks = (self._masks or []) + rows
+                self._masks = [] if self._masks is None else self._masks
+                self._masks += rows
             self._images.append(image)
 
     def result(self) -> dict[str, float | int]:

@@ -48,13 +48,14 @@ def test_model(
     inspection, _ = gpusq("inspect", str(written))
     gpusq("apply", "--passes", "fp16", *data, "-o", str(half), str(written))
     parser = ("--parser", "--build", "--trt-cache", str(parser_cache))
+    front_ends = trainable_prefix(load(original)) if "rcnn" in model else []
     verdicts, built, nonfinite = [], [], 0
     for file in (original, written, half):
         check, _ = gpusq("check", *data, *parser, str(original), str(file), ends=(0, 1))  # 1: TensorRT refuses
         verdicts.append(check["parser"])
         nonfinite += sum(output["nonfinite"] for output in check["comparison"]["outputs"])
-        if "rcnn" in model:
-            front = _front(file, tmp_path, trainable_prefix(load(original)))
+        if front_ends:
+            front = _front(file, tmp_path, front_ends)
             check, _ = gpusq("check", *data, *parser, str(front), str(front))
         built.append(check["parser"]["built"])
     pruned, quantised = planned(report, "prune"), planned(report, "quantise weight")

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from command_line import LABELLED, MODEL, call
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from PIL import Image
+from small_models import saved
 
 
 def detector(path: Path, share: float) -> Path:
@@ -30,9 +30,9 @@ def detector(path: Path, share: float) -> Path:
         helper.make_node("Mul", ["unit", "label"], ["labels"]),
     ]
     constants["zero"] = np.float32([0])
-    graph = helper.make_graph(
+    return saved(
+        path,
         nodes,
-        "detector",
         [
             count("images", TensorProto.FLOAT, ["N", 3, 8, 8]),
             count("orig_target_sizes", TensorProto.INT64, ["N", 2]),
@@ -42,12 +42,8 @@ def detector(path: Path, share: float) -> Path:
             count("boxes", TensorProto.FLOAT, ["N", 1, 4]),
             count("scores", TensorProto.FLOAT, ["N", 1]),
         ],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        constants,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
-    return path
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from command_line import call
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from PIL import Image
+from small_models import saved
 
 
 def segmenter(path: Path, level: float) -> Path:
@@ -20,17 +20,13 @@ def segmenter(path: Path, level: float) -> Path:
         helper.make_node("Mul", ["bright", "zero"], ["dark"]),
         helper.make_node("Concat", ["dark", "bright"], ["logits"], axis=1),
     ]
-    graph = helper.make_graph(
+    return saved(
+        path,
         nodes,
-        "segmenter",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, 8, 8])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2, 4, 4])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        constants,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
-    return path
 
 
 @pytest.fixture
