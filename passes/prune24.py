@@ -171,9 +171,7 @@ class Prune24(Pass[Prune24Options]):
         w = site.read()
         bias = own_bias(site) if self.options.bias_correction else None
         pattern = parse_pattern(row.detail["pattern"])
-        pruned = sparsegpt.prune(
-            w, gram, pattern, damping=self.options.damping, centred=bias is not None, each=share
-        )
+        pruned = sparsegpt.prune(w, gram, pattern, damping=self.options.damping, centred=bias is not None, each=share)
         if bias is not None:
             shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
         kept[site.name] = magnitude.energy_kept(w, pruned)

@@ -144,6 +144,14 @@ class Pass(ABC, Generic[OptionsT]):
     def __init__(self, options: OptionsT) -> None:
         self.options = options
 
+    @classmethod
+    def same_bytes(cls) -> str:
+        """The condition on which the same command on the same input gives the same bytes."""
+        machine = "the same kind of CPU and the same library versions"
+        if cls.kind == "finetune":
+            return f"{machine}, with as many threads (OMP_NUM_THREADS) and processes"
+        return f"{machine}, with any number of threads"
+
     @property
     def needs_data(self) -> bool:
         """Whether `apply` reads calibration data with these options."""

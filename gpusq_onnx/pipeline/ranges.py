@@ -23,9 +23,7 @@ from gpusq_onnx.quant.observers import Observer
 from gpusq_onnx.sums import column_dots, matvec
 
 OUTPUT_OUTLIERS = 8.0  # an output whose largest channel peak is this many times the median one is worth a Mul
-# Products of up to this many multiplications OpenBLAS does in one thread. Above, hundreds of small ones wait for its
-# threads to wake up, and where other processes are busy that takes longer than the work (measured: 10 s, not 0.3 s).
-_ONE_THREAD = 1 << 18
+_PIECE = 1 << 18  # multiplications in one product of the attention error: its temporaries stay in a core's cache
 WORTH_A_NODE = 20.0  # an input gets a Mul where that makes the expected error this much smaller; clipping mends less
 
 When = Literal["never", "outliers", "always"]
@@ -139,7 +137,7 @@ class ContextError:
         (heads, queries, keys), depth = softmax.shape[-3:], values.shape[-1]
         softmax, values = softmax.reshape(-1, heads, queries, keys), values.reshape(-1, heads, keys, depth)
         rounded_values = fake_quantize(values, self._value_scale, INT8)
-        rows = max(1, _ONE_THREAD // (keys * depth))
+        rows = max(1, _PIECE // (keys * depth))
         sums = np.zeros((len(self._scales), heads, depth))
         for piece in (softmax[:, :, start : start + rows] for start in range(0, queries, rows)):
             plain = piece @ values
