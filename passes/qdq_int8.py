@@ -115,6 +115,8 @@ class QdqInt8(Pass[QdqInt8Options]):
             reason = f"a {site.role} stays in float: only Linears in blocks are quantised"
         if reason is None and site.conflicts:
             reason = site.conflicts[0]
+        if reason is None and site.reads_as.itemsize > 4:
+            reason = f"computes in {site.reads_as.name}, which QuantizeLinear does not take"
         decision = SKIP if reason else "quantise weight"
         reason = reason or f"INT8, one scale an output channel, {self.options.clip} clip over its non-zero weights"
         return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason)

@@ -54,7 +54,8 @@ def show(
         console.write_json({**identity, "options": options}, json)
         return
     console.show(
-        f"{name} {identity['version']}: {identity['summary']}\nsource: {identity['source']}\nsame bytes: {identity['same_bytes']}\n"
+        f"{name} {identity['version']}: {identity['summary']}\nsource: {identity['source']}\n"
+        f"same bytes: {identity['same_bytes']}\n"
     )
     columns = ["option", "takes", "default", "meaning"]
     console.show_table(columns, [[option[column] for column in columns] for option in options])

@@ -139,7 +139,7 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
     invariants.check(model, step.name)
     structure = analyse(model)
     made = step.ensures(rows)
-    state.facts += made
+    state.facts = facts.renamed(state.facts + made, context.renamed)
     _check_facts(state, structure, step.name)
     state.warnings += [f"{step.name}: {warning}" for warning in context.warnings]
     texts = tuple(fact.text for fact in made)

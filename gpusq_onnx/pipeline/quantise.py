@@ -76,7 +76,7 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
         scales = {name: float(clamp_scale(s, structure.types.get(name, np.float32))) for name, s in scales.items()}
     _edit(model, structure, rows, weights, watches, scales, shifts, settings, context)
     if settings.codes:
-        _store_codes(model, {site.name for site in weights})
+        context.renamed |= _store_codes(model, {site.name for site in weights})
 
 
 def _watch(row: PlanRow, sites: Mapping[str, Site], settings: Settings) -> Watch:
@@ -166,7 +166,7 @@ def _edit(
         if factors is not None:
             targets[row.tensor] = rescale_input(model, targets[row.tensor], chosen, factors)
             equalised.append(row.tensor)
-    writer = QdqWriter(model, structure.types)
+    writer = QdqWriter(model, structure.types, structure.shapes)
     context.progress.start("quantising weights", len(weights))
     for site, (scale, shift) in zip(weights, in_order(partial(_rounded, errors, settings), weights), strict=True):
         bias = own_bias(site)
@@ -204,7 +204,11 @@ def _readers(row: PlanRow, sites: Mapping[str, Site], structure: Structure, targ
     return [attention.scores if row.detail["operand"] in "QK" else attention.context]
 
 
-def _store_codes(model: Model, names: set[str]) -> None:
+def _store_codes(model: Model, names: set[str]) -> dict[str, list[str]]:
+    """The new names of every site whose codes are stored now."""
+    found: dict[str, list[str]] = {}
     for site in find_sites(model):
         if site.name in names and site.quantised == "qdq":
-            store_codes(model, site, quantize(site.read(), weight_scale(site), INT8, axis=0))
+            codes = quantize(site.read(), weight_scale(site), INT8, axis=0)
+            found.setdefault(site.name, []).extend(store_codes(model, site, codes))
+    return found
