@@ -95,13 +95,15 @@ class QdqWriter:
         self._model.graph.nodes[:] = nodes
 
     def _matrix(self, reader: gs.Node, operand: gs.Tensor) -> gs.Tensor:
-        """The right operand [1, K, N] of a MatMul as [K, N]: onnxruntime's INT8 kernel takes per-channel scales for no other.
+        """The right operand [1, K, N] of a MatMul as [K, N]: onnxruntime's INT8 kernel wants that of per-channel scales.
 
         It stays as it is where its data has fewer dimensions, and the product gets them from it.
         """
         found = trace(operand)
-        rank = 2 if found is None or reader.op != "MatMul" else len(found.shape)
-        if rank == 2 or len(self._shapes.get(reader.inputs[0].name, ())) < rank:
+        if reader.op != "MatMul" or found is None or len(found.shape) == 2:
+            return operand
+        rank = len(found.shape)
+        if len(self._shapes.get(reader.inputs[0].name, ())) < rank:
             return operand
         if isinstance(operand, gs.Constant) and len(operand.outputs) == 1:
             operand.values = values_of(operand).reshape(found.shape[-2:])
