@@ -26,11 +26,11 @@ from gpusq_onnx.graph.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow
-from gpusq_onnx.pipeline.calibrate import BATCH
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order, share
 from gpusq_onnx.pipeline.prefix import PrefixRunner
 from gpusq_onnx.pipeline.selectors import Selector
+from gpusq_onnx.pipeline.sizes import BATCH
 from gpusq_onnx.sparsity import magnitude, sparsegpt
 from gpusq_onnx.sparsity.patterns import parse_pattern
 from gpusq_onnx.sparsity.rows import conv_rows, linear_rows

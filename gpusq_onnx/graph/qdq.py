@@ -95,7 +95,7 @@ class QdqWriter:
         self._model.graph.nodes[:] = nodes
 
     def _matrix(self, reader: gs.Node, operand: gs.Tensor) -> gs.Tensor:
-        """The right operand [1, K, N] of a MatMul as [K, N]: onnxruntime's INT8 kernel wants that of per-channel scales.
+        """The right operand [1, K, N] of a MatMul as [K, N]: with scales a channel, onnxruntime's kernel wants that.
 
         It stays as it is where its data has fewer dimensions, and the product gets them from it.
         """

@@ -63,10 +63,12 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
     weights = [sites[row.tensor] for row in plan if row.decision == "quantise weight"]
     watches = {row.tensor: _watch(row, sites, settings) for row in rows if row.detail.get("operand") != "softmax"}
     softmaxes = [row.tensor for row in rows if row.detail.get("operand") == "softmax"]
-    with Calibration(model, [*watches, *softmaxes], context.source, context.progress) as calibration:
+    operands = _contexts(structure, softmaxes)
+    tensors = [*watches, *softmaxes]
+    with Calibration(model, tensors, structure.shapes, context.source, context.progress, operands) as calibration:
 
         def update(found: Arrays) -> None:
-            run_all(lambda name: watches[name].update(found[name]), watches)
+            run_all(lambda name: watches[name].update(found[name]), [name for name in watches if name in found])
 
         context.findings["images"] = calibration.run(update, "calibrating")
         scales = dict(zip(watches, in_order(Watch.scale, watches.values()), strict=True))
@@ -77,6 +79,12 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
     _edit(model, structure, rows, weights, watches, scales, shifts, settings, context)
     if settings.codes:
         context.renamed |= _store_codes(model, {site.name for site in weights})
+
+
+def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str, str]]:
+    """Softmax output and V of the attention products whose softmax is quantised: they are multiplied together."""
+    pairs = [tuple(tensor.name for tensor in attention.context.inputs[:2]) for attention in structure.attentions]
+    return [(softmax, values) for softmax, values in pairs if softmax in softmaxes]
 
 
 def _watch(row: PlanRow, sites: Mapping[str, Site], settings: Settings) -> Watch:
@@ -116,8 +124,8 @@ class _Shifts:
 
     def update(self, found: Arrays) -> None:
         """Take in a batch of tensors by name."""
-        run_all(lambda name: self._inputs[name].update(found[name]), self._inputs)
-        run_all(partial(_update_context, found), self._contexts)
+        run_all(lambda name: self._inputs[name].update(found[name]), [name for name in self._inputs if name in found])
+        run_all(partial(_update_context, found), [watched for watched in self._contexts if watched[1] in found])
 
     def of_input(self, row: PlanRow) -> MeanError | None:
         """The mean error of a Linear's input, where one was measured."""
