@@ -157,7 +157,9 @@ class Fp16(Pass[Fp16Options]):
             if tensor.inputs and is_single(tensor, structure.types) and structure.flow.is_data(tensor)
             if name not in inner and any(id(node) not in kept for node in (*tensor.inputs, *tensor.outputs))
         ]
-        largest, seen = magnitudes(model, names, context.source, self.options.images, context.progress)
+        largest, seen = magnitudes(
+            model, names, structure.shapes, context.source, self.options.images, context.progress
+        )
         limit = LARGEST / self.options.headroom
         near = {name: value for name, value in largest.items() if value > limit}
         top = dict(sorted(largest.items(), key=lambda item: -item[1])[:10])

@@ -29,11 +29,11 @@ from gpusq_onnx.graph.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow
-from gpusq_onnx.pipeline.calibrate import BATCH
 from gpusq_onnx.pipeline.facts import SparseWeight
-from gpusq_onnx.pipeline.parallel import in_order
+from gpusq_onnx.pipeline.parallel import in_order, share
 from gpusq_onnx.pipeline.prefix import PrefixRunner
 from gpusq_onnx.pipeline.selectors import Selector
+from gpusq_onnx.pipeline.sizes import BATCH
 from gpusq_onnx.sparsity import magnitude, sparsegpt
 from gpusq_onnx.sparsity.patterns import parse_pattern
 from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
@@ -164,7 +164,7 @@ class Prune24(Pass[Prune24Options]):
                     tensor = site.activation.name
                     key = f"{tensor}{'' if site.is_linear else site.view.steps[-1:]}"
                     if key not in grams:
-                        gram = grams[key] = sparsegpt.Gram(site.k)
+                        gram = grams[key] = sparsegpt.Gram(site.k, share)
                         for x in runner.read(tensor):
                             gram.add(_rows(site, x))
                     self._prune_one(site, row, grams[key], kept)
@@ -174,7 +174,7 @@ class Prune24(Pass[Prune24Options]):
         w = site.read()
         bias = own_bias(site) if self.options.bias_correction else None
         pattern = parse_pattern(row.detail["pattern"])
-        pruned = sparsegpt.prune(w, gram, pattern, damping=self.options.damping, centred=bias is not None)
+        pruned = sparsegpt.prune(w, gram, pattern, damping=self.options.damping, centred=bias is not None, each=share)
         if bias is not None:
             shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
         kept[site.name] = magnitude.energy_kept(w, pruned)

@@ -23,7 +23,7 @@ def inspect(model: ModelPath, json: Json = None, quiet: Quiet = False) -> None:
             weight.role,
             weight.op,
             f"[{weight.shape[0]}, {weight.shape[1]}]",
-            weight.dtype,
+            weight.dtype if weight.codes in ("", weight.dtype) else f"{weight.dtype} as {weight.codes}",
             " ".join(weight.patterns) or "dense",
             " ".join(weight.quantised) or "-",
             weight.kernel,

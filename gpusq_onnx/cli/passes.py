@@ -53,7 +53,10 @@ def show(
     if json:
         console.write_json({**identity, "options": options}, json)
         return
-    console.show(f"{name} {identity['version']}: {identity['summary']}\nsource: {identity['source']}\n")
+    console.show(
+        f"{name} {identity['version']}: {identity['summary']}\nsource: {identity['source']}\n"
+        f"same bytes: {identity['same_bytes']}\n"
+    )
     columns = ["option", "takes", "default", "meaning"]
     console.show_table(columns, [[option[column] for column in columns] for option in options])
 
@@ -66,6 +69,7 @@ def _identity(row: Any) -> dict[str, str]:
         "summary": kind.summary,
         "version": str(kind.version),
         "source": kind.source,
+        "same_bytes": kind.same_bytes(),
         "distribution": origin,
     }
 

@@ -21,7 +21,8 @@ from gpusq_onnx.graph.model import Model, data_type_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 
-_BITS = {"float": 32, "double": 64, "float16": 16, "bfloat16": 16, "int8": 8, "uint8": 8, "float8e4m3fn": 8, "int4": 4}
+_BITS = {"float": 32, "double": 64, "float16": 16, "bfloat16": 16, "int8": 8, "uint8": 8, "float8e4m3fn": 8}
+_BITS |= {"float8e5m2": 8, "int4": 4, "uint4": 4, "float4e2m1": 4}
 _FLOATS: dict[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.DOUBLE: 64,
@@ -42,12 +43,13 @@ class SiteCost:
 
 
 def site_cost(site: Site, structure: Structure, *, quantised: bool, sparse: bool) -> SiteCost:
-    """The cost of a site with an INT8 weight and input (`quantised`) or in its stored type, 2:4 or dense."""
-    bits = 8 if quantised else _BITS.get(site.dtype, 32)
+    """The cost of a site: `quantised`, with its codes (INT8 where they are yet to be made), or in its stored type."""
+    bits = _BITS.get((site.code_type or "int8") if quantised else site.dtype, 32)
+    activation = 8 if quantised else bits
     parameters = site.out * site.k
     macs = sum(parameters * _rows(site, reader.outputs[0].name, structure) for reader in site.readers)
     stored = parameters / 2 * (bits + _METADATA_BITS) if sparse else parameters * bits
-    return SiteCost(parameters, macs, macs * bits * bits / (2 if sparse else 1), stored / 8)
+    return SiteCost(parameters, macs, macs * bits * activation / (2 if sparse else 1), stored / 8)
 
 
 def total_cost(

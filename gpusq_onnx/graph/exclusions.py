@@ -4,6 +4,7 @@ One row of `EXCLUSIONS` is one reason: for which kind of pass it holds, whether 
 site (`only=`), and the sentence about a site that plans and reports print. The first row that applies decides.
 
     product       no layer: the constant is on the left, or the other operand is constant, too
+    double        a type that QuantizeLinear does not take
     grouped       depthwise and nearly so: tensor cores have nothing to reduce over
     few inputs    a reduction below `smallest`: no INT8 or sparse kernel is worth its quantising
     few outputs   the same of the output channels
@@ -49,6 +50,11 @@ def _product(site: Site, smallest: int) -> str | None:
     return site.unfit[0] if site.unfit else None
 
 
+def _double(site: Site, smallest: int) -> str | None:
+    wide = site.reads_as.itemsize > 4
+    return f"computes in {site.reads_as.name}, which QuantizeLinear does not take" if wide else None
+
+
 def _grouped(site: Site, smallest: int) -> str | None:
     if site.group == 1 or site.channels >= smallest:
         return None
@@ -83,6 +89,7 @@ PRUNE: frozenset[Kind] = frozenset({"prune"})
 QUANTISE: frozenset[Kind] = frozenset({"quantise"})
 EXCLUSIONS: tuple[Exclusion, ...] = (
     Exclusion("product", BOTH, True, _product),
+    Exclusion("double", QUANTISE, True, _double),
     Exclusion("transposed", PRUNE, True, _transposed),
     Exclusion("first layer", QUANTISE, False, _first_layer),
     Exclusion("head", BOTH, False, _head),

@@ -18,6 +18,7 @@ from onnx import TensorProto
 
 from gpusq_onnx.graph.model import data_type_of
 from gpusq_onnx.graph.shapes import Types
+from gpusq_onnx.sums import squared_sum
 
 LARGEST = 65504.0
 SMALLEST_NORMAL = 2.0**-14
@@ -66,7 +67,7 @@ def weight_range(values: NDArray[Any]) -> WeightRange:
     most = values.size**0.5 * SMALLEST / 2  # rounding moves a subnormal by half a step at most
     if largest > 0 and most > _SLIGHT * largest:
         small = np.where(np.abs(values) < SMALLEST_NORMAL, values, 0)
-        error = float(np.linalg.norm(small - small.astype(np.float16)) / np.linalg.norm(values / largest) / largest)
+        error = (squared_sum(small - small.astype(np.float16)) / squared_sum(values)) ** 0.5
     return WeightRange(largest, error, mask)
 
 

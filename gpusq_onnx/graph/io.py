@@ -28,6 +28,7 @@ from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph import scan
 from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
+from gpusq_onnx.graph.origin import reads
 from gpusq_onnx.graph.wire import Writer, write_model
 
 if TYPE_CHECKING:
@@ -124,23 +125,46 @@ def save(model: Model, path: Path | str) -> str:
 
 
 def write_tapped(
-    model: Model, path: Path, outputs: Sequence[str], types: Mapping[str, np.dtype[Any]] | None = None
+    model: Model,
+    path: Path,
+    outputs: Sequence[str],
+    types: Mapping[str, np.dtype[Any]] | None = None,
+    *,
+    shared: Path | None = None,
 ) -> None:
     """Write a scratch copy with `outputs` as its only outputs, for running and throwing away: not atomic, not hashed.
 
     onnxruntime finds the types of inner tensors out; TensorRT wants them in the file (`types`, by name).
+    Nodes that no output needs are left out.
     The weights lie in `PATH.data`: onnxruntime maps them from there, where it would copy them out of one file twice.
+    With `shared`, they lie in the file that an earlier copy of the same model, `shared`, wrote beside itself.
     """
     graph, large = model.export()
     declared = {value.name: value for value in graph.output}
     wanted = [declared.get(name) or _inner_output(name, (types or {}).get(name)) for name in outputs]
     del graph.output[:]
     graph.output.extend(wanted)
+    _keep_needed(graph)
+    if shared is not None:
+        _place(graph, f"{shared.name}.data", large)
+        with path.open("wb") as file:
+            write_model(file, model.header, graph, [])
+        return
     data = path.with_name(path.name + ".data")
     starts = _place(graph, data.name, large)
     with path.open("wb") as file, data.open("wb") as data_file:
         write_model(file, model.header, graph, [])
         _write_data(data_file, starts, large)
+
+
+def _keep_needed(graph: GraphProto) -> None:
+    needed, kept = {value.name for value in graph.output}, []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(reads(node))
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
 
 
 def _inner_output(name: str, kind: np.dtype[Any] | None) -> onnx.ValueInfoProto:

@@ -277,6 +277,11 @@ def data_type_of(constant: gs.Constant) -> int:
     return int(onnx.helper.np_dtype_to_tensor_dtype(values.dtype))
 
 
+def type_name(constant: gs.Constant) -> str:
+    """The ONNX name of an initializer's element type, in lower case: "float", "int8", "float8e4m3fn"."""
+    return str(TensorProto.DataType.Name(data_type_of(constant))).lower()
+
+
 def _nbytes(constant: gs.Constant) -> int:
     kind = data_type_of(constant)
     return 0 if kind == TensorProto.STRING else packed_bytes(kind, constant.shape)  # strings have no raw bytes

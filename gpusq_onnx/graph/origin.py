@@ -143,3 +143,13 @@ def _copy_texts(source: NodeProto, target: NodeProto) -> None:
 def _empty(attribute: AttributeProto) -> bool:
     lists = (AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS)
     return attribute.type in lists and not (attribute.floats or attribute.ints or attribute.strings)
+
+
+def reads(node: NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, those of its subgraphs included."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                yield from reads(inner)
+            yield from (value.name for value in attribute.g.output)

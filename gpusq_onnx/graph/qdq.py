@@ -15,7 +15,7 @@ quantised.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.edits import rewire, unlink
-from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.sites import Site
-from gpusq_onnx.graph.trace import channel_axis
+from gpusq_onnx.graph.trace import channel_axis, operand_view, trace
+from gpusq_onnx.graph.views import View
 
 SOFTMAX_SCALE = 1.0 / 127.0
 MAX_TOKENS = 512  # longer score matrices are left to the fused FP16 attention kernels
@@ -38,11 +39,15 @@ class QdqWriter:
     Args:
         model: the model to edit.
         types: element types by tensor name; the scale takes the type of what it quantises.
+        shapes: shapes by tensor name, where they are known.
     """
 
-    def __init__(self, model: Model, types: Mapping[str, np.dtype[Any]]) -> None:
+    def __init__(
+        self, model: Model, types: Mapping[str, np.dtype[Any]], shapes: Mapping[str, Sequence[object]] | None = None
+    ) -> None:
         self._model = model
         self._types = types
+        self._shapes = shapes or {}
         self._fresh = Names(model).fresh
         self._behind: dict[int, list[gs.Node]] = {}
         self._before: dict[int, list[gs.Node]] = {}
@@ -58,7 +63,7 @@ class QdqWriter:
     def weight(self, site: Site, scale: NDArray[np.float32]) -> None:
         """Put a per-output-channel pair (scale[out], positive) in front of a site's readers; the weight stays float."""
         for reader in site.readers:
-            operand = reader.inputs[site.operand(reader)]
+            operand = self._matrix(reader, reader.inputs[site.operand(reader)])
             axis = channel_axis(reader, operand)
             place = self._before.setdefault(id(reader), [])
             pair = self._pair(operand, scale.astype(self._type(operand)), axis, site.weight.name, place)
@@ -72,6 +77,27 @@ class QdqWriter:
             nodes.append(node)
             nodes.extend(self._behind.pop(id(node), []))
         self._model.graph.nodes[:] = nodes
+
+    def _matrix(self, reader: gs.Node, operand: gs.Tensor) -> gs.Tensor:
+        """The right operand [1, K, N] of a MatMul as [K, N]: with scales a channel, onnxruntime's kernel wants that.
+
+        It stays as it is where its data has fewer dimensions, and the product gets them from it.
+        """
+        found = trace(operand)
+        if reader.op != "MatMul" or found is None or len(found.shape) == 2:
+            return operand
+        rank = len(found.shape)
+        if len(self._shapes.get(reader.inputs[0].name, ())) < rank:
+            return operand
+        if isinstance(operand, gs.Constant) and len(operand.outputs) == 1:
+            operand.values = values_of(operand).reshape(found.shape[-2:])
+            return operand
+        axes = gs.Constant(self._fresh(f"{operand.name}_axes"), np.arange(rank - 2))
+        matrix = gs.Variable(self._fresh(f"{operand.name}_matrix"), self._type(operand), found.shape[-2:])
+        squeeze = gs.Node("Squeeze", self._fresh(f"{operand.name}_Squeeze"), {}, [operand, axes], [matrix])
+        self._before.setdefault(id(reader), []).append(squeeze)
+        rewire([reader], operand, matrix)
+        return matrix
 
     def _pair(
         self, tensor: gs.Tensor, scale: NDArray[Any], axis: int | None, stem: str, place: list[gs.Node]
@@ -100,13 +126,38 @@ class QdqWriter:
         return self._types.get(tensor.name) or np.dtype(np.float32 if declared is None else declared)
 
 
-def store_codes(model: Model, site: Site, codes: NDArray[np.int8]) -> None:
-    """Replace a float weight behind its pair by INT8 codes[out, k] behind the DQ alone: the small form on disk.
+def store_codes(model: Model, site: Site, codes: NDArray[np.int8]) -> list[str]:
+    """Replace a float weight behind its pairs by INT8 codes[out, k] behind the DQ alone: the small form on disk.
 
-    Only for a weight whose one reader is the pair (`QdqWriter.weight` on an untransposed initializer).
+    The codes are stored as the site's readers see them, so that what laid the float weight out (Transpose, Split, ...)
+    goes where nothing else reads it. Readers that see them alike share one initializer.
+
+    Returns:
+        The names of the new initializers, one for each layout; the site's new names.
     """
-    (quantize,) = site.weight.outputs
-    stored = np.ascontiguousarray(site.view.write(codes, np.zeros(site.weight.shape, np.int8)))
-    quantize.outputs[0].outputs[0].inputs[0] = gs.Constant(Names(model).fresh(f"{site.weight.name}_int8"), stored)
-    unlink(quantize)
-    model.graph.nodes[:] = [node for node in model.graph.nodes if node is not quantize]
+    fresh = Names(model).fresh
+    made: dict[tuple[View, tuple[int, ...]], gs.Constant] = {}
+    for reader in site.readers:
+        operand = site.operand(reader)
+        seen, view = trace(reader.inputs[operand]), operand_view(reader, operand)
+        dequantize = reader.inputs[operand].inputs[0]
+        quantize = dequantize.inputs[0].inputs[0] if dequantize.inputs[0].inputs else None
+        if quantize is None or seen is None or view is None:
+            continue  # an earlier reader shares the pair
+        if (view, seen.shape) not in made:
+            stored = np.ascontiguousarray(view.write(codes, np.zeros(seen.shape, np.int8)))
+            made[view, seen.shape] = gs.Constant(fresh(f"{site.weight.name}_int8"), stored)
+        dequantize.inputs[0] = made[view, seen.shape]
+        _prune(model, quantize)
+    return [str(constant.name) for constant in made.values()]
+
+
+def _prune(model: Model, node: gs.Node) -> None:
+    """Take a node out, and with it what was made for it alone."""
+    makers = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
+    unlink(node)
+    model.graph.nodes[:] = [other for other in model.graph.nodes if other is not node]
+    kept = {id(tensor) for tensor in model.graph.outputs}
+    for maker in makers:
+        if all(not tensor.outputs and id(tensor) not in kept for tensor in maker.outputs):
+            _prune(model, maker)

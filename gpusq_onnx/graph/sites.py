@@ -28,7 +28,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.dataflow import Dataflow
-from gpusq_onnx.graph.model import Model, data_type_of, values_of
+from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
 from gpusq_onnx.graph.trace import weight_of
 from gpusq_onnx.graph.views import View
 
@@ -47,7 +47,7 @@ class Site:
         readers: the MatMul, Gemm, Conv or ConvTranspose nodes, in graph order.
         trail: the nodes between the initializer and the readers (Transpose, Split, QuantizeLinear, ...).
         out, k: output channels and reduction length.
-        quantised: "" (float), "qdq" (float weight behind Q/DQ) or "int8" (integer weight behind DQ).
+        quantised: "" (float), "qdq" (float weight behind Q/DQ), or the type of codes stored behind DQ alone ("int8").
         conflicts: reasons why the stored values must not change for this reader alone.
         unfit: reasons why the product is no layer that could be pruned or quantised.
         role, block: filled in by `gpusq_onnx.graph.structure`.
@@ -141,7 +141,13 @@ class Site:
     @property
     def dtype(self) -> str:
         """The stored type's ONNX name, in lower case."""
-        return str(onnx.TensorProto.DataType.Name(data_type_of(self.weight))).lower()
+        return type_name(self.weight)
+
+    @property
+    def code_type(self) -> str:
+        """The ONNX name of the type of the weight's codes, in lower case; "" for a float weight."""
+        written = (code_type(node) for node in self.trail if node.op == "QuantizeLinear")
+        return next(written, "") if self.quantised == "qdq" else self.quantised
 
     @property
     def reads_as(self) -> np.dtype[Any]:
@@ -195,6 +201,15 @@ def before_qdq(tensor: gs.Tensor) -> gs.Tensor:
             return tensor
         before = before.inputs[0].inputs[0]
     return before
+
+
+def code_type(quantize: gs.Node) -> str:
+    """The ONNX name of the type that a QuantizeLinear writes, in lower case."""
+    zero = quantize.inputs[2] if len(quantize.inputs) > 2 else None
+    if isinstance(zero, gs.Constant):
+        return type_name(zero)
+    declared = quantize.attrs.get("output_dtype", 0) or onnx.TensorProto.UINT8
+    return str(onnx.TensorProto.DataType.Name(declared)).lower()
 
 
 def module_path(node: gs.Node) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.model import values_of
+from gpusq_onnx.graph.model import type_name, values_of
 from gpusq_onnx.graph.views import Cut, Kernel, Permute, Squeeze, Step, TransposedKernel, View
 
 _TRANSPARENT = frozenset("Identity Cast DequantizeLinear QuantizeLinear".split())
@@ -31,7 +31,8 @@ class Trace:
         view: from the stored array to what the reader sees; `weight_of` ends it in w[out, k].
         trail: the nodes between, the reader's neighbour first.
         shape: of the operand as the reader sees it.
-        quantised: "" (float), "qdq" (float behind Q/DQ) or "int8" (integer behind DQ).
+        quantised: "" (float), "qdq" (float behind Q/DQ), or the type of the codes that are stored behind DQ alone:
+            "int8", "int4", "float8e4m3fn", ...
     """
 
     weight: gs.Constant
@@ -56,7 +57,8 @@ def trace(tensor: gs.Tensor) -> Trace | None:
             return None
         shape, view = _seen(steps, shape), view.then(*steps)
     ops = [node.op for node, _ in path]
-    quantised = "qdq" if "QuantizeLinear" in ops else "int8" if "DequantizeLinear" in ops else ""
+    stored = type_name(tensor) if "DequantizeLinear" in ops else ""
+    quantised = "qdq" if "QuantizeLinear" in ops else stored
     return Trace(tensor, view, tuple(node for node, _ in path), shape, quantised)
 
 
@@ -69,6 +71,13 @@ def weight_of(node: gs.Node, operand: int) -> Trace | None:
     if found is None or last is None:
         return None
     return Trace(found.weight, found.view.then(*last), found.trail, found.shape, found.quantised)
+
+
+def operand_view(node: gs.Node, operand: int) -> View | None:
+    """From the operand as `node` reads it to w[out, k]; None where it is no weight matrix."""
+    found = trace(node.inputs[operand])
+    last = None if found is None else _last_steps(node, operand, found.shape)
+    return None if last is None else View(last)
 
 
 def channel_axis(node: gs.Node, operand: gs.Tensor) -> int:

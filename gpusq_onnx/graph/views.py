@@ -134,8 +134,16 @@ class View:
     steps: tuple[Step, ...] = ()
 
     def then(self, *steps: Step) -> View:
-        """This view followed by more steps."""
-        return View(self.steps + steps)
+        """This view followed by more steps; transposes in a row become one, or none, so that equal views are equal."""
+        merged: list[Step] = list(self.steps)
+        for step in steps:
+            last = merged[-1] if merged else None
+            if isinstance(step, Permute) and isinstance(last, Permute):
+                merged.pop()
+                step = Permute(tuple(last.perm[axis] for axis in step.perm))
+            if not (isinstance(step, Permute) and step.perm == tuple(range(len(step.perm)))):
+                merged.append(step)
+        return View(tuple(merged))
 
     def read(self, stored: Array) -> Array:
         """w[out, k]; shares memory with `stored` wherever numpy can."""

@@ -66,9 +66,9 @@ def compare(
             seen = lesson.forms[False, False](own, lesson.handed(taught, apart=False), None), taught
         gate = objective.gate(objective.agreements(*seen), seen[0])
         parts = alone(*seen).parts
-        sums[:3] += torch.tensor([rows, rows * parts["agree"].item(), rows * parts["soft"].item()])
+        sums[:3] += torch.tensor([rows, rows * parts["agree"].item(), rows * parts["soft"].item()], dtype=torch.float64)
         for i, pair in enumerate(objective.maps):
-            each = objective.distances(seen[0][pair.student].float(), seen[1][pair.teacher].float(), len(gate))
+            each = objective.distances(seen[0][pair.student].float(), seen[1][pair.teacher].float(), len(gate)).double()
             sums[3 + i] += float((gate * each).sum()) if each.numel() > 1 else float(each.mean() * gate.sum())
             sums[3 + maps + i] += float(gate.sum())
     progress.finish()

@@ -106,6 +106,7 @@ class Context:
         progress: where long work reports.
         findings: what the pass measured, for the report; plain values by key.
         warnings: sentences for the user.
+        renamed: the new names of sites whose weight the pass stored anew, by the old name: facts about them go on.
         before: by kind, "prune" and "quantise", the model as it was in front of the first such pass of this pipeline;
             kept only where a pass of kind "finetune" comes later. For looking at and learning from, not for editing.
         folder: for passes of kind "finetune", where checkpoints and logs go (`OUTPUT.training/NUMBER-NAME`, made by the
@@ -118,6 +119,7 @@ class Context:
     progress: Progress = field(default_factory=NullProgress)
     findings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    renamed: dict[str, list[str]] = field(default_factory=dict)
     before: Mapping[str, Model] = field(default_factory=dict)
     folder: Path | None = None
 
@@ -143,6 +145,14 @@ class Pass(ABC, Generic[OptionsT]):
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
+
+    @classmethod
+    def same_bytes(cls) -> str:
+        """The condition on which the same command on the same input gives the same bytes."""
+        machine = "the same kind of CPU and the same library versions"
+        if cls.kind == "finetune":
+            return f"{machine}, with as many threads (OMP_NUM_THREADS) and processes"
+        return f"{machine}, with any number of threads"
 
     @property
     def needs_data(self) -> bool:

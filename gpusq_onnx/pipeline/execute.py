@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import facts
 from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass
 from gpusq_onnx.pipeline.outcome import StepOutcome
+from gpusq_onnx.pipeline.parallel import one_blas_thread
 from gpusq_onnx.pipeline.progress import Progress
 
 PREFIX = "pkg.gpusq_onnx."
@@ -124,7 +126,9 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
         context.folder = state.folder / f"{index + 1}-{step.name}"
     mark = _fingerprint(model)
     began = time.perf_counter()
-    step.apply(model, structure, rows, context)
+    # Training has its own libraries and threads, and its condition for the same bytes: README.
+    with nullcontext() if step.kind == "finetune" else one_blas_thread():
+        step.apply(model, structure, rows, context)
     seconds = time.perf_counter() - began
     if not state.allow_noop and not _changed(mark, _fingerprint(model)):
         raise NothingMatched(
@@ -135,7 +139,7 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
     invariants.check(model, step.name)
     structure = analyse(model)
     made = step.ensures(rows)
-    state.facts += made
+    state.facts = facts.renamed(state.facts + made, context.renamed)
     _check_facts(state, structure, step.name)
     state.warnings += [f"{step.name}: {warning}" for warning in context.warnings]
     texts = tuple(fact.text for fact in made)

@@ -1,37 +1,49 @@
 """How large each activation gets over the data, in floating point: what decides whether FP16 can hold it.
 
+Of the tensors nothing leaves the runtime but their extremes, and each is gone when its last reader has run: a batch has
+as many images as leave room for a few of the largest tensor.
+
 Limits: infinities (attention masks) do not count, so a tensor that holds one is judged by its other side.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from gpusq_onnx.data.source import Source
-from gpusq_onnx.graph.extremes import write_with_extremes
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.pipeline.calibrate import BATCH
+from gpusq_onnx.graph.probes import write_probed
 from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.pipeline.sizes import Shape, fitting, image_bytes
+
+_ALIVE = 8  # of the largest tensor, at a time, its copies within onnxruntime's kernels and arena included
 
 
 def magnitudes(
-    model: Model, tensors: Collection[str], source: Source, images: int, progress: Progress
+    model: Model,
+    tensors: Collection[str],
+    shapes: Mapping[str, Shape],
+    source: Source,
+    images: int,
+    progress: Progress,
 ) -> tuple[dict[str, float], int]:
     """The largest finite |x| of each float tensor over about the first `images` samples, and how many were seen."""
     from gpusq_onnx.runtime.ort import Session
 
     largest = dict.fromkeys(tensors, 0.0)
     seen = 0
+    largest_tensor = max(image_bytes(model, tensors, shapes, source).values(), default=0)
+    images_a_run = max(1, fitting(_ALIVE * largest_tensor))
     with tempfile.TemporaryDirectory(prefix="gpusq-onnx-") as folder:
         path = Path(folder) / "extremes.onnx"
-        outputs = write_with_extremes(model, path, tensors)
-        session = Session(path)
+        outputs = write_probed(model, path, tensors, ("ReduceMin", "ReduceMax"))
+        session = Session(path, file_order=True)
         progress.start("looking for FP16 overflow", min(len(source), images))
-        for batch in source.batches(BATCH):
+        for batch in source.batches(images_a_run):
             found = session.run(batch.feed)
             for name, pair in outputs.items():
                 values = np.abs([float(found[end]) for end in pair])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -51,8 +51,8 @@ class SparseWeight:
         return isinstance(pattern, NM) and pattern.n <= 2
 
     def concerns(self, site: Site) -> bool:
-        """Whether the fact is about this site (stored as float, or as its INT8 codes)."""
-        return site.name in (self.site, f"{self.site}_int8")
+        """Whether the fact is about this site."""
+        return site.name == self.site
 
     def broken(self, model: Model, structure: Structure) -> str | None:
         """What is wrong now, or None."""
@@ -128,6 +128,15 @@ def loads(text: str) -> list[Fact]:
         ) from error
 
 
+def renamed(facts: Sequence[Fact], names: Mapping[str, Sequence[str]]) -> list[Fact]:
+    """The facts after sites got the new `names`, by the old one."""
+    return [
+        replace(fact, site=name) if isinstance(fact, SparseWeight) else fact
+        for fact in facts
+        for name in (names.get(fact.site, [fact.site]) if isinstance(fact, SparseWeight) else [""])
+    ]
+
+
 def is_pruned(site: Site, facts: Sequence[Fact]) -> bool:
     """Whether a site is 2:4 along k: by an earlier pass of the pipeline, or by its values."""
     if any(isinstance(fact, SparseWeight) and fact.concerns(site) and fact.is_2_4 for fact in facts):
@@ -147,7 +156,7 @@ def weight_scale(site: Site) -> NDArray[np.float32]:
 def codes_of(site: Site) -> NDArray[Any]:
     """The integer codes[out, k] of a quantised site, as TensorRT computes them when it builds."""
     values = site.read()
-    if site.quantised == "int8":
+    if site.quantised != "qdq":
         return values
     scale = weight_scale(site)
     return quantize(np.asarray(values, np.float32), scale, INT8, axis=0 if scale.ndim else None)

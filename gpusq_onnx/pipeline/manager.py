@@ -5,7 +5,7 @@ One pass with its checks is `execute`; what a failure leaves, `reproducer`. The 
 checks. A pass that changes nothing is an error (`allow_noop` lets it be).
 
 Provenance is model-level metadata under `pkg.gpusq_onnx.*`: no time, host or path, so that the same input and options
-give the same bytes.
+give the same bytes (`Pass.same_bytes` says on which condition).
 """
 
 from __future__ import annotations

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, NodeProto, numpy_helper
+from onnx import GraphProto, NodeProto, numpy_helper
 
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.origin import reads
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -42,7 +43,7 @@ class PrefixRunner:
         self._rows: list[tuple[int, int]] = []  # of each batch: those that count, and with the filling of a fixed size
         self._last_use: dict[str, int] = {}
         for index, node in enumerate(self._nodes):
-            self._last_use.update(dict.fromkeys(_reads(node), index))
+            self._last_use.update(dict.fromkeys(reads(node), index))
         self.position = 0
 
     def start(self, source: Source, batch: int) -> int:
@@ -63,7 +64,7 @@ class PrefixRunner:
         made = [name for node in piece for name in node.output if self._last_use.get(name, -1) >= position]
         kept = [name for name in live if self._last_use.get(name, -1) >= position]
         session = Session(self._piece(piece, live, made)) if made else None
-        wanted = {name for node in piece for name in _reads(node)}
+        wanted = {name for node in piece for name in reads(node)}
         for index in range(len(self._rows)):
             arrays = self._load(index)
             crossing = {name: arrays[name] for name in kept}
@@ -81,7 +82,7 @@ class PrefixRunner:
 
     def _piece(self, nodes: list[NodeProto], live: Mapping[str, NDArray[Any]], outputs: list[str]) -> bytes:
         graph = GraphProto(name="piece", node=nodes)
-        read = {name for node in nodes for name in _reads(node)}
+        read = {name for node in nodes for name in reads(node)}
         for name in sorted(read & self._constants.keys()):
             graph.initializer.append(numpy_helper.from_array(values_of(self._constants[name]), name))
         for name in (n for n in live if n in read):
@@ -102,13 +103,3 @@ class PrefixRunner:
     def _load(self, index: int) -> Arrays:
         with np.load(self._path(index)) as stored:
             return {name: stored[name] for name in stored.files}
-
-
-def _reads(node: NodeProto) -> Iterator[str]:
-    """The tensors that a node reads, those of its subgraphs included."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            for inner in attribute.g.node:
-                yield from _reads(inner)
-            yield from (value.name for value in attribute.g.output)

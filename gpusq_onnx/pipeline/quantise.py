@@ -63,10 +63,12 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
     weights = [sites[row.tensor] for row in plan if row.decision == "quantise weight"]
     watches = {row.tensor: _watch(row, sites, settings) for row in rows if row.detail.get("operand") != "softmax"}
     softmaxes = [row.tensor for row in rows if row.detail.get("operand") == "softmax"]
-    with Calibration(model, [*watches, *softmaxes], context.source, context.progress) as calibration:
+    operands = _contexts(structure, softmaxes)
+    tensors = [*watches, *softmaxes]
+    with Calibration(model, tensors, structure.shapes, context.source, context.progress, operands) as calibration:
 
         def update(found: Arrays) -> None:
-            run_all(lambda name: watches[name].update(found[name]), watches)
+            run_all(lambda name: watches[name].update(found[name]), [name for name in watches if name in found])
 
         context.findings["images"] = calibration.run(update, "calibrating")
         scales = dict(zip(watches, in_order(Watch.scale, watches.values()), strict=True))
@@ -76,7 +78,13 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
         scales = {name: float(clamp_scale(s, structure.types.get(name, np.float32))) for name, s in scales.items()}
     _edit(model, structure, rows, weights, watches, scales, shifts, settings, context)
     if settings.codes:
-        _store_codes(model, {site.name for site in weights})
+        context.renamed |= _store_codes(model, {site.name for site in weights})
+
+
+def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str, str]]:
+    """Softmax output and V of the attention products whose softmax is quantised: they are multiplied together."""
+    pairs = [tuple(tensor.name for tensor in attention.context.inputs[:2]) for attention in structure.attentions]
+    return [(softmax, values) for softmax, values in pairs if softmax in softmaxes]
 
 
 def _watch(row: PlanRow, sites: Mapping[str, Site], settings: Settings) -> Watch:
@@ -116,8 +124,8 @@ class _Shifts:
 
     def update(self, found: Arrays) -> None:
         """Take in a batch of tensors by name."""
-        run_all(lambda name: self._inputs[name].update(found[name]), self._inputs)
-        run_all(partial(_update_context, found), self._contexts)
+        run_all(lambda name: self._inputs[name].update(found[name]), [name for name in self._inputs if name in found])
+        run_all(partial(_update_context, found), [watched for watched in self._contexts if watched[1] in found])
 
     def of_input(self, row: PlanRow) -> MeanError | None:
         """The mean error of a Linear's input, where one was measured."""
@@ -166,7 +174,7 @@ def _edit(
         if factors is not None:
             targets[row.tensor] = rescale_input(model, targets[row.tensor], chosen, factors)
             equalised.append(row.tensor)
-    writer = QdqWriter(model, structure.types)
+    writer = QdqWriter(model, structure.types, structure.shapes)
     context.progress.start("quantising weights", len(weights))
     for site, (scale, shift) in zip(weights, in_order(partial(_rounded, errors, settings), weights), strict=True):
         bias = own_bias(site)
@@ -204,7 +212,11 @@ def _readers(row: PlanRow, sites: Mapping[str, Site], structure: Structure, targ
     return [attention.scores if row.detail["operand"] in "QK" else attention.context]
 
 
-def _store_codes(model: Model, names: set[str]) -> None:
+def _store_codes(model: Model, names: set[str]) -> dict[str, list[str]]:
+    """The new names of every site whose codes are stored now."""
+    found: dict[str, list[str]] = {}
     for site in find_sites(model):
         if site.name in names and site.quantised == "qdq":
-            store_codes(model, site, quantize(site.read(), weight_scale(site), INT8, axis=0))
+            codes = quantize(site.read(), weight_scale(site), INT8, axis=0)
+            found.setdefault(site.name, []).extend(store_codes(model, site, codes))
+    return found

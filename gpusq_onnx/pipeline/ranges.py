@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from gpusq_onnx.quant.equalise import Float32, input_factors, outlier_ratio, output_factors, peaks
 from gpusq_onnx.quant.formats import INT8, fake_quantize
 from gpusq_onnx.quant.observers import Observer
+from gpusq_onnx.sums import column_dots, matvec
 
 OUTPUT_OUTLIERS = 8.0  # an output whose largest channel peak is this many times the median one is worth a Mul
-# Products of up to this many multiplications OpenBLAS does in one thread. Above, hundreds of small ones wait for its
-# threads to wake up, and where other processes are busy that takes longer than the work (measured: 10 s, not 0.3 s).
-_ONE_THREAD = 1 << 18
+_PIECE = 1 << 18  # multiplications in one product of the attention error: its temporaries stay in a core's cache
 WORTH_A_NODE = 20.0  # an input gets a Mul where that makes the expected error this much smaller; clipping mends less
 
 When = Literal["never", "outliers", "always"]
@@ -72,7 +71,8 @@ class Watch:
         if w is None:
             self.factors = output_factors(peak) if outlier_ratio(peak) >= OUTPUT_OUTLIERS else None
             return
-        power = np.square(x.reshape(-1, x.shape[-1]), dtype=np.float32).mean(axis=0)
+        flat = x.reshape(-1, x.shape[-1])
+        power = column_dots(flat, flat) / max(1, len(flat))
         factors, gain = input_factors(peak, power, w)
         self.factors = factors if gain >= (1.0 if self.when == "always" else WORTH_A_NODE) else None
 
@@ -80,7 +80,7 @@ class Watch:
         """|w_k s_k|^2: what a squared error in channel k does to the output."""
         if w is None:
             return None
-        power: NDArray[np.float64] = np.einsum("ok,ok->k", w, w, dtype=np.float32).astype(np.float64)
+        power = column_dots(w, w)
         power = power if self.factors is None else power * np.square(self.factors.astype(np.float64))
         return power / max(float(power.mean()), 1e-300)
 
@@ -109,11 +109,9 @@ class MeanError:
 
     def shift(self, w: Float32, w_rounded: Float32) -> Float32:
         """What to add to the bias[out] so that the mean output of w[out, k] is unchanged."""
-        rows = max(1, self.rows)  # the difference is taken in float64: what is left fits float32
-        lost, left = ((x / rows).astype(np.float32) for x in (self.plain - self.rounded, self.rounded))
-        # einsum: this runs in threads of ours, where BLAS's own would wait for each other
-        shift: Float32 = np.einsum("ok,k->o", w, lost) + np.einsum("ok,k->o", w - w_rounded, left)
-        return shift
+        rows = max(1, self.rows)
+        lost, left = (self.plain - self.rounded) / rows, self.rounded / rows
+        return (matvec(w, lost) + matvec(w - w_rounded, left)).astype(np.float32)
 
 
 class ContextError:
@@ -139,7 +137,7 @@ class ContextError:
         (heads, queries, keys), depth = softmax.shape[-3:], values.shape[-1]
         softmax, values = softmax.reshape(-1, heads, queries, keys), values.reshape(-1, heads, keys, depth)
         rounded_values = fake_quantize(values, self._value_scale, INT8)
-        rows = max(1, _ONE_THREAD // (keys * depth))
+        rows = max(1, _PIECE // (keys * depth))
         sums = np.zeros((len(self._scales), heads, depth))
         for piece in (softmax[:, :, start : start + rows] for start in range(0, queries, rows)):
             plain = piece @ values

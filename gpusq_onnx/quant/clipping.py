@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.quant.formats import IntFormat, clamp_scale
+from gpusq_onnx.sums import Float64, row_dots
 
 Float32 = NDArray[np.float32]
 
@@ -74,11 +75,10 @@ class _Error:
         self._top = np.full_like(part, qmax)  # numpy's minimum of two arrays is 5x as fast as that with a scalar
         self._steps, self._codes = np.empty_like(part), np.empty_like(part)
 
-    def __call__(self, clip: Float32) -> Float32:
+    def __call__(self, clip: Float32) -> Float64:
         scale = clip / np.float32(self.qmax)
         np.multiply(self.part, (1 / scale)[:, None], out=self._steps)
         np.rint(self._steps, out=self._codes)
         np.minimum(self._codes, self._top, out=self._codes)
         self._codes -= self._steps
-        squared: Float32 = np.einsum("ok,ok->o", self._codes, self._codes) * scale * scale
-        return squared
+        return row_dots(self._codes, self._codes) * np.square(scale.astype(np.float64))

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 _EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _ROWS = 512  # of the weight, at least: the expected error is a sum over rows, a part tells which factors are best
 _FLOOR = 1e-4  # of the largest peak: below, a channel counts as dead
@@ -41,7 +42,7 @@ def outlier_ratio(peak: Float32) -> float:
     return float(peak.max() / max(float(np.median(peak)), 1e-30)) if peak.size else 1.0
 
 
-def input_factors(x_peak: Float32, x_power: Float32, w: NDArray[Any]) -> tuple[Float32, float]:
+def input_factors(x_peak: Float32, x_power: Float64, w: NDArray[Any]) -> tuple[Float32, float]:
     """The best factors s[k] for one activation and the weights that read it.
 
     Args:
@@ -62,10 +63,10 @@ def input_factors(x_peak: Float32, x_power: Float32, w: NDArray[Any]) -> tuple[F
     return candidates[best], plain / errors[best] if errors[best] > 0 else 1.0
 
 
-def _expected_error(s: Float32, x_peak: Float32, x_power: Float32, rows: Float32, power: NDArray[np.float64]) -> float:
+def _expected_error(s: Float32, x_peak: Float32, x_power: Float64, rows: Float32, power: Float64) -> float:
     dx = float((x_peak / s).max())
     dw = (rows * s).max(axis=1).astype(np.float64)
-    return float(dx**2 * (power * s**2).sum() + np.square(dw).sum() * (x_power / np.square(s)).sum(dtype=np.float64))
+    return float(dx**2 * (power * s**2).sum() + np.square(dw).sum() * (x_power / np.square(s)).sum())
 
 
 def output_factors(y_peak: Float32) -> Float32:

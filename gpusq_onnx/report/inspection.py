@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.sites import Site, before_qdq
+from gpusq_onnx.graph.sites import Site, before_qdq, code_type
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline.progress import NullProgress, Progress, track
 from gpusq_onnx.report.kernels import Facts, Obstacle, eligible, find_obstacles, kernel
@@ -22,6 +22,7 @@ from gpusq_onnx.sparsity.patterns import parse_pattern
 
 _PATTERNS = ("1:4", "2:4", "4:8pair")
 _PRECISIONS = {"float16": "FP16", "bfloat16": "BF16"}
+_CODES = {"float8e4m3fn": "FP8", "float8e5m2": "FP8 E5M2", "float4e2m1": "FP4"}  # others: the ONNX name in capitals
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class WeightReport:
         patterns: those of "1:4", "2:4" and "4:8pair" that hold; none: dense.
         zeros: share of elements that are exactly zero, 0 to 1.
         quantised: "weight", "input" and "output", those that have Q/DQ.
+        codes: the ONNX type of the weight's codes ("int8", "int4", "float8e4m3fn"); "" for a float weight.
         nodes: names of the MatMul, Gemm or Conv nodes that read it.
         kernel: the class that TensorRT can pick, e.g. "sparse INT8".
         eligible: the builder should find it fit for sparse kernels, chosen or not.
@@ -51,6 +53,7 @@ class WeightReport:
     patterns: tuple[str, ...]
     zeros: float
     quantised: tuple[str, ...]
+    codes: str
     nodes: tuple[str, ...]
     kernel: str
     eligible: bool
@@ -103,6 +106,8 @@ def _weight(site: Site) -> WeightReport:
         quantised=_quantised(site),
         float_type=_PRECISIONS.get(_float_type(site), "FP32"),
         conflicts=(*site.unfit, *site.conflicts),
+        weight_type=_told(site.code_type),
+        input_type=_told(_input_type(site)),
     )
     obstacles = find_obstacles(facts)
     return WeightReport(
@@ -116,6 +121,7 @@ def _weight(site: Site) -> WeightReport:
         patterns=patterns,
         zeros=round(facts.zeros, 4),
         quantised=facts.quantised,
+        codes=site.code_type,
         nodes=tuple(str(node.name) for node in site.readers),
         kernel=kernel(facts, obstacles),
         eligible=eligible(obstacles),
@@ -135,6 +141,17 @@ def _quantised(site: Site) -> tuple[str, ...]:
     if site.output.outputs and all(node.op == "QuantizeLinear" for node in site.output.outputs):
         found.append("output")
     return tuple(found)
+
+
+def _input_type(site: Site) -> str:
+    """The type of the codes that the first reader's data is dequantised from; "" for float data."""
+    operand = _data(site, site.readers[0])[:1]
+    pair = [tensor for tensor in operand if before_qdq(tensor) is not tensor]
+    return code_type(pair[0].inputs[0].inputs[0].inputs[0]) if pair else ""
+
+
+def _told(codes: str) -> str:
+    return _CODES.get(codes, codes.upper())
 
 
 def _data(site: Site, node: Any) -> list[Any]:

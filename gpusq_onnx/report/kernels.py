@@ -19,6 +19,7 @@ USEFUL_SIDE = 256
 SMALL_BATCH = 8  # at fewer images the dense kernels have memory traffic for company, not arithmetic (inferred)
 _VECTOR_BYTES = 16  # what tensor-core kernels load at once; of a 2:4 weight, half of the elements along K are stored
 _BYTES = {"INT8": 1, "FP16": 2}
+WEIGHT_ONLY = frozenset({"INT4", "FP4"})  # codes that kernels of a float type read; others are made float at build
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Facts:
         quantised: "weight", "input" and "output", those behind Q/DQ.
         float_type: "FP32", "FP16" or "BF16": what it computes in without INT8.
         conflicts: why its values serve more than this one Linear.
+        weight_type, input_type: of the codes, where they are quantised: "INT8", "INT4", "FP8", ...
     """
 
     op: str
@@ -62,11 +64,17 @@ class Facts:
     quantised: tuple[str, ...]
     float_type: str
     conflicts: tuple[str, ...]
+    weight_type: str = "INT8"
+    input_type: str = "INT8"
 
     @property
     def precision(self) -> str:
-        """INT8, or the float type."""
-        return "INT8" if {"weight", "input"} <= set(self.quantised) else self.float_type
+        """What it computes in: the codes' type, the float type, or input x weight where the two differ."""
+        if {"weight", "input"} <= set(self.quantised):
+            same = self.weight_type == self.input_type
+            return self.weight_type if same else f"{self.input_type} x {self.weight_type}"
+        weight_only = "weight" in self.quantised and self.weight_type in WEIGHT_ONLY
+        return f"{self.float_type} x {self.weight_type}" if weight_only else self.float_type
 
 
 def kernel(facts: Facts, obstacles: Iterable[Obstacle]) -> str:
@@ -94,7 +102,8 @@ def _deciding(facts: Facts) -> Iterable[Obstacle]:
         yield Obstacle("pattern", f"not 2:4 ({facts.zeros:.0%} zeros)", "--passes prune24", True)
     if facts.precision not in _BYTES:
         parts = [part for part in ("input", "weight") if part not in facts.quantised]
-        text = f"{facts.precision} has no sparse kernel: quantise its {' and '.join(parts)}, or use FP16"
+        what = f"quantise its {' and '.join(parts)}" if parts else "quantise it to INT8"
+        text = f"{facts.precision} has no sparse kernel: {what}, or use FP16"
         yield Obstacle("precision", text, "--passes 'qdq-int8{profile=sparse-int8}', or fp16", True)
     if facts.precision == "INT8" and "output" not in facts.quantised:
         text = "no Q/DQ on its output, so the dense INT8 kernel wins"

@@ -99,7 +99,7 @@ def _format(model: Model) -> tuple[str, bool]:
     weights = inspect_model(model).weights
     whole = _elements(weights)
     sparse = 2 * _elements(w for w in weights if "2:4" in w.patterns) > whole
-    if 2 * _elements(w for w in weights if {"weight", "input"} <= set(w.quantised)) > whole:
+    if 2 * _elements(w for w in weights if w.codes == "int8" and "input" in w.quantised) > whole:
         return "INT8", sparse
     kinds = {told: _elements(w for w in weights if w.dtype == kind) for kind, told in _FLOATS.items()}
     return max(kinds, key=lambda told: kinds[told]), sparse

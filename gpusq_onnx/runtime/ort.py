@@ -48,6 +48,8 @@ class Session:
         model: a file (external data is found beside it) or a serialised model.
         optimize: onnxruntime's graph optimisations; off, every node runs as written.
         exact_qdq: Q and DQ nodes run as written even when optimising.
+        file_order: nodes run as early as the file has them, where onnxruntime's own order may put one off to the end
+            and keep its inputs until then.
         threads: threads within an operator; 0 takes all CPUs that this process may use.
         provider: an execution provider; refused when absent, since onnxruntime would fall back to the CPU in silence.
         provider_options: the provider's own, as text by name.
@@ -64,6 +66,7 @@ class Session:
         *,
         optimize: bool = True,
         exact_qdq: bool = False,
+        file_order: bool = False,
         threads: int = 0,
         provider: str = "CPUExecutionProvider",
         provider_options: Mapping[str, str] | None = None,
@@ -71,7 +74,8 @@ class Session:
         self.name = "a serialised model" if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise UsageError("the model file does not exist", where=self.name)
-        self.handle = _load(model, self.name, optimize, exact_qdq, threads, (provider, dict(provider_options or {})))
+        chosen = (provider, dict(provider_options or {}))
+        self.handle = _load(model, self.name, optimize, exact_qdq, file_order, threads, chosen)
 
     max_batch: int | None = None
     """The largest batch that it takes; None: any."""
@@ -173,6 +177,7 @@ def _load(
     name: str,
     optimize: bool,
     exact_qdq: bool,
+    file_order: bool,
     threads: int,
     chosen: tuple[str, dict[str, str]],
 ) -> "InferenceSession":
@@ -196,6 +201,8 @@ def _load(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if file_order:
+        options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if exact_qdq:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.sparsity.patterns import BLOCK_ELEMENTS, Pattern, blocks, widened
+from gpusq_onnx.sparsity.patterns import Pattern, blocks, widened
+from gpusq_onnx.sums import squared_sum
 
 
 def prune(w: NDArray[Any], pattern: Pattern) -> NDArray[Any]:
@@ -30,11 +31,5 @@ def prune(w: NDArray[Any], pattern: Pattern) -> NDArray[Any]:
 
 def energy_kept(before: NDArray[Any], after: NDArray[Any]) -> float:
     """sum(after^2) / sum(before^2), in any dtype; 1.0 for weights that were all zero."""
-    total = _energy(before)
-    return _energy(after) / total if total else 1.0
-
-
-def _energy(w: NDArray[Any]) -> float:
-    flat = w.ravel(order="K")
-    parts = (widened(flat[i : i + BLOCK_ELEMENTS]) for i in range(0, flat.size, BLOCK_ELEMENTS))
-    return float(sum(np.vdot(part, part) for part in parts))
+    total = squared_sum(before)
+    return squared_sum(after) / total if total else 1.0

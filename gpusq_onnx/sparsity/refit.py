@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusq_onnx.sums import column_dots
+
 Float32 = NDArray[np.float32]
 
 
@@ -24,13 +26,13 @@ def refit(w: Float32, start: Float32, h: NDArray[np.floating[Any]], steps: int) 
     Args:
         w: [k, out], the dense weights, transposed.
         start: [k, out], pruned weights; zeros stay zeros.
-        h: [k, k], positive definite.
+        h: [k, k], positive definite; float32 is taken as it is.
         steps: of conjugate gradients; the error falls with each, k steps are exact but for rounding.
 
     Returns:
         float32 [k, out].
     """
-    hessian = h.astype(np.float32)
+    hessian = h.astype(np.float32, copy=False)
     scale = 1 / np.diag(hessian)[:, None]
     mask = start != 0
     refitted = start.copy()
@@ -49,8 +51,7 @@ def refit(w: Float32, start: Float32, h: NDArray[np.floating[Any]], steps: int) 
 
 
 def _column_dot(a: Float32, b: Float32) -> Float32:
-    dot: Float32 = np.einsum("ko,ko->o", a, b)
-    return dot
+    return column_dots(a, b).astype(np.float32)
 
 
 def _ratio(a: Float32, b: Float32) -> Float32:

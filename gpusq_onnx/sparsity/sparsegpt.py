@@ -12,7 +12,10 @@ centred   where the layer has a bias that `bias_correction` then sets, the mean 
 refit     the kept elements are solved for together once the mask is final (`refit`): 38.6 to 47.4 %
 
 Source: Frantar and Alistarh, "SparseGPT", ICML 2023 (arXiv 2301.00774), algorithm 1 with the group choice of its N:M
-variant. Limits: a few k x k float64 matrices of memory; time ~ k^3 + out * k^2.
+variant. Limits: five k x k float64 matrices of memory; time ~ k^3 + out * k^2.
+
+Output channels know nothing of each other: they are worked through in fixed groups, whose results are the same whoever
+computes them.
 """
 
 from typing import Any
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.sparsity.gram import Gram
+from gpusq_onnx.sparsity.gram import TILE, Each, Gram, one_by_one, spans
 from gpusq_onnx.sparsity.patterns import Pattern
 from gpusq_onnx.sparsity.refit import refit
 
@@ -28,6 +31,8 @@ __all__ = ["Gram", "bias_correction", "prune"]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+
+_CHANNELS = 256  # output channels that are pruned together: their columns of a block fit a core's cache
 
 
 def prune(
@@ -39,6 +44,7 @@ def prune(
     block: int = 128,
     centred: bool = False,
     refit_steps: int = 10,
+    each: Each = one_by_one,
 ) -> NDArray[Any]:
     """A copy of w[out, k] that obeys the pattern, the kept elements updated to make up for the pruned ones.
 
@@ -50,6 +56,7 @@ def prune(
         block: columns between two updates of all that follows; a matter of speed, rounded down to whole groups.
         centred: the layer's bias will take up the change of the mean output (`bias_correction`).
         refit_steps: of `refit` once the mask is final; 0 for the paper's own weights.
+        each: how the groups of output channels are worked through.
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinity in w, damping <= 0.
@@ -59,19 +66,25 @@ def prune(
             f"{pattern.name} needs w[out, k] with k % {pattern.group} == 0 and inputs of the same k; "
             f"found w of shape {w.shape}, inputs of k = {gram.k}"
         )
-    dense = np.array(w.T, np.float32, order="C")  # [k, out]: each column of w is contiguous
-    if not np.isfinite(dense).all():
+    if not np.isfinite(w.astype(np.float32, copy=False)).all():
         raise ValueError(f"weights must be finite; found NaN or infinity in shape {w.shape}")
     h = _damped(gram.sums(centred=centred), damping)
-    upper = _inverse_factor(h).astype(np.float32)
-    columns = dense.copy()
+    upper = _inverse_factor(h, each).astype(np.float32)
+    hessian = h.astype(np.float32)
+    del h
     block = max(1, block // pattern.group) * pattern.group
-    for start in range(0, gram.k, block):
-        span = slice(start, start + block)
-        errors = _prune_block(columns[span], upper[span, span], pattern)
-        columns[start + block :] -= upper[span, start + block :].T @ errors
     pruned = np.empty_like(w)
-    pruned[...] = refit(dense, columns, h, refit_steps).T
+
+    def prune_channels(channels: slice) -> None:
+        dense = np.array(w[channels].T, np.float32, order="C")  # [k, out]: each column of w is contiguous
+        columns = dense.copy()
+        for start in range(0, gram.k, block):
+            span = slice(start, start + block)
+            errors = _prune_block(columns[span], upper[span, span], pattern)
+            columns[start + block :] -= upper[span, start + block :].T @ errors
+        pruned[channels] = refit(dense, columns, hessian, refit_steps).T
+
+    each(prune_channels, spans(len(w), _CHANNELS))
     return pruned
 
 
@@ -100,31 +113,40 @@ def bias_correction(w: NDArray[Any], pruned: NDArray[Any], x_mean: NDArray[Any])
 
 
 def _damped(h: Float64, damping: float) -> Float64:
+    """h with the damping added, in place."""
     if not damping > 0:
         raise ValueError(f"damping must be > 0; found {damping}")
     ridge = damping * float(np.mean(np.diag(h)))
-    damped = h.copy()
-    damped[np.diag_indices_from(damped)] += ridge if ridge > 0 else 1.0  # no input but zeros: the identity
-    return damped
+    h[np.diag_indices_from(h)] += ridge if ridge > 0 else 1.0  # no input but zeros: the identity
+    return h
 
 
-def _inverse_factor(h: Float64) -> Float64:
+def _inverse_factor(h: Float64, each: Each = one_by_one) -> Float64:
     """The upper triangular U with h^-1 = U^T U, without ever forming h^-1.
 
     With J the reversal, J h J = L L^T gives h = (J L J)(J L J)^T, and J L J is upper triangular: U is its inverse.
     """
     lower = np.linalg.cholesky(h[::-1, ::-1]).astype(np.float64, copy=False)
-    return _inverse_upper(lower[::-1, ::-1])
+    return _inverse_upper(lower[::-1, ::-1], each)
 
 
-def _inverse_upper(u: Float64) -> Float64:
+def _inverse_upper(u: Float64, each: Each) -> Float64:
     """Inverse of an upper triangular matrix by halves: numpy has no triangular inverse, and a general one costs 6x."""
     n = len(u)
     if n <= 64:
         return np.triu(np.linalg.inv(u))
     half = n // 2
     inverse = np.zeros_like(u)
-    inverse[:half, :half] = _inverse_upper(u[:half, :half])
-    inverse[half:, half:] = _inverse_upper(u[half:, half:])
-    inverse[:half, half:] = -inverse[:half, :half] @ u[:half, half:] @ inverse[half:, half:]
+    inverse[:half, :half] = _inverse_upper(u[:half, :half], each)
+    inverse[half:, half:] = _inverse_upper(u[half:, half:], each)
+    corner = np.empty((half, n - half))
+
+    def left(rows: slice) -> None:
+        corner[rows] = -inverse[rows, rows.start : half] @ u[rows.start : half, half:]
+
+    def right(columns: slice) -> None:
+        inverse[:half, half:][:, columns] = corner[:, : columns.stop] @ inverse[half:, half:][: columns.stop, columns]
+
+    each(left, spans(half, TILE))
+    each(right, spans(n - half, TILE))
     return inverse

@@ -165,6 +165,8 @@ def test_passes_list_and_show() -> None:
     options = json.loads(call("passes", "show", "prune24", "--json", "-").out)["options"]
     method = next(option for option in options if option["option"] == "method")
     assert method["takes"] == "auto | magnitude | sparsegpt"
+    assert "with any number of threads" in call("passes", "show", "prune24").out
+    assert "with as many threads" in call("passes", "show", "distill").out
 
 
 def test_public_names() -> None:

@@ -1,7 +1,7 @@
 """The architecture as data: which package may import which, and which library has which home.
 
 Floors, from the ground (an import goes down or stays on its floor, never up):
-    errors, sparsity, quant, tasks · graph, data, runtime · torchgraph, pipeline · learn, report · passes, cli
+    errors, sums, sparsity, quant, tasks · graph, data, runtime · torchgraph, pipeline · learn, report · passes, cli
 """
 
 import ast
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "gpusq_onnx"
 
 FLOORS = {
-    "errors": 0, "sparsity": 0, "quant": 0, "tasks": 0,
+    "errors": 0, "sums": 0, "sparsity": 0, "quant": 0, "tasks": 0,
     "graph": 1, "data": 1, "runtime": 1,
     "torchgraph": 2, "pipeline": 2,
     "learn": 3, "report": 3,
@@ -37,10 +37,11 @@ HOMES = {
     "faster_coco_eval": {"tasks"},
     "sklearn": {"tasks"},
     "scipy": {"tasks"},
+    "threadpoolctl": {"pipeline"},
     "torch": {"torchgraph", "learn", "runtime"},  # runtime.kernels, imported late: sparse torch kernels know no graph
     "triton": {"runtime"},
 }
-NUMPY_ONLY = {"errors", "sparsity", "quant", "tasks"}  # but for what has its home there
+NUMPY_ONLY = {"errors", "sums", "sparsity", "quant", "tasks"}  # but for what has its home there
 NEVER = {"passes", "tools", "tests"}  # names of the repository that do not exist once installed
 
 

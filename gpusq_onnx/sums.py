@@ -1,0 +1,55 @@
+"""Sums that are reported or decided on, in float64: what a kernel rounds in float32 must not choose a clip or a mask.
+
+Of wide operands, up to `BLOCK` products are added in their own type (at least float32) and these sums in float64: the
+precision of float64 to a few parts in 1e8, at the speed of float32 and without a float64 copy of a weight.
+
+Limits: the last bits still depend on the CPU's vector width; none of them depends on the number of threads.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 64
+_PIECE = 1 << 17  # elements that are turned into float64 at a time
+
+Float64 = NDArray[np.float64]
+
+
+def row_dots(a: NDArray[Any], b: NDArray[Any]) -> Float64:
+    """sum_k a[o, k] b[o, k], float64 [o]; any float types and memory orders."""
+    total = np.zeros(a.shape[0])
+    for start in range(0, a.shape[1], BLOCK):
+        part = slice(start, start + BLOCK)
+        total += np.einsum("ok,ok->o", _wide(a[:, part]), _wide(b[:, part]))
+    return total
+
+
+def column_dots(a: NDArray[Any], b: NDArray[Any]) -> Float64:
+    """sum_o a[o, k] b[o, k], float64 [k]; any float types and memory orders."""
+    total = np.zeros(a.shape[1])
+    for start in range(0, a.shape[0], BLOCK):
+        part = slice(start, start + BLOCK)
+        total += np.einsum("ok,ok->k", _wide(a[part]), _wide(b[part]))
+    return total
+
+
+def matvec(w: NDArray[Any], v: NDArray[Any]) -> Float64:
+    """w[out, k] v[k], float64 [out]; a few rows of w are float64 at a time."""
+    result, vector = np.empty(w.shape[0]), v.astype(np.float64)
+    rows = max(1, _PIECE // max(1, w.shape[1]))
+    for start in range(0, w.shape[0], rows):
+        np.matmul(w[start : start + rows].astype(np.float64), vector, out=result[start : start + rows])
+    return result
+
+
+def squared_sum(x: NDArray[Any]) -> float:
+    """The sum of all squares, in any order of memory."""
+    flat = x.ravel(order="K")
+    parts = (flat[start : start + _PIECE].astype(np.float64) for start in range(0, flat.size, _PIECE))
+    return float(sum(np.vdot(part, part) for part in parts))
+
+
+def _wide(x: NDArray[Any]) -> NDArray[Any]:
+    return x.astype(np.promote_types(x.dtype, np.float32), copy=False)
