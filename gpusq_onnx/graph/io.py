@@ -28,6 +28,7 @@ from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph import scan
 from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
+from gpusq_onnx.graph.tidy import confirm_declarations, tidy_nodes
 from gpusq_onnx.graph.wire import Writer, write_model
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _ALIGNMENT = 4096  # external tensors start on a page, so that they can be memor
 
 
 def load(path: Path | str) -> Model:
-    """Read a model and raise it to opset 21 (IR 10) or keep it where it is up to opset 25.
+    """Read a model, raised to opset 20 (IR 10) or kept where it is up to opset 25, without what runtimes refuse.
 
     Raises:
         UsageError: there is no such file.
@@ -47,8 +48,10 @@ def load(path: Path | str) -> Model:
     path = Path(path)
     proto, embedded = read_proto(path)
     raise_opset(proto)
+    tidy_nodes(proto)
     model = from_proto(proto, path.parent, embedded)
     require_connected(model)
+    confirm_declarations(model)
     return model
 
 

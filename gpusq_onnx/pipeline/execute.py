@@ -20,7 +20,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, Source, open_source
 from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import InvariantError, NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.graph import invariants
+from gpusq_onnx.graph import invariants, label
 from gpusq_onnx.graph.model import Model, decoded
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import facts
@@ -132,6 +132,7 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
             found="the weights already are as the pass would make them",
             hint="leave the pass out, or give --allow-noop",
         )
+    label.settle(model)
     invariants.check(model, step.name)
     structure = analyse(model)
     made = step.ensures(rows)

@@ -22,7 +22,7 @@ import numpy as np
 from gpusq_onnx import __version__
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.graph import invariants, io
+from gpusq_onnx.graph import invariants, io, label
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import table
@@ -114,6 +114,7 @@ def run(
         source = state.source
         used = None if source is None else {"options": data.echo(), **source.describe(), "sha256": source.digest()}
         found = file.result()
+        label.keep_biases_apart(model)
         model.set_metadata(_provenance(model, pipeline, found.sha256, data.seed, used))
         written = _written(model, output) if leader else None
     if leader:
