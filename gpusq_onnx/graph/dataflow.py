@@ -37,7 +37,7 @@ class Dataflow:
         for node in self.nodes:
             if node.op in ("Shape", "Size"):
                 continue
-            if any(t.name in self._data for t in node.inputs) or _has_subgraph(node):
+            if any(t.name in self._data for t in node.inputs) or has_subgraph(node):
                 self._data.update(t.name for t in node.outputs)
 
     def is_data(self, tensor: gs.Tensor) -> bool:
@@ -96,5 +96,6 @@ class Dataflow:
         return None
 
 
-def _has_subgraph(node: gs.Node) -> bool:
+def has_subgraph(node: gs.Node) -> bool:
+    """Whether a node is an If, a Loop or a Scan."""
     return any(isinstance(value, gs.Graph) for value in node.attrs.values())

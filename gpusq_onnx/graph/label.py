@@ -162,9 +162,9 @@ def _takes(node: NodeProto, types: Types, version: int, found: int) -> bool:
                 # of a node that was valid before, with nothing added since, every type is one that is taken
                 if not same and own is not None and not _formal(own, kind, index).types <= formal.types:
                     return False
-            elif actual not in formal.types or (
-                formal.variable and bound.setdefault(formal.variable, actual) != actual
-            ):
+                continue
+            one_type = not formal.variable or bound.setdefault(formal.variable, actual) == actual
+            if actual not in formal.types or not one_type:
                 return False
     return True
 

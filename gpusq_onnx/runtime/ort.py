@@ -48,6 +48,8 @@ class Session:
         model: a file (external data is found beside it) or a serialised model.
         optimize: onnxruntime's graph optimisations; off, every node runs as written.
         exact_qdq: Q and DQ nodes run as written even when optimising.
+        precise: integer kernels that do not saturate on x64 CPUs without VNNI, where the default ones add products of
+            8 bits in 16 (`session.x64quantprecision`).
         threads: threads within an operator; 0 takes all CPUs that this process may use.
         provider: an execution provider; refused when absent, since onnxruntime would fall back to the CPU in silence.
         provider_options: the provider's own, as text by name.
@@ -64,6 +66,7 @@ class Session:
         *,
         optimize: bool = True,
         exact_qdq: bool = False,
+        precise: bool = False,
         threads: int = 0,
         provider: str = "CPUExecutionProvider",
         provider_options: Mapping[str, str] | None = None,
@@ -71,7 +74,9 @@ class Session:
         self.name = "a serialised model" if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise UsageError("the model file does not exist", where=self.name)
-        self.handle = _load(model, self.name, optimize, exact_qdq, threads, (provider, dict(provider_options or {})))
+        entries = {"session.disable_quant_qdq": exact_qdq, "session.x64quantprecision": precise}
+        chosen = (provider, dict(provider_options or {}))
+        self.handle = _load(model, self.name, optimize, [key for key, on in entries.items() if on], threads, chosen)
 
     max_batch: int | None = None
     """The largest batch that it takes; None: any."""
@@ -172,7 +177,7 @@ def _load(
     model: Path | str | bytes,
     name: str,
     optimize: bool,
-    exact_qdq: bool,
+    switches: Sequence[str],
     threads: int,
     chosen: tuple[str, dict[str, str]],
 ) -> "InferenceSession":
@@ -196,8 +201,8 @@ def _load(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if exact_qdq:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    for switch in switches:
+        options.add_session_config_entry(switch, "1")
     try:
         with silenced():  # a provider that does not start is told below, once and in words
             session = onnxruntime.InferenceSession(
@@ -214,7 +219,12 @@ def _load(
     return session
 
 
+def numbers(value: Any) -> bool:
+    """Whether an input or output of a session is a tensor of a type that numpy has."""
+    return value.type in _DTYPES
+
+
 def _info(value: Any) -> TensorInfo:
-    if value.type not in _DTYPES:
+    if not numbers(value):
         raise UnsupportedModelError(f"{value.name} is a {value.type}", expected=", ".join(_DTYPES), found=value.type)
     return TensorInfo(value.name, np.dtype(_DTYPES[value.type]), tuple(value.shape))
