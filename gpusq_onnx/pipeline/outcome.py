@@ -57,6 +57,7 @@ class Agreement:
         relative, cosine: |difference| / |output| and the cosine; None where shapes differ or nothing is finite.
         judged: whether it must agree; an output after a choice (boxes by their order) need not.
         finite: the defaults bring up no NaN or infinity.
+        same_shape: as it says.
     """
 
     output: str
@@ -64,6 +65,7 @@ class Agreement:
     cosine: float | None
     judged: bool
     finite: bool
+    same_shape: bool
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,12 @@ _FLOAT, _HALF, _QUANTISED = 1e-3, 3e-2, 0.2
 _KILLED = "SIGKILL"
 
 
-def require_survival(model: Model, feed: Feed) -> None:
-    """Run the model once elsewhere, as passes will run it here.
+def require_survival(model: Model, feed: Feed | None) -> None:
+    """Run the model once elsewhere, as it will be run here.
 
     Raises:
         UnsupportedModelError: that ends onnxruntime's process; names the first node that does. A model that onnxruntime
-            refuses or fails to run is left to the pass that runs it.
+            refuses or fails to run is left to who runs it.
     """
     for trial in _of_model(model, feed):
         if trial.outcome == "died":
@@ -93,10 +93,8 @@ def prove(written: Path, model: Model, types: Types, before: Path, feed: Feed | 
     apart = [one for one in found if not _within(one, bound)]
     lost = [one for one in apart if not one.finite]
     if lost and _is_half(types):
-        note = (
-            f"FP16 overflows: with onnxruntime's defaults {lost[0].output!r} has NaN or infinity where the same nodes "
-        )
-        note += "run one by one have none; fp16 finds such tensors with --data"
+        note = f"FP16 overflows: with onnxruntime's defaults {lost[0].output!r} has NaN or infinity, where the same "
+        note += "nodes run one by one have none; fp16 finds such tensors with --data"
         apart, shown = [one for one in apart if one.finite], replace(shown, note=note)
     if apart and bound == _QUANTISED:
         apart, shown = _without_saturation(written, model, feed, plain, shown, apart)
@@ -106,11 +104,12 @@ def prove(written: Path, model: Model, types: Types, before: Path, feed: Feed | 
         note = "the input model itself gives other outputs with onnxruntime's defaults than without optimisations"
         return replace(shown, note=note)
     one = apart[0]
+    found_there = "NaN or infinity" if one.same_shape else "another shape"
     raise InvariantError(
         "the written model computes something else with onnxruntime's defaults than as it is written",
         where=f"output {one.output!r}",
-        expected=f"a relative distance of at most {bound:g}" if one.relative is not None else "finite numbers as there",
-        found="another shape, NaN or infinity" if one.relative is None else f"{one.relative:.3g}",
+        expected=f"the same to {bound:g} of its norm",
+        found=found_there if one.relative is None or not one.finite else f"{one.relative:.3g}",
         hint="this is a defect; the reproducer beside the output shows it",
     )
 
@@ -189,14 +188,18 @@ def _rounding(model: Model, feed: Feed | None, plain: Trial) -> dict[str, float]
 
 
 def _agreement(name: str, plain: Values, default: Values, smooth: bool) -> Agreement:
-    relative = _distance(plain, default)
+    relative, judged = _distance(plain, default), smooth and plain.dtype.kind == "f"
+    if plain.shape != default.shape:
+        return Agreement(name, None, None, judged, finite=True, same_shape=False)
     alike = None if relative is None else float(cosine(plain.reshape(1, -1), default.reshape(1, -1))[0])
-    finite = plain.shape != default.shape or not (np.isfinite(plain) & ~np.isfinite(default)).any()
-    return Agreement(name, relative, alike, smooth and plain.dtype.kind == "f", bool(finite))
+    alike = alike if alike is not None and np.isfinite(alike) else None
+    finite = not (np.isfinite(plain) & ~np.isfinite(default)).any()
+    return Agreement(name, relative, alike, judged, finite, same_shape=True)
 
 
 def _within(one: Agreement, bound: float) -> bool:
-    return one.finite and (not one.judged or (one.relative is not None and one.relative <= bound))
+    near = one.same_shape and (one.relative is None or one.relative <= bound)
+    return one.finite and (near or not one.judged)
 
 
 def _distance(plain: Values, default: Values) -> float | None:
@@ -211,7 +214,7 @@ def _distance(plain: Values, default: Values) -> float | None:
     return difference / size if size else difference
 
 
-def _first_fatal(model: Model, feed: Feed, way: Way) -> str:
+def _first_fatal(model: Model, feed: Feed | None, way: Way) -> str:
     """The first node in whose company the graph ends onnxruntime: found by cutting the graph ever shorter."""
     nodes = list(model.graph.nodes)
     low, high = 0, len(nodes)  # the first `low` nodes run, the first `high` do not
@@ -224,7 +227,7 @@ def _first_fatal(model: Model, feed: Feed, way: Way) -> str:
     return f"node {nodes[low].name!r} ({nodes[low].op})"
 
 
-def _prefix_dies(model: Model, count: int, feed: Feed, way: Way) -> bool:
+def _prefix_dies(model: Model, count: int, feed: Feed | None, way: Way) -> bool:
     part = model.clone()
     del part.graph.nodes[count:]
     outputs = [tensor.name for tensor in part.graph.nodes[-1].outputs if tensor.name]

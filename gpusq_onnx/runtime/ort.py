@@ -167,6 +167,8 @@ def running(name: str) -> Iterator[None]:
     """Around a run of model `name`: onnxruntime's exceptions, which share no base class, become this tool's."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
         if type(error).__name__ == "InvalidArgument":
             raise UnsupportedDataError("the data does not fit the model", where=name, found=str(error)) from error
