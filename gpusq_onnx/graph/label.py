@@ -2,7 +2,8 @@
 
 Why low: a default session of onnxruntime 1.28 to 1.32 gives a QuantizeLinear that it moves past a Reshape or Transpose
 an `output_dtype` from opset 21 on, and then refuses it beside its zero point. It makes such Reshapes itself where a
-MatMul of static shape is followed by a bias. TensorRT wants that zero point; the same graph labelled 20 loads.
+MatMul of static shape is followed by a bias. TensorRT wants that zero point; the same graph labelled 20 loads. Where an
+operator keeps the label above 20: `graph.newer`.
 
 How it is decided: by onnx's own schemas (`onnx.defs`), node by node, in subgraphs and local functions too. A node may
 have another label where the operator exists there, takes the node's attributes, its number of inputs and outputs, and
@@ -19,13 +20,10 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import onnx
-import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, TypeProto, defs, shape_inference
 
 from gpusq_onnx.errors import UnsupportedModelError
-from gpusq_onnx.graph.edits import rewire
-from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.naming import Names
+from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.opset import IR, LOWEST, NEWEST, STANDARD, opset_of
 
 _IR_OF = {20: IR, 21: IR, 22: IR}  # later opsets brought types that need a later IR
@@ -59,36 +57,6 @@ def settle(model: Model) -> None:
                 entry.version = wanted
     if wanted < found and wanted in _IR_OF:
         model.header.ir_version = _IR_OF[wanted]
-
-
-def keep_biases_apart(model: Model) -> int:
-    """Where a quantised model needs opset 21 or more, keep onnxruntime from making Gemms; returns the biases changed.
-
-    Its fusion of MatMul and Add wants a bias [N] for products of rank 3 and more: as [1, N] it computes the same, and
-    no Reshape comes after the DequantizeLinear (see above).
-    """
-    if model.opset <= LOWEST:
-        return 0
-    fresh, changed = Names(model).fresh, 0
-    for node in model.graph.nodes:
-        found = _biased(node)
-        if found is None or not any(made.op == "DequantizeLinear" for made in found[0].inputs[0].inputs):
-            continue
-        bias = found[1]
-        wide = gs.Constant(fresh(f"{bias.name}_row"), values_of(bias).reshape(1, -1))
-        rewire([node], bias, wide)
-        changed += 1
-    return changed
-
-
-def _biased(node: gs.Node) -> tuple[gs.Node, gs.Constant] | None:
-    """The MatMul and the bias [N] that an Add joins."""
-    if node.op == "Add":
-        for one, other in (node.inputs, node.inputs[::-1]):
-            made = one.inputs[0] if one.inputs else None
-            if made is not None and made.op == "MatMul" and isinstance(other, gs.Constant) and len(other.shape) == 1:
-                return made, other
-    return None
 
 
 def lowest(model: ModelProto) -> int:

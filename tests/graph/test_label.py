@@ -12,7 +12,6 @@ from small_graphs import FLOAT, INT8, Array, graph, model, node, normal, proto
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import io, label
 from gpusq_onnx.graph.opset import LOWEST, NEWEST
-from gpusq_onnx.runtime.ort import Session
 
 X = [("x", FLOAT, [2, 7, 32])]
 Y = [("y", FLOAT, [2, 7, "n"])]
@@ -176,27 +175,3 @@ def test_a_label_is_raised_for_what_a_pass_wrote():
     made = model(blocks)
     label.settle(made)
     assert made.opset == io.proto_of(made).opset_import[0].version == 21
-
-
-def linear(opset: int, *more: onnx.NodeProto, bias: Array) -> onnx.ModelProto:
-    constants = SCALE | {"w": normal(32, 16), "b": bias}
-    nodes = [*pair("x", "d"), node("MatMul", ["d", "w"], ["m"]), node("Add", ["m", "b"], ["a"]), *more]
-    return proto(nodes, X, Y, constants, opset=opset)
-
-
-def test_where_the_label_must_stay_biases_keep_onnxruntime_from_making_reshapes():
-    """Of static shape, which the default session of onnxruntime 1.28 to 1.32 refuses otherwise."""
-    made = model(linear(24, node("Swish", ["a"], ["y"]), bias=normal(16, seed=1)))
-    label.settle(made)
-    assert made.opset == 24
-    feed = {"x": normal(2, 7, 32, seed=2)}
-    wanted = Session(io.to_bytes(made), optimize=False).run(feed)["y"]
-    assert label.keep_biases_apart(made) == 1
-    assert label.keep_biases_apart(made) == 0
-    after = io.to_bytes(made)
-    np.testing.assert_array_equal(Session(after, optimize=False).run(feed)["y"], wanted)
-    np.testing.assert_allclose(Session(after).run(feed)["y"], wanted, atol=1e-4)
-    low = model(linear(24, node("Relu", ["a"], ["y"]), bias=normal(16, seed=1)))
-    label.settle(low)
-    assert label.keep_biases_apart(low) == 0
-    Session(io.to_bytes(low)).run(feed)
