@@ -69,6 +69,10 @@ class NothingMatched(UnsupportedModelError):
     title = "nothing matched"
 
 
+class SelectorUnmatched(NothingMatched):
+    """A selector of the caller's names nothing in the model: a typo, which is an error whatever else is done."""
+
+
 class UnsupportedDataError(GpusqError):
     """The data cannot be used: wrong shape or type, an empty folder, too many corrupt images."""
 

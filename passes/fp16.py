@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
+from gpusq_onnx.errors import NothingMatched, SelectorUnmatched, UnsupportedModelError
 from gpusq_onnx.graph.half import LARGEST, SMALLEST_NORMAL, is_single, weight_range
 from gpusq_onnx.graph.halve import halve
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
@@ -119,7 +119,7 @@ class Fp16(Pass[Fp16Options]):
                 if any(fnmatchcase(text, pattern) for text in (node.op, node.name, module_path(node)))
             }
             if not hits:
-                raise NothingMatched(
+                raise SelectorUnmatched(
                     f"the pattern {pattern!r} matches no node",
                     where=f"{self.name}.keep",
                     expected="an operator, a node name or a module path, with * for any text",

@@ -25,7 +25,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.errors import NothingMatched, UsageError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.learn import planning
@@ -77,7 +77,7 @@ class Qat(Pass[QatOptions]):
         planning.require_file(self.options.teacher, "qat.teacher")
         planning.require_file(self.options.dense, "qat.dense")
         if "quantise" not in given.before and not any(node.op == "QuantizeLinear" for node in model.graph.nodes):
-            raise UnsupportedModelError(
+            raise NothingMatched(
                 "qat learns the scales of a quantised model, and this one is not quantised",
                 expected="QuantizeLinear and DequantizeLinear nodes",
                 hint="--passes qdq-int8,qat; a float model is trained by distill",

@@ -104,7 +104,7 @@ class PipelineArgs:
         list[str] | None,
         _what("--set", metavar="PASS.KEY=VALUE", help="Set one option of a pass; needs no quotes; repeatable."),
     ] = None
-    allow_noop: Annotated[bool, _what("--allow-noop", help="A pass that changes nothing is no error.")] = False
+    allow_noop: Annotated[bool, _what("--allow-noop", help="That no pass changes anything is no error.")] = False
     finetune: Annotated[
         int | None, _what("--finetune", metavar="EPOCHS", min=1, help="Distil after pruning, learn scales after INT8.")
     ] = None

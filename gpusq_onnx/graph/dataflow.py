@@ -40,7 +40,7 @@ class Dataflow:
         for node in self.nodes:
             if node.op in ("Shape", "Size"):
                 continue
-            if any(t.name in self._data for t in node.inputs) or _has_subgraph(node):
+            if any(t.name in self._data for t in node.inputs) or has_subgraph(node):
                 self._data.update(t.name for t in node.outputs)
 
     def is_data(self, tensor: gs.Tensor) -> bool:
@@ -112,5 +112,6 @@ def is_depthwise(node: gs.Node) -> bool:
     return isinstance(weight, gs.Constant) and node.attrs.get("group", 1) > 1 and weight.shape[1] == 1
 
 
-def _has_subgraph(node: gs.Node) -> bool:
+def has_subgraph(node: gs.Node) -> bool:
+    """Whether a node is an If, a Loop or a Scan."""
     return any(isinstance(value, gs.Graph) for value in node.attrs.values())

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
@@ -29,6 +31,7 @@ from gpusq_onnx.graph import scan
 from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
 from gpusq_onnx.graph.origin import reads
+from gpusq_onnx.graph.tidy import confirm_declarations, tidy_nodes
 from gpusq_onnx.graph.wire import Writer, write_model
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ _ALIGNMENT = 4096  # external tensors start on a page, so that they can be memor
 
 
 def load(path: Path | str) -> Model:
-    """Read a model and raise it to opset 21 (IR 10) or keep it where it is up to opset 25.
+    """Read a model, raised to opset 20 (IR 10) or kept where it is up to opset 25, without what runtimes refuse.
 
     Raises:
         UsageError: there is no such file.
@@ -48,8 +51,10 @@ def load(path: Path | str) -> Model:
     path = Path(path)
     proto, embedded = read_proto(path)
     raise_opset(proto)
+    tidy_nodes(proto)
     model = from_proto(proto, path.parent, embedded)
     require_connected(model)
+    confirm_declarations(model)
     return model
 
 
@@ -98,8 +103,11 @@ def file_digest(path: Path, data: Sequence[Path] = ()) -> str:
     return digest.hexdigest()
 
 
-def save(model: Model, path: Path | str) -> str:
+def save(model: Model, path: Path | str, prove: Callable[[Path], object] | None = None) -> str:
     """Write `model` to `path`, atomically; with `PATH.data` beside it for external data.
+
+    Args:
+        prove: called with a file of the same bytes before the file gets its name; what it raises leaves no file.
 
     Returns:
         The SHA-256 of the model file followed by the data file, as hex.
@@ -115,13 +123,31 @@ def save(model: Model, path: Path | str) -> str:
     if not model.external:
         with atomic_write(path) as (file,):
             write_model(_Hashed(file, digest), model.header, graph, large)
+            if prove is not None:
+                file.flush()
+                prove(Path(file.name))
         return digest.hexdigest()
     data = path.with_name(path.name + ".data")
     starts = _place(graph, data.name, large)
     with atomic_write(data, path) as (data_file, file):
         write_model(_Hashed(file, digest), model.header, graph, [])
         _write_data(_Hashed(data_file, digest), starts, large)
+        if prove is not None:
+            _prove_linked({data: data_file, path: file}, prove)
     return digest.hexdigest()
+
+
+def _prove_linked(files: Mapping[Path, BinaryIO], prove: Callable[[Path], object]) -> None:
+    """Give the files, the model last, their final names in a scratch folder: the model finds its data by name."""
+    target = list(files)[-1]
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as folder:
+        for path, file in files.items():
+            file.flush()
+            try:
+                os.link(file.name, Path(folder) / path.name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(file.name, Path(folder) / path.name)
+        prove(Path(folder) / target.name)
 
 
 def write_tapped(

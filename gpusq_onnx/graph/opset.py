@@ -1,10 +1,11 @@
-"""Raise a model's opset to the one that TensorRT's explicit quantisation wants.
+"""Raise a model's opset to the lowest that explicit quantisation of any float type wants.
 
-Target: opset 21, IR 10 (per-axis and blocked QuantizeLinear/DequantizeLinear of any float type; onnxruntime and
-TensorRT both read it). Models from 21 to 25 keep their opset; above 25 TensorRT's parser stops, so they are refused.
+Target: opset 20, IR 10 (QuantizeLinear and DequantizeLinear of float16 and bfloat16 since 19, Gelu since 20;
+onnxruntime and TensorRT both read it). Models from 20 to 25 keep their opset; above 25 TensorRT's parser stops, so they
+are refused. What a model is written with in the end: `graph.label`.
 
 Only operators whose meaning or signature changed on the way need a rewrite; they are the rows of `_RULES`. Everything
-else means the same at 21 as at 13 (onnx/docs/Changelog.md). Limits: below 13 (Softmax and Squeeze changed there) the
+else means the same at 20 as at 13 (onnx/docs/Changelog.md). Limits: below 13 (Softmax and Squeeze changed there) the
 model is refused with the command that converts it.
 """
 
@@ -13,22 +14,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, helper
 
 from gpusq_onnx.errors import UnsupportedModelError
 
-OLDEST, TARGET, NEWEST, TARGET_IR = 13, 21, 25, 10
+OLDEST, LOWEST, NEWEST, IR = 13, 20, 25, 10
+STANDARD = ("", "ai.onnx")  # the two spellings of the default domain
 
 Rule = Callable[[NodeProto, GraphProto], None]
 
 
-def opset_of(model: ModelProto) -> int:
-    """The version of the default domain, 0 where the model names none."""
-    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+def opset_of(model: ModelProto | FunctionProto) -> int:
+    """The version of the default domain, 0 where the model (or local function) names none."""
+    return next((o.version for o in model.opset_import if o.domain in STANDARD), 0)
 
 
 def raise_opset(model: ModelProto) -> None:
-    """Bring `model` to opset 21 .. 25 and at least IR 10, in place, subgraphs included.
+    """Bring `model` to opset 20 .. 25 and at least IR 10, in place, subgraphs included.
 
     Raises:
         UnsupportedModelError: the opset is below 13 or above 25.
@@ -39,26 +41,26 @@ def raise_opset(model: ModelProto) -> None:
             f"opset {found} is not supported",
             expected=f"{OLDEST} to {NEWEST}",
             found=str(found),
-            hint=f"export with opset_version={TARGET}, or convert: "
-            f"onnx.version_converter.convert_version(model, {TARGET})",
+            hint=f"export with opset_version={LOWEST}, or convert: "
+            f"onnx.version_converter.convert_version(model, {LOWEST})",
         )
-    if found < TARGET:
-        for graph in _graphs(model.graph):
-            for node in list(graph.node):
-                for op, since, rule in _RULES:
-                    if node.op_type == op and node.domain in ("", "ai.onnx") and found < since:
-                        rule(node, graph)
+    for graph in _graphs(model.graph):
+        for node in list(graph.node):
+            for op, since, rule in _RULES:
+                if node.op_type == op and node.domain in STANDARD and found < since:
+                    rule(node, graph)
+    if found < LOWEST:
         for entry in model.opset_import:
-            if entry.domain in ("", "ai.onnx"):
-                entry.version = TARGET
+            if entry.domain in STANDARD:
+                entry.version = LOWEST
         for function in model.functions:
             _raise_function(function)
-    model.ir_version = max(model.ir_version, TARGET_IR)
+    model.ir_version = max(model.ir_version, IR)
 
 
-def _raise_function(function: onnx.FunctionProto) -> None:
+def _raise_function(function: FunctionProto) -> None:
     for entry in function.opset_import:
-        if entry.domain in ("", "ai.onnx") and entry.version < TARGET:
+        if entry.domain in STANDARD and entry.version < LOWEST:
             rewritten = {op for op, since, _ in _RULES if entry.version < since}
             changed = sorted({n.op_type for n in function.node} & rewritten)
             if changed:
@@ -67,7 +69,7 @@ def _raise_function(function: onnx.FunctionProto) -> None:
                     found=", ".join(changed),
                     hint="inline the functions first: onnx.inliner.inline_local_functions(model)",
                 )
-            entry.version = TARGET
+            entry.version = LOWEST
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
@@ -110,12 +112,15 @@ def _roi_align_mode(node: NodeProto, graph: GraphProto) -> None:
     node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "output_half_pixel"))
 
 
-def _refuse(node: NodeProto, graph: GraphProto) -> None:
-    raise UnsupportedModelError(
-        f"operator {node.op_type} changed its meaning before opset {TARGET} and is not converted",
-        where=f"node {node.name!r}",
-        hint=f"export with opset_version={TARGET}",
-    )
+def _refuse(since: int) -> Rule:
+    def refuse(node: NodeProto, graph: GraphProto) -> None:
+        raise UnsupportedModelError(
+            f"operator {node.op_type} changed its meaning with opset {since} and is not converted",
+            where=f"node {node.name!r}",
+            hint=f"export with opset_version={since}",
+        )
+
+    return refuse
 
 
 _REDUCTIONS = ("Max", "Min", "Mean", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
@@ -124,6 +129,6 @@ _RULES: tuple[tuple[str, int, Rule], ...] = (
     ("Split", 18, _split_count),
     ("RoiAlign", 16, _roi_align_mode),
     ("GridSample", 20, _grid_sample_mode),
-    ("DFT", 20, _refuse),
-    ("GroupNormalization", 21, _refuse),
+    ("DFT", 20, _refuse(20)),
+    ("GroupNormalization", 21, _refuse(21)),  # onnx's checker takes the older form at no opset
 )

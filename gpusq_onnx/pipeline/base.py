@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.model import Model
@@ -30,9 +30,20 @@ Kind = Literal["rewrite", "prune", "quantise", "finetune"]
 
 
 class PassOptions(BaseModel):
-    """Base of every pass's options: unknown keys are errors, values do not change after creation."""
+    """Base of every pass's options: unknown keys are errors, values do not change after creation.
+
+    One value for a list means a list of it: `only=fc1` is `only=[fc1]`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        lists = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is list}
+        return {k: [v] if k in lists and isinstance(v, (str, int, float)) else v for k, v in values.items()}
 
 
 OptionsT = TypeVar("OptionsT", bound=PassOptions)
@@ -167,7 +178,12 @@ class Pass(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
-        """One row for every tensor that the pass considered. Raises NothingMatched for a selector without a match."""
+        """One row for every tensor that the pass considered.
+
+        Raises:
+            SelectorUnmatched: a selector without a match.
+            NothingMatched: nothing to do: a warning where other passes of the pipeline have.
+        """
 
     @abstractmethod
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:

@@ -9,7 +9,7 @@ to make, so that a later failure need not repeat it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +20,16 @@ import numpy as np
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, Source, open_source
 from gpusq_onnx.data.subset import at_most
-from gpusq_onnx.errors import InvariantError, NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.graph import invariants
+from gpusq_onnx.errors import InvariantError, NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
+from gpusq_onnx.graph import invariants, label
 from gpusq_onnx.graph.model import Model, decoded
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import facts
-from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass
+from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
 from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.pipeline.parallel import one_blas_thread
 from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.runtime.ort import Feed
 
 PREFIX = "pkg.gpusq_onnx."
 MOST_CALIBRATE = 1024  # images for pruning and calibrating, where training reads many more (METHOD, "Which weights go")
@@ -45,8 +46,11 @@ class Run:
 
     Attributes:
         source: all samples; `calibration`: those for passes that do not train.
+        sample: a batch of one, or of the fixed size, that the model is tried and its result proven with.
         folder: where learning passes keep checkpoints and logs, in a folder each; None: nowhere.
         before: see `Context.before`.
+        worked: the passes that had something to do, so far.
+        idle: what was said by those that changed nothing.
         trained: behind the last pass of kind "finetune": the number of passes done, the model and the facts then.
     """
 
@@ -57,11 +61,14 @@ class Run:
     progress: Progress
     allow_noop: bool
     calibration: Source | None = None
+    sample: Feed | None = None
     folder: Path | None = None
     facts: list[Fact] = field(default_factory=list)
     steps: list[StepOutcome] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     before: dict[str, Model] = field(default_factory=dict)
+    worked: list[Pass[Any]] = field(default_factory=list)
+    idle: list[NothingMatched] = field(default_factory=list)
     trained: tuple[int, Model, list[Fact]] | None = None
 
 
@@ -83,6 +90,7 @@ def begin(model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_no
         count = data.calibrate or (MOST_CALIBRATE if learning else None)
         if count is not None:
             state.calibration = at_most(state.source, count)
+        state.sample = next((batch.feed for batch in state.source.batches(1)), None)
         if data.path is None:
             state.warnings.append(SYNTHETIC)
     return state
@@ -114,12 +122,16 @@ def kinds_before(passes: Sequence[Pass[Any]]) -> frozenset[str]:
 def execute(state: Run, index: int, structure: Structure) -> Structure:
     """The pass at `index` with all its checks; `structure` is the model's, and that of the result is returned."""
     model, step = state.model, state.passes[index]
+    given = Given(state.data.path is not None, tuple(state.facts), kinds_before(state.worked))
+    rows = planned(step, model, structure, given)
+    if isinstance(rows, NothingMatched):
+        state.idle.append(rows)
+        state.warnings.append(nothing_done(step, rows))
+        state.steps.append(outcome_of(step, ()))
+        return structure
     learns_later = any(later.kind == "finetune" for later in state.passes[index + 1 :])
     if learns_later and step.kind in ("prune", "quantise"):
         state.before.setdefault(step.kind, model.clone())
-    step.requires(model, structure)
-    given = Given(state.data.path is not None, tuple(state.facts), kinds_before(state.passes[:index]))
-    rows = step.plan(model, structure, given)
     source = state.source if step.kind == "finetune" else state.calibration
     context = Context(source, state.data.seed, state.progress, before=state.before)
     if step.kind == "finetune" and state.folder is not None:
@@ -130,24 +142,62 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
     with nullcontext() if step.kind == "finetune" else one_blas_thread():
         step.apply(model, structure, rows, context)
     seconds = time.perf_counter() - began
-    if not state.allow_noop and not _changed(mark, _fingerprint(model)):
-        raise NothingMatched(
+    state.worked.append(step)
+    if not _changed(mark, _fingerprint(model)):
+        error = NothingMatched(
             f"the pass {step.name!r} changed nothing",
             found="the weights already are as the pass would make them",
             hint="leave the pass out, or give --allow-noop",
         )
+        state.idle.append(error)
+        state.warnings.append(nothing_done(step, error))
+    label.settle(model)
     invariants.check(model, step.name)
     structure = analyse(model)
     made = step.ensures(rows)
     state.facts = facts.renamed(state.facts + made, context.renamed)
     _check_facts(state, structure, step.name)
     state.warnings += [f"{step.name}: {warning}" for warning in context.warnings]
-    texts = tuple(fact.text for fact in made)
-    options: dict[str, Any] = step.options.model_dump(mode="json")
-    state.steps.append(StepOutcome(step.name, step.version, options, tuple(rows), context.findings, texts, seconds))
+    state.steps.append(outcome_of(step, rows, made, context.findings, seconds))
     if step.kind == "finetune" and index + 1 < len(state.passes):
         state.trained = index + 1, model.clone(), list(state.facts)
     return structure
+
+
+def planned(step: Pass[Any], model: Model, structure: Structure, given: Given) -> list[PlanRow] | NothingMatched:
+    """The pass's plan, or why it has nothing to do; a selector without a match is raised, whatever other passes do."""
+    try:
+        step.requires(model, structure)
+        return step.plan(model, structure, given)
+    except SelectorUnmatched:
+        raise
+    except NothingMatched as error:
+        return error
+
+
+def require_work(passes: Sequence[Pass[Any]], idle: Sequence[NothingMatched], allow_noop: bool) -> None:
+    """Raise what the first pass found where no pass had anything to do and that was not allowed."""
+    if len(idle) == len(passes) and not allow_noop:
+        raise idle[0]
+
+
+def nothing_done(step: Pass[Any], error: NothingMatched) -> str:
+    """The warning for a pass that had nothing to do."""
+    found = error.details["found"]
+    return f"{step.name} had nothing to do: {error.what}" + (f" ({found})" if found else "")
+
+
+def outcome_of(
+    step: Pass[Any],
+    rows: Sequence[PlanRow],
+    made: Sequence[Fact] = (),
+    findings: Mapping[str, Any] | None = None,
+    seconds: float | None = None,
+) -> StepOutcome:
+    """What the report says of a pass; without findings and seconds where it was only planned."""
+    options: dict[str, Any] = step.options.model_dump(mode="json")
+    texts = tuple(fact.text for fact in made)
+    return StepOutcome(step.name, step.version, options, tuple(rows), findings or {}, texts, seconds)
 
 
 def _check_facts(state: Run, structure: Structure, where: str) -> None:

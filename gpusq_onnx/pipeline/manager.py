@@ -2,7 +2,7 @@
 
 What the manager owns and passes do not: files, hashes, the ledger of facts, provenance, seeds, timing, the reproducer.
 One pass with its checks is `execute`; what a failure leaves, `reproducer`. The output appears atomically after all
-checks. A pass that changes nothing is an error (`allow_noop` lets it be).
+checks. A pass that has nothing to do is a warning where another one had, else an error (`allow_noop` lets it be).
 
 Provenance is model-level metadata under `pkg.gpusq_onnx.*`: no time, host or path, so that the same input and options
 give the same bytes (`Pass.same_bytes` says on which condition).
@@ -21,15 +21,26 @@ import numpy as np
 
 from gpusq_onnx import __version__
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.graph import invariants, io
+from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
+from gpusq_onnx.graph import invariants, io, newer
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.pipeline import table
-from gpusq_onnx.pipeline.base import Context, Given
-from gpusq_onnx.pipeline.execute import PREFIX, begin, execute, kinds_before, take_facts
+from gpusq_onnx.pipeline import proof, table
+from gpusq_onnx.pipeline.base import Context, Given, Pass
+from gpusq_onnx.pipeline.execute import (
+    PREFIX,
+    Run,
+    begin,
+    execute,
+    kinds_before,
+    nothing_done,
+    outcome_of,
+    planned,
+    require_work,
+    take_facts,
+)
 from gpusq_onnx.pipeline.grammar import Pipeline
-from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
+from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, Proof, StepOutcome
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
 from gpusq_onnx.pipeline.reproducer import reproducer
 from gpusq_onnx.pipeline.summary import architecture, as_planned, measure
@@ -52,25 +63,29 @@ def plan(
         invariants.require(model)
         before = measure(model, structure)
         facts = take_facts(model)
-        steps = []
-        for index, step in enumerate(passes):
-            step.requires(model, structure)
-            given = Given(data.path is not None, tuple(facts), kinds_before(passes[:index]))
-            rows = step.plan(model, structure, given)
+        steps, worked = list[StepOutcome](), list[Pass[Any]]()
+        idle, warnings = list[NothingMatched](), list[str]()
+        for step in passes:
+            given = Given(data.path is not None, tuple(facts), kinds_before(worked))
+            rows = planned(step, model, structure, given)
+            if isinstance(rows, NothingMatched):
+                idle.append(rows)
+                warnings.append(nothing_done(step, rows))
+                steps.append(outcome_of(step, ()))
+                continue
+            worked.append(step)
             made = step.ensures(rows)
             facts += made
-            texts = tuple(fact.text for fact in made)
-            steps.append(
-                StepOutcome(step.name, step.version, step.options.model_dump(mode="json"), tuple(rows), {}, texts)
-            )
+            steps.append(outcome_of(step, rows, made))
             if step.structural:
                 step.apply(model, structure, rows, Context())
                 structure = analyse(model)
+        require_work(passes, idle, allow_noop)
         quantised = {row.tensor for step in steps for row in step.rows if row.decision == "quantise weight"}
         after = measure(model, structure, as_planned(quantised, facts))
         found = file.result()
     shape = architecture(structure)
-    return Outcome(str(pipeline), data.seed, found, None, None, tuple(steps), before, after, shape)
+    return Outcome(str(pipeline), data.seed, found, None, None, tuple(steps), before, after, shape, tuple(warnings))
 
 
 def run(
@@ -88,13 +103,14 @@ def run(
     Args:
         path, output: the model, and the file that is written (with `OUTPUT.data` where there is external data).
         data: calibration data; without a path, passes that need data get synthetic images, with a warning.
-        allow_noop: a pass that changes nothing is no error.
+        allow_noop: that no pass changes anything is no error.
         leader: of several processes that train together and all run this, the one that writes.
 
     Raises:
         UsageError: output equal to input, a folder that does not exist, an unknown pass or option.
         UnsupportedModelError, UnsupportedDataError, NothingMatched: the model or the data cannot be used.
-        PassFailed, InvariantError: our fault; a reproducer lies beside the output.
+        PassFailed, InvariantError: our fault; a reproducer lies beside the output. A written file that onnxruntime
+            refuses, or runs to another result than it says, is one (`pipeline.proof`).
     """
     pipeline = table.expand(pipeline)
     passes = table.resolve(pipeline)
@@ -106,16 +122,26 @@ def run(
         structure = analyse(model)
         _require_numbers(model, structure)
         invariants.require(model)
+        if state.sample is not None:
+            state.progress.start("trying the model in onnxruntime")
+            proof.require_survival(model, state.sample)
+            state.progress.finish()
         before = measure(model, structure)
         for index in range(len(passes)):
             with reproducer(path, output, pipeline, index, state) if leader else nullcontext():
                 structure = execute(state, index, structure)
+        require_work(passes, state.idle, allow_noop)
         after = measure(model, structure)
         source = state.source
         used = None if source is None else {"options": data.echo(), **source.describe(), "sha256": source.digest()}
         found = file.result()
+        if newer.settle_newer(model):
+            invariants.check(model, "writing for a newer opset")
         model.set_metadata(_provenance(model, pipeline, found.sha256, data.seed, used))
-        written = _written(model, output) if leader else None
+        written = shown = None
+        if leader:
+            with reproducer(path, output, pipeline, len(passes) - 1, state, "the written model failed its proof"):
+                written, shown = _written(state, structure, path, output)
     if leader:
         for checkpoint in state.folder.glob("*/checkpoint*"):
             checkpoint.unlink()
@@ -130,12 +156,24 @@ def run(
         after,
         architecture(structure),
         tuple(state.warnings + (source.notes if source is not None and data.path is not None else [])),
+        shown,
     )
 
 
-def _written(model: Model, output: Path) -> FileFacts:
-    sha = io.save(model, output)
-    return _file_facts(output, [output.with_name(output.name + ".data")] if model.external else [], sha)
+def _written(state: Run, structure: Structure, path: Path, output: Path) -> tuple[FileFacts, Proof]:
+    """Write the model where its proof holds."""
+    model, shown = state.model, []
+
+    def prove(written: Path) -> None:
+        state.progress.start("proving the written model")
+        shown.append(proof.prove(written, model, structure.types, path, state.sample))
+        state.progress.finish()
+
+    sha = io.save(model, output, prove)
+    if shown[0].note:
+        state.warnings.append(shown[0].note)
+    facts = _file_facts(output, [output.with_name(output.name + ".data")] if model.external else [], sha)
+    return facts, shown[0]
 
 
 def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dict[str, Any] | None) -> dict[str, str]:

@@ -50,6 +50,41 @@ class StepOutcome:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """One output of the written file, with onnxruntime's defaults against every node run as written.
+
+    Attributes:
+        relative, cosine: |difference| / |output| and the cosine; None where shapes differ or nothing is finite.
+        judged: whether it must agree; an output after a choice (boxes by their order) need not.
+        finite: the defaults bring up no NaN or infinity.
+        same_shape: as it says.
+    """
+
+    output: str
+    relative: float | None
+    cosine: float | None
+    judged: bool
+    finite: bool
+    same_shape: bool
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What became of the written file in onnxruntime before it got its name: see `pipeline.proof`.
+
+    Attributes:
+        default, unoptimised: "ran", "loaded" (no batch could be made), "refused", "failed" or "died".
+        outputs: how the two agree, where both ran.
+        note: why something is not proven.
+    """
+
+    default: str
+    unoptimised: str
+    outputs: tuple[Agreement, ...] = ()
+    note: str | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One `plan` or `run`.
 
@@ -64,6 +99,7 @@ class Outcome:
             estimate.
         architecture: blocks, stages, attention and critical feature maps, as recognised in the result.
         warnings: sentences for the user.
+        proof: of the written file; None in a plan.
     """
 
     pipeline: str
@@ -76,3 +112,4 @@ class Outcome:
     after: Cost
     architecture: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
+    proof: Proof | None = None

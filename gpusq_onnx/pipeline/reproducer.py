@@ -29,8 +29,14 @@ from gpusq_onnx.pipeline.progress import NullProgress
 
 
 @contextmanager
-def reproducer(path: Path, output: Path, pipeline: Pipeline, index: int, state: Run) -> Iterator[None]:
-    """Run one pass inside; where it fails by our fault, leave the folder and raise PassFailed, which names it."""
+def reproducer(
+    path: Path, output: Path, pipeline: Pipeline, index: int, state: Run, what: str | None = None
+) -> Iterator[None]:
+    """Run one pass, or `what` comes after it, inside; where that fails by our fault, leave the folder.
+
+    Raises:
+        PassFailed: names the pass, or says `what`.
+    """
     try:
         yield
     except (OSError, MemoryError):
@@ -46,7 +52,8 @@ def reproducer(path: Path, output: Path, pipeline: Pipeline, index: int, state: 
             hint = f"report it with the folder {folder}; to see it again: gpusq-onnx apply {again}"
         except Exception as second:
             hint = f"report it; no reproducer could be written ({type(second).__name__}: {second})"
-        raise PassFailed(f"the pass {pipeline.steps[index].name!r} failed", found=found, hint=hint) from error
+        failed = what or f"the pass {pipeline.steps[index].name!r} failed"
+        raise PassFailed(failed, found=found, hint=hint) from error
 
 
 def write(folder: Path, path: Path, pipeline: Pipeline, index: int, state: Run, error: str) -> None:

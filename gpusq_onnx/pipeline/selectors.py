@@ -1,8 +1,9 @@
 """Which sites a pass treats: by name pattern, module path, operator and role, with the reason for every refusal.
 
 `only` and `skip` are lists of patterns. A pattern is a role (`fc1`), an operator (`Conv`), or a shell-style wildcard
-that is matched against the initializer's name and the module path (`blocks.0.*`). A pattern that matches no site of the
-model is an error, so that a typo never means "everything".
+that is matched against the initializer's name and the module path (`blocks.0.*`). Roles and operators are matched
+whatever the case; where two differ in nothing else, as written: `conv` is the role, `Conv` the operator. A pattern that
+matches no site of the model is an error, so that a typo never means "everything".
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from gpusq_onnx.errors import NothingMatched
+from gpusq_onnx.errors import SelectorUnmatched
 from gpusq_onnx.graph.roles import ROLES
 from gpusq_onnx.graph.sites import OPERATORS, Site
 
@@ -22,12 +23,12 @@ class Selector:
         self.only, self.skip = tuple(only), tuple(skip)
 
     def check(self, sites: Sequence[Site], where: str) -> None:
-        """Raise NothingMatched for the first pattern without a match; `where` names the pass and its options."""
+        """Raise SelectorUnmatched for the first pattern without a match; `where` names the pass and its options."""
         for option, patterns in (("only", self.only), ("skip", self.skip)):
             for pattern in patterns:
                 if not any(matches(pattern, site) for site in sites):
                     names = sorted({site.path or site.name for site in sites})
-                    raise NothingMatched(
+                    raise SelectorUnmatched(
                         f"the selector {pattern!r} matches no weight",
                         where=f"{where}.{option}",
                         expected=f"a role ({', '.join(sorted({s.role for s in sites}))}), an operator "
@@ -45,8 +46,15 @@ class Selector:
 
 def matches(pattern: str, site: Site) -> bool:
     """Whether one pattern names the site."""
-    if pattern in ROLES:
-        return site.role == pattern
-    if pattern in OPERATORS:
-        return site.op == pattern
+    known = _known(pattern)
+    if known is not None:
+        return site.role == known if known in ROLES else site.op == known
     return fnmatchcase(site.name, pattern) or (bool(site.path) and fnmatchcase(site.path, pattern))
+
+
+def _known(pattern: str) -> str | None:
+    """The role or operator that a pattern is the name of."""
+    names = (*ROLES, *OPERATORS)
+    if pattern in names:
+        return pattern
+    return next((name for name in names if name.casefold() == pattern.casefold()), None)

@@ -1,5 +1,8 @@
 """The result of `check`: a comparison, the gates that were set, and a TensorRT parser's verdict, as data.
 
+The reference arithmetic is Q and DQ executed as written; how the compressed model does in a session with onnxruntime's
+defaults stands beside it, and its refusal there is a failure whatever the gates.
+
 A gate that cannot be measured (top-1 without labels, agreement of a detector) is a usage error, before the models run
 where that can be known: a gate that never fails would be worse than none.
 """
@@ -108,7 +111,8 @@ def check_models(
         UnsupportedModelError, UnsupportedDataError: see `runtime.compare.compare`.
         EnvironmentLacking: TensorRT, CUDA or a GPU is asked for and missing.
     """
-    with opened(original, compressed, look.on, look.taps, progress) as (reference, candidate, taps):
+    with opened(original, compressed, look.on, look.taps, progress) as sides:
+        reference, candidate, taps = sides.reference, sides.candidate, sides.taps
         framed = reference if reference.fixed_batch else candidate
         source = open_source(options, [InputSpec(info.name, info.dtype, info.shape) for info in framed.inputs()])
         _require_truth(gates, source)
@@ -125,6 +129,7 @@ def check_models(
                 judge=_judge(source),
                 batch=_BATCH_OF_ALL if "all" in look.taps else BATCH,
                 taps=taps,
+                default=sides.default,
                 progress=progress.advance,
                 witness=recorder if look.artefacts else _nobody,
             )
@@ -138,12 +143,22 @@ def check_models(
         found,
         {"options": options.echo(), **source.describe(), "sha256": source.digest()},
         gates,
-        tuple(gates.failures(found)),
+        (*gates.failures(found), *([sides.refusal] if sides.refusal else [])),
         look.tolerance if taps else None,
         departure.name if departure else None,
         recorder.files() if look.artefacts else {},
         tuple(continuation(look.artefacts, original, compressed, engine=is_plan(compressed))) if look.artefacts else (),
     )
+
+
+def summary(found: Comparison) -> str:
+    """A comparison in half a line: the lowest of the outputs' mean cosines, and agreement where there are classes."""
+    cosines = [output.cosine_mean for output in found.outputs if output.cosine_mean is not None]
+    parts = [f"cosine {min(cosines):.4g}"] if cosines else []
+    parts += [] if found.top1_agreement is None else [f"top-1 agreement {found.top1_agreement:.2%}"]
+    after = found.candidate_metrics or {}
+    parts += [f"{name} {after[key]:.2%}" for key, name in METRICS.items() if key in after]
+    return ", ".join(parts) or "nothing to compare"
 
 
 def _nobody(*seen: object) -> None:
@@ -188,6 +203,8 @@ def digest(result: CheckResult) -> str:
     if found.reference_metrics and found.candidate_metrics:
         before, after = found.reference_metrics, found.candidate_metrics
         lines += [f"{name}: {before[key]:.2%} -> {after[key]:.2%}" for key, name in METRICS.items() if key in before]
+    if found.default is not None:
+        lines += ["", f"with onnxruntime's defaults, where Q/DQ are fused: {summary(found.default)}"]
     lines += _taps(result)
     if result.parser:
         built = ", engine built" if result.parser.built else ""

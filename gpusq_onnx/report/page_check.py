@@ -9,7 +9,7 @@ from typing import Any
 from gpusq_onnx.report import pictures
 from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.benchmark_page import columns, machine
-from gpusq_onnx.report.checking import METRICS, CheckResult
+from gpusq_onnx.report.checking import METRICS, CheckResult, summary
 from gpusq_onnx.report.page import Block, Facts, Note, Picture, Section, Table, number
 
 
@@ -54,6 +54,8 @@ def _comparison(result: CheckResult) -> Iterator[Block]:
     header = ["output", "cosine", "lowest cosine", "max difference", "mean difference / range"]
     cells = [[o.name, *map(number, (o.cosine_mean, o.cosine_min, o.max_abs, o.mean_relative))] for o in found.outputs]
     yield Table("Outputs", header, cells, range(1, len(header)))
+    if found.default is not None:
+        yield Note(f"With onnxruntime's defaults, where Q/DQ are fused: {summary(found.default)}")
     if result.parser:
         tone = "good" if result.parser.ok else "bad"
         built = ", engine built" if result.parser.built else ""

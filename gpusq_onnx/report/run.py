@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from gpusq_onnx import __version__
-from gpusq_onnx.pipeline.outcome import Outcome, StepOutcome
+from gpusq_onnx.pipeline.outcome import Outcome, Proof, StepOutcome
 from gpusq_onnx.report.learning import learning
 from gpusq_onnx.report.markdown import table
 
@@ -37,7 +37,28 @@ def digest(outcome: Outcome) -> str:
     lines += [f"- **warning**: {warning}" for warning in outcome.warnings]
     for step in outcome.steps:
         lines += ["", *_step(step)]
+    lines += ["", *_proof(outcome.proof)] if outcome.proof else []
     return "\n".join([*lines, "", *architecture(outcome), "", *totals(outcome)]) + "\n"
+
+
+def _proof(proof: Proof) -> Iterator[str]:
+    """What onnxruntime made of the written file."""
+    yield "## Proof"
+    yield ""
+    yield f"- onnxruntime's defaults: {proof.default}; every node as written: {proof.unoptimised}"
+    if proof.note:
+        yield f"- {proof.note}"
+    if proof.outputs:
+        yield ""
+        rows = [
+            [o.output, _number(o.cosine), _number(o.relative), "judged" if o.judged else "after a choice of the model"]
+            for o in proof.outputs
+        ]
+        yield from table(["output", "cosine of the two", "relative distance", ""], rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def architecture(outcome: Outcome) -> list[str]:

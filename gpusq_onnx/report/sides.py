@@ -4,22 +4,28 @@
     .plan .engine .trt    TensorRT
     .onnx, on="tensorrt"  an engine built on the spot, in which taps are outputs
 
-What is asked for runs, or the error says what is missing: nothing falls back to the CPU.
+What is asked for runs, or the error says what is missing: nothing falls back to the CPU. A compressed ONNX file on the
+CPU is opened a second time with onnxruntime's defaults, as its users will. Each file meets onnxruntime in a process of
+its own first: one that ends it is compared in the form in which `apply` reads it (`graph.tidy`).
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.graph.io import load
+from gpusq_onnx.graph.io import load, write_tapped
 from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.pipeline.proof import require_survival
 from gpusq_onnx.report.tapping import choose, tapped
 from gpusq_onnx.runtime.compare import Loaded
 from gpusq_onnx.runtime.engine import SUFFIXES, Engine, built, require_tensorrt
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.runtime.taps import Tap
+from gpusq_onnx.runtime.trial import Trial, try_out
 
 BATCH = 8  # of models with a free batch; also what an engine is built for
 
@@ -31,11 +37,26 @@ def is_plan(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
+@dataclass(frozen=True)
+class Sides:
+    """The models of a comparison.
+
+    Attributes:
+        taps: inner tensors that both show.
+        default: the compressed model with onnxruntime's defaults; None where it is refused, or runs elsewhere.
+        refusal: what such a session said instead of loading it.
+    """
+
+    reference: Loaded
+    candidate: Loaded
+    taps: list[Tap]
+    default: Loaded | None = None
+    refusal: str | None = None
+
+
 @contextmanager
-def opened(
-    original: Path, compressed: Path, on: Runtime, wanted: Sequence[str], progress: Progress
-) -> Iterator[tuple[Loaded, Loaded, list[Tap]]]:
-    """Both models, loaded where they are to run, and the taps that both show.
+def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str], progress: Progress) -> Iterator[Sides]:
+    """Both models, loaded where they are to run.
 
     Args:
         on: what runs the compressed model where that is an ONNX file; the original runs on the CPU.
@@ -44,6 +65,7 @@ def opened(
     Raises:
         EnvironmentLacking: TensorRT, CUDA or a GPU is asked for and missing.
         UsageError: a missing file, or taps that the models cannot show.
+        UnsupportedModelError: a model ends onnxruntime's process in every form.
     """
     plan = is_plan(compressed)
     if plan and on == "cuda":
@@ -51,10 +73,18 @@ def opened(
     if plan or on == "tensorrt":
         require_tensorrt()
     taps: list[Tap] = []
+    default = refusal = None
     with ExitStack() as scratch:
-        paths = [original, compressed]
+        folder = Path(scratch.enter_context(TemporaryDirectory(prefix="gpusq-onnx-")))
+        paths = [_tried(original, folder)[0], compressed]
+        if not plan and on == "cpu":
+            paths[1], trial = _tried(compressed, folder)
+            if trial.outcome in ("refused", "died"):
+                refusal = str(trial)
+            else:
+                default = Session(compressed)
         if wanted:
-            models = [load(path) for path in (paths if not plan else paths[:1])]
+            models = [load(path) for path in ([original, compressed] if not plan else [original])]
             taps = choose(models[0], models[-1], wanted)
             paths[: len(models)] = scratch.enter_context(tapped(models, taps))
         reference = Session(paths[0], exact_qdq=True)
@@ -70,7 +100,19 @@ def opened(
             candidate = Session(paths[1], exact_qdq=True, provider=provider)
         for side, path in ((reference, original), (candidate, compressed)):
             side.name = str(path)  # a scratch copy's own name would tell the reader nothing
-        yield reference, candidate, taps
+        yield Sides(reference, candidate, taps, default, refusal)
+
+
+def _tried(path: Path, folder: Path) -> tuple[Path, Trial]:
+    """The file, or where it ends onnxruntime's process what `apply` makes of it; and what a default session did."""
+    (trial,) = try_out(path, None, ["default"])
+    if trial.outcome != "died":
+        return path, trial
+    model = load(path)
+    require_survival(model, None)
+    tidied = folder / f"{len(list(folder.iterdir()))}.onnx"
+    write_tapped(model, tidied, [spec.name for spec in model.outputs()])
+    return tidied, trial
 
 
 def _require_outputs(candidate: Loaded, taps: list[Tap]) -> None:

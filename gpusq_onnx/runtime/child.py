@@ -1,4 +1,4 @@
-"""TensorRT in a process of its own, so that its crash is a finding and not ours.
+"""A runtime (TensorRT, onnxruntime) in a process of its own, so that its crash is a finding and not ours.
 
 A worker is a module of this package with a `main()` that calls `serve`: it reads one JSON request from argv[1] and
 writes one JSON answer into the file which the request names, again and again as it gets on: what it had found is there

@@ -10,8 +10,8 @@ former; others are compared output by output. Where the images are annotated or 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +62,10 @@ class Loaded(Fed, Protocol):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; fractions, not percentages. None: no classifier (or detector), no truth, or no metric."""
+    """What `compare` found; fractions, not percentages. None: no classifier (or detector), no truth, or no metric.
+
+    `default` is the same for the candidate in a session with onnxruntime's defaults.
+    """
 
     samples: int
     outputs: list[OutputDifference]
@@ -71,6 +74,7 @@ class Comparison:
     reference_metrics: dict[str, float] | None = None
     candidate_metrics: dict[str, float] | None = None
     taps: tuple[TapDifference, ...] = ()
+    default: "Comparison | None" = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a report."""
@@ -86,6 +90,7 @@ def compare(
     judge: Callable[[], OutputsMetric] | None = None,
     batch: int = 8,
     taps: Sequence[Tap] = (),
+    default: Loaded | None = None,
     progress: Callable[[int], object] = lambda samples: None,
     witness: Callable[[Feed, Outputs, Outputs], object] = lambda feed, expected, found: None,
 ) -> Comparison:
@@ -97,6 +102,7 @@ def compare(
         metric: makes an empty running metric; used for classifiers when the data has labels.
         judge: the same over all outputs; used when the data has a truth.
         taps: inner tensors to compare, which both models must give as outputs, too.
+        default: the candidate loaded with onnxruntime's defaults, which is compared with the reference, too.
         progress: told the number of samples of each batch when it is done.
         witness: shown each batch with both models' outputs; they are valid during the call only.
 
@@ -109,39 +115,67 @@ def compare(
     fixed = common_batch(first, second)
     most = min(size for size in (batch, first.max_batch, second.max_batch) if size)
     looks = {tap.name: RunningTap(tap) for tap in taps}
-    differences = {info.name: RunningDifference(info.name) for info in first.outputs() if info.name not in looks}
-    classes = RunningAgreement(metric) if _classifies(first, looks) and _classifies(second, looks) else None
-    judges = (judge(), judge()) if judge else ()
+    sides = [_Side(first, second, looks, metric, judge)]
+    if default is not None:
+        sides.append(_Side(first, default, looks, metric, None))
     samples = 0
-    with first.opened() as run_first, second.opened() as run_second:
+    with ExitStack() as stack:
+        run_first, *runs = [stack.enter_context(model.opened()) for model in (first, *(side.model for side in sides))]
         for piece in source.batches(fixed or most):
             check_names(piece.feed, first)
-            expected, found = run_first(_as_taken(piece.feed, first)), run_second(_as_taken(piece.feed, second))
-            for name, difference in differences.items():
-                a, b = (_counted(output[name], piece, fixed) for output in (expected, found))
-                difference.update(a, b)
-                if classes:
-                    classes.update(a, b, piece.labels)
-            if piece.truth is not None:
-                for judged, outputs in zip(judges, (expected, found), strict=False):
-                    judged.update({name: _counted(outputs[name], piece, fixed) for name in differences}, piece.truth)
-            for name, look in looks.items():
-                look.update(*(_counted(output[name], piece, fixed) for output in (expected, found)))
-            witness(piece.feed, expected, found)
+            expected = run_first(_as_taken(piece.feed, first))
+            for run, side in zip(runs, sides, strict=True):
+                found = run(_as_taken(piece.feed, side.model))
+                side.update(expected, found, piece, fixed)
+                if side is sides[0]:
+                    for name, look in looks.items():
+                        look.update(*(_counted(output[name], piece, fixed) for output in (expected, found)))
+                    witness(piece.feed, expected, found)
             samples += piece.size
             progress(piece.size)
     if not samples:
         raise UnsupportedDataError("there is no data to compare the models on")
-    found_classes = (classes or RunningAgreement(None)).result()
-    if judges:
-        before, after = (dict(judged.result()) for judged in judges)
-        found_classes |= {"reference_metrics": before, "candidate_metrics": after}
-    return Comparison(
-        samples,
-        [difference.result() for difference in differences.values()],
-        **found_classes,
-        taps=tuple(look.result() for look in looks.values()),
+    compared, *others = [side.result(samples) for side in sides]
+    return replace(
+        compared, taps=tuple(look.result() for look in looks.values()), default=others[0] if others else None
     )
+
+
+class _Side:
+    """What is collected of one candidate against the reference."""
+
+    def __init__(
+        self,
+        reference: Loaded,
+        model: Loaded,
+        looks: Mapping[str, object],
+        metric: Callable[[], Metric] | None,
+        judge: Callable[[], OutputsMetric] | None,
+    ) -> None:
+        self.model = model
+        self._differences = {i.name: RunningDifference(i.name) for i in reference.outputs() if i.name not in looks}
+        classifies = _classifies(reference, looks) and _classifies(model, looks)
+        self._classes = RunningAgreement(metric) if classifies else None
+        self._judges = (judge(), judge()) if judge else ()
+
+    def update(self, expected: Outputs, found: Outputs, piece: Batch, fixed: int | None) -> None:
+        """Take in one batch of the reference's and the candidate's outputs."""
+        for name, difference in self._differences.items():
+            a, b = (_counted(output[name], piece, fixed) for output in (expected, found))
+            difference.update(a, b)
+            if self._classes:
+                self._classes.update(a, b, piece.labels)
+        if piece.truth is not None:
+            for judged, outputs in zip(self._judges, (expected, found), strict=False):
+                judged.update({name: _counted(outputs[name], piece, fixed) for name in self._differences}, piece.truth)
+
+    def result(self, samples: int) -> Comparison:
+        """The statistics over all batches."""
+        classes = (self._classes or RunningAgreement(None)).result()
+        if self._judges:
+            before, after = (dict(judged.result()) for judged in self._judges)
+            classes |= {"reference_metrics": before, "candidate_metrics": after}
+        return Comparison(samples, [difference.result() for difference in self._differences.values()], **classes)
 
 
 def _loaded(model: Path | str | Loaded) -> Loaded:

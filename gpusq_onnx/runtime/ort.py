@@ -50,6 +50,8 @@ class Session:
         exact_qdq: Q and DQ nodes run as written even when optimising.
         file_order: nodes run as early as the file has them, where onnxruntime's own order may put one off to the end
             and keep its inputs until then.
+        precise: integer kernels that do not saturate on x64 CPUs without VNNI, where the default ones add products of
+            8 bits in 16 (`session.x64quantprecision`).
         threads: threads within an operator; 0 takes all CPUs that this process may use.
         provider: an execution provider; refused when absent, since onnxruntime would fall back to the CPU in silence.
         provider_options: the provider's own, as text by name.
@@ -67,6 +69,7 @@ class Session:
         optimize: bool = True,
         exact_qdq: bool = False,
         file_order: bool = False,
+        precise: bool = False,
         threads: int = 0,
         provider: str = "CPUExecutionProvider",
         provider_options: Mapping[str, str] | None = None,
@@ -74,8 +77,11 @@ class Session:
         self.name = "a serialised model" if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise UsageError("the model file does not exist", where=self.name)
+        entries = {"session.disable_quant_qdq": exact_qdq, "session.x64quantprecision": precise}
         chosen = (provider, dict(provider_options or {}))
-        self.handle = _load(model, self.name, optimize, exact_qdq, file_order, threads, chosen)
+        self.handle = _load(
+            model, self.name, optimize, [key for key, on in entries.items() if on], file_order, threads, chosen
+        )
 
     max_batch: int | None = None
     """The largest batch that it takes; None: any."""
@@ -166,6 +172,8 @@ def running(name: str) -> Iterator[None]:
     """Around a run of model `name`: onnxruntime's exceptions, which share no base class, become this tool's."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
         if type(error).__name__ == "InvalidArgument":
             raise UnsupportedDataError("the data does not fit the model", where=name, found=str(error)) from error
@@ -176,7 +184,7 @@ def _load(
     model: Path | str | bytes,
     name: str,
     optimize: bool,
-    exact_qdq: bool,
+    switches: Sequence[str],
     file_order: bool,
     threads: int,
     chosen: tuple[str, dict[str, str]],
@@ -203,8 +211,8 @@ def _load(
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if file_order:
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    if exact_qdq:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    for switch in switches:
+        options.add_session_config_entry(switch, "1")
     try:
         with silenced():  # a provider that does not start is told below, once and in words
             session = onnxruntime.InferenceSession(
@@ -221,7 +229,12 @@ def _load(
     return session
 
 
+def numbers(value: Any) -> bool:
+    """Whether an input or output of a session is a tensor of a type that numpy has."""
+    return value.type in _DTYPES
+
+
 def _info(value: Any) -> TensorInfo:
-    if value.type not in _DTYPES:
+    if not numbers(value):
         raise UnsupportedModelError(f"{value.name} is a {value.type}", expected=", ".join(_DTYPES), found=value.type)
     return TensorInfo(value.name, np.dtype(_DTYPES[value.type]), tuple(value.shape))

@@ -23,7 +23,7 @@ UNUSABLE: dict[str, tuple[Maker, str, list[str]]] = {
     "external data truncated": (bad_models.data_truncated, "prune24", ["is truncated", "model.onnx.data"]),
     "external data outside": (bad_models.data_outside, "prune24", ["outside the model's folder", "../model.onnx.data"]),
     "external data by an absolute path": (bad_models.data_absolute, "prune24", ["relative path", "model.onnx.data"]),
-    "opset 26": (bad_models.opset_26, "prune24", ["opset 26 is not supported", "13 to 25", "opset_version=21"]),
+    "opset 26": (bad_models.opset_26, "prune24", ["opset 26 is not supported", "13 to 25", "opset_version=20"]),
     "opset 11": (bad_models.opset_11, "prune24", ["opset 11 is not supported", "13 to 25"]),
     "NaN weights, pruned": (bad_models.with_value(float("nan")), "prune24", ["NaN", "checkpoint"]),
     "NaN weights, SparseGPT": (bad_models.with_value(float("nan")), "prune24{method=sparsegpt}", ["NaN", "checkpoint"]),

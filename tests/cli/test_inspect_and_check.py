@@ -60,7 +60,7 @@ def test_inspect_prints_one_line_a_weight(model: Path) -> None:
     lines = call("inspect", model).out.splitlines()
     count = len(json.loads(call("inspect", model, "--json", "-").out)["weights"])
     assert len([line for line in lines if " FP32 " in line and "dense" in line]) >= count
-    assert lines[-2].startswith(f"{count} weights, opset 21")
+    assert lines[-2].startswith(f"{count} weights, opset 20")
     assert lines[-1].startswith("towards sparse kernels: ") and "--passes prune24 (13)" in lines[-1]
 
 

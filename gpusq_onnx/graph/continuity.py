@@ -1,0 +1,47 @@
+"""Which outputs follow the inputs smoothly, so that two ways of rounding must give nearly the same.
+
+A choice is a step: where float data becomes integers or truth values (TopK's and ArgMax's indices, NonZero, a
+comparison, NonMaxSuppression's boxes), a difference in the last bit may give another answer, and everything that is
+computed from it. A detector's sorted scores are smooth, the boxes gathered by their order are not.
+
+No steps: QuantizeLinear, whose rounding is what is judged; Shape and Size; IsNaN and IsInf of masks.
+Limits: what an If, Loop or Scan computes from data counts as a choice.
+"""
+
+from __future__ import annotations
+
+import onnx_graphsurgeon as gs
+
+from gpusq_onnx.graph.dataflow import Dataflow, has_subgraph
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.shapes import Types
+
+_NO_CHOICE = frozenset("QuantizeLinear DynamicQuantizeLinear Shape Size IsNaN IsInf".split())
+_STEPS = frozenset(
+    "Round Floor Ceil Sign Mod RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli "
+    "Multinomial".split()
+)
+
+
+def smooth_outputs(model: Model, types: Types) -> set[str]:
+    """The names of the graph's outputs that depend on no choice."""
+    flow = Dataflow(model)
+    chosen: set[str] = set()
+    for node in flow.nodes:
+        if any(tensor.name in chosen for tensor in node.inputs) or _is_step(node, flow):
+            chosen.update(tensor.name for tensor in node.outputs)
+        elif node.op not in _NO_CHOICE and any(_real(t, types) for t in flow.data_inputs(node)):
+            chosen.update(t.name for t in node.outputs if t.name in types and types[t.name].kind in "iub")
+    return {tensor.name for tensor in model.graph.outputs} - chosen
+
+
+def _is_step(node: gs.Node, flow: Dataflow) -> bool:
+    if has_subgraph(node):
+        return True
+    made_of_data = not node.inputs or bool(flow.data_inputs(node))
+    return node.op in _STEPS and made_of_data
+
+
+def _real(tensor: gs.Tensor, types: Types) -> bool:
+    kind = types.get(tensor.name)
+    return kind is None or kind.kind not in "iub"

@@ -1,0 +1,86 @@
+"""Forms that are legal ONNX, or nearly, and that onnxruntime crashes on or refuses: rewritten when a model is read.
+
+    1. trailing inputs and outputs that are left out as ""    LayerNormalization(x, scale, "") ends the process of
+                                                              onnxruntime 1.31; Squeeze(x, "") is refused
+    2. two nodes of one name in a graph                       refused; the later ones get a name of their own
+    3. a declared type or shape of an inner tensor that       a wrong type is refused; a wrong size becomes a wrong
+       inference does not confirm                             Reshape where onnxruntime fuses MatMul and Add
+
+Case 3 is decided once for all: of an inner tensor's declaration (`value_info`) stays what inference finds as well, and
+what inference cannot know (behind operators of other domains). Viewers still show shapes, and no runtime reads a wrong
+one. Limits: declarations inside subgraphs stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx_graphsurgeon as gs
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+
+from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.opset import STANDARD
+from gpusq_onnx.graph.origin import subgraphs
+from gpusq_onnx.graph.shapes import Dim, infer_shapes
+
+
+def tidy_nodes(model: ModelProto) -> None:
+    """Cases 1 and 2, in place, in subgraphs and local functions too."""
+    bodies: Iterable[GraphProto | FunctionProto] = (model.graph, *subgraphs(model.graph), *model.functions)
+    for body in bodies:
+        for node in body.node:
+            _cut(node)
+        _name_apart(body.node)
+
+
+def _cut(node: NodeProto) -> None:
+    while node.input and not node.input[-1]:
+        node.input.pop()
+    while len(node.output) > 1 and not node.output[-1]:
+        node.output.pop()
+
+
+def _name_apart(nodes: Sequence[NodeProto]) -> None:
+    taken = {node.name for node in nodes}
+    seen: set[str] = set()
+    for node in nodes:
+        name, count = node.name, 1
+        while node.name and node.name in seen:
+            count += 1
+            if f"{name}_{count}" not in taken:
+                node.name = f"{name}_{count}"
+        seen.add(node.name)
+
+
+def confirm_declarations(model: Model) -> None:
+    """Case 3, in place."""
+    border = {tensor.name for tensor in (*model.graph.inputs, *model.graph.outputs)}
+    declared = [
+        tensor
+        for name, tensor in model.graph.tensors().items()
+        if isinstance(tensor, gs.Variable) and name not in border and (tensor.dtype, tensor.shape) != (None, None)
+    ]
+    if not declared:
+        return
+    try:
+        shapes, types = infer_shapes(model, one_image=False)
+    except UnsupportedModelError:
+        return  # the graph contradicts itself: who works with its shapes says so
+    for tensor in declared:
+        foreign = any(node.domain not in (None, *STANDARD) for node in tensor.inputs)
+        kind, shape = types.get(tensor.name), shapes.get(tensor.name)
+        if foreign and kind is None:
+            continue
+        tensor.dtype = kind
+        tensor.shape = None if kind is None or tensor.shape is None else _confirmed(tensor.shape, shape)
+
+
+def _confirmed(declared: Sequence[Dim], found: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
+    """What inference found, with the declared names where it found no number."""
+    if found is None or len(found) != len(declared):
+        return found
+    return tuple(
+        other if isinstance(other, str) and not isinstance(one, int) else one
+        for one, other in zip(found, declared, strict=True)
+    )

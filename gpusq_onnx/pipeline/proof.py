@@ -1,0 +1,237 @@
+"""The proof of a run: what was written loads in everybody's session, and computes there what it says.
+
+    before    the model runs once in a process of its own, before any pass runs it in this one: a model that ends
+              onnxruntime is an error that names the node
+    after     the written file, before it gets its name, is loaded with onnxruntime's defaults and without
+              optimisations, each in turn and elsewhere; both run one batch, and the two results are compared
+
+What may differ is arithmetic alone. Fusions regroup float graphs: 1e-3 of an output's norm is a hundred times what that
+costs in float32, and 3e-2 in half precision. Integer kernels round once where a Q/DQ graph rounds twice, in other
+places on each kind of CPU; what that moves is of the size of the rounding errors themselves. So a fifth of the norm is
+let pass, and above it twice the distance that the graph as written has from itself without Q/DQ. A kernel that misreads
+a scale, a zero point or an axis is off by the size of the output itself (tests). On x64 CPUs without VNNI the default
+integer kernels saturate, which is the CPU's fault and not the file's: the precise ones are judged there, and a warning
+says what the defaults lose.
+
+Outputs after a choice (`graph.continuity`) are reported and not judged, but that NaN may not come up. A model that came
+in like that (an operator of another domain, or one that onnxruntime does not have) is not our fault: a warning says
+that nothing could be proven.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.errors import InvariantError, UnsupportedModelError
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.continuity import smooth_outputs
+from gpusq_onnx.graph.float_twin import remove_quantisation
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.shapes import Types
+from gpusq_onnx.pipeline.outcome import Agreement, Proof
+from gpusq_onnx.runtime.ort import Feed
+from gpusq_onnx.runtime.trial import WAYS, Trial, Way, try_out
+from gpusq_onnx.tasks.classification import cosine
+
+Values = NDArray[Any]
+
+_FLOAT, _HALF, _QUANTISED = 1e-3, 3e-2, 0.2
+_KILLED = "SIGKILL"
+
+
+def require_survival(model: Model, feed: Feed | None) -> None:
+    """Run the model once elsewhere, as it will be run here.
+
+    Raises:
+        UnsupportedModelError: that ends onnxruntime's process; names the first node that does. A model that onnxruntime
+            refuses or fails to run is left to who runs it.
+    """
+    for trial in _of_model(model, feed):
+        if trial.outcome == "died":
+            raise UnsupportedModelError(
+                "onnxruntime crashes on the model",
+                where=None if _KILLED in trial.said else _first_fatal(model, feed, trial.way),
+                expected="a model that a session loads and runs",
+                found=str(trial),
+                hint="give it more memory: that is what the system kills for"
+                if _KILLED in trial.said
+                else "export the model again without this form of the node, or with another onnxruntime installed",
+            )
+
+
+def prove(written: Path, model: Model, types: Types, before: Path, feed: Feed | None) -> Proof:
+    """Prove the file `written` to be what `model` is.
+
+    Args:
+        types: of the model's tensors, as inference knows them.
+        before: the input file of the run, which is tried where something is wrong, to tell whose fault it is.
+        feed: one batch; None: random inputs.
+
+    Raises:
+        InvariantError: a session refuses the file, or its results differ by more than arithmetic.
+    """
+    trials = try_out(written, feed)
+    bad = [trial for trial in trials if not trial.went]
+    if bad:
+        return _unproven(bad, _of_model(io.load(before), feed, [trial.way for trial in bad]))
+    default, plain = trials
+    if plain.outcome != "ran" or default.outcome != "ran":
+        return Proof(
+            default.outcome, plain.outcome, (), f"the written model is loaded by onnxruntime and not run: {plain.said}"
+        )
+    smooth = smooth_outputs(model, types)
+    found = tuple(_agreement(name, x, default.outputs[name], name in smooth) for name, x in plain.outputs.items())
+    shown = Proof("ran", "ran", found)
+    bound = _bound(model, types)
+    apart = [one for one in found if not _within(one, bound)]
+    lost = [one for one in apart if not one.finite]
+    if lost and _is_half(types):
+        note = f"FP16 overflows: with onnxruntime's defaults {lost[0].output!r} has NaN or infinity, where the same "
+        note += "nodes run one by one have none; fp16 finds such tensors with --data"
+        apart, shown = [one for one in apart if one.finite], replace(shown, note=note)
+    if apart and bound == _QUANTISED:
+        apart, shown = _without_saturation(written, model, feed, plain, shown, apart)
+    if not apart:
+        return shown
+    if _differs_itself(before, feed, {one.output for one in apart}):
+        note = "the input model itself gives other outputs with onnxruntime's defaults than without optimisations"
+        return replace(shown, note=note)
+    one = apart[0]
+    found_there = "NaN or infinity" if one.same_shape else "another shape"
+    raise InvariantError(
+        "the written model computes something else with onnxruntime's defaults than as it is written",
+        where=f"output {one.output!r}",
+        expected=f"the same to {bound:g} of its norm",
+        found=found_there if one.relative is None or not one.finite else f"{one.relative:.3g}",
+        hint="this is a defect; the reproducer beside the output shows it",
+    )
+
+
+def _of_model(model: Model, feed: Feed | None, ways: Sequence[Way] = WAYS) -> list[Trial]:
+    """Of a model in memory: what the tool reads is not always what lies in the file (`graph.tidy`)."""
+    with tempfile.TemporaryDirectory(prefix="gpusq-onnx-") as folder:
+        path = Path(folder) / "model.onnx"
+        io.write_tapped(model, path, [spec.name for spec in model.outputs()])
+        return try_out(path, feed, ways)
+
+
+def _unproven(bad: Sequence[Trial], before: Sequence[Trial]) -> Proof:
+    """Where the model that came in went wrong in the same way, all that can be said; else our fault."""
+    ours = [after for after, came in zip(bad, before, strict=True) if came.went]
+    if ours:
+        raise InvariantError(
+            "the written model does not run where the input model does",
+            expected="a file that every onnxruntime session loads and runs",
+            found="; ".join(map(str, ours)),
+            hint="this is a defect; the reproducer beside the output shows it",
+        )
+    ends = {trial.way: str(trial.outcome) for trial in bad}
+    note = f"nothing is proven of the written model in onnxruntime, as of the input model: {bad[0]}"
+    return Proof(ends.get("default", "ran"), ends.get("unoptimised", "ran"), (), note)
+
+
+def _differs_itself(before: Path, feed: Feed | None, outputs: set[str]) -> bool:
+    model = io.load(before)
+    default, plain = _of_model(model, feed)
+    if default.outcome != "ran" or plain.outcome != "ran":
+        return False
+    pairs = [(plain.outputs[name], default.outputs[name]) for name in outputs & plain.outputs.keys()]
+    distances = [_distance(a, b) for a, b in pairs]
+    return any(distance is None or distance > _FLOAT for distance in distances)
+
+
+def _bound(model: Model, types: Types) -> float:
+    if any(node.op == "DequantizeLinear" for node in model.graph.nodes):
+        return _QUANTISED
+    return _HALF if _is_half(types) else _FLOAT
+
+
+def _is_half(types: Types) -> bool:
+    return any(kind.kind in "fV" and kind.itemsize == 2 for kind in types.values())
+
+
+def _without_saturation(
+    written: Path, model: Model, feed: Feed | None, plain: Trial, shown: Proof, apart: list[Agreement]
+) -> tuple[list[Agreement], Proof]:
+    """Those of a quantised model's outputs that are too far off with precise kernels too, or for its own rounding."""
+    noise = _rounding(model, feed, plain)
+    bounds = {one.output: max(_QUANTISED, 2 * noise.get(one.output, 0.0)) for one in apart}
+    apart = [one for one in apart if not _within(one, bounds[one.output])]
+    if not apart:
+        return [], shown
+    (precise,) = try_out(written, feed, ["precise"])
+    if precise.outcome != "ran":
+        return apart, shown
+    again = [_agreement(o.output, plain.outputs[o.output], precise.outputs[o.output], o.judged) for o in apart]
+    still = [one for one in again if not _within(one, bounds[one.output])]
+    if still:
+        return still, shown
+    note = f"onnxruntime's default INT8 kernels saturate on this CPU, and move {apart[0].output!r} by "
+    note += f"{apart[0].relative:.2g} of its norm; CPUs with VNNI, GPUs and session.x64quantprecision=1 do not"
+    return [], replace(shown, note=note)
+
+
+def _rounding(model: Model, feed: Feed | None, plain: Trial) -> dict[str, float]:
+    """How far the outputs are from those of the same graph without Q/DQ."""
+    twin = model.clone()
+    remove_quantisation(twin)
+    (found,) = _of_model(twin, feed, ["unoptimised"])
+    distances = {name: _distance(x, plain.outputs[name]) for name, x in found.outputs.items() if name in plain.outputs}
+    return {name: distance for name, distance in distances.items() if distance is not None}
+
+
+def _agreement(name: str, plain: Values, default: Values, smooth: bool) -> Agreement:
+    relative, judged = _distance(plain, default), smooth and plain.dtype.kind == "f"
+    if plain.shape != default.shape:
+        return Agreement(name, None, None, judged, finite=True, same_shape=False)
+    alike = None if relative is None else float(cosine(plain.reshape(1, -1), default.reshape(1, -1))[0])
+    alike = alike if alike is not None and np.isfinite(alike) else None
+    finite = not (np.isfinite(plain) & ~np.isfinite(default)).any()
+    return Agreement(name, relative, alike, judged, finite, same_shape=True)
+
+
+def _within(one: Agreement, bound: float) -> bool:
+    near = one.same_shape and (one.relative is None or one.relative <= bound)
+    return one.finite and (near or not one.judged)
+
+
+def _distance(plain: Values, default: Values) -> float | None:
+    """|default - plain| / |plain| over what is finite in both; None where shapes differ or nothing is."""
+    if plain.shape != default.shape:
+        return None
+    finite = np.isfinite(plain) & np.isfinite(default)
+    a, b = plain[finite].astype(np.float64), default[finite].astype(np.float64)
+    if not a.size:
+        return None
+    size, difference = float(np.linalg.norm(a)), float(np.linalg.norm(b - a))
+    return difference / size if size else difference
+
+
+def _first_fatal(model: Model, feed: Feed | None, way: Way) -> str:
+    """The first node in whose company the graph ends onnxruntime: found by cutting the graph ever shorter."""
+    nodes = list(model.graph.nodes)
+    low, high = 0, len(nodes)  # the first `low` nodes run, the first `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _prefix_dies(model, middle, feed, way):
+            high = middle
+        else:
+            low = middle
+    return f"node {nodes[low].name!r} ({nodes[low].op})"
+
+
+def _prefix_dies(model: Model, count: int, feed: Feed | None, way: Way) -> bool:
+    part = model.clone()
+    del part.graph.nodes[count:]
+    outputs = [tensor.name for tensor in part.graph.nodes[-1].outputs if tensor.name]
+    with tempfile.TemporaryDirectory(prefix="gpusq-onnx-") as folder:
+        path = Path(folder) / "part.onnx"
+        io.write_tapped(part, path, outputs)
+        return try_out(path, feed, [way])[0].outcome == "died"

@@ -1,0 +1,85 @@
+"""The child process in which onnxruntime meets a model first, so that its crash is not ours.
+
+`trial.try_out` starts it. It loads the model in each of the ways asked for, one session at a time, runs the one batch,
+and leaves the outputs in a file a way; its answer grows with each step, so that a crash has a place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.errors import GpusqError
+from gpusq_onnx.runtime.backend import random_feed
+from gpusq_onnx.runtime.child import serve
+from gpusq_onnx.runtime.ort import Session, numbers
+
+MEMORY = "there is not enough memory"
+
+
+class Request(TypedDict):
+    """What the parent asks: `feed` is an .npz with the batch, empty for a random one; `outputs` a folder."""
+
+    model: str
+    feed: str
+    ways: list[str]
+    outputs: str
+    site: str | None
+    answer: str
+
+
+def main() -> None:
+    """Answer the request in argv[1]."""
+    serve(_work)
+
+
+def _work(request: Request) -> Iterator[dict[str, dict[str, str]]]:
+    """Of each way its outcome, as in `trial.Trial`, and what was said; the last answer counts."""
+    answer: dict[str, dict[str, str]] = {}
+    for way in request["ways"]:
+        for outcome, said in _steps(request, way):
+            answer[way] = {"outcome": outcome, "said": said}
+            yield answer
+
+
+def _steps(request: Request, way: str) -> Iterator[tuple[str, str]]:
+    yield "died", "while loading it"
+    try:
+        session = Session(request["model"], optimize=way != "unoptimised", precise=way == "precise")
+    except (GpusqError, MemoryError) as error:
+        yield "refused", _said(error)
+        return
+    yield "died", "while running it"
+    try:
+        feed = _feed(request["feed"], session)
+    except GpusqError as error:
+        yield "loaded", _said(error)
+        return
+    try:
+        found = session.run(feed, [value.name for value in session.handle.get_outputs() if numbers(value)])
+    except (GpusqError, MemoryError) as error:
+        yield "failed", _said(error)
+        return
+    np.savez(Path(request["outputs"]) / f"{way}.npz", **found)  # type: ignore[arg-type]  # numpy's stub
+    yield "ran", ""
+
+
+def _feed(path: str, session: Session) -> dict[str, NDArray[Any]]:
+    """The batch that lies in a file, floats as wide as the model takes them; a random one where there is no file."""
+    inputs = session.inputs()
+    if not path:
+        return random_feed(inputs, session.fixed_batch or 1, session.name)
+    wanted = {info.name: info.dtype for info in inputs}
+    with np.load(path) as stored:
+        feed = {name: stored[name] for name in stored.files}
+    return {name: x.astype(wanted.get(name, x.dtype)) if x.dtype.kind == "f" else x for name, x in feed.items()}
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, GpusqError):
+        return str(error.details["found"] or error.what).strip().splitlines()[0]
+    return MEMORY

@@ -1,0 +1,101 @@
+"""Forms that end or stop onnxruntime: after reading they are gone, and what remains computes the same."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from small_graphs import FLOAT, INT64, graph, node, normal, proto, run
+
+from gpusq_onnx.graph import io
+from gpusq_onnx.runtime.ort import Session
+
+X = [("x", FLOAT, [2, 4, 8])]
+Y = [("y", FLOAT, [2, 4, 8])]
+
+
+def loaded(made: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    onnx.save(made, folder / "m.onnx")
+    return io.proto_of(io.load(folder / "m.onnx"))
+
+
+def test_inputs_and_outputs_that_are_left_out_at_the_end_are_cut(tmp_path: Path):
+    """The LayerNormalization ends onnxruntime 1.31's process, so nothing here runs the graph before it is read."""
+    norm = node("LayerNormalization", ["x", "s", ""], ["n", "", ""])
+    inner = graph([node("Clip", ["n", "", "m", ""], ["t"])], [], [("t", FLOAT, None)], {})
+    other = graph([node("Squeeze", ["n", ""], ["e"])], [], [("e", FLOAT, None)], {})
+    choose = node("If", ["c"], ["y"], then_branch=inner, else_branch=other)
+    constants = {"s": normal(8), "m": np.array(0.5, np.float32), "c": np.array(True)}
+    made = loaded(proto([norm, choose], X, Y, constants), tmp_path)
+    assert (list(made.graph.node[0].input), list(made.graph.node[0].output)) == (["x", "s"], ["n"])
+    branches = {a.name: a.g.node[0] for a in made.graph.node[1].attribute}
+    assert list(branches["then_branch"].input) == ["n", "", "m"]
+    assert list(branches["else_branch"].input) == ["n"]
+    x = normal(2, 4, 8, seed=1)
+    centred = x - x.mean(-1, keepdims=True)
+    wanted = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-5) * constants["s"]
+    np.testing.assert_allclose(run(made, {"x": x})["y"], np.minimum(wanted, 0.5), atol=1e-5)
+
+
+def test_local_functions_are_cut_too(tmp_path: Path):
+    made = proto([helper.make_node("Mine", ["x", "s"], ["y"], domain="local")], X, Y, {"s": normal(8)})
+    body = [node("LayerNormalization", ["a", "b", ""], ["c"])]
+    opsets = [helper.make_opsetid("", 21)]
+    made.functions.append(helper.make_function("local", "Mine", ["a", "b"], ["c"], body, opsets))
+    made.opset_import.append(helper.make_opsetid("local", 1))
+    after = loaded(made, tmp_path)
+    assert list(after.functions[0].node[0].input) == ["a", "b"]
+
+
+def test_nodes_of_one_name_get_their_own(tmp_path: Path):
+    names = ["n", "n", "n_2", "", "", "n"]
+    nodes = [helper.make_node("Relu", [f"t{i}"], [f"t{i + 1}"], name=name) for i, name in enumerate(names)]
+    made = proto([*nodes, node("Relu", ["t6"], ["y"])], [("t0", FLOAT, [2, 4, 8])], Y)
+    after = loaded(made, tmp_path)
+    assert [n.name for n in after.graph.node[:6]] == ["n", "n_3", "n_2", "", "", "n_4"]
+    run(after, {"t0": normal(2, 4, 8)})
+
+
+def declared(made: onnx.ModelProto) -> dict[str, tuple[int, list[int | str | None]]]:
+    return {
+        v.name: (
+            v.type.tensor_type.elem_type,
+            [d.dim_value or d.dim_param or None for d in v.type.tensor_type.shape.dim],
+        )
+        for v in made.graph.value_info
+    }
+
+
+def test_declarations_of_inner_tensors_stay_where_inference_agrees(tmp_path: Path):
+    nodes = [node("Relu", ["x" if i == 0 else f"t{i - 1}"], [f"t{i}"]) for i in range(6)]
+    inputs, outputs = [("x", FLOAT, ["batch", 4, 8])], [("y", FLOAT, ["batch", 4, 8])]
+    made = proto([*nodes, node("Relu", ["t5"], ["y"])], inputs, outputs)
+    for name, kind, shape in (
+        ("t0", FLOAT, ["batch", 4, 8]),  # right
+        ("t1", FLOAT, ["batch", 32]),  # another rank
+        ("t2", INT64, ["batch", 4, 8]),  # another type, which onnxruntime refuses
+        ("t3", FLOAT, ["batch", 4, 9]),  # another size
+        ("t4", FLOAT, [2, 4, 8]),  # the batch that was traced
+        ("t9", FLOAT, [1]),  # of no tensor
+    ):
+        made.graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
+    after = loaded(made, tmp_path)
+    whole = (FLOAT, ["batch", 4, 8])
+    assert declared(after) == dict.fromkeys(["t0", "t1", "t2", "t3", "t4"], whole)
+    Session(after.SerializeToString()).run({"x": normal(3, 4, 8)})
+
+
+def test_what_inference_cannot_know_stays_as_declared(tmp_path: Path):
+    nodes = [
+        helper.make_node("FusedMatMul", ["x", "w"], ["m"], domain="com.microsoft", name="f"),
+        node("NonZero", ["m"], ["i"]),
+        node("Reshape", ["m", "to"], ["r"]),
+        node("Relu", ["r"], ["y"]),
+    ]
+    made = proto(nodes, X, [*Y, ("i", INT64, [3, "n"])], {"w": normal(8, 8), "to": np.array([2, 4, 8])})
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    for name, shape in (("m", [2, 4, 8]), ("r", [2, 32])):
+        made.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    after = loaded(made, tmp_path)
+    assert declared(after) == {"m": (FLOAT, [2, 4, 8])}
+    Session(after.SerializeToString()).run({"x": normal(2, 4, 8)})
