@@ -105,6 +105,9 @@ class PipelineArgs:
         _what("--set", metavar="PASS.KEY=VALUE", help="Set one option of a pass; needs no quotes; repeatable."),
     ] = None
     allow_noop: Annotated[bool, _what("--allow-noop", help="A pass that changes nothing is no error.")] = False
+    no_canonical: Annotated[
+        bool, _what("--no-canonical", help="Do not rewrite Einsum, branches and computed weights first.")
+    ] = False
     finetune: Annotated[
         int | None, _what("--finetune", metavar="EPOCHS", min=1, help="Distil after pruning, learn scales after INT8.")
     ] = None

@@ -44,6 +44,7 @@ class Fold:
         name, shape: of the tensor; None is a dimension that is not known before it is computed.
         nodes: how many nodes it takes to compute it.
         refusal: why it is left alone; empty where it is folded.
+        made_by: these nodes.
     """
 
     node: gs.Node
@@ -51,6 +52,7 @@ class Fold:
     shape: tuple[int | str | None, ...]
     nodes: int
     refusal: str = ""
+    made_by: tuple[gs.Node, ...] = ()
 
 
 class _Walk:
@@ -106,7 +108,8 @@ def foldable(model: Model, limit: int = MIB) -> list[Fold]:
             if id(node) in refused:
                 found.append(Fold(node, tensor.name, shape, 1, refused[id(node)]))
             elif any(id(reader) not in walk.folded for reader in tensor.outputs):
-                found.append(Fold(node, tensor.name, shape, len(walk.behind[tensor.name][0])))
+                made_by = tuple(walk.behind[tensor.name][0].values())
+                found.append(Fold(node, tensor.name, shape, len(made_by), made_by=made_by))
     return found
 
 
