@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.rewriting import Editor, Known, Unfit
-from gpusq_onnx.graph.shapes import Dim
+from gpusq_onnx.graph.shapes import Dim, is_float
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Contraction:
 
 def check_einsum(node: gs.Node, known: Known) -> Contraction:
     """The contraction that an Einsum node is. Raises Unfit."""
-    if known.type(node.outputs[0]).kind not in "fV":
+    if not is_float(known.type(node.outputs[0])):
         raise Unfit("its values are no floats")
     if not known.flow.data_inputs(node):
         raise Unfit("all its operands are constant: the product is folded when the engine is built")
