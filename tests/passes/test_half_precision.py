@@ -60,9 +60,8 @@ def test_float16_goes_through(pipeline: str, half: Path, data: DataOptions, tmp_
     manager.run(half, output, parse(pipeline), data=data)
     assert _types(output) == {"FLOAT16"}
     image = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float16)
-    (before,), (after,) = (
-        Session(path, optimize=False).run({"pixel_values": image}).values() for path in (half, output)
-    )
+    sessions = [Session(path, optimize=False) for path in (half, output)]
+    (before,), (after,) = (session.run({"pixel_values": image}).values() for session in sessions)
     assert after.dtype == before.dtype == np.float16
     assert np.isfinite(after).all()
     structure = analyse(io.load(output))
