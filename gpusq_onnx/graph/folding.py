@@ -122,11 +122,12 @@ def fold(model: Model, names: Collection[str]) -> None:
     walk = _Walk(model, limit=2**62)
     targets = {name: tensor for name, tensor in model.graph.tensors().items() if name in set(names)}
     nodes = {key: node for name in targets for key, node in walk.behind[name][0].items()}
-    for node in nodes.values():
+    for key, node in list(nodes.items()):
         dimensions = _dimensions(node, walk.shapes) if node.op == "Shape" else None
         if dimensions is not None:
             node.outputs[0].to_constant(np.asarray(dimensions, np.int64))
-            node.outputs.clear()
+            unlink(nodes.pop(key))  # a Shape without output left in the graph stops onnxruntime's inference
+    model.graph.nodes[:] = [node for node in model.graph.nodes if node.outputs]
     made = {node.outputs[0].name for node in nodes.values() if node.outputs}
     sources = {c.name: c for name in targets for c in walk.behind[name][1].values()}
     _evaluate(model, made, list(sources.values()))

@@ -268,3 +268,17 @@ def test_views_of_weights_and_products_of_constants_are_left_alone() -> None:
         [("x", FLOAT, (2, 6))], [("y", FLOAT, None), ("z", FLOAT, None)], {"w": normal(8, 6)},  # type: ignore[list-item]
     )  # fmt: skip
     assert canonicalise(model(made)) == []
+
+
+def test_a_condition_on_the_size_of_several_shapes_is_folded() -> None:
+    """SAM 2: two Ifs that compare a number of known dimensions; no Shape node may be left without its output."""
+    sizes = [
+        node("Shape", ["x"], ["s"]),
+        node("Shape", ["x"], ["s2"]),
+        node("Concat", ["s", "s2"], ["both"], axis=0),
+        node("Size", ["both"], ["n"]),
+        node("Greater", ["n", "two"], ["c"]),
+    ]
+    found, changes = _same(_branches(sizes, {"two": np.array(2)}), {"x": normal(2, 8)})
+    assert _operators(found) == ["MatMul", "Add", "Relu", "Neg"]
+    assert [change.op for change in changes] == ["Greater", "If"]
