@@ -84,7 +84,7 @@ class Distill(Pass[DistillOptions]):
 
         teacher = planning.model_from(self.options.teacher, context.before, "prune")
         assert teacher is not None and context.source is not None, "plan saw to it"
-        lesson = prepare(model, structure, teacher, self.options)
+        lesson = prepare(model, structure, teacher, self.options, planning.sizes(model, context.source))
         history = train(
             lesson,
             context.source,

@@ -60,7 +60,7 @@ class Fp16(Pass[Fp16Options]):
         for node in model.graph.nodes:
             found = structure.types.get(node.outputs[0].name) if node.op in OPERATORS else None
             if found is not None and found.name in ("float16", "bfloat16"):
-                raise UnsupportedModelError(
+                raise NothingMatched(
                     f"the model computes in {found.name} already",
                     where=f"node {node.name!r} ({node.op})",
                     expected="a float32 model",

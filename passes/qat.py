@@ -104,7 +104,7 @@ class Qat(Pass[QatOptions]):
         teacher = dense if options.against != "sparse" and dense is not None else sparse
         if options.recalibrate:
             context.findings["recalibrated"] = recalibrate(structure.sites)
-        lesson = prepare(model, structure, teacher or model, options)
+        lesson = prepare(model, structure, teacher or model, options, planning.sizes(model, context.source))
         if teacher is None:
             for quantiser in lesson.teacher.quantisers:
                 quantiser.enabled = False

@@ -46,6 +46,7 @@ def apply(
             allow_noop=pipeline.allow_noop,
             progress=progress,
             leader=leader,
+            canonical=not pipeline.no_canonical,
         )
     if not leader:
         return

@@ -2,12 +2,13 @@
 
 import os
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import STDOUT, Json, Quiet, Report, keep_apart
+from gpusq_onnx.cli.options import STDOUT, Json, Quiet, Report, keep_apart, open_sizes
 from gpusq_onnx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,13 @@ def bench(
     batch: Annotated[
         str, Option("--batch", metavar="N,N,…", help="Batch sizes; 1 gives a latency, others a throughput.")
     ] = "1,32,256",
+    crop: Annotated[
+        int | None, Option("--crop", metavar="PX", help="Side of the images, for models that take any size.")
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        Option("--shapes", metavar="INPUT=SHAPE", help="The same for any input, every axis: x=1x3x224x224."),
+    ] = None,
     rounds: Annotated[int, Option("--rounds", metavar="N", min=3, help="Interleaved rounds; medians are told.")] = 20,
     cache: Annotated[
         Path | None,
@@ -51,6 +59,7 @@ def bench(
 ) -> None:
     """Time models side by side, beside dense FP32, TF32, FP16 and INT8 of the same runtime; in the paper's format."""
     from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    from gpusq_onnx.data.options import DataOptions
     from gpusq_onnx.report.benchmark import run_benchmark
     from gpusq_onnx.report.benchmark_page import digest, draw, require_chart
     from gpusq_onnx.runtime.timing import Rounds
@@ -59,8 +68,11 @@ def bench(
     batches = _batches(batch)
     if chart:
         require_chart(chart)
+    options = DataOptions.from_values({} if crop is None else {"crop": crop}, where="--crop")
     with open_progress(quiet=quiet) as progress:
-        found = run_benchmark(models, _open(backend, cache or _default_cache()), batches, Rounds(rounds), progress)
+        opened = _open(backend, cache or _default_cache())
+        sizes = partial(open_sizes, shapes=shapes, options=options)
+        found = run_benchmark(models, opened, batches, Rounds(rounds), progress, sizes)
     for note in found.notes:
         warn(note)
     publish(found.to_dict(), digest(found), report=report, json_target=json)

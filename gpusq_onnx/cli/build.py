@@ -41,6 +41,7 @@ class EngineArgs:
             "--shapes", metavar="INPUT:MIN,OPT,MAX", help="All axes of one input, e.g. x:1x3x224x224,32x3x224x224."
         ),
     ] = None
+    crop: Annotated[int | None, _engine("--crop", metavar="PX", help="Side of the images, where any size goes.")] = None
     optimization_level: Annotated[
         int,
         Option("--optimization-level", metavar="0..5", min=0, max=5, rich_help_panel="Engine", help="Search longer."),
@@ -58,12 +59,18 @@ class EngineArgs:
 
     def options(self, model: "Model", *, rtx: bool) -> "BuildOptions":
         """As the library takes them. Raises UsageError for what cannot be read or does not fit the model."""
+        from gpusq_onnx.cli.options import open_sizes
+        from gpusq_onnx.data.options import DataOptions
+        from gpusq_onnx.graph.pin import pin_specs
         from gpusq_onnx.runtime.builder.options import BuildOptions, parse_memory
         from gpusq_onnx.runtime.builder.profiles import make_profiles, parse_batch, parse_shapes
 
         batches = [parse_batch(text) for text in self.batch or []]
+        inputs = model.inputs()
+        if self.crop is not None and not self.shapes:
+            inputs = pin_specs(inputs, open_sizes(inputs, None, DataOptions.from_values({"crop": self.crop})))
         return BuildOptions(
-            profiles=make_profiles(model.inputs(), batches, dict(map(parse_shapes, self.shapes or []))),
+            profiles=make_profiles(inputs, batches, dict(map(parse_shapes, self.shapes or []))),
             tf32=not self.no_tf32,
             optimization_level=self.optimization_level,
             memory=parse_memory(self.memory) if self.memory else {},

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed, keep_apart
+from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed, keep_apart, open_sizes
 from gpusq_onnx.errors import GateFailed, UsageError
 
 if TYPE_CHECKING:
+    from gpusq_onnx.data.options import DataOptions
     from gpusq_onnx.report.checking import Look
     from gpusq_onnx.runtime.gates import Gates
 
@@ -115,6 +116,15 @@ class ParserArgs:
     build: Annotated[
         bool, Option("--build", rich_help_panel="TensorRT", help="With --parser: build an engine too.")
     ] = False
+    shapes: Annotated[
+        list[str] | None,
+        Option(
+            "--shapes",
+            metavar="INPUT=SHAPE",
+            rich_help_panel="TensorRT",
+            help="With --build: a size for a model that takes any; default: the images' (--crop).",
+        ),
+    ] = None
     trt_cache: Annotated[
         Path | None,
         Option(
@@ -156,7 +166,7 @@ def check(
     with open_progress(quiet=quiet) as progress:
         result = check_models(original, compressed, options, gates.gates(), progress, look.look())
         if parser.parser:
-            result = result.with_verdict(_ask_parser(compressed, parser, progress))
+            result = result.with_verdict(_ask_parser(compressed, parser, options, progress))
     for note in result.data["notes"]:
         warn(note)
     if look.artefacts:
@@ -172,12 +182,14 @@ def check(
         )
 
 
-def _ask_parser(model: Path, args: ParserArgs, progress: Any) -> Any:
+def _ask_parser(model: Path, args: ParserArgs, options: "DataOptions", progress: Any) -> Any:
+    from gpusq_onnx.graph import io
     from gpusq_onnx.runtime.parser import parser_verdict
 
+    shapes = open_sizes(io.load(model).inputs(), args.shapes, options) if args.build else {}
     progress.start("building with TensorRT" if args.build else "parsing with TensorRT")
     try:
-        return parser_verdict(model, harness=args.trt_cache or _default_cache(), build=args.build)
+        return parser_verdict(model, harness=args.trt_cache or _default_cache(), build=args.build, shapes=shapes)
     finally:
         progress.finish()
 

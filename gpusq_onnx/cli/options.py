@@ -16,6 +16,7 @@ from gpusq_onnx.errors import UsageError
 
 if TYPE_CHECKING:
     from gpusq_onnx.data.options import DataOptions
+    from gpusq_onnx.graph.model import TensorSpec
     from gpusq_onnx.pipeline.grammar import Pipeline
 
 STDOUT = Path("-")
@@ -105,6 +106,9 @@ class PipelineArgs:
         _what("--set", metavar="PASS.KEY=VALUE", help="Set one option of a pass; needs no quotes; repeatable."),
     ] = None
     allow_noop: Annotated[bool, _what("--allow-noop", help="That no pass changes anything is no error.")] = False
+    no_canonical: Annotated[
+        bool, _what("--no-canonical", help="Do not rewrite Einsum, branches and computed weights first.")
+    ] = False
     finetune: Annotated[
         int | None, _what("--finetune", metavar="EPOCHS", min=1, help="Distil after pruning, learn scales after INT8.")
     ] = None
@@ -143,6 +147,24 @@ class PipelineArgs:
         pipeline = grammar.apply_overrides(pipeline, self.overrides or [])
         table.resolve(pipeline)  # unknown options and values out of range are told before a model is read
         return pipeline
+
+
+def open_sizes(
+    inputs: "Sequence[TensorSpec]", shapes: Sequence[str] | None, options: "DataOptions"
+) -> dict[str, tuple[int, ...]]:
+    """Shapes for inputs that leave more than the batch open: --shapes, else what the images' options say.
+
+    Raises:
+        UsageError: a shape that cannot be read or does not fit; neither shapes nor a crop.
+    """
+    from gpusq_onnx.data.sizes import sizes_for
+    from gpusq_onnx.graph.pin import is_open, pin_specs
+    from gpusq_onnx.runtime.builder.profiles import parse_shapes
+
+    given = {name: bounds.opt for name, bounds in map(parse_shapes, shapes or [])}
+    if is_open(pin_specs(inputs, given)):
+        given |= {name: size for name, size in sizes_for(inputs, options).items() if name not in given}
+    return given
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,12 @@ def plan(
     keep_apart([model], report, json)
     with open_progress(quiet=quiet) as progress:
         outcome = manager.plan(
-            model, pipeline.pipeline(), data=data.options(seed), allow_noop=pipeline.allow_noop, progress=progress
+            model,
+            pipeline.pipeline(),
+            data=data.options(seed),
+            allow_noop=pipeline.allow_noop,
+            progress=progress,
+            canonical=not pipeline.no_canonical,
         )
     for warning in outcome.warnings:
         warn(warning)

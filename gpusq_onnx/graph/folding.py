@@ -44,6 +44,7 @@ class Fold:
         name, shape: of the tensor; None is a dimension that is not known before it is computed.
         nodes: how many nodes it takes to compute it.
         refusal: why it is left alone; empty where it is folded.
+        made_by: these nodes.
     """
 
     node: gs.Node
@@ -51,6 +52,7 @@ class Fold:
     shape: tuple[int | str | None, ...]
     nodes: int
     refusal: str = ""
+    made_by: tuple[gs.Node, ...] = ()
 
 
 class _Walk:
@@ -106,7 +108,8 @@ def foldable(model: Model, limit: int = MIB) -> list[Fold]:
             if id(node) in refused:
                 found.append(Fold(node, tensor.name, shape, 1, refused[id(node)]))
             elif any(id(reader) not in walk.folded for reader in tensor.outputs):
-                found.append(Fold(node, tensor.name, shape, len(walk.behind[tensor.name][0])))
+                made_by = tuple(walk.behind[tensor.name][0].values())
+                found.append(Fold(node, tensor.name, shape, len(made_by), made_by=made_by))
     return found
 
 
@@ -119,11 +122,12 @@ def fold(model: Model, names: Collection[str]) -> None:
     walk = _Walk(model, limit=2**62)
     targets = {name: tensor for name, tensor in model.graph.tensors().items() if name in set(names)}
     nodes = {key: node for name in targets for key, node in walk.behind[name][0].items()}
-    for node in nodes.values():
+    for key, node in list(nodes.items()):
         dimensions = _dimensions(node, walk.shapes) if node.op == "Shape" else None
         if dimensions is not None:
             node.outputs[0].to_constant(np.asarray(dimensions, np.int64))
-            node.outputs.clear()
+            unlink(nodes.pop(key))  # a Shape without output left in the graph stops onnxruntime's inference
+    model.graph.nodes[:] = [node for node in model.graph.nodes if node.outputs]
     made = {node.outputs[0].name for node in nodes.values() if node.outputs}
     sources = {c.name: c for name in targets for c in walk.behind[name][1].values()}
     _evaluate(model, made, list(sources.values()))

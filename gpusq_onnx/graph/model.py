@@ -176,7 +176,7 @@ def from_proto(model: ModelProto, folder: Path | None, embedded: Embedded | None
     with G_LOGGER.suppress():
         graph = _imported(model)
     remember(graph, model.graph)
-    _lift_constant_nodes(graph)
+    lift_constant_nodes(graph)
     files |= _wrap_constants(graph, folder, embedded or {})
     inner = frozenset(t.name for inner in subgraphs(model.graph) for t in inner.initializer)
     return Model(graph, header, frame_of(model.graph), bool(files), frozenset(files), inner)
@@ -227,7 +227,8 @@ def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
 _SCALARS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
 
 
-def _lift_constant_nodes(graph: gs.Graph) -> None:
+def lift_constant_nodes(graph: gs.Graph) -> None:
+    """Make initializers of a graph's Constant nodes, but for those that make an output."""
     kept = []
     outputs = {tensor.name for tensor in graph.outputs}
     for node in graph.nodes:

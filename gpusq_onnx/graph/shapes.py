@@ -49,6 +49,11 @@ def infer_shapes(model: Model, *, one_image: bool = True) -> tuple[Shapes, Types
     return _collect(inferred.graph)
 
 
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a type is a float of 16 bits or more; numpy counts bfloat16 among the types that it does not know."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
 def _collect(graph: GraphProto) -> tuple[Shapes, Types]:
     shapes: Shapes = {}
     types: Types = {}

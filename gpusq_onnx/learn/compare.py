@@ -24,6 +24,7 @@ from gpusq_onnx.learn.lesson import Lesson
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.torchgraph.call import fed
 
 BATCH = 8  # no more images at once than a training step holds by default
 
@@ -59,7 +60,7 @@ def compare(
             continue
         with stage.autocast():
             own, other = (
-                [torch.from_numpy(feed[name]).to(stage.device) for name in network.inputs]
+                [fed(feed[name]).to(stage.device) for name in network.inputs]
                 for network in (lesson.student, lesson.teacher)
             )
             taught = lesson.teacher(*other)

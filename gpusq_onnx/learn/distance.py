@@ -8,6 +8,7 @@ from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.learn.compare import compare
 from gpusq_onnx.learn.lesson import prepare
 from gpusq_onnx.learn.objectives import Objective
+from gpusq_onnx.learn.planning import sizes
 from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.pipeline.progress import Progress
@@ -18,7 +19,7 @@ def distances(
 ) -> list[float]:
     """D_i of each map, first stage first. Raises as `prepare` and `compare`."""
     settings = settings.model_copy(update={"blockwise": 0.0, "tokens": 1.0})  # the whole form alone
-    lesson, stage = prepare(sparse, analyse(sparse), dense, settings), Stage(settings)
+    lesson, stage = prepare(sparse, analyse(sparse), dense, settings, sizes(sparse, source)), Stage(settings)
     objective = Objective(
         settings,
         lesson.outputs,

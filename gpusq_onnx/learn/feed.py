@@ -25,6 +25,7 @@ from gpusq_onnx.learn.augment import Blend, Look, blend, look, mixed, mixed_labe
 from gpusq_onnx.learn.objectives import Labels
 from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.tasks.kinds import Kind
+from gpusq_onnx.torchgraph.call import fed
 
 TRIES = 10
 
@@ -52,7 +53,7 @@ class Part:
 
     def tensors(self, names: Sequence[str], device: torch.device) -> list[Tensor]:
         """The named inputs, augmented, on `device`."""
-        found = [torch.from_numpy(self.feed[name]).to(device, non_blocking=True) for name in names]
+        found = [fed(self.feed[name]).to(device, non_blocking=True) for name in names]
         if self.looks:
             found = [shown(x, self.looks) for x in found]
         if any(self.blends):

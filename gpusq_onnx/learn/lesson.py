@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.pin import Sizes, is_open, pinned
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.learn.forms import Form, Tokens, thin, tokens_of
 from gpusq_onnx.learn.objectives import Pair
@@ -63,13 +64,22 @@ class Lesson:
         return [*maps, *(taught[pair.teacher].long() for pair in self.selections)]
 
 
-def prepare(model: Model, structure: Structure, teacher: Model, settings: Settings) -> Lesson:
+def prepare(
+    model: Model, structure: Structure, teacher: Model, settings: Settings, sizes: Sizes | None = None
+) -> Lesson:
     """Convert both models, with taps where they are compared, in the forms that the settings' phases need.
+
+    Args:
+        sizes: shapes of the images that will be fed, for models that leave height and width open.
 
     Raises:
         UsageError: `maps` names a tensor that one of them does not have.
         UnsupportedModelError: an operator that cannot be trained through, or two models that do not match.
     """
+    if is_open(model.inputs()) and sizes:
+        model = pinned(model, sizes)
+        structure = analyse(model)
+    teacher = pinned(teacher, sizes or {})
     other = analyse(teacher)
     maps = match_maps(structure, other, settings)
     names = trainable_prefix(model)

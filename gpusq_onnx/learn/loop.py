@@ -40,6 +40,7 @@ from gpusq_onnx.learn.watch import Watch
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
 from gpusq_onnx.runtime.machine import freed_memory_kept
 from gpusq_onnx.tasks.kinds import per_class
+from gpusq_onnx.torchgraph.call import fed
 
 ROUNDS, LONGEST = 50, 100  # rounds of a run, and steps of a round at most
 SCALE_FLOOR = 2.0**-6  # of a scale's first value: it may shrink, never vanish
@@ -155,7 +156,7 @@ def _sigmoid(lesson: Lesson, source: Source, stage: Stage, teaching: Teaching) -
     if not queries:
         return False
     feed, _ = next(clean(source, JUDGED))
-    found = teaching.look([torch.from_numpy(feed[name]).to(stage.device) for name in lesson.teacher.inputs])
+    found = teaching.look([fed(feed[name]).to(stage.device) for name in lesson.teacher.inputs])
     return per_class(found[queries[0]].float().cpu().numpy())
 
 

@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpusq_onnx.data.sizes import sizes_of
+from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import NothingMatched, UsageError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.pin import Sizes, is_open
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.learn.settings import Settings
@@ -69,6 +72,11 @@ def require_file(path: Path | None, option: str) -> None:
 def model_from(path: Path | None, before: Mapping[str, Model], kind: str) -> Model | None:
     """The model in `path`, or the one in front of the first pass of `kind`, or None."""
     return io.load(path) if path is not None else before.get(kind)
+
+
+def sizes(model: Model, source: Source) -> Sizes:
+    """The shapes that the data gives to a model which leaves height and width open; else nothing."""
+    return sizes_of(source) if is_open(model.inputs()) else {}
 
 
 def findings(history: History, factors: Mapping[str, float], distances: Mapping[str, float]) -> dict[str, Any]:

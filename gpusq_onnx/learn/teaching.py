@@ -24,6 +24,7 @@ from gpusq_onnx.learn.forms import Form
 from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.torchgraph.call import fed
 from gpusq_onnx.torchgraph.network import Network
 
 BATCH = 16
@@ -69,7 +70,7 @@ class Teaching:
         chunks = [list(range(start, min(start + BATCH, len(source)))) for start in range(0, len(source), BATCH)]
         progress.start("the teacher's answers", len(source))
         for batch in stream(source, [(chunk, None) for chunk in chunks]):
-            feed = [torch.from_numpy(batch.feed[name]).to(self._stage.device) for name in self._network.inputs]
+            feed = [fed(batch.feed[name]).to(self._stage.device) for name in self._network.inputs]
             found = {name: value.float().cpu().numpy() for name, value in self.look(feed).items()}
             if not self._files and not self._open(found, batch.size, len(source)):
                 break

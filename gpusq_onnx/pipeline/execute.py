@@ -77,6 +77,8 @@ def begin(model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_no
     state = Run(model, passes, None, data, progress, allow_noop, facts=take_facts(model))
     for step in passes:
         step.ready()
+        if step.needs_data and step.kind != "finetune":
+            _require_runnable(model, step.name)
     learning = [step.name for step in passes if step.kind == "finetune"]
     if learning and data.path is None:
         raise UsageError(
@@ -94,6 +96,19 @@ def begin(model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_no
         if data.path is None:
             state.warnings.append(SYNTHETIC)
     return state
+
+
+def _require_runnable(model: Model, name: str) -> None:
+    """Refuse a model in bfloat16 where onnxruntime must run it: its CPU provider has no such kernels."""
+    found = next((constant for constant in model.constants() if constant.dtype.name == "bfloat16"), None)
+    if found is not None:
+        raise UnsupportedModelError(
+            f"the pass {name!r} runs the model in onnxruntime, which computes no bfloat16 on a CPU",
+            where=f"initializer {found.name!r}",
+            expected="float32 or float16",
+            found="bfloat16",
+            hint="export in float16 or float32; prune24{method=magnitude} and distill need no onnxruntime",
+        )
 
 
 def take_facts(model: Model) -> list[Fact]:

@@ -25,7 +25,7 @@ from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, io, newer
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.pipeline import proof, table
+from gpusq_onnx.pipeline import automatic, proof, table
 from gpusq_onnx.pipeline.base import Context, Given, Pass
 from gpusq_onnx.pipeline.execute import (
     PREFIX,
@@ -47,7 +47,13 @@ from gpusq_onnx.pipeline.summary import architecture, as_planned, measure
 
 
 def plan(
-    path: Path, pipeline: Pipeline, *, data: DataOptions, allow_noop: bool = False, progress: Progress | None = None
+    path: Path,
+    pipeline: Pipeline,
+    *,
+    data: DataOptions,
+    allow_noop: bool = False,
+    progress: Progress | None = None,
+    canonical: bool = True,
 ) -> Outcome:
     """What `run` would do to each tensor, and the totals that it would reach; nothing is changed or written.
 
@@ -61,6 +67,9 @@ def plan(
         structure = analyse(model)
         _require_numbers(model, structure)
         invariants.require(model)
+        if canonical:
+            pipeline = automatic.insert(pipeline, model, structure)
+            passes = table.resolve(pipeline)
         before = measure(model, structure)
         facts = take_facts(model)
         steps, worked = list[StepOutcome](), list[Pass[Any]]()
@@ -97,6 +106,7 @@ def run(
     allow_noop: bool = False,
     progress: Progress | None = None,
     leader: bool = True,
+    canonical: bool = True,
 ) -> Outcome:
     """Apply a pipeline to a model file and write the result.
 
@@ -105,6 +115,7 @@ def run(
         data: calibration data; without a path, passes that need data get synthetic images, with a warning.
         allow_noop: that no pass changes anything is no error.
         leader: of several processes that train together and all run this, the one that writes.
+        canonical: put the pass `canonical` first where it has something to do (see `pipeline.automatic`).
 
     Raises:
         UsageError: output equal to input, a folder that does not exist, an unknown pass or option.
@@ -126,6 +137,9 @@ def run(
             state.progress.start("trying the model in onnxruntime")
             proof.require_survival(model, state.sample)
             state.progress.finish()
+        if canonical:
+            pipeline = automatic.insert(pipeline, model, structure)
+            passes = state.passes = table.resolve(pipeline)
         before = measure(model, structure)
         for index in range(len(passes)):
             with reproducer(path, output, pipeline, index, state) if leader else nullcontext():

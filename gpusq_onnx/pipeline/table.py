@@ -24,6 +24,7 @@ ENTRY_POINT_GROUP = "gpusq_onnx.passes"
 
 BUILTIN: Mapping[str, str] = MappingProxyType(
     {
+        "canonical": "gpusq_onnx.passes.canonical:Canonical",
         "fold": "gpusq_onnx.passes.fold:FoldConstants",
         "fp16": "gpusq_onnx.passes.fp16:Fp16",
         "distill": "gpusq_onnx.passes.distill:Distill",

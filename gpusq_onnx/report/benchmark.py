@@ -15,7 +15,7 @@ from typing import Any
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import GpusqError, UsageError
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
-from gpusq_onnx.report.rivals import Entry, given_entry, rival_entries
+from gpusq_onnx.report.rivals import Entry, Pin, at_size, given_entry, rival_entries
 from gpusq_onnx.runtime.backend import Backend
 from gpusq_onnx.runtime.machine import cpu_name, read_gpu
 from gpusq_onnx.runtime.timing import Rounds, Timing, time_side_by_side
@@ -93,8 +93,12 @@ def run_benchmark(
     batches: Sequence[int],
     rounds: Rounds = Rounds(),  # noqa: B008 - it is frozen
     progress: Progress = NullProgress(),  # noqa: B008 - it has no state
+    sizes: Pin | None = None,
 ) -> Benchmark:
     """Time the models and their rivals.
+
+    Args:
+        sizes: shapes for the inputs of a model that leaves more than the batch open (see `graph.pin`).
 
     Raises:
         EnvironmentLacking: the backend, or the GPU, is not there.
@@ -106,7 +110,8 @@ def run_benchmark(
     versions = backend.require()
     notes: list[str] = []
     with TemporaryDirectory(prefix="gpusq-bench-") as scratch:
-        entries = [given_entry(path) for path in models]
+        files = [at_size(path, Path(scratch, str(i)), sizes) if sizes else path for i, path in enumerate(models)]
+        entries = [given_entry(path) for path in files]
         entries += list(rival_entries(entries, backend, Path(scratch), notes, progress))
         formats = {entry.format for entry in entries}
         reference = next((name for name in ("TF32", "FP32") if name in formats), "")

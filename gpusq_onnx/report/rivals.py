@@ -15,7 +15,7 @@ Params and FLOPs are bit-weighted as the paper counts them (its Table 1): stored
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,16 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import GpusqError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.float_twin import remove_quantisation
-from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.model import Model, TensorSpec
+from gpusq_onnx.graph.pin import Sizes, is_open, pinned
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import grammar, manager, table
 from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.pipeline.summary import measure
 from gpusq_onnx.report.inspection import WeightReport, inspect_model
 from gpusq_onnx.runtime.backend import Backend, Rival, Variant
+
+Pin = Callable[[Sequence[TensorSpec]], Sizes]
 
 _SAMPLES = 8  # enough to have scales
 _FLOATS = {"float": "FP32", "float16": "FP16", "bfloat16": "BF16"}
@@ -54,6 +57,16 @@ class Entry:
     parameters: float
     flops: float
     variant: Variant
+
+
+def at_size(path: Path, scratch: Path, sizes: Pin) -> Path:
+    """The model's file; of one that takes any size, a file of its name in the new folder `scratch` that takes one."""
+    model = io.load(path)
+    if not is_open(model.inputs()):
+        return path
+    scratch.mkdir()
+    io.save(pinned(model, sizes(model.inputs())), scratch / path.name)
+    return scratch / path.name
 
 
 def given_entry(path: Path) -> Entry:

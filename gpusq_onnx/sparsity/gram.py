@@ -16,6 +16,7 @@ Each = Callable[[Callable[[Any], None], Iterable[Any]], None]
 """Runs a function on every item of independent work; `pipeline.parallel` has one that does so in threads."""
 
 TILE = 512
+_ROUNDING = 1e-5  # of float32 sums of products
 
 
 def one_by_one(work: Callable[[Any], None], items: Iterable[Any]) -> None:
@@ -72,6 +73,11 @@ class Gram:
     def mean(self) -> NDArray[np.float32]:
         """Mean input, float32 [k]; zeros when nothing was added."""
         return (self._sum / max(1, self.rows)).astype(np.float32)
+
+    @property
+    def rounding(self) -> float:
+        """How far float32 products may have moved a centred sum: inputs that hardly vary leave little else."""
+        return _ROUNDING * float(np.square(self._sum).mean()) / max(1, self.rows)
 
     def sums(self, *, centred: bool) -> NDArray[np.float64]:
         """The sum of X^T X, float64 [k, k]; centred: of the inputs less their mean."""

@@ -52,7 +52,7 @@ def prune(
         w: [out, k], any float dtype and memory order; both are kept.
         gram: of the layer's inputs. Inputs that were always zero have only the damping to speak for them: their
             weights go first, and by magnitude. A Gram that saw nothing leaves magnitude pruning.
-        damping: > 0, in units of the mean of the diagonal of H.
+        damping: > 0, in units of the mean of the diagonal of H; raised where rounding would decide (`Gram.rounding`).
         block: columns between two updates of all that follows; a matter of speed, rounded down to whole groups.
         centred: the layer's bias will take up the change of the mean output (`bias_correction`).
         refit_steps: of `refit` once the mask is final; 0 for the paper's own weights.
@@ -68,7 +68,7 @@ def prune(
         )
     if not np.isfinite(w.astype(np.float32, copy=False)).all():
         raise ValueError(f"weights must be finite; found NaN or infinity in shape {w.shape}")
-    h = _damped(gram.sums(centred=centred), damping)
+    h = _damped(gram.sums(centred=centred), damping, gram.rounding if centred else 0.0)
     upper = _inverse_factor(h, each).astype(np.float32)
     hessian = h.astype(np.float32)
     del h
@@ -112,11 +112,11 @@ def bias_correction(w: NDArray[Any], pruned: NDArray[Any], x_mean: NDArray[Any])
     return ((w.astype(np.float64) - pruned.astype(np.float64)) @ x_mean.astype(np.float64)).astype(np.float32)
 
 
-def _damped(h: Float64, damping: float) -> Float64:
-    """h with the damping added, in place."""
+def _damped(h: Float64, damping: float, least: float = 0.0) -> Float64:
+    """h with the damping added, at least `least`; in place."""
     if not damping > 0:
         raise ValueError(f"damping must be > 0; found {damping}")
-    ridge = damping * float(np.mean(np.diag(h)))
+    ridge = max(damping * float(np.mean(np.diag(h))), least)
     h[np.diag_indices_from(h)] += ridge if ridge > 0 else 1.0  # no input but zeros: the identity
     return h
 

@@ -30,6 +30,7 @@ from gpusq_onnx.runtime.kernels.graphs import CudaRunner, compiled
 from gpusq_onnx.runtime.machine import versions
 from gpusq_onnx.runtime.ort import TensorInfo
 from gpusq_onnx.runtime.timing import Runner, WallClock
+from gpusq_onnx.torchgraph.call import fed
 from gpusq_onnx.torchgraph.convert import convert
 from gpusq_onnx.torchgraph.float_rivals import float8_network, float_twin
 from gpusq_onnx.torchgraph.integer import lower
@@ -92,7 +93,7 @@ class TorchBackend:
         network = convert(model, train=("weight", "scale"))
         precision = variant.precision if network.quantisers else _stored(model, variant.precision)
         try:
-            inputs = [torch.from_numpy(feed[name]).to(self._device) for name in network.inputs]
+            inputs = [fed(feed[name]).to(self._device) for name in network.inputs]
             body = self._body(network, precision, inputs, WAYS if variant.sparse else DENSE_WAYS)
             return self._recorded(body, inputs, variant) if self.gpu else _called(body, inputs)
         except torch.cuda.OutOfMemoryError as error:

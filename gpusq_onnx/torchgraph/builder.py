@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx
 
 BATCHES = (5, 7, 11)
+BUFFER = "constant_"  # what names of known tensors begin with
 SHAPES = "shapes"  # of a node's meta: its shape at each batch size, as long as the graph is under construction
 
 
@@ -250,7 +251,7 @@ class Builder:
         values = values.contiguous()
         key = (values.dtype, tuple(values.shape), values.reshape(-1).view(torch.uint8).numpy().tobytes())
         if key not in self._stored:
-            name = f"constant_{len(self.buffers)}"
+            name = f"{BUFFER}{len(self.buffers)}"
             self.buffers[name] = values.clone()
             self._stored[key] = self.graph.get_attr(name)
         return self._stored[key]

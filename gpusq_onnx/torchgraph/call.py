@@ -170,6 +170,11 @@ def torch_type(dtype: np.dtype[Any]) -> torch.dtype:
     return found
 
 
+def fed(values: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
+    """An array that a caller feeds, in the type that it is computed in; shares memory where that is its own."""
+    return tensor_of(values) if values.dtype.name in _WIDER else torch.from_numpy(values)
+
+
 def tensor_of(values: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
     """An initializer as a torch tensor of its own."""
     kind = torch_type(values.dtype)

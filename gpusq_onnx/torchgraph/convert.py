@@ -140,7 +140,7 @@ class _Conversion:
                     f"input {spec.name!r} has a dynamic axis besides the batch",
                     found=str(list(spec.shape)),
                     expected="a dynamic first axis, fixed sizes behind it",
-                    hint=f"polygraphy surgeon sanitize --override-input-shapes {spec.name}:[...] fixes it",
+                    hint=f"give its size: --crop PX for images, or --shapes {spec.name}=1x3x224x224 (every axis)",
                 )
             sizes.append(size if isinstance(size, int) else Affine(1, 0))
         return self.builder.input(_identifier(spec.name, ()), sizes, torch_type(spec.dtype))

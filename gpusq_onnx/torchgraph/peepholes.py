@@ -25,7 +25,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from gpusq_onnx.torchgraph.builder import SHAPES
+from gpusq_onnx.torchgraph.builder import BUFFER, SHAPES
 
 Node = Any  # an fx.Node, whose arguments fx types so widely that each access would want a check of its own
 
@@ -114,6 +114,20 @@ def _layer_norm(graph: fx.Graph, node: Node) -> None:
     _replace(graph, end, functional.layer_norm, (x, shape, weight, bias, epsilon))
 
 
+def _learned_of_data(mask: Node) -> bool:
+    """Whether trained tensors and data both made a mask (SAM's relative positions): fused attention under vmap has no
+    gradient for it."""
+    seen, queue, data, trained = set[fx.Node](), [mask], False, False
+    while queue:
+        node = queue.pop()
+        if node not in seen:
+            seen.add(node)
+            queue.extend(node.all_input_nodes)
+            data |= node.op == "placeholder"
+            trained |= node.op == "get_attr" and not str(node.target).startswith(BUFFER)
+    return data and trained
+
+
 def _attention(graph: fx.Graph, node: Node) -> None:
     if not _calls(node, torch.softmax) or node.args[1] != -1:
         return
@@ -130,7 +144,7 @@ def _attention(graph: fx.Graph, node: Node) -> None:
     if scores is None or len(product.users) != 1:
         return
     matmul, scale = scores
-    if mask is not None and (_shape(node) != _shape(matmul) or _rank(mask) > _rank(matmul)):
+    if mask is not None and (_shape(node) != _shape(matmul) or _rank(mask) > _rank(matmul) or _learned_of_data(mask)):
         return
     (q, q_scale), (kt, k_scale), v = _scaled(matmul.args[0]), _scaled(matmul.args[1]), context.args[1]
     if not _rank(q) == _rank(kt) == _rank(v) == 4:

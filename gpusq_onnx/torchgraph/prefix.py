@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, Node
-from gpusq_onnx.graph.shapes import infer_shapes
+from gpusq_onnx.graph.shapes import infer_shapes, is_float
 from gpusq_onnx.torchgraph.convert import ancestors, unconvertible
 from gpusq_onnx.torchgraph.roles import PRODUCTS, Moving, roles_of
 
@@ -48,8 +48,8 @@ def trainable_prefix(model: Model) -> list[str]:
         if id(node) not in tail
         for tensor in node.outputs
         if tensor.name in trained.learned
-        and types.get(tensor.name) is not None
-        and types[tensor.name].kind == "f"
+        and tensor.name in types
+        and is_float(types[tensor.name])
         and (tensor.name in outputs or any(id(reader) in tail for reader in tensor.outputs))
     ]
     if not edge:

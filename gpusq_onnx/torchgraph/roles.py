@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
+from gpusq_onnx.graph.shapes import is_float
 
 TRAINED = ("weight", "bias", "norm", "position", "scale")
 
@@ -44,7 +45,7 @@ def roles_of(model: Model, train: Collection[str] = TRAINED) -> dict[str, str]:
 
     What is computed from a trained tensor counts as data, so that a projection of learned queries is found, too.
     """
-    floats = [c for c in model.constants() if c.dtype.kind == "f" or c.dtype.name == "bfloat16"]
+    floats = [c for c in model.constants() if is_float(c.dtype)]
     found: dict[str, str] = {}
     while True:
         data = Moving(model, found)

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
@@ -80,10 +80,24 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def _with_einsums(source: Path) -> Path:
+    """The model with its constant products as Einsums, for the pass that rewrites them."""
+    model = onnx.load_model(str(source))
+    stored = {t.name: len(t.dims) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and stored.get(node.input[1]) == 2:
+            node.op_type = "Einsum"
+            node.attribute.append(helper.make_attribute("equation", "abc,cd->abd"))
+    path = source.with_name("einsums.onnx")
+    onnx.save_model(model, str(path))
+    return path
+
+
 @pytest.fixture(scope="module")
 def sources(source: Path) -> dict[str, Path]:
     """What each pass is given: that model, treated first where the pass needs it."""
     found = dict.fromkeys(PASSES, source)
+    found["canonical"] = _with_einsums(source)
     for name, text in BEFORE.items():
         found[name] = source.with_name(f"before-{name}.onnx")
         manager.run(source, found[name], parse(text), data=DATA)

@@ -163,3 +163,7 @@ def test_the_lines_for_tensorrt_rtx() -> None:
     rtx = BuildOptions(make_profiles([IMAGE]), rtx=True)
     assert trtexec(Path("m"), Path("p"), rtx, dynamic=["image"], major=1).startswith("tensorrt_rtx --onnx=m")
     assert polygraphy(Path("m"), Path("p"), rtx).startswith("POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy convert m ")
+
+
+def test_shapes_may_be_given_with_an_equals_sign() -> None:
+    assert parse_shapes("input:0=1x8,2x8") == ("input:0", Bounds((1, 8), (2, 8), (2, 8)))

@@ -117,6 +117,14 @@ def test_attention_with_tapped_scores_stays() -> None:
     assert calls(convert(model, taps=["q"]), torch.softmax) == 0
 
 
+def test_attention_with_a_mask_that_is_learned_and_made_from_data_stays() -> None:
+    nodes, constants = attention(True)
+    at = next(index for index, node in enumerate(nodes) if node.op_type == "Add")
+    nodes[at : at + 1] = [n("MatMul", "q table", "mask_of_q"), n("Add", "raw mask_of_q", "scores")]
+    network = held(nodes, {**constants, "table": values(3, 4)}, tolerance=1e-5)
+    assert calls(network, functional.scaled_dot_product_attention) == 0
+
+
 @pytest.mark.parametrize("first", ["bias", "product"])
 def test_linear(first: str) -> None:
     add = n("Add", "b p" if first == "bias" else "p b", "y")

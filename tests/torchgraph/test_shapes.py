@@ -161,7 +161,7 @@ def test_a_dynamic_axis_besides_the_batch_is_refused_with_the_remedy() -> None:
     model, _ = model_of([n("Relu", "x", "y")], {}, (3, "height"), ["y"])  # type: ignore[arg-type]
     with pytest.raises(UnsupportedModelError, match="dynamic axis") as refused:
         convert(model)
-    assert "--override-input-shapes" in str(refused.value)
+    assert "--shapes x=" in str(refused.value)
 
 
 @pytest.mark.parametrize("domain", ["", "com.microsoft"])

@@ -44,7 +44,7 @@ def parse_batch(text: str) -> Bounds:
 
 
 def parse_shapes(text: str) -> tuple[str, Bounds]:
-    """An input's name and the bounds of its shape.
+    """An input's name and the bounds of its shape; `x=1x8` says the same as `x:1x8`.
 
     >>> parse_shapes("x:1x8,32x8")
     ('x', Bounds(min=(1, 8), opt=(32, 8), max=(32, 8)))
@@ -52,8 +52,8 @@ def parse_shapes(text: str) -> tuple[str, Bounds]:
     Raises:
         UsageError: no name, or not one to three shapes of one rank in rising order.
     """
-    name, colon, shapes = text.rpartition(":")
-    if not colon or not name:
+    name, _, shapes = text.rpartition("=" if "=" in text else ":")
+    if not name:
         raise _unreadable(text, "--shapes")
     return name, _bounds([_shape(part, text, "--shapes") for part in shapes.split(",")], text, "--shapes")
 
@@ -104,7 +104,7 @@ def _of_batch(spec: TensorSpec, batch: Bounds) -> Bounds:
         raise UsageError(
             f"input {spec.name} has dynamic axes besides the batch",
             found=f"{_text(spec)}, axes {', '.join(map(str, open_axes))}",
-            hint=f"give --shapes {spec.name}:MIN,OPT,MAX with every axis, e.g. 1x3x224x224",
+            hint=f"give --crop PX for images, or --shapes {spec.name}:MIN,OPT,MAX with every axis, e.g. 1x3x224x224",
         )
     fixed = tuple(size for size in rest if isinstance(size, int))
     if not _open_batch(spec):
@@ -166,7 +166,7 @@ def _shape(part: str, text: str, option: str) -> Shape:
 def _unreadable(text: str, option: str) -> UsageError:
     expected = {
         "--batch": "N, or MIN,MAX, or MIN,OPT,MAX: positive numbers",
-        "--shapes": "INPUT:SHAPE, or INPUT:MIN,OPT,MAX; a shape is 1x3x224x224",
+        "--shapes": "INPUT=SHAPE, or INPUT:MIN,OPT,MAX; a shape is 1x3x224x224",
     }
     return UsageError(f"{option} cannot be read", expected=expected[option], found=text)
 

@@ -1,0 +1,39 @@
+"""The shapes that data gives to a model's inputs, for what needs a size where the model leaves it open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import InputSpec, Source, open_source
+
+
+class Described(Protocol):
+    """What anybody calls a model's input: its name, type and shape."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def shape(self) -> tuple[int | str | None, ...]: ...
+
+
+def sizes_of(source: Source) -> dict[str, tuple[int, ...]]:
+    """Shapes of the first batch by input name; empty where there is no sample."""
+    first = next(iter(source.batches(1)), None)
+    return {} if first is None else {name: tuple(rows.shape) for name, rows in first.feed.items()}
+
+
+def sizes_for(inputs: Sequence[Described], options: DataOptions) -> dict[str, tuple[int, ...]]:
+    """The same for data that is not open yet: of images, the crop.
+
+    Raises:
+        UsageError, UnsupportedDataError: as `open_source`; without a crop where the model takes any size.
+    """
+    return sizes_of(open_source(options, [InputSpec(spec.name, spec.dtype, spec.shape) for spec in inputs]))

@@ -1,0 +1,34 @@
+"""The pass that comes by itself: `canonical`, before the first pass that prunes or quantises, where it has work to do.
+
+Those passes find more weights after it. It is a step like any other from there on: `plan` and the report show it, and
+it is in the provenance. A pipeline that names it says itself where it goes.
+"""
+
+from __future__ import annotations
+
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.pipeline import table
+from gpusq_onnx.pipeline.base import Context, Given
+from gpusq_onnx.pipeline.grammar import Pipeline, Step
+
+NAME = "canonical"
+
+
+def insert(pipeline: Pipeline, model: Model, structure: Structure) -> Pipeline:
+    """The pipeline (presets expanded) as it runs on this model, which is not changed."""
+    passes = table.resolve(pipeline)
+    compress = [index for index, step in enumerate(passes) if step.kind in ("prune", "quantise")]
+    if not compress or any(step.name == NAME for step in pipeline.steps):
+        return pipeline
+    first = compress[0]
+    for step in (step for step in passes[:first] if step.structural):
+        model = model.clone()
+        step.apply(model, structure, step.plan(model, structure, Given()), Context())
+        structure = analyse(model)
+    quantises = any(step.kind == "quantise" for step in passes)
+    inserted = Step(NAME, {} if quantises else {"attention": False})  # in float, the fused kernel is the better one
+    (canonical,) = table.resolve(Pipeline((inserted,)))
+    if all(row.skipped for row in canonical.plan(model, structure, Given())):
+        return pipeline
+    return Pipeline((*pipeline.steps[:first], inserted, *pipeline.steps[first:]))

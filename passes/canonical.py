@@ -1,0 +1,58 @@
+"""Give the graph the forms that the later passes treat: MatMul for Einsum, plain weights, no branches.
+
+    Einsum(x, W), Einsum(q, k) -> MatMul        Attention (opset 23), few tokens -> MatMul, Softmax, MatMul
+    If(constant) -> its branch                  MatMul(x, Reshape(W)), Mul(W, s) -> MatMul(x, one initializer)
+
+It comes by itself: before the first pass of a pipeline that prunes or quantises, where it has something to do
+(`--no-canonical` leaves it out). Each rewrite computes the same up to rounding. How, and why not: `graph.canonical`.
+
+Limits: the rows of `graph.canonical.RULES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from gpusq_onnx.graph.canonical import RULES, Change, canonicalise, has_candidates
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.pipeline.base import SKIP, Context, Given, Pass, PassOptions, PlanRow
+from gpusq_onnx.runtime.ort import silenced
+
+
+class CanonicalOptions(PassOptions):
+    """Options of `canonical`."""
+
+    attention: bool = Field(True, description="take fused Attention of few tokens apart, so that INT8 reaches it")
+
+
+class Canonical(Pass[CanonicalOptions]):
+    """See the module's text."""
+
+    name = "canonical"
+    summary = "Einsum, fused Attention, constant branches and computed weights take the forms that passes treat"
+    source = "ONNX operator definitions; TensorRT folds and rewrites the same at build time"
+    structural = True
+    Options = CanonicalOptions
+
+    def _operators(self) -> tuple[str, ...]:
+        return tuple(op for op in RULES if op != "Attention" or self.options.attention)
+
+    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+        if not has_candidates(model, structure.flow, self._operators()):
+            return []
+        with silenced():
+            return [_row(change) for change in canonicalise(model.clone(), self._operators())]
+
+    def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
+        before = len(model.graph.nodes)
+        with silenced():
+            canonicalise(model, self._operators())
+        context.findings["nodes"] = {"before": before, "after": len(model.graph.nodes)}
+
+
+def _row(change: Change) -> PlanRow:
+    decision = SKIP if change.kept else "rewrite"
+    return PlanRow(change.tensor, change.module, "node", change.op, change.shape, decision, change.reason)

@@ -1,0 +1,77 @@
+"""Models that take images of any size, as optimum exports them: --crop, --shapes or the data say which."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from command_line import MODEL, call
+
+from gpusq_onnx.graph import io
+
+NAMES = ("batch", "channels", "height", "width")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The embedded model with every axis of its input dynamic, and images for it."""
+    found = onnx.load_model(str(MODEL))
+    for axis, name in enumerate(NAMES):
+        found.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    del found.graph.value_info[:]
+    path = tmp_path / "model.onnx"
+    onnx.save_model(found, str(path))
+    images = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)
+    np.save(tmp_path / "images.npy", images)
+    return path
+
+
+def test_it_is_trained_at_the_size_of_its_data(model: Path) -> None:
+    output = model.with_name("out.onnx")
+    passes = "prune24{method=magnitude},distill{steps=2 batch=4},qdq-int8,qat{steps=2 batch=4}"
+    done = call("apply", "-q", "-p", passes, "--data", model.with_name("images.npy"), "-o", output, model)
+    assert done.code == 0, done.err
+    assert io.load(output).inputs()[0].shape == NAMES
+
+
+def test_a_missing_size_is_asked_for(model: Path) -> None:
+    for words in (["bench", model, "--backend", "onnxruntime"], ["apply", "-p", "qdq-int8", model]):
+        outcome = call(*words)
+        assert outcome.code == 2
+        assert "takes images of any size" in outcome.err and "--crop" in outcome.err
+    outcome = call("build", model, "--cpu-harness", model.parent)
+    assert outcome.code == 2
+    assert "--crop PX" in outcome.err and "--shapes pixel_values" in outcome.err
+
+
+@pytest.mark.parametrize("size", [["--crop", "32"], ["--shapes", "pixel_values=1x3x32x32"]])
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch-cpu"])
+def test_it_is_timed_at_a_size(model: Path, backend: str, size: list[str]) -> None:
+    outcome = call("bench", model, "--backend", backend, "--batch", "1", "--rounds", "3", *size, "--json", "-")
+    assert outcome.code == 0, outcome.err
+    rows = json.loads(outcome.out)["rows"]
+    assert {row["model"] for row in rows} == {"model"}
+    assert any(row["given"] for row in rows)
+
+
+def test_shapes_that_do_not_fit_are_named(model: Path) -> None:
+    outcome = call("bench", model, "--backend", "onnxruntime", "--shapes", "pixel_values=1x3x32")
+    assert outcome.code == 2
+    assert "the shape does not fit input pixel_values" in outcome.err
+
+
+def test_an_engine_is_built_at_a_size(model: Path, harness: Path) -> None:
+    plan, report = model.with_suffix(".plan"), model.with_name("engine.json")
+    done = call(
+        "build", model, "--crop", "32", "--batch", "1,2", "--cpu-harness", harness, "-o", plan, "--report", report
+    )
+    assert done.code == 0, done.err
+    assert "pixel_values:2x3x32x32" in done.out
+
+
+@pytest.mark.parametrize("size", [["--crop", "32"], ["--crop", "32", "--shapes", "pixel_values=2x3x32x32"]])
+def test_check_builds_at_the_size_of_the_data(model: Path, harness: Path, size: list[str]) -> None:
+    done = call("check", model, model, "--samples", "4", "--parser", "--build", "--trt-cache", harness, *size)
+    assert done.code == 0, done.err
+    assert "engine built" in done.out

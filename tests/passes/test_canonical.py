@@ -1,0 +1,117 @@
+"""canonical comes by itself where it has something to do, and is a step like any other then."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.runtime.ort import Session
+from tests.graph.small_graphs import FLOAT, node, normal, proto
+
+ASSETS = Path(__file__).parents[1] / "assets"
+NO_DATA = DataOptions()
+
+
+@pytest.fixture
+def einsums(tmp_path: Path) -> Path:
+    """The embedded model with every fc1 as an Einsum."""
+    model = onnx.load_model(str(ASSETS / "digits_vit.onnx"))
+    wanted = {
+        id(r.name): r.name
+        for s in analyse(io.load(ASSETS / "digits_vit.onnx")).sites
+        for r in s.readers
+        if s.role == "fc1"
+    }
+    for old in [n for n in model.graph.node if n.name in wanted.values()]:
+        assert old.op_type == "MatMul"
+        old.op_type = "Einsum"
+        old.attribute.append(helper.make_attribute("equation", "abc,cd->abd"))
+    path = tmp_path / "model.onnx"
+    onnx.save_model(model, str(path))
+    return path
+
+
+@pytest.fixture
+def attention(tmp_path: Path) -> Path:
+    """One fused attention and a Linear."""
+    made = proto(
+        [
+            node("Reshape", ["x", "tokens"], ["t"]),
+            node("MatMul", ["t", "w"], ["h"]),
+            node("Attention", ["h", "h", "h"], ["a"], q_num_heads=2, kv_num_heads=2),
+            node("MatMul", ["a", "v"], ["y"]),
+        ],
+        [("x", FLOAT, ["batch", 3, 8, 8])],
+        [("y", FLOAT, ["batch", 6, 32])],
+        {"tokens": np.array([0, 6, 32]), "w": normal(32, 32), "v": normal(32, 32, seed=1)},
+        23,
+    )
+    path = tmp_path / "attention.onnx"
+    onnx.save_model(made, str(path))
+    return path
+
+
+def _roles(path: Path) -> list[str]:
+    return [site.role for site in analyse(io.load(path)).sites]
+
+
+def test_a_pipeline_that_prunes_is_prepared(einsums: Path) -> None:
+    output = einsums.with_name("out.onnx")
+    planned = manager.plan(einsums, parse("prune24"), data=NO_DATA)
+    outcome = manager.run(einsums, output, parse("prune24"), data=NO_DATA)
+    assert planned.pipeline == outcome.pipeline == "canonical{attention=false},prune24"
+    assert [step.rows for step in planned.steps] == [step.rows for step in outcome.steps]
+    assert _roles(output) == _roles(ASSETS / "digits_vit.onnx")
+    assert [row.decision for row in outcome.steps[0].rows] == ["rewrite"] * 3
+
+
+def test_the_rewritten_model_computes_the_same(einsums: Path) -> None:
+    output = einsums.with_name("out.onnx")
+    manager.run(einsums, output, parse("canonical"), data=NO_DATA)
+    image = np.random.default_rng(0).standard_normal((5, 3, 32, 32)).astype(np.float32)
+    before, after = (Session(path).run({"pixel_values": image})["logits"] for path in (einsums, output))
+    np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_a_model_with_nothing_to_do_is_left_alone() -> None:
+    for source in (ASSETS / "digits_vit.onnx", ASSETS / "digits_vit_legacy17.onnx"):
+        assert manager.plan(source, parse("prune24,qdq-int8"), data=NO_DATA).pipeline == "prune24,qdq-int8"
+
+
+def test_it_can_be_left_out_and_placed_elsewhere(einsums: Path) -> None:
+    plain = manager.plan(einsums, parse("prune24"), data=NO_DATA, canonical=False)
+    assert plain.pipeline == "prune24"
+    placed = manager.plan(einsums, parse("fp16,canonical,prune24"), data=NO_DATA)
+    assert placed.pipeline == "fp16,canonical,prune24"
+    assert (
+        manager.plan(einsums, parse("fold,prune24"), data=NO_DATA).pipeline == "fold,canonical{attention=false},prune24"
+    )
+    assert manager.plan(einsums, parse("fp16"), data=NO_DATA).pipeline == "fp16", "nothing prunes or quantises"
+
+
+def test_fused_attention_is_taken_apart_for_int8_only(attention: Path) -> None:
+    assert manager.plan(attention, parse("prune24"), data=NO_DATA).pipeline == "prune24"
+    output = attention.with_name("out.onnx")
+    outcome = manager.run(attention, output, parse("qdq-int8"), data=NO_DATA)
+    assert outcome.pipeline == "canonical,qdq-int8"
+    assert "Attention" not in {n.op_type for n in onnx.load_model(str(output)).graph.node}
+    assert not analyse(io.load(output)).attentions[0].fused
+
+
+def test_a_weight_that_is_no_longer_read_goes(einsums: Path) -> None:
+    model = onnx.load_model(str(einsums))
+    for einsum in [n for n in model.graph.node if n.op_type == "Einsum"]:
+        stored = next(t for t in model.graph.initializer if t.name == einsum.input[1])
+        stored.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(stored).T), stored.name))
+        einsum.attribute[0].s = b"abc,dc->abd"
+    onnx.save_model(model, str(einsums))
+    output = einsums.with_name("out.onnx")
+    manager.run(einsums, output, parse("canonical"), data=NO_DATA)
+    assert output.stat().st_size < einsums.stat().st_size + 4096
