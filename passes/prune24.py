@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
@@ -36,6 +37,8 @@ from gpusq_onnx.sparsity.patterns import parse_pattern
 from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
 
 USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a side below this (TENSORRT facts, report)
+
+LARGEST = 1e18  # of a weight that SparseGPT scores: squares of larger ones overflow float32
 
 
 class Prune24Options(PassOptions):
@@ -169,6 +172,15 @@ class Prune24(Pass[Prune24Options]):
 
     def _prune_one(self, site: Site, row: PlanRow, gram: sparsegpt.Gram, kept: dict[str, float]) -> None:
         w = site.read()
+        largest = float(np.abs(w).max(initial=0))
+        if largest > LARGEST:
+            raise UnsupportedModelError(
+                f"the weight {site.name!r} is too large to be judged: its squares overflow",
+                where=f"read by node {site.readers[0].name!r} ({site.readers[0].op})",
+                expected=f"values below {LARGEST:g}",
+                found=f"{largest:g}",
+                hint="the export or the training went wrong: check the original checkpoint",
+            )
         bias = own_bias(site) if self.options.bias_correction else None
         pattern = parse_pattern(row.detail["pattern"])
         pruned = sparsegpt.prune(w, gram, pattern, damping=self.options.damping, centred=bias is not None)

@@ -26,6 +26,8 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph import scan
+from gpusq_onnx.graph.arrival import Arrival
+from gpusq_onnx.graph.door import READABLE, USABLE, admit
 from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
 from gpusq_onnx.graph.wire import Writer, write_model
@@ -46,6 +48,7 @@ def load(path: Path | str) -> Model:
     """
     path = Path(path)
     proto, embedded = read_proto(path)
+    admit(_arrival(proto, embedded, path), USABLE, path)
     raise_opset(proto)
     model = from_proto(proto, path.parent, embedded)
     require_connected(model)
@@ -57,19 +60,25 @@ def read_proto(path: Path) -> tuple[ModelProto, scan.Embedded]:
 
     Raises:
         UsageError: there is no such file.
-        UnsupportedModelError: not ONNX, or truncated.
+        UnsupportedModelError: not ONNX, truncated, or a rule of `door.READABLE` is broken.
     """
     if not path.exists():
         raise UsageError("no such model file", where=str(path), hint="check the path")
-    if path.is_dir():
-        raise UsageError("the model path is a folder", where=str(path), hint="name the .onnx file in it")
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "a device or a pipe"
+        raise UsageError(f"the model path is {found}", where=str(path), hint="name the .onnx file in it")
     try:
         proto, embedded = scan.parse(path, INLINE_BYTES)
     except (DecodeError, UnicodeDecodeError):
         raise _not_onnx(path) from None
     if not proto.ir_version or not proto.opset_import or not proto.graph.node:
         raise _not_onnx(path)
+    admit(_arrival(proto, embedded, path), READABLE, path)
     return proto, embedded
+
+
+def _arrival(proto: ModelProto, embedded: scan.Embedded, path: Path) -> Arrival:
+    return Arrival(proto, {name: len(data) for name, data in embedded.items()}, path.parent)
 
 
 def _not_onnx(path: Path) -> UnsupportedModelError:

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data.source import Source
-from gpusq_onnx.errors import UnsupportedDataError
+from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.progress import Progress
@@ -73,7 +74,11 @@ class Calibration:
             rows = len(next(iter(batch.feed.values())))
             if batch.size < rows:
                 found = {name: value[: len(value) * batch.size // rows] for name, value in found.items()}
-            visit(found)
+            try:
+                visit(found)
+            except ValueError as error:
+                require_finite(self._model, found, error)
+                raise
             self._last = found, batch.size
             del found
             seen += batch.size
@@ -84,3 +89,20 @@ class Calibration:
         if not seen:
             raise UnsupportedDataError("the calibration data is empty", hint="point --data at a folder with images")
         return seen
+
+
+def require_finite(model: Model, found: Mapping[str, NDArray[Any]], error: Exception | None = None) -> None:
+    """Refuse a model in which one of these tensors, with its values, holds NaN or infinity.
+
+    Raises:
+        UnsupportedModelError: names the tensor and the node that makes it; caused by `error`.
+    """
+    for name, values in found.items():
+        if values.dtype.kind not in "iub" and not np.isfinite(np.asarray(values, np.float32)).all():
+            makers = [node for node in model.graph.nodes if any(tensor.name == name for tensor in node.outputs)]
+            raise UnsupportedModelError(
+                f"the activation {name!r} holds NaN or infinity",
+                where=f"made by node {makers[0].name!r} ({makers[0].op})" if makers else "a graph input",
+                expected="finite numbers for every image",
+                hint="huge weights overflow float32 here: check the original checkpoint, and the images",
+            ) from error

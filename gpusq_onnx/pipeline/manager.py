@@ -23,6 +23,7 @@ from gpusq_onnx import __version__
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, io
+from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import table
@@ -46,7 +47,7 @@ def plan(
     pipeline = table.expand(pipeline)
     passes = table.resolve(pipeline)
     model = io.load(path)
-    with _hashing(path, model) as file:
+    with blaming(path), _hashing(path, model) as file:
         structure = analyse(model)
         _require_numbers(model, structure)
         invariants.require(model)
@@ -100,7 +101,7 @@ def run(
     passes = table.resolve(pipeline)
     model = io.load(path)
     check_output(output, [path, *io.data_files(model)])
-    with _hashing(path, model) as file:
+    with blaming(path), _hashing(path, model) as file:
         state = begin(model, passes, data, allow_noop, progress or NullProgress())
         state.folder = output.with_name(output.name + ".training")
         structure = analyse(model)
@@ -108,7 +109,7 @@ def run(
         invariants.require(model)
         before = measure(model, structure)
         for index in range(len(passes)):
-            with reproducer(path, output, pipeline, index, state) if leader else nullcontext():
+            with reproducer(path, output, pipeline, index, state) if leader else nullcontext(), blaming(path):
                 structure = execute(state, index, structure)
         after = measure(model, structure)
         source = state.source

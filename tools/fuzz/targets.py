@@ -1,0 +1,23 @@
+"""The targets by name, and what a process imports before it forks for them."""
+
+from __future__ import annotations
+
+from tools.fuzz import models
+from tools.fuzz.arena import Target
+
+ALL: dict[str, Target] = {target.name: target for target in (models.TARGET,)}
+
+
+def warm_up() -> None:
+    """Import what the cases need, once."""
+    import onnx_graphsurgeon  # noqa: F401
+    import onnxruntime  # noqa: F401
+    import polygraphy.backend.onnxrt
+    import polygraphy.comparator  # noqa: F401
+
+    import gpusq_onnx.data.folder
+    import gpusq_onnx.data.synthetic
+    import gpusq_onnx.graph.packed
+    import gpusq_onnx.passes.qdq_int8
+    import gpusq_onnx.pipeline.manager
+    import gpusq_onnx.report.inspection  # noqa: F401
