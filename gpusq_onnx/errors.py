@@ -8,6 +8,15 @@ exactly that and exits with `exit_code`; nothing else decides exit codes.
 
 from typing import ClassVar
 
+from gpusq_onnx.text import block, printable
+
+MACHINE = (OSError, MemoryError, ImportError)
+"""Errors of the machine, which no pass and no model is blamed for: a full disk, no memory, a library that is broken.
+
+A signal in the middle of loading one ends as ImportError, too.
+"""
+_MARGIN = "    "  # before the further lines of a detail: none of them can pass for a detail of its own
+
 
 class GpusqError(Exception):
     """Base of all errors raised on purpose.
@@ -37,8 +46,8 @@ class GpusqError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        lines = [self.what]
-        lines += [f"  {key}: {value}" for key, value in self.details.items() if value]
+        lines = [printable(self.what)]
+        lines += [f"  {key}: {block(str(value), _MARGIN)}" for key, value in self.details.items() if value]
         return "\n".join(lines)
 
 

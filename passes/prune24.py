@@ -12,9 +12,7 @@ are pruned by magnitude under either method.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
@@ -154,8 +153,8 @@ class Prune24(Pass[Prune24Options]):
     ) -> None:
         assert context.source is not None
         order = {id(node): index for index, node in enumerate(model.graph.nodes)}
-        with tempfile.TemporaryDirectory(prefix="gpusq-onnx-") as folder:
-            runner = PrefixRunner(model, Path(folder))
+        with Scratch() as folder:
+            runner = PrefixRunner(model, folder)
             context.findings["images"] = runner.start(context.source, BATCH)
             for start, group in _groups(chosen, order):
                 runner.advance(start)

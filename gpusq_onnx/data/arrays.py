@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -40,6 +39,7 @@ from gpusq_onnx.data.source import (
     too_few,
 )
 from gpusq_onnx.errors import UnsupportedDataError
+from gpusq_onnx.files import Scratch
 
 LABELS = "labels"
 BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
@@ -158,9 +158,9 @@ class ArrayFile(Source):
 
     @cached_property
     def _mapped(self) -> dict[str, NDArray[Any]]:
-        self._folder = tempfile.TemporaryDirectory(prefix="gpusq-onnx-")
+        self._folder = Scratch()
         try:
-            return {name: column.mapped(Path(self._folder.name)) for name, column in self._columns.items()}
+            return {name: column.mapped(self._folder.path) for name, column in self._columns.items()}
         except BROKEN as error:
             raise _unreadable(self._path, error) from error
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from gpusq_onnx.errors import GpusqError, PassFailed, UnsupportedModelError
+from gpusq_onnx.errors import MACHINE, GpusqError, PassFailed, UnsupportedModelError
 from gpusq_onnx.graph import io
 
 
@@ -27,7 +27,7 @@ def blaming(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, MemoryError):
+    except MACHINE:
         raise
     except Exception as error:
         if isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code:

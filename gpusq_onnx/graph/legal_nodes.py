@@ -25,6 +25,12 @@ _FIELDS = {
 }  # fmt: skip
 _LISTS = frozenset("floats ints strings tensors graphs type_protos sparse_tensors".split())
 _WEIGHTED = {"MatMul": (0, 1), "Gemm": (1,), "Conv": (1,), "ConvTranspose": (1,)}
+# Operands that are lists of numbers, by operator: a stored one has at most one axis.
+_LISTED = {
+    "Slice": (1, 2, 3, 4), "Squeeze": (1,), "Unsqueeze": (1,), "Split": (1,), "Reshape": (1,), "Expand": (1,),
+    "Tile": (1,), "Pad": (1, 3), "Resize": (1, 2, 3), "ConstantOfShape": (0,),
+    **{f"Reduce{name}": (1,) for name in "Sum Max Min Mean Prod L1 L2 LogSum LogSumExp SumSquare".split()},
+}  # fmt: skip
 
 
 def attributes(arrival: Arrival) -> Iterator[str]:
@@ -200,6 +206,20 @@ def _on_a_circle(reads: Mapping[Any, Sequence[Any]]) -> Any | None:
         seen.add(stuck)
         stuck = next(other for other in reads[stuck] if waits[other])
     return stuck
+
+
+def lists(arrival: Arrival) -> Iterator[str]:
+    """Axes, sizes, starts and shapes that are stored are scalars or lists, not matrices."""
+    for level in arrival.graphs:
+        ranks = {tensor.name: len(tensor.dims) for tensor in level.body.initializer}
+        for node in level.nodes:
+            if node.op_type == "Constant" and node.output and node.attribute and node.attribute[0].HasField("t"):
+                ranks[node.output[0]] = len(node.attribute[0].t.dims)
+        for node in level.nodes:
+            for at in _LISTED.get(node.op_type, ()) if node.domain in DEFAULT_DOMAIN else ():
+                name = node.input[at] if at < len(node.input) else ""
+                if ranks.get(name, 1) > 1:
+                    yield f"{label(node)} takes a list of numbers, and {name!r} has {ranks[name]} axes"
 
 
 def weights(arrival: Arrival) -> Iterator[str]:

@@ -25,7 +25,8 @@ from onnx import TensorProto
 from pydantic import TypeAdapter, ValidationError
 
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.graph.io import atomic_write, file_digest, read_proto
+from gpusq_onnx.files import atomic_write
+from gpusq_onnx.graph.io import file_digest, read_proto
 from gpusq_onnx.graph.payload import SUB_BYTE, Payload
 from gpusq_onnx.pipeline.progress import NullProgress, Progress, track
 from gpusq_onnx.sparsity.packing import Packed, bits_a_weight, pack, unpack

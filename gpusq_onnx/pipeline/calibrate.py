@@ -6,9 +6,7 @@ Nothing is kept between batches but what the visitor keeps, so memory does not g
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.progress import Progress
@@ -38,13 +37,13 @@ class Calibration:
     def __init__(self, model: Model, tensors: Sequence[str], source: Source, progress: Progress) -> None:
         self._model, self._tensors = model, list(dict.fromkeys(tensors))
         self._source, self._progress = source, progress
-        self._folder = tempfile.TemporaryDirectory(prefix="gpusq-onnx-")
+        self._folder = Scratch()
         self._last: tuple[Mapping[str, NDArray[Any]], int] | None = None
 
     def __enter__(self) -> Calibration:
         from gpusq_onnx.runtime.ort import Session
 
-        path = Path(self._folder.name) / "tapped.onnx"
+        path = self._folder.path / "tapped.onnx"
         io.write_tapped(self._model, path, self._tensors)
         self._session = Session(path)
         return self
@@ -53,7 +52,7 @@ class Calibration:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del self._session  # it maps the weights from the folder
-        self._folder.cleanup()
+        self._folder.remove()
 
     def run(self, visit: Visitor, label: str, images: int | None = None) -> int:
         """Hand the tensors of every batch (of about the first `images`) to `visit`; returns the images seen.

@@ -5,13 +5,12 @@ Limits: infinities (attention masks) do not count, so a tensor that holds one is
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
 
 import numpy as np
 
 from gpusq_onnx.data.source import Source
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.extremes import write_with_extremes
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.calibrate import BATCH
@@ -26,8 +25,8 @@ def magnitudes(
 
     largest = dict.fromkeys(tensors, 0.0)
     seen = 0
-    with tempfile.TemporaryDirectory(prefix="gpusq-onnx-") as folder:
-        path = Path(folder) / "extremes.onnx"
+    with Scratch() as folder:
+        path = folder / "extremes.onnx"
         outputs = write_with_extremes(model, path, tensors)
         session = Session(path)
         progress.start("looking for FP16 overflow", min(len(source), images))

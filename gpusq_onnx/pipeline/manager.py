@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 from gpusq_onnx import __version__
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.files import Staging, staged
 from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model, values_of
@@ -83,6 +85,7 @@ def run(
     allow_noop: bool = False,
     progress: Progress | None = None,
     leader: bool = True,
+    results: Staging | None = None,
 ) -> Outcome:
     """Apply a pipeline to a model file and write the result.
 
@@ -91,12 +94,18 @@ def run(
         data: calibration data; without a path, passes that need data get synthetic images, with a warning.
         allow_noop: a pass that changes nothing is no error.
         leader: of several processes that train together and all run this, the one that writes.
+        results: write there, and leave it to the caller to commit; None: the result has its name when this returns.
 
     Raises:
         UsageError: output equal to input, a folder that does not exist, an unknown pass or option.
         UnsupportedModelError, UnsupportedDataError, NothingMatched: the model or the data cannot be used.
         PassFailed, InvariantError: our fault; a reproducer lies beside the output.
     """
+    if results is None:
+        with staged() as own:
+            return run(
+                path, output, pipeline, data=data, allow_noop=allow_noop, progress=progress, leader=leader, results=own
+            )
     pipeline = table.expand(pipeline)
     passes = table.resolve(pipeline)
     model = io.load(path)
@@ -116,10 +125,9 @@ def run(
         used = None if source is None else {"options": data.echo(), **source.describe(), "sha256": source.digest()}
         found = file.result()
         model.set_metadata(_provenance(model, pipeline, found.sha256, data.seed, used))
-        written = _written(model, output) if leader else None
+        written = _written(model, output, results) if leader else None
     if leader:
-        for checkpoint in state.folder.glob("*/checkpoint*"):
-            checkpoint.unlink()
+        results.afterwards(partial(_forget_checkpoints, state.folder))
     return Outcome(
         str(pipeline),
         data.seed,
@@ -134,9 +142,15 @@ def run(
     )
 
 
-def _written(model: Model, output: Path) -> FileFacts:
-    sha = io.save(model, output)
-    return _file_facts(output, [output.with_name(output.name + ".data")] if model.external else [], sha)
+def _written(model: Model, output: Path, results: Staging) -> FileFacts:
+    sha = io.save(model, output, results)
+    parts = [output, io.data_beside(output)] if model.external else [output]
+    return FileFacts(str(output), sum(results.place(part).stat().st_size for part in parts), sha)
+
+
+def _forget_checkpoints(folder: Path) -> None:
+    for checkpoint in folder.glob("*/checkpoint*"):
+        checkpoint.unlink()
 
 
 def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dict[str, Any] | None) -> dict[str, str]:

@@ -117,6 +117,11 @@ REFUSED: dict[str, tuple[str, Edit, list[str]]] = {
         lambda p: changed("fc1", dims=[16, 0])(p) or stored(p, "fc1").ClearField("raw_data"),
         ["'fc1'", "MatMul"],
     ),
+    "axes in a matrix": (
+        "laid_out",
+        lambda p: changed("starts", dims=[1, 1])(p),
+        ["(Slice)", "'starts' has 2 axes"],
+    ),
     "two makers": ("block", on("Relu", lambda n: n.output.__setitem__(0, "logits") or 1), ["'logits'", "2 times"]),
     "two initializers of a name": ("block", lambda p: setattr(stored(p, "fc1"), "name", "fc2"), ["'fc2'", "2 "]),
     "IR of the future": ("block", lambda p: setattr(p, "ir_version", 99), ["IR version 99"]),

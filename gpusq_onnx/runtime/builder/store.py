@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpusq_onnx.graph.io import atomic_write, file_digest
+from gpusq_onnx.files import atomic_write
+from gpusq_onnx.graph.io import file_digest
 
 FORMAT = 1  # of the entries; another number, another key
 
