@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from gpusq_onnx.cli.interrupts import heard
 
+__all__ = ["main"]
+
 INTERRUPTED = "interrupted; nothing was written"
 
 

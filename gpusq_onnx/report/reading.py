@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.parsing import parse_json, read_bytes
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.checking import CheckResult
@@ -33,8 +33,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UsageError("the report does not exist", where=str(path), hint="apply --report FILE.json writes one")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        document = parse_json(read_bytes(path).decode())
+    except ValueError as error:
         raise UsageError("the report is no JSON", where=str(path), found=str(error)) from None
     if not isinstance(document, dict):
         raise _not_ours(path, f"a JSON {type(document).__name__}")
