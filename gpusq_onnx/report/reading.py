@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from gpusq_onnx.errors import UsageError
+from gpusq_onnx.errors import MACHINE, GpusqError, UsageError
 from gpusq_onnx.parsing import parse_json, read_bytes
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.benchmark import Benchmark
@@ -25,8 +26,26 @@ def page_of(paths: Sequence[Path]) -> str:
         EnvironmentLacking: the extra `report` is not installed.
     """
     require_page()
-    documents = [(_read(path), path) for path in paths]
-    return render(_title(documents[0][0]), [section for found in documents for section in _sections(*found)])
+    sections: list[Section] = []
+    title = ""
+    for path in paths:
+        document = _read(path)
+        with _reading(path):
+            sections += _sections(document, path)
+            title = title or _title(document)
+    with _reading(paths[0]):
+        return render(title, sections)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Around whatever believes a document: parts of it are free in form, and no type says what a file holds there."""
+    try:
+        yield
+    except (GpusqError, *MACHINE):
+        raise
+    except Exception as error:
+        raise _not_ours(path, f"{type(error).__name__}: {error}") from error
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tools.fuzz import models
+from tools.fuzz import containers, data, models, options, reports
 from tools.fuzz.arena import Target
 
-ALL: dict[str, Target] = {target.name: target for target in (models.TARGET,)}
+_TARGETS = (models.TARGET, options.TARGET, data.TARGET, containers.TARGET, reports.TARGET)
+ALL: dict[str, Target] = {target.name: target for target in _TARGETS}
 
 
 def warm_up() -> None:
@@ -15,8 +16,12 @@ def warm_up() -> None:
     import polygraphy.backend.onnxrt
     import polygraphy.comparator  # noqa: F401
 
+    import gpusq_onnx.data.arrays
     import gpusq_onnx.data.folder
+    import gpusq_onnx.data.parquet
+    import gpusq_onnx.data.script
     import gpusq_onnx.data.synthetic
+    import gpusq_onnx.data.webdataset
     import gpusq_onnx.graph.packed
     import gpusq_onnx.passes.fold
     import gpusq_onnx.passes.fp16
@@ -26,4 +31,6 @@ def warm_up() -> None:
     import gpusq_onnx.pipeline.extremes
     import gpusq_onnx.pipeline.manager
     import gpusq_onnx.pipeline.prefix
-    import gpusq_onnx.report.inspection  # noqa: F401
+    import gpusq_onnx.report.checking
+    import gpusq_onnx.report.inspection
+    import gpusq_onnx.report.reading  # noqa: F401
