@@ -62,6 +62,16 @@ class Scratch:
         self._remove()
 
 
+def writable_by_all(path: Path) -> bool:
+    """Whether any user of the machine may change what lies at `path`."""
+    return os.name == "posix" and bool(path.stat().st_mode & 0o002)
+
+
+def foreign(path: Path) -> bool:
+    """Whether somebody else than this user or the administrator may have made what lies at `path`."""
+    return writable_by_all(path) or (os.name == "posix" and path.stat().st_uid not in (0, os.geteuid()))
+
+
 def sweep(parent: Path) -> None:
     """Remove the scratch folders in `parent` that a process of this user left behind when it was killed."""
     if not HAS_LOCKS:
