@@ -15,6 +15,7 @@ MACHINE = (OSError, MemoryError, ImportError)
 
 A signal in the middle of loading one ends as ImportError, too.
 """
+_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "can't allocate memory", "Failed to allocate memory", "out of memory")
 _MARGIN = "    "  # before the further lines of a detail: none of them can pass for a detail of its own
 
 
@@ -103,3 +104,18 @@ class EnvironmentLacking(GpusqError):
 
     exit_code = 5
     title = "environment lacks something"
+
+
+def of_the_machine(error: BaseException) -> BaseException | None:
+    """The error of the machine that `error` is, or speaks of; None for another kind.
+
+    onnxruntime and torch tell that memory ran out in words of their own, in exceptions that share no base class.
+    """
+    if isinstance(error, MACHINE):
+        return error
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or any(words in str(cause) for words in _OUT_OF_MEMORY):
+            return MemoryError()
+        cause = cause.__cause__
+    return None

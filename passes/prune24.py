@@ -182,7 +182,15 @@ class Prune24(Pass[Prune24Options]):
             )
         bias = own_bias(site) if self.options.bias_correction else None
         pattern = parse_pattern(row.detail["pattern"])
-        pruned = sparsegpt.prune(w, gram, pattern, damping=self.options.damping, centred=bias is not None)
+        try:
+            pruned = sparsegpt.prune(w, gram, pattern, damping=self.options.damping, centred=bias is not None)
+        except np.linalg.LinAlgError as error:
+            raise UsageError(
+                f"the second-order error of {site.name!r} cannot be solved for",
+                where="prune24.damping",
+                found=f"{self.options.damping:g}: {error}",
+                hint="a damping of 0.01 or more",
+            ) from error
         if bias is not None:
             shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
         kept[site.name] = magnitude.energy_kept(w, pruned)

@@ -5,6 +5,7 @@ Under `torchrun` and `accelerate launch` every process runs it; the one of rank 
 
 import os
 
+from gpusq_onnx.cli.memory import MaxMemory, at_most
 from gpusq_onnx.cli.options import (
     STDOUT,
     DataArgs,
@@ -28,6 +29,7 @@ def apply(
     report: Report = None,
     json: Json = None,
     quiet: Quiet = False,
+    max_memory: MaxMemory = None,
 ) -> None:
     """Prune and quantise: run the passes, check the result, write the new model."""
     from gpusq_onnx.cli.console import open_progress, publish, show, warn
@@ -38,7 +40,7 @@ def apply(
     written = output or model.with_suffix(".gpusq.onnx")
     keep_apart([model, written], report, json)
     leader = os.environ.get("RANK", "0") == "0"
-    with staged() as results:
+    with at_most(max_memory, model), staged() as results:
         with open_progress(quiet=quiet or not leader) as progress:
             outcome = manager.run(
                 model,

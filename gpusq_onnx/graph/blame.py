@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from gpusq_onnx.errors import MACHINE, GpusqError, PassFailed, UnsupportedModelError
+from gpusq_onnx.errors import GpusqError, PassFailed, UnsupportedModelError, of_the_machine
 from gpusq_onnx.graph import io
 
 
@@ -27,10 +27,8 @@ def blaming(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except MACHINE:
-        raise
     except Exception as error:
-        if isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code:
+        if of_the_machine(error) or (isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code):
             raise
         problem = contradiction(path)
         if problem is None:

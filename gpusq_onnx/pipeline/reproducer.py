@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from gpusq_onnx.errors import MACHINE, GpusqError, PassFailed
+from gpusq_onnx.errors import GpusqError, PassFailed, of_the_machine
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
@@ -34,9 +34,9 @@ def reproducer(path: Path, output: Path, pipeline: Pipeline, index: int, state: 
     """Run one pass inside; where it fails by our fault, leave the folder and raise PassFailed, which names it."""
     try:
         yield
-    except MACHINE:
-        raise  # nothing to reproduce
     except Exception as error:
+        if of_the_machine(error):
+            raise  # nothing to reproduce
         if isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code:
             raise
         found = f"{type(error).__name__}: {error}"
