@@ -49,6 +49,8 @@ class ParquetImages(Images):
 
     def __init__(self, path: Path, options: DataOptions, inputs: ImageInputs) -> None:
         self._files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not self._files:
+            raise UnsupportedDataError(f"no Parquet file in {path}", expected="files ending in .parquet")
         schema = _schema(self._files[0])
         self._image = _image_column(schema, path)
         column = _label_column(schema)

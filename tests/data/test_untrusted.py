@@ -53,6 +53,13 @@ def test_a_pipe_is_no_data_file(name: str, tmp_path: Path) -> None:
         open_source(DataOptions(path=tmp_path / name), [IMAGE])
 
 
+@pytest.mark.parametrize("name", ["d.parquet", "d.tar", "d.npy", "d.py"])
+def test_an_empty_folder_with_the_name_of_a_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UnsupportedDataError, match="no "):
+        open_source(DataOptions(path=tmp_path / name), [IMAGE])
+
+
 def test_options_and_classes_are_no_pipes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     picture(tmp_path / "a.png")
