@@ -1,5 +1,7 @@
 """Rewrite MatMul, Gemm and Conv weights to 2:4 (or another N:M) patterns along the reduction axis.
 
+Every constant weight is pruned unless `graph.exclusions` has a reason, or the group does not divide its reduction.
+
     magnitude   keep the largest |w| of each group: needs nothing; loses 5-14 points on base models, ruins tiny ones
     sparsegpt   group by group of layers on the activations of the part already pruned: choose and update by
                 second-order error on calibration images, then move each bias by the mean error that is left
@@ -21,6 +23,7 @@ from pydantic import Field, field_validator
 
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.files import Scratch
+from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
@@ -47,6 +50,7 @@ class Prune24Options(PassOptions):
     pattern: str = Field("2:4", description="N:M, or 4:8pair for 4-bit tensor cores")
     only: list[str] = Field([], description="roles, operators or name patterns to prune; empty: all that can be")
     skip: list[str] = Field([], description="roles, operators or name patterns to leave dense")
+    smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay dense")
     head: bool = Field(False, description="prune the classifier head, too, as the paper does")
     damping: float = Field(0.01, gt=0, le=1, description="SparseGPT: share of the mean diagonal of H added to it")
     bias_correction: bool = Field(True, description="SparseGPT: move biases by the mean output error that is left")
@@ -136,16 +140,15 @@ class Prune24(Pass[Prune24Options]):
         refused = selector.refuses(site)
         if refused:
             return refused
-        if site.conflicts:
-            return site.conflicts[0]
-        along = site.weight.shape[1] if site.op == "Conv" else site.k
-        if along % group:
-            axis = "channels" if site.op == "Conv" else "reduction length"
-            return f"{axis} {along} is not a multiple of {group}"
+        if site.channels % group:
+            axis = "reduction length" if site.is_linear else "channels"
+            return f"{axis} {site.channels} is not a multiple of {group}"
+        named = bool(self.options.only) or (self.options.head and site.role == "head")
+        reason = excluded(site, "prune", smallest=self.options.smallest, named=named)
+        if reason or site.conflicts:
+            return reason or site.conflicts[0]
         if site.dtype not in ("float", "float16", "bfloat16", "double"):
             return f"stored as {site.dtype}"
-        if site.role == "head" and not (self.options.head or self.options.only):
-            return "the head stays dense: few operations, and the weights that calibration images say least about"
         return None
 
     def _sparsegpt(
@@ -161,7 +164,7 @@ class Prune24(Pass[Prune24Options]):
                 grams: dict[str, sparsegpt.Gram] = {}
                 for site, row in group:
                     tensor = site.activation.name
-                    key = f"{tensor}{site.view.steps[-1:] if site.op == 'Conv' else ''}"
+                    key = f"{tensor}{'' if site.is_linear else site.view.steps[-1:]}"
                     if key not in grams:
                         gram = grams[key] = sparsegpt.Gram(site.k)
                         for x in runner.read(tensor):
@@ -206,14 +209,14 @@ def _by_magnitude(chosen: tuple[Site, PlanRow]) -> tuple[NDArray[Any], float]:
 
 def _observable(site: Site) -> bool:
     attrs = site.readers[0].attrs
-    if site.op == "Conv":
+    if not site.is_linear:
         plain = attrs.get("group", 1) == 1 and attrs.get("auto_pad", "NOTSET") == "NOTSET"
         return plain and len(site.weight.shape) == 4
     return site.op == "MatMul" or not attrs.get("transA", 0)
 
 
 def _rows(site: Site, x: NDArray[Any]) -> NDArray[Any]:
-    if site.op != "Conv":
+    if site.is_linear:
         return linear_rows(x)
     attrs = site.readers[0].attrs
     return conv_rows(

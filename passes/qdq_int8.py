@@ -1,14 +1,16 @@
 """Insert QuantizeLinear/DequantizeLinear pairs for INT8 where TensorRT runs them and a ViT survives them.
 
-    accurate      inputs and weights of every Linear in a block, the operands of the attention products
-    sparse-int8   the same, and the output of every pruned Linear: TensorRT's sparse INT8 kernels are INT8 in, INT8 out
+    accurate      inputs and weights of every Linear and convolution, the operands of the attention products
+    sparse-int8   the same, and the output of every pruned one: TensorRT's sparse INT8 kernels are INT8 in, INT8 out
+
+Every constant weight is quantised unless `graph.exclusions` has a reason: first layers, heads, tiny sides, depthwise.
 
 Weights get one scale an output channel, from the clip of least squared error over the weights that are not zero (mask
 first, scales after: METHOD); activations one scale a tensor, from a streaming observer over the calibration data, with
 outlier channels moved into weights; the softmax output the scale of least error of its product with V, at most 1/127.
 Everything is symmetric with zero point 0, as TensorRT's parser demands.
 
-Source: GPUSQ-ViT section 3.3; placement table in `gpusq_onnx.graph.qdq`; equalising `gpusq_onnx.quant.equalise`.
+Source: GPUSQ-ViT section 3.3; placement in `gpusq_onnx.graph.qdq`; equalising `gpusq_onnx.quant.equalise`.
 Limits: INT8 only; one scale an activation tensor.
 """
 
@@ -20,8 +22,9 @@ from typing import Literal
 from pydantic import Field
 
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
+from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model, Tensor
-from gpusq_onnx.graph.qdq import PROFILES
+from gpusq_onnx.graph.qdq import MAX_TOKENS
 from gpusq_onnx.graph.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Attention, Structure
@@ -46,8 +49,9 @@ class QdqInt8Options(PassOptions):
     bias_correction: bool = Field(True, description="let biases take up the mean rounding error")
     softmax: Literal["observed", "fixed"] = Field("observed", description="its scale: calibrated, or 1/127")
     clip: Literal["mse", "absmax"] = Field("mse", description="how weight scales are chosen")
-    only: list[str] = Field([], description="roles, operators or name patterns to quantise; empty: all of the profile")
+    only: list[str] = Field([], description="roles, operators or name patterns to quantise; empty: all")
     skip: list[str] = Field([], description="roles, operators or name patterns to leave in float")
+    smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay in float")
 
 
 class QdqInt8(Pass[QdqInt8Options]):
@@ -81,7 +85,7 @@ class QdqInt8(Pass[QdqInt8Options]):
         if all(row.skipped for row in rows):
             raise NothingMatched(
                 "no weight can be quantised",
-                found="; ".join(sorted({row.reason for row in rows})[:4]) or "a graph without Linears in blocks",
+                found="; ".join(sorted({row.reason for row in rows})[:4]) or "a graph without constant weights",
                 hint="gpusq-onnx plan MODEL --passes qdq-int8 lists every weight; widen the choice with only=ROLE",
             )
         chosen = {row.tensor for row in rows if not row.skipped}
@@ -109,12 +113,8 @@ class QdqInt8(Pass[QdqInt8Options]):
         return [ExplicitQuantisation()]
 
     def _weight_row(self, site: Site, selector: Selector) -> PlanRow:
-        placement = PROFILES[self.options.profile]
-        reason = selector.refuses(site)
-        if reason is None and site.role not in placement.inputs and not self.options.only:
-            reason = f"a {site.role} stays in float: only Linears in blocks are quantised"
-        if reason is None and site.conflicts:
-            reason = site.conflicts[0]
+        named = bool(self.options.only)
+        reason = selector.refuses(site) or excluded(site, "quantise", smallest=self.options.smallest, named=named)
         decision = SKIP if reason else "quantise weight"
         reason = reason or f"INT8, one scale an output channel, {self.options.clip} clip over its non-zero weights"
         return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason)
@@ -128,9 +128,9 @@ class QdqInt8(Pass[QdqInt8Options]):
         for tensor, readers in shared.values():
             why = f"one pair for the input of {' and '.join(dict.fromkeys(site.role for site in readers))}"
             equalise: When = "never"
-            if any(len(site.activations) > 1 for site in readers):
-                why = f"{why}; a weight is tied and reads other inputs, too: not equalised"
-            elif self.options.equalise and readers[0].op != "Conv":
+            if any(site.conflicts or len(site.activations) > 1 for site in readers):
+                why = f"{why}; a weight is shared, so its values stay: not equalised"
+            elif self.options.equalise and all(site.is_linear for site in readers):
                 norm = foldable_norm(tensor, readers)
                 equalise = "always" if norm is not None else "outliers"
                 where = "channels equalised in the LayerNorm" if norm is not None else "a Mul if channels are outliers"
@@ -140,9 +140,7 @@ class QdqInt8(Pass[QdqInt8Options]):
 
     def _output_rows(self, sites: list[Site], structure: Structure, given: Given, taken: set[str]) -> list[PlanRow]:
         rows = []
-        for site in sites:
-            if site.role not in PROFILES[self.options.profile].outputs:
-                continue
+        for site in sites if self.options.profile == "sparse-int8" else ():
             outputs = [output for output in site.outputs if output.name not in taken]
             if not outputs or (self.options.outputs == "pruned" and not is_pruned(site, given.facts)):
                 continue
@@ -155,14 +153,15 @@ class QdqInt8(Pass[QdqInt8Options]):
 
     def _attention_rows(self, number: int, attention: Attention, structure: Structure) -> list[PlanRow]:
         score, context = attention.scores, attention.context
-        limit = PROFILES[self.options.profile].max_tokens
         reason = ""
         if not self.options.attention:
             reason = "attention=false"
         elif attention.fused:
             reason = "a fused Attention node: no pair can stand between its products"
-        elif attention.tokens is None or attention.tokens > limit:
-            reason = f"{attention.tokens or 'unknown'} tokens: above {limit} fused FP16 attention is faster"
+        elif attention.tokens is None:
+            reason = "its number of tokens is not known: no image could be run; give --data, or an input size (--crop)"
+        elif attention.tokens > MAX_TOKENS:
+            reason = f"{attention.tokens} tokens: above {MAX_TOKENS} fused FP16 attention is faster"
         elif self.options.only:
             reason = f"not selected by only={';'.join(self.options.only)}"
         rows = []
@@ -182,9 +181,12 @@ def _row(tensor: Tensor, structure: Structure, side: str, sites: list[Site], equ
     shape = structure.shapes.get(tensor.name, ())
     detail = {"side": side, "sites": [site.name for site in sites], "equalise": equalise}
     role = f"{side} of {sites[0].role}"
-    return PlanRow(tensor.name, sites[0].path, role, sites[0].op, shape, "quantise activation", why, detail)
+    op = next((site.op for site in sites if not site.is_linear), sites[0].op)
+    return PlanRow(tensor.name, sites[0].path, role, op, shape, "quantise activation", why, detail)
 
 
 def _rows_can_be_rescaled(site: Site) -> bool:
     """Whether nobody else reads the weight or the bias."""
-    return site.op != "Conv" and len(site.readers) == 1 and (site.bias is None or own_bias(site) is not None)
+    if site.conflicts:
+        return False
+    return site.is_linear and len(site.readers) == 1 and (site.bias is None or own_bias(site) is not None)

@@ -12,16 +12,19 @@ import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.model import Model
 
-# What a residual branch may go through between a Linear and the Add that joins it: layout, layer scale, drop path.
+# What a residual branch may go through between a Linear and the Add that joins it: layout, layer scale, drop path, and
+# what follows a Linear where norms come last (SwinV2's LayerNorm, LeViT's BatchNorm).
+NORMS = frozenset("LayerNormalization BatchNormalization InstanceNormalization GroupNormalization "
+                  "SimplifiedLayerNormalization RMSNormalization".split())  # fmt: skip
 CARRIERS = frozenset(
     "Reshape Transpose Squeeze Unsqueeze Flatten Cast Identity Slice Split Concat Gather Pad Mul Div Add Sub Expand "
-    "QuantizeLinear DequantizeLinear Dropout".split()
+    "QuantizeLinear DequantizeLinear Dropout BatchNormalization".split()
 )
 # What an activation function is made of, fused or taken apart (GELU, SiLU, ReLU and their approximations).
 NONLINEAR = frozenset(
     "Gelu Erf Tanh Sigmoid Relu LeakyRelu HardSwish HardSigmoid Elu Selu Softplus Mish Swish Pow".split()
 )
-ELEMENTWISE = CARRIERS | NONLINEAR | {"Clip", "Max", "Min", "Neg", "Exp", "LayerNormalization", "DepthToSpace"}
+ELEMENTWISE = CARRIERS | NONLINEAR | NORMS | {"Clip", "Max", "Min", "Neg", "Exp", "DepthToSpace"}
 
 
 class Dataflow:
@@ -65,16 +68,23 @@ class Dataflow:
                     queue.extend(self.data_inputs(producer))
         return found
 
-    def reach(self, tensors: Iterable[gs.Tensor], through: frozenset[str]) -> dict[str, gs.Tensor]:
+    def reach(
+        self, tensors: Iterable[gs.Tensor], through: frozenset[str], *, depthwise: bool = False
+    ) -> dict[str, gs.Tensor]:
         """All tensors downstream through nodes of the operators `through` whose data inputs all lie in the region.
 
-        Returns the region by tensor name, the starting tensors included.
+        Args:
+            depthwise: pass depthwise Convs, too.
+
+        Returns:
+            The region by tensor name, the starting tensors included.
         """
         region = {t.name: t for t in tensors}
         queue = list(region.values())
         while queue:
             for node in queue.pop().outputs:
-                if node.op not in through or any(t.name not in region for t in self.data_inputs(node)):
+                passed = node.op in through or (depthwise and is_depthwise(node))
+                if not passed or any(t.name not in region for t in self.data_inputs(node)):
                     continue
                 for out in node.outputs:
                     if out.name and out.name not in region:
@@ -85,15 +95,21 @@ class Dataflow:
     def joins(self, tensor: gs.Tensor) -> gs.Tensor | None:
         """The output of the residual Add that `tensor`'s branch ends in, or None.
 
-        The branch may pass layout operators; the Add's other operand is data from elsewhere.
+        The branch may pass layout operators and norms; the Add's other operand is data from elsewhere.
         """
-        region = self.reach([tensor], CARRIERS)
+        region = self.reach([tensor], CARRIERS | NORMS)
         for inside in list(region.values()):
             for node in inside.outputs:
                 data = self.data_inputs(node)
                 if node.op == "Add" and len(data) == 2 and sum(t.name in region for t in data) == 1:
                     return node.outputs[0]
         return None
+
+
+def is_depthwise(node: gs.Node) -> bool:
+    """Whether a node is a convolution of each channel by itself."""
+    weight = node.inputs[1] if node.op == "Conv" and len(node.inputs) > 1 else None
+    return isinstance(weight, gs.Constant) and node.attrs.get("group", 1) > 1 and weight.shape[1] == 1
 
 
 def _has_subgraph(node: gs.Node) -> bool:

@@ -1,11 +1,12 @@
 """QuantizeLinear/DequantizeLinear pairs: where they go in a vision transformer, and how they are written.
 
-Where (TensorRT's explicit quantisation, NVIDIA's placement rules; `PROFILES` is the table):
-  - inputs and weights of every Linear in a block; one pair a tensor, shared by its readers (LayerNorm -> q, k, v / fc1)
-  - `sparse-int8` only: the output of every pruned Linear, behind its bias: sparse INT8 kernels are INT8 in, INT8 out
+Where (TensorRT's explicit quantisation, NVIDIA's placement rules):
+  - inputs and weights of every site that `graph.exclusions` does not leave out; one pair a tensor, shared by its
+    readers (LayerNorm -> q, k, v / fc1)
+  - `sparse-int8` only: the output of every pruned site, after its bias: sparse INT8 kernels are INT8 in, INT8 out
   - the operands of both attention products where there are few tokens, behind the scale and the transpose; the softmax
     output at scale 1/127, since it ends at 1
-  - never: the residual Add's inputs as such, LayerNorm's and GELU's inputs, patch embedding, head, last LayerNorm
+  - never: the residual Add's inputs as such, LayerNorm's and GELU's inputs, the last LayerNorm
 
 How (TensorRT's parser): zero points are present, INT8 and zero; scales are positive; activations have one scale,
 weights one an output channel as a 1-D tensor plus `axis`; the scale's type is the type of the float side; no bias is
@@ -15,7 +16,6 @@ quantised.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,26 +26,10 @@ from gpusq_onnx.graph.edits import rewire, unlink
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.sites import Site
-from gpusq_onnx.graph.structure import BLOCK_ROLES
 from gpusq_onnx.graph.trace import channel_axis
 
 SOFTMAX_SCALE = 1.0 / 127.0
 MAX_TOKENS = 512  # longer score matrices are left to the fused FP16 attention kernels
-
-
-@dataclass(frozen=True)
-class Placement:
-    """One row of the table: which tensors of a block get a Q/DQ pair."""
-
-    inputs: frozenset[str]
-    outputs: frozenset[str]
-    max_tokens: int
-
-
-PROFILES: dict[str, Placement] = {
-    "accurate": Placement(inputs=BLOCK_ROLES, outputs=frozenset(), max_tokens=MAX_TOKENS),
-    "sparse-int8": Placement(inputs=BLOCK_ROLES, outputs=BLOCK_ROLES, max_tokens=MAX_TOKENS),
-}
 
 
 class QdqWriter:

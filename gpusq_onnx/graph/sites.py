@@ -1,4 +1,4 @@
-"""Sites: every weight of a MatMul, Gemm or Conv, as w[out, k], whatever form the exporter gave it.
+"""Sites: every weight of a MatMul, Gemm, Conv or ConvTranspose, as w[out, k], whatever form the exporter gave it.
 
 Forms that are found (and their source):
   1. MatMul(x, W[K, N])                              torch legacy and dynamo
@@ -7,15 +7,17 @@ Forms that are found (and their source):
   4. MatMul(x, Split(W)[i]), Slice                   packed in-projections (SigLIP pooling)
   5. a Constant node instead of an initializer       made an initializer on load
   6. W -> QuantizeLinear -> DequantizeLinear, or INT8 W -> DequantizeLinear
-  7. Conv(x, W[O, C, *spatial]), grouped, too
+  7. Conv(x, W[O, C, *spatial]), grouped, too; ConvTranspose(x, W[C, O, *spatial])
 
 One site is one matrix that one or more nodes multiply with. A weight that several sites see, or that another operator
-reads as well, carries the fact in `conflicts`: changing it for one reader would change it for the others.
+reads as well, carries the fact in `conflicts`: changing it for one reader would change it for the others. A product
+that is no layer at all (of two constants, or with the constant on the left) carries it in `unfit`.
 """
 
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +32,8 @@ from gpusq_onnx.graph.model import Model, data_type_of, values_of
 from gpusq_onnx.graph.trace import weight_of
 from gpusq_onnx.graph.views import View
 
-OPERATORS = ("MatMul", "Gemm", "Conv")
+LINEAR = ("MatMul", "Gemm")
+OPERATORS = (*LINEAR, "Conv", "ConvTranspose")
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -41,11 +44,12 @@ class Site:
     Attributes:
         weight: the stored initializer.
         view: from the stored array to w[out, k].
-        readers: the MatMul, Gemm or Conv nodes, in graph order.
+        readers: the MatMul, Gemm, Conv or ConvTranspose nodes, in graph order.
         trail: the nodes between the initializer and the readers (Transpose, Split, QuantizeLinear, ...).
         out, k: output channels and reduction length.
         quantised: "" (float), "qdq" (float weight behind Q/DQ) or "int8" (integer weight behind DQ).
         conflicts: reasons why the stored values must not change for this reader alone.
+        unfit: reasons why the product is no layer that could be pruned or quantised.
         role, block: filled in by `gpusq_onnx.graph.structure`.
     """
 
@@ -57,6 +61,7 @@ class Site:
     k: int
     quantised: str = ""
     conflicts: list[str] = field(default_factory=list)
+    unfit: list[str] = field(default_factory=list)
     role: str = ""
     block: int | None = None
 
@@ -67,8 +72,23 @@ class Site:
 
     @property
     def op(self) -> str:
-        """MatMul, Gemm or Conv."""
+        """One of `OPERATORS`."""
         return str(self.readers[0].op)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a matrix product whose channels are the last axis, and no convolution."""
+        return self.op in LINEAR
+
+    @property
+    def group(self) -> int:
+        """The groups of a convolution; 1 for a matrix product."""
+        return int(self.readers[0].attrs.get("group", 1)) if not self.is_linear else 1
+
+    @property
+    def channels(self) -> int:
+        """What k counts without a kernel's positions: the input channels of one group."""
+        return self.k // math.prod(self.weight.shape[2:]) if not self.is_linear else self.k
 
     @property
     def path(self) -> str:
@@ -160,7 +180,7 @@ def find_sites(model: Model, flow: Dataflow | None = None) -> list[Site]:
             site.readers.append(node)
             site.trail.extend(n for n in trace.trail if all(n is not t for t in site.trail))
             site.quantised = site.quantised or trace.quantised
-            site.conflicts.extend(_reader_conflicts(node, operand, flow))
+            site.unfit.extend(_unfit(node, operand, flow))
             break
     sites = list(found.values())
     _mark_conflicts(sites, flow)
@@ -196,7 +216,7 @@ def module_path(node: gs.Node) -> str:
 
 
 def _behind_bias(node: gs.Node) -> tuple[gs.Tensor, gs.Constant | None]:
-    if node.op in ("Gemm", "Conv"):
+    if node.op != "MatMul":
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         return node.outputs[0], bias if isinstance(bias, gs.Constant) else None
     out = node.outputs[0]
@@ -208,14 +228,16 @@ def _behind_bias(node: gs.Node) -> tuple[gs.Tensor, gs.Constant | None]:
     return out, None
 
 
-def _reader_conflicts(node: gs.Node, operand: int, flow: Dataflow) -> Iterator[str]:
+def _unfit(node: gs.Node, operand: int, flow: Dataflow) -> Iterator[str]:
     if operand == 0:
-        yield "the constant is the left operand: TensorRT has no sparse kernel for that"
+        yield "the constant is the left operand: a table that mixes positions, no layer's weight"
     elif not flow.data_inputs(node):
         yield "its input is constant, too: the product is folded when the engine is built"
     plain = {"transA": 0, "alpha": 1, "beta": 1}
     if node.op == "Gemm" and any(node.attrs.get(name, value) != value for name, value in plain.items()):
         yield "a Gemm with transA, alpha or beta is no Linear"
+    if node.op == "ConvTranspose" and node.attrs.get("group", 1) != 1:
+        yield "a ConvTranspose in groups: its output channels lie along two axes"
 
 
 def _mark_conflicts(sites: list[Site], flow: Dataflow) -> None:

@@ -1,4 +1,4 @@
-"""From an operand of MatMul, Gemm or Conv back to the initializer that it comes from, and the view between the two.
+"""From an operand of a matrix product or convolution back to the initializer that it comes from, and the view between.
 
 Followed are nodes that only lay out, retype or quantise: Transpose, Squeeze, Split, Slice, Identity, Cast,
 QuantizeLinear and DequantizeLinear. A node that computes (Mul, Einsum, Reshape) ends the walk: the pass `fold` makes
@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.model import values_of
-from gpusq_onnx.graph.views import Cut, Kernel, Permute, Squeeze, Step, View
+from gpusq_onnx.graph.views import Cut, Kernel, Permute, Squeeze, Step, TransposedKernel, View
 
 _TRANSPARENT = frozenset("Identity Cast DequantizeLinear QuantizeLinear".split())
 _FOLLOWED = _TRANSPARENT | {"Transpose", "Squeeze", "Split", "Slice"}
@@ -76,7 +76,9 @@ def channel_axis(node: gs.Node, operand: gs.Tensor) -> int:
     if node.op == "MatMul":
         found = trace(operand)
         return len(found.shape) - 1 if found is not None else 1
-    return 0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1
+    if node.op == "Gemm":
+        return 0 if node.attrs.get("transB", 0) else 1
+    return 1 if node.op == "ConvTranspose" else 0
 
 
 def _steps(node: gs.Node, made: gs.Tensor, shape: tuple[int, ...]) -> Steps | None:
@@ -125,8 +127,9 @@ def _numbers(tensor: gs.Tensor) -> list[int] | None:
 
 def _last_steps(node: gs.Node, operand: int, shape: tuple[int, ...]) -> Steps | None:
     """From the operand as the node reads it to w[out, k]; None where it is no weight matrix."""
-    if node.op == "Conv":
-        return (Kernel(shape),) if len(shape) >= 3 else None
+    if node.op in ("Conv", "ConvTranspose"):
+        kernel = Kernel(shape) if node.op == "Conv" else TransposedKernel(shape)
+        return (kernel,) if len(shape) >= 3 else None
     if node.op == "Gemm":
         return () if node.attrs.get("transB", 0) else (Permute((1, 0)),)
     leading = len(shape) - 2

@@ -111,6 +111,23 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class TransposedKernel:
+    """A ConvTranspose kernel [C, O, *spatial] as [O, prod(spatial) * C]."""
+
+    shape: tuple[int, ...]
+
+    def forward(self, stored: Array) -> Array:
+        return np.moveaxis(stored, 0, -1).reshape(self.shape[1], -1)
+
+    def backward(self, seen: Array, stored: Array) -> Array:
+        channels, out, *spatial = self.shape
+        return np.ascontiguousarray(np.moveaxis(seen.reshape(out, *spatial, channels), -1, 0))
+
+    def stored_axis(self, axis: int) -> int:
+        return 1 - axis
+
+
+@dataclass(frozen=True)
 class View:
     """The steps from the stored array to w[out, k], first step first."""
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.graph.model import Model, Node
 from gpusq_onnx.graph.qdq import SOFTMAX_SCALE, QdqWriter, store_codes
 from gpusq_onnx.graph.rescale import own_bias, rescale_input, rescale_output, shift_bias
-from gpusq_onnx.graph.sites import Site, find_sites
+from gpusq_onnx.graph.sites import LINEAR, Site, find_sites
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Context, PlanRow
 from gpusq_onnx.pipeline.calibrate import Calibration
@@ -80,7 +80,7 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
 
 
 def _watch(row: PlanRow, sites: Mapping[str, Site], settings: Settings) -> Watch:
-    reads = row.detail["side"] == "input" and row.op != "Conv"
+    reads = row.detail["side"] == "input" and row.op in LINEAR
     readers = [sites[name] for name in row.detail["sites"]] if reads else []
     w = partial(_rows_of, readers) if readers else None
     return Watch(settings.observer, row.detail.get("equalise", "never"), w)
@@ -99,7 +99,7 @@ class _Shifts:
         self._inputs = {
             row.tensor: MeanError(watches[row.tensor], scales[row.tensor])
             for row in rows
-            if row.detail["side"] == "input" and row.op != "Conv"
+            if row.detail["side"] == "input" and row.op in LINEAR
         }
         self._contexts: list[tuple[Site | None, str, str, ContextError]] = []
         fixed = {row.detail["attention"]: row.detail["fixed"] for row in rows if row.detail.get("operand") == "softmax"}

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from gpusq_onnx.errors import NothingMatched
+from gpusq_onnx.graph.roles import ROLES
 from gpusq_onnx.graph.sites import OPERATORS, Site
-from gpusq_onnx.graph.structure import ROLES
 
 
 class Selector:

@@ -91,7 +91,7 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
 
 def _weight(site: Site) -> WeightReport:
     w = site.read()
-    grouped = site.weight.shape[1] if site.op == "Conv" else site.k
+    grouped = site.channels
     patterns = _patterns(w, grouped)
     facts = Facts(
         op=site.op,
@@ -102,7 +102,7 @@ def _weight(site: Site) -> WeightReport:
         zeros=1.0 - float(np.count_nonzero(w)) / max(1, w.size),
         quantised=_quantised(site),
         float_type=_PRECISIONS.get(_float_type(site), "FP32"),
-        conflicts=tuple(site.conflicts),
+        conflicts=(*site.unfit, *site.conflicts),
     )
     obstacles = find_obstacles(facts)
     return WeightReport(

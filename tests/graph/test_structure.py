@@ -128,12 +128,12 @@ def test_one_width_has_four_stages_of_about_equal_depth(blocks: int, stages: lis
     assert structure.feature_maps == [stage[-1].output for stage in structure.stages]
 
 
-def test_a_conv_without_attributes_is_a_conv():
+def test_a_conv_without_attributes_is_a_stem():
     nodes = [node("Conv", ["x", "w"], ["y"])]
     structure = analyse(
         model(proto(nodes, [("x", FLOAT, [1, 4, 5, 5])], [("y", FLOAT, None)], {"w": normal(8, 4, 3, 3)}))
     )
-    assert [s.role for s in structure.sites] == ["conv"]
+    assert [s.role for s in structure.sites] == ["stem"]
 
 
 def test_a_linear_in_the_middle_is_a_linear_and_one_in_a_branch_is_no_site():
@@ -169,7 +169,8 @@ def test_the_embedded_model_of_both_exporters(asset: str):
         ("vit_tiny_imagenet.onnx", dict.fromkeys("qkv proj fc1 fc2".split(), 12) | {"patch_embed": 1, "head": 1}, 12),
         (
             "deimv2_atto.onnx",
-            dict.fromkeys("q k v proj".split(), 3) | {"fc1": 7, "fc2": 7, "conv": 49, "linear": 13, "head": 1},
+            dict.fromkeys("q k v proj".split(), 3)
+            | {"fc1": 7, "fc2": 7, "conv": 48, "stem": 1, "linear": 12, "head": 2},
             7,
         ),
     ],

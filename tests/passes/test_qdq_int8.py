@@ -187,7 +187,7 @@ def test_a_tied_weight_gets_a_pair_for_each_input_that_its_readers_read(tmp_path
     x = rng.standard_normal((64, 8)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     model, wanted = io.load(path), Session(path).run({"x": x})["y"]
-    quantise = QdqInt8(QdqInt8.Options(only=["w"], observer="minmax"))
+    quantise = QdqInt8(QdqInt8.Options(only=["w"], observer="minmax", smallest=8))
     structure = analyse(model)
     plan = quantise.plan(model, structure, Given(data=True))
     assert [row.tensor for row in plan if row.role.startswith("input")] == ["x", "big"]

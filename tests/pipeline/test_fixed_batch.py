@@ -55,7 +55,7 @@ def test_the_filling_of_the_last_batch_is_run_and_not_counted(model: Path, tmp_p
 
 
 def test_it_is_pruned_and_quantised(model: Path) -> None:
-    pipeline = parse("prune24{method=sparsegpt,head=true},qdq-int8{only=[MatMul]}")
+    pipeline = parse("prune24{method=sparsegpt,head=true,smallest=8},qdq-int8{only=[MatMul],smallest=8}")
     data = DataOptions(path=model.with_name("x.npy"))
     outcome = manager.run(model, model.with_name("out.onnx"), pipeline, data=data)
     assert [step.findings["images"] for step in outcome.steps] == [SAMPLES, SAMPLES]

@@ -37,7 +37,7 @@ def _scaled_weight(path: Path) -> Path:
 
 def test_a_plan_sees_the_weights_that_fold_makes_visible(tmp_path: Path) -> None:
     model = _scaled_weight(tmp_path / "model.onnx")
-    pipeline = parse("fold,prune24{head=true}")
+    pipeline = parse("fold,prune24{head=true,smallest=4}")
     planned = manager.plan(model, pipeline, data=DataOptions())
     applied = manager.run(model, tmp_path / "out.onnx", pipeline, data=DataOptions())
     assert [step.rows for step in planned.steps] == [step.rows for step in applied.steps]
