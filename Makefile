@@ -10,7 +10,7 @@ export GPUSQ_SHARED ?= $(CURDIR)/../shared
 export GPUSQ_ZOO ?= $(CURDIR)/.zoo
 export GPUSQ_ZOO_VENV ?= $(CURDIR)/.venv-zoo
 
-.PHONY: help venv demo test acceptance bench lint format clean
+.PHONY: help venv demo test acceptance bench fuzz lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,6 +36,9 @@ acceptance: $(STAMP) ## the slow tests and the tables of measured numbers, into 
 
 bench: $(STAMP) ## time and memory against the bars, as ratios, in one run; wants ../shared and a quiet machine
 	$(BIN)/python -m tools.bench
+
+fuzz: $(STAMP) ## broken models, options, data, containers and reports by the thousand: an hour or two, into out/fuzz
+	$(BIN)/python -m tools.fuzz --models 20000 --options 5000 --data 5000 --containers 5000 --reports 2000
 
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -8,6 +8,16 @@ exactly that and exits with `exit_code`; nothing else decides exit codes.
 
 from typing import ClassVar
 
+from gpusq_onnx.text import block, printable
+
+MACHINE = (OSError, MemoryError, ImportError)
+"""Errors of the machine, which no pass and no model is blamed for: a full disk, no memory, a library that is broken.
+
+A signal in the middle of loading one ends as ImportError, too.
+"""
+_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "can't allocate memory", "Failed to allocate memory", "out of memory")
+_MARGIN = "    "  # before the further lines of a detail: none of them can pass for a detail of its own
+
 
 class GpusqError(Exception):
     """Base of all errors raised on purpose.
@@ -37,8 +47,8 @@ class GpusqError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        lines = [self.what]
-        lines += [f"  {key}: {value}" for key, value in self.details.items() if value]
+        lines = [printable(self.what)]
+        lines += [f"  {key}: {block(str(value), _MARGIN)}" for key, value in self.details.items() if value]
         return "\n".join(lines)
 
 
@@ -98,3 +108,18 @@ class EnvironmentLacking(GpusqError):
 
     exit_code = 5
     title = "environment lacks something"
+
+
+def of_the_machine(error: BaseException) -> BaseException | None:
+    """The error of the machine that `error` is, or speaks of; None for another kind.
+
+    onnxruntime and torch tell that memory ran out in words of their own, in exceptions that share no base class.
+    """
+    if isinstance(error, MACHINE):
+        return error
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or any(words in str(cause) for words in _OUT_OF_MEMORY):
+            return MemoryError()
+        cause = cause.__cause__
+    return None

@@ -14,15 +14,15 @@ are pruned by magnitude under either method.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rescale import own_bias, shift_bias
@@ -39,6 +39,8 @@ from gpusq_onnx.sparsity.patterns import parse_pattern
 from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
 
 USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a side below this (TENSORRT facts, report)
+
+LARGEST = 1e18  # of a weight that SparseGPT scores: squares of larger ones overflow float32
 
 
 class Prune24Options(PassOptions):
@@ -154,8 +156,8 @@ class Prune24(Pass[Prune24Options]):
     ) -> None:
         assert context.source is not None
         order = {id(node): index for index, node in enumerate(model.graph.nodes)}
-        with tempfile.TemporaryDirectory(prefix="gpusq-onnx-") as folder:
-            runner = PrefixRunner(model, Path(folder))
+        with Scratch() as folder:
+            runner = PrefixRunner(model, folder)
             context.findings["images"] = runner.start(context.source, BATCH)
             for start, group in _groups(chosen, order):
                 runner.advance(start)
@@ -172,9 +174,28 @@ class Prune24(Pass[Prune24Options]):
 
     def _prune_one(self, site: Site, row: PlanRow, gram: sparsegpt.Gram, kept: dict[str, float]) -> None:
         w = site.read()
+        largest = float(np.abs(w).max(initial=0))
+        if largest > LARGEST:
+            raise UnsupportedModelError(
+                f"the weight {site.name!r} is too large to be judged: its squares overflow",
+                where=f"read by node {site.readers[0].name!r} ({site.readers[0].op})",
+                expected=f"values below {LARGEST:g}",
+                found=f"{largest:g}",
+                hint="the export or the training went wrong: check the original checkpoint",
+            )
         bias = own_bias(site) if self.options.bias_correction else None
         pattern = parse_pattern(row.detail["pattern"])
-        pruned = sparsegpt.prune(w, gram, pattern, damping=self.options.damping, centred=bias is not None, each=share)
+        try:
+            pruned = sparsegpt.prune(
+                w, gram, pattern, damping=self.options.damping, centred=bias is not None, each=share
+            )
+        except np.linalg.LinAlgError as error:
+            raise UsageError(
+                f"the second-order error of {site.name!r} cannot be solved for",
+                where="prune24.damping",
+                found=f"{self.options.damping:g}: {error}",
+                hint="a damping of 0.01 or more",
+            ) from error
         if bias is not None:
             shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
         kept[site.name] = magnitude.energy_kept(w, pruned)

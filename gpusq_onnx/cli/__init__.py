@@ -4,6 +4,44 @@
 that `--help` needs typer alone (0.3 s at most, tested).
 """
 
-from gpusq_onnx.cli.app import main
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from gpusq_onnx.cli.interrupts import heard
 
 __all__ = ["main"]
+
+INTERRUPTED = "interrupted; nothing was written"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (`sys.argv` when None) and return its exit code; signals count from the first import on."""
+    with heard() as signals:
+        try:
+            _prepare()
+            from gpusq_onnx.cli.app import run
+
+            code = run(argv)
+        except BaseException as error:
+            if not signals.number and not isinstance(error, KeyboardInterrupt):
+                raise
+            code = signals.exit_code
+        if signals.number and code:
+            code = signals.exit_code
+        if (signals.number and code) or code == 130:
+            print(INTERRUPTED, file=sys.stderr)  # noqa: T201
+        return code
+
+
+def _prepare() -> None:
+    """Streams that take any text, or nothing at all, and no telemetry from onnxruntime."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it while it is imported
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the rest of the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

@@ -6,8 +6,10 @@ Errors raised on purpose (`errors.GpusqError`) print what, where, expected, foun
 a bug: a short message that asks for `--debug`, which shows the traceback.
 """
 
+import errno
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +20,10 @@ import typer
 from gpusq_onnx import __version__
 from gpusq_onnx.cli import apply, bench, build, check, inspect, pack, passes, plan, report
 from gpusq_onnx.cli.groups import SectionedCommand, grouped
-from gpusq_onnx.errors import EnvironmentLacking, GpusqError
+from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, of_the_machine
+from gpusq_onnx.text import block, printable
 
-INTERRUPTED = 130
+INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERB = {**_HELP, "allow_extra_args": True}  # SectionedCommand refuses them
@@ -33,18 +36,21 @@ class Settings:
     debug: bool = False
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` when None) and return its exit code."""
     settings = Settings()
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # of libraries, about code and not about the model
+        return _run(argv, settings)
+
+
+def _run(argv: Sequence[str] | None, settings: Settings) -> int:
     try:
         _application()(args=None if argv is None else list(argv), prog_name="gpusq-onnx", obj=settings)
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0
-        if code == INTERRUPTED:
-            _say("interrupted; nothing was written")
-        return code
+        return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
-        _say("interrupted; nothing was written")
         return INTERRUPTED
     except Exception as error:
         if settings.debug:
@@ -57,13 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """What to print for an error, and the exit code."""
-    if isinstance(error, GpusqError):
-        return f"{error.title}: {error}", error.exit_code
-    if isinstance(error, OSError):  # a full disk, a folder that cannot be written: not ours to repair
-        return f"{EnvironmentLacking.title}: {error}", EnvironmentLacking.exit_code
-    if isinstance(error, MemoryError):
-        return f"{EnvironmentLacking.title}: not enough memory", EnvironmentLacking.exit_code
-    text = f"{GpusqError.title}: {type(error).__name__}: {error}"
+    machine = of_the_machine(error)
+    if isinstance(machine, OSError) and machine.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"{UsageError.title}: {printable(str(machine))}", UsageError.exit_code
+    if isinstance(error, GpusqError) and not machine:
+        return f"{error.title}: {error}", error.exit_code  # whose text is printable already
+    if machine is not None:
+        what = "not enough memory" if isinstance(machine, MemoryError) else printable(str(machine))
+        return f"{EnvironmentLacking.title}: {what}", EnvironmentLacking.exit_code
+    text = f"{GpusqError.title}: {type(error).__name__}: {block(str(error), '    ')}"
     hint = "this is a defect of gpusq-onnx; run gpusq-onnx --debug VERB ... again and report the traceback"
     return f"{text}\n  next: {hint}", GpusqError.exit_code
 

@@ -5,6 +5,7 @@ Under `torchrun` and `accelerate launch` every process runs it; the one of rank 
 
 import os
 
+from gpusq_onnx.cli.memory import MaxMemory, at_most
 from gpusq_onnx.cli.options import (
     STDOUT,
     DataArgs,
@@ -28,30 +29,35 @@ def apply(
     report: Report = None,
     json: Json = None,
     quiet: Quiet = False,
+    max_memory: MaxMemory = None,
 ) -> None:
     """Prune and quantise: run the passes, check the result, write the new model."""
     from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    from gpusq_onnx.files import staged
     from gpusq_onnx.pipeline import manager
     from gpusq_onnx.report import run
 
     written = output or model.with_suffix(".gpusq.onnx")
     keep_apart([model, written], report, json)
     leader = os.environ.get("RANK", "0") == "0"
-    with open_progress(quiet=quiet or not leader) as progress:
-        outcome = manager.run(
-            model,
-            written,
-            pipeline.pipeline(),
-            data=data.options(seed),
-            allow_noop=pipeline.allow_noop,
-            progress=progress,
-            leader=leader,
-            canonical=not pipeline.no_canonical,
-        )
-    if not leader:
-        return
-    for warning in outcome.warnings:
-        warn(warning)
-    publish(run.document(outcome), run.digest(outcome), report=report, json_target=json)
-    if not quiet and json != STDOUT:
-        show(run.digest(outcome))
+    with at_most(max_memory, model), staged() as results:
+        with open_progress(quiet=quiet or not leader) as progress:
+            outcome = manager.run(
+                model,
+                written,
+                pipeline.pipeline(),
+                data=data.options(seed),
+                allow_noop=pipeline.allow_noop,
+                progress=progress,
+                leader=leader,
+                canonical=not pipeline.no_canonical,
+                results=results,
+            )
+        if not leader:
+            return
+        for warning in outcome.warnings:
+            warn(warning)
+        publish(run.document(outcome), run.digest(outcome), report=report, json_target=json, results=results)
+        results.commit()
+        if not quiet and json != STDOUT:
+            show(run.digest(outcome))

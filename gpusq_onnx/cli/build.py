@@ -90,7 +90,7 @@ class PlaceArgs:
         _where(
             "--cpu-harness",
             metavar="DIR",
-            help="No GPU: prove that it builds, with TensorRT-RTX's builder in DIR (150 MB, set up once).",
+            help="No GPU: prove that it builds, with the builder in DIR (150 MB, set up once; code in it is run).",
         ),
     ] = None
     cache: Annotated[

@@ -131,7 +131,7 @@ class ParserArgs:
             "--trt-cache",
             metavar="DIR",
             rich_help_panel="TensorRT",
-            help="Where the parser for machines with no GPU lives; filled on first use (150 MB).",
+            help="Where the parser for machines with no GPU lives; filled on first use (150 MB), and run.",
         ),
     ] = None
 

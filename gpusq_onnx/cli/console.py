@@ -5,6 +5,7 @@ rich is imported when something is drawn, never for `--help`.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.cli.options import STDOUT
+from gpusq_onnx.files import Staging, staged
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.text import printable
+
+_UNUSUAL = re.compile(r"[^ -~\n]")
 
 
 @contextmanager
@@ -37,13 +42,13 @@ class RichProgress:
         from rich.console import Console
 
         self._display = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[note]}"),
+            progress.TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
             transient=True,
         )
@@ -70,16 +75,19 @@ class RichProgress:
 
 
 def show(text: str = "") -> None:
-    """One line or more of the result, to stdout; a reader that goes away (`| head`, a pager) does not end the work."""
+    """One line or more of the result, to stdout, as text without control characters.
+
+    A reader that goes away (`| head`, a pager) does not end the work.
+    """
     try:
-        print(text, flush=True)  # noqa: T201
+        print("\n".join(map(printable, text.split("\n"))), flush=True)  # noqa: T201
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def warn(text: str) -> None:
     """A warning, to stderr: seen whatever `--quiet` and `--json` say."""
-    print(f"warning: {text}", file=sys.stderr)  # noqa: T201
+    print(f"warning: {printable(text)}", file=sys.stderr)  # noqa: T201
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -92,33 +100,51 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for title in header:
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     with console.capture() as capture:
         console.print(table)
     show("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
-def write_json(document: Mapping[str, Any], target: Path) -> None:
+def write_json(document: Mapping[str, Any], target: Path, results: Staging | None = None) -> None:
     """The document as JSON into the file `target`, or to stdout for `-`."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json_text(document)
     if target == STDOUT:
         show(text)
     else:
-        write_text(target, f"{text}\n")
+        write_text(target, f"{text}\n", results)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file, all or nothing."""
-    from gpusq_onnx.graph.io import atomic_write
-
-    with atomic_write(path) as (file,):
-        file.write(text.encode())
+def json_text(document: Mapping[str, Any]) -> str:
+    """The document as JSON that any reader, viewer and terminal takes: what does not print is escaped."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return _UNUSUAL.sub(lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text)
 
 
-def publish(document: Mapping[str, Any], digest: str, *, report: Path | None, json_target: Path | None) -> None:
+def write_text(path: Path, text: str, results: Staging | None = None) -> None:
+    """Write a small file, all or nothing; into `results`, with those of the same command."""
+    if results is None:
+        with staged() as own:
+            write_text(path, text, own)
+    else:
+        results.place(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def publish(
+    document: Mapping[str, Any],
+    digest: str,
+    *,
+    report: Path | None,
+    json_target: Path | None,
+    results: Staging | None = None,
+) -> None:
     """Write what `--report` (JSON, and the digest beside it as Markdown) and `--json` ask for."""
+    if results is None:
+        with staged() as own:
+            return publish(document, digest, report=report, json_target=json_target, results=own)
     if report:
-        write_json(document, report)
-        write_text(report.with_suffix(".md"), digest)
+        write_json(document, report, results)
+        write_text(report.with_suffix(".md"), digest, results)
     if json_target:
-        write_json(document, json_target)
+        write_json(document, json_target, results)
+    return None

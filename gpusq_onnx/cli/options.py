@@ -173,7 +173,11 @@ class DataArgs:
 
     data: Annotated[
         Path | None,
-        _data("--data", metavar="PATH", help="Folder of images, .parquet, .tar, .npy, .npz, or script FILE.py[:FUNC]."),
+        _data(
+            "--data",
+            metavar="PATH",
+            help="Folder of images, .parquet, .tar, .npy, .npz, or script FILE.py[:FUNC], which is run.",
+        ),
     ] = None
     samples: Annotated[
         int | None, _data("--samples", metavar="N", help="Use N of them, spread evenly over the classes.")
@@ -207,6 +211,9 @@ class DataArgs:
     interpolation: Annotated[
         str | None, _data("--interpolation", metavar="NAME", help="Of the resize: bicubic, bilinear, …")
     ] = None
+    max_pixels: Annotated[
+        int | None, _data("--max-pixels", metavar="N", help="An image with more pixels counts as corrupt.")
+    ] = None
     data_options: Annotated[
         Path | None,
         _data("--data-options", metavar="FILE.toml", help="The same keys as TOML; what is given here wins."),
@@ -232,6 +239,7 @@ class DataArgs:
             "layout": self.layout,
             "channels": self.channels,
             "interpolation": self.interpolation,
+            "max_pixels": self.max_pixels,
             "seed": seed,
         }
         given = {key: value for key, value in given.items() if value is not None}

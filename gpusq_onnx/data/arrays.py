@@ -13,10 +13,8 @@ Format: numpy.lib.format, versions 1.0 and 2.0. Limits: C order, no pickled obje
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
+import math
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -39,10 +37,21 @@ from gpusq_onnx.data.source import (
     require_whole,
     too_few,
 )
-from gpusq_onnx.errors import UnsupportedDataError
+from gpusq_onnx.errors import GpusqError, UnsupportedDataError
+from gpusq_onnx.files import Scratch
 
 LABELS = "labels"
-BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Around whatever looks into the file: numpy's, zip's and the decompressors' errors share no base class."""
+    try:
+        yield
+    except (GpusqError, MemoryError):
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
 
 
 @dataclass(frozen=True)
@@ -68,16 +77,19 @@ class _Column:
         """rows[n] (ascending) as dtype[n, ...]."""
         out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
         row_bytes = out[:1].nbytes
-        try:
+        with _reading(self.file):
             for slot, row in enumerate(rows):
                 stream.seek(self.start + row * row_bytes)
                 data = stream.read(row_bytes)
                 if len(data) != row_bytes:
                     raise EOFError(f"the file ends in row {row} of {self.shape[0]}")
                 out[slot] = np.frombuffer(data, dtype=self.dtype).reshape(self.shape[1:])
-        except BROKEN as error:
-            raise _unreadable(self.file, error) from error
         return out
+
+    @property
+    def nbytes(self) -> int:
+        """Of all rows."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def mapped(self, folder: Path) -> NDArray[Any]:
         """All rows as a read-only memory map; the member of an .npz is unpacked into `folder`."""
@@ -86,8 +98,10 @@ class _Column:
             file, start = folder / f"{len(list(folder.iterdir()))}.raw", 0
             with self.opened() as stream, file.open("wb") as unpacked:
                 stream.seek(self.start)
-                shutil.copyfileobj(stream, unpacked)
-        if file.stat().st_size < start + self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64)):
+                left = self.nbytes  # and no more than that, whatever else the member holds
+                while left and (piece := stream.read(min(left, 1 << 16))):
+                    left -= unpacked.write(piece)
+        if file.stat().st_size < start + self.nbytes:
             raise EOFError("the file ends before its last row")
         return np.memmap(file, self.dtype, "r", start, self.shape)
 
@@ -101,10 +115,8 @@ class ArrayFile(Source):
         self._path = path
         self._inputs = inputs
         self.static_batch = next((spec.static_batch for spec in inputs if spec.static_batch), None)
-        try:
+        with _reading(path):
             columns = _npz_columns(path) if path.suffix == ".npz" else _npy_column(path, inputs)
-        except BROKEN as error:
-            raise _unreadable(path, error) from error
         names = [spec.name for spec in inputs]
         self.labelled = LABELS in columns and LABELS not in names
         _check_names(path, list(columns), names)
@@ -135,7 +147,8 @@ class ArrayFile(Source):
     def batches(self, batch: int) -> Iterator[Batch]:
         size = self.static_batch or batch
         with ExitStack() as stack:
-            streams = {name: stack.enter_context(column.opened()) for name, column in self._columns.items()}
+            with _reading(self._path):
+                streams = {name: stack.enter_context(column.opened()) for name, column in self._columns.items()}
             for start in range(0, len(self), size):
                 rows = self._rows[start : start + size]
                 read = {name: column.read(streams[name], rows) for name, column in self._columns.items()}
@@ -158,17 +171,15 @@ class ArrayFile(Source):
 
     @cached_property
     def _mapped(self) -> dict[str, NDArray[Any]]:
-        self._folder = tempfile.TemporaryDirectory(prefix="gpusq-onnx-")
-        try:
-            return {name: column.mapped(Path(self._folder.name)) for name, column in self._columns.items()}
-        except BROKEN as error:
-            raise _unreadable(self._path, error) from error
+        self._folder = Scratch()
+        with _reading(self._path):
+            return {name: column.mapped(self._folder.path) for name, column in self._columns.items()}
 
     def digest(self) -> str:
         whole = hashlib.sha256()
         for name, column in sorted(self._columns.items()):
             whole.update(f"{name} {column.dtype.str} {column.shape[1:]}\0".encode())
-            with column.opened() as stream:
+            with _reading(self._path), column.opened() as stream:
                 for row in self._rows:
                     whole.update(column.read(stream, [row]).tobytes())
         return whole.hexdigest()
@@ -186,7 +197,8 @@ def _stretches(available: int, samples: int | None, seed: int) -> Sequence[int]:
     return rows
 
 
-def _header(file: Path, member: str | None, stream: IO[bytes]) -> _Column:
+def _header(file: Path, member: str | None, stream: IO[bytes], available: int) -> _Column:
+    """The array that begins here; `available` are the bytes that the file, or the unpacked member, has in all."""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"format version {version} is not supported")
@@ -196,7 +208,12 @@ def _header(file: Path, member: str | None, stream: IO[bytes]) -> _Column:
         raise ValueError("it holds Python objects, not numbers")
     if fortran and len(shape) > 1:
         raise ValueError("it is in Fortran order: save np.ascontiguousarray(array)")
-    return _Column(file, member, dtype, shape, stream.tell())
+    if any(isinstance(size, bool) or size < 0 for size in shape) or not shape:
+        raise ValueError(f"its shape {shape} is not one of samples")
+    column = _Column(file, member, dtype, shape, stream.tell())
+    if column.start + column.nbytes > available:
+        raise ValueError(f"its header speaks of {column.nbytes} bytes, and there are {available - column.start}")
+    return column
 
 
 def _npy_column(path: Path, inputs: Sequence[InputSpec]) -> dict[str, _Column]:
@@ -207,15 +224,15 @@ def _npy_column(path: Path, inputs: Sequence[InputSpec]) -> dict[str, _Column]:
             found="; ".join(str(spec) for spec in inputs),
         )
     with path.open("rb") as stream:
-        return {inputs[0].name: _header(path, None, stream)}
+        return {inputs[0].name: _header(path, None, stream, path.stat().st_size)}
 
 
 def _npz_columns(path: Path) -> dict[str, _Column]:
     columns = {}
     with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
+        for member in archive.infolist():
             with archive.open(member) as stream:
-                columns[member.removesuffix(".npy")] = _header(path, member, stream)
+                columns[member.filename.removesuffix(".npy")] = _header(path, member.filename, stream, member.file_size)
     return columns
 
 

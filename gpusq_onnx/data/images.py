@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gpusq_onnx.data.decode import decoded
 from gpusq_onnx.data.masks import read_label_map
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.prefetch import ahead
@@ -57,7 +58,7 @@ class Images(Source):
         self.input_size = self._preprocess.height, self._preprocess.width
         self._ids: NDArray[np.int64] | None = None  # of the chosen images, in their annotations
         self._maps: Sequence[Path] | None = None  # the chosen images' label maps
-        self._reduce_zero_label = options.reduce_zero_label
+        self._reduce_zero_label, self._max_pixels = options.reduce_zero_label, options.max_pixels
         self._count, self._labels = count, labels
         self.labelled = labels is not None
         self._corrupt: dict[int, str] = {}
@@ -132,14 +133,12 @@ class Images(Source):
     def _label_map(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
         """The classes of an image's pixels, as its pixels lie in the input: uint8[height, width]."""
         assert self._maps is not None
-        found = read_label_map(self._maps[index], size, self._reduce_zero_label)
+        found = read_label_map(self._maps[index], size, self._reduce_zero_label, self._max_pixels)
         return np.asarray(self._preprocess.fitted(found, "nearest"))
 
     def _decode(self, index: int, in_order: bool) -> Image.Image | None:
         try:
-            with Image.open(self._file(index, in_order)) as image:
-                image.load()  # reads to the end: leaving `with` closes the file, the pixels stay
-                return image
+            return decoded(self._file(index, in_order), self._max_pixels)
         except Exception as error:  # Pillow's decoders raise whatever the bytes make them raise
             self._corrupt[index] = str(error) or type(error).__name__
         if len(self._corrupt) > MAX_CORRUPT * len(self):

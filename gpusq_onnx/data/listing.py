@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
+from gpusq_onnx.parsing import read_bytes
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -31,34 +32,46 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 def list_images(root: Path) -> tuple[list[str], int]:
     """Image files under `root` as sorted relative POSIX paths, and how many other files there are.
 
-    Links to folders are followed, each folder once; hidden files (`._x.jpg` of macOS) count as neither.
+    Links to folders are followed, each folder once; hidden files (`._x.jpg` of macOS) count as neither. What is no
+    regular file (a pipe, a device, a link to one) is no image, whatever its name: reading it might never end.
     """
     images: list[str] = []
     other = 0
     seen: set[str] = set()
-    for folder, below, names in os.walk(root, followlinks=True):
-        # Sorted, so that of two links to one folder the same one is taken everywhere.
-        below[:] = sorted(name for name in below if not name.startswith("."))
+    pending = [""]
+    while pending:
+        relative = pending.pop()
+        folder = os.path.join(root, relative)
         real = os.path.realpath(folder)
         if real in seen:
-            below.clear()
             continue
         seen.add(real)
-        relative = Path(folder).relative_to(root)
-        for name in names:
-            if name.startswith("."):
-                continue
-            if name.lower().endswith(EXTENSIONS):
-                images.append((relative / name).as_posix())
+        below = []
+        for entry in _entries(folder):
+            if entry.is_dir():
+                below.append(f"{relative}{entry.name}/")
+            elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+                images.append(f"{relative}{entry.name}")
             else:
                 other += 1
+        # Sorted, so that of two links to one folder the same one is taken everywhere.
+        pending += sorted(below, reverse=True)
     return sorted(images), other
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder, without hidden things; nothing where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        return []
 
 
 def read_classes(file: Path) -> dict[str, int]:
     """Class name -> index: line i (from 0) names class i; any line ending, UTF-8. Raises UsageError."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_bytes(file, "--classes").decode("utf-8-sig")
     except FileNotFoundError:
         raise UsageError(f"classes file not found: {file}", where="--classes") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gpusq_onnx.data.decode import decoded
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 from gpusq_onnx.tasks.segmentation import IGNORED
 
@@ -35,19 +36,19 @@ def label_maps(files: Sequence[str], folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_label_map(path: Path, size: tuple[int, int], reduce_zero_label: bool) -> Image.Image:
+def read_label_map(path: Path, size: tuple[int, int], reduce_zero_label: bool, max_pixels: int) -> Image.Image:
     """One label map as an 8-bit picture.
 
     Args:
         size: width and height of its image.
         reduce_zero_label: 0 becomes IGNORED, and every class one less.
+        max_pixels: of a map; see `decode`.
 
     Raises:
         UnsupportedDataError: no picture, not of 8 bits a pixel, or of another size.
     """
     try:
-        with Image.open(path) as opened:
-            opened.load()
+        opened = decoded(path, max_pixels, ("PNG",))
     except Exception as error:  # Pillow's decoders raise whatever the bytes make them raise
         raise UnsupportedDataError("a label map cannot be read", where=str(path), found=str(error)) from None
     if opened.mode not in ("L", "P") or opened.size != size:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +18,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gpusq_onnx.errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from gpusq_onnx.parsing import parse_toml, read_bytes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MOST_PIXELS = 178_956_970  # Pillow refuses more by itself
+LONGEST = 16_384  # a side of what goes into a model, px
 TRUTHS = ("classes", "annotations", "masks")
 """The keys that say what images show; files or folders."""
 
@@ -44,8 +41,12 @@ class DataOptions(BaseModel):
     calibrate: int | None = Field(
         None, ge=1, description="how many of these prune and calibrate; none: all, but 1024 where a pass trains on all"
     )
-    resize: int | None = Field(None, ge=1, description="shorter side before the crop, px; none: crop / 0.875")
-    crop: int | None = Field(None, ge=1, description="side of the square centre crop, px; none: what the model takes")
+    resize: int | None = Field(
+        None, ge=1, le=LONGEST, description="shorter side before the crop, px; none: crop / 0.875"
+    )
+    crop: int | None = Field(
+        None, ge=1, le=LONGEST, description="side of the square centre crop, px; none: what the model takes"
+    )
     mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="mean per RGB channel, of pixels 0..1; 1 or 3 values")
     std: tuple[float, ...] = Field(IMAGENET_STD, description="std per RGB channel, of pixels 0..1; 1 or 3 values")
     fit: Literal["crop", "stretch"] = Field(
@@ -60,7 +61,10 @@ class DataOptions(BaseModel):
     layout: Literal["NCHW", "NHWC"] | None = Field(None, description="axis order; none: what the model's input says")
     channels: Literal["RGB", "BGR"] = Field("RGB", description="channel order of the tensor; mean and std stay RGB")
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = Field("bicubic", description="of the resize")
-    seed: int = Field(0, ge=0, description="chooses the samples and the synthetic images")
+    max_pixels: int = Field(
+        89_478_485, ge=1, le=MOST_PIXELS, description="an image with more counts as corrupt: width x height"
+    )
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="chooses the samples and the synthetic images")
 
     @field_validator("mean", "std", mode="before")
     @classmethod
@@ -111,10 +115,10 @@ class DataOptions(BaseModel):
         Relative paths in the file start from the file's folder. Raises UsageError.
         """
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+            values = parse_toml(read_bytes(file, "--data-options").decode("utf-8-sig"))
         except OSError as error:
             raise UsageError(f"cannot read the data options {file}", found=error.strerror or str(error)) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise UsageError(
                 f"{file} is not TOML", found=str(error), hint='write keys such as path = "images"'
             ) from error

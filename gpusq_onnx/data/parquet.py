@@ -16,6 +16,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -29,7 +30,7 @@ from gpusq_onnx.data.images import Images
 from gpusq_onnx.data.listing import spread
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import ImageInputs
-from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError
+from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UnsupportedDataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,6 +49,8 @@ class ParquetImages(Images):
 
     def __init__(self, path: Path, options: DataOptions, inputs: ImageInputs) -> None:
         self._files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not self._files:
+            raise UnsupportedDataError(f"no Parquet file in {path}", expected="files ending in .parquet")
         schema = _schema(self._files[0])
         self._image = _image_column(schema, path)
         column = _label_column(schema)
@@ -100,7 +103,10 @@ class ParquetImages(Images):
         """The labels and the number of rows."""
         import pyarrow.parquet as pq
 
-        total = sum(pq.ParquetFile(file).metadata.num_rows for file in self._files)
+        total = 0
+        for file in self._files:
+            with _reading(file):
+                total += pq.ParquetFile(file).metadata.num_rows
         if column is None or not total:
             return None, total
         parts = [batch.column(0).to_numpy(zero_copy_only=False) for batch in self._record_batches(column)]
@@ -143,18 +149,31 @@ class _Scratch:
 
 
 def _record_batches(file: Path, column: str) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with _reading(file):
+        batches = pq.ParquetFile(file).iter_batches(ROWS, columns=[column])
+    while True:
+        with _reading(file):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Around whatever looks into the file: pyarrow raises what the bytes make it raise."""
     try:
-        yield from pq.ParquetFile(file).iter_batches(ROWS, columns=[column])
-    except (pa.ArrowException, OSError, KeyError) as error:
+        yield
+    except (GpusqError, MemoryError):
+        raise
+    except Exception as error:
         raise _unreadable(file, error) from error
 
 
 def _schema(file: Path) -> pa.Schema:
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise EnvironmentLacking(
@@ -163,10 +182,8 @@ def _schema(file: Path) -> pa.Schema:
             found=str(error),
             hint="pip install 'gpusq-onnx[data]'",
         ) from error
-    try:
+    with _reading(file):
         return pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(file, error) from error
 
 
 def _image_column(schema: pa.Schema, path: Path) -> str:
@@ -196,4 +213,8 @@ def _label_column(schema: pa.Schema) -> str | None:
 
 
 def _unreadable(file: Path, error: Exception) -> UnsupportedDataError:
-    return UnsupportedDataError(f"cannot read {file}", expected="a Parquet file", found=str(error).splitlines()[0])
+    return UnsupportedDataError(
+        f"cannot read {file}",
+        expected="a Parquet file",
+        found=next(iter(str(error).splitlines()), type(error).__name__),
+    )

@@ -15,6 +15,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,7 @@ import numpy as np
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Batch, InputSpec, Source, check_finite, ready_made
-from gpusq_onnx.errors import UnsupportedDataError, UsageError
+from gpusq_onnx.errors import GpusqError, UnsupportedDataError, UsageError
 
 
 class ScriptSource(Source):
@@ -70,7 +71,8 @@ class ScriptSource(Source):
         rows = 0
         feeds = _guarded(self._path, self._function)
         for number, feed in enumerate(feeds):
-            ready = self._checked(feed, f"{self._path}, feed {number}")
+            with _blamed(self._path):
+                ready = self._checked(feed, f"{self._path}, feed {number}")
             rows += ready.size
             yield ready
             if self._samples is not None and rows >= self._samples:
@@ -121,9 +123,8 @@ def _import(path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     try:
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        raise _failed(path, error) from error
+        with _blamed(path):
+            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     finally:
         sys.path.remove(folder)
     return module
@@ -131,9 +132,27 @@ def _import(path: Path) -> ModuleType:
 
 def _guarded(path: Path, function: Callable[[], Iterable[Any]]) -> Iterator[Any]:
     """The feeds; what the script raises becomes UnsupportedDataError."""
+    with _blamed(path):
+        feeds = iter(function())
+    while True:
+        with _blamed(path):
+            feed = next(feeds, _END)
+        if feed is _END:
+            return
+        yield feed
+
+
+_END = object()
+
+
+@contextmanager
+def _blamed(path: Path) -> Iterator[None]:
+    """Around the script's own code: whatever it raises, SystemExit and exceptions of its own making too."""
     try:
-        yield from function()
-    except (Exception, SystemExit) as error:
+        yield
+    except (KeyboardInterrupt, GpusqError):
+        raise
+    except BaseException as error:
         raise _failed(path, error) from error
 
 

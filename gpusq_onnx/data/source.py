@@ -213,6 +213,8 @@ def _open(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
     path = options.path if not function else options.path.with_name(options.path.name.rpartition(":")[0])
     if not path.exists():
         raise UsageError(f"data not found: {options.path}", where="--data", hint="check the path")
+    if not path.is_dir() and not path.is_file():
+        raise UsageError(f"{options.path} is a device or a pipe", where="--data", hint="name a file or a folder")
     if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
         from gpusq_onnx.data.parquet import ParquetImages
 

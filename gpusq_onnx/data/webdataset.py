@@ -25,6 +25,7 @@ from gpusq_onnx.data.source import ImageInputs
 from gpusq_onnx.errors import UnsupportedDataError
 
 LABEL = ".cls"
+_DIGITS = 18  # a label's bytes; more are no class index
 
 
 class _Place(NamedTuple):
@@ -92,19 +93,22 @@ def _samples(file: Path, number: int) -> Iterator[tuple[_Place, int | None]]:
     images: dict[str, _Place] = {}
     labels: dict[str, int] = {}
     try:
+        end = file.stat().st_size
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 folder, _, name = member.name.rpartition("/")
                 stem, dot, extension = name.partition(".")
                 key = f"{folder}/{stem}"
-                if not member.isfile():
+                if not member.isfile() or member.issparse():
                     continue
+                if member.offset_data + member.size > end:
+                    raise ValueError(f"the member {member.name!r} goes on past the end of the file")
                 if (dot + extension).lower() in EXTENSIONS:
                     images.setdefault(key, _Place(number, member.offset_data, member.size, member.name))
                 elif dot + extension == LABEL:
                     content = archive.extractfile(member)
-                    labels[key] = int(content.read()) if content is not None else -1
-    except (tarfile.TarError, OSError, ValueError) as error:
+                    labels[key] = _label(b"" if content is None else content.read(_DIGITS), member.name)
+    except Exception as error:  # tarfile's errors, and what strange headers make of others
         raise UnsupportedDataError(
             f"cannot read {file}",
             expected="an uncompressed tar file; class indices in its .cls members",
@@ -112,3 +116,10 @@ def _samples(file: Path, number: int) -> Iterator[tuple[_Place, int | None]]:
         ) from error
     for key, place in images.items():
         yield place, labels.get(key)
+
+
+def _label(text: bytes, name: str) -> int:
+    digits = text.strip()
+    if not digits.isdigit() or len(text) == _DIGITS:
+        raise ValueError(f"the label in {name!r} is no class index: {text!r}")
+    return int(digits)

@@ -76,4 +76,4 @@ def total_cost(
 def _rows(site: Site, output: str, structure: Structure) -> int:
     """Output positions: the output's elements for one image, divided by its channels."""
     dims = [d for d in structure.shapes.get(output, ()) if isinstance(d, int)]
-    return max(1, math.prod(dims) // site.out) if dims else 1
+    return max(1, math.prod(dims) // max(1, site.out)) if dims else 1

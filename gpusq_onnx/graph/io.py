@@ -1,9 +1,8 @@
 """Read and write model files: one file or a file with external data, any size, all or nothing.
 
 Reading parses the protobuf without its large initializers, which stay on disk as external data does. Writing streams to
-a temporary file beside the target and renames it when all bytes are on disk: a full disk, a crash or Ctrl-C leaves the
-folder as it was. External data goes out as external data (`model.onnx` + `model.onnx.data`), and so does everything
-over protobuf's 2 GiB.
+a scratch folder beside the target (see `files`): a full disk, a crash or Ctrl-C leaves the folder as it was. External
+data goes out as external data (`model.onnx` + `model.onnx.data`), and so does everything over protobuf's 2 GiB.
 
 The file is a function of the model alone: same model, same bytes.
 """
@@ -11,12 +10,8 @@ The file is a function of the model alone: same model, same bytes.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -27,7 +22,10 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.files import Staging, staged
 from gpusq_onnx.graph import scan
+from gpusq_onnx.graph.arrival import Arrival
+from gpusq_onnx.graph.door import READABLE, USABLE, admit
 from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
 from gpusq_onnx.graph.origin import reads
@@ -50,6 +48,7 @@ def load(path: Path | str) -> Model:
     """
     path = Path(path)
     proto, embedded = read_proto(path)
+    admit(_arrival(proto, embedded, path), USABLE, path)
     raise_opset(proto)
     tidy_nodes(proto)
     model = from_proto(proto, path.parent, embedded)
@@ -63,19 +62,25 @@ def read_proto(path: Path) -> tuple[ModelProto, scan.Embedded]:
 
     Raises:
         UsageError: there is no such file.
-        UnsupportedModelError: not ONNX, or truncated.
+        UnsupportedModelError: not ONNX, truncated, or a rule of `door.READABLE` is broken.
     """
     if not path.exists():
         raise UsageError("no such model file", where=str(path), hint="check the path")
-    if path.is_dir():
-        raise UsageError("the model path is a folder", where=str(path), hint="name the .onnx file in it")
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "a device or a pipe"
+        raise UsageError(f"the model path is {found}", where=str(path), hint="name the .onnx file in it")
     try:
         proto, embedded = scan.parse(path, INLINE_BYTES)
     except (DecodeError, UnicodeDecodeError):
         raise _not_onnx(path) from None
     if not proto.ir_version or not proto.opset_import or not proto.graph.node:
         raise _not_onnx(path)
+    admit(_arrival(proto, embedded, path), READABLE, path)
     return proto, embedded
+
+
+def _arrival(proto: ModelProto, embedded: scan.Embedded, path: Path) -> Arrival:
+    return Arrival(proto, {name: len(data) for name, data in embedded.items()}, path.parent)
 
 
 def _not_onnx(path: Path) -> UnsupportedModelError:
@@ -103,11 +108,11 @@ def file_digest(path: Path, data: Sequence[Path] = ()) -> str:
     return digest.hexdigest()
 
 
-def save(model: Model, path: Path | str, prove: Callable[[Path], object] | None = None) -> str:
+def save(model: Model, path: Path | str, staging: Staging | None = None) -> str:
     """Write `model` to `path`, atomically; with `PATH.data` beside it for external data.
 
     Args:
-        prove: called with a file of the same bytes before the file gets its name; what it raises leaves no file.
+        staging: write it there, as the last file that gets its name when the caller commits; None: write it now.
 
     Returns:
         The SHA-256 of the model file followed by the data file, as hex.
@@ -115,39 +120,28 @@ def save(model: Model, path: Path | str, prove: Callable[[Path], object] | None 
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
+    if staging is None:
+        with staged() as own:
+            return save(model, path, own)
     path = Path(path)
     graph, large = model.export()
     total = graph.ByteSize() + sum(length for _, length, _ in large)
     digest = _Digest()
     model.external = model.external or total > _PROTOBUF_LIMIT
-    if not model.external:
-        with atomic_write(path) as (file,):
-            write_model(_Hashed(file, digest), model.header, graph, large)
-            if prove is not None:
-                file.flush()
-                prove(Path(file.name))
-        return digest.hexdigest()
-    data = path.with_name(path.name + ".data")
-    starts = _place(graph, data.name, large)
-    with atomic_write(data, path) as (data_file, file):
-        write_model(_Hashed(file, digest), model.header, graph, [])
-        _write_data(_Hashed(data_file, digest), starts, large)
-        if prove is not None:
-            _prove_linked({data: data_file, path: file}, prove)
+    data, starts = data_beside(path), []
+    if model.external:
+        starts = _place(graph, data.name, large)
+    with staging.place(path, last=True).open("xb") as file:
+        write_model(_Hashed(file, digest), model.header, graph, [] if model.external else large)
+    if model.external:
+        with staging.place(data).open("xb") as file:
+            _write_data(_Hashed(file, digest), starts, large)
     return digest.hexdigest()
 
 
-def _prove_linked(files: Mapping[Path, BinaryIO], prove: Callable[[Path], object]) -> None:
-    """Give the files, the model last, their final names in a scratch folder: the model finds its data by name."""
-    target = list(files)[-1]
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as folder:
-        for path, file in files.items():
-            file.flush()
-            try:
-                os.link(file.name, Path(folder) / path.name)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(file.name, Path(folder) / path.name)
-        prove(Path(folder) / target.name)
+def data_beside(path: Path) -> Path:
+    """Where the external data of a model that is written to `path` goes."""
+    return path.with_name(path.name + ".data")
 
 
 def write_tapped(
@@ -176,7 +170,7 @@ def write_tapped(
         with path.open("wb") as file:
             write_model(file, model.header, graph, [])
         return
-    data = path.with_name(path.name + ".data")
+    data = data_beside(path)
     starts = _place(graph, data.name, large)
     with path.open("wb") as file, data.open("wb") as data_file:
         write_model(file, model.header, graph, [])
@@ -262,31 +256,3 @@ def _write_data(file: Writer, starts: Sequence[int], large: Sequence[Large]) -> 
         file.write(b"\0" * (start - offset))
         file.write(values().data)
         offset = start + length
-
-
-@contextmanager
-def atomic_write(*paths: Path) -> Iterator[Sequence[BinaryIO]]:
-    """Binary files that become `paths`, in this order, when the block ends well, and vanish when it does not.
-
-    All bytes of all files are on disk before the first of them gets its name.
-    """
-    temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
-    made: list[Path] = []
-    try:
-        with ExitStack() as stack:
-            files = [stack.enter_context(name.open("wb")) for name in temporary]
-            yield files
-            for file in files:
-                file.flush()
-                os.fsync(file.fileno())
-        for source, path in zip(temporary, paths, strict=True):
-            if not path.exists():
-                made.append(path)
-            os.replace(source, path)
-    except BaseException:
-        for path in made:
-            path.unlink(missing_ok=True)
-        raise
-    finally:
-        for name in temporary:
-            name.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from onnx import TensorProto
 from pydantic import TypeAdapter, ValidationError
 
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.graph.io import atomic_write, file_digest, read_proto
+from gpusq_onnx.files import atomic_write
+from gpusq_onnx.graph.io import file_digest, read_proto
 from gpusq_onnx.graph.payload import SUB_BYTE, Payload
 from gpusq_onnx.pipeline.progress import NullProgress, Progress, track
 from gpusq_onnx.sparsity.packing import Packed, bits_a_weight, pack, unpack
@@ -149,13 +150,18 @@ def unpack_model(path: Path, target: Path) -> Contents:
     """
     contents, tensors = _open(path)
     places = [target, *(target.with_name(file.name) for file in contents.files[1:])]
+    if len(set(places)) < len(places):
+        raise UsageError("the model and its external data would have one name", where=str(target), hint="use another")
     for place, file in zip(places[1:], contents.files[1:], strict=True):
         if place.exists() and (not place.is_file() or file_digest(place) != file.sha256):
             raise UsageError("a file is in the way of the external data", where=str(place), hint="use another folder")
     with atomic_write(*places[1:], target) as (*data_files, model_file):
         for number, out in enumerate([model_file, *data_files]):
-            digest = hashlib.sha256()
+            digest, left = hashlib.sha256(), contents.files[number].bytes
             for part in _parts(number, contents, tensors, path):
+                left -= len(part)
+                if left < 0:
+                    raise _damaged(path, f"{contents.files[number].name!r} is larger than it was")
                 digest.update(part)
                 out.write(part)
             if digest.hexdigest() != contents.files[number].sha256:
@@ -222,9 +228,31 @@ def _open(path: Path) -> tuple[Contents, Mapping[str, NDArray[Any]]]:
         raise UnsupportedModelError(
             "the file was packed by a newer gpusq-onnx", where=str(path), found=f"format {contents.format}"
         )
-    if not contents.files or any(Path(file.name).name != file.name for file in contents.files):
-        raise _damaged(path, "file names that are paths")
+    for problem in _contradictions(contents, tensors):
+        raise _damaged(path, problem)
     return contents, tensors
+
+
+def _contradictions(contents: Contents, tensors: Mapping[str, NDArray[Any]]) -> Iterator[str]:
+    """What the table of contents says that cannot be, before a byte is written for it."""
+    names = [file.name for file in contents.files]
+    if not names or len(set(names)) < len(names):
+        yield "no files, or two of one name"
+    if any(Path(name).name != name or name.startswith(".") or not name.isprintable() for name in names):
+        yield "file names that are paths, hidden or no text"
+    ends = [0] * len(names)
+    sizes = [tensors[f"rest:{n}"].nbytes if f"rest:{n}" in tensors else -1 for n in range(len(names))]
+    for weight in contents.weights:
+        if not 0 <= weight.file < len(names) or weight.axis not in range(len(weight.dims)) or min(weight.dims) < 0:
+            yield f"the weight {weight.name!r} lies nowhere"
+            return
+        if weight.start < ends[weight.file]:
+            yield f"the weight {weight.name!r} overlaps another one"
+        ends[weight.file] = weight.start + weight.bytes
+        sizes[weight.file] += weight.bytes
+    for file, size in zip(contents.files, sizes, strict=True):
+        if size != file.bytes:
+            yield f"{file.name!r} of {file.bytes} bytes, and there are {size}"
 
 
 def _parts(
@@ -236,10 +264,13 @@ def _parts(
         for weight in (weight for weight in contents.weights if weight.file == number):
             between = weight.start - at
             yield rest[taken : taken + between].tobytes()
-            yield _restored(weight, tensors)
+            packed = _restored(weight, tensors)
+            if len(packed) != weight.bytes:
+                raise ValueError(f"the weight {weight.name!r} has {len(packed)} bytes, {weight.bytes} were declared")
+            yield packed
             taken, at = taken + between, weight.start + weight.bytes
         yield rest[taken:].tobytes()
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
         raise _damaged(path, str(error)) from None
 
 

@@ -26,6 +26,8 @@ from gpusq_onnx.errors import UnsupportedModelError
 _NARROW = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
 SUB_BYTE = {getattr(TensorProto, name): bits for name, bits in _NARROW.items() if hasattr(TensorProto, name)}
 
+_DIGITS = 19  # of a count in an external data entry: 2**63 has as many
+
 
 class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
     """An initializer as graphsurgeon's lazy values, whatever its storage and type.
@@ -156,7 +158,8 @@ def packed_bytes(data_type: int, shape: Sequence[int]) -> int:
 
 def _number(text: str | int) -> int:
     """A count in an external data entry; -1 for what is none."""
-    return int(text) if str(text).isdecimal() else -1
+    digits = str(text)
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= _DIGITS else -1
 
 
 class Header(LazyValues):  # type: ignore[misc]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.files import staged
+from gpusq_onnx.parsing import parse_json
 
 NAME = "checkpoint.safetensors"
 BEST = "best.safetensors"  # weights by initializer, where a run fails
@@ -43,11 +44,9 @@ def save(folder: Path, key: str, checkpoint: Checkpoint) -> None:
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Tensors into a safetensors file, all or nothing."""
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with staged() as staging:
+        held = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+        save_file(held, staging.place(path), metadata)
 
 
 def load(folder: Path, key: str, device: torch.device) -> Checkpoint | None:
@@ -65,8 +64,11 @@ def load(folder: Path, key: str, device: torch.device) -> Checkpoint | None:
             if header.get("key") != key:
                 return None
             names = file.keys()
-            return Checkpoint({name: file.get_tensor(name) for name in names}, json.loads(header["state"]))
-    except safetensors.SafetensorError as error:
+            state = parse_json(header["state"])
+            if not isinstance(state, dict):
+                raise ValueError("its state is no JSON object")
+            return Checkpoint({name: file.get_tensor(name) for name in names}, state)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
         hint = f"delete {folder} to begin anew, or give another output"
         raise UsageError("the checkpoint cannot be read", where=str(path), found=str(error), hint=hint) from error
 

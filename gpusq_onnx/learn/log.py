@@ -8,12 +8,25 @@ A run that goes on from a checkpoint cuts off the lines behind it first, so that
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gpusq_onnx.files import atomic_write
+from gpusq_onnx.parsing import parse_json
+
 NAME = "log.jsonl"
 NO_TENSORBOARD = "no TensorBoard log: pip install tensorboard writes one beside log.jsonl"
+
+
+def _step(line: str) -> float:
+    """The step that a line is about; past every other for a line that is not ours."""
+    try:
+        step = parse_json(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+    return step if isinstance(step, int) else math.inf
 
 
 class Log:
@@ -28,8 +41,9 @@ class Log:
         kept = []
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
-        self._path.write_text("".join(kept), encoding="utf-8")
+            kept = [line for line in lines if line.endswith("\n") and _step(line) <= start]
+        with atomic_write(self._path) as (file,):
+            file.write("".join(kept).encode())
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

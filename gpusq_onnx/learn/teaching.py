@@ -7,8 +7,6 @@ under augmentation, in several processes, without random access, or past LIMIT b
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from gpusq_onnx.data.prefetch import stream
 from gpusq_onnx.data.source import Source
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.learn.feed import Part
 from gpusq_onnx.learn.forms import Form
 from gpusq_onnx.learn.settings import Settings
@@ -36,7 +35,7 @@ class Teaching:
 
     def __init__(self, network: Network, stage: Stage, thin: Form | None = None) -> None:
         self._network, self._stage, self._thin = network, stage, thin
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
         self._files: dict[str, NDArray[Any]] = {}
 
     def __enter__(self) -> Teaching:
@@ -47,7 +46,7 @@ class Teaching:
     ) -> None:
         self._files.clear()
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove()
 
     def __call__(self, part: Part, inputs: list[Tensor], keep: Tensor | None = None) -> dict[str, Tensor]:
         """Outputs and taps for `inputs`, the images of `part`, in the order of the network's inputs.
@@ -91,9 +90,9 @@ class Teaching:
         per_image = sum(value.nbytes for value in found.values()) / rows
         if per_image * images > LIMIT or any(len(value) != rows for value in found.values()):
             return False
-        self._folder = tempfile.TemporaryDirectory(prefix="gpusq-onnx-")
+        self._folder = Scratch()
         for number, (name, value) in enumerate(found.items()):
-            path = Path(self._folder.name) / f"{number}.npy"
+            path = self._folder.path / f"{number}.npy"
             shape = (images, *value.shape[1:])
             self._files[name] = np.lib.format.open_memmap(path, "w+", np.float32, shape)
         return True

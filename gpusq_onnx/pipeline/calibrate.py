@@ -10,16 +10,16 @@ the graph that makes it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data.source import Source
-from gpusq_onnx.errors import UnsupportedDataError
+from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.progress import Progress
@@ -53,8 +53,8 @@ class Calibration:
     ) -> None:
         self._model, self._source, self._progress = model, source, progress
         self.batch, self.groups = _divide(image_bytes(model, dict.fromkeys(tensors), shapes, source), together)
-        self._folder = tempfile.TemporaryDirectory(prefix="gpusq-onnx-")
-        self._paths = [Path(self._folder.name) / f"tapped{index}.onnx" for index in range(len(self.groups))]
+        self._folder = Scratch()
+        self._paths = [self._folder.path / f"tapped{index}.onnx" for index in range(len(self.groups))]
         self._open: tuple[int, Session] | None = None
         self._last: tuple[Mapping[str, NDArray[Any]], int] | None = None
 
@@ -67,7 +67,7 @@ class Calibration:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = None  # it maps the weights from the folder
-        self._folder.cleanup()
+        self._folder.remove()
 
     def run(self, visit: Visitor, label: str, images: int | None = None) -> int:
         """Hand the tensors of every batch (of about the first `images`) to `visit`; returns the images seen.
@@ -100,7 +100,11 @@ class Calibration:
             rows = len(next(iter(batch.feed.values())))
             if batch.size < rows:
                 found = {name: value[: len(value) * batch.size // rows] for name, value in found.items()}
-            visit(found)
+            try:
+                visit(found)
+            except ValueError as error:
+                require_finite(self._model, found, error)
+                raise
             if len(self.groups) == 1:
                 self._last = found, batch.size
             del found
@@ -142,3 +146,20 @@ def _divide(sizes: Mapping[str, int], together: Iterable[Sequence[str]]) -> tupl
         groups[-1] += unit
         room -= size
     return 1, groups
+
+
+def require_finite(model: Model, found: Mapping[str, NDArray[Any]], error: Exception | None = None) -> None:
+    """Refuse a model in which one of these tensors, with its values, holds NaN or infinity.
+
+    Raises:
+        UnsupportedModelError: names the tensor and the node that makes it; caused by `error`.
+    """
+    for name, values in found.items():
+        if values.dtype.kind not in "iub" and not np.isfinite(np.asarray(values, np.float32)).all():
+            makers = [node for node in model.graph.nodes if any(tensor.name == name for tensor in node.outputs)]
+            raise UnsupportedModelError(
+                f"the activation {name!r} holds NaN or infinity",
+                where=f"made by node {makers[0].name!r} ({makers[0].op})" if makers else "a graph input",
+                expected="finite numbers for every image",
+                hint="huge weights overflow float32 here: check the original checkpoint, and the images",
+            ) from error

@@ -8,13 +8,12 @@ Limits: infinities (attention masks) do not count, so a tensor that holds one is
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import numpy as np
 
 from gpusq_onnx.data.source import Source
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.probes import write_probed
 from gpusq_onnx.pipeline.progress import Progress
@@ -38,8 +37,8 @@ def magnitudes(
     seen = 0
     largest_tensor = max(image_bytes(model, tensors, shapes, source).values(), default=0)
     images_a_run = max(1, fitting(_ALIVE * largest_tensor))
-    with tempfile.TemporaryDirectory(prefix="gpusq-onnx-") as folder:
-        path = Path(folder) / "extremes.onnx"
+    with Scratch() as folder:
+        path = folder / "extremes.onnx"
         outputs = write_probed(model, path, tensors, ("ReduceMin", "ReduceMax"))
         session = Session(path, file_order=True)
         progress.start("looking for FP16 overflow", min(len(source), images))

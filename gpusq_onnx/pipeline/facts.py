@@ -20,6 +20,7 @@ from gpusq_onnx.graph import invariants, placement
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.parsing import parse_json
 from gpusq_onnx.pipeline.base import Fact
 from gpusq_onnx.quant.formats import INT8, quantize
 from gpusq_onnx.sparsity.patterns import NM, parse_pattern
@@ -119,7 +120,7 @@ def dumps(facts: Sequence[Fact]) -> str:
 def loads(text: str) -> list[Fact]:
     """The facts that `dumps` wrote. Raises UnsupportedModelError for any other text."""
     try:
-        return [_KINDS[entry.pop("fact")](**entry) for entry in json.loads(text)]
+        return [_KINDS[entry.pop("fact")](**entry) for entry in parse_json(text)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UnsupportedModelError(
             "the facts in the model's metadata cannot be read",

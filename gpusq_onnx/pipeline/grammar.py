@@ -31,6 +31,7 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"' + "|" + r"'(?:[^'\\]|\\.)*'", re.DOTAL
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_DIGITS = 300  # of an integer; a longer one is a word, which no option takes
 _STRAY_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_,-]*[{=]|[A-Za-z_][A-Za-z0-9_]*=[^{}]*\}")
 
 QUOTE_HINT = (
@@ -131,10 +132,10 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str | None:
 
 
 def read_scalar(text: str) -> Scalar:
-    """A bare word as bool, int, float or, failing these, str. A decimal that overflows stays a word."""
+    """A bare word as bool, int, float or, failing these, str. A number that is too large stays a word."""
     if text in ("true", "false"):
         return text == "true"
-    if _INTEGER.fullmatch(text):
+    if _INTEGER.fullmatch(text) and len(text) <= _DIGITS:
         return int(text)
     if _DECIMAL.fullmatch(text) and math.isfinite(float(text)):
         return float(text)

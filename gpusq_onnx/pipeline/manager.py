@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ import numpy as np
 from gpusq_onnx import __version__
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
+from gpusq_onnx.files import Staging, staged
 from gpusq_onnx.graph import invariants, io, newer
+from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import automatic, proof, table
@@ -63,7 +66,7 @@ def plan(
     pipeline = table.expand(pipeline)
     passes = table.resolve(pipeline)
     model = io.load(path)
-    with _hashing(path, model) as file:
+    with blaming(path), _hashing(path, model) as file:
         structure = analyse(model)
         _require_numbers(model, structure)
         invariants.require(model)
@@ -107,6 +110,7 @@ def run(
     progress: Progress | None = None,
     leader: bool = True,
     canonical: bool = True,
+    results: Staging | None = None,
 ) -> Outcome:
     """Apply a pipeline to a model file and write the result.
 
@@ -116,6 +120,7 @@ def run(
         allow_noop: that no pass changes anything is no error.
         leader: of several processes that train together and all run this, the one that writes.
         canonical: put the pass `canonical` first where it has something to do (see `pipeline.automatic`).
+        results: write there, and leave it to the caller to commit; None: the result has its name when this returns.
 
     Raises:
         UsageError: output equal to input, a folder that does not exist, an unknown pass or option.
@@ -123,11 +128,24 @@ def run(
         PassFailed, InvariantError: our fault; a reproducer lies beside the output. A written file that onnxruntime
             refuses, or runs to another result than it says, is one (`pipeline.proof`).
     """
+    if results is None:
+        with staged() as own:
+            return run(
+                path,
+                output,
+                pipeline,
+                data=data,
+                allow_noop=allow_noop,
+                progress=progress,
+                leader=leader,
+                canonical=canonical,
+                results=own,
+            )
     pipeline = table.expand(pipeline)
     passes = table.resolve(pipeline)
     model = io.load(path)
     check_output(output, [path, *io.data_files(model)])
-    with _hashing(path, model) as file:
+    with blaming(path), _hashing(path, model) as file:
         state = begin(model, passes, data, allow_noop, progress or NullProgress())
         state.folder = output.with_name(output.name + ".training")
         structure = analyse(model)
@@ -142,7 +160,7 @@ def run(
             passes = state.passes = table.resolve(pipeline)
         before = measure(model, structure)
         for index in range(len(passes)):
-            with reproducer(path, output, pipeline, index, state) if leader else nullcontext():
+            with reproducer(path, output, pipeline, index, state) if leader else nullcontext(), blaming(path):
                 structure = execute(state, index, structure)
         require_work(passes, state.idle, allow_noop)
         after = measure(model, structure)
@@ -155,10 +173,9 @@ def run(
         written = shown = None
         if leader:
             with reproducer(path, output, pipeline, len(passes) - 1, state, "the written model failed its proof"):
-                written, shown = _written(state, structure, path, output)
+                written, shown = _written(state, structure, path, output, results)
     if leader:
-        for checkpoint in state.folder.glob("*/checkpoint*"):
-            checkpoint.unlink()
+        results.afterwards(partial(_forget_checkpoints, state.folder))
     return Outcome(
         str(pipeline),
         data.seed,
@@ -174,20 +191,22 @@ def run(
     )
 
 
-def _written(state: Run, structure: Structure, path: Path, output: Path) -> tuple[FileFacts, Proof]:
-    """Write the model where its proof holds."""
-    model, shown = state.model, []
+def _written(state: Run, structure: Structure, path: Path, output: Path, results: Staging) -> tuple[FileFacts, Proof]:
+    """Write the model among the results, and prove what was written."""
+    model = state.model
+    sha = io.save(model, output, results)
+    state.progress.start("proving the written model")
+    shown = proof.prove(results.place(output), model, structure.types, path, state.sample)
+    state.progress.finish()
+    if shown.note:
+        state.warnings.append(shown.note)
+    parts = [output, io.data_beside(output)] if model.external else [output]
+    return FileFacts(str(output), sum(results.place(part).stat().st_size for part in parts), sha), shown
 
-    def prove(written: Path) -> None:
-        state.progress.start("proving the written model")
-        shown.append(proof.prove(written, model, structure.types, path, state.sample))
-        state.progress.finish()
 
-    sha = io.save(model, output, prove)
-    if shown[0].note:
-        state.warnings.append(shown[0].note)
-    facts = _file_facts(output, [output.with_name(output.name + ".data")] if model.external else [], sha)
-    return facts, shown[0]
+def _forget_checkpoints(folder: Path) -> None:
+    for checkpoint in folder.glob("*/checkpoint*"):
+        checkpoint.unlink()
 
 
 def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dict[str, Any] | None) -> dict[str, str]:

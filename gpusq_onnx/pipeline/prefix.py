@@ -23,6 +23,7 @@ from onnx import GraphProto, NodeProto, numpy_helper
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.origin import reads
+from gpusq_onnx.pipeline.calibrate import require_finite
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -36,6 +37,7 @@ class PrefixRunner:
     """
 
     def __init__(self, model: Model, folder: Path) -> None:
+        self._model = model
         self._nodes: list[NodeProto] = list(model.export()[0].node)
         self._constants = {c.name: c for c in model.constants()}
         self._folder = folder
@@ -78,7 +80,9 @@ class PrefixRunner:
         for index, (counting, rows) in enumerate(self._rows):
             with np.load(self._path(index)) as stored:
                 values = stored[tensor]
-            yield values[: len(values) * counting // rows]
+            values = values[: len(values) * counting // rows]
+            require_finite(self._model, {tensor: values})
+            yield values
 
     def _piece(self, nodes: list[NodeProto], live: Mapping[str, NDArray[Any]], outputs: list[str]) -> bytes:
         graph = GraphProto(name="piece", node=nodes)

@@ -20,7 +20,6 @@ that nothing could be proven.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.continuity import smooth_outputs
 from gpusq_onnx.graph.float_twin import remove_quantisation
@@ -116,8 +116,8 @@ def prove(written: Path, model: Model, types: Types, before: Path, feed: Feed | 
 
 def _of_model(model: Model, feed: Feed | None, ways: Sequence[Way] = WAYS) -> list[Trial]:
     """Of a model in memory: what the tool reads is not always what lies in the file (`graph.tidy`)."""
-    with tempfile.TemporaryDirectory(prefix="gpusq-onnx-") as folder:
-        path = Path(folder) / "model.onnx"
+    with Scratch() as folder:
+        path = folder / "model.onnx"
         io.write_tapped(model, path, [spec.name for spec in model.outputs()])
         return try_out(path, feed, ways)
 
@@ -231,7 +231,7 @@ def _prefix_dies(model: Model, count: int, feed: Feed | None, way: Way) -> bool:
     part = model.clone()
     del part.graph.nodes[count:]
     outputs = [tensor.name for tensor in part.graph.nodes[-1].outputs if tensor.name]
-    with tempfile.TemporaryDirectory(prefix="gpusq-onnx-") as folder:
-        path = Path(folder) / "part.onnx"
+    with Scratch() as folder:
+        path = folder / "part.onnx"
         io.write_tapped(part, path, outputs)
         return try_out(path, feed, [way])[0].outcome == "died"

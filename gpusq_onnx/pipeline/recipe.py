@@ -14,23 +14,18 @@ an error and not silence.
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.parsing import parse_toml, read_bytes
 from gpusq_onnx.pipeline.grammar import Pipeline, Scalar, Step, Value, did_you_mean
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def load(path: Path) -> Pipeline:
     """Read a recipe file. Raises UsageError for a missing file, broken TOML and anything that is not a recipe."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, "--recipe").decode()
     except FileNotFoundError:
         raise UsageError(f"the recipe {str(path)!r} does not exist", hint="check --recipe") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -41,8 +36,8 @@ def load(path: Path) -> Pipeline:
 def loads(text: str, *, where: str = "recipe") -> Pipeline:
     """Read the text of a recipe; `where` names it in errors."""
     try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        document = parse_toml(text)
+    except ValueError as error:
         raise UsageError("the recipe is not valid TOML", where=where, found=str(error)) from error
     unknown = sorted(set(document) - {"pass"})
     if unknown:

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from gpusq_onnx.errors import GpusqError, PassFailed
+from gpusq_onnx.errors import GpusqError, PassFailed, of_the_machine
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import facts, recipe
@@ -39,9 +40,9 @@ def reproducer(
     """
     try:
         yield
-    except (OSError, MemoryError):
-        raise  # the machine's fault: nothing to reproduce
     except Exception as error:
+        if of_the_machine(error):
+            raise  # nothing to reproduce
         if isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code:
             raise
         found = f"{type(error).__name__}: {error}"
@@ -58,10 +59,9 @@ def reproducer(
 
 def write(folder: Path, path: Path, pipeline: Pipeline, index: int, state: Run, error: str) -> None:
     """Make the folder, whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with Scratch(folder.parent) as scratch:
+        partial = scratch / folder.name
+        partial.mkdir()
         replay = _replay(path, index, state)
         steps = _with_teachers(pipeline.steps, index, replay, partial, folder)
         replay.model.set_metadata({FACTS: facts.dumps(replay.facts) if replay.facts else None})
@@ -71,8 +71,6 @@ def write(folder: Path, path: Path, pipeline: Pipeline, index: int, state: Run, 
         (partial / "error.txt").write_text(error, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replay(path: Path, index: int, state: Run) -> Run:

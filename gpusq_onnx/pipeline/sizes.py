@@ -7,11 +7,10 @@ through the graph with Shape probes and nothing else as outputs.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 
 from gpusq_onnx.data.source import Source
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.probes import write_probed
 
@@ -37,8 +36,8 @@ def fitting(size: int) -> int:
 def _measured(model: Model, tensors: Sequence[str], source: Source) -> dict[str, Sequence[int]]:
     from gpusq_onnx.runtime.ort import Session
 
-    with tempfile.TemporaryDirectory(prefix="gpusq-onnx-") as folder:
-        path = Path(folder) / "shapes.onnx"
+    with Scratch() as folder:
+        path = folder / "shapes.onnx"
         outputs = write_probed(model, path, tensors, ("Shape",))
         session = Session(path, file_order=True)
         for batch in source.batches(1):

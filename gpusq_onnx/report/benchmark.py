@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import GpusqError, UsageError
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
 from gpusq_onnx.report.rivals import Entry, Pin, at_size, given_entry, rival_entries
 from gpusq_onnx.runtime.backend import Backend
@@ -109,10 +109,10 @@ def run_benchmark(
         raise UsageError("a model is named twice", found=", ".join(map(str, models)))
     versions = backend.require()
     notes: list[str] = []
-    with TemporaryDirectory(prefix="gpusq-bench-") as scratch:
-        files = [at_size(path, Path(scratch, str(i)), sizes) if sizes else path for i, path in enumerate(models)]
+    with Scratch() as scratch:
+        files = [at_size(path, scratch / str(i), sizes) if sizes else path for i, path in enumerate(models)]
         entries = [given_entry(path) for path in files]
-        entries += list(rival_entries(entries, backend, Path(scratch), notes, progress))
+        entries += list(rival_entries(entries, backend, scratch, notes, progress))
         formats = {entry.format for entry in entries}
         reference = next((name for name in ("TF32", "FP32") if name in formats), "")
         rows = [Row(e.model, e.format, e.given, e.parameters, e.flops, {}) for e in entries]

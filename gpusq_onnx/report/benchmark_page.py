@@ -13,7 +13,7 @@ from typing import Any
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
 from gpusq_onnx.report.benchmark import Benchmark, Cell, Row
-from gpusq_onnx.report.markdown import table
+from gpusq_onnx.report.markdown import assemble, table
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -23,7 +23,7 @@ def digest(found: Benchmark) -> str:
     lines = [f"# {found.backend}", "", *(f"- {line}" for line in machine(found))]
     lines += [f"- **note**: {note}" for note in found.notes]
     choices = ["", "## What serves", "", *(f"- {choice}" for choice in found.choices)] if found.choices else []
-    return "\n".join([*lines, "", *table(*columns(found)), *choices]) + "\n"
+    return assemble([*lines, "", *table(*columns(found)), *choices])
 
 
 def machine(found: Benchmark) -> list[str]:

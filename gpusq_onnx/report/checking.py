@@ -17,7 +17,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, Source, open_source
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.pipeline.progress import Progress
-from gpusq_onnx.report.markdown import table
+from gpusq_onnx.report.markdown import assemble, table
 from gpusq_onnx.report.sides import BATCH, Runtime, is_plan, opened
 from gpusq_onnx.runtime.artefacts import Recorder, continuation
 from gpusq_onnx.runtime.compare import Comparison, compare
@@ -216,7 +216,7 @@ def digest(result: CheckResult) -> str:
         lines += [f"- {failure}" for failure in result.failures]
     if result.continuation:
         lines += ["", "go on from here with Polygraphy:", "", *(f"    {command}" for command in result.continuation)]
-    return "\n".join(lines) + "\n"
+    return assemble(lines)
 
 
 def _taps(result: CheckResult) -> list[str]:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from gpusq_onnx.report.engine import EngineReport, WeightTruth, precisions
-from gpusq_onnx.report.markdown import table
+from gpusq_onnx.report.markdown import assemble, table
 
 
 def digest(report: EngineReport, *, every_layer: bool = False) -> str:
@@ -34,7 +34,7 @@ def digest(report: EngineReport, *, every_layer: bool = False) -> str:
         lines += ["", "## Every layer", "", *_layers(report)]
     if report.failures:
         lines += ["", "gates: NOT MET", *(f"- {failure}" for failure in report.failures)]
-    return "\n".join(lines) + "\n"
+    return assemble(lines)
 
 
 def _sparsity(report: EngineReport) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from gpusq_onnx.errors import UsageError
+from gpusq_onnx.errors import MACHINE, GpusqError, UsageError
+from gpusq_onnx.parsing import parse_json, read_bytes
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.checking import CheckResult
@@ -25,16 +26,34 @@ def page_of(paths: Sequence[Path]) -> str:
         EnvironmentLacking: the extra `report` is not installed.
     """
     require_page()
-    documents = [(_read(path), path) for path in paths]
-    return render(_title(documents[0][0]), [section for found in documents for section in _sections(*found)])
+    sections: list[Section] = []
+    title = ""
+    for path in paths:
+        document = _read(path)
+        with _reading(path):
+            sections += _sections(document, path)
+            title = title or _title(document)
+    with _reading(paths[0]):
+        return render(title, sections)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Around whatever believes a document: parts of it are free in form, and no type says what a file holds there."""
+    try:
+        yield
+    except (GpusqError, *MACHINE):
+        raise
+    except Exception as error:
+        raise _not_ours(path, f"{type(error).__name__}: {error}") from error
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UsageError("the report does not exist", where=str(path), hint="apply --report FILE.json writes one")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        document = parse_json(read_bytes(path).decode())
+    except ValueError as error:
         raise UsageError("the report is no JSON", where=str(path), found=str(error)) from None
     if not isinstance(document, dict):
         raise _not_ours(path, f"a JSON {type(document).__name__}")

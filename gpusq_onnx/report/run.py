@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from gpusq_onnx import __version__
 from gpusq_onnx.pipeline.outcome import Outcome, Proof, StepOutcome
 from gpusq_onnx.report.learning import learning
-from gpusq_onnx.report.markdown import table
+from gpusq_onnx.report.markdown import assemble, table
 
 UNITS = {"bytes": "bytes as deployed", "parameters": "parameters", "macs": "MACs", "bit_operations": "bit operations"}
 
@@ -38,7 +38,7 @@ def digest(outcome: Outcome) -> str:
     for step in outcome.steps:
         lines += ["", *_step(step)]
     lines += ["", *_proof(outcome.proof)] if outcome.proof else []
-    return "\n".join([*lines, "", *architecture(outcome), "", *totals(outcome)]) + "\n"
+    return assemble([*lines, "", *architecture(outcome), "", *totals(outcome)])
 
 
 def _proof(proof: Proof) -> Iterator[str]:

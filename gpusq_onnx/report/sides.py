@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.io import load, write_tapped
 from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.pipeline.proof import require_survival
@@ -75,7 +75,7 @@ def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str],
     taps: list[Tap] = []
     default = refusal = None
     with ExitStack() as scratch:
-        folder = Path(scratch.enter_context(TemporaryDirectory(prefix="gpusq-onnx-")))
+        folder = scratch.enter_context(Scratch())
         paths = [_tried(original, folder)[0], compressed]
         if not plan and on == "cpu":
             paths[1], trial = _tried(compressed, folder)

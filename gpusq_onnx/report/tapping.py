@@ -8,7 +8,6 @@ Passes keep the names of the tensors that they leave in place, so a name means t
 scratch files. Making a tensor an output keeps runtimes from fusing across it: values move by rounding.
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gpusq_onnx.errors import NothingMatched, UsageError
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.shapes import infer_shapes
@@ -69,8 +69,8 @@ def choose(original: Model, compressed: Model, wanted: Sequence[str]) -> list[Ta
 @contextmanager
 def tapped(models: Sequence[Model], taps: Sequence[Tap]) -> Iterator[list[Path]]:
     """Files of the models whose outputs are followed by the taps; they vanish after the block."""
-    with tempfile.TemporaryDirectory(prefix="gpusq-onnx-taps-") as folder:
-        paths = [Path(folder) / f"{number}.onnx" for number, _ in enumerate(models)]
+    with Scratch() as folder:
+        paths = [folder / f"{number}.onnx" for number, _ in enumerate(models)]
         for model, path in zip(models, paths, strict=True):
             own = [spec.name for spec in model.outputs()]
             io.write_tapped(model, path, [*own, *(tap.name for tap in taps)], infer_shapes(model)[1])

@@ -7,7 +7,6 @@ Limits: of a plan's optimisation profiles one is used, the first that takes batc
 its outputs; inner tensors must have been outputs when it was built, which also changes what TensorRT fuses.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError, UsageError
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.graph.model import TensorSpec
 from gpusq_onnx.runtime.builder.engine import build_engine
@@ -148,8 +148,8 @@ def built(path: Path, name: str, batch: int) -> Engine:
     specs = [TensorSpec(*info) for info in Session(path).inputs()]
     batches = [Bounds((1,), (batch,), (batch,))] if opens_batch(specs) else []
     options = BuildOptions(make_profiles(specs, batches), tf32=False)
-    with tempfile.TemporaryDirectory(prefix="gpusq-onnx-engine-") as folder:
-        plan = Path(folder) / "model.plan"
+    with Scratch() as folder:
+        plan = folder / "model.plan"
         build_engine(path, file_digest(path), plan, options, require_tensorrt()).require(Path(name))
         return Engine(plan.read_bytes(), name)
 

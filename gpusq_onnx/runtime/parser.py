@@ -5,13 +5,13 @@ parser and builder, on the CPU. Which of the two spoke is part of the verdict. T
 and types; a build proves besides that an engine can be planned, with sparse weights looked for. Neither runs the model.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.runtime.child import ask
 from gpusq_onnx.runtime.parser_worker import Request
 
@@ -95,8 +95,8 @@ def parser_verdict(
 
 def _ask(request: Request, timeout: float) -> tuple[Verdict | None, str]:
     """A verdict; or None and the reason why this TensorRT cannot give one."""
-    with tempfile.TemporaryDirectory(prefix="gpusq-parser-") as scratch:
-        reply = ask("gpusq_onnx.runtime.parser_worker", request, Path(scratch), timeout)
+    with Scratch() as scratch:
+        reply = ask("gpusq_onnx.runtime.parser_worker", request, scratch, timeout)
         said = reply.said()
     answer = reply.answer
     if "shapes" in answer:

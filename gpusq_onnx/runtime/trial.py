@@ -10,7 +10,6 @@ and one run; both together one start of a process, about half a second.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.runtime.child import ask
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial_worker import Request
@@ -68,8 +68,8 @@ def try_out(path: Path, feed: Feed | None, ways: Sequence[Way] = WAYS) -> list[T
     """
     trials: list[Trial] = []
     while len(trials) < len(ways):  # a child that died tells nothing about the ways after
-        with tempfile.TemporaryDirectory(prefix="gpusq-onnx-trial-") as scratch:
-            trials += _child(path, feed, ways[len(trials) :], Path(scratch))
+        with Scratch() as scratch:
+            trials += _child(path, feed, ways[len(trials) :], scratch)
     return trials
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.io import file_digest, load
 from gpusq_onnx.runtime.backend import GPU_RIVALS, Rival, Variant, random_feed
 from gpusq_onnx.runtime.builder.engine import build_engine
@@ -60,8 +60,8 @@ class TrtBackend:
         inputs = [TensorInfo(spec.name, spec.dtype, spec.shape) for spec in model.inputs()]
         feed = random_feed(inputs, batch, str(variant.path))
         options = BuildOptions(profiles, sparse=variant.sparse, tf32=variant.precision != "FP32")
-        with TemporaryDirectory(prefix="gpusq-bench-") as scratch:
-            plan = Path(scratch) / "model.plan"
+        with Scratch() as scratch:
+            plan = scratch / "model.plan"
             digest = file_digest(variant.path, sorted(model.data_files))
             built = build_engine(variant.path, digest, plan, options, self._found(), cache=self._cache)
             built.require(variant.path)

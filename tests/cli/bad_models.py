@@ -79,6 +79,15 @@ def with_value(value: float) -> Maker:
     return make
 
 
+def huge_weights(path: Path) -> None:
+    """One whole weight at the end of float32's range: finite, and all that it makes is not."""
+    proto = onnx.load(MODEL)
+    read = [node.input[1] for node in proto.graph.node if node.op_type == "MatMul"]
+    tensor = [t for t in proto.graph.initializer if t.name in read][1]
+    tensor.raw_data = np.full(tuple(tensor.dims), 3e38, np.float32).tobytes()
+    onnx.save(proto, path)
+
+
 def no_weights(path: Path) -> None:
     """A model that only adds its input to itself."""
     spec = [

@@ -29,6 +29,16 @@ UNUSABLE: dict[str, tuple[Maker, str, list[str]]] = {
     "NaN weights, SparseGPT": (bad_models.with_value(float("nan")), "prune24{method=sparsegpt}", ["NaN", "checkpoint"]),
     "NaN weights, quantised": (bad_models.with_value(float("nan")), "qdq-int8", ["NaN", "checkpoint"]),
     "infinite weights": (bad_models.with_value(float("inf")), "qdq-int8", ["infinity", "1 of "]),
+    "weights that overflow, quantised": (
+        bad_models.huge_weights,
+        "qdq-int8",
+        ["made by node", "holds NaN or infinity"],
+    ),
+    "weights that overflow, SparseGPT": (
+        bad_models.huge_weights,
+        "prune24{method=sparsegpt}",
+        ["read by node", "too large to be judged"],
+    ),
     "no weight at all": (bad_models.no_weights, "prune24", ["no weight can be pruned", "gpusq-onnx plan"]),
     "no weight to quantise": (bad_models.no_weights, "qdq-int8", ["no weight can be quantised", "gpusq-onnx plan"]),
     "no prunable weight": (

@@ -56,7 +56,7 @@ def test_ctrl_c_in_the_middle_of_calibration_leaves_nothing(pipeline: str, tmp_p
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("moment", ["write_model", "_write_data", "os.fsync", "os.replace"])
+@pytest.mark.parametrize("moment", ["io.write_model", "io._write_data", "files.os.fsync", "files.os.replace"])
 def test_ctrl_c_while_the_model_is_written_leaves_nothing(moment: str, tmp_path: Path) -> None:
     """The signal comes at the named call; of two files (external data) neither may stay."""
     folder, scratch = tmp_path / "work", tmp_path / "scratch"
@@ -66,12 +66,13 @@ def test_ctrl_c_while_the_model_is_written_leaves_nothing(moment: str, tmp_path:
     bad_models.external(model)
     before = f"""
 import os, signal
+import gpusq_onnx.files as files
 import gpusq_onnx.graph.io as io
-real = io.{moment}
+real = {moment}
 def interrupted(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGINT)
     return real(*args, **kwargs)
-io.{moment} = interrupted
+{moment} = interrupted
 """
     with unchanged(folder, scratch):
         with start(model, scratch, "-p", "prune24{method=magnitude}", before=before) as running:

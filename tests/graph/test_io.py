@@ -228,7 +228,7 @@ def test_a_full_disk_and_an_interrupt_leave_the_folder_as_it_was(external, tmp_p
 
     def full(path, mode="r", *rest, **more):
         file = opened(path, mode, *rest, **more)
-        return _Full(file, room, error) if "w" in mode else file
+        return _Full(file, room, error) if mode in ("wb", "xb") else file
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(type(error)):

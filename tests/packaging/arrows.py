@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "gpusq_onnx"
 
 FLOORS = {
-    "errors": 0, "sums": 0, "sparsity": 0, "quant": 0, "tasks": 0,
+    "errors": 0, "text": 0, "parsing": 0, "files": 0, "sums": 0, "sparsity": 0, "quant": 0, "tasks": 0,
     "graph": 1, "data": 1, "runtime": 1,
     "torchgraph": 2, "pipeline": 2,
     "learn": 3, "report": 3,

@@ -8,7 +8,7 @@ are left out.
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,34 @@ def run(action: Mapping[str, Any], inputs: Mapping[str, str], cwd: Path, environ
         )
         job.code = job.code or done.returncode
         job.log += done.stdout + done.stderr
-        for line in output.read_text().splitlines():
-            name, _, value = line.partition("=")
+        for name, value in outputs(output.read_text()):
             values[f"steps.{step['id']}.outputs.{name}"] = value
     job.summary = summary.read_text()
     job.outputs = {name: filled(entry["value"], values) for name, entry in action["outputs"].items()}
     for path in (summary, cwd / ".step.sh", cwd / ".output"):
         path.unlink()
     return job
+
+
+def outputs(text: str) -> Iterator[tuple[str, str]]:
+    """What a step wrote to $GITHUB_OUTPUT: lines NAME=VALUE, and NAME<<WORD, lines of the value, WORD."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        name, sign, value = re.fullmatch(r"([^=<]+)(=|<<)(.*)", line).groups()
+        yield name, value if sign == "=" else "\n".join(iter(lambda: next(lines), value))
+
+
+def commands(log: str) -> list[str]:
+    """The workflow commands in a log, as the runner takes them: none between ::stop-commands::WORD and ::WORD::."""
+    found, word = [], None
+    for line in map(str.strip, log.splitlines()):
+        if word is not None:
+            word = None if line == f"::{word}::" else word
+        elif line.startswith("::stop-commands::"):
+            word = line.removeprefix("::stop-commands::")
+        elif line.startswith("::") or "##[" in line:
+            found.append(line)
+    return found
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from arrows import ROOT
 from github_runner import Job, run
+from github_runner import commands as workflow_commands
 
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
 STEPS = ACTION["runs"]["steps"]
@@ -126,6 +127,55 @@ def test_a_quote_that_is_not_closed_loses_no_gate(desk: Path, commands: Path) ->
     job = act(desk, commands, data_args="--samples 8", check_args="--min-cosine '1")
     assert job.code != 0
     assert job.outputs["passed"] == ""
+
+
+EVIL = "w\n::error title=x::pwned\n##[error]pwned\n::set-output name=passed::true\n<img src=x>](http://x)`\x1b[31m"
+
+
+def evil_model(path: Path) -> None:
+    """Every tensor and node has a name that is a workflow command, markup and control characters at once."""
+    import onnx
+
+    proto = onnx.load(ASSETS / "digits_vit.onnx")
+    renamed = {tensor.name: f"{tensor.name}{EVIL}" for tensor in proto.graph.initializer}
+    for tensor in proto.graph.initializer:
+        tensor.name = renamed[tensor.name]
+    for node in proto.graph.node:
+        node.name += EVIL
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    onnx.save(proto, path)
+
+
+def test_names_in_a_model_are_neither_commands_nor_markup(desk: Path, commands: Path) -> None:
+    evil_model(desk / "model.onnx")
+    job = act(desk, commands, passes="prune24,qdq-int8", check_args="--min-cosine 1 --samples 8")
+    assert job.outputs["passed"] == "false", job.log
+    assert all(line.startswith("::error title=gpusq-onnx, a gate failed::") for line in workflow_commands(job.log))
+    for text in (job.summary, (desk / "gpusq-artefacts" / "apply.json").read_text()):
+        assert "\x1b" not in text
+        assert not [line for line in text.splitlines() if line.strip().startswith(("::", "##["))]
+    assert not re.search(r"(?<!\\)<img|\]\(http", job.summary)
+
+
+def test_an_error_about_such_a_name_is_text_too(desk: Path, commands: Path) -> None:
+    import onnx
+
+    evil_model(desk / "model.onnx")
+    proto = onnx.load(desk / "model.onnx")
+    proto.graph.node[5].op_type = "Nothing" + EVIL
+    onnx.save(proto, desk / "model.onnx")
+    job = act(desk, commands)
+    assert job.code == 3
+    assert workflow_commands(job.log) == []
+    assert not [line for line in job.summary.splitlines() if line.startswith(("::", "##[", "<"))]
+
+
+def test_inputs_add_no_outputs_and_no_options(desk: Path, commands: Path) -> None:
+    job = act(desk, commands, output="small.onnx\npassed=true\nexit-code=0", data_args="--samples 2", model="--version")
+    assert job.code == 2
+    assert job.outputs["passed"] == ""
+    assert job.outputs["model"] == "small.onnx\npassed=true\nexit-code=0"
+    assert "--version" in job.summary
 
 
 def test_the_install_step_installs_this_checkout(tmp_path: Path) -> None:

@@ -105,3 +105,25 @@ def test_a_copy_that_fails_leaves_the_old_entry(store: Store, tmp_path: Path) ->
 
 def test_kinds_do_not_meet(store: Store, tmp_path: Path) -> None:
     assert Store(tmp_path / "cache", "timings").find(KEY) is None
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_everyone_can_write_to_is_not_there(which: int, store: Store, tmp_path: Path) -> None:
+    """An engine is executed when it is loaded: a forged entry agrees with itself, so the file's owner is asked, too."""
+    files(tmp_path)[which].chmod(0o666)
+    assert store.find(KEY) is None
+    files(tmp_path)[which].chmod(0o644)
+    assert store.find(KEY) is not None
+    (tmp_path / "cache" / "engines").chmod(0o777)
+    assert store.find(KEY) is None
+
+
+def test_an_entry_of_another_user_is_not_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpusq_onnx.runtime.builder.store.foreign", lambda path: path.suffix == ".bin")
+    assert store.find(KEY) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 99999, "1" * 5000, "[]", "null", '{"key": 1}', "\x00"])
+def test_a_card_that_is_none_is_not_there(text: str, store: Store, tmp_path: Path) -> None:
+    files(tmp_path)[1].write_text(text)
+    assert store.find(KEY) is None

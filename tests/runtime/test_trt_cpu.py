@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpusq_onnx.errors import EnvironmentLacking
-from gpusq_onnx.runtime.trt_cpu import prepare, ready
+from gpusq_onnx.runtime.trt_cpu import harness, prepare, ready
 
 pytestmark = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the harness is for Linux on x86_64"
@@ -28,6 +28,7 @@ def fake_python(tmp_path: Path):
                 #!/bin/sh
                 if [ "$3" = --version ]; then {version}; fi
                 echo call >> {tmp_path}/calls
+                echo "$@" > {tmp_path}/words
                 while [ "$1" != --target ]; do shift; done
                 mkdir -p "$2" && touch "$2/wheel"
                 {install}
@@ -58,6 +59,24 @@ def test_sets_up_once(tmp_path: Path, fake_python) -> None:
     ]
     assert prepare(folder, python="/nowhere/python") == site
     assert calls(tmp_path) == 1
+
+
+def test_only_wheels_of_known_bytes_are_installed(tmp_path: Path, fake_python) -> None:
+    site = prepare(tmp_path / "cache", python=str(fake_python()))
+    assert "--require-hashes" in (tmp_path / "words").read_text().split()
+    pinned = (site.parent / "requirements.txt").read_text().splitlines()
+    assert [line.split()[0] for line in pinned] == list(harness.WHEELS)
+    for line in pinned:
+        digests = [word.removeprefix("--hash=sha256:") for word in line.split()[1:]]
+        assert digests and all(len(digest) == 64 and int(digest, 16) for digest in digests)
+
+
+def test_a_folder_that_everyone_can_write_to_is_not_executed_from(tmp_path: Path, fake_python) -> None:
+    folder = tmp_path / "cache"
+    prepare(folder, python=str(fake_python()))
+    folder.chmod(0o777)
+    with pytest.raises(EnvironmentLacking, match="chmod o-w"):
+        prepare(folder)
 
 
 def test_a_download_that_fails_leaves_nothing_and_says_what_pip_said(tmp_path: Path, fake_python) -> None:

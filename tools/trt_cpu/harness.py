@@ -18,9 +18,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpusq_onnx.errors import EnvironmentLacking
+from gpusq_onnx.files import writable_by_all
 
 WHEELS = ("tensorrt-cu13-bindings==11.4.0.106", "onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0")
 """Bindings for every CPython that TensorRT supports; the builder and the parser of TensorRT-RTX 1.7."""
+HASHES = {
+    WHEELS[0]: (
+        "1d17853da33a186c4d4d39995c1186bb59f643689aabac9c3e33ae5f0ba402f5",  # CPython 3.10
+        "d072ac2a095e2be749fefc847adfb25d5ebe70303401df62ede8fe67a59f27fc",  # 3.11
+        "5fc7a6c412881f7212030893bd5531b1a0ff415c72c7678dfe4ead7a7765b38d",  # 3.12
+        "bac9a362c9189b5f5dd0444213913846e4b46003237834958e890eff57d86ed5",  # 3.13
+    ),
+    WHEELS[1]: ("32f575c633d171b4edf4b53d3bb22b72a6c9c0a850d2982ce9a788a5d40d3298",),
+}
+"""SHA-256 of each wheel for Linux on x86_64, as PyPI lists them: pip takes no other bytes, from no index."""
 
 _SONAMES = ("libnvinfer.so.11", "libnvinfer_plugin.so.11", "libnvonnxparser.so.11")
 _SOURCES = Path(__file__).resolve().parent
@@ -53,6 +64,12 @@ def prepare(
     Raises:
         EnvironmentLacking: no Linux x86_64, compiler, pip, network or space; says which and what to install.
     """
+    if folder.is_dir() and writable_by_all(folder):
+        raise EnvironmentLacking(
+            "the folder of the TensorRT parser can be written by everyone, and what lies in it is executed",
+            where=str(folder),
+            hint="choose a folder of your own, or take the right away: chmod o-w",
+        )
     if (site := ready(folder)) is not None:
         return site
     compiler = _requirements(python, compilers)
@@ -114,8 +131,12 @@ def _install(folder: Path, python: str, compiler: str, progress: Callable[[str],
     lib.mkdir(parents=True)
     progress("downloading TensorRT-RTX's parser and TensorRT's Python bindings (150 MB)")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    pinned = folder / "requirements.txt"
+    lines = [" ".join([wheel, *(f"--hash=sha256:{digest}" for digest in HASHES[wheel])]) for wheel in WHEELS]
+    pinned.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    only = ["--no-deps", "--only-binary", ":all:", "--require-hashes"]
     _checked(
-        [*pip, "--no-deps", "--only-binary", ":all:", "--target", str(site), *WHEELS],
+        [*pip, *only, "--target", str(site), "--requirement", str(pinned)],
         what="the wheels of the TensorRT parser could not be installed",
         hint="check the network or the package index; " + " and ".join(WHEELS) + " must be available to pip",
     )

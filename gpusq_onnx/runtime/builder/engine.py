@@ -7,7 +7,6 @@ for which GPU; or nothing appears. A model that TensorRT refuses, or that makes 
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
-from gpusq_onnx.graph.io import atomic_write, file_digest
+from gpusq_onnx.files import Scratch, atomic_write
+from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.runtime.builder.layers import LAYERS
 from gpusq_onnx.runtime.builder.library import WORKER, Library
 from gpusq_onnx.runtime.builder.options import BuildOptions
@@ -115,8 +115,7 @@ def build_engine(
         found = Built(plan, cached=True, **{**entry.notes, "log": tuple(entry.notes["log"]), "errors": ()})
         _publish(entry.file, plan, found, engine_key, library)
         return found
-    with tempfile.TemporaryDirectory(prefix=".gpusq-build-", dir=plan.resolve().parent) as folder:
-        scratch = Path(folder)
+    with Scratch(plan.resolve().parent) as scratch:
         built = _build(model, plan, options, library, scratch, cache, timeout)
         if built.ok:
             _publish(scratch / "plan", plan, built, engine_key, library)

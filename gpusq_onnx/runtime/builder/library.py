@@ -4,13 +4,13 @@ TensorRT 10 or 11, or TensorRT-RTX on request. The harness for machines with no 
 when its folder is given; what it builds proves that the model builds, and is for no GPU.
 """
 
-import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.errors import EnvironmentLacking
+from gpusq_onnx.files import Scratch
 from gpusq_onnx.runtime.builder.gpu import Gpu
 from gpusq_onnx.runtime.child import ask
 
@@ -75,8 +75,8 @@ def find_library(*, rtx: bool = False, harness: Path | None = None, timeout: flo
             f"{name} is not installed", hint=f"{install}, on a machine with an NVIDIA GPU and its driver{_ELSE}"
         )
     request = {"task": "probe", "rtx": rtx, "site": str(site or "")}
-    with tempfile.TemporaryDirectory(prefix="gpusq-probe-") as scratch:
-        reply = ask(WORKER, request, Path(scratch), timeout)
+    with Scratch() as scratch:
+        reply = ask(WORKER, request, scratch, timeout)
         said = reply.said()
     answer = reply.answer
     if "unusable" not in answer and "library" in answer:

@@ -5,8 +5,8 @@
 
 (TensorRT developer guide, "Timing Cache": specific to device, CUDA, TensorRT and options that change implementations.)
 An entry is two files, `KEY.bin` and `KEY.json`; the second holds the key in full, notes, and a digest of the first and
-of the notes, and is written last. An entry that does not agree with itself or with what was asked for is not there: it
-is built again.
+of the notes, and is written last. An entry that does not agree with itself or with what was asked for, or that another
+user may have written, is not there: it is built again.
 """
 
 import hashlib
@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpusq_onnx.graph.io import atomic_write, file_digest
+from gpusq_onnx.files import atomic_write, foreign
+from gpusq_onnx.graph.io import file_digest
+from gpusq_onnx.parsing import parse_json
 
 FORMAT = 1  # of the entries; another number, another key
 
@@ -40,7 +42,9 @@ class Store:
         """The entry for exactly this key, if it is there and whole."""
         file, card = self._files(key)
         try:
-            noted = json.loads(card.read_text(encoding="utf-8"))
+            if any(map(foreign, (file, card, self._folder))):
+                return None  # an engine is executed: nobody else's is taken
+            noted = parse_json(card.read_text(encoding="utf-8"))
             if noted["key"] == _plain(key) and noted["sha256"] == _digest(file, noted["notes"]):
                 return Entry(file, noted["notes"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -12,7 +12,6 @@ be read is as good as none. Limits: a small weight stays in the L2 cache while i
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpusq_onnx.files import atomic_write
 from gpusq_onnx.runtime.kernels import dense, sparse
 from gpusq_onnx.runtime.kernels.arithmetic import Tail
 from gpusq_onnx.runtime.kernels.graphs import CudaRunner, compiled
@@ -174,9 +174,8 @@ class Chooser:
             return
         self._store.parent.mkdir(parents=True, exist_ok=True)
         kept = {**_load(self._store), self._key(key): asdict(answer)}
-        temporary = self._store.with_name(f".{self._store.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(kept, indent=1), encoding="utf-8")
-        os.replace(temporary, self._store)
+        with atomic_write(self._store) as (file,):
+            file.write(json.dumps(kept, indent=1).encode())
 
 
 def _name(device: torch.device) -> str:

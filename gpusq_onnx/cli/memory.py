@@ -1,0 +1,86 @@
+"""`--max-memory`: refuse early what needs more, and never take more, where the alternative is to be killed late.
+
+What a model needs at least is known from its files; that is asked before anything is read. The rest is kept by the
+system: past the limit (Linux: RLIMIT_DATA, the memory that a process may write to) nothing more is given out, and the
+command ends with exit code 5, cleaned up. What is mapped from files does not count.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from gpusq_onnx.errors import EnvironmentLacking, UsageError
+
+MaxMemory = Annotated[
+    str | None,
+    Option("--max-memory", metavar="N[M|G]", help="Refuse at once what needs more, and stop before taking more."),
+]
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_BASE = 100 << 20  # the libraries, before a model is read
+_TIMES = 1.2  # the bytes of the model's files that a pipeline holds at least: what it replaces, and what it compares
+
+
+@contextmanager
+def at_most(text: str | None, model: Path) -> Iterator[None]:
+    """Run the block with no more memory than `text` says; None: as much as there is.
+
+    Raises:
+        UsageError: no amount of memory.
+        EnvironmentLacking: the model at `path` needs more.
+    """
+    if text is None:
+        yield
+        return
+    limit = parse(text)
+    needed = _BASE + int(_TIMES * sum(part.stat().st_size for part in _files(model)))
+    if needed > limit:
+        raise EnvironmentLacking(
+            "the model needs more memory than --max-memory allows",
+            where=str(model),
+            expected=f"{needed >> 20} MiB at least",
+            found=text,
+            hint="allow more, or work on a machine that has it",
+        )
+    with _limited(limit):
+        yield
+
+
+def parse(text: str) -> int:
+    """Bytes.
+
+    >>> parse("4G"), parse("500M")
+    (4294967296, 524288000)
+    """
+    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)i?B?", text.strip(), re.IGNORECASE | re.ASCII)
+    if match is None or not int(match[1]):
+        raise UsageError("--max-memory is no amount of memory", expected="500M, 4G", found=text)
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def _files(model: Path) -> list[Path]:
+    """The model, and what lies beside it under its name: the custom of every exporter for external data."""
+    beside = [model.with_name(model.name + suffix) for suffix in (".data", "_data")]
+    return [part for part in (model, *beside) if part.is_file()]
+
+
+@contextmanager
+def _limited(limit: int) -> Iterator[None]:
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    allowed = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

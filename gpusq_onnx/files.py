@@ -1,0 +1,223 @@
+"""Files that appear whole or not at all, and scratch folders that nothing outlives.
+
+    Scratch    a folder of this process alone: its name cannot be guessed, nobody else may enter, links are not followed
+    staged     results of one command: all are written, then all get their names, or none does
+    atomic_write   the same for files that are written in one place
+
+A scratch folder is locked as long as its process lives, whatever machine or container that runs in. Who makes another
+one beside it removes those whose lock is free: what a killed run left. Results are written in a scratch folder beside
+their target, so that naming them is a rename on one file system.
+
+Limits: where the system has no `flock` (Windows), leftovers of killed runs stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+HAS_LOCKS = find_spec("fcntl") is not None
+if HAS_LOCKS:
+    import fcntl
+
+PREFIX = ".gpusq-onnx-"
+
+
+class Scratch:
+    """A new folder, removed with all that is in it when the block ends, or the object, or the process.
+
+    Args:
+        where: the folder to make it in; None: the system's folder for temporary files.
+    """
+
+    def __init__(self, where: Path | None = None) -> None:
+        parent = Path(tempfile.gettempdir()) if where is None else where
+        sweep(parent)
+        lock = None
+        while lock is None:
+            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+            lock = _lock(self.path)
+        self._remove = weakref.finalize(self, _removed, self.path, lock)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove it now."""
+        self._remove()
+
+
+def writable_by_all(path: Path) -> bool:
+    """Whether any user of the machine may change what lies at `path`."""
+    return os.name == "posix" and bool(path.stat().st_mode & 0o002)
+
+
+def foreign(path: Path) -> bool:
+    """Whether somebody else than this user or the administrator may have made what lies at `path`."""
+    return writable_by_all(path) or (os.name == "posix" and path.stat().st_uid not in (0, os.geteuid()))
+
+
+def sweep(parent: Path) -> None:
+    """Remove the scratch folders in `parent` that a process of this user left behind when it was killed."""
+    if not HAS_LOCKS:
+        return
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(PREFIX)]
+        for name in names:
+            with contextlib.suppress(OSError):
+                _sweep_one(parent / name)
+
+
+def _sweep_one(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(handle).st_uid == os.geteuid():
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a new folder: a handle (-1 where there are no locks); None where another process has swept it already."""
+    if not HAS_LOCKS:
+        return -1
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):  # a file system without locks: nobody else can take it either
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    if folder.exists():
+        return handle
+    os.close(handle)
+    return None
+
+
+def _removed(folder: Path, lock: int) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:  # a signal in the middle: no second one is listened to
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+class Staging:
+    """Results on their way: `place` says where to write a target until `commit` gives all of them their names."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, Scratch] = {}
+        self._targets: list[tuple[bool, Path, Path]] = []
+        self._undo: list[Callable[[], None]] = []
+        self._afterwards: list[Callable[[], None]] = []
+
+    def place(self, target: Path, *, last: bool = False) -> Path:
+        """Where to write what becomes `target`: its own name, in a scratch folder beside it.
+
+        Args:
+            target: its folder must exist.
+            last: named after all others: where it is there, everything is.
+        """
+        folder = self._folders.get(target.parent) or self._folders.setdefault(target.parent, Scratch(target.parent))
+        place = folder.path / target.name
+        if all(place != known for _, known, _ in self._targets):
+            self._targets.append((last, place, target))
+        return place
+
+    def afterwards(self, act: Callable[[], None]) -> None:
+        """Call `act` once the results have their names."""
+        self._afterwards.append(act)
+
+    def commit(self) -> None:
+        """Give every result its name; `rollback` can still take the names back.
+
+        Raises:
+            OSError: the folder cannot be written, or something that is no file has the name.
+        """
+        ordered = [(place, target) for _, place, target in sorted(self._targets, key=lambda entry: entry[0])]
+        self._targets.clear()
+        for place, _ in ordered:
+            _flush(place)
+        for place, target in ordered:
+            self._undo.append(_way_back(target, place.with_name(f"{len(self._undo)}.before")))
+            os.replace(place, target)
+        for folder in self._folders:
+            _flush(folder)
+
+    def rollback(self) -> None:
+        """Leave all names as they were, and forget what was to be done afterwards."""
+        self._afterwards.clear()
+        while self._undo:
+            with contextlib.suppress(OSError):
+                self._undo.pop()()
+
+    def finish(self) -> None:
+        """Remove what was not named, and do what was to be done afterwards."""
+        for folder in self._folders.values():
+            folder.remove()
+        for act in self._afterwards:
+            act()
+
+
+@contextmanager
+def staged() -> Iterator[Staging]:
+    """Results that get their names together when the block ends well, and vanish when it does not.
+
+    A block that calls `commit` itself, and fails after it, leaves nothing either.
+    """
+    staging = Staging()
+    try:
+        yield staging
+        staging.commit()
+    except BaseException:
+        staging.rollback()
+        raise
+    finally:
+        staging.finish()
+
+
+@contextmanager
+def atomic_write(*paths: Path) -> Iterator[Sequence[BinaryIO]]:
+    """Binary files that become `paths`, in this order, when the block ends well, and vanish when it does not."""
+    with staged() as staging, ExitStack() as stack:
+        yield [stack.enter_context(staging.place(path).open("xb")) for path in paths]
+
+
+def _flush(path: Path) -> None:
+    """Bring a file or folder to the disk."""
+    if path.is_dir() and not HAS_LOCKS:
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _way_back(target: Path, kept: Path) -> Callable[[], None]:
+    """What makes `target` again what it is now; `kept` is a second name for it meanwhile."""
+    if not os.path.lexists(target):
+        return partial(target.unlink, missing_ok=True)
+    try:
+        os.link(target, kept, follow_symlinks=False)
+    except (OSError, NotImplementedError):  # no second names on this file system: what is replaced stays replaced
+        return lambda: None
+    return partial(os.replace, kept, target)

@@ -1,0 +1,66 @@
+"""Whose fault is it? Where work on a model ends in a fault of ours, ONNX's own checks say whether the model is wrong.
+
+The `door` asks what is cheap and what walks rely on. That shapes and types agree takes an inference, which is not made
+of every model: it is made when something failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto
+
+from gpusq_onnx.errors import GpusqError, PassFailed, UnsupportedModelError, of_the_machine
+from gpusq_onnx.graph import io
+
+
+@contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """Around work on the model at `path`: where it ends in a fault of ours, see whether the model is to blame.
+
+    Raises:
+        UnsupportedModelError: the work failed, and the model contradicts its own shapes or types, or ONNX's checker
+            refuses it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if of_the_machine(error) or (isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code):
+            raise
+        problem = contradiction(path)
+        if problem is None:
+            raise
+        raise UnsupportedModelError(
+            "the model contradicts itself",
+            where=str(path),
+            found=problem,
+            hint="onnx.checker.check_model(path, full_check=True) shows the whole message",
+        ) from error
+
+
+def contradiction(path: Path) -> str | None:
+    """What ONNX's own checker and strict shape inference say against the model at `path`; None where nothing is."""
+    try:
+        skeleton = io.load(path).skeleton()
+        for value in (*skeleton.graph.input, *skeleton.graph.output):
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.shape.SetInParent()  # the checker wants a shape, runtimes do not
+        onnx.checker.check_model(skeleton)
+        onnx.shape_inference.infer_shapes(_without_claims(skeleton), check_type=True, strict_mode=True)
+    except GpusqError as error:
+        return error.what
+    except Exception as error:  # the checker's and inference's errors share no base class
+        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return None
+
+
+def _without_claims(model: ModelProto) -> ModelProto:
+    """The model without shapes that somebody claimed for what nodes make: runtimes only warn of wrong ones."""
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    return model

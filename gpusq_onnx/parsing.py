@@ -1,0 +1,55 @@
+"""JSON, TOML and numbers from files that nobody vouches for: a value, or ValueError, whatever the text is.
+
+The standard library's parsers raise RecursionError for deep nesting, and ValueError without a place for integers of
+thousands of digits; here all of it is ValueError with a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gpusq_onnx.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MOST_TEXT = 2**28  # bytes of a text file that is read whole
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for anything else."""
+    return _guarded(json.loads, text)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text. Raises ValueError for anything else."""
+    found: dict[str, Any] = _guarded(tomllib.loads, text)
+    return found
+
+
+def read_bytes(path: Path, where: str | None = None) -> bytes:
+    """The bytes of a regular file of a reasonable size.
+
+    Raises:
+        UsageError: a folder, a pipe, a device, or more than 256 MiB; `where` names the option.
+        OSError: there is no such file, or it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "a device or a pipe"
+        raise UsageError("not a regular file", where=where or str(path), found=f"{path}: {found}", hint="name a file")
+    if path.stat().st_size > MOST_TEXT:
+        raise UsageError("the file is too large to be what is asked for", where=where or str(path), found=str(path))
+    return path.read_bytes()
+
+
+def _guarded(parse: Callable[[Any], Any], text: str | bytes) -> Any:
+    try:
+        return parse(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

@@ -1,0 +1,63 @@
+"""Models: bytes and protobuf fields of small legal models broken, and given to plan, apply, inspect, pack and check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import onnx
+from onnx import ModelProto
+
+from tools.fuzz import mutate
+from tools.fuzz.arena import OUT, Target
+from tools.fuzz.seeds import SEEDS
+
+_PIPELINES = ("prune24{method=magnitude,head=true}", "prune24", "qdq-int8", "prune24,qdq-int8", "fold,prune24", "fp16")
+
+
+def make(random: Random, folder: Path) -> list[str]:
+    """A broken model and the words of a command on it."""
+    proto, path = SEEDS[random.choice(list(SEEDS))](), folder / "model.onnx"
+    if random.random() < 0.25:
+        onnx.save(proto, path, save_as_external_data=True, location="model.data", size_threshold=256)
+        proto = onnx.load(path, load_external_data=False)
+    if random.random() < 0.7:
+        mutate.message(random, proto)
+    try:
+        data = proto.SerializeToString()
+    except Exception:  # what cannot be written is no file to read
+        data = ModelProto().SerializeToString()
+    path.write_bytes(mutate.bytes_of(random, data) if random.random() < 0.4 else data)
+    pipeline, output = random.choice(_PIPELINES), str(folder / OUT / "made.onnx")
+    verb = random.choices(("apply", "plan", "inspect", "pack", "check"), (50, 25, 13, 10, 2))[0]
+    more = {
+        "apply": ["-p", pipeline, "-o", output, "--samples", "2"],
+        "plan": ["-p", pipeline],
+        "pack": ["-o", output],
+        "check": [str(path), "--samples", "1"],
+    }
+    return [verb, str(path), *more.get(verb, [])]
+
+
+def judge(folder: Path, out: Path) -> str:
+    """A model that was written loads in a default session whenever its input did."""
+    made = out / "made.onnx"
+    if not made.exists() or made.read_bytes()[8:16].startswith(b'{"'):  # nothing written, or what `pack` writes
+        return ""
+    import onnxruntime
+
+    def refusal(path: Path) -> str:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level, options.intra_op_num_threads = 4, 1
+        try:
+            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            return str(error).splitlines()[0]
+        return ""
+
+    found = refusal(made)
+    ours = found and not refusal(folder / "model.onnx")
+    return f"the output does not load and the input does: {found}" if ours else ""
+
+
+TARGET = Target("models", make, judge)
