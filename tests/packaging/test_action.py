@@ -67,8 +67,9 @@ def test_every_input_is_used_and_every_shell_step_is_bash(tmp_path: Path) -> Non
         subprocess.run(["bash", "-n", script], check=True)
 
 
-def test_the_readme_shows_inputs_that_there_are() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_documents_show_inputs_that_there_are() -> None:
+    page = (ROOT / "docs" / "how-to" / "ci.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (step,) = yaml.safe_load(block)
     assert step["uses"].partition("@")[0].endswith("/gpusq-onnx")
     assert set(step["with"]) <= set(ACTION["inputs"])
@@ -133,7 +134,7 @@ def test_the_install_step_installs_this_checkout(tmp_path: Path) -> None:
     tree, site = tmp_path / "tree", tmp_path / "site"
     for name in ("gpusq_onnx", "passes", "tools/trt_cpu"):
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
