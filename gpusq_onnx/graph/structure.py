@@ -7,7 +7,7 @@
     patch_embed the Conv on the image whose stride is its kernel
     head        a site whose output reaches a graph output and no other site
     block       consecutive sites up to and including an fc2
-    stage       consecutive blocks of one width; a model of one width has four stages of equal depth (METHOD.md, ours)
+    stage       consecutive blocks of one width; a model of one width has four stages of equal depth (docs/method.md)
 
 A block's output is the residual Add behind its fc2; a stage's is its last block's: the critical feature maps of the
 paper.

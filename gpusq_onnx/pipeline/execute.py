@@ -29,7 +29,7 @@ from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.pipeline.progress import Progress
 
 PREFIX = "pkg.gpusq_onnx."
-MOST_CALIBRATE = 1024  # images for pruning and calibrating, where training reads many more (METHOD, "Which weights go")
+MOST_CALIBRATE = 1024  # images for pruning and calibrating, where training reads many more (docs/method.md)
 FACTS = f"{PREFIX}facts"  # metadata of a reproducer's model only
 SYNTHETIC = (
     "NO DATA was given (--data): synthetic images stand in for it. The model is legal and its "
