@@ -93,6 +93,6 @@ def test_the_files_for_other_tools_can_be_read():
 
 
 def test_the_glossary_is_in_order():
-    words = re.findall(r"^\*\*(.*)\*\*$", prose(DOCS / "glossary.md"), re.MULTILINE)
+    words = re.findall(r"^- \*\*(.*?)\*\*: ", prose(DOCS / "glossary.md"), re.MULTILINE)
     assert len(words) > 20
     assert words == sorted(words, key=str.lower)
