@@ -18,6 +18,7 @@ import typer
 from gpusq_onnx import __version__
 from gpusq_onnx.cli import apply, bench, build, check, inspect, pack, passes, plan, report
 from gpusq_onnx.cli.groups import SectionedCommand, grouped
+from gpusq_onnx.cli.help import help_
 from gpusq_onnx.errors import EnvironmentLacking, GpusqError
 
 INTERRUPTED = 130
@@ -69,17 +70,16 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _application() -> typer.Typer:
-    plain = partial(
-        typer.Typer, no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
-    )
+    plain = partial(typer.Typer, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
     app = plain(context_settings=_HELP)
     app.callback()(_before_the_verb)
     working = (apply.apply, plan.plan, inspect.inspect, check.check, build.build, bench.bench)
     for verb in (*working, report.report, pack.pack, pack.unpack):
         app.command(cls=SectionedCommand, context_settings=_VERB)(grouped(verb))
-    listing = plain()
+    listing = plain(add_completion=False)
     listing.command("list", cls=SectionedCommand, context_settings=_VERB)(passes.list_passes)
     listing.command("show", cls=SectionedCommand, context_settings=_VERB)(passes.show)
+    app.command("help")(help_)
     app.add_typer(listing, name="passes", help="List the passes and presets, or show one with its options.")
     return app
 
