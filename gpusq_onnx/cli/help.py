@@ -1,4 +1,4 @@
-"""`gpusq-onnx help VERB`, the same as `gpusq-onnx VERB --help`; and the names of passes for a shell that completes them."""
+"""`gpusq-onnx help VERB` is `gpusq-onnx VERB --help`; and the names of passes for a shell that completes them."""
 
 from typing import Annotated, Any
 

@@ -52,7 +52,7 @@ def test_a_shell_completes(shell: str, line: str, expected: str) -> None:
     assert expected in completed(line, shell)
 
 
-def test_a_shell_is_told_how() -> None:
+def test_each_shell_gets_a_script() -> None:
     for shell in ("bash", "zsh", "fish"):
         environment = {**os.environ, "_GPUSQ_ONNX_COMPLETE": f"source_{shell}", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "gpusq_onnx"]
