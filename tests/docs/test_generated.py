@@ -9,7 +9,8 @@ from pages import README, ROOT, anchor, anchors, prose
 
 import gpusq_onnx
 from gpusq_onnx import errors
-from tools.docs import pipeline
+from tests.packaging.arrows import FLOORS
+from tools.docs import house, pipeline
 from tools.docs.__main__ import GENERATED
 
 DOCS = ROOT / "docs"
@@ -19,6 +20,19 @@ CODE = [path for folder in ("gpusq_onnx", "passes", "tools") for path in sorted(
 @pytest.mark.parametrize("name", GENERATED)
 def test_a_generated_file_is_current(name: str):
     assert (ROOT / name).read_text(encoding="utf-8") == GENERATED[name](), "run `python -m tools.docs`"
+
+
+def test_an_arrow_with_a_longer_way_is_not_drawn():
+    assert house.reduced({("a", "b"), ("b", "c"), ("a", "c"), ("a", "d")}) == [("a", "b"), ("a", "d"), ("b", "c")]
+
+
+def test_the_picture_has_every_area_and_arrows_that_go_down():
+    text = house.drawing()
+    assert [
+        name for name in FLOORS if name != "__main__" and f">{name}</text>" not in text and name not in house.FILES
+    ] == []
+    assert all(FLOORS[a] >= FLOORS[b] for a, b in house.found_edges())
+    assert "for all: errors" in text
 
 
 @pytest.mark.parametrize("value", [step[3] for step in pipeline.STEPS])

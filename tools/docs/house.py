@@ -1,12 +1,13 @@
 """docs/images/house.svg: the areas of gpusq_onnx on their floors, with the arrows that the imports really are.
 
 tests/packaging/arrows.py walks the imports. An arrow is left out where a longer way through other areas has it already
-(`passes` reaches `graph` through `learn`), and so are those to `errors`, which every area may import.
+(`passes` reaches `graph` through `learn`). Areas that are one file on the ground floor (`errors`) have no arrows: every
+area may import them.
 """
 
 from itertools import pairwise, permutations
 
-from tests.packaging.arrows import FLOORS, area, imports, modules
+from tests.packaging.arrows import CORE, FLOORS, area, imports, modules
 from tools.docs.svg import arrow, picture, rectangle, text
 
 WHAT = {
@@ -24,10 +25,10 @@ WHAT = {
     "sparsity": "patterns, SparseGPT",
     "quant": "formats, scales, clips",
     "tasks": "outputs and metrics",
-    "progress": "what long work reports",
-    "errors": "each with its exit code",
 }
 WIDTH, BOX, HIGH, FLOOR, LEFT, ROAD = 960, 176, 54, 104, 20, 28  # px; ROAD: the lane of an arrow that passes a floor
+MOST_TRIED = 6  # things on a floor whose every order is tried; more are put in the order of their neighbours
+FILES = [name for name, floor in FLOORS.items() if not floor and (CORE / f"{name}.py").exists()]
 
 Edge = tuple[str, str]
 
@@ -35,7 +36,7 @@ Edge = tuple[str, str]
 def drawing() -> str:
     """The whole picture."""
     edges = reduced(found_edges())
-    areas = [name for name in FLOORS if name != "__main__"]
+    areas = [name for name in FLOORS if name != "__main__" and name not in FILES]
     levels = sorted({FLOORS[name] for name in areas}, reverse=True)
     floors = [[name for name in areas if FLOORS[name] == level] for level in levels]
     chains = {edge: _chain(edge, levels) for edge in edges}
@@ -50,20 +51,24 @@ def drawing() -> str:
         x, y = places[name], top[FLOORS[name]]
         shapes += [rectangle(x - BOX / 2, y, BOX, HIGH, "box"), text(x, y + 23, name, "name")]
         shapes.append(text(x, y + 42, WHAT.get(name, ""), "note"))
-    return picture(WIDTH, top[levels[-1]] + HIGH + 24, "The areas of gpusq_onnx and their imports", shapes)
+    ground = top[levels[-1]] + HIGH + 20
+    shapes.append(rectangle(LEFT, ground, WIDTH - 2 * LEFT, 36, "box"))
+    shapes.append(text(WIDTH / 2, ground + 23, f"for all: {'  ·  '.join(FILES)}", "name"))
+    return picture(WIDTH, ground + 52, "The areas of gpusq_onnx and their imports", shapes)
 
 
 def found_edges() -> set[Edge]:
     """(importing area, imported area) wherever one imports the other's modules."""
     found = {(area(i.source), area(i.target)) for name, path in modules() for i in imports(name, path)
              if i.target.startswith("gpusq_onnx.")}  # fmt: skip
-    return {(a, b) for a, b in found if a and b and a != b and FLOORS[a] >= FLOORS[b]} - {("__main__", "cli")}
+    drawn = {name for name in FLOORS if name != "__main__" and name not in FILES}
+    return {(a, b) for a, b in found if {a, b} <= drawn and a != b and FLOORS[a] >= FLOORS[b]}
 
 
 def reduced(edges: set[Edge]) -> list[Edge]:
-    """The edges that no longer way replaces, those to `errors` aside.
+    """The edges that no longer way replaces.
 
-    >>> reduced({("a", "b"), ("b", "c"), ("a", "c"), ("a", "errors")})
+    >>> reduced({("a", "b"), ("b", "c"), ("a", "c")})
     [('a', 'b'), ('b', 'c')]
     """
     below: dict[str, set[str]] = {}
@@ -73,7 +78,7 @@ def reduced(edges: set[Edge]) -> list[Edge]:
     def reach(name: str) -> set[str]:
         return below.get(name, set()).union(*(reach(other) for other in below.get(name, ())))
 
-    return sorted((a, b) for a, b in edges if b != "errors" and not any(b in reach(c) for c in below[a] - {b}))
+    return sorted((a, b) for a, b in edges if not any(b in reach(c) for c in below[a] - {b}))
 
 
 def _chain(edge: Edge, levels: list[int]) -> list[str]:
@@ -97,13 +102,19 @@ def _places(floors: list[list[str]], chains: list[list[str]]) -> dict[str, float
                 trial = {**places, **_spread(order)}
                 return sum((trial[a] - trial[b]) ** 2 for a, b in near)
 
-            places.update(_spread(min(permutations(floor), key=length)))
+            def middle(name: str, near: list[Edge] = near) -> float:
+                found = [places[other] for step in near if name in step for other in step if other != name]
+                return sum(found) / len(found) if found else places[name]
+
+            orders = permutations(floor) if len(floor) <= MOST_TRIED else [sorted(floor, key=middle)]
+            places.update(_spread(min(orders, key=length)))
     return places
 
 
 def _spread(order: list[str] | tuple[str, ...]) -> dict[str, float]:
     """Boxes and lanes from left to right with equal gaps."""
     sizes = [ROAD if "@" in name else BOX for name in order]
+    assert sum(sizes) < WIDTH - 2 * LEFT, f"too many areas for the width of the picture: {order}"
     gap = (WIDTH - 2 * LEFT - sum(sizes)) / (len(order) + 1)
     places, x = {}, LEFT + gap
     for name, size in zip(order, sizes, strict=True):
