@@ -10,7 +10,7 @@ export GPUSQ_SHARED ?= $(CURDIR)/../shared
 export GPUSQ_ZOO ?= $(CURDIR)/.zoo
 export GPUSQ_ZOO_VENV ?= $(CURDIR)/.venv-zoo
 
-.PHONY: help venv demo test acceptance bench fuzz lint format clean
+.PHONY: help venv demo test acceptance bench fuzz lint format docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -48,6 +48,9 @@ lint: $(STAMP) ## ruff and mypy --strict
 format: $(STAMP) ## rewrite in the house's layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP) ## the site of docs/ into out/site, every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file tools/docs/mkdocs.yml
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

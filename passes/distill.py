@@ -27,7 +27,7 @@ from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
 
 
 class DistillOptions(LabelFree):
-    """Options of `distill`; where a default is not the paper's, it is what did best without labels (README)."""
+    """Options of `distill`; a default that is not the paper's did best without labels (docs/benchmarks.md)."""
 
     epochs: int = Field(40, ge=1, description="passes over the training images")
     batch: int = Field(16, ge=1, description="images in an optimiser step, over all processes")

@@ -38,7 +38,7 @@ from gpusq_onnx.sparsity import magnitude, sparsegpt
 from gpusq_onnx.sparsity.patterns import parse_pattern
 from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
 
-USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a side below this (TENSORRT facts, report)
+USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a side below this (docs/tensorrt.md)
 
 LARGEST = 1e18  # of a weight that SparseGPT scores: squares of larger ones overflow float32
 

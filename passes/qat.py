@@ -38,7 +38,7 @@ from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 
 
 class QatOptions(LabelFree):
-    """Options of `qat`; where a default is not the paper's, it is what did best without labels (README)."""
+    """Options of `qat`; a default that is not the paper's did best without labels (docs/benchmarks.md)."""
 
     epochs: int = Field(3, ge=1, description="passes over the training images")
     batch: int = Field(20, ge=1, description="images in an optimiser step, over all processes")

@@ -6,9 +6,9 @@
 Every constant weight is quantised unless `graph.exclusions` has a reason: first layers, heads, tiny sides, depthwise.
 
 Weights get one scale an output channel, from the clip of least squared error over the weights that are not zero (mask
-first, scales after: METHOD); activations one scale a tensor, from a streaming observer over the calibration data, with
-outlier channels moved into weights; the softmax output the scale of least error of its product with V, at most 1/127.
-Everything is symmetric with zero point 0, as TensorRT's parser demands.
+first, scales after: docs/method.md); activations one scale a tensor, from a streaming observer over the calibration
+data, with outlier channels moved into weights; the softmax output the scale of least error of its product with V, at
+most 1/127. Everything is symmetric with zero point 0, as TensorRT's parser demands.
 
 Source: GPUSQ-ViT section 3.3; placement in `gpusq_onnx.graph.qdq`; equalising `gpusq_onnx.quant.equalise`.
 Limits: INT8 only; one scale an activation tensor.

@@ -6,7 +6,6 @@ Errors raised on purpose (`errors.GpusqError`) print what, where, expected, foun
 a bug: a short message that asks for `--debug`, which shows the traceback.
 """
 
-import errno
 import sys
 import traceback
 import warnings
@@ -20,7 +19,8 @@ import typer
 from gpusq_onnx import __version__
 from gpusq_onnx.cli import apply, bench, build, check, inspect, pack, passes, plan, report
 from gpusq_onnx.cli.groups import SectionedCommand, grouped
-from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, of_the_machine
+from gpusq_onnx.cli.help import help_
+from gpusq_onnx.errors import MACHINE, EnvironmentLacking, GpusqError
 from gpusq_onnx.text import block, printable
 
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
@@ -63,13 +63,10 @@ def _run(argv: Sequence[str] | None, settings: Settings) -> int:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """What to print for an error, and the exit code."""
-    machine = of_the_machine(error)
-    if isinstance(machine, OSError) and machine.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        return f"{UsageError.title}: {printable(str(machine))}", UsageError.exit_code
-    if isinstance(error, GpusqError) and not machine:
+    if isinstance(error, GpusqError):
         return f"{error.title}: {error}", error.exit_code  # whose text is printable already
-    if machine is not None:
-        what = "not enough memory" if isinstance(machine, MemoryError) else printable(str(machine))
+    if isinstance(error, MACHINE):
+        what = "not enough memory" if isinstance(error, MemoryError) else printable(str(error))
         return f"{EnvironmentLacking.title}: {what}", EnvironmentLacking.exit_code
     text = f"{GpusqError.title}: {type(error).__name__}: {block(str(error), '    ')}"
     hint = "this is a defect of gpusq-onnx; run gpusq-onnx --debug VERB ... again and report the traceback"
@@ -77,17 +74,16 @@ def _explain(error: Exception) -> tuple[str, int]:
 
 
 def _application() -> typer.Typer:
-    plain = partial(
-        typer.Typer, no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
-    )
+    plain = partial(typer.Typer, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
     app = plain(context_settings=_HELP)
     app.callback()(_before_the_verb)
     working = (apply.apply, plan.plan, inspect.inspect, check.check, build.build, bench.bench)
     for verb in (*working, report.report, pack.pack, pack.unpack):
         app.command(cls=SectionedCommand, context_settings=_VERB)(grouped(verb))
-    listing = plain()
+    listing = plain(add_completion=False)
     listing.command("list", cls=SectionedCommand, context_settings=_VERB)(passes.list_passes)
     listing.command("show", cls=SectionedCommand, context_settings=_VERB)(passes.show)
+    app.command("help")(help_)
     app.add_typer(listing, name="passes", help="List the passes and presets, or show one with its options.")
     return app
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from gpusq_onnx.cli.help import complete_pipeline
 from gpusq_onnx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class PipelineArgs:
             "--passes",
             "-p",
             metavar="TEXT",
+            autocompletion=complete_pipeline,
             help="Passes in order, e.g. 'prune24{method=sparsegpt},qdq-int8', or a preset. Quote it.",
         ),
     ] = None

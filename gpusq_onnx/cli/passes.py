@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from typer import Argument
 
+from gpusq_onnx.cli.help import complete_pass
 from gpusq_onnx.cli.options import Json
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.pipeline.grammar import print_value
@@ -27,7 +28,10 @@ def list_passes(json: Json = None) -> None:
 
 
 def show(
-    name: Annotated[str, Argument(metavar="NAME", help="A pass or a preset.", show_default=False)], json: Json = None
+    name: Annotated[
+        str, Argument(metavar="NAME", help="A pass or a preset.", autocompletion=complete_pass, show_default=False)
+    ],
+    json: Json = None,
 ) -> None:
     """Show a pass with its options, their ranges and sources, or the passes of a preset."""
     from gpusq_onnx.cli import console

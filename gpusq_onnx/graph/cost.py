@@ -5,8 +5,8 @@
     bytes           of the weight as a sparse engine stores it: kept elements * bits, and 2 bits of metadata for each
                     kept element (GPUSQ-ViT section 3.1: INT8 2:4 is 5 bits a weight, FP16 2:4 is 9)
 
-Source: METHOD.md, "Metrics as the paper counts them". Limits: only sites count towards MACs, not attention products;
-positions that shape inference does not know count as one.
+Source: docs/method.md, "Metrics as the paper counts them". Limits: only sites count towards MACs, not attention
+products; positions that shape inference does not know count as one.
 """
 
 from __future__ import annotations

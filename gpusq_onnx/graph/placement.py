@@ -6,7 +6,7 @@ for pairs that our own passes placed:
     opset, domain    opset 20 to 25, Q/DQ of the default domain: what is documented, not what one parser takes
     pairs            codes are read by DequantizeLinear alone, with the scale that made them
     weight_axes      scales run along the output channels; along the reduction no INT8 kernel can apply them
-    residual         no pair on the residual stream: ViT-B with one scores 5 % top-1, without 84.5 % (TENSORRT facts)
+    residual         no pair on the residual stream: ViT-B with one scores 5 % top-1, without 84.5 % (docs/tensorrt.md)
 
 Each is a function from the graph to its violations, as in `invariants`.
 """

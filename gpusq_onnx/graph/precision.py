@@ -14,7 +14,7 @@ A node computes in FP16 unless one of these holds:
 
 Fused LayerNormalization, Softmax (the maximum is subtracted first) and Gelu compute inside in FP32 and stay FP16.
 
-Source: ONNX operator schemas; TensorRT's strongly typed networks; TENSORRT facts (a LayerNorm in parts overflows in
+Source: ONNX operator schemas; TensorRT's strongly typed networks; docs/tensorrt.md (a LayerNorm in parts overflows in
 Pow). Limits: tensors whose type inference does not know are left as they are.
 """
 

@@ -4,7 +4,7 @@
     soft        the soft-label loss, as in training
     D_i         L_feat_i of each critical map over all images: sum_b agree_b l_i[b] / max(1, sum_b agree_b)
 
-Source: METHOD, "Losses". Images are spread evenly over the data; each process takes every n-th batch.
+Source: docs/method.md, "Losses". Images are spread evenly over the data; each process takes every n-th batch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far pruning moved each critical feature map: D_i of METHOD, one pass over the images, nothing trained."""
+"""How far pruning moved each critical feature map: D_i of docs/method.md, one pass over the images, nothing trained."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@
     shuffled        inverse's values on other maps                         is it the values or their places?
     none            w_i = 1
 
-Source: GPUSQ-ViT section 3.3 (inverse); METHOD, "Losses" (mean 1 and the arms: ours). Limits: D of all zero (nothing
-was pruned) gives every map the same weight.
+Source: GPUSQ-ViT section 3.3 (inverse); docs/method.md, "Losses" (mean 1 and the arms: ours). Limits: D of all zero
+(nothing was pruned) gives every map the same weight.
 """
 
 from __future__ import annotations

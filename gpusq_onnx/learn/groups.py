@@ -6,8 +6,8 @@
 
     rate(t)    rises linearly over the warm-up, then falls by a cosine to 1 % of its peak at the last step
 
-Source: METHOD, "Learned scales" (scales 10x smaller, decay-free; cosine to 1 %); beta2 = 0.99: runs of hundreds of
-steps are too short for 0.999.
+Source: docs/method.md, "Learned scales" (scales 10x smaller, decay-free; cosine to 1 %); beta2 = 0.99: runs of hundreds
+of steps are too short for 0.999.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
     maps       the ends of the stages (or of all blocks) in order, whatever their names; `maps` names tensors instead,
                which must have one name in both
 
-Source: METHOD, "Three models" (one graph at three moments) and "Losses". A teacher may be another graph of the same
-architecture: exported differently, or quantised.
+Source: docs/method.md, "Three models" (one graph at three moments) and "Losses". A teacher may be another graph of the
+same architecture: exported differently, or quantised.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     every epoch   the zero patterns verified; at the end, too
 
 Whatever is random follows from the seed and the step's number, so that a run that was killed goes on from its
-checkpoint to the same bytes. Source: METHOD; the parts' own files say which formula is whose.
+checkpoint to the same bytes. Source: docs/method.md; the parts' own files say which formula is whose.
 """
 
 from __future__ import annotations

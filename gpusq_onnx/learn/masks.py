@@ -4,8 +4,8 @@ A weight's mask is the places that are not zero in front of training, within the
 sees. Gradients behind a mask are cleared in front of clipping, so that they neither count in the norm nor gather
 momentum; after each optimiser step the zeros are written again; `verify` counts what is there.
 
-Source: METHOD, "Which weights go" (fixed mask, re-applied after every step). Limits: a kept weight that is exactly zero
-by chance stays zero.
+Source: docs/method.md, "Which weights go" (fixed mask, re-applied after every step). Limits: a kept weight that is
+exactly zero by chance stays zero.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     weights    one scale an output channel (or one in all), the clip of least squared error over the non-zero weights
 
-Source: METHOD, "Learned scales" (weights from the MSE-best clip over the non-zero weights). Limits: float weights
-behind a Q/DQ pair; a pair whose Q and DQ read different scale tensors, or along another axis, is left as it is.
+Source: docs/method.md, "Learned scales" (weights from the MSE-best clip over the non-zero weights). Limits: float
+weights behind a Q/DQ pair; a pair whose Q and DQ read different scale tensors, or along another axis, is left as it is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """How a model is trained: the options that `distill` and `qat` share. No torch here: `plan` and `--help` read it.
 
-Source: METHOD, "Losses" and "Learned scales"; the paper fixes alpha, beta, gamma and the gate, the rest is ours.
+Source: docs/method.md, "Losses" and "Learned scales"; the paper fixes alpha, beta, gamma and the gate, the rest is
+ours.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Settings(PassOptions):
 
 
 class LabelFree(Settings):
-    """The losses that did best without labels (README), the passes' defaults; `Settings` has the paper's."""
+    """The losses that did best without labels (docs/benchmarks.md): the defaults; `Settings` has the paper's."""
 
     alpha: float = Field(0.0, ge=0, description="weight of the hard-label loss; 0: off (paper: 1)")
     beta: float = Field(1.0, ge=0, description="weight of the soft-label loss; 0: off (paper: 10)")

@@ -32,7 +32,7 @@ from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.runtime.ort import Feed
 
 PREFIX = "pkg.gpusq_onnx."
-MOST_CALIBRATE = 1024  # images for pruning and calibrating, where training reads many more (METHOD, "Which weights go")
+MOST_CALIBRATE = 1024  # images for pruning and calibrating, where training reads many more (docs/method.md)
 FACTS = f"{PREFIX}facts"  # metadata of a reproducer's model only
 SYNTHETIC = (
     "NO DATA was given (--data): synthetic images stand in for it. The model is legal and its "

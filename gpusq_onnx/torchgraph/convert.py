@@ -7,8 +7,8 @@ which fold. Initializers shared through Identity, and tied weights, are one para
 16-bit floats are computed in float32 (or under autocast) and rounded on the way back: a parameter in float16 cannot
 take small steps.
 
-Source: TORCHGRAPH. Limits: the operators of the table; no subgraphs, no local functions; the batch is the leading axis
-of the inputs and the only dynamic one. `prefix.trainable_prefix` says how far a detector goes.
+Source: docs/torchgraph.md. Limits: the operators of the table; no subgraphs, no local functions; the batch is the
+leading axis of the inputs and the only dynamic one. `prefix.trainable_prefix` says how far a detector goes.
 """
 
 from __future__ import annotations

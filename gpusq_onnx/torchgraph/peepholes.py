@@ -9,8 +9,8 @@
 
 A pattern is left alone where a Q/DQ pair, a tap or another reader stands inside: each inner node has one reader.
 
-Source: TORCHGRAPH fact 5. Limit: the fused functions round otherwise than the pieces, within a few units in the last
-place.
+Source: docs/torchgraph.md, fact 5. Limit: the fused functions round otherwise than the pieces, within a few units in
+the last place.
 """
 
 from __future__ import annotations

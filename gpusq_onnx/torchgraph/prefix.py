@@ -5,7 +5,7 @@ front of a TopK behind which no weight is left to train (the end of a detector: 
 teacher to student). A TopK with weights behind it, as between encoder and decoder, is passed. The tail stays in ONNX,
 untouched.
 
-Source: TORCHGRAPH "Operators". Limit: a weight that only the tail reads is not trained.
+Source: docs/torchgraph.md, "Operators". Limit: a weight that only the tail reads is not trained.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ n is the number of elements of one image that share the scale (of the weight, fo
 size nor the number of processes changes a step. s is raised to a floor above zero in the forward pass, its gradient
 goes through. Zero has a level: pruned weights stay exactly zero.
 
-Source: Esser et al., Learned Step Size Quantization, ICLR 2020, section 2; METHOD.md "Learned scales"; the ONNX
+Source: Esser et al., Learned Step Size Quantization, ICLR 2020, section 2; docs/method.md, "Learned scales"; the ONNX
 operator QuantizeLinear-21. Limits: integer types of 2 to 16 bits; one zero point a tensor; no blocks. Weights that are
 stored as INT8 codes are constants: their scale is learned, their codes are not.
 """

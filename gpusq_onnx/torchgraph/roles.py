@@ -10,8 +10,8 @@ An initializer is judged by its readers behind layout operators and sums of cons
 attention masks (at most two distinct values), single numbers, boxes and anchors (last axis of at most 4), the input's
 own normalisation, and integers.
 
-Source: TORCHGRAPH fact 2: trainable by role, never "every float initializer". Limit: a sinusoidal table that the
-exporter stored looks like a learned one.
+Source: docs/torchgraph.md, fact 2: trainable by role, never "every float initializer". Limit: a sinusoidal table that
+the exporter stored looks like a learned one.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 An initializer whose bytes would not change is not touched, so that a network that learned nothing leaves the file as it
 was. Scales are raised to the floor that the forward pass used (`quantiser.floor_of`).
 
-Source: TORCHGRAPH fact 10. Limit: a model with the initializers of the one that was converted, of the same shapes.
+Source: docs/torchgraph.md, fact 10. Limit: a model with the initializers of the one that was converted, of the same
+shapes.
 """
 
 from __future__ import annotations

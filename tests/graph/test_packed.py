@@ -1,4 +1,4 @@
-"""Packed models come back byte for byte, are as small as METHOD says, and damage is told."""
+"""Packed models come back byte for byte, are as small as docs/method.md says, and damage is told."""
 
 import json
 from pathlib import Path

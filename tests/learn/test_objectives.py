@@ -1,4 +1,4 @@
-"""The losses against METHOD's formulas written out in numpy, the gate, and outputs that are no logits."""
+"""The losses against the formulas of docs/method.md written out in numpy, the gate, and outputs that are no logits."""
 
 import numpy as np
 import pytest

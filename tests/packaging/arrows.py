@@ -20,8 +20,8 @@ FLOORS = {
     "learn": 3, "report": 3,
     "passes": 4, "cli": 4, "__main__": 4,
 }  # fmt: skip
-# What draws and counts nothing, and what long work on any floor calls: an interface of the ground floor that DESIGN
-# keeps with the manager.
+# What draws and counts nothing, and what long work on any floor calls: an interface of the ground floor that the
+# manager's area keeps.
 INTERFACES = {"gpusq_onnx.pipeline.progress"}
 
 HOMES = {

@@ -1,8 +1,8 @@
 """A runner for the shell steps of a composite GitHub Action: as much of GitHub's own as this repository's one needs.
 
-Expressions are replaced in `env` and `value`; shell text must hold none, since what stands in an input would become
-part of the script. Steps after a failed one do not run, unless their `if` says always(). Steps that use another action
-are left out.
+Expressions are replaced in `env` and `value`; shell text must hold none, since what is in an input would become part of
+the script. A step runs where its `if` holds, after a failed step only where that says always(). Steps that use another
+action are left out.
 """
 
 import os
@@ -24,16 +24,24 @@ class Job:
     log: str = ""
 
 
-def run(action: Mapping[str, Any], inputs: Mapping[str, str], cwd: Path, environment: Mapping[str, str]) -> Job:
+def run(
+    action: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    event: str = "push",
+) -> Job:
     """Run the action's shell steps in `cwd`, with `environment` on top of this process's."""
     unknown = set(inputs) - set(action["inputs"])
     assert not unknown, unknown
     values = {f"inputs.{name}": str(entry.get("default", "")) for name, entry in action["inputs"].items()}
     values |= {f"inputs.{name}": value for name, value in inputs.items()}
+    values |= {"github.event_name": event, "github.event.number": "7", "github.repository": "me/models"}
+    values |= {"github.token": "a-token"}
     summary, job = cwd / ".summary", Job()
     summary.touch()
     for step in action["runs"]["steps"]:
-        if "run" not in step or (job.code and "always()" not in step.get("if", "")):
+        if "run" not in step or not holds(step.get("if", ""), values, failed=bool(job.code)):
             continue
         assert "${{" not in step["run"], step["name"]
         script, output = cwd / ".step.sh", cwd / ".output"
@@ -57,12 +65,28 @@ def run(action: Mapping[str, Any], inputs: Mapping[str, str], cwd: Path, environ
         job.code = job.code or done.returncode
         job.log += done.stdout + done.stderr
         for name, value in outputs(output.read_text()):
-            values[f"steps.{step['id']}.outputs.{name}"] = value
+            values[f"steps.{step.get('id')}.outputs.{name}"] = value
     job.summary = summary.read_text()
     job.outputs = {name: filled(entry["value"], values) for name, entry in action["outputs"].items()}
     for path in (summary, cwd / ".step.sh", cwd / ".output"):
         path.unlink()
     return job
+
+
+def holds(condition: str, values: Mapping[str, str], *, failed: bool) -> bool:
+    """Whether a step runs: `always()`, and comparisons of one value with a text, joined by &&."""
+    parts = [part.strip() for part in condition.split("&&") if part.strip()]
+    if failed and "always()" not in parts:
+        return False
+    for part in parts:
+        if part == "always()":
+            continue
+        match = re.fullmatch(r"([\w.-]+) (==|!=) '([^']*)'", part)
+        assert match, part
+        assert match[1] in values or match[1].startswith("steps."), match[1]
+        if (values.get(match[1], "") == match[3]) != (match[2] == "=="):
+            return False
+    return True
 
 
 def outputs(text: str) -> Iterator[tuple[str, str]]:

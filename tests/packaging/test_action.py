@@ -30,11 +30,11 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def act(desk: Path, commands: Path, **inputs: str) -> Job:
+def act(desk: Path, commands: Path, event: str = "push", **inputs: str) -> Job:
     given = {"model": "model.onnx", "passes": "qdq-int8", "data": "images.npz", **inputs}
     path = f"{commands}{os.pathsep}{os.environ['PATH']}"
     given = {name.replace("_", "-"): value for name, value in given.items()}
-    return run(ACTION, given, desk, {"PATH": path, "PYTHONPATH": str(ROOT), "GITHUB_ACTION_PATH": str(ROOT)})
+    return run(ACTION, given, desk, {"PATH": path, "PYTHONPATH": str(ROOT), "GITHUB_ACTION_PATH": str(ROOT)}, event)
 
 
 @pytest.fixture
@@ -68,20 +68,33 @@ def test_every_input_is_used_and_every_shell_step_is_bash(tmp_path: Path) -> Non
         subprocess.run(["bash", "-n", script], check=True)
 
 
-def test_the_readme_shows_inputs_that_there_are() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    (step,) = yaml.safe_load(block)
-    assert step["uses"].partition("@")[0].endswith("/gpusq-onnx")
-    assert set(step["with"]) <= set(ACTION["inputs"])
+def test_the_documents_show_inputs_that_there_are() -> None:
+    page = (ROOT / "docs" / "how-to" / "ci.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    jobs = [job for block in blocks if isinstance(block, dict) for job in block["jobs"].values()]
+    steps = [step for block in blocks if isinstance(block, list) for step in block]
+    steps += [step for job in jobs for step in job["steps"]]
+    ours = [step for step in steps if step.get("uses", "").partition("@")[0].endswith("/gpusq-onnx")]
+    assert len(ours) >= 3
+    assert {name for step in ours for name in step["with"]} <= set(ACTION["inputs"])
 
 
 def test_it_compresses_checks_and_tells(desk: Path, commands: Path) -> None:
     job = act(desk, commands, check_args="--min-agreement 0.9 --max-top1-drop 5", data_args="--samples '64'")
     assert job.code == 0, job.log
-    assert job.outputs == {"model": "small.onnx", "artefacts": "gpusq-artefacts", "passed": "true", "exit-code": "0"}
+    measured = json.loads(job.outputs.pop("metrics"))
+    assert job.outputs == {
+        "model": "small.onnx",
+        "artefacts": "gpusq-artefacts",
+        "page": "gpusq-artefacts/report.html",
+        "passed": "true",
+        "exit-code": "0",
+    }
+    assert {"agreement", "cosine", "top1"} <= set(measured) and 0.9 <= measured["agreement"] <= 1
+    assert "| top1 |" in job.summary
     assert (desk / "small.onnx").is_file()
     kept = {path.name for path in (desk / "gpusq-artefacts").iterdir()}
-    assert {"apply.json", "apply.md", "check.json", "check.md", "inputs.json", "outputs.json"} <= kept
+    assert {"apply.json", "apply.md", "check.json", "check.md", "inputs.json", "outputs.json", "report.html"} <= kept
     for words in ("## qdq-int8", "agreement: top-1", "gates: min_agreement = 0.9, max_top1_drop = 5: met"):
         assert words in job.summary
     assert json.loads((desk / "gpusq-artefacts" / "check.json").read_text())["comparison"]["samples"] == 64
@@ -121,6 +134,51 @@ def test_a_gate_that_cannot_be_asked_is_no_pass(desk: Path, commands: Path) -> N
     assert job.code == 2
     assert job.outputs["passed"] == ""
     assert "gpusq-onnx check: exit code 2" in job.summary and "needs labels" in job.summary
+
+
+def test_a_recipe_gates_and_a_baseline_are_taken(desk: Path, commands: Path) -> None:
+    (desk / "recipe.toml").write_text('[[pass]]\nname = "qdq-int8"\nprofile = "accurate"\n')
+    old = {"top1_agreement": 0.5, "outputs": [{"cosine_mean": 0.5}], "candidate_metrics": {"top1": 0.25}}
+    (desk / "old.json").write_text(json.dumps({"comparison": old}))
+    wanted = {"gates": "--min-agreement 0.9", "data_args": "--samples 16", "baseline": "old.json", "page": "false"}
+    job = act(desk, commands, passes="", recipe="recipe.toml", **wanted)
+    assert job.code == 0, job.log
+    assert "gates: min_agreement = 0.9: met" in job.summary
+    assert "| metric | original | compressed | baseline | change |" in job.summary
+    assert re.search(r"\| top1 \| [\d.]+ \| [\d.]+ \| 0.25 \| \+0.\d+ \|", job.summary)
+    assert job.outputs["page"] == ""
+
+
+def test_classes_reach_both_verbs(desk: Path, commands: Path) -> None:
+    (desk / "classes.txt").write_text("zero\n")
+    assert act(desk, commands, classes="classes.txt", data_args="--samples 8", page="false").code == 0
+    for name in ("apply.log", "check.log"):  # arrays have labels of their own
+        assert "classes not applied" in (desk / "gpusq-artefacts" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("event", "comment", "calls"), [("pull_request", "true", 1), ("push", "true", 0), ("pull_request", "false", 0)]
+)
+def test_a_comment_is_written_into_a_pull_request(
+    desk: Path, commands: Path, event: str, comment: str, calls: int
+) -> None:
+    (commands / "gh").write_text(f'#!/usr/bin/env bash\necho "$*" >> {desk}/gh.log\n')
+    (commands / "gh").chmod(0o755)
+    job = act(desk, commands, event, comment=comment, page="false", data_args="--samples 8", gates="--min-cosine 1")
+    assert job.code == 1  # the comment says that a gate failed
+    log = desk / "gh.log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    assert len(lines) == calls
+    assert all(line.startswith("pr comment 7 --repo me/models --body-file ") for line in lines)
+    if calls:
+        assert "NOT MET" in (desk / "gpusq-artefacts" / "comment.md").read_text()
+
+
+def test_the_model_is_among_what_is_uploaded_for_as_long_as_asked() -> None:
+    (step,) = (step for step in STEPS if "upload-artifact" in step.get("uses", ""))
+    uploaded = ["${{ inputs.artefacts }}", "${{ inputs.output }}", "${{ inputs.output }}.data"]
+    assert step["with"]["path"].splitlines() == uploaded
+    assert step["with"]["retention-days"] == "${{ inputs.retention-days }}"
 
 
 def test_a_quote_that_is_not_closed_loses_no_gate(desk: Path, commands: Path) -> None:
@@ -183,7 +241,7 @@ def test_the_install_step_installs_this_checkout(tmp_path: Path) -> None:
     tree, site = tmp_path / "tree", tmp_path / "site"
     for name in ("gpusq_onnx", "passes", "tools/trt_cpu"):
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)

@@ -78,6 +78,7 @@ def test_the_metadata_names_the_command_and_one_top_level_package(wheel: zipfile
     scripts.read_string(wheel.read(f"{info}/entry_points.txt").decode())
     assert dict(scripts["console_scripts"]) == {"gpusq-onnx": "gpusq_onnx.cli:main"}
     assert wheel.read(f"{info}/top_level.txt").decode().split() == ["gpusq_onnx"]
+    assert f"{info}/licenses/LICENSE" in wheel.namelist()
 
 
 def test_an_installation_leaves_one_package_in_site_packages(installed: Path):

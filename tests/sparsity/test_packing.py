@@ -1,4 +1,4 @@
-"""Packing is exact, takes the space that METHOD states, and refuses what does not fit together."""
+"""Packing is exact, takes the space that docs/method.md states, and refuses what does not fit together."""
 
 from dataclasses import replace
 

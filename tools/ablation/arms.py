@@ -3,8 +3,8 @@
     float      how a pruned float model is trained (`distill`); controls: nothing, and the dense model trained alike
     int8, int4 how the quantised sparse model is trained (`qat`), from one sparse float model a seed
 
-Source: GPUSQ-ViT, Table 6 (loss terms and weight factors), METHOD, "What must hold in an honest comparison" (the other
-arms and the controls: ours).
+Source: GPUSQ-ViT, Table 6 (loss terms and weight factors), docs/method.md, "What must hold in an honest comparison"
+(the other arms and the controls: ours).
 """
 
 from __future__ import annotations

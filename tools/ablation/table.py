@@ -1,7 +1,7 @@
 """The ablation's table: mean over seeds, paired bootstrap intervals, and whether the claimed orders came out.
 
 The interval of a difference of two arms is that of the mean over seeds of (right with one) - (right with the other),
-image by image, resampled over the images 2000 times: seeds and images are paired, as METHOD asks.
+image by image, resampled over the images 2000 times: seeds and images are paired, as docs/method.md asks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The README's GPU figures: Linears alone and whole ViTs, INT8 2:4 against dense INT8, FP8, BF16 and TF32; torch alone.
+"""GPU figures of Linears and whole ViTs (docs/benchmarks.md): INT8 2:4 against dense INT8, FP8, BF16 and TF32; torch.
 
     python -m tools.bench.gpu [--models vit_base,deit_base] [--batch 1,32,256] [--part linears|networks] [--out out/gpu]
 
