@@ -11,7 +11,7 @@ that no node reads are dropped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Model:
         external: whether the weights lie, or go out, in an external data file.
         data_files: the external data files that it came with.
         inner: names of the initializers that belong to subgraphs.
+        observed: shapes of tensors for one image, seen in a run where inference does not know them.
     """
 
     graph: gs.Graph
@@ -64,6 +65,7 @@ class Model:
     external: bool = False
     data_files: frozenset[Path] = frozenset()
     inner: frozenset[str] = frozenset()
+    observed: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def opset(self) -> int:

@@ -4,7 +4,7 @@ ONNX shape inference with data propagation, on the model's skeleton (large initi
 dimension is a number, a name, or None where inference does not know it.
 
 Limits: legacy exports compute their shapes in the graph; dimensions behind data-dependent arithmetic (NonZero, TopK of
-a dynamic k) stay unknown, and callers treat unknown as unknown.
+a dynamic k) stay unknown, and callers treat unknown as unknown; `pipeline.observed` looks in a run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,14 @@ def infer_shapes(model: Model, *, one_image: bool = True) -> tuple[Shapes, Types
             found=str(error).strip().splitlines()[0],
             hint="onnx.checker.check_model(path, full_check=True) shows the whole message",
         ) from None
-    return _collect(inferred.graph)
+    shapes, types = _collect(inferred.graph)
+    return shapes | (_of_one_image(model, shapes) if one_image else {}), types
+
+
+def _of_one_image(model: Model, shapes: Shapes) -> Shapes:
+    """What a run has shown (`Model.observed`) of tensors whose shape inference does not know whole."""
+    unclear = {name: shapes.get(name, (None,)) for name in model.observed}
+    return {name: model.observed[name] for name, dims in unclear.items() if not all(isinstance(d, int) for d in dims)}
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
