@@ -73,7 +73,7 @@ def foreign(path: Path) -> bool:
 
 
 def sweep(parent: Path) -> None:
-    """Remove the scratch folders in `parent` that a process of this user left behind when it was killed."""
+    """Remove the scratch folders in `parent` that a process of this user left after when it was killed."""
     if not HAS_LOCKS:
         return
     with contextlib.suppress(OSError), os.scandir(parent) as entries:

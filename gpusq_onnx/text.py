@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 
 
 def block(text: str, margin: str = "") -> str:
-    """Several lines, each printable, those after the first behind `margin`."""
+    """Several lines, each printable, those after the first after `margin`."""
     return f"\n{margin}".join(map(printable, text.splitlines()))
 
 

@@ -3,7 +3,7 @@
     L = alpha L_hard + beta L_soft + gamma sum_i L_feat_i
 
 Weights, biases, norms and positional embeddings learn; zeros of weights that follow a pattern stay, step by step. The
-teacher is the model in front of this pipeline's first pruning pass, or the file that `teacher` names, which makes the
+teacher is the model before this pipeline's first pruning pass, or the file that `teacher` names, which makes the
 pass work alone on a model that was pruned elsewhere.
 
 Source: GPUSQ-ViT section 3.2; formulas in `gpusq_onnx.learn.objectives`. Limits: float models (a quantised one: `qat`);
@@ -59,7 +59,7 @@ class Distill(Pass[DistillOptions]):
             raise UnsupportedModelError(
                 f"{len(quantised)} weights are quantised; distill trains float models",
                 where=quantised[0].path or quantised[0].name,
-                hint="qat trains a quantised model with its scales; distill goes in front of qdq-int8",
+                hint="qat trains a quantised model with its scales; distill goes before qdq-int8",
             )
 
     def ready(self) -> None:
@@ -77,16 +77,16 @@ class Distill(Pass[DistillOptions]):
         return planning.rows(structure, self.options, given)
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
-        from gpusq_onnx.learn.lesson import prepare
         from gpusq_onnx.learn.loop import train
         from gpusq_onnx.learn.masks import patterns
+        from gpusq_onnx.learn.setup import prepare
         from gpusq_onnx.torchgraph.write_back import write_back
 
         teacher = planning.model_from(self.options.teacher, context.before, "prune")
         assert teacher is not None and context.source is not None, "plan saw to it"
-        lesson = prepare(model, structure, teacher, self.options, planning.sizes(model, context.source))
+        setup = prepare(model, structure, teacher, self.options, planning.sizes(model, context.source))
         history = train(
-            lesson,
+            setup,
             context.source,
             self.options,
             kept=patterns(planning.sparse_sites(structure, plan)),
@@ -95,7 +95,7 @@ class Distill(Pass[DistillOptions]):
             folder=context.folder,
             label="distilling",
         )
-        changed = write_back(lesson.student, model)
+        changed = write_back(setup.student, model)
         context.findings.update(planning.findings(history, {}, {}), learned=len(changed))
         context.warnings.extend(history.notes)
 

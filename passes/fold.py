@@ -1,6 +1,6 @@
 """Turn what is computed from constants into initializers, so that such weights are found like any other.
 
-    Transpose(W), Mul(W, s), Einsum(W, V), MLP(constant table) -> one initializer, the nodes behind it go
+    Transpose(W), Mul(W, s), Einsum(W, V), MLP(constant table) -> one initializer, the nodes that compute it go
 
 Exporters leave such parts where weights are shared, scaled or made from tables (SwinV2's position MLP). TensorRT folds
 them when it builds; pruning and quantisation need them before. What is kept and why: `gpusq_onnx.graph.folding`.

@@ -233,7 +233,7 @@ def _rows(site: Site, x: NDArray[Any]) -> NDArray[Any]:
 def _groups(
     chosen: list[tuple[Site, PlanRow]], order: dict[int, int]
 ) -> Iterator[tuple[int, list[tuple[Site, PlanRow]]]]:
-    """Consecutive sites whose inputs all exist in front of the first of them, with that position in the node list."""
+    """Consecutive sites whose inputs all exist before the first of them, with that position in the node list."""
     group: list[tuple[Site, PlanRow]] = []
     start = 0
     for site, row in sorted(chosen, key=lambda pair: order[id(pair[0].readers[0])]):

@@ -4,8 +4,8 @@
     2. D_i, how far pruning moved each critical feature map, gives its weight w_i
     3. L = alpha L_hard + beta L_soft + gamma sum_i w_i L_feat_i; weights learn, and the scales of both
 
-The teacher is the dense model where it is known: the one in front of pruning, or the file `dense`. Where it is not, or
-with `against=sparse` (the paper's choice), it is the sparse float model: the one in front of this pipeline's first
+The teacher is the dense model where it is known: the one before pruning, or the file `dense`. Where it is not, or
+with `against=sparse` (the paper's choice), it is the sparse float model: the one before this pipeline's first
 quantising pass, the file that `teacher` names, or the model itself with its quantisers off. D_i needs both models;
 without the dense one, every w_i is 1.
 
@@ -92,9 +92,9 @@ class Qat(Pass[QatOptions]):
         return planning.rows(structure, self.options, given)
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
-        from gpusq_onnx.learn.lesson import prepare
         from gpusq_onnx.learn.loop import train
         from gpusq_onnx.learn.masks import patterns
+        from gpusq_onnx.learn.setup import prepare
         from gpusq_onnx.torchgraph.write_back import write_back
 
         assert context.source is not None
@@ -104,16 +104,16 @@ class Qat(Pass[QatOptions]):
         teacher = dense if options.against != "sparse" and dense is not None else sparse
         if options.recalibrate:
             context.findings["recalibrated"] = recalibrate(structure.sites)
-        lesson = prepare(model, structure, teacher or model, options, planning.sizes(model, context.source))
+        setup = prepare(model, structure, teacher or model, options, planning.sizes(model, context.source))
         if teacher is None:
-            for quantiser in lesson.teacher.quantisers:
+            for quantiser in setup.teacher.quantisers:
                 quantiser.enabled = False
-        names = [pair.student for pair in lesson.maps]
+        names = [pair.student for pair in setup.maps]
         d = self._distances(dense, sparse, context) if names else []
         w = weight_factors(d, options.factors, context.seed) if d else [1.0] * len(names)
         before = scale_values(model)
         history = train(
-            lesson,
+            setup,
             context.source,
             options,
             factors=w,
@@ -123,7 +123,7 @@ class Qat(Pass[QatOptions]):
             folder=context.folder,
             label="learning scales",
         )
-        changed = write_back(lesson.student, model)
+        changed = write_back(setup.student, model)
         after = scale_values(model)
         factors = dict(zip(names, w, strict=True))
         distances = dict(zip(names, d, strict=False))

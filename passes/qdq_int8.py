@@ -44,9 +44,9 @@ class QdqInt8Options(PassOptions):
     percentile: float = Field(99.99, gt=50, le=100, description="of |x|, for observer=percentile")
     attention: bool = Field(True, description="quantise the operands of both attention products")
     outputs: Literal["pruned", "all"] = Field("pruned", description="sparse-int8: of the 2:4 Linears, or of all")
-    weights: Literal["float", "int8"] = Field("float", description="stored as float behind Q/DQ, or as INT8 codes")
+    weights: Literal["float", "int8"] = Field("float", description="stored as float before Q/DQ, or as INT8 codes")
     equalise: bool = Field(True, description="move outlier channels into LayerNorms, weights and, where needed, a Mul")
-    bias_correction: bool = Field(True, description="let biases take up the mean rounding error")
+    bias_correction: bool = Field(True, description="let biases absorb the mean rounding error")
     softmax: Literal["observed", "fixed"] = Field("observed", description="its scale: calibrated, or 1/127")
     clip: Literal["mse", "absmax"] = Field("mse", description="how weight scales are chosen")
     only: list[str] = Field([], description="roles, operators or name patterns to quantise; empty: all")
@@ -157,7 +157,7 @@ class QdqInt8(Pass[QdqInt8Options]):
         if not self.options.attention:
             reason = "attention=false"
         elif attention.fused:
-            reason = "a fused Attention node: no pair can stand between its products"
+            reason = "a fused Attention node: no pair can be put between its products"
         elif attention.tokens is None:
             reason = "its number of tokens is not known: no image could be run; give --data, or an input size (--crop)"
         elif attention.tokens > MAX_TOKENS:

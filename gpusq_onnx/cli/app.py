@@ -31,7 +31,7 @@ _VERB = {**_HELP, "allow_extra_args": True}  # SectionedCommand refuses them
 
 @dataclass
 class Settings:
-    """What stands before the verb; lives for one call of `main`."""
+    """What comes before the verb; lives for one call of `main`."""
 
     debug: bool = False
 

@@ -1,4 +1,4 @@
-"""`gpusq-onnx bench MODEL...`: latency and throughput of several models, side by side with their dense rivals."""
+"""`gpusq-onnx bench MODEL...`: latency and throughput of several models, side by side with their dense baselines."""
 
 import os
 from enum import Enum
@@ -45,7 +45,7 @@ def bench(
         list[str] | None,
         Option("--shapes", metavar="INPUT=SHAPE", help="The same for any input, every axis: x=1x3x224x224."),
     ] = None,
-    rounds: Annotated[int, Option("--rounds", metavar="N", min=3, help="Interleaved rounds; medians are told.")] = 20,
+    rounds: Annotated[int, Option("--rounds", metavar="N", min=3, help="Interleaved rounds; medians are shown.")] = 20,
     cache: Annotated[
         Path | None,
         Option("--cache", metavar="DIR", help="Where engines and searched kernels are kept; default: in ~/.cache."),

@@ -3,7 +3,7 @@
 COMPRESSED may be a TensorRT engine, or an ONNX file that runs on TensorRT (`--on tensorrt`); what is asked for and not
 there is exit code 5.
 
-Shares (agreement, top-1, AP, mIoU) are 0 to 1, so that 95 for 95 % is refused and not met by nothing; a drop is in
+Shares (agreement, top-1, AP, mIoU) are 0 to 1, so that 95 for 95 % is refused; a drop is in
 percentage points, so that 0.01 for one point is merely strict.
 """
 

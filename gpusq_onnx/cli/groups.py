@@ -58,8 +58,8 @@ def _parameters(kind: Any) -> list[inspect.Parameter]:
 class SectionedCommand(TyperCommand):
     """A command whose plain help lists its options under their panel's name, and which takes no surplus arguments.
 
-    The context must allow extra arguments: they are refused here, where what a shell makes of `{a=1,b=2}` can be told
-    from a plain mistake.
+    The context must allow extra arguments: they are refused here, where what a shell makes of `{a=1,b=2}` can be
+    distinguished from a plain mistake.
     """
 
     def invoke(self, ctx: Any) -> Any:

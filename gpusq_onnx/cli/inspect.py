@@ -1,10 +1,10 @@
-"""`gpusq-onnx inspect MODEL`: each weight, the kernel that TensorRT can pick for it, and what stands in the way."""
+"""`gpusq-onnx inspect MODEL`: each weight, the kernel that TensorRT can choose for it, and what is in the way."""
 
 from gpusq_onnx.cli.options import STDOUT, Json, ModelPath, Quiet, keep_apart
 
 
 def inspect(model: ModelPath, json: Json = None, quiet: Quiet = False) -> None:
-    """Show each weight: its pattern, Q/DQ, type, the kernel TensorRT can pick, and what stands in its way."""
+    """Show each weight: its pattern, Q/DQ, type, the kernel TensorRT can choose, and what is in its way."""
     from gpusq_onnx.cli.console import open_progress, show, show_table, write_json
     from gpusq_onnx.graph.blame import blaming
     from gpusq_onnx.graph.io import load

@@ -147,7 +147,7 @@ class PipelineArgs:
         if self.finetune_steps is not None:
             pipeline = finetune.insert(pipeline, "steps", self.finetune_steps)
         pipeline = grammar.apply_overrides(pipeline, self.overrides or [])
-        table.resolve(pipeline)  # unknown options and values out of range are told before a model is read
+        table.resolve(pipeline)  # unknown options and values out of range are reported before a model is read
         return pipeline
 
 

@@ -127,7 +127,7 @@ class Images(Source):
         indices = np.array(kept, dtype=np.int64)
         labels, truth = (None if known is None else known[indices] for known in (self._labels, self._ids))
         if self._maps is not None and boxes is None:
-            truth = np.array([self._label_map(*told) for told in zip(kept, sizes, strict=True)], np.uint8)
+            truth = np.array([self._label_map(*reported) for reported in zip(kept, sizes, strict=True)], np.uint8)
         return Batch(self._inputs.feed(rows[: len(kept)], sizes), labels, len(kept), indices, truth)
 
     def _label_map(self, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
 """Parquet files of encoded images and labels, as Hugging Face's data sets come.
 
 Columns, found by type: the images are a struct {bytes, path} or a binary column (`image` or `img` before others), the
-labels an integer column (`label` or `labels` before others; none: no labels). A label is the class index as it stands.
+labels an integer column (`label` or `labels` before others; none: no labels). A label is the class index as it is.
 
 Going through all images reads the files once, in order, a few hundred rows at a time. For reading by index, the chosen
 images' bytes are first unpacked into a scratch file, which vanishes with the source; memory holds places, not images.
@@ -130,7 +130,7 @@ class ParquetImages(Images):
 
 
 class _Scratch:
-    """Pieces of bytes, one behind the other in a file without a name, to be read in any order."""
+    """Pieces of bytes, one after the other in a file without a name, to be read in any order."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(prefix="gpusq-onnx-")  # noqa: SIM115 - open as long as the source

@@ -99,7 +99,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Box:
-    """A part of an image that becomes the model's input, told without knowing the image's size (RandomResizedCrop).
+    """A part of an image that becomes the model's input, without knowing the image's size (RandomResizedCrop).
 
     Args:
         area: its share of the image's area, in (0, 1].

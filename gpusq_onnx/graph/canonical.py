@@ -110,7 +110,7 @@ def _candidates(model: Model, flow: Dataflow, operators: Sequence[str]) -> Itera
 
 
 def _reads_computed_weight(node: gs.Node, flow: Dataflow) -> bool:
-    """Whether a product of data has an operand that constants decide and that is no stored weight behind views."""
+    """Whether a product of data has an operand that constants decide and that is no stored weight after views."""
     if node.op not in PRODUCTS or not flow.data_inputs(node):
         return False
     return any(

@@ -12,7 +12,7 @@ site (`only=`), and the sentence about a site that plans and reports print. The 
     head          class logits, boxes, masks: few operations, and errors go to the user as they are
     transposed    ConvTranspose: TensorRT has INT8 kernels for it, no sparse ones
 
-Sources: GPUSQ-ViT section 3.3; TensorRT developer guide, "Structured Sparsity"; the numbers behind them
+Sources: GPUSQ-ViT section 3.3; TensorRT developer guide, "Structured Sparsity"; the numbers after them
 are the usual ones of post-training quantisation (docs/method.md).
 """
 

@@ -56,13 +56,13 @@ class Fold:
 
 
 class _Walk:
-    """What is constant so far: for every such tensor the nodes behind it, and the initializers."""
+    """What is constant so far: for every such tensor the nodes that compute it, and the initializers."""
 
     def __init__(self, model: Model, limit: int) -> None:
         self.limit = limit
         self.shapes, self.types = infer_shapes(model, one_image=False)
         self.outputs = {tensor.name for tensor in model.graph.outputs}
-        self.behind: dict[str, tuple[dict[int, gs.Node], dict[str, gs.Constant]]] = {}
+        self.computed: dict[str, tuple[dict[int, gs.Node], dict[str, gs.Constant]]] = {}
         self.folded: dict[int, gs.Node] = {}
         self.refused: list[tuple[gs.Node, str]] = []
         for node in model.graph.nodes:
@@ -74,7 +74,7 @@ class _Walk:
                 self._take(node, [])
 
     def _constant(self, tensor: gs.Tensor) -> bool:
-        return isinstance(tensor, gs.Constant) or tensor.is_empty() or tensor.name in self.behind
+        return isinstance(tensor, gs.Constant) or tensor.is_empty() or tensor.name in self.computed
 
     def _take(self, node: gs.Node, inputs: list[gs.Tensor]) -> None:
         nodes, sources = {id(node): node}, dict[str, gs.Constant]()
@@ -82,15 +82,15 @@ class _Walk:
             if isinstance(tensor, gs.Constant):
                 sources[tensor.name] = tensor
             else:
-                nodes |= self.behind[tensor.name][0]
-                sources |= self.behind[tensor.name][1]
+                nodes |= self.computed[tensor.name][0]
+                sources |= self.computed[tensor.name][1]
         freed = sum(_bytes(s.shape, s.dtype) for s in sources.values() if len(s.outputs) == 1)
         made = sum(_bytes(self.shapes.get(t.name, ()), self.types[t.name]) for t in node.outputs if t.name)
         if made > freed + self.limit:
             self.refused.append((node, f"would make the file {(made - freed) / MIB:.1f} MiB larger"))
             return
         self.folded[id(node)] = node
-        self.behind.update({tensor.name: (nodes, sources) for tensor in node.outputs})
+        self.computed.update({tensor.name: (nodes, sources) for tensor in node.outputs})
 
 
 def foldable(model: Model, limit: int = MIB) -> list[Fold]:
@@ -108,7 +108,7 @@ def foldable(model: Model, limit: int = MIB) -> list[Fold]:
             if id(node) in refused:
                 found.append(Fold(node, tensor.name, shape, 1, refused[id(node)]))
             elif any(id(reader) not in walk.folded for reader in tensor.outputs):
-                made_by = tuple(walk.behind[tensor.name][0].values())
+                made_by = tuple(walk.computed[tensor.name][0].values())
                 found.append(Fold(node, tensor.name, shape, len(made_by), made_by=made_by))
     return found
 
@@ -121,7 +121,7 @@ def fold(model: Model, names: Collection[str]) -> None:
     """
     walk = _Walk(model, limit=2**62)
     targets = {name: tensor for name, tensor in model.graph.tensors().items() if name in set(names)}
-    nodes = {key: node for name in targets for key, node in walk.behind[name][0].items()}
+    nodes = {key: node for name in targets for key, node in walk.computed[name][0].items()}
     for key, node in list(nodes.items()):
         dimensions = _dimensions(node, walk.shapes) if node.op == "Shape" else None
         if dimensions is not None:
@@ -129,7 +129,7 @@ def fold(model: Model, names: Collection[str]) -> None:
             unlink(nodes.pop(key))  # a Shape without output left in the graph stops onnxruntime's inference
     model.graph.nodes[:] = [node for node in model.graph.nodes if node.outputs]
     made = {node.outputs[0].name for node in nodes.values() if node.outputs}
-    sources = {c.name: c for name in targets for c in walk.behind[name][1].values()}
+    sources = {c.name: c for name in targets for c in walk.computed[name][1].values()}
     _evaluate(model, made, list(sources.values()))
     missing = sorted(name for name, tensor in targets.items() if not isinstance(tensor, gs.Constant))
     if missing:

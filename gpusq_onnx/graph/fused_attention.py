@@ -2,7 +2,7 @@
 
     Q * scale, Transpose(K) -> MatMul -> softcap * Tanh(. / softcap) -> + mask -> Softmax -> MatMul(., V)
 
-The scale goes to Q's side, as the kernels of explicit quantisation want it (NVIDIA's rule: behind 1/sqrt(d)). Three
+The scale goes to Q's side, as the kernels of explicit quantisation want it (NVIDIA's rule: after 1/sqrt(d)). Three
 dimensions [B, T, H*d] are taken to [B, H, T, d] and back; keys of fewer heads are repeated (grouped queries).
 
 Only where it pays: above `MAX_TOKENS` the fused FP16 kernel wins, and the products stay float anyway.
@@ -63,7 +63,7 @@ def check_attention(node: gs.Node, known: Known) -> Form:
     if any(given[i] for i in _PAST if i < len(given)) or any(t.name for t in node.outputs[1:]):
         raise Unfit("it keeps keys of earlier calls, or returns its scores")
     if any(given[_LENGTHS:]):
-        raise Unfit("it is told how many keys are padding")
+        raise Unfit("it is reported how many keys are padding")
     q, k, v = (known.shape(tensor) for tensor in node.inputs[:3])
     if {len(q), len(k), len(v)} not in ({3}, {4}):
         raise Unfit(f"its operands have {len(q)}, {len(k)} and {len(v)} dimensions")

@@ -3,7 +3,7 @@
     largest 65504 · smallest normal 2^-14 = 6.1e-5 · smallest 2^-24 = 6e-8, half of which already rounds to zero
 
 Scales are raised to the smallest normal number, as TensorRT wants them. Limits and masks (a constant -1e9 for Where)
-saturate: behind a Softmax -65504 is as good. Infinities stay what they are.
+saturate: after a Softmax -65504 is as good. Infinities stay what they are.
 """
 
 from __future__ import annotations

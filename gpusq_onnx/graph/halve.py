@@ -1,11 +1,11 @@
 """Rewrite a float32 graph to FP16, given the nodes that stay in FP32: constants converted, Casts where types meet.
 
     constants   stored in FP16 where FP16 nodes read them, twice where both kinds do; no Cast is put on one
-    tensors     one Cast for all readers of the other type, right behind what makes the tensor
+    tensors     one Cast for all readers of the other type, right after what makes the tensor
     Casts       that were there are retyped, and bypassed where they would cast FP16 to FP16
     border      graph inputs, outputs and what subgraphs read keep name and type (or become FP16, on request)
 
-Scales become FP16, clamped at 6.1e-5; INT8 codes behind a clamped scale are rounded again, so that the weight stays.
+Scales become FP16, clamped at 6.1e-5; INT8 codes of a clamped scale are rounded again, so that the weight stays.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Edit:
         self.made: dict[str, np.dtype[Any]] = {}  # the type that a float tensor has from now on
         self.fixed = self._fixed()  # tensors that keep name and type, whatever makes them
         self.other: dict[str, gs.Tensor] = {}  # by tensor name: the same in the other type
-        self.behind: dict[int, list[gs.Node]] = {}
+        self.after: dict[int, list[gs.Node]] = {}
 
     def run(self) -> Halved:
         nodes = list(self.model.graph.nodes)
@@ -197,20 +197,20 @@ class _Edit:
         kind = TensorProto.FLOAT16 if to == HALF else TensorProto.FLOAT
         name = self.fresh(f"{source.name}_Cast{_suffix(to)}")
         node = gs.Node("Cast", name, {"to": kind}, [source], [target])
-        self.behind.setdefault(0 if producer is None else id(producer), []).append(node)
+        self.after.setdefault(0 if producer is None else id(producer), []).append(node)
         self.done.casts.append(f"{source.name} to {to.name}")
 
     def _bypass(self, node: gs.Node, source: gs.Tensor) -> None:
         (made,) = node.outputs
         rewire(made.outputs, made, source)
         unlink(node)
-        self.behind[id(node)] = []
+        self.after[id(node)] = []
         self.model.graph.nodes.remove(node)
 
     def _place(self) -> None:
-        nodes = self.behind.pop(0, [])
+        nodes = self.after.pop(0, [])
         for node in self.model.graph.nodes:
-            nodes += [node, *self.behind.get(id(node), [])]
+            nodes += [node, *self.after.get(id(node), [])]
         self.model.graph.nodes[:] = nodes
 
     def _border(self) -> None:

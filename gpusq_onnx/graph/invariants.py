@@ -50,7 +50,7 @@ def unique_names(model: Model) -> Iterator[str]:
 
 
 def sorted_nodes(model: Model) -> Iterator[str]:
-    """Every node stands behind the nodes that it reads from."""
+    """Every node comes after the nodes that it reads from."""
     known = {tensor.name for tensor in model.graph.inputs}
     for node in model.graph.nodes:
         for tensor in node.inputs:

@@ -118,7 +118,7 @@ def save(model: Model, path: Path | str, staging: Staging | None = None) -> str:
         The SHA-256 of the model file followed by the data file, as hex.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+        OSError: the disk is full or the folder cannot be written; nothing is left.
     """
     if staging is None:
         with staged() as own:
@@ -209,7 +209,7 @@ def proto_of(model: Model) -> ModelProto:
 
 
 class _Digest:
-    """SHA-256 in a thread, one piece behind the writing: hashing and writing take about the same time."""
+    """SHA-256 in a thread, one piece after the writing: hashing and writing take about the same time."""
 
     def __init__(self) -> None:
         self._hash, self._pool = hashlib.sha256(), ThreadPoolExecutor(1)

@@ -163,7 +163,7 @@ def _number(text: str | int) -> int:
 
 
 class Header(LazyValues):  # type: ignore[misc]
-    """A stand-in without bytes, so that a graph can be exported and looked at without its weights."""
+    """A placeholder without bytes, so that a graph can be exported and looked at without its weights."""
 
     def __init__(self, name: str, data_type: int, shape: tuple[int, ...], origin: TensorProto | None) -> None:
         self.tensor = TensorProto(name=name, data_type=data_type, dims=shape)

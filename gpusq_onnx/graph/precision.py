@@ -9,7 +9,7 @@ A node computes in FP16 unless one of these holds:
     5. it is of another domain or holds a subgraph
     6. it carries what FP16 is too coarse for: coordinates counted in integers, logarithms, angles, and the cheap
        operators that these go through
-    7. all that read it stay in FP32, and it is cheap: one Cast in front of it instead of one behind
+    7. all that read it stay in FP32, and it is cheap: one Cast before it instead of one after
     8. a constant that it reads overflows or vanishes in FP16; or calibration saw one of its tensors near 65504
 
 Fused LayerNormalization, Softmax (the maximum is subtracted first) and Gelu compute inside in FP32 and stay FP16.
@@ -175,7 +175,7 @@ class _Walk:
             self.reasons.update({id(inside): reason for inside in island if id(inside) not in self.reasons})
 
     def _coordinates(self) -> None:
-        """Rule 6: what counts, and the cheap operators behind it."""
+        """Rule 6: what counts, and the cheap operators after it."""
         queue = [node for node in self.nodes if self._counts(node)]
         for node in queue:
             self.reasons.setdefault(id(node), _COUNTS)
@@ -233,7 +233,7 @@ def computes(node: gs.Node) -> bool:
 
 
 def _from_shapes(model: Model, flow: Dataflow, types: Types) -> set[str]:
-    """Tensors whose values depend on the shapes of data, and on no data; a network behind them is no shape."""
+    """Tensors whose values depend on the shapes of data, and on no data; a network after them is no shape."""
     found: set[str] = set()
     for node in model.graph.nodes:
         if node.op in _PRODUCTS or any(flow.is_data(tensor) for tensor in node.outputs):

@@ -1,6 +1,6 @@
 """A few numbers about each of many tensors, taken inside the graph: the tensors themselves never leave the runtime.
 
-The probes (ReduceMin and ReduceMax, or Shape) stand right after the node that makes each tensor while the scratch copy
+The probes (ReduceMin and ReduceMax, or Shape) come right after the node that makes each tensor while the scratch copy
 is written, and are gone afterwards. A runtime that keeps to this order (`runtime.ort.Session`, `file_order`) frees the
 tensors one by one.
 """

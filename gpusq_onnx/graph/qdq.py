@@ -4,7 +4,7 @@ Where (TensorRT's explicit quantisation, NVIDIA's placement rules):
   - inputs and weights of every site that `graph.exclusions` does not leave out; one pair a tensor, shared by its
     readers (LayerNorm -> q, k, v / fc1)
   - `sparse-int8` only: the output of every pruned site, after its bias: sparse INT8 kernels are INT8 in, INT8 out
-  - the operands of both attention products where there are few tokens, behind the scale and the transpose; the softmax
+  - the operands of both attention products where there are few tokens, after the scale and the transpose; the softmax
     output at scale 1/127, since it ends at 1
   - never: the residual Add's inputs as such, LayerNorm's and GELU's inputs, the last LayerNorm
 
@@ -61,7 +61,7 @@ class QdqWriter:
         rewire(nodes, tensor, pair)
 
     def weight(self, site: Site, scale: NDArray[np.float32]) -> None:
-        """Put a per-output-channel pair (scale[out], positive) in front of a site's readers; the weight stays float."""
+        """Put a per-output-channel pair (scale[out], positive) before a site's readers; the weight stays float."""
         for reader in site.readers:
             operand = self._matrix(reader, reader.inputs[site.operand(reader)])
             axis = channel_axis(reader, operand)
@@ -70,7 +70,7 @@ class QdqWriter:
             rewire([reader], operand, pair)
 
     def finish(self) -> None:
-        """Put activations' pairs behind the activation's producer, weights' pairs in front of the first reader."""
+        """Put activations' pairs after the activation's producer, weights' pairs before the first reader."""
         nodes = self._behind.pop(0, [])
         for node in self._model.graph.nodes:
             nodes.extend(self._before.pop(id(node), []))
@@ -127,7 +127,7 @@ class QdqWriter:
 
 
 def store_codes(model: Model, site: Site, codes: NDArray[np.int8]) -> list[str]:
-    """Replace a float weight behind its pairs by INT8 codes[out, k] behind the DQ alone: the small form on disk.
+    """Replace a float weight before its pairs by INT8 codes[out, k] before the DQ alone: the small form on disk.
 
     The codes are stored as the site's readers see them, so that what laid the float weight out (Transpose, Split, ...)
     goes where nothing else reads it. Readers that see them alike share one initializer.

@@ -2,7 +2,7 @@
 
     in front, folded   LayerNorm(x) * scale + bias -> scale / s, bias / s; every reader's w * s; no node is added
     in front, a node   x -> Mul(1/s) -> readers with w * s; the Mul fuses with what made x (GELU) into one kernel
-    behind             MatMul(x, w / s) + bias / s -> Mul(s), fused with what follows
+    after              MatMul(x, w / s) + bias / s -> Mul(s), fused with what follows
 
 A pruned weight's zeros stay zero. The factors' maths is in `gpusq_onnx.quant.equalise`.
 """
@@ -57,7 +57,7 @@ def rescale_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], factor
 
 
 def _divide(model: Model, readers: Sequence[tuple[gs.Node, int]], factors: NDArray[Any]) -> gs.Variable:
-    """Put one Mul in front of these readers of one tensor (node, input index; in graph order)."""
+    """Put one Mul before these readers of one tensor (node, input index; in graph order)."""
     names = Names(model)
     first, index = readers[0]
     tensor = first.inputs[index]
@@ -71,14 +71,14 @@ def _divide(model: Model, readers: Sequence[tuple[gs.Node, int]], factors: NDArr
 
 
 def rescale_output(model: Model, site: Site, factors: Float32) -> gs.Tensor:
-    """Divide a one-reader site's rows and bias by factors[out] and multiply back behind; returns the tensor between."""
+    """Divide a one-reader site's rows and bias by factors[out] and multiply after it; returns the tensor between."""
     (reader,) = site.readers
     w, output, bias, names = site.read(), site.output, site.bias, Names(model)
     dtype = site.reads_as
     site.write((w.astype(np.float32) / factors[:, None]).astype(w.dtype))
     if bias is not None:
         bias.values = _times(values_of(bias), 1 / factors)
-    elif reader.op == "Gemm" and len(reader.inputs) > 2:  # a bias behind Identity or computed: others may read it
+    elif reader.op == "Gemm" and len(reader.inputs) > 2:  # a bias after Identity or computed: others may read it
         _divide(model, [(reader, 2)], (1 / factors).astype(dtype))
     producer = output.inputs[0]
     small = gs.Variable(names.fresh(f"{output.name}_equalised"), dtype, getattr(output, "shape", None))

@@ -1,4 +1,4 @@
-"""What a rewriting rule is: an operator, a check with its reason, and the nodes that stand in the old one's place.
+"""What a rewriting rule is: an operator, a check with its reason, and the nodes that replace the old one.
 
     check     is the node one that can be rewritten? Returns what `rewrite` needs, or raises Unfit with the reason.
     rewrite   writes new nodes through an `Editor`, whose last one makes the old node's output.

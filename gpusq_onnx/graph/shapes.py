@@ -1,9 +1,9 @@
 """Types and shapes of every tensor, inferred without loading the weights.
 
-ONNX shape inference with data propagation, on the model's skeleton (large initializers stand in as typed inputs). A
+ONNX shape inference with data propagation, on the model's skeleton (large initializers are typed inputs there). A
 dimension is a number, a name, or None where inference does not know it.
 
-Limits: legacy exports compute their shapes in the graph; dimensions behind data-dependent arithmetic (NonZero, TopK of
+Limits: legacy exports compute their shapes in the graph; dimensions after data-dependent arithmetic (NonZero, TopK of
 a dynamic k) stay unknown, and callers treat unknown as unknown; `pipeline.observed` looks in a run.
 """
 

@@ -47,7 +47,7 @@ class Site:
         readers: the MatMul, Gemm, Conv or ConvTranspose nodes, in graph order.
         trail: the nodes between the initializer and the readers (Transpose, Split, QuantizeLinear, ...).
         out, k: output channels and reduction length.
-        quantised: "" (float), "qdq" (float weight behind Q/DQ), or the type of codes stored behind DQ alone ("int8").
+        quantised: "" (float), "qdq" (float weight before Q/DQ), or the type of codes stored after DQ alone ("int8").
         conflicts: reasons why the stored values must not change for this reader alone.
         unfit: reasons why the product is no layer that could be pruned or quantised.
         role, block: filled in by `gpusq_onnx.graph.structure`.
@@ -97,19 +97,19 @@ class Site:
 
     @property
     def activation(self) -> gs.Tensor:
-        """The data operand of the first reader, in front of any Q/DQ."""
+        """The data operand of the first reader, before any Q/DQ."""
         reader = self.readers[0]
         return before_qdq(reader.inputs[1 - self.operand(reader)])
 
     @property
     def activations(self) -> list[gs.Tensor]:
-        """The data operands of all readers, in front of any Q/DQ, each once: several where a weight is tied."""
+        """The data operands of all readers, before any Q/DQ, each once: several where a weight is tied."""
         read = [before_qdq(reader.inputs[1 - self.operand(reader)]) for reader in self.readers]
         return list({tensor.name: tensor for tensor in read}.values())
 
     @property
     def outputs(self) -> list[gs.Tensor]:
-        """The readers' outputs, behind their biases."""
+        """The readers' outputs, after their biases."""
         return [_behind_bias(reader)[0] for reader in self.readers]
 
     def operand(self, reader: gs.Node) -> int:
@@ -120,7 +120,7 @@ class Site:
 
     @property
     def output(self) -> gs.Tensor:
-        """The first reader's output, behind its bias."""
+        """The first reader's output, after its bias."""
         return _behind_bias(self.readers[0])[0]
 
     @property
@@ -151,7 +151,7 @@ class Site:
 
     @property
     def reads_as(self) -> np.dtype[Any]:
-        """The float type that the readers compute in: the stored one, unless a Cast stands between."""
+        """The float type that the readers compute in: the stored one, unless a Cast is between."""
         casts = (node.attrs["to"] for node in self.trail if node.op == "Cast")
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(next(casts, data_type_of(self.weight))))
 
@@ -164,7 +164,7 @@ class Site:
         assert w.shape == (self.out, self.k), (self.name, w.shape)
         assert w.dtype == self.weight.dtype, (self.name, w.dtype)
         shadow = np.broadcast_to(np.zeros((), w.dtype), tuple(self.weight.shape))
-        stored = values_of(self.weight) if self.view.cuts() else shadow  # only a cut leaves old values behind
+        stored = values_of(self.weight) if self.view.cuts() else shadow  # only a cut keeps old values
         self.weight.values = self.view.write(w, stored)
 
 
@@ -194,7 +194,7 @@ def find_sites(model: Model, flow: Dataflow | None = None) -> list[Site]:
 
 
 def before_qdq(tensor: gs.Tensor) -> gs.Tensor:
-    """The tensor in front of a QuantizeLinear/DequantizeLinear pair, or the tensor itself."""
+    """The tensor before a QuantizeLinear/DequantizeLinear pair, or the tensor itself."""
     before = tensor
     for op in ("DequantizeLinear", "QuantizeLinear"):
         if not before.inputs or before.inputs[0].op != op:
@@ -224,7 +224,7 @@ def module_path(node: gs.Node) -> str:
             return str(scopes[-1]) if scopes else ""
     parts = [p for p in str(node.name).split("/") if p]
     if str(node.name).startswith("/") and len(parts) > 1:
-        # "/blocks/blocks.0/attn/qkv/MatMul": a container repeats its own name in front of its child's index
+        # "/blocks/blocks.0/attn/qkv/MatMul": a container repeats its own name before its child's index
         inner = parts[:-1]
         return ".".join(p for p, after in zip(inner, [*inner[1:], ""], strict=True) if not after.startswith(f"{p}."))
     return ""

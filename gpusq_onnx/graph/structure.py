@@ -5,7 +5,7 @@
     block       consecutive sites up to and including an fc2
     stage       consecutive blocks of one width; a model of one width has four stages of equal depth (docs/method.md)
 
-A block's output is the residual Add behind its fc2; a stage's is its last block's: the critical feature maps of the
+A block's output is the residual Add after its fc2; a stage's is its last block's: the critical feature maps of the
 paper. Structure adds names, attention products and teaching points. What is pruned and quantised does not depend on it:
 `graph.exclusions` says what is not.
 

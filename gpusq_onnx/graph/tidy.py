@@ -7,7 +7,7 @@
        inference does not confirm                             Reshape where onnxruntime fuses MatMul and Add
 
 Case 3 is decided once for all: of an inner tensor's declaration (`value_info`) stays what inference finds as well, and
-what inference cannot know (behind operators of other domains). Viewers still show shapes, and no runtime reads a wrong
+what inference cannot know (after operators of other domains). Viewers still show shapes, and no runtime reads a wrong
 one. Limits: declarations inside subgraphs stay.
 """
 

@@ -31,7 +31,7 @@ class Trace:
         view: from the stored array to what the reader sees; `weight_of` ends it in w[out, k].
         trail: the nodes between, the reader's neighbour first.
         shape: of the operand as the reader sees it.
-        quantised: "" (float), "qdq" (float behind Q/DQ), or the type of the codes that are stored behind DQ alone:
+        quantised: "" (float), "qdq" (float before Q/DQ), or the type of the codes that are stored after DQ alone:
             "int8", "int4", "float8e4m3fn", ...
     """
 
@@ -149,6 +149,6 @@ def _last_steps(node: gs.Node, operand: int, shape: tuple[int, ...]) -> Steps | 
 
 
 def _seen(steps: Steps, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape behind `steps`, found on an array that costs no memory."""
+    """The shape after `steps`, found on an array that costs no memory."""
     shadow: NDArray[np.int8] = np.broadcast_to(np.zeros((), np.int8), shape)
     return View(steps).read(shadow).shape

@@ -44,7 +44,7 @@ def _varint(value: int) -> bytes:
 
 
 def prefix(field: int, length: int) -> bytes:
-    """What stands in front of a length-delimited field of so many bytes."""
+    """What comes before a length-delimited field of so many bytes."""
     return _varint(field << 3 | 2) + _varint(length)
 
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from gpusq_onnx.data.prefetch import stream
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedDataError
-from gpusq_onnx.learn.lesson import Lesson
 from gpusq_onnx.learn.objectives import Objective
+from gpusq_onnx.learn.setup import Setup
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.torchgraph.call import fed
@@ -41,7 +41,7 @@ class Comparison:
 
 @torch.no_grad()
 def compare(
-    lesson: Lesson,
+    setup: Setup,
     source: Source,
     objective: Objective,
     stage: Stage,
@@ -61,10 +61,10 @@ def compare(
         with stage.autocast():
             own, other = (
                 [fed(feed[name]).to(stage.device) for name in network.inputs]
-                for network in (lesson.student, lesson.teacher)
+                for network in (setup.student, setup.teacher)
             )
-            taught = lesson.teacher(*other)
-            seen = lesson.forms[False, False](own, lesson.handed(taught, apart=False), None), taught
+            taught = setup.teacher(*other)
+            seen = setup.forms[False, False](own, setup.handed(taught, apart=False), None), taught
         gate = objective.gate(objective.agreements(*seen), seen[0])
         parts = alone(*seen).parts
         sums[:3] += torch.tensor([rows, rows * parts["agree"].item(), rows * parts["soft"].item()], dtype=torch.float64)

@@ -6,10 +6,10 @@ from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.learn.compare import compare
-from gpusq_onnx.learn.lesson import prepare
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.planning import sizes
 from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.setup import prepare
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.pipeline.progress import Progress
 
@@ -19,17 +19,17 @@ def distances(
 ) -> list[float]:
     """D_i of each map, first stage first. Raises as `prepare` and `compare`."""
     settings = settings.model_copy(update={"blockwise": 0.0, "tokens": 1.0})  # the whole form alone
-    lesson, stage = prepare(sparse, analyse(sparse), dense, settings, sizes(sparse, source)), Stage(settings)
+    setup, stage = prepare(sparse, analyse(sparse), dense, settings, sizes(sparse, source)), Stage(settings)
     objective = Objective(
         settings,
-        lesson.outputs,
-        lesson.kinds,
-        lesson.maps,
-        [1.0] * len(lesson.maps),
+        setup.outputs,
+        setup.kinds,
+        setup.maps,
+        [1.0] * len(setup.maps),
         add=stage.add,
         processes=stage.processes,
     )
-    for network in (lesson.teacher, lesson.forms[False, False]):
+    for network in (setup.teacher, setup.forms[False, False]):
         network.to(stage.device)
     label = "distances between dense and sparse"
-    return list(compare(lesson, source, objective, stage, images, progress, label).distances)
+    return list(compare(setup, source, objective, stage, images, progress, label).distances)

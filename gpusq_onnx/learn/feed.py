@@ -151,7 +151,7 @@ class Feed:
     def _read(self, step: int, part: int) -> Part:
         epoch, places = step // self.per_epoch, self._places(step, part)
         order = self._order(epoch)
-        for shift in range(TRIES):  # where none of a part's images can be read, the next ones stand in
+        for shift in range(TRIES):  # where none of a part's images can be read, the next ones are taken
             wanted = {int(order[(place + shift) % len(order)]): place for place in places}
             boxes = [look(self._settings, self._seed, epoch, place).box for place in places] if self._cropped else None
             batch = self._source.read(list(wanted), boxes)

@@ -3,7 +3,7 @@
     apart   each part between two maps is fed the teacher's map instead of the student's: no gradient crosses, and every
             part learns its piece of the teacher's function at once, from clean inputs
     thin    a random subset of the patches' tokens goes through the blocks, the same one in both networks, besides the
-            tokens in front of them (class, distillation, registers)
+            tokens before them (class, distillation, registers)
 
 All forms of a network hold the same parameters. Thin forms are the graph from the first block on, with the number of
 tokens changed in its reshapes, and are tried out on a batch before they are used.
@@ -34,7 +34,7 @@ class Form(nn.Module):
     """One form of a network.
 
     Args:
-        body: takes the graph's inputs, then the tokens in front of the first block (if there is `front`), then maps.
+        body: takes the graph's inputs, then the tokens before the first block (if there is `front`), then maps.
         front: makes these tokens from the graph's inputs; None for forms on all tokens.
     """
 
@@ -66,7 +66,7 @@ class Forms(nn.Module):
 
 
 class Tokens:
-    """Which tokens there are in front of the first block, and which ones go through.
+    """Which tokens there are before the first block, and which ones go through.
 
     Args:
         entry: the tensor's name.
@@ -88,7 +88,7 @@ class Tokens:
 
 
 def tokens_of(structure: Structure, maps: Sequence[str], share: float) -> Tokens | None:
-    """The tokens in front of the first block, where all compared maps have their shape; None where they do not."""
+    """The tokens before the first block, where all compared maps have their shape; None where they do not."""
     projs = [attention.proj for attention in structure.attentions[:1] if attention.proj is not None]
     joined = structure.flow.joins(projs[0].output) if projs else None
     if joined is None:

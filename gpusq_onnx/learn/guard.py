@@ -40,7 +40,7 @@ class Guard:
 
     @torch.no_grad()
     def judge(self, loss: float, norm: float, step: int) -> Verdict:
-        """After a round that ended in front of `step`: its mean loss and mean gradient norm."""
+        """After a round that ended before `step`: its mean loss and mean gradient norm."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.rollbacks += 1
             self._recent = []

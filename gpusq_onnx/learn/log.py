@@ -2,7 +2,7 @@
 
     log.jsonl     step, epoch, lr, loss, hard, soft, feature.0 ..., agree, norm, images_per_second
 
-A run that goes on from a checkpoint cuts off the lines behind it first, so that each step stands there once.
+A run that goes on from a checkpoint cuts off the lines after it first, so that each step is there once.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The training loop: forward, losses, backward, clip, step, masks; round by round logged, judged and saved.
 
-    every step    each part of the batch: teacher without gradients, student, losses; gradients behind masks cleared,
+    every step    each part of the batch: teacher without gradients, student, losses; gradients under masks cleared,
                   clipped; AdamW; zeros written again; scales kept positive; running mean
     every round   (at most 100 steps) losses summed over processes, one row of the curve, the guard's verdict, a note
                   for whoever watches, a checkpoint where the last one is old
@@ -29,11 +29,11 @@ from gpusq_onnx.learn.feed import Feed, Part, check_labels
 from gpusq_onnx.learn.forms import Forms
 from gpusq_onnx.learn.groups import optimiser, rate, set_rate
 from gpusq_onnx.learn.guard import RETRIES, Guard
-from gpusq_onnx.learn.lesson import Lesson, phases
 from gpusq_onnx.learn.log import Log
 from gpusq_onnx.learn.masks import Kept, Masks
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.setup import Setup, phases
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.learn.teaching import Teaching
 from gpusq_onnx.learn.watch import Watch
@@ -44,7 +44,7 @@ from gpusq_onnx.torchgraph.call import fed
 
 ROUNDS, LONGEST = 50, 100  # rounds of a run, and steps of a round at most
 SCALE_FLOOR = 2.0**-6  # of a scale's first value: it may shrink, never vanish
-JUDGED = 256  # images on which agreement is told before and after
+JUDGED = 256  # images on which agreement is reported before and after
 
 
 @dataclass
@@ -74,7 +74,7 @@ class History:
 
 
 def train(
-    lesson: Lesson,
+    setup: Setup,
     source: Source,
     settings: Settings,
     *,
@@ -86,10 +86,10 @@ def train(
     label: str = "training",
     interval: float = 60.0,
 ) -> History:
-    """Train `lesson.student` in place.
+    """Train `setup.student` in place.
 
     Args:
-        lesson: student, teacher and what is compared.
+        setup: student, teacher and what is compared.
         source: the images.
         factors: w_i of each critical map; none: 1.
         kept: zero patterns by initializer (`masks.patterns`).
@@ -106,17 +106,17 @@ def train(
     if folder is not None and stage.leads:
         folder.mkdir(parents=True, exist_ok=True)
     stage.wait()
-    trainer = _Trainer(lesson, source, settings, kept or {}, seed, stage)
+    trainer = _Trainer(setup, source, settings, kept or {}, seed, stage)
     watch = Watch(progress, label, interval)
-    thin = None if lesson.thin_teacher is None else lesson.thin_teacher.to(stage.device)
-    with Teaching(lesson.teacher.to(stage.device), stage, thin) as teaching:
+    thin = None if setup.thin_teacher is None else setup.thin_teacher.to(stage.device)
+    with Teaching(setup.teacher.to(stage.device), stage, thin) as teaching:
         objective = Objective(
             settings,
-            lesson.outputs,
-            lesson.kinds,
-            lesson.maps,
-            [1.0] * len(lesson.maps) if factors is None else list(factors),
-            _sigmoid(lesson, source, stage, teaching),
+            setup.outputs,
+            setup.kinds,
+            setup.maps,
+            [1.0] * len(setup.maps) if factors is None else list(factors),
+            _sigmoid(setup, source, stage, teaching),
             stage.add,
             stage.processes,
         )
@@ -124,7 +124,7 @@ def train(
 
         def judged(when: str) -> Comparison:
             what = f"{label}: agreement {when}"
-            return compare(lesson, source, objective, stage, JUDGED, progress, what)
+            return compare(setup, source, objective, stage, JUDGED, progress, what)
 
         before = judged("before")
         with freed_memory_kept():
@@ -150,13 +150,13 @@ def train(
     )
 
 
-def _sigmoid(lesson: Lesson, source: Source, stage: Stage, teaching: Teaching) -> bool:
+def _sigmoid(setup: Setup, source: Source, stage: Stage, teaching: Teaching) -> bool:
     """Whether the teacher's class logits of queries, on some images, look like one sigmoid per class."""
-    queries = [pair.teacher for pair in lesson.outputs if lesson.kinds[pair.student] == "queries"]
+    queries = [pair.teacher for pair in setup.outputs if setup.kinds[pair.student] == "queries"]
     if not queries:
         return False
     feed, _ = next(clean(source, JUDGED))
-    found = teaching.look([fed(feed[name]).to(stage.device) for name in lesson.teacher.inputs])
+    found = teaching.look([fed(feed[name]).to(stage.device) for name in setup.teacher.inputs])
     return per_class(found[queries[0]].float().cpu().numpy())
 
 
@@ -164,16 +164,16 @@ class _Trainer:
     """One run: what is trained, and with what."""
 
     def __init__(
-        self, lesson: Lesson, source: Source, settings: Settings, kept: Mapping[str, Kept], seed: int, stage: Stage
+        self, setup: Setup, source: Source, settings: Settings, kept: Mapping[str, Kept], seed: int, stage: Stage
     ) -> None:
-        self.lesson, self.source, self.settings, self.stage = lesson, source, settings, stage
+        self.setup, self.source, self.settings, self.stage = setup, source, settings, stage
         self.feed = Feed(source, settings, seed, stage.rank, stage.processes)
-        student = lesson.student.train()
+        student = setup.student.train()
         named = list(student.named_parameters())
         facts = {"settings": settings.model_dump(mode="json"), "seed": seed, "images": len(source)}
         facts |= {"data": source.describe().get("preprocess"), "torch": torch.__version__}
-        self.key = files.key_of(facts, [*(p for _, p in named), *lesson.teacher.buffers()])
-        self.network = stage.place(Forms(lesson.forms))
+        self.key = files.key_of(facts, [*(p for _, p in named), *setup.teacher.buffers()])
+        self.network = stage.place(Forms(setup.forms))
         self.seed = seed
         self.ends = [(round(share * self.feed.total), apart, thin) for share, apart, thin in phases(settings)]
         self.parameters = [parameter for _, parameter in named]
@@ -184,7 +184,7 @@ class _Trainer:
         self.average = Average(self.parameters, settings.average)
         self.guard = Guard(self.parameters)
         self.curve: list[dict[str, float]] = []
-        self.notes = [*lesson.notes, *self.feed.notes]
+        self.notes = [*setup.notes, *self.feed.notes]
 
     def run(self, objective: Objective, teaching: Teaching, folder: Path | None, watch: Watch) -> None:
         """All steps that are left."""
@@ -196,14 +196,14 @@ class _Trainer:
         self.notes += [note for note in (log.note,) if note and note not in self.notes]
         watch.begin(start, total, self.feed.rows)
         sums: dict[str, Tensor] = {}
-        behind = start  # steps of earlier rounds
+        done = start  # steps of earlier rounds
         for step, parts in enumerate(self.feed.steps(start, total), start):
             self._step(step, total, parts, objective, teaching, sums)
             if (step + 1) % self.feed.per_epoch == 0:
                 self.masks.verify(f"epoch {(step + 1) // self.feed.per_epoch}")
             if (step + 1) % length and step + 1 not in ends:
                 continue
-            row, behind = self._row(sums, step, step + 1 - behind), step + 1
+            row, done = self._row(sums, step, step + 1 - done), step + 1
             speed = watch.tell(step + 1, row["loss"])
             going = self._judged(row, step, folder)
             log.write({**row, "epoch": step // self.feed.per_epoch, "images_per_second": speed})
@@ -231,13 +231,13 @@ class _Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         form, keep = self._form(step)
         for number, part in enumerate(parts):
-            inputs = part.tensors(self.lesson.student.inputs, self.stage.device)
+            inputs = part.tensors(self.setup.student.inputs, self.stage.device)
             taught = teaching(part, inputs, keep)
-            given = self.lesson.handed(taught, apart=form[0])
+            given = self.setup.handed(taught, apart=form[0])
             with self.stage.silent(self.network, number + 1 == len(parts)):
                 with self.stage.autocast():
                     seen = self.network(form, inputs, given, keep)
-                check_labels(part, seen, self.lesson.kinds)
+                check_labels(part, seen, self.setup.kinds)
                 losses = objective(seen, taught, part.targets(self.stage.device))
                 (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.parts.items():
@@ -255,10 +255,10 @@ class _Trainer:
     def _form(self, step: int) -> tuple[tuple[bool, bool], Tensor | None]:
         """The form of this step, as far as there is one, and the tokens that go through."""
         apart, thin = next((apart, thin) for end, apart, thin in self.ends if step < end)
-        apart = apart and any(cut for cut, _ in self.lesson.forms)
-        thin = thin and (apart, True) in self.lesson.forms
-        form = (apart and (True, thin) in self.lesson.forms, thin)
-        tokens = self.lesson.tokens
+        apart = apart and any(cut for cut, _ in self.setup.forms)
+        thin = thin and (apart, True) in self.setup.forms
+        form = (apart and (True, thin) in self.setup.forms, thin)
+        tokens = self.setup.tokens
         return form, tokens.draw(self.seed, step).to(self.stage.device) if thin and tokens is not None else None
 
     def _row(self, sums: dict[str, Tensor], step: int, steps: int) -> dict[str, float]:
@@ -285,7 +285,7 @@ class _Trainer:
             return False
         if verdict == "fail":
             if folder is not None and self.stage.leads:
-                student = self.lesson.student
+                student = self.setup.student
                 tensors = {student.initializers[name]: p for name, p in student.named_parameters()}
                 files.write(folder / files.BEST, tensors)
             raise PassFailed(

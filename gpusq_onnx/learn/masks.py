@@ -1,7 +1,7 @@
 """Zero patterns that training must not touch: read from the graph, kept after every step, verified.
 
-A weight's mask is the places that are not zero in front of training, within the part of the stored array that the site
-sees. Gradients behind a mask are cleared in front of clipping, so that they neither count in the norm nor gather
+A weight's mask is the places that are not zero before training, within the part of the stored array that the site
+sees. Gradients under a mask are cleared before clipping, so that they neither count in the norm nor gather
 momentum; after each optimiser step the zeros are written again; `verify` counts what is there.
 
 Source: docs/method.md, "Which weights go" (fixed mask, re-applied after every step). Limits: a kept weight that is

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TRAIN, COMPARE = "train", "compare"
 PATTERNS = ("2:4", "4:8pair")  # looked for in the values; 1:4 and 2:16 are 2:4, too
 FLOATS = ("float", "float16", "bfloat16", "double")
-_FIRST_ROWS = 4  # a dense weight betrays itself there
+_FIRST_ROWS = 4  # they show that a weight is dense
 _ROWS = 200  # of a curve in the report
 
 
@@ -70,7 +70,7 @@ def require_file(path: Path | None, option: str) -> None:
 
 
 def model_from(path: Path | None, before: Mapping[str, Model], kind: str) -> Model | None:
-    """The model in `path`, or the one in front of the first pass of `kind`, or None."""
+    """The model in `path`, or the one before the first pass of `kind`, or None."""
     return io.load(path) if path is not None else before.get(kind)
 
 

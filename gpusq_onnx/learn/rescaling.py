@@ -1,9 +1,9 @@
-"""Scales in the graph, without torch: weight scales chosen again on the kept weights, and where all scales stand.
+"""Scales in the graph, without torch: weight scales chosen again on the kept weights, and where all scales are.
 
     weights    one scale an output channel (or one in all), the clip of least squared error over the non-zero weights
 
 Source: docs/method.md, "Learned scales" (weights from the MSE-best clip over the non-zero weights). Limits: float
-weights behind a Q/DQ pair; a pair whose Q and DQ read different scale tensors, or along another axis, is left as it is.
+weights before a Q/DQ pair; a pair whose Q and DQ read different scale tensors, or along another axis, is left as it is.
 """
 
 from __future__ import annotations

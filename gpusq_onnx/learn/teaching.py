@@ -1,7 +1,7 @@
 """The teacher's outputs: computed without gradients, and once per image where images always look the same.
 
 Remembered outputs lie in memory-mapped files in a temporary folder, float32, row by row in the source's order; they are
-all made in front of the first step, in fixed batches, so that a resumed run reads the same bytes. Nothing is remembered
+all made before the first step, in fixed batches, so that a resumed run reads the same bytes. Nothing is remembered
 under augmentation, in several processes, without random access, or past LIMIT bytes.
 """
 

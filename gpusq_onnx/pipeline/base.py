@@ -118,7 +118,7 @@ class Context:
         findings: what the pass measured, for the report; plain values by key.
         warnings: sentences for the user.
         renamed: the new names of sites whose weight the pass stored anew, by the old name: facts about them go on.
-        before: by kind, "prune" and "quantise", the model as it was in front of the first such pass of this pipeline;
+        before: by kind, "prune" and "quantise", the model as it was before the first such pass of this pipeline;
             kept only where a pass of kind "finetune" comes later. For looking at and learning from, not for editing.
         folder: for passes of kind "finetune", where checkpoints and logs go (`OUTPUT.training/NUMBER-NAME`, made by the
             pass); the same command, run again after it was cut short, finds it as it was left. Files `checkpoint*` go
@@ -138,9 +138,9 @@ class Context:
 class Pass(ABC, Generic[OptionsT]):
     """One transformation of a model. Subclasses set the class variables and implement the four steps.
 
-    `kind` says what it is to others: `--finetune` puts learning passes behind those that prune and quantise. `models`
-    are the options of a pass of kind "finetune" that name a model file, each with the kind of pass whose input stands
-    in for it where the option is not given (`Context.before`).
+    `kind` says what it is to others: `--finetune` puts learning passes after those that prune and quantise. `models`
+    are the options of a pass of kind "finetune" that name a model file, each with the kind of pass whose input is taken
+    where the option is not given (`Context.before`).
 
     `Options` is the options' model, and the type parameter the same class: `class Prune24(Pass[Prune24Options])`.
     """

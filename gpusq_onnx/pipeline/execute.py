@@ -35,7 +35,7 @@ PREFIX = "pkg.gpusq_onnx."
 MOST_CALIBRATE = 1024  # images for pruning and calibrating, where training reads many more (docs/method.md)
 FACTS = f"{PREFIX}facts"  # metadata of a reproducer's model only
 SYNTHETIC = (
-    "NO DATA was given (--data): synthetic images stand in for it. The model is legal and its "
+    "NO DATA was given (--data): synthetic images are used instead. The model is legal and its "
     "accuracy is unknown; calibrate with real images (--data FOLDER) before anybody ships it"
 )
 
@@ -51,7 +51,7 @@ class Run:
         before: see `Context.before`.
         worked: the passes that had something to do, so far.
         idle: what was said by those that changed nothing.
-        trained: behind the last pass of kind "finetune": the number of passes done, the model and the facts then.
+        trained: after the last pass of kind "finetune": the number of passes done, the model and the facts then.
     """
 
     model: Model
@@ -130,7 +130,7 @@ def take_facts(model: Model) -> list[Fact]:
 
 
 def kinds_before(passes: Sequence[Pass[Any]]) -> frozenset[str]:
-    """Of the passes in front of another one, the kinds whose input is kept for it if it learns."""
+    """Of the passes before another one, the kinds whose input is kept for it if it learns."""
     return frozenset(step.kind for step in passes) & {"prune", "quantise"}
 
 

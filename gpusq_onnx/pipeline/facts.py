@@ -25,7 +25,7 @@ from gpusq_onnx.pipeline.base import Fact
 from gpusq_onnx.quant.formats import INT8, quantize
 from gpusq_onnx.sparsity.patterns import NM, parse_pattern
 
-_FIRST_ROWS = 4  # a dense weight betrays itself there
+_FIRST_ROWS = 4  # they show that a weight is dense
 
 
 @dataclass(frozen=True)

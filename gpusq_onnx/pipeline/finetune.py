@@ -2,7 +2,7 @@
 
     prune ... [distill] ... quantise ... [qat]
 
-`distill` goes behind the last pass that prunes, `qat` behind the last one that quantises (GPUSQ-ViT section 3: sparse
+`distill` goes after the last pass that prunes, `qat` after the last one that quantises (GPUSQ-ViT section 3: sparse
 float first, then its scales). They are steps like any others from there on: `plan` shows them, they print back, and
 `--set` reaches their options.
 """
@@ -24,7 +24,7 @@ def insert(pipeline: Pipeline, unit: Literal["epochs", "steps"], number: int) ->
     """The pipeline (presets expanded) with its learning passes, each with the option `unit` = `number`.
 
     Raises:
-        UsageError: nothing prunes or quantises, or a learning pass stands in the pipeline already.
+        UsageError: nothing prunes or quantises, or a learning pass is in the pipeline already.
     """
     known = table.rows()
     kinds = [known[step.name].load().kind for step in pipeline.steps]

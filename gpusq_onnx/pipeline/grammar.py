@@ -191,7 +191,7 @@ def _step(scan: _Scanner) -> Step:
     name = scan.match(_NAME, "the name of a pass")
     scan.skip_blanks()
     if scan.text[scan.at : scan.at + 1] == "=":
-        raise scan.error("'{' before options, ',' or the end", f"options stand in braces; {QUOTE_HINT}")
+        raise scan.error("'{' before options, ',' or the end", f"options are in braces; {QUOTE_HINT}")
     if not scan.accept("{"):
         return Step(name)
     options: dict[str, Value] = {}

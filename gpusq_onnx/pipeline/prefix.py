@@ -49,7 +49,7 @@ class PrefixRunner:
         self.position = 0
 
     def start(self, source: Source, batch: int) -> int:
-        """Store the images of `source` as the tensors in front of the first node; returns their number."""
+        """Store the images of `source` as the tensors before the first node; returns their number."""
         for data in source.batches(batch):
             self._store(len(self._rows), data.feed)
             self._rows.append((data.size, len(next(iter(data.feed.values())))))

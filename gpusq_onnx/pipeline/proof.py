@@ -215,7 +215,7 @@ def _distance(plain: Values, default: Values) -> float | None:
 
 
 def _first_fatal(model: Model, feed: Feed | None, way: Way) -> str:
-    """The first node in whose company the graph ends onnxruntime: found by cutting the graph ever shorter."""
+    """The first node with which the graph ends onnxruntime: found by cutting the graph ever shorter."""
     nodes = list(model.graph.nodes)
     low, high = 0, len(nodes)  # the first `low` nodes run, the first `high` do not
     while high - low > 1:

@@ -44,9 +44,9 @@ class Settings:
 
     Attributes:
         observer: makes an observer for one activation, given its channels' importance.
-        bias_correction: whether biases take up the mean rounding error.
+        bias_correction: whether biases absorb the mean rounding error.
         clip: how weight scales are chosen.
-        codes: store weights as INT8 codes instead of floats behind Q/DQ.
+        codes: store weights as INT8 codes instead of floats before Q/DQ.
     """
 
     observer: MakeObserver
@@ -192,7 +192,7 @@ def _edit(
 def _rounded(
     errors: Mapping[str, tuple[MeanError | None, Float32 | None]], settings: Settings, site: Site
 ) -> tuple[Float32, Float32 | None]:
-    """A weight's scales, and what its bias takes up."""
+    """A weight's scales, and what its bias absorbs."""
     w = site.read().astype(np.float32, copy=False)
     scale = weight_scales(w, INT8_WEIGHT, method=settings.clip)
     error, of_context = errors[site.name]

@@ -2,7 +2,7 @@
 
 One look at the first batch decides the equalising factors (outlier channels last: they sit in the weights that made
 them); all batches fill the observers with the equalised values; a second look at a few images, at the scales then
-known, gives the mean rounding error a channel, which the biases take up.
+known, gives the mean rounding error a channel, which the biases absorb.
 
 Source: SmoothQuant (arXiv 2211.10438) for the factors, Nagel et al. (arXiv 1906.04721) for bias correction. Limits: the
 error is local, each tensor's own; what it does to later layers is not followed.

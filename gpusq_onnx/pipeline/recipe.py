@@ -8,7 +8,7 @@
     name = "qdq-int8"
 
 The second spelling of `grammar.Pipeline`; both print back: `loads(dumps(p)) == p`. Values are the grammar's: strings,
-integers, decimals, booleans and flat lists of these. Limits: nothing but `pass` stands at the top, so a misspelt key is
+integers, decimals, booleans and flat lists of these. Limits: nothing but `pass` is at the top, so a misspelt key is
 an error and not silence.
 """
 

@@ -6,7 +6,7 @@
                       before-prune.onnx, before-quantise.onnx   teachers that the rest learns from and does not make
                       error.txt         the traceback
 
-The input is made again by running the passes in front of the failing one, but not the training: behind the last
+The input is made again by running the passes before the failing one, but not the training: after the last
 learning pass its result is taken as it was.
 """
 
@@ -74,7 +74,7 @@ def write(folder: Path, path: Path, pipeline: Pipeline, index: int, state: Run, 
 
 
 def _replay(path: Path, index: int, state: Run) -> Run:
-    """The run as it was in front of the pass at `index`."""
+    """The run as it was before the pass at `index`."""
     done, model, known = state.trained or (0, io.load(path), None)
     replay = begin(model, state.passes, state.data, True, NullProgress())
     if known is not None:

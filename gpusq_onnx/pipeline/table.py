@@ -37,7 +37,7 @@ BUILTIN: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Preset:
-    """A pipeline with a name: it stands in `--passes` like a pass and is replaced by its text."""
+    """A pipeline with a name: it is used in `--passes` like a pass and is replaced by its text."""
 
     text: str
     summary: str

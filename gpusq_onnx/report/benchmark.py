@@ -1,7 +1,7 @@
-"""A benchmark: given models and their dense rivals in one runtime, all rows of a batch size in the same rounds.
+"""A benchmark: given models and their dense baselines in one runtime, all rows of a batch size in the same rounds.
 
 Ratios are paired by round (`runtime.timing`): to the reference, TF32 where the device has it, else FP32; and to dense
-INT8. A model that was given and cannot run is an error; a rival that cannot is a note.
+INT8. A model that was given and cannot run is an error; a baseline that cannot is a note.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gpusq_onnx import __version__
 from gpusq_onnx.errors import GpusqError, UsageError
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
-from gpusq_onnx.report.rivals import Entry, Pin, at_size, given_entry, rival_entries
+from gpusq_onnx.report.baselines import Entry, Pin, at_size, baseline_entries, given_entry
 from gpusq_onnx.runtime.backend import Backend
 from gpusq_onnx.runtime.machine import cpu_name, read_gpu
 from gpusq_onnx.runtime.timing import Rounds, Timing, time_side_by_side
@@ -48,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One model in one format (see `rivals.Entry`), with its cells by batch size."""
+    """One model in one format (see `baselines.Entry`), with its cells by batch size."""
 
     model: str
     format: str
@@ -95,7 +95,7 @@ def run_benchmark(
     progress: Progress = NullProgress(),  # noqa: B008 - it has no state
     sizes: Pin | None = None,
 ) -> Benchmark:
-    """Time the models and their rivals.
+    """Time the models and their baselines.
 
     Args:
         sizes: shapes for the inputs of a model that leaves more than the batch open (see `graph.pin`).
@@ -112,22 +112,22 @@ def run_benchmark(
     with Scratch() as scratch:
         files = [at_size(path, scratch / str(i), sizes) if sizes else path for i, path in enumerate(models)]
         entries = [given_entry(path) for path in files]
-        entries += list(rival_entries(entries, backend, scratch, notes, progress))
+        entries += list(baseline_entries(entries, backend, scratch, notes, progress))
         formats = {entry.format for entry in entries}
         reference = next((name for name in ("TF32", "FP32") if name in formats), "")
         rows = [Row(e.model, e.format, e.given, e.parameters, e.flops, {}) for e in entries]
         gpu = None
         for batch in sorted(set(batches)):
             timings = _time(entries, backend, batch, rounds, notes, progress)
-            gpu = read_gpu() if backend.gpu else None  # right behind the work: the clocks are those under load
+            gpu = read_gpu() if backend.gpu else None  # right after the work: the clocks are those under load
             cells = _cells(entries, timings, reference)
             rows = [replace(row, cells={**row.cells, **_at(batch, cells.get(i))}) for i, row in enumerate(rows)]
     machine: dict[str, Any] = {"cpu": cpu_name(), "versions": versions}
     if backend.gpu:
         machine = {"gpu": dict(gpu.facts) if gpu else {"name": "nvidia-smi does not answer"}, **machine}
     timed = tuple(row for row in rows if row.cells)
-    told = (*notes, *backend.notes()), tuple(backend.choices())
-    return Benchmark(backend.name, machine, rounds, reference, timed, *told)
+    reported = (*notes, *backend.notes()), tuple(backend.choices())
+    return Benchmark(backend.name, machine, rounds, reference, timed, *reported)
 
 
 def _time(

@@ -76,7 +76,7 @@ def require_chart(path: Path) -> None:
 
 
 def draw(found: Benchmark, path: Path) -> None:
-    """Throughput of every row, one panel a batch size, given models set off from rivals; raises as `require_chart`."""
+    """Throughput of every row, a panel for each batch size, baselines set off; raises as `require_chart`."""
     require_chart(path)
     from matplotlib.figure import Figure
 

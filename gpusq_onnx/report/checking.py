@@ -1,7 +1,7 @@
 """The result of `check`: a comparison, the gates that were set, and a TensorRT parser's verdict, as data.
 
 The reference arithmetic is Q and DQ executed as written; how the compressed model does in a session with onnxruntime's
-defaults stands beside it, and its refusal there is a failure whatever the gates.
+defaults is reported too, and its refusal there is a failure whatever the gates.
 
 A gate that cannot be measured (top-1 without labels, agreement of a detector) is a usage error, before the models run
 where that can be known: a gate that never fails would be worse than none.
@@ -131,7 +131,7 @@ def check_models(
                 taps=taps,
                 default=sides.default,
                 progress=progress.advance,
-                witness=recorder if look.artefacts else _nobody,
+                on_batch=recorder if look.artefacts else _nobody,
             )
         finally:
             progress.finish()

@@ -70,7 +70,7 @@ class EngineReport:
         built, library, options: of the build.
         commands: the same build for "trtexec" and "polygraphy".
         layers: of the engine, in its order.
-        known: the builder told about sparse kernels.
+        known: the builder reported sparse kernels.
         sparsity: what its log says.
         weights: one entry for each weight of the model.
         failures: gates that are not met.
@@ -224,7 +224,7 @@ def _verdict(weight: WeightReport, layer: Layer | None, could: bool | None, ran:
     if layer and layer.precision and layer.precision != precision:
         return f"{layer.precision}, predicted {precision}"
     if ran is None:
-        return f"{precision} as predicted, sparsity not told"
+        return f"{precision} as predicted, sparsity not reported"
     if ran != (density == "sparse"):
         return "sparse, predicted dense" if ran else "dense, a sparse kernel was possible"
     if could != weight.eligible:

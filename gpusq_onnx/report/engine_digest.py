@@ -39,7 +39,7 @@ def digest(report: EngineReport, *, every_layer: bool = False) -> str:
 
 def _sparsity(report: EngineReport) -> str:
     if not report.known:
-        return "not told; only a build on a GPU chooses kernels"
+        return "not reported; only a build on a GPU chooses kernels"
     return f"{report.chosen} chosen of {report.eligible} eligible layers"
 
 
@@ -57,8 +57,8 @@ def _built(weight: WeightTruth) -> str:
     if not weight.layer:
         return "-"
     density = {True: "sparse ", False: "dense ", None: ""}[weight.chosen]
-    behind = f" -> {weight.output}" if weight.output else ""
-    return f"{density}{weight.precision or '?'}{behind}"
+    after = f" -> {weight.output}" if weight.output else ""
+    return f"{density}{weight.precision or '?'}{after}"
 
 
 def _layers(report: EngineReport) -> list[str]:

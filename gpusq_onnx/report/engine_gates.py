@@ -18,7 +18,7 @@ class SparseGate:
         """The report with what is not met; nothing known of sparsity is not met, and so is nothing eligible."""
         wanted = f"{self.least:g}{' % of the eligible layers' if self.percent else ''}"
         if not report.known:
-            failure = f"--min-sparse-chosen {wanted}: the builder told nothing of sparse kernels"
+            failure = f"--min-sparse-chosen {wanted}: the builder reported nothing about sparse kernels"
         elif self.percent and not report.eligible:
             failure = f"--min-sparse-chosen {wanted}: no layer is eligible"
         elif (100.0 * report.chosen / report.eligible if self.percent else report.chosen) < self.least:

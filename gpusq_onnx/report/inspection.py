@@ -1,4 +1,4 @@
-"""What TensorRT can do with each weight of a model as it is, and what stands in the way of its fastest kernel.
+"""What TensorRT can do with each weight of a model as it is, and what is in the way of its fastest kernel.
 
 For every site: the patterns that its values follow, Q/DQ at its input, weight and output, the stored type, and from
 these the kernel class, `dense` or `sparse` in FP32, FP16, BF16 or INT8, by the rules of `report.kernels`.
@@ -38,7 +38,7 @@ class WeightReport:
         quantised: "weight", "input" and "output", those that have Q/DQ.
         codes: the ONNX type of the weight's codes ("int8", "int4", "float8e4m3fn"); "" for a float weight.
         nodes: names of the MatMul, Gemm or Conv nodes that read it.
-        kernel: the class that TensorRT can pick, e.g. "sparse INT8".
+        kernel: the class that TensorRT can choose, e.g. "sparse INT8".
         eligible: the builder should find it fit for sparse kernels, chosen or not.
         obstacles: what keeps it from a sparse kernel, or makes a dense one likelier; empty where nothing does.
     """

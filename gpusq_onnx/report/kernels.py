@@ -1,11 +1,11 @@
-"""The kernel that TensorRT can pick for a weight, what stands in the way of a sparse one, and what would change it.
+"""The kernel that TensorRT can choose for a weight, what is in the way of a sparse one, and what would change it.
 
 One set of rules for the prediction (`inspection`, from the graph alone) and for the explanation of an engine
 (`engine`, where the builder has decided):
 
-    INT8      the input and the weight are both behind Q/DQ
+    INT8      both the input and the weight have Q/DQ
     sparse    at most 2 of each 4 along K are not zero (along C for a Conv), in FP16 or INT8; no kernel for others
-    sparse INT8 wins only INT8-in, INT8-out: without Q/DQ on the output TensorRT picks the dense kernel
+    sparse INT8 wins only INT8-in, INT8-out: without Q/DQ on the output TensorRT chooses the dense kernel
     both sides of 256 and more, or the sparse kernel gains nothing
 
 Sources: TensorRT developer guide, "Structured Sparsity"; NVIDIA/TensorRT issues 4694 (output), 3849 (256). Inferred:
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 USEFUL_SIDE = 256
-SMALL_BATCH = 8  # at fewer images the dense kernels have memory traffic for company, not arithmetic (inferred)
+SMALL_BATCH = 8  # at fewer images the dense kernels wait for memory, not for arithmetic (inferred)
 _VECTOR_BYTES = 16  # what tensor-core kernels load at once; of a 2:4 weight, half of the elements along K are stored
 _BYTES = {"INT8": 1, "FP16": 2}
 WEIGHT_ONLY = frozenset({"INT4", "FP4"})  # codes that kernels of a float type read; others are made float at build
@@ -49,7 +49,7 @@ class Facts:
         grouped: the length along which groups of four run: k, or C of a Conv.
         sparse: at most 2 of each 4 are not zero.
         zeros: share of elements that are zero, 0 to 1.
-        quantised: "weight", "input" and "output", those behind Q/DQ.
+        quantised: "weight", "input" and "output", those with Q/DQ.
         float_type: "FP32", "FP16" or "BF16": what it computes in without INT8.
         conflicts: why its values serve more than this one Linear.
         weight_type, input_type: of the codes, where they are quantised: "INT8", "INT4", "FP8", ...
@@ -78,7 +78,7 @@ class Facts:
 
 
 def kernel(facts: Facts, obstacles: Iterable[Obstacle]) -> str:
-    """The class that TensorRT can pick: "sparse INT8", "dense FP16", …"""
+    """The class that TensorRT can choose: "sparse INT8", "dense FP16", …"""
     return f"{'dense' if any(o.decides for o in obstacles) else 'sparse'} {facts.precision}"
 
 
@@ -88,7 +88,7 @@ def eligible(obstacles: Iterable[Obstacle]) -> bool:
 
 
 def find_obstacles(facts: Facts) -> tuple[Obstacle, ...]:
-    """All that stands between the weight and a sparse kernel, what decides first."""
+    """All that is between the weight and a sparse kernel, what decides first."""
     return (*_deciding(facts), *_remarks(facts))
 
 

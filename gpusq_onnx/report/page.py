@@ -63,7 +63,7 @@ Block = Facts | Note | Picture | Table
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and what is below it."""
 
     title: str
     blocks: Sequence[Block]
@@ -142,8 +142,8 @@ def _weights(outcome: Outcome) -> Iterator[Block]:
     yield Picture(pictures.bytes_of_weights([a for a, _ in sizes], [b for _, b in sizes]), caption)
     rows = []
     for name, (a, b) in zip(names, sizes, strict=True):
-        told = [row for found in rows_of if (row := found.get(name))]
-        where = told[0] if told else None
+        reported = [row for found in rows_of if (row := found.get(name))]
+        where = reported[0] if reported else None
         decisions = [_decision(found.get(name)) for found in rows_of]
         shape = " x ".join(map(str, where.shape)) if where else "-"
         head = [name, where.module or "-" if where else "-", where.role if where else "-", shape]

@@ -36,7 +36,7 @@ def of_engine(document: Mapping[str, Any]) -> Iterator[Section]:
 
 
 def of_bench(found: Benchmark) -> Iterator[Section]:
-    """Latency and throughput beside the dense rivals, and what they were timed on."""
+    """Latency and throughput beside the dense baselines, and what they were timed on."""
     header, rows = columns(found)
     notes = [Note(note) for note in (*machine(found), *found.notes)]
     yield Section(f"Benchmark: {found.backend}", [*notes, Table("", header, rows, range(2, len(header)))])

@@ -1,4 +1,4 @@
-"""The pictures of the page, as SVG text to stand in HTML: drawn by matplotlib, the same bytes from the same values.
+"""The pictures of the page, as SVG text for HTML: drawn by matplotlib, the same bytes from the same values.
 
 Text stays text, so that it can be searched and follows the page's font. Needs the extra `report`.
 """

@@ -28,7 +28,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class Recorder:
-    """Keeps the first batches of a comparison: the `witness` of `compare`.
+    """Keeps the first batches of a comparison: the `on_batch` of `compare`.
 
     Args:
         names: what the two runners are called in the files, reference first.

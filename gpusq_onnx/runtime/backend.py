@@ -36,7 +36,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Rival:
+class Baseline:
     """A dense format that a backend can be timed in beside the models that were given.
 
     Attributes:
@@ -51,21 +51,21 @@ class Rival:
     precision: str = "as is"
 
 
-CPU_RIVALS = (Rival("FP32", "float"), Rival("FP16", "half"), Rival("INT8", "int8"))
-GPU_RIVALS = (
-    Rival("FP32", "float", "FP32"),
-    Rival("TF32", "float", "TF32"),
-    Rival("FP16", "half"),
-    Rival("INT8", "int8-half"),
+CPU_BASELINES = (Baseline("FP32", "float"), Baseline("FP16", "half"), Baseline("INT8", "int8"))
+GPU_BASELINES = (
+    Baseline("FP32", "float", "FP32"),
+    Baseline("TF32", "float", "TF32"),
+    Baseline("FP16", "half"),
+    Baseline("INT8", "int8-half"),
 )
 
 
 class Backend(Protocol):
-    """A runtime on a device; `gpu`: an NVIDIA one, whose clocks are told beside the figures."""
+    """A runtime on a device; `gpu`: an NVIDIA one, whose clocks are reported beside the figures."""
 
     name: str
     gpu: bool
-    rivals: Sequence[Rival]
+    baselines: Sequence[Baseline]
 
     def require(self) -> dict[str, str]:
         """Versions of what runs. Raises EnvironmentLacking where it cannot, with what to install."""

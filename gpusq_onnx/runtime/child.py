@@ -74,7 +74,7 @@ def ask(module: str, request: Mapping[str, Any], scratch: Path, timeout: float |
 def serve(work: Callable[[Any], Iterable[Mapping[str, object]]]) -> None:
     """The worker's side: answer the request in argv[1] with what `work` yields; the last answer counts.
 
-    The request's "site", where it names a folder, goes in front of sys.path: the harness for machines with no GPU.
+    The request's "site", where it names a folder, goes to the start of sys.path: the harness for machines with no GPU.
     """
     request = json.loads(sys.argv[1])
     if request["site"]:

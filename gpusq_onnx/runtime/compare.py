@@ -92,7 +92,7 @@ def compare(
     taps: Sequence[Tap] = (),
     default: Loaded | None = None,
     progress: Callable[[int], object] = lambda samples: None,
-    witness: Callable[[Feed, Outputs, Outputs], object] = lambda feed, expected, found: None,
+    on_batch: Callable[[Feed, Outputs, Outputs], object] = lambda feed, expected, found: None,
 ) -> Comparison:
     """Run both models on all of `source` and compare their outputs.
 
@@ -103,8 +103,8 @@ def compare(
         judge: the same over all outputs; used when the data has a truth.
         taps: inner tensors to compare, which both models must give as outputs, too.
         default: the candidate loaded with onnxruntime's defaults, which is compared with the reference, too.
-        progress: told the number of samples of each batch when it is done.
-        witness: shown each batch with both models' outputs; they are valid during the call only.
+        progress: receives the number of samples of each batch when it is done.
+        on_batch: receives each batch with both models' outputs; they are valid during the call only.
 
     Raises:
         UnsupportedModelError: a model cannot be loaded or run, or their inputs or outputs differ.
@@ -130,7 +130,7 @@ def compare(
                 if side is sides[0]:
                     for name, look in looks.items():
                         look.update(*(_counted(output[name], piece, fixed) for output in (expected, found)))
-                    witness(piece.feed, expected, found)
+                    on_batch(piece.feed, expected, found)
             samples += piece.size
             progress(piece.size)
     if not samples:

@@ -28,7 +28,7 @@ FIELDS = (
     "power.limit",
     "temperature.gpu",
 )
-UNKNOWN = "not told"
+UNKNOWN = "not reported"
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _NEVER, _LARGEST = -1, 1 << 30
@@ -36,7 +36,7 @@ _NEVER, _LARGEST = -1, 1 << 30
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU at one moment, in nvidia-smi's words and units, by query field; "not told" where it has none."""
+    """One GPU at one moment, in nvidia-smi's words and units, by query field; "not reported" where it has none."""
 
     facts: Mapping[str, str]
 
@@ -48,8 +48,8 @@ class Gpu:
     @property
     def clocks(self) -> str:
         """SM and memory clock, for a heading."""
-        told = {name: self.facts.get(name, UNKNOWN) for name in ("clocks.sm", "clocks.max.sm", "clocks.mem")}
-        return f"SM {told['clocks.sm']} of {told['clocks.max.sm']}, memory {told['clocks.mem']}"
+        reported = {name: self.facts.get(name, UNKNOWN) for name in ("clocks.sm", "clocks.max.sm", "clocks.mem")}
+        return f"SM {reported['clocks.sm']} of {reported['clocks.max.sm']}, memory {reported['clocks.mem']}"
 
 
 def read_gpu(index: int = 0) -> Gpu | None:
@@ -70,8 +70,8 @@ def parse_gpu(text: str) -> Gpu | None:
     cells = [cell.strip() for cell in (text.splitlines() or [""])[0].split(", ")]
     if len(cells) != len(FIELDS):
         return None
-    told = (UNKNOWN if cell.startswith("[") or not cell else cell for cell in cells)
-    return Gpu(dict(zip(FIELDS, told, strict=True)))
+    reported = (UNKNOWN if cell.startswith("[") or not cell else cell for cell in cells)
+    return Gpu(dict(zip(FIELDS, reported, strict=True)))
 
 
 def cpu_name() -> str:

@@ -214,7 +214,7 @@ def _load(
     for switch in switches:
         options.add_session_config_entry(switch, "1")
     try:
-        with silenced():  # a provider that does not start is told below, once and in words
+        with silenced():  # a provider that does not start is reported below, once and in words
             session = onnxruntime.InferenceSession(
                 model if isinstance(model, bytes) else str(model), sess_options=options, providers=[chosen]
             )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
-from gpusq_onnx.runtime.backend import CPU_RIVALS, GPU_RIVALS, Rival, Variant, random_feed
+from gpusq_onnx.runtime.backend import CPU_BASELINES, GPU_BASELINES, Baseline, Variant, random_feed
 from gpusq_onnx.runtime.machine import versions
 from gpusq_onnx.runtime.ort import Feed, Session, running
 from gpusq_onnx.runtime.timing import Runner
@@ -27,7 +27,7 @@ class OrtBackend:
     def __init__(self, *, gpu: bool = False) -> None:
         self.name = "onnxruntime-cuda" if gpu else "onnxruntime"
         self.gpu = gpu
-        self.rivals: Sequence[Rival] = GPU_RIVALS if gpu else CPU_RIVALS
+        self.baselines: Sequence[Baseline] = GPU_BASELINES if gpu else CPU_BASELINES
         self._notes: list[str] = []
 
     def require(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The child process in which a TensorRT parser meets a model, so that its crash is not ours.
 
 `parser.parser_verdict` starts it with one JSON request and reads one JSON answer from the file that the request names.
-The answer names the library as soon as that has started, so that a crash of a TensorRT that cannot run here is told
+The answer names the library as soon as that has started, so that a crash of a TensorRT that cannot run here is reported
 from a crash over the model. Networks are strongly typed, as TensorRT 11's always are; the builder looks for sparse
 weights; dynamic dimensions of the one profile are batch 1 or what the request says.
 """
@@ -16,7 +16,7 @@ _HARNESS_NOISE = "catchCudaError"
 
 
 class Request(TypedDict):
-    """What the parent asks: `site` goes in front of sys.path (the harness), `shapes` fixes inputs of the build."""
+    """What the parent asks: `site` goes to the start of sys.path (the harness), `shapes` fixes inputs of the build."""
 
     model: str
     site: str | None

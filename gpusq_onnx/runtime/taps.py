@@ -3,12 +3,12 @@
     distance      |a - b| / |a|, Frobenius norms over all samples: 0 is equal, 1 is as wrong as zeros
     up to scale   the same after the candidate's channels were each multiplied by the positive factor that fits best
 
-Equalising divides channels of an inner tensor and multiplies the weights behind it: different values on purpose, and
+Equalising divides channels of an inner tensor and multiplies the weights after it: different values on purpose, and
 the same function. So inner tensors are judged up to scale; block outputs, which nothing rescales, are not. A channel is
 an index along all axes but the first and the last but one ([N, T, C]: C; [N, heads, T, d]: heads and d).
 
 Limits: a factor is fitted only where at least 8 values share it, so small data is judged as it is. A tensor that
-differs in scale by mistake is told by the tensors behind it.
+differs in scale by mistake shows in the tensors after it.
 """
 
 from collections.abc import Iterable

@@ -3,7 +3,7 @@
     warm-up    every runner runs for `warm` seconds at least; then the number of executions in a sample is chosen so
                that one sample lasts `least` seconds
     round r    every runner gives one sample (seconds an execution); the order is rotated by r, so that nobody always
-               runs behind the same neighbour, and what the machine does meanwhile (clocks, other work) hits all alike
+               runs after the same neighbour, and what the machine does meanwhile (clocks, other work) hits all alike
     result     the median over rounds, the quartiles, and spread = (q3 - q1) / median
     ratio      of a to b: the median over rounds of sample_b / sample_a, both of the same round: a's speed in units of b
 
@@ -30,7 +30,7 @@ class Runner(Protocol):
     """Something that can be executed again and again on inputs that are in place."""
 
     def measure(self, times: int) -> float:
-        """Seconds that `times` executions took, one behind the other, until the last had ended."""
+        """Seconds that `times` executions took, one after the other, until the last had ended."""
 
     def close(self) -> None:
         """Free what it holds; it is not used again."""

@@ -1,8 +1,8 @@
 """TensorRT as a benchmark's backend: an engine a model and batch size, built for that batch, replayed as a CUDA graph.
 
 Engines are built by `builder` with its cache: strongly typed, sparse kernels allowed for given 2:4 models and forbidden
-for their dense rivals, TF32 on but for the row FP32. Inputs and outputs lie in device memory; events time the replays.
-An engine that cannot be recorded (it computes shapes on the host) is enqueued again and again, and noted.
+for their dense baselines, TF32 on but for the row FP32. Inputs and outputs lie in device memory; events time the
+replays. An engine that cannot be recorded (it computes shapes on the host) is enqueued again and again, and noted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.io import file_digest, load
-from gpusq_onnx.runtime.backend import GPU_RIVALS, Rival, Variant, random_feed
+from gpusq_onnx.runtime.backend import GPU_BASELINES, Baseline, Variant, random_feed
 from gpusq_onnx.runtime.builder.engine import build_engine
 from gpusq_onnx.runtime.builder.library import Library, find_library
 from gpusq_onnx.runtime.builder.options import BuildOptions
@@ -30,7 +30,7 @@ class TrtBackend:
     name, gpu = "tensorrt", True
 
     def __init__(self, cache: Path | None = None) -> None:
-        self.rivals: Sequence[Rival] = GPU_RIVALS
+        self.baselines: Sequence[Baseline] = GPU_BASELINES
         self._cache = cache
         self._library: Library | None = None
         self._notes: list[str] = []

@@ -128,7 +128,7 @@ def _holds(codes: NDArray[Any], pattern: str) -> bool:
     unit = UNITS[pattern]
     if not codes.size or codes.shape[1] % (4 * unit):
         return False
-    few = codes[:_GLANCE]  # most dense matrices are told by their first rows
+    few = codes[:_GLANCE]  # most dense matrices are recognised by their first rows
     return not any(_TOO_MANY[_nonzero_units(part, unit)].any() for part in (few, codes))
 
 

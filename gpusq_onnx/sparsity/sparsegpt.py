@@ -54,7 +54,7 @@ def prune(
             weights go first, and by magnitude. A Gram that saw nothing leaves magnitude pruning.
         damping: > 0, in units of the mean of the diagonal of H; raised where rounding would decide (`Gram.rounding`).
         block: columns between two updates of all that follows; a matter of speed, rounded down to whole groups.
-        centred: the layer's bias will take up the change of the mean output (`bias_correction`).
+        centred: the layer's bias will absorb the change of the mean output (`bias_correction`).
         refit_steps: of `refit` once the mask is final; 0 for the paper's own weights.
         each: how the groups of output channels are worked through.
 

@@ -66,7 +66,7 @@ def label_ranks(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.i
 
 
 def agreement(reference: NDArray[Any], candidate: NDArray[Any]) -> int:
-    """Number of rows (or pixels) of two logits[B, classes, ...] whose largest entries stand at the same index."""
+    """Number of rows (or pixels) of two logits[B, classes, ...] whose largest entries are at the same index."""
     same = reference.argmax(axis=1) == candidate.argmax(axis=1)
     whole = ~(np.isnan(reference).any(axis=1) | np.isnan(candidate).any(axis=1))
     return int((same & whole).sum())

@@ -63,15 +63,15 @@ class Detection:
             scale = np.tile([known["width"], known["height"]], 2) if found.relative else np.ones(4)
             finite = np.isfinite(found.boxes[n]).all(axis=-1) & np.isfinite(found.scores[n])
             best = [int(k) for k in np.argsort(-found.scores[n], kind="stable")[:BEST] if finite[k]]
-            told = [
+            reported = [
                 {"image_id": image, "category_id": int(ids[n, k]), "score": float(found.scores[n, k])} for k in best
             ]
-            for row, k in zip(told, best, strict=True):
+            for row, k in zip(reported, best, strict=True):
                 left, top, right, bottom = found.boxes[n, k] * scale
                 self._boxes.append({**row, "bbox": [left, top, right - left, bottom - top]})
             if found.masks is not None and self._outlined:
                 outlines = _outlines(found.masks[n, best], (known["height"], known["width"]))
-                rows = [{**row, "segmentation": outline} for row, outline in zip(told, outlines, strict=True)]
+                rows = [{**row, "segmentation": outline} for row, outline in zip(reported, outlines, strict=True)]
                 self._masks = [] if self._masks is None else self._masks
                 self._masks += rows
             self._images.append(image)

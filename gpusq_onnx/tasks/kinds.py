@@ -1,4 +1,4 @@
-"""What a model's float outputs are, told from their shapes: the table that distillation picks its losses from.
+"""What a model's float outputs are, recognised by their shapes: the table that distillation chooses losses by.
 
     [B, C]                            logits     one row of class logits per image; not beside boxes
     [B, Q, C] beside some [B, Q, 4]   queries    class logits per query or proposal (DETR family)

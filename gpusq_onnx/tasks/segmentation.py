@@ -51,8 +51,8 @@ class Segmentation:
         """
         for logits, classes in zip(_logits(outputs, maps.shape), maps, strict=True):
             known = len(logits)
-            told = classes != IGNORED
-            highest = int(classes.max(where=told, initial=0))
+            reported = classes != IGNORED
+            highest = int(classes.max(where=reported, initial=0))
             if highest >= known:
                 raise UnsupportedDataError(
                     f"class {highest} of a label map is no class of the model",
@@ -60,8 +60,8 @@ class Segmentation:
                     hint="label maps that count from 1 (ADE20K): --reduce-zero-label",
                 )
             found = resized(logits, classes.shape).argmax(axis=0)
-            if told.any():
-                counts = self._confusion(classes[told], found[told], labels=np.arange(known))
+            if reported.any():
+                counts = self._confusion(classes[reported], found[reported], labels=np.arange(known))
                 self._counts = counts if self._counts is None else self._counts + counts
             self._images += 1
 

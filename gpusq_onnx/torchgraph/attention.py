@@ -3,7 +3,7 @@
     matmul(Quantiser(q), Quantiser(kᵀ)) -> softmax -> Quantiser -> matmul(., Quantiser(v)) [-> layout -> Quantiser]
 
 q, kᵀ and v are [B, H, T, d], [B, H, d, T] and [B, H, T, d]. Layout operators do not touch values, so the quantiser
-behind them moves into the kernel, and codes are what is laid out anew. Limits: a mask or a bias between product and
+after them moves into the kernel, and codes are what is laid out anew. Limits: a mask or a bias between product and
 softmax is not matched; such attention stays as it is.
 """
 
@@ -37,7 +37,7 @@ def replace_attention(body: fx.GraphModule, codes: dict[fx.Node, fx.Node], dtype
             made = body.graph.call_function(transposed_attention, (*given, scales, out, dtype))
         node.replace_all_uses_with(made)
         if last is not None:
-            codes[last] = last.args[0]  # type: ignore[assignment]  # the layout in front of it carries codes now
+            codes[last] = last.args[0]  # type: ignore[assignment]  # the layout before it carries codes now
         found += 1
     return found
 

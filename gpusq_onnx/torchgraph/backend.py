@@ -2,7 +2,7 @@
 
     as is        quantised Linears on integer kernels, sparse ones allowed where `variant.sparse`; the rest in BF16
     FP32, TF32, FP16, BF16   the graph's float twin in that type, TF32 in FP32 products where the name says so
-    FP8          the float twin with E4M3 Linears where Q/DQ pairs stood
+    FP8          the float twin with E4M3 Linears where Q/DQ pairs were
 
 On a GPU the network is compiled (torch.compile fuses quantisers, normalisation and activations around the products)
 and replayed as a CUDA graph. On the CPU everything stays FP32 and nothing is compiled: the reference that tests compare
@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.runtime.backend import Rival, Variant, random_feed
+from gpusq_onnx.runtime.backend import Baseline, Variant, random_feed
 from gpusq_onnx.runtime.kernels.choose import DENSE_WAYS, WAYS, Answer, Chooser
 from gpusq_onnx.runtime.kernels.graphs import CudaRunner, compiled
 from gpusq_onnx.runtime.machine import versions
@@ -32,21 +32,21 @@ from gpusq_onnx.runtime.ort import TensorInfo
 from gpusq_onnx.runtime.timing import Runner, WallClock
 from gpusq_onnx.torchgraph.call import fed
 from gpusq_onnx.torchgraph.convert import convert
-from gpusq_onnx.torchgraph.float_rivals import float8_network, float_twin
+from gpusq_onnx.torchgraph.float_baselines import float8_network, float_twin
 from gpusq_onnx.torchgraph.integer import lower
 from gpusq_onnx.torchgraph.network import Network
 
 _TYPES = {"FP32": torch.float32, "TF32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
 _STORED = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
-_GPU_RIVALS = (
-    Rival("FP32", "float", "FP32"),
-    Rival("TF32", "float", "TF32"),
-    Rival("FP16", "float", "FP16"),
-    Rival("BF16", "float", "BF16"),
-    Rival("FP8", "int8", "FP8"),
-    Rival("INT8", "int8"),
+_GPU_BASELINES = (
+    Baseline("FP32", "float", "FP32"),
+    Baseline("TF32", "float", "TF32"),
+    Baseline("FP16", "float", "FP16"),
+    Baseline("BF16", "float", "BF16"),
+    Baseline("FP8", "int8", "FP8"),
+    Baseline("INT8", "int8"),
 )
-_CPU_RIVALS = (Rival("FP32", "float", "FP32"), Rival("INT8", "int8"))
+_CPU_BASELINES = (Baseline("FP32", "float", "FP32"), Baseline("INT8", "int8"))
 
 
 class TorchBackend:
@@ -55,7 +55,7 @@ class TorchBackend:
     def __init__(self, device: str = "cuda", cache: Path | None = None) -> None:
         self.gpu = device != "cpu"
         self.name = "torch" if self.gpu else "torch-cpu"
-        self.rivals: Sequence[Rival] = _GPU_RIVALS if self.gpu else _CPU_RIVALS
+        self.baselines: Sequence[Baseline] = _GPU_BASELINES if self.gpu else _CPU_BASELINES
         self._device = torch.device(device)
         self._store = cache / "torch_kernels.json" if cache and self.gpu else None
         self._chooser: Chooser | None = None
@@ -137,7 +137,7 @@ def _stored(model: Model, precision: str) -> str:
 
 
 def _called(body: fx.GraphModule, inputs: Sequence[Tensor]) -> WallClock:
-    """Plain calls on the CPU; the first one here, so that what cannot run is told before anything is timed."""
+    """Plain calls on the CPU; the first one here, so that what cannot run is reported before anything is timed."""
 
     @torch.no_grad()
     def run() -> Any:

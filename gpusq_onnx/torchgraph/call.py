@@ -1,7 +1,7 @@
 """One ONNX node while it is converted: its inputs as values, its attributes, and how rows of the table are written.
 
 A row of the table is (operator, since, emit): `emit` takes a `Call` and returns the output values. It implements the
-operator as it has been since that opset; `newest` picks the newest that is not newer than the model's opset.
+operator as it has been since that opset; `newest` takes the newest that is not newer than the model's opset.
 """
 
 from __future__ import annotations

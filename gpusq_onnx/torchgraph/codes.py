@@ -1,4 +1,4 @@
-"""The INT8 codes behind a quantiser of an fx graph, made once and shared by all that reads them."""
+"""The INT8 codes after a quantiser of an fx graph, made once and shared by all that reads them."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from gpusq_onnx.torchgraph.network import Network
 from gpusq_onnx.torchgraph.roles import TRAINED, roles_of
 
 TABLE = table(elementwise.ROWS, layout.ROWS, neural.ROWS, reductions.ROWS, quantiser.ROWS)
-_REMEDY = "ask for tensors in front of it (trainable_prefix names them); what lies behind stays as it is in the graph"
+_REMEDY = "ask for tensors before it (trainable_prefix names them); what lies after stays as it is in the graph"
 
 
 def convert(
@@ -46,7 +46,7 @@ def convert(
         taps: names of more tensors to return.
         outputs: names of the tensors to return; by default the graph's outputs.
         train: roles of the initializers that become parameters (see `roles`); all others are constants.
-        given: inner tensors that the caller hands in, behind the graph's inputs: nodes read these instead of what the
+        given: inner tensors that the caller hands in, after the graph's inputs: nodes read these instead of what the
             graph computes, which `outputs` and `taps` still return. With the ends of blocks, each block runs by itself.
 
     Raises:
@@ -58,7 +58,7 @@ def convert(
 
 
 def unconvertible(model: Model) -> list[Node]:
-    """The nodes that cannot be converted, and those behind them, in graph order."""
+    """The nodes that cannot be converted, and those after them, in graph order."""
     attempt = _Conversion(model, [spec.name for spec in model.outputs()], roles_of(model), ())
     for spec in model.inputs():
         attempt.values[spec.name] = attempt.input(spec)
@@ -139,7 +139,7 @@ class _Conversion:
                 raise UnsupportedModelError(
                     f"input {spec.name!r} has a dynamic axis besides the batch",
                     found=str(list(spec.shape)),
-                    expected="a dynamic first axis, fixed sizes behind it",
+                    expected="a dynamic first axis, fixed sizes after it",
                     hint=f"give its size: --crop PX for images, or --shapes {spec.name}=1x3x224x224 (every axis)",
                 )
             sizes.append(size if isinstance(size, int) else Affine(1, 0))

@@ -40,7 +40,7 @@ def lower(
         inputs: one example batch; the batch size decides which kernels are chosen.
         chooser: builds the kernels.
         dtype: of all that is not quantised.
-        ways: the kernels that are allowed; without "sparse" the result is the dense rival.
+        ways: the kernels that are allowed; without "sparse" the result is the dense baseline.
 
     Raises:
         NothingMatched: no quantised Linear.
@@ -119,7 +119,7 @@ def _plain_quantisers(body: fx.GraphModule, codes: dict[fx.Node, fx.Node], dtype
 
 
 def _behind(graph: fx.Graph, later: fx.Node, node: fx.Node) -> bool:
-    """Whether `later` stands behind `node` in the graph's order."""
+    """Whether `later` follows `node` in the graph's order."""
     order = {found: place for place, found in enumerate(graph.nodes)}
     return order[later] > order[node]
 

@@ -1,11 +1,11 @@
-"""The quantised Linears of a converted network: found by what they compute, with what stands behind them.
+"""The quantised Linears of a converted network: found by what they compute, with what follows them.
 
     x -> Quantiser -> matmul(., Quantiser(w)) -> + bias [-> Quantiser] [-> GELU] [-> Quantiser] -> y
 
 1. The right operand of a matmul, or a linear's weight, that depends on constants only and lies on a grid s[n] (one
    scale an output channel, or one for all) is a weight: w = s[n] w_q[n], checked on the values, not on the names.
 2. The left operand comes from a quantiser with one scale and zero point 0.
-3. What stands behind belongs to the Linear as long as it has one reader: bias, quantiser, activation, quantiser.
+3. What follows belongs to the Linear as long as it has one reader: bias, quantiser, activation, quantiser.
 
 Limits: no convolutions; a weight with more than one scale along K is none.
 """
@@ -96,26 +96,26 @@ def _site(body: fx.GraphModule, node: fx.Node, known: set[fx.Node]) -> Site | No
 
 
 def _follow(body: fx.GraphModule, site: Site, known: set[fx.Node]) -> None:
-    """Take along what stands behind the product."""
-    behind = only_reader(site.last)
-    if behind is not None and site.bias is None and behind.target is operator.add:
-        other = behind.args[1] if behind.args[0] is site.last else behind.args[0]
+    """Take along what follows the product."""
+    after = only_reader(site.last)
+    if after is not None and site.bias is None and after.target is operator.add:
+        other = after.args[1] if after.args[0] is site.last else after.args[0]
         if isinstance(other, fx.Node) and other in known and _value(body, other).shape == (len(site.scale),):
-            site.bias, site.last = _value(body, other), behind
-            behind = only_reader(behind)
-    if behind is not None and takes(body, behind):
-        following = only_reader(behind)
+            site.bias, site.last = _value(body, other), after
+            after = only_reader(after)
+    if after is not None and takes(body, after):
+        following = only_reader(after)
         if following is not None and following.target is functional.gelu:
-            site.middle, site.last, behind = behind, behind, following
+            site.middle, site.last, after = after, after, following
         else:
-            site.out, site.last = behind, behind
+            site.out, site.last = after, after
             return
-    if behind is not None and behind.target in (functional.gelu, functional.relu):
-        approximate = behind.kwargs.get("approximate", "none")
+    if after is not None and after.target in (functional.gelu, functional.relu):
+        approximate = after.kwargs.get("approximate", "none")
         names: dict[Any, Activation] = {"none": "gelu", "tanh": "gelu_tanh"}
-        site.activation = "relu" if behind.target is functional.relu else names[approximate]
-        site.last = behind
-        last = only_reader(behind)
+        site.activation = "relu" if after.target is functional.relu else names[approximate]
+        site.last = after
+        last = only_reader(after)
         if last is not None and takes(body, last):
             site.out, site.last = last, last
 
@@ -191,7 +191,7 @@ def _value(body: fx.GraphModule, node: fx.Node) -> Tensor:
 
 
 def _scale_of(body: fx.GraphModule, node: fx.Node, w: Tensor) -> Tensor | None:
-    """The scale[N] of the grid that w[N, K] lies on: that of a quantiser or stored codes in front of it, if it fits."""
+    """The scale[N] of the grid that w[N, K] lies on: that of a quantiser or stored codes before it, if it fits."""
     queue = [node]
     while queue:
         at = queue.pop()

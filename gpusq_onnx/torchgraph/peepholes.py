@@ -7,7 +7,7 @@
     parts       slices that tile one axis, one by one             torch.split or torch.unbind: one backward for all
     roll        cat(x[n:], x[:n])                                 torch.roll(x, -n)
 
-A pattern is left alone where a Q/DQ pair, a tap or another reader stands inside: each inner node has one reader.
+A pattern is left alone where a Q/DQ pair, a tap or another reader is inside: each inner node has one reader.
 
 Source: docs/torchgraph.md, fact 5. Limit: the fused functions round otherwise than the pieces, within a few units in
 the last place.
@@ -165,7 +165,7 @@ def _attention(graph: fx.Graph, node: Node) -> None:
 
 
 def _scores(node: Any) -> tuple[Node, float] | None:
-    """The product q k' behind scalar factors, and these; None where another reader stands between."""
+    """The product q k' after scalar factors, and these; None where another reader is between."""
     base, scale = _scaled(node)
     return (base, scale) if _calls(base, torch.matmul) and len(base.users) == 1 else None
 
@@ -276,13 +276,13 @@ def _made(graph: fx.Graph, function: Callable[..., Any], args: tuple[Any, ...], 
 
 
 def _replace(graph: fx.Graph, node: Node, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Let `function(*args)` stand where `node` stood."""
+    """Put `function(*args)` where `node` was."""
     with graph.inserting_before(node):
         _substitute(graph, node, _made(graph, function, args, node.meta[SHAPES]))
 
 
 def _substitute(graph: fx.Graph, node: Node, made: Node) -> None:
-    """Let `made` stand where `node` stood, and erase what nobody reads any more."""
+    """Put `made` where `node` was, and erase what nobody reads any more."""
     node.replace_all_uses_with(made)
     queue = [node]
     while queue:

@@ -1,8 +1,8 @@
-"""How far a detector can be trained: the tensors in front of what selects.
+"""How far a detector can be trained: the tensors before what selects.
 
-A graph is cut in front of NonMaxSuppression, NonZero, RoiAlign, If, Loop and all else that cannot be converted, and in
-front of a TopK behind which no weight is left to train (the end of a detector: which boxes it takes differs from
-teacher to student). A TopK with weights behind it, as between encoder and decoder, is passed. The tail stays in ONNX,
+A graph is cut before NonMaxSuppression, NonZero, RoiAlign, If, Loop and all else that cannot be converted, and before
+ a TopK after which no weight is left to train (the end of a detector: which boxes it takes differs from
+teacher to student). A TopK with weights after it, as between encoder and decoder, is passed. The tail stays in ONNX,
 untouched.
 
 Source: docs/torchgraph.md, "Operators". Limit: a weight that only the tail reads is not trained.
@@ -54,7 +54,7 @@ def trainable_prefix(model: Model) -> list[str]:
     ]
     if not edge:
         raise NothingMatched(
-            "no trained tensor lies in front of what cannot be converted",
+            "no trained tensor lies before what cannot be converted",
             found=f"{len(tail)} of {len(model.graph.nodes)} nodes cannot be trained through",
             hint="export the network without its post-processing",
         )
@@ -62,7 +62,7 @@ def trainable_prefix(model: Model) -> list[str]:
 
 
 def selections(model: Model, names: Sequence[str]) -> list[tuple[str, str]]:
-    """(scores, indices) of each TopK in front of the named tensors that selects, by name, in graph order.
+    """(scores, indices) of each TopK before the named tensors that selects, by name, in graph order.
 
     A TopK whose indices nobody reads only sorts values.
     """

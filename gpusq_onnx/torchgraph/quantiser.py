@@ -133,7 +133,7 @@ def _along(scale: Tensor, rank: int, axis: int) -> Tensor:
 
 @dataclass(eq=False)
 class Codes(Value):
-    """The output of a QuantizeLinear: no tensor of its own, only what the DequantizeLinear behind it needs."""
+    """The output of a QuantizeLinear: no tensor of its own, only what the DequantizeLinear after it needs."""
 
     source: Value | None = None
     scale: Value | None = None

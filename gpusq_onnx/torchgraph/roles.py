@@ -6,7 +6,7 @@
     position  added to tokens or attention scores, joined to tokens, or a table that is gathered from
     scale     of a QuantizeLinear/DequantizeLinear pair
 
-An initializer is judged by its readers behind layout operators and sums of constants. Without a role, and constant, are
+An initializer is judged by its readers after layout operators and sums of constants. Without a role, and constant, are
 attention masks (at most two distinct values), single numbers, boxes and anchors (last axis of at most 4), the input's
 own normalisation, and integers.
 
@@ -61,7 +61,7 @@ def roles_of(model: Model, train: Collection[str] = TRAINED) -> dict[str, str]:
 
 
 class Moving:
-    """What changes while training: `moving` are all such tensors, `learned` those behind a product or a trained one.
+    """What changes while training: `moving` are all such tensors, `learned` those after a product or a trained one.
 
     Args:
         model: the graph.

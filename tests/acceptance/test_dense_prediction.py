@@ -3,7 +3,7 @@
 The weights are random, so boxes and masks mean nothing here; what holds is that every Linear of the backbone and the
 transformer is found, that nothing becomes infinite, and that TensorRT takes what it took before. The R-CNNs it refuses
 also uncompressed, on machines without a GPU (NonZero is a plugin there, and it has none): for those the verdict must
-be the one on the original, and an engine is built of what stands in front of NonMaxSuppression and NonZero.
+be the one on the original, and an engine is built of what comes before NonMaxSuppression and NonZero.
 """
 
 from collections.abc import Callable

@@ -45,8 +45,8 @@ def test_an_engine_comes_out(
     plan = tmp_path / "m.plan"
     found, _ = gpusq("build", str(model), "-o", str(plan), "--batch", "1,8,16", "--cpu-harness", str(parser_cache))
     weights = found["weights"]
-    told = [weight for weight in weights if weight["precision"]]
-    agree = [weight for weight in told if weight["precision"] == weight["predicted"].split()[1]]
+    reported = [weight for weight in weights if weight["precision"]]
+    agree = [weight for weight in reported if weight["precision"] == weight["predicted"].split()[1]]
     kinds = Counter(f"{weight['predicted']}, {weight['precision'] or '?'}" for weight in weights)
     table.add(
         [

@@ -107,7 +107,7 @@ def test_distilled(bench: Bench, seed: int) -> None:
 @pytest.mark.parametrize("profile", WITHIN)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_quantised(bench: Bench, seed: int, profile: str) -> None:
-    """`qdq-int8,qat` behind it, seed by seed."""
+    """`qdq-int8,qat` after it, seed by seed."""
     sparse, calibrated, learned = f"sparse-{seed}", f"calibrated-{profile}-{seed}", f"learned-{profile}-{seed}"
     report = bench.apply(calibrated, f"qdq-int8{{profile={profile}}}", bench.path(sparse), seed, 128)
     bench.score(calibrated, report, seed, sparse, "")

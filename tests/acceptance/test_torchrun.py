@@ -47,11 +47,11 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 def test_two_processes_give_the_model_of_one(tmp_path: Path) -> None:
     one = train(tmp_path / "one")
     two = train(tmp_path / "two", "-m", "torch.distributed.run", "--nproc-per-node", "2")
-    told = [findings(folder) for folder in (one, two)]
-    assert [found["training"]["processes"] for found in told] == [1, 2]  # type: ignore[index]
-    for single, double in zip(*(found["curve"] for found in told), strict=True):  # type: ignore[call-overload]
+    reported = [findings(folder) for folder in (one, two)]
+    assert [found["training"]["processes"] for found in reported] == [1, 2]  # type: ignore[index]
+    for single, double in zip(*(found["curve"] for found in reported), strict=True):  # type: ignore[call-overload]
         assert double["loss"] == pytest.approx(single["loss"], rel=1e-4)
-    assert told[0]["agreement"] == told[1]["agreement"]
+    assert reported[0]["agreement"] == reported[1]["agreement"]
     before, after = weights(one), weights(two)
     assert before.keys() == after.keys()
     for name, values in before.items():

@@ -44,7 +44,7 @@ def spawn(*words: str | Path, cwd: Path | None = None) -> Outcome:
 
 
 def fresh_model(tmp_path: Path) -> Path:
-    """A copy of the embedded digits model, alone in a folder, so that anything left behind is seen."""
+    """A copy of the embedded digits model, alone in a folder, so that anything left is seen."""
     folder = tmp_path / "work"
     folder.mkdir()
     copy = folder / "model.onnx"

@@ -1,4 +1,4 @@
-"""Exit 2: what the caller mistyped is told before any work, with the next step, and nothing is written."""
+"""Exit 2: what the caller mistyped is reported before any work, with the next step, and nothing is written."""
 
 import os
 import subprocess

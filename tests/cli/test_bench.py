@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from command_line import MODEL, call, fresh_model
 
-from gpusq_onnx.report.rivals import given_entry
+from gpusq_onnx.report.baselines import given_entry
 from gpusq_onnx.torchgraph.backend import TorchBackend
 
 QUICK = ("--batch", "1,2", "--rounds", "3")

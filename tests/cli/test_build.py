@@ -50,7 +50,7 @@ def test_an_engine_is_built_and_reported(model: Path, harness: Path) -> None:
     assert document["sparsity"] == {
         "known": False, "eligible": None, "chosen": None, "eligible_layers": [], "chosen_layers": [], "unmatched": [],
     }  # fmt: skip
-    assert set(document["verdicts"]) == {"FP32 as predicted, sparsity not told"}
+    assert set(document["verdicts"]) == {"FP32 as predicted, sparsity not reported"}
     assert all(weight["layer"] for weight in document["weights"])
     assert "Building engine with configuration" in log.read_text()
     page = report.with_suffix(".md").read_text()

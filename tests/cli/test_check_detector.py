@@ -57,8 +57,8 @@ def data(tmp_path: Path) -> list[str]:
         images.append({"id": i, "file_name": f"{i}.png", "width": w, "height": h})
         own = {"bbox": [0, 0, w, h], "area": w * h, "iscrowd": 0}
         boxes.append({"id": i, "image_id": i, "category_id": 3, **own})
-    told = {"images": images, "annotations": boxes, "categories": [{"id": 3, "name": "cat"}]}
-    (tmp_path / "boxes.json").write_text(json.dumps(told))
+    reported = {"images": images, "annotations": boxes, "categories": [{"id": 3, "name": "cat"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(reported))
     return ["--data", f"{tmp_path / 'images'}", "--fit", "stretch", "--annotations", f"{tmp_path / 'boxes.json'}"]
 
 
@@ -74,9 +74,9 @@ def test_average_precision_is_told_and_gated(tmp_path: Path, data: list[str]) ->
     assert found["candidate_metrics"]["AP75"] == pytest.approx(1)
     assert found["candidate_metrics"]["AP"] == pytest.approx(0.7)  # thresholds 0.50 to 0.80 of ten
     assert found["top1_agreement"] is None
-    told = call("check", whole, part, *data, "--max-ap-drop", "31", "--min-ap", "0.69")
-    assert told.code == 0
-    assert "AP: 100.00% -> 70.00%" in told.out
+    reported = call("check", whole, part, *data, "--max-ap-drop", "31", "--min-ap", "0.69")
+    assert reported.code == 0
+    assert "AP: 100.00% -> 70.00%" in reported.out
     missed = call("check", whole, part, *data, "--max-ap-drop", "10")
     assert missed.code == 1
     assert "AP falls by 30.00 points" in missed.err

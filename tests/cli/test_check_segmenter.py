@@ -55,9 +55,9 @@ def test_mean_iou_is_told_and_gated(tmp_path: Path, data: list[str]) -> None:
     assert found["candidate_metrics"]["aAcc"] == pytest.approx(1 - 16 / 128, abs=0.05)
     assert found["top1_agreement"] == pytest.approx(1 - 16 / 128, abs=0.05)
     assert found["top5_agreement"] is None
-    told = call("check", good, poor, *data, "--max-miou-drop", "40", "--min-miou", "0.6", "--min-agreement", "0.8")
-    assert told.code == 0
-    assert "mean IoU: " in told.out
+    reported = call("check", good, poor, *data, "--max-miou-drop", "40", "--min-miou", "0.6", "--min-agreement", "0.8")
+    assert reported.code == 0
+    assert "mean IoU: " in reported.out
     missed = call("check", good, poor, *data, "--max-miou-drop", "2")
     assert missed.code == 1
     assert "mean IoU falls by" in missed.err

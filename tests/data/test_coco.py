@@ -19,7 +19,7 @@ SIZES = InputSpec("orig_target_sizes", np.dtype(np.int64), ("M", 2))
 SHAPES = {7: (16, 8), 3: (8, 24), 5: (10, 10)}  # width, height by id
 
 
-def told(**tables: Any) -> dict[str, Any]:
+def reported(**tables: Any) -> dict[str, Any]:
     images = [{"id": i, "file_name": f"a/{i}.png", "width": w, "height": h} for i, (w, h) in SHAPES.items()]
     return {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}], **tables}
 
@@ -30,7 +30,7 @@ def annotated(tmp_path: Path) -> DataOptions:
     (tmp_path / "data" / "a").mkdir(parents=True)
     for i, (w, h) in {**SHAPES, 9: (4, 4)}.items():
         Image.new("RGB", (w, h), (i, i, i)).save(tmp_path / "data" / "a" / f"{i}.png")
-    (tmp_path / "boxes.json").write_text(json.dumps(told()))
+    (tmp_path / "boxes.json").write_text(json.dumps(reported()))
     return DataOptions(path=tmp_path / "data", annotations=tmp_path / "boxes.json", fit="stretch", mean=0, std=1)
 
 
@@ -48,7 +48,7 @@ def rows(source: Source, batch: int) -> dict[int, tuple[int, list[int]]]:
 def test_each_image_comes_with_its_id_and_its_size(annotated: DataOptions) -> None:
     expected = {i: (i, [w, h]) for i, (w, h) in SHAPES.items()}
     source = open_source(annotated, [SIZES, PIXELS])
-    assert source.annotations == told()
+    assert source.annotations == reported()
     assert rows(source, 2) == expected
     part = rows(at_most(source, 2), 2)
     assert len(part) == 2
@@ -106,7 +106,7 @@ def test_an_annotated_image_that_is_not_there_is_named(annotated: DataOptions) -
 
 def test_annotations_of_nothing_are_refused(annotated: DataOptions) -> None:
     assert annotated.annotations is not None
-    annotated.annotations.write_text(json.dumps(told(images=[])))
+    annotated.annotations.write_text(json.dumps(reported(images=[])))
     with pytest.raises(UnsupportedDataError, match="name no images"):
         open_source(annotated, [PIXELS])
 
@@ -117,7 +117,7 @@ def test_annotations_of_nothing_are_refused(annotated: DataOptions) -> None:
         ("{", "not JSON"),
         ("[]", "not COCO"),
         (json.dumps({"images": []}), '"annotations"'),
-        (json.dumps(told(images=[{"id": 1}])), "file_name"),
+        (json.dumps(reported(images=[{"id": 1}])), "file_name"),
     ],
 )
 def test_other_files_are_no_annotations(tmp_path: Path, text: str, words: str) -> None:

@@ -133,8 +133,8 @@ def test_grey_models_take_one_channel_and_averaged_statistics() -> None:
 
 
 def test_defaults_come_from_the_model() -> None:
-    told = for_input(DataOptions(), spec("b", 3, 224, 224)).describe()
-    assert (told["layout"], told["crop"], told["resize"]) == ("NCHW", [224, 224], 256)
+    reported = for_input(DataOptions(), spec("b", 3, 224, 224)).describe()
+    assert (reported["layout"], reported["crop"], reported["resize"]) == ("NCHW", [224, 224], 256)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ CONFLICTS = {
         {"w": normal(K, K), "ids": np.array([0, 1])},
         "also read by Gather",
     ),
-    "Gather behind the Transpose": (
+    "Gather after the Transpose": (
         [
             node("Transpose", ["w"], ["t"], perm=[1, 0]),
             node("Gather", ["t", "ids"], ["h"]),
@@ -45,7 +45,7 @@ CONFLICTS = {
         {"w": normal(2 * K, N)},
         "different parts along the reduction axis",
     ),
-    "parts along the reduction axis, behind Transpose": (
+    "parts along the reduction axis, after Transpose": (
         [
             node("Transpose", ["w"], ["t"], perm=[1, 0]),
             node("Split", ["t"], ["a", "b"], axis=0, num_outputs=2),

@@ -18,7 +18,7 @@ SCALE = (np.abs(W).max(0) / 127).astype(np.float32)
 
 
 def quantised(path: Path, *, stored: bool, output: bool) -> Path:
-    """x -> Q/DQ -> MatMul with Q/DQ (or stored codes -> DQ) -> y, and y quantised where told."""
+    """x -> Q/DQ -> MatMul with Q/DQ (or stored codes -> DQ) -> y, and y quantised where asked."""
     constants = {"x_s": np.float32(0.02), "x_z": np.int8(0), "w_s": SCALE, "w_z": np.zeros(6, np.int8)}
     constants["w"] = np.clip(np.rint(W / SCALE), -127, 127).astype(np.int8) if stored else W
     nodes = [

@@ -112,7 +112,7 @@ def int4_blocks():
 
 LEGAL = {
     "INT8 QDQ": qdq(),
-    "axis from behind": qdq(axis=-1),
+    "axis from the end": qdq(axis=-1),
     "FP8": fp8(),
     "INT4 blocks": int4_blocks(),
     "smallest half scale": illegal_graphs.in_fp16(s=np.array(2.0**-14, np.float16)),

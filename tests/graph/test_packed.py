@@ -1,4 +1,4 @@
-"""Packed models come back byte for byte, are as small as docs/method.md says, and damage is told."""
+"""Packed models come back byte for byte, are as small as docs/method.md says, and damage is reported."""
 
 import json
 from pathlib import Path
@@ -117,7 +117,7 @@ def test_nothing_to_pack_and_nothing_to_read(tmp_path: Path) -> None:
 def test_a_flipped_bit_is_told_and_nothing_is_written(tmp_path: Path, place: float) -> None:
     pack_model(saved(tmp_path / "m.onnx", weights()), tmp_path / "m.gpusq")
     data = bytearray((tmp_path / "m.gpusq").read_bytes())
-    start = 8 + int.from_bytes(data[:8], "little")  # behind safetensors' header
+    start = 8 + int.from_bytes(data[:8], "little")  # after safetensors' header
     data[start + int((len(data) - start) * place)] ^= 1
     (tmp_path / "m.gpusq").write_bytes(data)
     with pytest.raises(UnsupportedModelError, match="damaged"):
@@ -142,9 +142,9 @@ WRONG = {"name": "w", "file": 0, "start": -5, "dims": [3], "axis": 0, "itemsize"
 def test_a_description_that_does_not_hold_is_refused(tmp_path: Path, edit: dict) -> None:
     pack_model(saved(tmp_path / "m.onnx", weights()), tmp_path / "m.gpusq")
     with safe_open(tmp_path / "m.gpusq", framework="np") as file:
-        told = json.loads(file.metadata()[KEY])
+        reported = json.loads(file.metadata()[KEY])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file(tensors, tmp_path / "m.gpusq", {KEY: json.dumps({**told, **edit})})
+    save_file(tensors, tmp_path / "m.gpusq", {KEY: json.dumps({**reported, **edit})})
     with pytest.raises(UnsupportedModelError):
         unpack_model(tmp_path / "m.gpusq", tmp_path / "back.onnx")
     assert not (tmp_path / "back.onnx").exists()

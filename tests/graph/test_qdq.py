@@ -1,4 +1,4 @@
-"""Q/DQ pairs: where they stand, what they look like, and that onnxruntime computes what numpy does."""
+"""Q/DQ pairs: where they are, what they look like, and that onnxruntime computes what numpy does."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).with_name("golden_qdq.txt")
 
 
 def mlp():
-    """Two Linears with a shared input beside a third reader, the second behind Transpose."""
+    """Two Linears with a shared input beside a third reader, the second after Transpose."""
     nodes = [
         node("MatMul", ["x", "w1"], ["h"]),
         node("Add", ["h", "b"], ["a"]),

@@ -106,7 +106,7 @@ OUTPUTS = {
     "bias": [node("MatMul", ["x", "w1"], ["h"]), node("Add", ["b", "h"], ["y"])],
     "Gemm": [node("Gemm", ["r", "w1", "b"], ["y"])],
     "Gemm without bias": [node("Gemm", ["r", "w1"], ["y"])],
-    "Gemm with a bias behind Identity": [node("Identity", ["b"], ["i"]), node("Gemm", ["r", "w1", "i"], ["y"])],
+    "Gemm with a bias after Identity": [node("Identity", ["b"], ["i"]), node("Gemm", ["r", "w1", "i"], ["y"])],
     "bias that another reads": [
         node("Add", ["r", "b8"], ["u"]),
         node("MatMul", ["x", "w1"], ["h"]),

@@ -28,15 +28,15 @@ def index(*numbers: int) -> Array:
 STORED = {
     "MatMul": matmul_of(w=W),
     "MatMul, rank 3": matmul_of(w=W[None]),
-    "MatMul behind Transpose": matmul_of(node("Transpose", ["w"], ["m"], perm=[1, 0]), w=W.T.copy()),
-    "MatMul behind Transpose without perm": matmul_of(node("Transpose", ["w"], ["m"]), w=W.T.copy()),
-    "MatMul behind Identity": matmul_of(node("Identity", ["w"], ["m"]), w=W),
-    "MatMul behind Identity and Transpose": matmul_of(
+    "MatMul after Transpose": matmul_of(node("Transpose", ["w"], ["m"], perm=[1, 0]), w=W.T.copy()),
+    "MatMul after Transpose without perm": matmul_of(node("Transpose", ["w"], ["m"]), w=W.T.copy()),
+    "MatMul after Identity": matmul_of(node("Identity", ["w"], ["m"]), w=W),
+    "MatMul after Identity and Transpose": matmul_of(
         node("Identity", ["w"], ["i"]), node("Transpose", ["i"], ["m"], perm=[1, 0]), w=W.T.copy()
     ),
-    "MatMul behind Squeeze": matmul_of(node("Squeeze", ["w", "axes"], ["m"]), w=W[:, None], axes=index(-2)),
-    "MatMul behind Squeeze of all": matmul_of(node("Squeeze", ["w"], ["m"]), w=W[None, :, None]),
-    "MatMul behind Cast": matmul_of(node("Cast", ["w"], ["m"], to=FLOAT), w=W.astype(np.float16)),
+    "MatMul after Squeeze": matmul_of(node("Squeeze", ["w", "axes"], ["m"]), w=W[:, None], axes=index(-2)),
+    "MatMul after Squeeze of all": matmul_of(node("Squeeze", ["w"], ["m"]), w=W[None, :, None]),
+    "MatMul after Cast": matmul_of(node("Cast", ["w"], ["m"], to=FLOAT), w=W.astype(np.float16)),
     "MatMul of one part of a Split": matmul_of(
         node("Split", ["w"], ["a", "m", "b"], axis=1, num_outputs=3), w=np.concatenate([W + 1, W, W + 2], axis=1)
     ),
@@ -45,24 +45,24 @@ STORED = {
         w=np.concatenate([W[:, :4], W], axis=1),
         sizes=index(4, N),
     ),
-    "MatMul behind Transpose of a Split": matmul_of(
+    "MatMul after Transpose of a Split": matmul_of(
         node("Split", ["w"], ["a", "s"], axis=0, num_outputs=2),
         node("Transpose", ["s"], ["m"], perm=[1, 0]),
         w=np.concatenate([W.T + 1, W.T]),
     ),
-    "MatMul of a Split behind Transpose": matmul_of(
+    "MatMul of a Split after Transpose": matmul_of(
         node("Transpose", ["w"], ["t"], perm=[1, 0]),
         node("Split", ["t"], ["a", "m"], axis=1, num_outputs=2),
         w=np.concatenate([W.T + 1, W.T]),
     ),
-    "MatMul behind Slice": matmul_of(
+    "MatMul after Slice": matmul_of(
         node("Slice", ["w", "starts", "ends", "axes"], ["m"]),
         w=np.concatenate([W + 1, W], axis=1),
         starts=index(N),
         ends=index(2**62),
         axes=index(1),
     ),
-    "MatMul behind QDQ": matmul_of(
+    "MatMul after QDQ": matmul_of(
         node("QuantizeLinear", ["w", "s", "z"], ["q"], axis=1),
         node("DequantizeLinear", ["q", "s", "z"], ["m"], axis=1),
         w=W,
@@ -75,7 +75,7 @@ STORED = {
         s=SCALE,
         z=ZERO,
     ),
-    "MatMul of INT8 codes behind Transpose": matmul_of(
+    "MatMul of INT8 codes after Transpose": matmul_of(
         node("DequantizeLinear", ["w", "s", "z"], ["d"], axis=0),
         node("Transpose", ["d"], ["m"], perm=[1, 0]),
         w=np.clip(np.rint(W.T / 0.05), -127, 127).astype(np.int8),
@@ -272,7 +272,7 @@ def test_module_paths(name: str, scopes: str | None, path: str):
 
 
 def test_cast_weights_know_what_they_are_computed_in():
-    _, site = only_site(STORED["MatMul behind Cast"])
+    _, site = only_site(STORED["MatMul after Cast"])
     assert (site.dtype, site.reads_as) == ("float16", np.dtype(np.float32))
     _, site = only_site(STORED["MatMul"])
     assert site.reads_as == np.dtype(np.float32)

@@ -18,10 +18,10 @@ from gpusq_onnx.data.source import InputSpec, Source, open_source
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.learn.lesson import Lesson, prepare
 from gpusq_onnx.learn.loop import History, train
 from gpusq_onnx.learn.masks import Kept, patterns
 from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.setup import Setup, prepare
 from gpusq_onnx.pipeline.progress import NullProgress
 from gpusq_onnx.sparsity import magnitude
 from gpusq_onnx.sparsity.patterns import NM
@@ -52,20 +52,20 @@ def kept(model: Model) -> dict[str, Kept]:
     return patterns(site for site in analyse(model).sites if site.role in PRUNED)
 
 
-def lesson(model: Model, settings: Settings) -> Lesson:
+def setup(model: Model, settings: Settings) -> Setup:
     """The pruned model and its dense teacher."""
     return prepare(model, analyse(model), io.load(MODEL), settings)
 
 
-def run(samples: int = 32, **options: Any) -> tuple[Lesson, History]:
+def run(samples: int = 32, **options: Any) -> tuple[Setup, History]:
     """Train; options of `train` and of Settings."""
     own = {key: options.pop(key) for key in ("folder", "interval", "progress", "seed") if key in options}
     settings, model = Settings(**{**TOY, **options}), pruned()
-    taught = lesson(model, settings)
+    taught = setup(model, settings)
     return taught, train(taught, data(samples), settings, kept=kept(model), **own)
 
 
-def weights(taught: Lesson) -> dict[str, Any]:
+def weights(taught: Setup) -> dict[str, Any]:
     """The student's parameters by initializer."""
     names = taught.student.initializers
     return {names[name]: p.detach().numpy().copy() for name, p in taught.student.named_parameters()}
@@ -79,7 +79,7 @@ def assert_close(found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance:
 
 
 class Killer(NullProgress):
-    """Ends the process, without any farewell, when it is told something for the n-th time."""
+    """Ends the process, without any farewell, when it receives something for the n-th time."""
 
     def __init__(self, round_: int) -> None:
         self.left = round_

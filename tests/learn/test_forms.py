@@ -10,15 +10,15 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 from gpusq_onnx.graph import io  # noqa: E402
 from gpusq_onnx.graph.structure import analyse  # noqa: E402
 from gpusq_onnx.learn.forms import Tokens, thin, tokens_of  # noqa: E402
-from gpusq_onnx.learn.lesson import Lesson, phases, prepare  # noqa: E402
 from gpusq_onnx.learn.settings import Settings  # noqa: E402
+from gpusq_onnx.learn.setup import Setup, phases, prepare  # noqa: E402
 from gpusq_onnx.torchgraph.convert import convert  # noqa: E402
 
 BOTH = Settings(blockwise=0.5, tokens=0.5, thinned=0.75, features="blocks")
 LEGACY = classroom.ASSETS / "digits_vit_legacy17.onnx"
 
 
-def _lesson(path: Path, settings: Settings = BOTH) -> Lesson:
+def _lesson(path: Path, settings: Settings = BOTH) -> Setup:
     model = io.load(path)
     return prepare(model, analyse(model), classroom.pruned(), settings)
 
@@ -45,10 +45,10 @@ def test_tokens_in_front_of_the_patches_always_go_through() -> None:
 
 @pytest.mark.parametrize("path", [classroom.MODEL, LEGACY], ids=["dynamo", "legacy"])
 def test_fed_its_own_maps_a_cut_network_is_the_whole_one(path: Path) -> None:
-    lesson = _lesson(path, Settings(blockwise=0.5, features="blocks"))
+    setup = _lesson(path, Settings(blockwise=0.5, features="blocks"))
     x = _images()
-    whole = lesson.student(*x)
-    apart = lesson.forms[True, False](x, [whole[pair.student] for pair in lesson.maps[:-1]], None)
+    whole = setup.student(*x)
+    apart = setup.forms[True, False](x, [whole[pair.student] for pair in setup.maps[:-1]], None)
     for name in whole:
         torch.testing.assert_close(apart[name], whole[name], rtol=0, atol=1e-5)
 
@@ -69,35 +69,35 @@ def test_with_all_tokens_a_thin_network_is_the_whole_one(path: Path) -> None:
 
 
 def test_what_one_form_learns_all_have() -> None:
-    lesson = _lesson(classroom.MODEL)
-    assert set(lesson.forms) == {(False, False), (False, True), (True, True)}
+    setup = _lesson(classroom.MODEL)
+    assert set(setup.forms) == {(False, False), (False, True), (True, True)}
     with torch.no_grad():
-        for parameter in lesson.student.parameters():
+        for parameter in setup.student.parameters():
             parameter.mul_(0.5)
-    own = {id(p) for p in lesson.student.parameters()}
-    for form in lesson.forms.values():
+    own = {id(p) for p in setup.student.parameters()}
+    for form in setup.forms.values():
         assert {id(p) for p in form.parameters()} <= own
-    assert {id(p) for p in lesson.forms[False, True].parameters()} == own
+    assert {id(p) for p in setup.forms[False, True].parameters()} == own
 
 
 def test_no_gradient_crosses_from_part_to_part() -> None:
-    lesson = _lesson(classroom.MODEL)
-    assert lesson.tokens is not None and lesson.thin_teacher is not None
-    keep = lesson.tokens.draw(0, 0)
-    taught = lesson.thin_teacher(_images(), (), keep)
-    assert taught[lesson.maps[0].teacher].shape[1] == lesson.tokens.kept == 9
-    given = [taught[pair.teacher] for pair in lesson.maps[:-1]]
-    found = lesson.forms[True, True](_images(), given, keep)
-    found[lesson.maps[1].student].square().sum().backward()
-    names = lesson.student.initializers
-    moved = {names[n] for n, p in lesson.student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    setup = _lesson(classroom.MODEL)
+    assert setup.tokens is not None and setup.thin_teacher is not None
+    keep = setup.tokens.draw(0, 0)
+    taught = setup.thin_teacher(_images(), (), keep)
+    assert taught[setup.maps[0].teacher].shape[1] == setup.tokens.kept == 9
+    given = [taught[pair.teacher] for pair in setup.maps[:-1]]
+    found = setup.forms[True, True](_images(), given, keep)
+    found[setup.maps[1].student].square().sum().backward()
+    names = setup.student.initializers
+    moved = {names[n] for n, p in setup.student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     blocks = analyse(io.load(classroom.MODEL)).blocks
     owned = [{str(site.weight.name) for site in block.sites} for block in blocks]
     assert owned[1] <= moved and not (owned[0] | owned[2]) & moved
 
 
 def test_a_graph_that_cannot_leave_tokens_out_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpusq_onnx.learn.lesson.tokens_of", lambda *rest: None)
-    lesson = _lesson(classroom.MODEL)
-    assert set(lesson.forms) == {(False, False), (True, False)}
-    assert any("all tokens are trained on" in note for note in lesson.notes)
+    monkeypatch.setattr("gpusq_onnx.learn.setup.tokens_of", lambda *rest: None)
+    setup = _lesson(classroom.MODEL)
+    assert set(setup.forms) == {(False, False), (True, False)}
+    assert any("all tokens are trained on" in note for note in setup.notes)

@@ -102,7 +102,7 @@ def test_a_rising_loss_stops_at_the_best(monkeypatch: pytest.MonkeyPatch) -> Non
 def _stopped_at(step: int, options: dict[str, Any]) -> dict[str, Any]:
     """The weights after so many steps of a longer run."""
     seen: dict[str, Any] = {}
-    taught = classroom.lesson(model := classroom.pruned(), settings := Settings(**options))
+    taught = classroom.setup(model := classroom.pruned(), settings := Settings(**options))
 
     class Peek(NullProgress):
         rounds = 0

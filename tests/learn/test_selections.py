@@ -1,4 +1,4 @@
-"""A detector whose queries a TopK picks: student and teacher are compared on the same ones."""
+"""A detector whose queries a TopK selects: student and teacher are compared on the same ones."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 from gpusq_onnx.graph import io  # noqa: E402
 from gpusq_onnx.graph.model import Model  # noqa: E402
 from gpusq_onnx.graph.structure import analyse  # noqa: E402
-from gpusq_onnx.learn.lesson import Lesson, prepare  # noqa: E402
 from gpusq_onnx.learn.settings import Settings  # noqa: E402
+from gpusq_onnx.learn.setup import Setup, prepare  # noqa: E402
 from gpusq_onnx.torchgraph.prefix import selections, trainable_prefix  # noqa: E402
 
 TOKENS, WIDTH, QUERIES = 6, 8, 3
@@ -45,7 +45,7 @@ def two_stage(path: Path, seed: int) -> Model:
 
 
 @pytest.fixture
-def lesson(tmp_path: Path) -> Lesson:
+def setup(tmp_path: Path) -> Setup:
     student, teacher = (two_stage(tmp_path / f"{seed}.onnx", seed) for seed in (1, 2))
     return prepare(student, analyse(student), teacher, Settings(gamma=0))
 
@@ -55,27 +55,27 @@ def test_what_selects_is_found(tmp_path: Path) -> None:
     assert selections(model, trainable_prefix(model)) == [("score", "picked")]
 
 
-def test_on_the_teachers_picks_equal_weights_give_equal_boxes(lesson: Lesson) -> None:
+def test_on_the_teachers_picks_equal_weights_give_equal_boxes(setup: Setup) -> None:
     x = torch.randn(4, TOKENS, WIDTH)
-    taught, alone = lesson.teacher(x), lesson.student(x)
-    assert not torch.allclose(alone["boxes"], taught["boxes"])  # another score picks other rows
-    found = lesson.forms[False, False]([x], lesson.handed(taught, apart=False), None)
+    taught, alone = setup.teacher(x), setup.student(x)
+    assert not torch.allclose(alone["boxes"], taught["boxes"])  # another score selects other rows
+    found = setup.forms[False, False]([x], setup.handed(taught, apart=False), None)
     torch.testing.assert_close(found["boxes"], taught["boxes"])
 
 
-def test_indices_survive_being_remembered_as_floats(lesson: Lesson) -> None:
-    taught = {name: value.float() for name, value in lesson.teacher(torch.randn(2, TOKENS, WIDTH)).items()}
-    (picked,) = lesson.handed(taught, apart=False)
+def test_indices_survive_being_remembered_as_floats(setup: Setup) -> None:
+    taught = {name: value.float() for name, value in setup.teacher(torch.randn(2, TOKENS, WIDTH)).items()}
+    (picked,) = setup.handed(taught, apart=False)
     assert picked.dtype == torch.int64
 
 
-def test_the_score_is_learned_though_no_gradient_goes_through_what_it_picks(lesson: Lesson) -> None:
-    assert [pair.student for pair in lesson.outputs] == ["boxes", "score"]
-    assert lesson.kinds["score"] == "raw"
+def test_the_score_is_learned_though_no_gradient_goes_through_what_it_picks(setup: Setup) -> None:
+    assert [pair.student for pair in setup.outputs] == ["boxes", "score"]
+    assert setup.kinds["score"] == "raw"
     x = torch.randn(4, TOKENS, WIDTH)
-    taught = lesson.teacher(x)
-    found = lesson.forms[False, False]([x], lesson.handed(taught, apart=False), None)
+    taught = setup.teacher(x)
+    found = setup.forms[False, False]([x], setup.handed(taught, apart=False), None)
     (found["score"] - taught["score"]).square().sum().backward()
-    by_name = {lesson.student.initializers[name]: p.grad for name, p in lesson.student.named_parameters()}
+    by_name = {setup.student.initializers[name]: p.grad for name, p in setup.student.named_parameters()}
     assert by_name["s"] is not None
     assert by_name["s"].abs().sum() > 0

@@ -30,7 +30,7 @@ EXAMPLES: Mapping[tuple[str, str], Any] = {
     **{(name, key): value for name in ("distill", "qat") for key, value in (("accumulate", 2), ("batch", 12))},
     **{(name, key): 0.25 for name in ("distill", "qat") for key in ("mixed", "tokens")},
 }
-# What has happened to the model in front of a pass that needs it, and with which options the pass then runs.
+# What has happened to the model before a pass that needs it, and with which options the pass then runs.
 BEFORE: Mapping[str, str] = {"distill": "prune24{method=magnitude}", "qat": "qdq-int8"}
 OPTIONS_THEN: Mapping[str, Mapping[str, Any]] = {
     "distill": {"steps": 2, "batch": 8, "teacher": str(MODEL)},

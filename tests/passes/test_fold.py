@@ -1,4 +1,4 @@
-"""fold: computed weights are found by the passes behind it, a model without any is refused."""
+"""fold: computed weights are found by the passes after it, a model without any is refused."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""fp16: the embedded model in FP16, alone and behind 2:4 and QDQ; its range guard, its border, and what it refuses."""
+"""fp16: the embedded model in FP16, alone and after 2:4 and QDQ; its range guard, its border, and what it refuses."""
 
 from pathlib import Path
 from typing import Any

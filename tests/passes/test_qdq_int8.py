@@ -79,8 +79,8 @@ def test_sparse_int8_adds_the_outputs_of_pruned_linears_and_only_of_those(name: 
     for model, outputs in ((dense, 0), (pruned, 4 * BLOCKS)):
         _run(model, profile="sparse-int8")
         sites = [site for site in analyse(model).sites if site.quantised]
-        behind = [all(node.op == "QuantizeLinear" for node in site.output.outputs) for site in sites]
-        assert sum(behind) == outputs
+        after = [all(node.op == "QuantizeLinear" for node in site.output.outputs) for site in sites]
+        assert sum(after) == outputs
     assert not invariants.violations(pruned)
 
 

@@ -148,7 +148,7 @@ FORMS: Mapping[str, Form] = {
         ),
         shape=(SIDE, 3 * SIDE),
     ),
-    "split behind transpose": Form(
+    "split after transpose": Form(
         lambda w: (
             _sum_of(
                 [("x", "a"), ("x", "b")],

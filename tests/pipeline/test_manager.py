@@ -1,4 +1,4 @@
-"""The manager: a plan is what a run does, also behind a pass that changes what there is to see; provenance adds up."""
+"""The manager: a plan is what a run does, also after a pass that changes what there is to see; provenance adds up."""
 
 import json
 from pathlib import Path

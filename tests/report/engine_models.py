@@ -24,7 +24,7 @@ def five_linears(path: Path) -> Path:
         )
         return f"{stem}_dq"
 
-    def linear(name: str, read: str, width: int, *, sparse: bool, inside: bool, behind: bool) -> str:
+    def linear(name: str, read: str, width: int, *, sparse: bool, inside: bool, after: bool) -> str:
         w = random.standard_normal((WIDTH, width)).astype(np.float32)
         if sparse:
             w[0::4] = w[3::4] = 0
@@ -35,14 +35,14 @@ def five_linears(path: Path) -> Path:
             constants[f"{name}_s"], constants[f"{name}_z"] = np.full(width, 0.02, np.float32), np.zeros(width, np.int8)
             weight = pair(weight, f"/{name}/w", f"{name}_s", f"{name}_z", axis=1)
         nodes.append(helper.make_node("MatMul", [read, weight], [f"{name}_y"], f"/{name}/MatMul"))
-        return pair(f"{name}_y", f"/{name}/out") if behind else f"{name}_y"
+        return pair(f"{name}_y", f"/{name}/out") if after else f"{name}_y"
 
-    flow = linear("fc1", "x", WIDTH, sparse=True, inside=True, behind=True)
-    flow = linear("proj", flow, WIDTH, sparse=True, inside=True, behind=False)
+    flow = linear("fc1", "x", WIDTH, sparse=True, inside=True, after=True)
+    flow = linear("proj", flow, WIDTH, sparse=True, inside=True, after=False)
     nodes.append(helper.make_node("Relu", [flow], ["relu_y"], "/relu/Relu"))
-    flow = linear("dense", "relu_y", WIDTH, sparse=False, inside=True, behind=True)
-    flow = linear("float", flow, WIDTH, sparse=True, inside=False, behind=False)
-    last = linear("small", flow, SMALL, sparse=True, inside=True, behind=True)
+    flow = linear("dense", "relu_y", WIDTH, sparse=False, inside=True, after=True)
+    flow = linear("float", flow, WIDTH, sparse=True, inside=False, after=False)
+    last = linear("small", flow, SMALL, sparse=True, inside=True, after=True)
     graph = helper.make_graph(
         nodes,
         "g",

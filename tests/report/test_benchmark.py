@@ -1,4 +1,4 @@
-"""What `bench` makes of timings: rows, rivals, ratios, the page, the chart; on a backend whose times are known."""
+"""What `bench` makes of timings: rows, baselines, ratios, the page, the chart; on a backend whose times are known."""
 
 import importlib.util
 import json
@@ -11,10 +11,10 @@ import pytest
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageError
 from gpusq_onnx.pipeline import grammar, manager, table
+from gpusq_onnx.report.baselines import given_entry
 from gpusq_onnx.report.benchmark import Benchmark, run_benchmark
 from gpusq_onnx.report.benchmark_page import digest, draw, require_chart
-from gpusq_onnx.report.rivals import given_entry
-from gpusq_onnx.runtime.backend import CPU_RIVALS, GPU_RIVALS, Rival, Variant
+from gpusq_onnx.runtime.backend import CPU_BASELINES, GPU_BASELINES, Baseline, Variant
 from gpusq_onnx.runtime.timing import Rounds
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -42,9 +42,9 @@ class KnownBackend:
 
     name = "known"
 
-    def __init__(self, rivals: Sequence[Rival] = CPU_RIVALS, *, refuses: str = "") -> None:
-        self.gpu, self.refuses = rivals is GPU_RIVALS, refuses
-        self.rivals = rivals
+    def __init__(self, baselines: Sequence[Baseline] = CPU_BASELINES, *, refuses: str = "") -> None:
+        self.gpu, self.refuses = baselines is GPU_BASELINES, refuses
+        self.baselines = baselines
         self.asked: list[tuple[Variant, int]] = []
         self.opened: list[Known] = []
 
@@ -116,7 +116,7 @@ def test_rows_rivals_and_ratios_on_a_cpu(found: Benchmark, backend: KnownBackend
 
 
 def test_on_a_gpu_tf32_is_the_reference_and_only_given_models_may_be_sparse(sparse: Path) -> None:
-    backend = KnownBackend(GPU_RIVALS)
+    backend = KnownBackend(GPU_BASELINES)
     found = run_benchmark([sparse], backend, [2], QUICK)
     assert [row.format for row in found.rows] == ["INT8 2:4", "FP32", "TF32", "FP16", "INT8"]
     assert found.reference == "TF32"
@@ -129,12 +129,14 @@ def test_a_format_that_is_given_is_not_made(tmp_path: Path) -> None:
     dense = tmp_path / "int8.onnx"
     options = DataOptions.from_values({"samples": 4})
     manager.run(FLOAT, dense, table.expand(grammar.parse("qdq-int8")), data=options)
-    found = run_benchmark([FLOAT, dense], KnownBackend((Rival("FP32", "float"), Rival("INT8", "int8"))), [1], QUICK)
+    found = run_benchmark(
+        [FLOAT, dense], KnownBackend((Baseline("FP32", "float"), Baseline("INT8", "int8"))), [1], QUICK
+    )
     assert formats(found) == [("digits_vit", "FP32", True), ("int8", "INT8", True)]
 
 
 def test_a_rival_that_cannot_run_is_a_note_and_a_given_model_an_error(sparse: Path) -> None:
-    found = run_benchmark([FLOAT, sparse], KnownBackend([Rival("FP16", "half")], refuses="FP16"), [1], QUICK)
+    found = run_benchmark([FLOAT, sparse], KnownBackend([Baseline("FP16", "half")], refuses="FP16"), [1], QUICK)
     assert "FP16" not in [row.format for row in found.rows]
     assert any("no dense FP16 at batch 1" in note for note in found.notes)
     backend = KnownBackend((), refuses="INT8 2:4")
@@ -190,6 +192,6 @@ def test_a_chart_that_cannot_be_drawn_is_refused_before_the_work(monkeypatch: py
 
 
 def test_the_files_of_rivals_are_gone_afterwards(found: Benchmark, backend: KnownBackend, sparse: Path) -> None:
-    rivals = [variant.path for variant, _ in backend.asked if variant.path not in (sparse, FLOAT)]
-    assert rivals and not any(path.exists() for path in rivals)
+    baselines = [variant.path for variant, _ in backend.asked if variant.path not in (sparse, FLOAT)]
+    assert baselines and not any(path.exists() for path in baselines)
     assert onnx.load(sparse).graph.node

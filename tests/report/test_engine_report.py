@@ -158,7 +158,7 @@ def test_without_a_word_on_sparsity_nothing_is_claimed(tmp_path: Path) -> None:
     assert {weight.chosen for weight in report.weights} == {None}
     document = report.to_dict()["sparsity"]
     assert (document["eligible"], document["chosen"]) == (None, None)
-    assert "not told" in digest(report)
+    assert "not reported" in digest(report)
 
 
 @pytest.mark.parametrize(

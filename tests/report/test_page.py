@@ -1,4 +1,4 @@
-"""The page of `report`: what stands on it, that it stands alone, and what is refused."""
+"""The page of `report`: what is on it, that it is complete in itself, and what is refused."""
 
 import json
 from html.parser import HTMLParser

@@ -62,5 +62,5 @@ def test_types_have_their_names(
     assert weight.codes == kind
     assert ("input" in weight.quantised) == bool(data)
     assert weight.kernel == f"dense {precision}"
-    told = [obstacle.text for obstacle in weight.obstacles if obstacle.kind == "precision"]
-    assert not any("quantise its ," in text or "its  " in text for text in told)
+    reported = [obstacle.text for obstacle in weight.obstacles if obstacle.kind == "precision"]
+    assert not any("quantise its ," in text or "its  " in text for text in reported)

@@ -207,7 +207,7 @@ def test_the_polygraphy_line_builds_it_too(tmp_path: Path, harness: Path) -> Non
 
 @pytest.fixture
 def fake_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Puts a `tensorrt`, or the module of another name, on the import path that goes as far as it is told."""
+    """Puts a `tensorrt`, or the module of another name, on the import path that goes as far as the test says."""
 
     def make(body: str, name: str = "tensorrt") -> None:
         folder = tmp_path / name

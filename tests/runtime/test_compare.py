@@ -101,10 +101,10 @@ def test_the_numbers_are_those_of_all_data_at_once_whatever_the_batch(tmp_path: 
 @pytest.mark.parametrize(("fixed", "samples"), [(1, 5), (4, 10)])
 def test_a_fixed_batch_is_kept_to_and_its_filling_not_counted(tmp_path: Path, fixed: int, samples: int) -> None:
     free, static = linear(tmp_path / "a.onnx"), linear(tmp_path / "b.onnx", weight() * 1.1, batch=fixed)
-    data, told = Data(samples, filled=True), list[int]()
-    found = compare(free, static, data, progress=told.append)
+    data, reported = Data(samples, filled=True), list[int]()
+    found = compare(free, static, data, progress=reported.append)
     assert data.asked == [fixed]
-    assert (found.samples, sum(told)) == (samples, samples)
+    assert (found.samples, sum(reported)) == (samples, samples)
     assert (
         found.outputs == compare(free, linear(tmp_path / "c.onnx", weight() * 1.1), Data(samples), batch=fixed).outputs
     )

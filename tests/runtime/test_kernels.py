@@ -57,7 +57,7 @@ KINDS = list(tails(torch.ones(1), torch.ones(1)))
 
 
 def onnx_linear(path: Path, tail: Tail, w: torch.Tensor, scales: torch.Tensor) -> Path:
-    """The Q/DQ graph of one Linear with this tail, as `qdq-int8` writes it, with DQ behind an INT8 result."""
+    """The Q/DQ graph of one Linear with this tail, as `qdq-int8` writes it, with DQ after an INT8 result."""
     nodes, constants = [], {}
 
     def pair(tensor: str, scale: np.ndarray, axis: int | None = None) -> str:
@@ -252,7 +252,7 @@ def test_the_version_is_that_of_the_library_that_is_loaded(tmp_path: Path) -> No
 
 
 class Timed(Chooser):
-    """A chooser whose times are told to it by kind of module; a kind that is not told fails."""
+    """A chooser whose times are given by kind of module; a kind without one fails."""
 
     def __init__(self, microseconds: dict[str, float], store: Path | None = None) -> None:
         super().__init__(CPU, store=store)

@@ -45,12 +45,12 @@ def tail(n: int, kind: str) -> Tail:
 @pytest.mark.parametrize(("n", "k"), [(2304, 768), (768, 768), (3072, 768), (768, 3072)])
 def test_every_way_is_exact(rows: int, n: int, k: int, kind: str, tmp_path: Path) -> None:
     chooser, given = Chooser(GPU, store=tmp_path / "kernels.json"), codes(rows, k)
-    weight, behind = codes(n, k, pruned=True), tail(n, kind)
-    expected = behind(given.double() @ weight.double().t())
-    answer = chooser.ask(weight, behind, rows, is_sparse=True)
+    weight, after = codes(n, k, pruned=True), tail(n, kind)
+    expected = after(given.double() @ weight.double().t())
+    answer = chooser.ask(weight, after, rows, is_sparse=True)
     assert answer.microseconds, answer.refused
     for way in answer.microseconds:
-        found = chooser.build(weight, behind, rows, is_sparse=True, ways=(way,))(given)
+        found = chooser.build(weight, after, rows, is_sparse=True, ways=(way,))(given)
         assert found.dtype == expected.dtype and found.shape == expected.shape
         if found.dtype == torch.int8:
             assert int((found.int() - expected.int()).abs().max()) <= 1, way
@@ -58,7 +58,7 @@ def test_every_way_is_exact(rows: int, n: int, k: int, kind: str, tmp_path: Path
         else:
             assert float((found.double() - expected.double()).norm() / expected.double().norm()) < 0.01, way
     again = Chooser(GPU, store=tmp_path / "kernels.json")
-    assert again.ask(weight, behind, rows, is_sparse=True) == answer
+    assert again.ask(weight, after, rows, is_sparse=True) == answer
     assert answer.best(WAYS) in answer.microseconds and answer.best(DENSE_WAYS) != "sparse"
 
 

@@ -39,7 +39,7 @@ def init_libnvinfer_plugins(logger, namespace): pass
 
 @pytest.fixture
 def fake_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Puts a `tensorrt` on the import path that does what it is told when it starts and when it parses."""
+    """Puts a `tensorrt` on the import path that does what the test says when it starts and when it parses."""
 
     def make(*, start: str = "pass", parse: str = "return False") -> None:
         folder = tmp_path / "fake"

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def fake_python(tmp_path: Path):
-    """An interpreter whose `-m pip` only makes the target folder, counts its calls, and ends as it is told."""
+    """An interpreter whose `-m pip` only makes the target folder, counts its calls, and ends as the test says."""
 
     def make(install: str = "exit 0", version: str = "exit 0") -> Path:
         script = tmp_path / "python"

@@ -95,7 +95,7 @@ def test_raw_outputs_are_read_too(truth: dict[str, Any], sigmoid: bool, numbered
 
 
 def joint() -> dict[str, Any]:
-    """MMDeploy's form: in pixels of the input, the score behind each box."""
+    """MMDeploy's form: in pixels of the input, the score after each box."""
     inside = BOXES / np.tile(SIZES, 2)[:, None] * np.tile(INPUT[::-1], 2)
     scores = np.array([[0.9, 0.8], [0.7, 0.0]], np.float32)
     return {"dets": np.concatenate([inside, scores[..., None]], axis=2).astype(np.float32), "labels": PLACES}

@@ -13,7 +13,7 @@ def logits_of(classes: np.ndarray, count: int) -> np.ndarray:
 
 
 def test_counted_by_hand() -> None:
-    """Class 0: 3 of 5 in either; class 1: 2 of 4; class 2 is found where no class is told, and counts nowhere."""
+    """Class 0: 3 of 5 in either; class 1: 2 of 4; class 2 is found where no class is given, and counts nowhere."""
     maps = np.array([[[0, 0, 0], [1, 1, IGNORED]], [[0, 1, IGNORED], [IGNORED] * 3]], np.uint8)
     found = np.array([[[0, 0, 0], [1, 0, 1]], [[1, 1, 2], [2] * 3]])
     judge = Segmentation()

@@ -27,7 +27,7 @@ def ints(*numbers: Any) -> Array:
 
 @dataclass
 class Case:
-    """One node: the shape of its data input behind the batch, and its other inputs: constants, "x" again, or None."""
+    """One node: the shape of its data input after the batch, and its other inputs: constants, "x" again, or None."""
 
     op: str
     shape: tuple[int, ...] = (4, 6)

@@ -55,7 +55,7 @@ def test_tensors_are_taken_in_the_callers_order(asset: str) -> None:
     features = whole(x)
     others = [torch.zeros_like(features[name]) for name in ends[1:]]
     assert apart.inputs[1:] == tuple(ends)
-    logits = whole.outputs[0]  # behind the last block, which is the first one given
+    logits = whole.outputs[0]  # after the last block, which is the first one given
     torch.testing.assert_close(apart(x, features[ends[0]], *others)[logits], features[logits], rtol=0, atol=1e-5)
 
 

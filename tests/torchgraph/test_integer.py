@@ -1,7 +1,7 @@
 """The torch backend against onnxruntime on the CPU: every Linear by itself, and the embedded model from end to end.
 
 Rounding: both sides add the same integers, in float32 or in int32, and differ in the last bit; a value next to a tie
-then falls one step further on one side, and the layers behind see that. So single Linears, fed the same codes, are held
+then falls one step further on one side, and the layers after see that. So single Linears, fed the same codes, are held
 to float32's precision, and whole networks to the share of values that moved and to the answers.
 """
 
@@ -22,7 +22,7 @@ from gpusq_onnx.runtime.kernels.choose import Chooser
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.torchgraph.attention import transposed_attention
 from gpusq_onnx.torchgraph.convert import convert
-from gpusq_onnx.torchgraph.float_rivals import float8_network, float_twin
+from gpusq_onnx.torchgraph.float_baselines import float8_network, float_twin
 from gpusq_onnx.torchgraph.integer import lower
 from gpusq_onnx.torchgraph.linears import find_sites
 from gpusq_onnx.torchgraph.network import Network

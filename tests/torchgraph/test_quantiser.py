@@ -21,7 +21,7 @@ CHANNELS = (np.abs(values(5)) + 0.1).astype(np.float32) / 50
 
 
 def weight_graph(axis: int = 1, codes: Array | None = None) -> tuple[list[NodeProto], dict[str, Array]]:
-    """MatMul with a weight [6, 5] behind a per-channel pair, or stored as codes."""
+    """MatMul with a weight [6, 5] before a per-channel pair, or stored as codes."""
     tail = [n("DequantizeLinear", "wq s z", "wd", axis=axis), n("MatMul", "x wd", "y")]
     constants = {"s": CHANNELS, "z": np.zeros(5, np.int8)}
     if codes is not None:

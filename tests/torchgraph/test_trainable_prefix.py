@@ -1,4 +1,4 @@
-"""How far a detector is trained: up to what selects, through a TopK that has weights behind it."""
+"""How far a detector is trained: up to what selects, through a TopK that has weights after it."""
 
 import numpy as np
 import pytest

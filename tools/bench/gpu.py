@@ -7,8 +7,8 @@ every integer way is checked against the exact reference on fresh random inputs;
 all formats of a shape are timed in the same interleaved rounds, as CUDA graphs, data in place. Tables go to stdout, all
 samples and what was chosen for each shape into `--out`. `--device cpu --models tiny` shows that it runs, no figures.
 
-Another cuSPARSELt than torch's: LD_PRELOAD=/path/libcusparseLt.so.0 in front. The version that is told, and that
-answers are kept under, is that of the library that is loaded.
+Another cuSPARSELt than torch's: LD_PRELOAD=/path/libcusparseLt.so.0 before the command. The version that is reported,
+and that answers are kept under, is that of the library that is loaded.
 """
 
 from __future__ import annotations

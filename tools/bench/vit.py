@@ -3,7 +3,7 @@
     x = patches + positions;  x += proj(attention(qkv(LN x)));  x += fc2(gelu(fc1(LN x)));  logits = head(LN x[:, 0])
 
 The integer forms have the Q/DQ pairs of `qdq-int8{attention=false}`: inputs and weights of the four Linears of a block,
-and with `outputs` also each Linear's output (`profile=sparse-int8`). GELU and the quantiser behind it belong to fc1's
+and with `outputs` also each Linear's output (`profile=sparse-int8`). GELU and the quantiser after it belong to fc1's
 tail. Scales come from one float pass over random images, weights are 2:4 by magnitude. Limits: figures of time, not of
 accuracy.
 """
@@ -53,7 +53,7 @@ MODELS = {
 
 
 class Linear(nn.Module):
-    """A float Linear that notes the largest input and output while `noting`; GELU behind it where told."""
+    """A float Linear that notes the largest input and output while `noting`; GELU after it where asked."""
 
     def __init__(self, n: int, k: int, *, gelu: bool, random: torch.Generator) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ def block(opset: int = 18) -> ModelProto:
 
 
 def laid_out() -> ModelProto:
-    """A weight behind every operator that only lays out, a Constant node, a Cast and a Slice."""
+    """A weight after every operator that only lays out, a Constant node, a Cast and a Slice."""
     made = _Graph()
     w = made.add("Transpose", [made.weight("w", WIDTH, WIDTH)], perm=[1, 0])
     w = made.add("Identity", [made.add("Cast", [w], to=TensorProto.FLOAT)])

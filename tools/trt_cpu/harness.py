@@ -56,7 +56,7 @@ def prepare(
         folder: a cache folder; created when missing. About 310 MB on disk.
         python: the interpreter whose pip downloads; the same version as the one that will import the harness.
         compilers: names of C compilers, the first found is used.
-        progress: told each step's name before it starts.
+        progress: receives each step's name before it starts.
 
     Returns:
         The site folder: on sys.path, `import tensorrt` works.

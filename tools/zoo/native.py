@@ -1,7 +1,7 @@
 """The zoo's models as the torch modules that they were exported from, in this process, with the same weights.
 
 timm, torchvision and transformers are no dependency of this project: they are borrowed from the environment of the zoo,
-whose site-packages are put behind this one's. Its torch must be of the same version, and is not loaded.
+whose site-packages are put after this one's. Its torch must be of the same version, and is not loaded.
 """
 
 from __future__ import annotations

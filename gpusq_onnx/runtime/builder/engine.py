@@ -179,7 +179,7 @@ def _kept(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _errors(reply: Reply, log: tuple[str, ...]) -> tuple[str, ...]:
-    """Empty when there is a plan: a crash behind it, in the inspector, loses the report's details only."""
+    """Empty when there is a plan: a crash after it, in the inspector, loses the report's details only."""
     if reply.answer.get("built"):
         return ()
     if "errors" not in reply.answer:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LAYERS = "] Layers:"  # how the line in front of the printed layers ends
+LAYERS = "] Layers:"  # how the line before the printed layers ends
 SPARSE_TACTIC = re.compile(r"sparse_gemm|sparse_conv|sptensor|spmma", re.IGNORECASE)
 
 # Longer names first: "BFloat16" holds "Float".
@@ -42,7 +42,7 @@ class Layer:
 
     Attributes:
         name, kind: its name and `LayerType`.
-        nodes: names of the ONNX nodes that it was made of, as far as they are told.
+        nodes: names of the ONNX nodes that it was made of, as far as they are reported.
         precision: "INT8", "FP16", …: what it computes in; "" where nothing tells.
         output: type of its first output; "" where nothing tells.
         tactic: the kernel's name; "" for layers that have none.
@@ -106,11 +106,11 @@ def _of_first_profile(layers: Iterable[Layer]) -> list[Layer]:
 
 def _layer(entry: Mapping[str, Any]) -> Layer:
     name, tactic = str(entry.get("Name", "")), str(entry.get("TacticName") or "")
-    told = re.findall(r"\[ONNX Layer: ([^\]\x1e]*)\]", str(entry.get("Metadata") or ""))
+    reported = re.findall(r"\[ONNX Layer: ([^\]\x1e]*)\]", str(entry.get("Metadata") or ""))
     return Layer(
         name=name,
         kind=str(entry.get("LayerType", "")),
-        nodes=tuple(dict.fromkeys((*told, *nodes_of(name)))),
+        nodes=tuple(dict.fromkeys((*reported, *nodes_of(name)))),
         precision=_precision(entry, tactic),
         output=next(iter(_tensor_types(entry.get("Outputs"))), ""),
         tactic=tactic,
@@ -127,8 +127,8 @@ def _printed(match: re.Match[str]) -> dict[str, Any]:
         types = re.findall(r"(?:Format/Datatype|Data[tT]ype): ([^,}\]]+)", listed[1]) if listed else []
         entry[key] = [{"DataType": kind} for kind in types]
     for key, pattern in (("TacticName", r"TacticName: ([^,]*)"), ("Metadata", r"Metadata: (.*)")):
-        told = re.search(pattern, match[3])
-        entry[key] = told[1] if told else ""
+        reported = re.search(pattern, match[3])
+        entry[key] = reported[1] if reported else ""
     weights = re.search(r'Weights: \{"Type": "(\w+)"', match[3])
     return entry | ({"Weights": {"Type": weights[1]}} if weights else {})
 
@@ -148,8 +148,8 @@ def _precision(entry: Mapping[str, Any], tactic: str) -> str:
 def _tensor_types(tensors: Any) -> Iterable[str]:
     for tensor in tensors if isinstance(tensors, list) else []:
         if isinstance(tensor, dict):
-            told = tensor.get("DataType") or tensor.get("Datatype") or tensor.get("Format/Datatype") or ""
-            yield _type_in(str(told))
+            reported = tensor.get("DataType") or tensor.get("Datatype") or tensor.get("Format/Datatype") or ""
+            yield _type_in(str(reported))
 
 
 def _type_in(text: str) -> str:

@@ -28,7 +28,7 @@ class BuildOptions:
     Attributes:
         profiles: optimisation profiles, the first one is the deployment's.
         sparse: look for sparse kernels (`BuilderFlag.SPARSE_WEIGHTS`).
-        tf32: let FP32 layers compute in TF32, as TensorRT does unless told not to.
+        tf32: let FP32 layers compute in TF32, as TensorRT does unless it is switched off.
         optimization_level: 0 (fast build) to 5 (long search); TensorRT's own default is 3.
         memory: bytes by memory pool, see `POOLS`; a pool that is not named has TensorRT's own limit.
         hardware: a level of `HARDWARE`; beyond "none", other GPUs can load the engine and it is slower.

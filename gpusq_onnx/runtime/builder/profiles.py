@@ -3,7 +3,7 @@
     batch   "32"         every input with a dynamic first axis has 32 there
             "1,32"       1 to 32, tuned for 32
             "1,32,256"   1 to 256, tuned for 32: the batch that will be deployed
-    shapes  "images:1x3x320x320,8x3x320x320,16x3x320x320": the same for one input, every axis told
+    shapes  "images:1x3x320x320,8x3x320x320,16x3x320x320": the same for one input, every axis given
 
 TensorRT times its kernels at the *opt* shape, and whether sparse ones win depends on it (TensorRT developer guide,
 "Working with Dynamic Shapes"). Limits: inputs whose values are shapes ("shape tensors") take no profile here.

@@ -1,7 +1,7 @@
 """Engines and tactic timings kept between builds, under the digest of everything that they depend on.
 
     engine    model and external data, TensorRT's version, GPU and driver, every option
-    timings   the same without the model and its shapes: a timing is of a layer, whatever model it stands in
+    timings   the same without the model and its shapes: a timing is of a layer, whatever model it is in
 
 (TensorRT developer guide, "Timing Cache": specific to device, CUDA, TensorRT and options that change implementations.)
 An entry is two files, `KEY.bin` and `KEY.json`; the second holds the key in full, notes, and a digest of the first and

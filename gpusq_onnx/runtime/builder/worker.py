@@ -23,7 +23,7 @@ Sizes = Mapping[str, Mapping[str, Sequence[int]]]
 class Request(TypedDict, total=False):
     """What the parent asks; all but `task`, `rtx` and `site` are of "build". Files are paths; empty: none.
 
-    `site` is the folder of the harness for machines with no GPU, in front of sys.path.
+    `site` is the folder of the harness for machines with no GPU, at the start of sys.path.
     """
 
     task: str

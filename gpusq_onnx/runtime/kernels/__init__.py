@@ -6,6 +6,6 @@
 
 The sum is an integer and exact (K 127² < 2³¹ up to K = 133 000), so this equals the Q/DQ graph up to the rounding of
 the float operations around it. One module a way to do it: `dense` (`torch._int_mm`), `sparse` (cuSPARSELt through
-`torch._cslt_sparse_mm`), `fused` (Triton, dense, with everything behind the product in the same kernel), `float8`;
+`torch._cslt_sparse_mm`), `fused` (Triton, dense, with everything after the product in the same kernel), `float8`;
 `choose` times what a device has and keeps the fastest. On a CPU `dense` is the reference path.
 """

@@ -1,4 +1,4 @@
-"""Quantising, and what stands behind an integer product, as plain torch functions that torch.compile can fuse.
+"""Quantising, and what follows an integer product, as plain torch functions that torch.compile can fuse.
 
     quantise     q = clamp(round(x / s), low, high), round half to even (ONNX QuantizeLinear, zero point 0)
     tail         y = alpha p + bias;  y = s_m quantise(y, s_m);  y = gelu(y);  q = quantise(y, s_o)
@@ -39,18 +39,18 @@ def activate(y: Tensor, activation: Activation) -> Tensor:
 
 
 def padded_rows(x: Tensor, multiple: int, least: int = 0) -> Tensor:
-    """`x`[M, K] with rows of zeros behind it, up to a multiple of `multiple` and `least` rows."""
+    """`x`[M, K] with rows of zeros after it, up to a multiple of `multiple` and `least` rows."""
     rows = max(least, -(-x.shape[0] // multiple) * multiple)
     return x if rows == x.shape[0] else functional.pad(x, (0, 0, 0, rows - x.shape[0]))
 
 
 class Tail(nn.Module):
-    """What stands behind the product of one Linear.
+    """What follows the product of one Linear.
 
     Args:
         alpha: float32 [N], s_x s_w.
         bias: float [N], or None.
-        middle: scale (> 0) of a Q/DQ pair on the Linear's output, in front of the activation; None: there is none.
+        middle: scale (> 0) of a Q/DQ pair on the Linear's output, before the activation; None: there is none.
         activation: what follows.
         out: scale (> 0) of the next quantiser, whose INT8 codes are then the result; None: a float result.
         dtype: the type of a float result.
@@ -80,22 +80,22 @@ class Tail(nn.Module):
     def forward(self, product: Tensor) -> Tensor:
         """From the integer product [M, N]."""
         y = product.float() * self.alpha
-        return self.behind(y if self.bias is None else y + self.bias)
+        return self.after(y if self.bias is None else y + self.bias)
 
-    def behind(self, y: Tensor) -> Tensor:
+    def after(self, y: Tensor) -> Tensor:
         """From `y` = alpha product + bias."""
         if self.middle is not None:
             y = dequantise(quantise(y, self.middle), self.middle)
         return self.finish(y)
 
     def finish(self, y: Tensor) -> Tensor:
-        """From behind the middle quantiser on."""
+        """From after the middle quantiser on."""
         y = activate(y, self.activation)
         return y.to(self.dtype) if self.out is None else quantise(y, self.out)
 
     @property
     def first_step(self) -> Tensor | None:
-        """The scale of a quantiser right behind the bias, which a kernel that writes INT8 can do itself."""
+        """The scale of a quantiser right after the bias, which a kernel that writes INT8 can do itself."""
         return self.middle if self.middle is not None or self.activation else self.out
 
     @property

@@ -1,6 +1,6 @@
 """The fastest way to run each quantised Linear on this device, found by timing, once a shape, and remembered.
 
-For a weight [N, K], M rows and what stands behind the product, every way that can serve is built, searched (the
+For a weight [N, K], M rows and what follows the product, every way that can serve is built, searched (the
 algorithm of cuSPARSELt, the tile of Triton) and timed; the fastest of those allowed serves, so a sparse kernel that
 does not pay gives way to a dense one, layer by layer. All ways compute the same function. On a CPU there is nothing to
 choose: `dense` is the reference.
@@ -42,7 +42,7 @@ class Answer:
 
     Attributes:
         shape: [M, N, K].
-        tail: what stands behind the product.
+        tail: what follows the product.
         microseconds: the time of each way that can serve, at its best setting; empty on a CPU.
         settings: that setting, an algorithm or a tile, as numbers.
         refused: why the other ways cannot.

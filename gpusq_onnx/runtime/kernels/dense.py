@@ -1,4 +1,4 @@
-"""Dense INT8: `torch._int_mm` (cuBLASLt on a GPU), the tail behind it; on a CPU the exact reference of every other way.
+"""Dense INT8: `torch._int_mm` (cuBLASLt on a GPU), the tail after it; on a CPU the exact reference of every other way.
 
 Limits of the operator on a GPU (torch 2.11): more than 16 rows, K and N multiples of 8; rows are padded here.
 """
@@ -18,7 +18,7 @@ class DenseLinear(nn.Module):
 
     Args:
         codes: the weight's INT8 codes [N, K].
-        tail: what stands behind the product.
+        tail: what follows the product.
     """
 
     codes: Tensor

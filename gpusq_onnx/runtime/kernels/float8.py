@@ -1,4 +1,4 @@
-"""FP8 (E4M3) beside INT8: `torch._scaled_mm` with one scale a row of either side. A rival in speed, not in numbers.
+"""FP8 (E4M3) beside INT8: `torch._scaled_mm` with one scale a row of either side. A baseline in speed, not in numbers.
 
     x_8 = fp8(x / s_x)         s_x    = 127 s / 448, the range of the INT8 quantiser with scale s
     w_8[n] = fp8(w[n] / s_w[n])   s_w[n] = max |w[n]| / 448
@@ -30,12 +30,12 @@ def float8_scale(scale: Tensor) -> Tensor:
 
 
 class Float8Linear(nn.Module):
-    """E4M3 values [M, K] to a BF16 result [M, N], what stands behind it included.
+    """E4M3 values [M, K] to a BF16 result [M, N], what follows it included.
 
     Args:
         weight: float [N, K].
         scale: the input's FP8 scale, one element.
-        tail: bias, activation and quantiser behind the product; its `alpha` and `middle` are INT8's and unused.
+        tail: bias, activation and quantiser after the product; its `alpha` and `middle` are INT8's and unused.
     """
 
     codes: Tensor

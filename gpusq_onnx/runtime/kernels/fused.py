@@ -1,4 +1,4 @@
-"""Dense INT8 with everything behind the product in the same Triton kernel: the strongest dense rival that we can make.
+"""Dense INT8 with everything after the product in the same Triton kernel: the best dense baseline that we can make.
 
     grid       one program a tile of BM x BN outputs; tiles of `group` row blocks run together, so that the weight's
                columns that they share stay in the L2 cache
@@ -55,7 +55,7 @@ class FusedLinear(nn.Module):
 
     Args:
         codes: the weight's INT8 codes [N, K].
-        tail: what stands behind the product.
+        tail: what follows the product.
         tile: see `TILES`.
     """
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-WARM = 3  # runs in front of the recording: compilation, library handles, the allocator
+WARM = 3  # runs before the recording: compilation, library handles, the allocator
 
 
 def compiled(run: Callable[..., object]) -> Callable[..., object]:

@@ -29,7 +29,7 @@ _OUTPUTS = (torch.int8, torch.bfloat16, torch.float16, torch.int32)
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What `_cslt_sparse_mm` is told: an algorithm's number, split-k and its mode; the defaults are the library's."""
+    """What `_cslt_sparse_mm` receives: an algorithm's number, split-k and its mode; the defaults are the library's."""
 
     number: int = 0
     split_k: int = 1
@@ -43,7 +43,7 @@ class Operators:
     Attributes:
         outputs: output types that are correct with a vector alpha (INT32: with none) and no bias.
         bias: by output type, the type in which a bias vector must come; missing: it cannot come at all.
-        version: of the cuSPARSELt that is loaded, e.g. 800 for 0.8.0; None where it cannot be told.
+        version: of the cuSPARSELt that is loaded, e.g. 800 for 0.8.0; None where it is not known.
     """
 
     outputs: frozenset[torch.dtype]
@@ -80,7 +80,7 @@ class SparseLinear(nn.Module):
 
     Args:
         codes: the weight's INT8 codes [N, K], at most 2 of each 4 along K not zero.
-        tail: what stands behind the product.
+        tail: what follows the product.
         operators: what works on this device.
         algorithm: see `search`.
     """
@@ -94,7 +94,7 @@ class SparseLinear(nn.Module):
         self.n = codes.shape[0]
         self.register_buffer("compressed", torch._cslt_compress(codes.contiguous()))
         self.tail, self.algorithm = tail, algorithm
-        step = tail.first_step  # of the quantiser that stands right behind the bias
+        step = tail.first_step  # of the quantiser that follows the bias directly
         fits = torch.int8 in operators.outputs and (tail.bias is None or torch.int8 in operators.bias)
         self.output = torch.int8 if step is not None and fits else operators.float_output(tail.dtype)
         inside = operators.bias.get(self.output) if tail.bias is not None else None
@@ -122,7 +122,7 @@ class SparseLinear(nn.Module):
         if self.output == torch.int8:
             return y if tail.middle is None else tail.finish(dequantise(y, tail.middle))
         left = tail.bias if self.bias is None else None
-        return tail.behind(y.float() if left is None else y.float() + left)
+        return tail.after(y.float() if left is None else y.float() + left)
 
 
 @torch.library.custom_op("gpusq::sparse_product", mutates_args=())
@@ -256,5 +256,5 @@ def library_version(maps: str) -> int | None:
 def _version() -> int | None:
     maps = Path("/proc/self/maps")
     found = library_version(maps.read_text(encoding="utf-8")) if maps.is_file() else None
-    told = torch.backends.cusparselt.version() if hasattr(torch.backends, "cusparselt") else None
-    return found if found is not None or told is None else int(told)
+    reported = torch.backends.cusparselt.version() if hasattr(torch.backends, "cusparselt") else None
+    return found if found is not None or reported is None else int(reported)

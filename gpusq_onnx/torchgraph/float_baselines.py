@@ -1,4 +1,4 @@
-"""The dense float rivals of a Q/DQ network: its twin without quantisers, in one type or with FP8 Linears."""
+"""The dense float baselines of a Q/DQ network: its twin without quantisers, in one type or with FP8 Linears."""
 
 from __future__ import annotations
 

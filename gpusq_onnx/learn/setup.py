@@ -2,7 +2,7 @@
 
     outputs    the student's float outputs with the teacher's of the same name, or else at the same place; where a graph
                ends in what cannot be trained through, the tensors up to which it can
-    selections where a TopK picks what goes on (a detector's queries), the student trains on the teacher's picks: query
+    selections where a TopK selects (a detector's queries), the student trains on the teacher's selection: query
                i is one query in both then; and it learns the scores that they were picked by
     maps       the ends of the stages (or of all blocks) in order, whatever their names; `maps` names tensors instead,
                which must have one name in both
@@ -33,7 +33,7 @@ from gpusq_onnx.torchgraph.prefix import selections, trainable_prefix
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Setup:
     """What one model learns from another.
 
     Attributes:
@@ -66,7 +66,7 @@ class Lesson:
 
 def prepare(
     model: Model, structure: Structure, teacher: Model, settings: Settings, sizes: Sizes | None = None
-) -> Lesson:
+) -> Setup:
     """Convert both models, with taps where they are compared, in the forms that the settings' phases need.
 
     Args:
@@ -116,7 +116,7 @@ def prepare(
         notes = ["all tokens are trained on: this graph's blocks cannot leave some out"]
     kinds = output_kinds({name: structure.shapes.get(name, ()) for name in names}, image)
     kinds |= {pair.student: "raw" for pair in scores if pair.student not in kinds}
-    return Lesson(student, guide, outputs, kinds, maps, selected, forms, some, tokens, tuple(notes))
+    return Setup(student, guide, outputs, kinds, maps, selected, forms, some, tokens, tuple(notes))
 
 
 def _form(model: Model, like: Network, outputs: Sequence[str], taps: Sequence[str], given: Sequence[str]) -> Form:
@@ -137,7 +137,7 @@ def _thin_teacher(
     settings: Settings,
     wanted: bool,
 ) -> tuple[Form | None, Tokens | None]:
-    """The teacher's thin form, and the student's tokens in front of the first block, where both are possible."""
+    """The teacher's thin form, and the student's tokens before the first block, where both are possible."""
     own = tokens_of(structure, [pair.student for pair in maps], settings.tokens) if wanted else None
     his = tokens_of(other, [pair.teacher for pair in maps], settings.tokens) if wanted else None
     if own is None or his is None or own.count != his.count:

@@ -1,6 +1,6 @@
 """The rows of a benchmark: the models that were given, and the dense formats that are timed beside them.
 
-Rivals come from the first dense FP32 model given, else from the first model with its Q/DQ pairs taken out (its zeros
+Baselines come from the first dense FP32 model given, else from the first model with its Q/DQ pairs taken out (its zeros
 stay, which no dense kernel notices). A format that a given model has already is not made again; one that cannot be made
 is noted with the reason.
 
@@ -31,7 +31,7 @@ from gpusq_onnx.pipeline import grammar, manager, table
 from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.pipeline.summary import measure
 from gpusq_onnx.report.inspection import WeightReport, inspect_model
-from gpusq_onnx.runtime.backend import Backend, Rival, Variant
+from gpusq_onnx.runtime.backend import Backend, Baseline, Variant
 
 Pin = Callable[[Sequence[TensorSpec]], Sizes]
 
@@ -46,7 +46,7 @@ class Entry:
 
     Attributes:
         model, format: its name in the table, e.g. "small", "INT8 2:4".
-        given: named by the caller; else a rival.
+        given: named by the caller; else a baseline.
         parameters, flops: in millions and in 10⁹, bit-weighted.
         variant: what the backend runs.
     """
@@ -78,12 +78,12 @@ def given_entry(path: Path) -> Entry:
     return Entry(path.stem, label, True, *_cost(model), Variant(path, precision, sparse))
 
 
-def rival_entries(
+def baseline_entries(
     given: Sequence[Entry], backend: Backend, scratch: Path, notes: list[str], progress: Progress
 ) -> Iterator[Entry]:
     """The backend's formats that nobody gave; files go into `scratch`, what could not be made into `notes`."""
     formats = {entry.format: entry for entry in given}
-    wanted = [rival for rival in backend.rivals if rival.format not in formats]
+    wanted = [baseline for baseline in backend.baselines if baseline.format not in formats]
     if not wanted:
         return
     dense = formats.get("FP32")
@@ -94,17 +94,17 @@ def rival_entries(
     files: dict[str, Path | None] = {"float": source}
     if "INT8" in formats:
         files["int8"] = files["int8-half"] = formats["INT8"].variant.path
-    for rival in wanted:
-        if rival.source not in files:
-            progress.start(f"making the dense {rival.format}")
-            files[rival.source] = _made(source, rival, scratch, notes)
+    for baseline in wanted:
+        if baseline.source not in files:
+            progress.start(f"making the dense {baseline.format}")
+            files[baseline.source] = _made(source, baseline, scratch, notes)
             progress.finish()
-        path = files[rival.source]
+        path = files[baseline.source]
         if path is not None:
             parameters, flops = _cost(io.load(path), dense=True)
-            if rival.source == "float" and rival.format in ("FP16", "BF16"):  # cast by the backend
+            if baseline.source == "float" and baseline.format in ("FP16", "BF16"):  # cast by the backend
                 parameters, flops = parameters / 2, flops / 4
-            yield Entry(name, rival.format, False, parameters, flops, Variant(path, rival.precision))
+            yield Entry(name, baseline.format, False, parameters, flops, Variant(path, baseline.precision))
 
 
 def _format(model: Model) -> tuple[str, bool]:
@@ -114,8 +114,8 @@ def _format(model: Model) -> tuple[str, bool]:
     sparse = 2 * _elements(w for w in weights if "2:4" in w.patterns) > whole
     if 2 * _elements(w for w in weights if w.codes == "int8" and "input" in w.quantised) > whole:
         return "INT8", sparse
-    kinds = {told: _elements(w for w in weights if w.dtype == kind) for kind, told in _FLOATS.items()}
-    return max(kinds, key=lambda told: kinds[told]), sparse
+    kinds = {reported: _elements(w for w in weights if w.dtype == kind) for kind, reported in _FLOATS.items()}
+    return max(kinds, key=lambda reported: kinds[reported]), sparse
 
 
 def _elements(weights: Iterable[WeightReport]) -> int:
@@ -135,20 +135,20 @@ def _float_twin(entry: Entry, scratch: Path, notes: list[str]) -> Path | None:
     remove_quantisation(model)
     name, _ = _format(model)
     if name != "FP32":
-        notes.append(f"no dense rivals: {entry.model} without Q/DQ is {name}; name the FP32 model, too")
+        notes.append(f"no dense baselines: {entry.model} without Q/DQ is {name}; name the FP32 model, too")
         return None
     path = scratch / "float.onnx"
     io.save(model, path)
     return path
 
 
-def _made(source: Path, rival: Rival, scratch: Path, notes: list[str]) -> Path | None:
-    path = scratch / f"{rival.source}.onnx"
-    pipeline = table.expand(grammar.parse(_PASSES[rival.source]))
+def _made(source: Path, baseline: Baseline, scratch: Path, notes: list[str]) -> Path | None:
+    path = scratch / f"{baseline.source}.onnx"
+    pipeline = table.expand(grammar.parse(_PASSES[baseline.source]))
     options = DataOptions.from_values({"samples": _SAMPLES})
     try:
         manager.run(source, path, pipeline, data=options)
     except GpusqError as error:
-        notes.append(f"no dense {rival.format}: {error.what}")
+        notes.append(f"no dense {baseline.format}: {error.what}")
         return None
     return path
