@@ -132,20 +132,23 @@ def play(target: Target, seed: int, folder: Path) -> dict:
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    folder = folder.resolve()
     words = target.make(random.Random(f"{target.name}/{seed}"), folder)
     (folder / OUT).mkdir(exist_ok=True)
     before = _entries(folder)
     out, err = io.StringIO(), io.StringIO()
-    began = time.perf_counter()
+    began, home, problem = time.perf_counter(), Path.cwd(), ""
+    os.chdir(folder)  # relative names that a case makes up stay in it
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main(words)
     except BaseException as error:
         code, problem = 4, f"{type(error).__name__} left main: {error}"
-    else:
-        problem = _problem(code, err.getvalue(), before, _entries(folder)) or (
-            target.judge(folder, folder / OUT) if code == 0 else ""
-        )
+    finally:
+        os.chdir(home)
+    problem = problem or _problem(code, err.getvalue(), before, _entries(folder))
+    if not problem and code == 0:
+        problem = target.judge(folder, folder / OUT)
     return {
         "words": words,
         "code": code,
