@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import PassFailed, UnsupportedModelError
 from gpusq_onnx.graph import io
-from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline import manager, proof
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.run import digest
@@ -223,17 +223,22 @@ def test_the_same_model_labelled_21_is_what_onnxruntime_refuses(tmp_path: Path) 
         onnxruntime.InferenceSession(newer.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def test_the_hook_sees_the_bytes_that_get_the_name(tmp_path: Path) -> None:
-    seen = []
+@pytest.mark.parametrize("external", [False, True])
+def test_the_proof_sees_the_bytes_that_get_the_name(
+    external: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, seen = proof.prove, []
 
-    def look(path: Path) -> None:
-        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])  # finds its external data
-        seen.append(path.read_bytes())
-        assert not (tmp_path / "m.onnx").exists()
+    def prove(written: Path, *rest: Any) -> Any:
+        assert not (tmp_path / "out.onnx").exists()
+        seen.append([path.read_bytes() for path in (written, io.data_beside(written))[: 1 + external]])
+        return whole(written, *rest)
 
+    monkeypatch.setattr(proof, "prove", prove)
+    source = tmp_path / "in.onnx"
     model = io.load(MODEL)
-    for model.external in (False, True):
-        io.save(model, tmp_path / "m.onnx", look)
-        assert seen[-1] == (tmp_path / "m.onnx").read_bytes()
-        for path in tmp_path.iterdir():
-            path.unlink()
+    model.external = external
+    io.save(model, source)
+    apply(source, tmp_path, "prune24")
+    output = tmp_path / "out.onnx"
+    assert seen == [[path.read_bytes() for path in (output, io.data_beside(output))[: 1 + external]]]
