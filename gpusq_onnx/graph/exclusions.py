@@ -73,11 +73,11 @@ def _few_outputs(site: Site, smallest: int) -> str | None:
 def _first_layer(site: Site, smallest: int) -> str | None:
     if site.role not in ("patch_embed", "stem"):
         return None
-    return "a first layer: it reads the image, with few operations"
+    return "a first layer: it reads the image"
 
 
 def _head(site: Site, smallest: int) -> str | None:
-    return "a head: few operations, and its errors are the model's" if site.role == "head" else None
+    return "a head: its errors are the errors of the model" if site.role == "head" else None
 
 
 def _transposed(site: Site, smallest: int) -> str | None:
