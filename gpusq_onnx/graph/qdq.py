@@ -51,7 +51,7 @@ class QdqWriter:
         self._fresh = Names(model).fresh
         self._behind: dict[int, list[gs.Node]] = {}
         self._before: dict[int, list[gs.Node]] = {}
-        self._pairs: dict[str, gs.Variable] = {}
+        self._pairs: dict[tuple[str, int | None], gs.Variable] = {}
 
     def activation(self, tensor: gs.Tensor, scale: float, readers: Iterable[gs.Node]) -> None:
         """Let `readers` read `tensor` through one shared per-tensor pair with this (positive) scale."""
@@ -102,8 +102,8 @@ class QdqWriter:
     def _pair(
         self, tensor: gs.Tensor, scale: NDArray[Any], axis: int | None, stem: str, place: list[gs.Node]
     ) -> gs.Variable:
-        if tensor.name in self._pairs:
-            return self._pairs[tensor.name]
+        if (tensor.name, axis) in self._pairs:
+            return self._pairs[tensor.name, axis]
         shape = getattr(tensor, "shape", None)
         factor = gs.Constant(self._fresh(f"{stem}_scale"), scale)
         zero = gs.Constant(self._fresh(f"{stem}_zero_point"), np.zeros(scale.shape, np.int8))
@@ -118,7 +118,7 @@ class QdqWriter:
                 gs.Node("DequantizeLinear", dequantize, dict(attrs), [codes, factor, zero], [back]),
             ]
         )
-        self._pairs[tensor.name] = back
+        self._pairs[tensor.name, axis] = back
         return back
 
     def _type(self, tensor: gs.Tensor) -> np.dtype[Any]:

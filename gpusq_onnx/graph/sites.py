@@ -49,6 +49,7 @@ class Site:
         out, k: output channels and reduction length.
         quantised: "" (float), "qdq" (float weight before Q/DQ), or the type of codes stored after DQ alone ("int8").
         conflicts: reasons why the stored values must not change for this reader alone.
+        apart: another site reads the same part of the weight along another axis.
         unfit: reasons why the product is no layer that could be pruned or quantised.
         role, block: filled in by `gpusq_onnx.graph.structure`.
     """
@@ -62,13 +63,15 @@ class Site:
     quantised: str = ""
     conflicts: list[str] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)
+    apart: bool = False
     role: str = ""
     block: int | None = None
 
     @property
     def name(self) -> str:
-        """The stored initializer's name, with the part where a Split cuts it."""
-        return str(self.weight.name) + "".join(f"[{c.start}:{c.stop}]" for _, c in self.view.cuts())
+        """The stored initializer's name, with the part that a Split cuts, and the axis where readers differ in it."""
+        parts = "".join(f"[{c.start}:{c.stop}]" for _, c in self.view.cuts())
+        return f"{self.weight.name}{parts}{f'[axis {self.k_axis}]' if self.apart else ''}"
 
     @property
     def op(self) -> str:
@@ -189,6 +192,9 @@ def find_sites(model: Model, flow: Dataflow | None = None) -> list[Site]:
             site.unfit.extend(_unfit(node, operand, flow))
             break
     sites = list(found.values())
+    first: dict[str, Site] = {}
+    for site in sites:
+        site.apart = first.setdefault(site.name, site) is not site
     _mark_conflicts(sites, flow)
     return sites
 

@@ -213,10 +213,10 @@ def _readers(row: PlanRow, sites: Mapping[str, Site], structure: Structure, targ
 
 
 def _store_codes(model: Model, names: set[str]) -> dict[str, list[str]]:
-    """The new names of every site whose codes are stored now."""
+    """The new names of every site whose codes are stored now; a weight that others read, too, stays float."""
     found: dict[str, list[str]] = {}
     for site in find_sites(model):
-        if site.name in names and site.quantised == "qdq":
+        if site.name in names and site.quantised == "qdq" and not site.conflicts:
             codes = quantize(site.read(), weight_scale(site), INT8, axis=0)
             found.setdefault(site.name, []).extend(store_codes(model, site, codes))
     return found

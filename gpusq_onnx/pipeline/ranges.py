@@ -77,12 +77,13 @@ class Watch:
         self.factors = factors if gain >= (1.0 if self.when == "always" else WORTH_A_NODE) else None
 
     def _importance(self, w: NDArray[Any] | None) -> NDArray[np.float64] | None:
-        """|w_k s_k|^2: what a squared error in channel k does to the output."""
+        """|w_k s_k|^2: what a squared error in channel k does to the output; None where the weights are all zero."""
         if w is None:
             return None
         power = column_dots(w, w)
         power = power if self.factors is None else power * np.square(self.factors.astype(np.float64))
-        return power / max(float(power.mean()), 1e-300)
+        mean = float(power.mean())
+        return power / mean if mean > 0 else None
 
 
 @dataclass

@@ -250,7 +250,7 @@ def test_random_signals_at_random_moments_leave_the_output_whole_or_absent(store
     took = time.monotonic() - began
     whole = contents(folder)
     dice = random.Random(stored)
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL, signal.SIGTERM):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
         for name in whole.keys() - before.keys():
             (folder / name).unlink(missing_ok=True)
         with subprocess.Popen([*command, *words, "-q"], env=environment, stderr=subprocess.PIPE, text=True) as running:

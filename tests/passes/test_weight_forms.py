@@ -59,7 +59,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:  # type: ignore[type-arg]
 def test_pruning_by_magnitude_keeps_the_larger_two_of_each_four(name: str, tmp_path: Path) -> None:
     form = FORMS[name]
     done = _run(form, "prune24{method=magnitude,head=true}", tmp_path)
-    assert (done is None) == (form.k is None and name != "names taken")
+    assert (done is None) == (form.k is None and name not in ("names taken", "computed"))
     if done is not None and form.k is not None:
         expected = _outputs(form.model(form.pruned(form.weights())), form)
         np.testing.assert_array_equal(_outputs(done[1], form), expected)
@@ -77,7 +77,7 @@ def test_stored_codes_compute_what_the_pairs_compute(name: str, tmp_path: Path) 
     assert _cosine(_outputs(codes[1], form), _outputs(form.model(form.weights()), form)) > 0.998
     quantised = [row.tensor for row in pairs[0].steps[0].rows if row.decision == "quantise weight"]
     sites = analyse(io.load(codes[1])).sites
-    assert {site.quantised for site in sites} == {"int8"}
+    assert {site.quantised for site in sites} == ({"qdq"} if any(site.conflicts for site in sites) else {"int8"})
     assert len(sites) >= len(quantised)
     stored = {site.weight.name for site in sites}
     kept = [t.name for t in onnx.load(codes[1]).graph.initializer if t.name not in stored and np.prod(t.dims) > 200]
@@ -99,7 +99,8 @@ def test_it_is_done_or_refused_with_a_reason(name: str, pipeline: str, tmp_path:
     assert _cosine(_outputs(done[1], form, optimize=True), found) > 0.95
     if pipeline.startswith(("prune24{method=", "prune24{head")):
         pruned = [row for row in done[0].steps[0].rows if not row.skipped]
-        assert sum(NM(2, 4).holds(site.read()) for site in analyse(io.load(done[1])).sites) >= len(pruned)
+        left = [site.read() for site in analyse(io.load(done[1])).sites if site.k % 4 == 0]
+        assert sum(NM(2, 4).holds(w) for w in left) >= len(pruned)
 
 
 @pytest.mark.slow  # seconds a form, for the training's own start

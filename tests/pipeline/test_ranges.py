@@ -78,3 +78,10 @@ def test_the_softmax_scale_is_the_one_of_least_product_error() -> None:
     assert error.scale == min(measured, key=measured.__getitem__) == scales[2]
     mean = (rounded[scales[2]] - flat @ values).mean(axis=(0, 2)).reshape(-1)
     np.testing.assert_allclose(error.mean, mean, rtol=1e-3, atol=1e-6)
+
+
+def test_an_input_whose_weights_are_all_zero_still_has_a_scale():
+    watch = Watch(lambda importance: make_observer("mse", percentile=99.99, importance=importance), "never",
+                  lambda: np.zeros((16, 32), np.float32))  # fmt: skip
+    watch.update(_rng().standard_normal((4, 32)).astype(np.float32))
+    assert watch.scale() > 0

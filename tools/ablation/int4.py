@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, numpy_helper
 
+INT4_SINCE = 21  # opset
 RATIO = 127 / 7 / 2
 WEIGHT_RATIO = 127 / 7
 
@@ -30,6 +31,9 @@ def to_int4(source: Path, target: Path) -> None:
         values = numpy_helper.to_array(scale) * (WEIGHT_RATIO if name in weights else RATIO)
         scale.CopyFrom(numpy_helper.from_array(values.astype("float32"), name))
     del model.graph.value_info[:]
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = max(entry.version, INT4_SINCE)
     onnx.save(model, target)
 
 

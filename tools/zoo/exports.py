@@ -21,6 +21,7 @@ PACKAGES = (
     ["torch==2.13.0"],
     ["--no-deps", "torchvision==0.28.0"],
     ["timm", "transformers", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow"],
+    ["onnxsim", "onnxslim"],
 )
 
 
@@ -66,6 +67,24 @@ class Zoo:
         partial.mkdir(parents=True, exist_ok=True)
         subprocess.run([str(self._python()), str(self.script), model, exporter, str(partial)], check=True)
         (partial / path.name).replace(path)
+        return path
+
+    def foreign(self, export: str) -> Path:
+        """The file of e.g. "segformer_legacy17" of the foreign corpus (`tools.zoo.foreign`); made when it is not there.
+
+        Raises:
+            FileNotFoundError: the shared folder, whose torchvision stand-in the exporter needs, is not there.
+            RuntimeError: it does not export; says why.
+        """
+        folder = self.folder / "foreign"
+        path, reason = folder / f"{export}.onnx", folder / f"{export}.txt"
+        if not path.is_file() and not reason.is_file():
+            if not self.script.is_file():
+                raise FileNotFoundError(f"{path} is not there, and neither is {self.script.parent}, to make it with")
+            script = Path(__file__).with_name("foreign.py")
+            subprocess.run([str(self._python()), "-W", "ignore", str(script), str(folder), export], check=True)
+        if not path.is_file():
+            raise RuntimeError(reason.read_text(encoding="utf-8").strip())
         return path
 
     def _python(self) -> Path:

@@ -79,7 +79,7 @@ MODELS: dict[str, tuple[Build, Callable[[], tuple[Any, ...]], tuple[str, ...]]] 
     "beit": (timm_model("beit_base_patch16_224", depth=2), IMAGE, ("legacy17", "dynamo", "dynamic")),
     "eva02": (timm_model("eva02_tiny_patch14_224", depth=2), IMAGE, PLAIN),
     "dinov3": (timm_model("vit_small_patch16_dinov3", depth=2, img_size=224), IMAGE, PLAIN),
-    "swinv2": (timm_model("swinv2_tiny_window8_256", depths=(1, 1, 2, 1)), images(1, 3, 256, 256), ("legacy17", "dynamo")),
+    "swinv2": (timm_model("swinv2_tiny_window8_256", depths=(1, 1, 2, 1)), images(1, 3, 256, 256), PLAIN),
     "segformer": (
         hf_model(
             "SegformerForSemanticSegmentation",
