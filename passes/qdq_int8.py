@@ -3,7 +3,8 @@
     accurate      inputs and weights of every Linear and convolution, the operands of the attention products
     sparse-int8   the same, and the output of every pruned one: TensorRT's sparse INT8 kernels are INT8 in, INT8 out
 
-Every constant weight is quantised unless `graph.exclusions` has a reason: first layers, heads, tiny sides, depthwise.
+Every constant weight is quantised unless `graph.exclusions` has a reason: first layers, heads, tiny sides, depthwise
+Convs, Convs on joined feature maps.
 
 Weights get one scale an output channel, from the clip of least squared error over the weights that are not zero (mask
 first, scales after: docs/method.md); activations one scale a tensor, from a streaming observer over the calibration

@@ -104,11 +104,9 @@ class _Shifts:
     def __init__(
         self, structure: Structure, rows: Sequence[PlanRow], watches: Mapping[str, Watch], scales: Mapping[str, float]
     ) -> None:
-        self._inputs = {
-            row.tensor: MeanError(watches[row.tensor], scales[row.tensor])
-            for row in rows
-            if row.detail["side"] == "input" and row.op in LINEAR
-        }
+        inputs = [row for row in rows if row.detail["side"] == "input"]
+        self._inputs = {row.tensor: MeanError(watches[row.tensor], scales[row.tensor]) for row in inputs}
+        self._images = {row.tensor for row in inputs if row.op not in LINEAR}
         self._contexts: list[tuple[Site | None, str, str, ContextError]] = []
         fixed = {row.detail["attention"]: row.detail["fixed"] for row in rows if row.detail.get("operand") == "softmax"}
         for number, attention in enumerate(structure.attentions):
@@ -124,11 +122,15 @@ class _Shifts:
 
     def update(self, found: Arrays) -> None:
         """Take in a batch of tensors by name."""
-        run_all(lambda name: self._inputs[name].update(found[name]), [name for name in self._inputs if name in found])
+        run_all(partial(self._update_input, found), [name for name in self._inputs if name in found])
         run_all(partial(_update_context, found), [watched for watched in self._contexts if watched[1] in found])
 
+    def _update_input(self, found: Arrays, name: str) -> None:
+        x = found[name]
+        self._inputs[name].update(np.moveaxis(x, 1, -1) if name in self._images else x)
+
     def of_input(self, row: PlanRow) -> MeanError | None:
-        """The mean error of a Linear's input, where one was measured."""
+        """The mean error of a site's input a channel, where one was measured."""
         error = self._inputs.get(row.tensor)
         return error if error is not None and error.rows else None
 
@@ -198,8 +200,17 @@ def _rounded(
     error, of_context = errors[site.name]
     if error is None or not settings.bias_correction:
         return scale, None
-    shift = error.shift(w, fake_quantize(w, scale, INT8, axis=0))
+    rounded = fake_quantize(w, scale, INT8, axis=0)
+    if site.op == "ConvTranspose" or site.group > 1:
+        return scale, None  # which positions and channels meet differs from output to output
+    shift = error.shift(_over_positions(site, w), _over_positions(site, rounded))
     return scale, shift if of_context is None else shift + of_context
+
+
+def _over_positions(site: Site, w: Float32) -> Float32:
+    """w[out, channels], summed over a kernel's positions: a mean input is the same at each, but at the padding."""
+    positions = site.k // site.channels
+    return w if positions == 1 else w.reshape(len(w), positions, -1).sum(axis=1)
 
 
 def _readers(row: PlanRow, sites: Mapping[str, Site], structure: Structure, targets: Mapping[str, Any]) -> list[Node]:

@@ -26,7 +26,7 @@ COLUMNS = [
 ]  # fmt: skip
 REASONS = (
     "a first layer", "a head", "depthwise", "groups of", "reduces over", "outputs: below", "its input is constant",
-    "the constant is the left operand", "a ConvTranspose in groups",
+    "the constant is the left operand", "a ConvTranspose in groups", "joined by Concat",
 )  # fmt: skip
 EXPORTS = [f"{name}_{form}" for name, (_, _, forms) in MODELS.items() for form in forms]
 LINEARS = 64  # the side from which a product counts
