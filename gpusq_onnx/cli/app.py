@@ -6,6 +6,7 @@ Errors raised on purpose (`errors.GpusqError`) print what, where, expected, foun
 a bug: a short message that asks for `--debug`, which shows the traceback.
 """
 
+import errno
 import sys
 import traceback
 import warnings
@@ -20,7 +21,7 @@ from gpusq_onnx import __version__
 from gpusq_onnx.cli import apply, bench, build, check, inspect, pack, passes, plan, report
 from gpusq_onnx.cli.groups import SectionedCommand, grouped
 from gpusq_onnx.cli.help import help_
-from gpusq_onnx.errors import MACHINE, EnvironmentLacking, GpusqError
+from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, of_the_machine
 from gpusq_onnx.text import block, printable
 
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
@@ -63,10 +64,13 @@ def _run(argv: Sequence[str] | None, settings: Settings) -> int:
 
 def _explain(error: Exception) -> tuple[str, int]:
     """What to print for an error, and the exit code."""
-    if isinstance(error, GpusqError):
+    machine = of_the_machine(error)
+    if isinstance(machine, OSError) and machine.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"{UsageError.title}: {printable(str(machine))}", UsageError.exit_code
+    if isinstance(error, GpusqError) and not machine:
         return f"{error.title}: {error}", error.exit_code  # whose text is printable already
-    if isinstance(error, MACHINE):
-        what = "not enough memory" if isinstance(error, MemoryError) else printable(str(error))
+    if machine is not None:
+        what = "not enough memory" if isinstance(machine, MemoryError) else printable(str(machine))
         return f"{EnvironmentLacking.title}: {what}", EnvironmentLacking.exit_code
     text = f"{GpusqError.title}: {type(error).__name__}: {block(str(error), '    ')}"
     hint = "this is a defect of gpusq-onnx; run gpusq-onnx --debug VERB ... again and report the traceback"

@@ -7,7 +7,7 @@
 Folding is what the pass `fold` does, for these cases only. A branch that moved may decide the next condition, so all
 of it is repeated until nothing changes.
 
-Source: TORCHGRAPH "How weights look in exports". Limits: those of each row, which says its reason.
+Source: docs/torchgraph.md "How weights look in exports". Limits: those of each row, which says its reason.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def total_cost(
     """
     chosen = list(structure.sites if sites is None else sites)
     costs = [site_cost(site, structure, quantised=q, sparse=s) for site in chosen for q, s in [state(site)]]
-    stored = {site.name: cost for site, cost in zip(chosen, costs, strict=True)}.values()  # a tied weight is there once
+    stored = {site.part: cost for site, cost in zip(chosen, costs, strict=True)}.values()  # a tied weight is there once
     weights = {site.weight.name for site in chosen}
     others = [c for c in model.constants() if c.name not in weights and data_type_of(c) in _FLOATS]
     elements = [(math.prod(c.shape), _FLOATS[data_type_of(c)]) for c in others]

@@ -70,8 +70,12 @@ class Site:
     @property
     def name(self) -> str:
         """The stored initializer's name, with the part that a Split cuts, and the axis where readers differ in it."""
-        parts = "".join(f"[{c.start}:{c.stop}]" for _, c in self.view.cuts())
-        return f"{self.weight.name}{parts}{f'[axis {self.k_axis}]' if self.apart else ''}"
+        return f"{self.part}[axis {self.k_axis}]" if self.apart else self.part
+
+    @property
+    def part(self) -> str:
+        """The name of what is stored: sites that read one part along different axes share it."""
+        return str(self.weight.name) + "".join(f"[{c.start}:{c.stop}]" for _, c in self.view.cuts())
 
     @property
     def op(self) -> str:
