@@ -1,6 +1,6 @@
 """An onnxruntime that goes wrong as a test wants it, for the processes that the tool starts; this one's stays whole.
 
-A child gets this process's import path. The package that stands first there imports the real onnxruntime and gives it
+A child gets this process's import path. The package that comes first there imports the real onnxruntime and gives it
 another InferenceSession, which runs the test's code at three moments: `load(data, optimised)` with the bytes of the
 model file, and `result(values, data, optimised)` with what a run gave. `die()` ends the process by SIGSEGV.
 """

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.reading import reading
 from gpusq_onnx.data.source import (
     Batch,
     Box,
@@ -37,21 +38,10 @@ from gpusq_onnx.data.source import (
     require_whole,
     too_few,
 )
-from gpusq_onnx.errors import GpusqError, UnsupportedDataError
+from gpusq_onnx.errors import UnsupportedDataError
 from gpusq_onnx.files import Scratch
 
 LABELS = "labels"
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Around whatever looks into the file: numpy's, zip's and the decompressors' errors share no base class."""
-    try:
-        yield
-    except (GpusqError, MemoryError):
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from error
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class _Column:
         """rows[n] (ascending) as dtype[n, ...]."""
         out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
         row_bytes = out[:1].nbytes
-        with _reading(self.file):
+        with reading(self.file, _unreadable):
             for slot, row in enumerate(rows):
                 stream.seek(self.start + row * row_bytes)
                 data = stream.read(row_bytes)
@@ -115,7 +105,7 @@ class ArrayFile(Source):
         self._path = path
         self._inputs = inputs
         self.static_batch = next((spec.static_batch for spec in inputs if spec.static_batch), None)
-        with _reading(path):
+        with reading(path, _unreadable):
             columns = _npz_columns(path) if path.suffix == ".npz" else _npy_column(path, inputs)
         names = [spec.name for spec in inputs]
         self.labelled = LABELS in columns and LABELS not in names
@@ -147,7 +137,7 @@ class ArrayFile(Source):
     def batches(self, batch: int) -> Iterator[Batch]:
         size = self.static_batch or batch
         with ExitStack() as stack:
-            with _reading(self._path):
+            with reading(self._path, _unreadable):
                 streams = {name: stack.enter_context(column.opened()) for name, column in self._columns.items()}
             for start in range(0, len(self), size):
                 rows = self._rows[start : start + size]
@@ -172,14 +162,14 @@ class ArrayFile(Source):
     @cached_property
     def _mapped(self) -> dict[str, NDArray[Any]]:
         self._folder = Scratch()
-        with _reading(self._path):
+        with reading(self._path, _unreadable):
             return {name: column.mapped(self._folder.path) for name, column in self._columns.items()}
 
     def digest(self) -> str:
         whole = hashlib.sha256()
         for name, column in sorted(self._columns.items()):
             whole.update(f"{name} {column.dtype.str} {column.shape[1:]}\0".encode())
-            with _reading(self._path), column.opened() as stream:
+            with reading(self._path, _unreadable), column.opened() as stream:
                 for row in self._rows:
                     whole.update(column.read(stream, [row]).tobytes())
         return whole.hexdigest()

@@ -16,7 +16,6 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -29,8 +28,9 @@ from numpy.typing import NDArray
 from gpusq_onnx.data.images import Images
 from gpusq_onnx.data.listing import spread
 from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.reading import reading
 from gpusq_onnx.data.source import ImageInputs
-from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UnsupportedDataError
+from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -105,7 +105,7 @@ class ParquetImages(Images):
 
         total = 0
         for file in self._files:
-            with _reading(file):
+            with reading(file, _unreadable):
                 total += pq.ParquetFile(file).metadata.num_rows
         if column is None or not total:
             return None, total
@@ -151,25 +151,14 @@ class _Scratch:
 def _record_batches(file: Path, column: str) -> Iterator[pa.RecordBatch]:
     import pyarrow.parquet as pq
 
-    with _reading(file):
+    with reading(file, _unreadable):
         batches = pq.ParquetFile(file).iter_batches(ROWS, columns=[column])
     while True:
-        with _reading(file):
+        with reading(file, _unreadable):
             batch = next(batches, None)
         if batch is None:
             return
         yield batch
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Around whatever looks into the file: pyarrow raises what the bytes make it raise."""
-    try:
-        yield
-    except (GpusqError, MemoryError):
-        raise
-    except Exception as error:
-        raise _unreadable(file, error) from error
 
 
 def _schema(file: Path) -> pa.Schema:
@@ -182,7 +171,7 @@ def _schema(file: Path) -> pa.Schema:
             found=str(error),
             hint="pip install 'gpusq-onnx[data]'",
         ) from error
-    with _reading(file):
+    with reading(file, _unreadable):
         return pq.read_schema(file)
 
 

@@ -3,25 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
-
-import numpy as np
 
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, Source, open_source
-
-
-class Described(Protocol):
-    """What anybody calls a model's input: its name, type and shape."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    @property
-    def shape(self) -> tuple[int | str | None, ...]: ...
+from gpusq_onnx.data.source import Described, Source, open_source
 
 
 def sizes_of(source: Source) -> dict[str, tuple[int, ...]]:
@@ -36,4 +20,4 @@ def sizes_for(inputs: Sequence[Described], options: DataOptions) -> dict[str, tu
     Raises:
         UsageError, UnsupportedDataError: as `open_source`; without a crop where the model takes any size.
     """
-    return sizes_of(open_source(options, [InputSpec(spec.name, spec.dtype, spec.shape) for spec in inputs]))
+    return sizes_of(open_source(options, inputs))

@@ -15,13 +15,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
+
+
+class Described(Protocol):
+    """What anybody calls a model's input: its name, type and shape."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def shape(self) -> tuple[int | str | None, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -188,12 +201,12 @@ class Source(ABC):
         }
 
 
-def open_source(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
+def open_source(options: DataOptions, inputs: Sequence[Described]) -> Source:
     """The source that `options.path` names, checked against the model's inputs as far as this is cheap.
 
     A missing path raises UsageError; data that does not fit the inputs raises UnsupportedDataError.
     """
-    source = _open(options, inputs)
+    source = _open(options, [InputSpec(given.name, given.dtype, given.shape) for given in inputs])
     for option, asked, met in (
         ("--annotations", options.annotations, source.annotations is not None),
         ("--masks", options.masks, source.segmented),

@@ -18,7 +18,7 @@ DEFAULT_DOMAIN = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class Level:
-    """Nodes, and where they stand, in words: "the graph", "a subgraph of node 'loop' (Loop)", "function 'f'"."""
+    """Nodes, and where they are, in words: "the graph", "a subgraph of node 'loop' (Loop)", "function 'f'"."""
 
     where: str
     body: GraphProto | FunctionProto
@@ -58,13 +58,13 @@ class Arrival:
         return [*self.graphs, *(Level(f"function {f.name!r}", f) for f in self.proto.functions)]
 
     def nodes(self) -> Iterator[tuple[Level, NodeProto]]:
-        """Every node with the level that it stands on."""
+        """Every node with its level."""
         for level in self.levels:
             for node in level.nodes:
                 yield level, node
 
     def opset(self, level: Level, domain: str) -> int | None:
-        """The version of an operator domain where `level` stands; None where it is not imported."""
+        """The version of an operator domain at `level`; None where it is not imported."""
         imports = level.body.opset_import if isinstance(level.body, FunctionProto) else self.proto.opset_import
         names = DEFAULT_DOMAIN if domain in DEFAULT_DOMAIN else (domain,)
         return next((entry.version for entry in imports if entry.domain in names), None)

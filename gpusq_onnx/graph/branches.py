@@ -58,7 +58,7 @@ def inline_branch(model: Model, node: gs.Node) -> None:
         if result.inputs:
             _rename(result, target)
             made[id(result)] = target
-        else:  # an initializer of the branch, or a result that stands in the list twice
+        else:  # an initializer of the branch, or a result that the list names twice
             source = made.get(id(result), result)
             nodes.append(gs.Node("Identity", names.fresh(f"{target.name}_Identity"), {}, [source], [target]))
     model.graph.nodes[place:place] = nodes

@@ -1,6 +1,6 @@
 """Einsum as MatMul, which pruning, quantisation and TensorRT's INT8 kernels know.
 
-The letters of `"bhqd,bhkd->bhqk"` are sorted by where they stand:
+The letters of `"bhqd,bhkd->bhqk"` are sorted by where they occur:
 
     batch    in both operands and in the result          MatMul's leading axes
     sum      in both operands, not in the result         the reduction axis
@@ -53,7 +53,7 @@ class Contraction:
         return math.prod(known) if len(known) == len(letters) else None
 
     def gathered(self) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
-        """The axes of each operand, laid out, and those that MatMul reads: letters that stand together are one axis."""
+        """The axes of each operand, laid out, and those that MatMul reads: adjacent letters are one axis."""
         batch, left, summed, right = self.letters()
         rows = [*left] if isinstance(self.operands[1], gs.Constant) else [left]
         return (
@@ -149,7 +149,7 @@ def _read(equation: str, operands: Sequence[gs.Tensor], shapes: Sequence[tuple[D
         result = dots + "".join(sorted(c for c in once if once.count(c) == 1 and c not in dots))
     result = result.replace("...", dots)
     if any(len(set(term)) < len(term) for term in spelled):
-        raise Unfit("a letter stands twice in one operand: a diagonal")
+        raise Unfit("a letter occurs twice in one operand: a diagonal")
     sizes: dict[str, Dim] = {}
     for term, shape in zip(spelled, shapes, strict=True):
         for letter, size in zip(term, shape, strict=True):

@@ -42,7 +42,7 @@ def attributes(arrival: Arrival) -> Iterator[str]:
         for attribute in node.attribute:
             if attribute.ref_attr_name:
                 if not isinstance(level.body, FunctionProto):
-                    yield f"attribute {attribute.name!r} of {label(node)} refers to a function's, and stands in none"
+                    yield f"attribute {attribute.name!r} of {label(node)} refers to a function's, and is in none"
                 continue
             field = _FIELDS.get(attribute.type)
             if field is None:

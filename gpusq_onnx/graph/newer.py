@@ -1,6 +1,6 @@
 """A quantised graph that must stay at opset 21 or later, in forms that onnxruntime's default session loads.
 
-What goes wrong there stands in `graph.label`: after a DequantizeLinear and a Reshape, Transpose or the like, of the
+What goes wrong there: see `graph.label`: after a DequantizeLinear and a Reshape, Transpose or the like, of the
 graph or made by a fusion, onnxruntime 1.28 to 1.32 puts a QuantizeLinear that it refuses. So there are none:
 
     1. MatMul + Add of a bias [N] is made a Gemm between Reshapes; with the bias as [1, N] it stays as it is

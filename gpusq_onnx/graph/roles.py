@@ -21,7 +21,7 @@ import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.dataflow import CARRIERS, ELEMENTWISE, NONLINEAR, NORMS, Dataflow
 from gpusq_onnx.graph.model import Model, TensorSpec
-from gpusq_onnx.graph.sites import Site, before_qdq
+from gpusq_onnx.graph.sites import Site
 
 BLOCK_ROLES = frozenset("qkv q k v qk kv proj fc1 fc2".split())
 ROLES = (*sorted(BLOCK_ROLES), "patch_embed", "stem", "head", "linear", "conv")
@@ -59,7 +59,7 @@ def name_mlps(sites: Sequence[Site], flow: Dataflow, owner: Owner) -> None:
     """Name the pairs of Linears with an activation function between, a depthwise Conv beside it or not."""
     by_input: dict[str, list[Site]] = {}
     for site in sites:
-        by_input.setdefault(before_qdq(site.activation).name, []).append(site)
+        by_input.setdefault(site.activation.name, []).append(site)
     for siblings in by_input.values():
         free = [s for s in siblings if not s.role and s.is_linear]  # SwiGLU: gate and up read one tensor
         region = flow.reach([s.output for s in free], ELEMENTWISE, depthwise=True)

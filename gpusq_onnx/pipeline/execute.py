@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, Source, open_source
+from gpusq_onnx.data.source import Source, open_source
 from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import InvariantError, NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, label
@@ -87,12 +87,11 @@ def begin(model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_no
             hint="give --data FOLDER; a thousand images without labels will do",
         )
     if data.path is not None or any(step.needs_data for step in passes):
-        inputs = [InputSpec(spec.name, spec.dtype, spec.shape) for spec in model.inputs()]
-        state.source = state.calibration = open_source(data, inputs)
+        state.source = state.calibration = open_source(data, model.inputs())
         count = data.calibrate or (MOST_CALIBRATE if learning else None)
         if count is not None:
             state.calibration = at_most(state.source, count)
-        state.sample = next((batch.feed for batch in state.source.batches(1)), None)
+        state.sample = sample_of(state.source)
         if data.path is None:
             state.warnings.append(SYNTHETIC)
     return state
@@ -109,6 +108,11 @@ def _require_runnable(model: Model, name: str) -> None:
             found="bfloat16",
             hint="export in float16 or float32; prune24{method=magnitude} and distill need no onnxruntime",
         )
+
+
+def sample_of(source: Source) -> Feed | None:
+    """A batch of one, or of the fixed size; None where there is no sample."""
+    return next((batch.feed for batch in source.batches(1)), None)
 
 
 def take_facts(model: Model) -> list[Fact]:

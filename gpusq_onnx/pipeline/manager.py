@@ -22,7 +22,7 @@ import numpy as np
 
 from gpusq_onnx import __version__
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.data.source import open_source
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.files import Staging, staged
 from gpusq_onnx.graph import invariants, io, newer
@@ -41,6 +41,7 @@ from gpusq_onnx.pipeline.execute import (
     outcome_of,
     planned,
     require_work,
+    sample_of,
     take_facts,
 )
 from gpusq_onnx.pipeline.grammar import Pipeline
@@ -49,7 +50,6 @@ from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, Proof, StepOutcome
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
 from gpusq_onnx.pipeline.reproducer import reproducer
 from gpusq_onnx.pipeline.summary import architecture, as_planned, measure
-from gpusq_onnx.runtime.ort import Feed
 
 
 def plan(
@@ -73,7 +73,7 @@ def plan(
         structure = analyse(model)
         _require_numbers(model, structure)
         invariants.require(model)
-        structure = observe(model, structure, _sample(model, data))
+        structure = observe(model, structure, sample_of(open_source(data, model.inputs())) if data.path else None)
         if canonical:
             pipeline = automatic.insert(pipeline, model, structure)
             passes = table.resolve(pipeline)
@@ -194,14 +194,6 @@ def run(
         tuple(state.warnings + (source.notes if source is not None and data.path is not None else [])),
         shown,
     )
-
-
-def _sample(model: Model, data: DataOptions) -> Feed | None:
-    """One batch of the caller's data; None without."""
-    if data.path is None:
-        return None
-    source = open_source(data, [InputSpec(spec.name, spec.dtype, spec.shape) for spec in model.inputs()])
-    return next((batch.feed for batch in source.batches(1)), None)
 
 
 def _written(state: Run, structure: Structure, path: Path, output: Path, results: Staging) -> tuple[FileFacts, Proof]:

@@ -9,7 +9,7 @@ Limits: a model that takes any size shows the size of the data; without data it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.model import Model
@@ -32,14 +32,20 @@ def observe(model: Model, structure: Structure, feed: Feed | None) -> Structure:
     unclear = [name for name in dict.fromkeys(_products(structure)) if not _known(structure, name)]
     if not unclear or (feed is None and is_open(model.inputs())):
         return structure
+    found = shapes_in_a_run(model, unclear, feed)
+    model.observed |= found
+    return analyse(model) if found else structure
+
+
+def shapes_in_a_run(model: Model, tensors: Sequence[str], feed: Feed | None) -> dict[str, tuple[int, ...]]:
+    """The shapes that these tensors have for one batch (None: random inputs); empty where the model does not run."""
     with Scratch() as folder:
         path = folder / "shapes.onnx"
-        outputs = write_probed(model, path, unclear, ("Shape",))
-        (trial,) = try_out(path, feed, ["default"])
+        outputs = write_probed(model, path, tensors, ("Shape",))
+        (trial,) = try_out(path, feed, ["in order"])
     if trial.outcome != "ran":
-        return structure
-    model.observed |= {name: tuple(map(int, trial.outputs[shape])) for name, (shape,) in outputs.items()}
-    return analyse(model)
+        return {}
+    return {name: tuple(map(int, trial.outputs[shape])) for name, (shape,) in outputs.items()}
 
 
 def _products(structure: Structure) -> Iterator[str]:

@@ -200,9 +200,9 @@ def _rounded(
     error, of_context = errors[site.name]
     if error is None or not settings.bias_correction:
         return scale, None
-    rounded = fake_quantize(w, scale, INT8, axis=0)
     if site.op == "ConvTranspose" or site.group > 1:
         return scale, None  # which positions and channels meet differs from output to output
+    rounded = fake_quantize(w, scale, INT8, axis=0)
     shift = error.shift(_over_positions(site, w), _over_positions(site, rounded))
     return scale, shift if of_context is None else shift + of_context
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, Source, open_source
+from gpusq_onnx.data.source import Source, open_source
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.report.markdown import assemble, table
@@ -114,7 +114,7 @@ def check_models(
     with opened(original, compressed, look.on, look.taps, progress) as sides:
         reference, candidate, taps = sides.reference, sides.candidate, sides.taps
         framed = reference if reference.fixed_batch else candidate
-        source = open_source(options, [InputSpec(info.name, info.dtype, info.shape) for info in framed.inputs()])
+        source = open_source(options, framed.inputs())
         _require_truth(gates, source)
         own = {info.name for info in reference.outputs()} - {tap.name for tap in taps}
         runtime = "tensorrt" if is_plan(compressed) else look.on

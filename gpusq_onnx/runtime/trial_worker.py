@@ -49,7 +49,9 @@ def _work(request: Request) -> Iterator[dict[str, dict[str, str]]]:
 def _steps(request: Request, way: str) -> Iterator[tuple[str, str]]:
     yield "died", "while loading it"
     try:
-        session = Session(request["model"], optimize=way != "unoptimised", precise=way == "precise")
+        session = Session(
+            request["model"], optimize=way != "unoptimised", precise=way == "precise", file_order=way == "in order"
+        )
     except (GpusqError, MemoryError) as error:
         yield "refused", _said(error)
         return

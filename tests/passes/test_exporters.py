@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from keras_model import SIZE, keras_vit
-from PIL import Image
+from noise_images import noise_images
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.graph import io
@@ -21,11 +21,7 @@ WHOLE = f"prune24,distill{{{LEARN}}},qdq-int8{{profile=sparse-int8}},qat{{{LEARN
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataOptions:
-    folder = tmp_path_factory.mktemp("images")
-    for index in range(8):
-        pixels = np.random.default_rng(index).integers(0, 256, (24, 24, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-    return DataOptions(path=folder)
+    return DataOptions(path=noise_images(tmp_path_factory.mktemp("images"), 24))
 
 
 @pytest.mark.parametrize("uint8", [True, False])

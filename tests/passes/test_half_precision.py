@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from half_models import retyped
+from noise_images import noise_images
 from onnx import TensorProto
-from PIL import Image
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
@@ -24,11 +24,7 @@ LEARN = "steps=2 batch=4"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataOptions:
-    folder = tmp_path_factory.mktemp("images")
-    for index in range(8):
-        pixels = np.random.default_rng(index).integers(0, 256, (40, 40, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-    return DataOptions(path=folder)
+    return DataOptions(path=noise_images(tmp_path_factory.mktemp("images"), 40))
 
 
 @pytest.fixture(scope="module")
