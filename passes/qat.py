@@ -26,6 +26,7 @@ from typing import Literal
 from pydantic import Field
 
 from gpusq_onnx.errors import NothingMatched, UsageError
+from gpusq_onnx.graph.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.learn import planning
@@ -102,6 +103,8 @@ class Qat(Pass[QatOptions]):
         dense = planning.model_from(options.dense, context.before, "prune")
         sparse = planning.model_from(options.teacher, context.before, "quantise")
         teacher = dense if options.against != "sparse" and dense is not None else sparse
+        formats = ((site, weight_format(site)) for site in structure.sites if site.quantised == "qdq")
+        carried = [(site, fmt) for site, fmt in formats if fmt is not None and fmt.carried]
         if options.recalibrate:
             context.findings["recalibrated"] = recalibrate(structure.sites)
         setup = prepare(model, structure, teacher or model, options, planning.sizes(model, context.source))
@@ -124,6 +127,8 @@ class Qat(Pass[QatOptions]):
             label="learning scales",
         )
         changed = write_back(setup.student, model)
+        for site, fmt in carried:
+            store_on_grid(site, fmt)
         after = scale_values(model)
         factors = dict(zip(names, w, strict=True))
         distances = dict(zip(names, d, strict=False))

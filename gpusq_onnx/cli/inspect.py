@@ -25,7 +25,7 @@ def inspect(model: ModelPath, json: Json = None, quiet: Quiet = False) -> None:
             weight.op,
             f"[{weight.shape[0]}, {weight.shape[1]}]",
             weight.dtype if weight.codes in ("", weight.dtype) else f"{weight.dtype} as {weight.codes}",
-            " ".join(weight.patterns) or "dense",
+            weight.patterns[0] if weight.patterns else "dense",
             " ".join(weight.quantised) or "-",
             weight.kernel,
             "; ".join(obstacle.text for obstacle in weight.obstacles) or "-",

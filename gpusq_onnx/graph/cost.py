@@ -1,9 +1,9 @@
 """What a model costs: parameters, multiply-accumulates, bit operations and bytes, for each site and in all.
 
     macs            out * k * rows, rows = output positions of one image, summed over the readers
-    bit_operations  macs * bits(weight) * bits(activation), halved where the weight is 2:4
-    bytes           of the weight as a sparse engine stores it: kept elements * bits, and 2 bits of metadata for each
-                    kept element (GPUSQ-ViT section 3.1: INT8 2:4 is 5 bits a weight, FP16 2:4 is 9)
+    bit_operations  macs * bits(weight) * bits(activation) * density of the weight's pattern: half for 2:4
+    bytes           of the weight as a sparse engine stores it: kept elements * bits, and the pattern's metadata bits
+                    (GPUSQ-ViT section 3.1: INT8 2:4 is 5 bits a weight, FP16 2:4 is 9)
 
 Source: docs/method.md, "Metrics as the paper counts them". Limits: only sites count towards MACs, not attention
 products; positions that shape inference does not know count as one.
@@ -15,21 +15,27 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from onnx import TensorProto
-
-from gpusq_onnx.graph.model import Model, data_type_of
+from gpusq_onnx.graph.codes import float_format, quantised
+from gpusq_onnx.graph.model import Model, type_name
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.quant.formats import Format, natural
+from gpusq_onnx.quant.schemes import Quantised
+from gpusq_onnx.sparsity.patterns import Pattern
 
-_BITS = {"float": 32, "double": 64, "float16": 16, "bfloat16": 16, "int8": 8, "uint8": 8, "float8e4m3fn": 8}
-_BITS |= {"float8e5m2": 8, "int4": 4, "uint4": 4, "float4e2m1": 4}
-_FLOATS: dict[int, int] = {
-    TensorProto.FLOAT: 32,
-    TensorProto.DOUBLE: 64,
-    TensorProto.FLOAT16: 16,
-    TensorProto.BFLOAT16: 16,
-}
-_METADATA_BITS = 2  # for each kept element of a group of four
+
+@dataclass(frozen=True)
+class Form:
+    """What a site is computed in.
+
+    Attributes:
+        weight, input: the formats of both factors.
+        pattern: of the weight; None: dense.
+    """
+
+    weight: Format
+    input: Format
+    pattern: Pattern | None = None
 
 
 @dataclass(frozen=True)
@@ -42,29 +48,35 @@ class SiteCost:
     bytes: float
 
 
-def site_cost(site: Site, structure: Structure, *, quantised: bool, sparse: bool) -> SiteCost:
-    """The cost of a site: `quantised`, with its codes (INT8 where they are yet to be made), or in its stored type."""
-    bits = _BITS.get((site.code_type or "int8") if quantised else site.dtype, 32)
-    activation = 8 if quantised else bits
+def form_of(site: Site, pattern: Pattern | None, planned: Quantised | None = None) -> Form:
+    """The form of a site as it is stored, or as it is `planned`."""
+    found, single = planned or quantised(site), float_format(site)
+    weight = found.weight or natural(site.dtype) or single
+    return Form(weight, (found.input if found.weight else None) or single, pattern)
+
+
+def site_cost(site: Site, structure: Structure, form: Form) -> SiteCost:
+    """The cost of a site in a form."""
     parameters = site.out * site.k
     macs = sum(parameters * _rows(site, reader.outputs[0].name, structure) for reader in site.readers)
-    stored = parameters / 2 * (bits + _METADATA_BITS) if sparse else parameters * bits
-    return SiteCost(parameters, macs, macs * bits * activation / (2 if sparse else 1), stored / 8)
+    density, places = (1.0, 0.0) if form.pattern is None else (form.pattern.density, form.pattern.metadata_bits)
+    stored = parameters * (density * form.weight.bits + places)
+    return SiteCost(parameters, macs, macs * form.weight.bits * form.input.bits * density, stored / 8)
 
 
 def total_cost(
-    model: Model, structure: Structure, state: Callable[[Site], tuple[bool, bool]], sites: Iterable[Site] | None = None
+    model: Model, structure: Structure, form: Callable[[Site], Form], sites: Iterable[Site] | None = None
 ) -> dict[str, float]:
-    """Totals over the model; `state` tells (quantised, sparse) of a site.
+    """Totals over the model; `form` tells that of a site.
 
     The parameters and bytes of initializers that are no site's weight (biases, norms, embeddings) count as stored.
     """
     chosen = list(structure.sites if sites is None else sites)
-    costs = [site_cost(site, structure, quantised=q, sparse=s) for site in chosen for q, s in [state(site)]]
+    costs = [site_cost(site, structure, form(site)) for site in chosen]
     stored = {site.part: cost for site, cost in zip(chosen, costs, strict=True)}.values()  # a tied weight is there once
     weights = {site.weight.name for site in chosen}
-    others = [c for c in model.constants() if c.name not in weights and data_type_of(c) in _FLOATS]
-    elements = [(math.prod(c.shape), _FLOATS[data_type_of(c)]) for c in others]
+    others = [(c, natural(type_name(c))) for c in model.constants() if c.name not in weights]
+    elements = [(math.prod(c.shape), fmt.bits) for c, fmt in others if fmt is not None and fmt.stored]
     return {
         "parameters": sum(c.parameters for c in stored) + sum(count for count, _ in elements),
         "macs": sum(c.macs for c in costs),

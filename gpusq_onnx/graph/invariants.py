@@ -19,13 +19,13 @@ from onnx import TensorProto
 
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.graph.dataflow import Dataflow
-from gpusq_onnx.graph.model import Model, check_names, data_type_of, values_of
+from gpusq_onnx.graph.model import Model, check_names, data_type_of, type_name, values_of
+from gpusq_onnx.quant.formats import natural
 
 Rule = Callable[[Model], Iterator[str]]
 
-_QUANTISED = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4)
+_TAKEN = ("int8", "int4", "float8e4m3fn", "float4e2m1")  # by TensorRT, as codes
 _SCALES_OF_ANY_TYPE = 23  # from this opset on QuantizeLinear's scale has a type of its own
-_INT4_BLOCKS = (64, 128)
 _SMALLEST_FP16_SCALE = 6.1e-5  # below, a half-precision scale is subnormal or zero
 
 
@@ -86,9 +86,9 @@ def symmetric(model: Model) -> Iterator[str]:
             yield f"node {node.name!r} has no constant zero point: ONNX then means UINT8 and TensorRT INT8"
             continue
         zero, scale = node.inputs[2], node.inputs[1]
-        if data_type_of(zero) not in _QUANTISED:
-            found = TensorProto.DataType.Name(data_type_of(zero))
-            yield f"node {node.name!r}: zero point {zero.name!r} is {found}; TensorRT takes INT8, INT4 and FLOAT8E4M3FN"
+        if type_name(zero) not in _TAKEN:
+            taken = ", ".join(element.upper() for element in _TAKEN)
+            yield f"node {node.name!r}: zero point {zero.name!r} is {type_name(zero).upper()}; TensorRT takes {taken}"
         elif np.any(np.asarray(values_of(zero), np.float32)):
             yield f"node {node.name!r}: zero point {zero.name!r} is not zero"
         if isinstance(scale, gs.Constant) and tuple(zero.shape) != tuple(scale.shape):
@@ -114,23 +114,26 @@ def scale_shapes(model: Model) -> Iterator[str]:
 
 
 def blocks(model: Model) -> Iterator[str]:
-    """Blocks are for INT4 weights, and INT4 comes in no other form: 64 or 128 along the reduction of a matrix."""
+    """Blocks have a size of the format, along the reduction; a format that activations cannot have has blocks only."""
     flow = Dataflow(model)
     for node in _qdq(model):
         zero = node.inputs[2] if len(node.inputs) > 2 else None
-        kind = data_type_of(zero) if isinstance(zero, gs.Constant) else TensorProto.UNDEFINED
+        fmt = natural(type_name(zero)) if isinstance(zero, gs.Constant) else None
         size = node.attrs.get("block_size", 0)
-        if kind == TensorProto.INT8 and size:
-            yield f"node {node.name!r}: INT8 in blocks of {size}; TensorRT has blocks for 4 bits"
-        if kind != TensorProto.INT4:
+        if fmt is None or (not size and fmt.activations):
             continue
         weight, axis = node.inputs[0], node.attrs.get("axis", 1)
-        if flow.is_data(weight):
-            yield f"node {node.name!r}: INT4 for the activation {weight.name!r}; TensorRT has INT4 weights only"
-        elif size not in _INT4_BLOCKS:
-            yield f"node {node.name!r}: INT4 in blocks of {size or 'a channel'}; TensorRT has 64 and 128"
+        if size and not fmt.blocks:
+            yield f"node {node.name!r}: {fmt.label} in blocks of {size}; TensorRT has blocks for 4 bits"
+        elif flow.is_data(weight):
+            found = f"{fmt.label} for the activation {weight.name!r}"
+            yield f"node {node.name!r}: {found}; TensorRT has {fmt.label} weights only"
+        elif size not in fmt.blocks:
+            taken = ", ".join(str(block) for block in fmt.blocks)
+            yield f"node {node.name!r}: {fmt.label} in blocks of {size or 'a channel'}; TensorRT has {taken}"
         elif isinstance(weight, gs.Constant) and any(_out_axis(r, weight) == axis for r in node.outputs[0].outputs):
-            yield f"node {node.name!r}: INT4 blocks along axis {axis}, the output channels, and not the reduction"
+            found = f"{fmt.label} blocks along axis {axis}"
+            yield f"node {node.name!r}: {found}, the output channels, and not the reduction"
 
 
 def scale_types(model: Model) -> Iterator[str]:

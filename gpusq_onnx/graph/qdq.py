@@ -5,12 +5,12 @@ Where (TensorRT's explicit quantisation, NVIDIA's placement rules):
     readers (LayerNorm -> q, k, v / fc1)
   - `sparse-int8` only: the output of every pruned site, after its bias: sparse INT8 kernels are INT8 in, INT8 out
   - the operands of both attention products where there are few tokens, after the scale and the transpose; the softmax
-    output at scale 1/127, since it ends at 1
+    output at a scale that ends at 1 or before: at most 1/127 for INT8
   - never: the residual Add's inputs as such, LayerNorm's and GELU's inputs, the last LayerNorm
 
-How (TensorRT's parser): zero points are present, INT8 and zero; scales are positive; activations have one scale,
-weights one an output channel as a 1-D tensor plus `axis`; the scale's type is the type of the float side; no bias is
-quantised.
+How (TensorRT's parser): zero points are present, of the codes' type and zero; scales are positive; activations have one
+scale, weights one an output channel as a 1-D tensor plus `axis`, or blocks along the reduction (`block_size`); the
+scale's type is the type of the float side; no bias is quantised.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from gpusq_onnx.graph.codes import clip_bounds
 from gpusq_onnx.graph.edits import rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.trace import channel_axis, operand_view, trace
 from gpusq_onnx.graph.views import View
+from gpusq_onnx.quant.formats import Format
+from gpusq_onnx.quant.scales import Scales
 
-SOFTMAX_SCALE = 1.0 / 127.0
 MAX_TOKENS = 512  # longer score matrices are left to the fused FP16 attention kernels
 
 
@@ -51,23 +54,41 @@ class QdqWriter:
         self._fresh = Names(model).fresh
         self._behind: dict[int, list[gs.Node]] = {}
         self._before: dict[int, list[gs.Node]] = {}
-        self._pairs: dict[tuple[str, int | None], gs.Variable] = {}
+        self._pairs: dict[tuple[str, int | None], gs.Variable] = {}  # by tensor and axis
 
-    def activation(self, tensor: gs.Tensor, scale: float, readers: Iterable[gs.Node]) -> None:
+    def activation(self, tensor: gs.Tensor, scale: float, readers: Iterable[gs.Node], fmt: Format) -> None:
         """Let `readers` read `tensor` through one shared per-tensor pair with this (positive) scale."""
         nodes = [node for node in readers if any(read is tensor for read in node.inputs)]
         place = self._behind.setdefault(id(tensor.inputs[0]) if tensor.inputs else 0, [])
-        pair = self._pair(tensor, np.asarray(scale, self._type(tensor)), None, tensor.name, place)
-        rewire(nodes, tensor, pair)
+        step = np.asarray(scale, self._type(tensor))
+        source = self._clipped(tensor, step, fmt, place) if fmt.carried else tensor
+        rewire(nodes, tensor, self._pair(source, step, {}, fmt, tensor.name, place))
 
-    def weight(self, site: Site, scale: NDArray[np.float32]) -> None:
-        """Put a per-output-channel pair (scale[out], positive) before a site's readers; the weight stays float."""
+    def _clipped(self, tensor: gs.Tensor, scale: NDArray[Any], fmt: Format, place: list[gs.Node]) -> gs.Tensor:
+        """A Clip to the ends of a grid that is smaller than the ONNX type that carries it."""
+        if (tensor.name, None) in self._pairs:
+            return tensor  # its pair is there
+        ends = zip(("low", "high"), clip_bounds(scale, fmt.lowest, fmt.largest), strict=True)
+        bounds = [gs.Constant(self._fresh(f"{tensor.name}_{end}"), values) for end, values in ends]
+        made = gs.Variable(self._fresh(f"{tensor.name}_clipped"), self._type(tensor), getattr(tensor, "shape", None))
+        place.append(gs.Node("Clip", self._fresh(f"{tensor.name}_Clip"), {}, [tensor, *bounds], [made]))
+        return made
+
+    def weight(self, site: Site, scales: Scales, fmt: Format) -> None:
+        """Put a pair before a site's readers: scales of w[out, k], a channel or in blocks; the weight stays float."""
         for reader in site.readers:
             operand = self._matrix(reader, reader.inputs[site.operand(reader)])
-            axis = channel_axis(reader, operand)
+            values, attrs = scales.values.astype(self._type(operand)), {"axis": channel_axis(reader, operand)}
+            if scales.block:
+                view = operand_view(reader, site.operand(reader))
+                found = trace(operand)
+                assert view is not None and found is not None, reader.name
+                axis = view.stored_axis(1)
+                shape = [n // scales.block if a == axis else n for a, n in enumerate(found.shape)]
+                values = np.ascontiguousarray(view.write(values, np.zeros(shape, values.dtype)))
+                attrs = {"axis": axis, "block_size": scales.block}
             place = self._before.setdefault(id(reader), [])
-            pair = self._pair(operand, scale.astype(self._type(operand)), axis, site.weight.name, place)
-            rewire([reader], operand, pair)
+            rewire([reader], operand, self._pair(operand, values, attrs, fmt, site.weight.name, place))
 
     def finish(self) -> None:
         """Put activations' pairs after the activation's producer, weights' pairs before the first reader."""
@@ -100,16 +121,23 @@ class QdqWriter:
         return matrix
 
     def _pair(
-        self, tensor: gs.Tensor, scale: NDArray[Any], axis: int | None, stem: str, place: list[gs.Node]
+        self,
+        tensor: gs.Tensor,
+        scale: NDArray[Any],
+        attrs: Mapping[str, int],
+        fmt: Format,
+        stem: str,
+        place: list[gs.Node],
     ) -> gs.Variable:
-        if (tensor.name, axis) in self._pairs:
-            return self._pairs[tensor.name, axis]
+        key = (stem if not attrs else tensor.name), attrs.get("axis")
+        if key in self._pairs:
+            return self._pairs[key]
         shape = getattr(tensor, "shape", None)
+        kind = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.DataType.Value(fmt.element.upper()))
         factor = gs.Constant(self._fresh(f"{stem}_scale"), scale)
-        zero = gs.Constant(self._fresh(f"{stem}_zero_point"), np.zeros(scale.shape, np.int8))
-        codes = gs.Variable(self._fresh(f"{stem}_quantized"), np.int8, shape)
+        zero = gs.Constant(self._fresh(f"{stem}_zero_point"), np.zeros(scale.shape, kind))
+        codes = gs.Variable(self._fresh(f"{stem}_quantized"), kind, shape)
         back = gs.Variable(self._fresh(f"{stem}_dequantized"), self._type(tensor), shape)
-        attrs = {} if axis is None else {"axis": axis}
         quantize = self._fresh(f"{stem}_QuantizeLinear")
         dequantize = self._fresh(f"{stem}_DequantizeLinear")
         place.extend(
@@ -118,7 +146,7 @@ class QdqWriter:
                 gs.Node("DequantizeLinear", dequantize, dict(attrs), [codes, factor, zero], [back]),
             ]
         )
-        self._pairs[tensor.name, axis] = back
+        self._pairs[key] = back
         return back
 
     def _type(self, tensor: gs.Tensor) -> np.dtype[Any]:
@@ -126,8 +154,8 @@ class QdqWriter:
         return self._types.get(tensor.name) or np.dtype(np.float32 if declared is None else declared)
 
 
-def store_codes(model: Model, site: Site, codes: NDArray[np.int8]) -> list[str]:
-    """Replace a float weight before its pairs by INT8 codes[out, k] before the DQ alone: the small form on disk.
+def store_codes(model: Model, site: Site, codes: NDArray[Any]) -> list[str]:
+    """Replace a float weight before its pairs by codes[out, k] before the DQ alone: the small form on disk.
 
     The codes are stored as the site's readers see them, so that what laid the float weight out (Transpose, Split, ...)
     goes where nothing else reads it. Readers that see them alike share one initializer.
@@ -145,8 +173,9 @@ def store_codes(model: Model, site: Site, codes: NDArray[np.int8]) -> list[str]:
         if quantize is None or seen is None or view is None:
             continue  # an earlier reader shares the pair
         if (view, seen.shape) not in made:
-            stored = np.ascontiguousarray(view.write(codes, np.zeros(seen.shape, np.int8)))
-            made[view, seen.shape] = gs.Constant(fresh(f"{site.weight.name}_int8"), stored)
+            kind = values_of(dequantize.inputs[2]).dtype
+            stored = np.ascontiguousarray(view.write(codes, np.zeros(seen.shape, codes.dtype)))
+            made[view, seen.shape] = gs.Constant(fresh(f"{site.weight.name}_{kind.name}"), stored.astype(kind))
         dequantize.inputs[0] = made[view, seen.shape]
         _prune(model, quantize)
     return [str(constant.name) for constant in made.values()]

@@ -80,6 +80,20 @@ def operand_view(node: gs.Node, operand: int) -> View | None:
     return None if last is None else View(last)
 
 
+def view_from(start: gs.Tensor, node: gs.Node, operand: int) -> View:
+    """From a tensor on the way of an operand, as `trace` follows it, to w[out, k]."""
+    tensor, path = node.inputs[operand], list[tuple[gs.Node, gs.Tensor]]()
+    while tensor is not start:
+        path.append((tensor.inputs[0], tensor))
+        tensor = tensor.inputs[0].inputs[0]
+    found = trace(start)
+    shape, view = () if found is None else found.shape, View()
+    for after, made in reversed(path):
+        steps = _steps(after, made, shape) or ()
+        shape, view = _seen(steps, shape), view.then(*steps)
+    return view.then(*(_last_steps(node, operand, shape) or ()))
+
+
 def channel_axis(node: gs.Node, operand: gs.Tensor) -> int:
     """The axis of the output channels in the right operand of `node`, as DequantizeLinear's `axis` wants it."""
     if node.op == "MatMul":

@@ -19,16 +19,13 @@ from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.pipeline.base import SKIP, Fact, Given, PlanRow
-from gpusq_onnx.pipeline.facts import SparseWeight
-from gpusq_onnx.sparsity.patterns import parse_pattern
+from gpusq_onnx.pipeline.facts import SparseWeight, pattern_of
 
 if TYPE_CHECKING:
     from gpusq_onnx.learn.loop import History
 
 TRAIN, COMPARE = "train", "compare"
-PATTERNS = ("2:4", "4:8pair")  # looked for in the values; 1:4 and 2:16 are 2:4, too
 FLOATS = ("float", "float16", "bfloat16", "double")
-_FIRST_ROWS = 4  # they show that a weight is dense
 _ROWS = 200  # of a curve in the report
 
 
@@ -38,18 +35,6 @@ def rows(structure: Structure, settings: Settings, given: Given) -> list[PlanRow
     if all(row.skipped for row in found):
         raise NothingMatched("no weight can be trained", found="a graph without float MatMul, Gemm or Conv weights")
     return found + (_map_rows(structure, settings) if settings.gamma else [])
-
-
-def pattern_of(site: Site, facts: Sequence[Fact]) -> str | None:
-    """The pattern that a site's weight follows, as an earlier pass says or its values show; None for a dense one."""
-    for fact in facts:
-        if isinstance(fact, SparseWeight) and fact.concerns(site):
-            return fact.pattern
-    for name in PATTERNS:
-        pattern = parse_pattern(name)
-        if site.k % pattern.group == 0 and pattern.holds(site.read()[:_FIRST_ROWS]) and pattern.holds(site.read()):
-            return name
-    return None
 
 
 def sparse_facts(plan: Sequence[PlanRow]) -> list[Fact]:
@@ -112,8 +97,8 @@ def _weight_row(site: Site, facts: Sequence[Fact]) -> PlanRow:
         decision, reason = SKIP, f"stored as {site.dtype} codes: only their scale can be learned"
     else:
         pattern = pattern_of(site, facts)
-        detail = {"pattern": pattern} if pattern else {}
-        reason = f"{pattern} stays: zeros are written again after every step" if pattern else "dense"
+        detail = {"pattern": pattern.name} if pattern else {}
+        reason = f"{pattern.name} stays: zeros are written again after every step" if pattern else "dense"
     return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
 
 

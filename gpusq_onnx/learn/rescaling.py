@@ -3,7 +3,8 @@
     weights    one scale an output channel (or one in all), the clip of least squared error over the non-zero weights
 
 Source: docs/method.md, "Learned scales" (weights from the MSE-best clip over the non-zero weights). Limits: float
-weights before a Q/DQ pair; a pair whose Q and DQ read different scale tensors, or along another axis, is left as it is.
+weights before a Q/DQ pair. Left as they are: a pair whose Q and DQ read different scale tensors, or along another axis,
+and a weight that is on its grid.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.model import Model, Tensor, values_of
+from gpusq_onnx.graph.codes import weight_format, weight_scales_of
+from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.quant.clipping import weight_scales
-from gpusq_onnx.quant.formats import IntFormat, clamp_scale
-
-_BITS = {"int4": 4, "int8": 8}
+from gpusq_onnx.quant.formats import clamp_scale, fake_quantize
 
 
 def recalibrate(sites: Iterable[Site]) -> int:
@@ -30,14 +30,16 @@ def recalibrate(sites: Iterable[Site]) -> int:
         if site.quantised != "qdq" or len(pair) != 2:
             continue
         scale, other = (node.inputs[1] for node in pair.values())
-        bits = _BITS.get(_code_type(pair["QuantizeLinear"].inputs))
-        if scale is not other or bits is None or scale.name in done or not hasattr(scale, "values"):
+        fmt = weight_format(site)
+        if scale is not other or fmt is None or scale.name in done or not hasattr(scale, "values"):
             continue
         stored = values_of(scale)
         w = np.asarray(site.read(), np.float32)
+        if np.array_equal(fake_quantize(w, weight_scales_of(site), fmt), w):
+            continue
         if stored.size not in (1, site.out) or (stored.size == 1) != (stored.ndim == 0 or site.out == 1):
             continue
-        found = weight_scales(w.reshape(1, -1) if stored.size == 1 else w, IntFormat(bits))
+        found = weight_scales(w.reshape(1, -1) if stored.size == 1 else w, fmt)
         scale.values = clamp_scale(found, stored.dtype).astype(stored.dtype).reshape(stored.shape)
         done.add(str(scale.name))
     return len(done)
@@ -51,7 +53,3 @@ def scale_values(model: Model) -> dict[str, float]:
             values: NDArray[Any] = values_of(node.inputs[1])
             found[str(node.inputs[1].name)] = float(np.mean(values, dtype=np.float64))
     return found
-
-
-def _code_type(inputs: list[Tensor]) -> str:
-    return np.dtype(inputs[2].dtype).name if len(inputs) > 2 else "uint8"

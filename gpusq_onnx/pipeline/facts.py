@@ -10,22 +10,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import invariants, placement
-from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.codes import codes_of
+from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.parsing import parse_json
 from gpusq_onnx.pipeline.base import Fact
-from gpusq_onnx.quant.formats import INT8, quantize
-from gpusq_onnx.sparsity.patterns import NM, parse_pattern
-
-_FIRST_ROWS = 4  # they show that a weight is dense
+from gpusq_onnx.sparsity.patterns import Pattern, parse_pattern, patterns_of
 
 
 @dataclass(frozen=True)
@@ -44,12 +40,6 @@ class SparseWeight:
     def text(self) -> str:
         """The fact as a sentence."""
         return f"{self.site} is {self.pattern} along its reduction axis"
-
-    @property
-    def is_2_4(self) -> bool:
-        """Whether the pattern leaves at most two of each four: 1:4 and 2:16 do, 4:8pair does not."""
-        pattern = parse_pattern(self.pattern)
-        return isinstance(pattern, NM) and pattern.n <= 2
 
     def concerns(self, site: Site) -> bool:
         """Whether the fact is about this site."""
@@ -138,26 +128,12 @@ def renamed(facts: Sequence[Fact], names: Mapping[str, Sequence[str]]) -> list[F
     ]
 
 
-def is_pruned(site: Site, facts: Sequence[Fact]) -> bool:
-    """Whether a site is 2:4 along k: by an earlier pass of the pipeline, or by its values."""
-    if any(isinstance(fact, SparseWeight) and fact.concerns(site) and fact.is_2_4 for fact in facts):
-        return True
-    if site.k % 4:
-        return False
-    w, pattern = site.read(), NM(2, 4)
-    return pattern.holds(w[:_FIRST_ROWS]) and pattern.holds(w)
+def pattern_of(site: Site, facts: Sequence[Fact]) -> Pattern | None:
+    """The pattern that a site follows along k: by an earlier pass of the pipeline, or by its values; None: dense.
 
-
-def weight_scale(site: Site) -> NDArray[np.float32]:
-    """The scale [out] (or a scalar) of a quantised site's weight."""
-    dequantize = next(node for node in site.trail if node.op == "DequantizeLinear")
-    return np.asarray(values_of(dequantize.inputs[1]), np.float32)
-
-
-def codes_of(site: Site) -> NDArray[Any]:
-    """The integer codes[out, k] of a quantised site, as TensorRT computes them when it builds."""
-    values = site.read()
-    if site.quantised != "qdq":
-        return values
-    scale = weight_scale(site)
-    return quantize(np.asarray(values, np.float32), scale, INT8, axis=0 if scale.ndim else None)
+    Of several that its values follow, the one that leaves least.
+    """
+    for fact in facts:
+        if isinstance(fact, SparseWeight) and fact.concerns(site):
+            return parse_pattern(fact.pattern)
+    return next(iter(patterns_of(site.read(), site.channels)), None)

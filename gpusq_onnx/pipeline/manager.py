@@ -27,6 +27,7 @@ from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.files import Staging, staged
 from gpusq_onnx.graph import invariants, io, newer
 from gpusq_onnx.graph.blame import blaming
+from gpusq_onnx.graph.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import automatic, proof, table
@@ -97,8 +98,7 @@ def plan(
                 step.apply(model, structure, rows, Context())
                 structure = analyse(model)
         require_work(passes, idle, allow_noop)
-        quantised = {row.tensor for step in steps for row in step.rows if row.decision == "quantise weight"}
-        after = measure(model, structure, as_planned(quantised, facts))
+        after = measure(model, structure, as_planned((row for step in steps for row in step.rows), facts))
         found = file.result()
     shape = architecture(structure)
     return Outcome(str(pipeline), data.seed, found, None, None, tuple(steps), before, after, shape, tuple(warnings))
@@ -168,6 +168,9 @@ def run(
             with reproducer(path, output, pipeline, index, state) if leader else nullcontext(), blaming(path):
                 structure = execute(state, index, structure)
         require_work(passes, state.idle, allow_noop)
+        for site in structure.sites:
+            if (fmt := weight_format(site)) is not None:
+                store_on_grid(site, fmt)
         after = measure(model, structure)
         source = state.source
         used = None if source is None else {"options": data.echo(), **source.describe(), "sha256": source.digest()}

@@ -17,19 +17,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusq_onnx.graph.codes import codes_of, store_on_grid
 from gpusq_onnx.graph.model import Model, Node
-from gpusq_onnx.graph.qdq import SOFTMAX_SCALE, QdqWriter, store_codes
+from gpusq_onnx.graph.qdq import QdqWriter, store_codes
 from gpusq_onnx.graph.rescale import own_bias, rescale_input, rescale_output, shift_bias
 from gpusq_onnx.graph.sites import LINEAR, Site, find_sites
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Context, PlanRow
 from gpusq_onnx.pipeline.calibrate import Calibration
-from gpusq_onnx.pipeline.facts import weight_scale
 from gpusq_onnx.pipeline.parallel import in_order, run_all
 from gpusq_onnx.pipeline.ranges import ContextError, MakeObserver, MeanError, Watch
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.equalise import Float32
-from gpusq_onnx.quant.formats import INT8, INT8_WEIGHT, clamp_scale, fake_quantize, quantize
+from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale, fake_quantize
+from gpusq_onnx.quant.scales import Scales
 
 ERROR_IMAGES = 4  # about 800 tokens of a ViT: the mean of a rounding error needs no more
 ERROR_QUERIES = 100  # of each image and head, at most: enough for the error of their attention
@@ -46,7 +47,7 @@ class Settings:
         observer: makes an observer for one activation, given its channels' importance.
         bias_correction: whether biases absorb the mean rounding error.
         clip: how weight scales are chosen.
-        codes: store weights as INT8 codes instead of floats before Q/DQ.
+        codes: store weights as codes instead of floats before Q/DQ.
     """
 
     observer: MakeObserver
@@ -60,7 +61,7 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
     assert context.source is not None
     sites = {site.name: site for site in structure.sites}
     rows = [row for row in plan if row.decision == "quantise activation"]
-    weights = [sites[row.tensor] for row in plan if row.decision == "quantise weight"]
+    weights = [_Weight.of(row, sites) for row in plan if row.decision == "quantise weight"]
     watches = {row.tensor: _watch(row, sites, settings) for row in rows if row.detail.get("operand") != "softmax"}
     softmaxes = [row.tensor for row in rows if row.detail.get("operand") == "softmax"]
     operands = _contexts(structure, softmaxes)
@@ -77,8 +78,25 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
         scales |= shifts.softmax_scales()
         scales = {name: float(clamp_scale(s, structure.types.get(name, np.float32))) for name, s in scales.items()}
     _edit(model, structure, rows, weights, watches, scales, shifts, settings, context)
+    for site in find_sites(model):
+        fmt = next((weight.format for weight in weights if weight.site.name == site.name), None)
+        if fmt is not None and fmt.carried:
+            store_on_grid(site, fmt)
     if settings.codes:
-        context.renamed |= _store_codes(model, {site.name for site in weights})
+        context.renamed |= _store_codes(model, {weight.site.name for weight in weights})
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A site whose weight is quantised, its format, and the length of its blocks (0: one scale an output channel)."""
+
+    site: Site
+    format: Format
+    block: int
+
+    @classmethod
+    def of(cls, row: PlanRow, sites: Mapping[str, Site]) -> _Weight:
+        return cls(sites[row.tensor], FORMATS[row.detail["format"]], row.detail.get("block", 0))
 
 
 def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str, str]]:
@@ -91,7 +109,7 @@ def _watch(row: PlanRow, sites: Mapping[str, Site], settings: Settings) -> Watch
     reads = row.detail["side"] == "input" and row.op in LINEAR
     readers = [sites[name] for name in row.detail["sites"]] if reads else []
     w = partial(_rows_of, readers) if readers else None
-    return Watch(settings.observer, row.detail.get("equalise", "never"), w)
+    return Watch(settings.observer, FORMATS[row.detail["format"]], row.detail.get("equalise", "never"), w)
 
 
 def _rows_of(readers: Sequence[Site]) -> NDArray[Any]:
@@ -108,12 +126,15 @@ class _Shifts:
         self._inputs = {row.tensor: MeanError(watches[row.tensor], scales[row.tensor]) for row in inputs}
         self._images = {row.tensor for row in inputs if row.op not in LINEAR}
         self._contexts: list[tuple[Site | None, str, str, ContextError]] = []
-        fixed = {row.detail["attention"]: row.detail["fixed"] for row in rows if row.detail.get("operand") == "softmax"}
+        softmaxes = {row.detail["attention"]: row for row in rows if row.detail.get("operand") == "softmax"}
         for number, attention in enumerate(structure.attentions):
-            if number in fixed:
+            row = softmaxes.get(number)
+            if row is not None:
                 softmax, values = (tensor.name for tensor in attention.context.inputs[:2])
-                clips = (1.0,) if fixed[number] else SOFTMAX_CLIPS
-                error = ContextError([clip * SOFTMAX_SCALE for clip in clips], scales[values])
+                fmt = FORMATS[row.detail["format"]]
+                clips = (1.0,) if row.detail["fixed"] else SOFTMAX_CLIPS
+                formats = fmt, watches[values].format
+                error = ContextError([clip * (1 / fmt.largest) for clip in clips], scales[values], formats)
                 self._contexts.append((attention.proj, softmax, values, error))
 
     def softmax_scales(self) -> dict[str, float]:
@@ -152,7 +173,7 @@ def _edit(
     model: Model,
     structure: Structure,
     rows: Sequence[PlanRow],
-    weights: Sequence[Site],
+    weights: Sequence[_Weight],
     watches: Mapping[str, Watch],
     scales: Mapping[str, float],
     shifts: _Shifts,
@@ -178,33 +199,35 @@ def _edit(
             equalised.append(row.tensor)
     writer = QdqWriter(model, structure.types, structure.shapes)
     context.progress.start("quantising weights", len(weights))
-    for site, (scale, shift) in zip(weights, in_order(partial(_rounded, errors, settings), weights), strict=True):
-        bias = own_bias(site)
+    for weight, (scales_of, shift) in zip(weights, in_order(partial(_rounded, errors, settings), weights), strict=True):
+        bias = own_bias(weight.site)
         if bias is not None and shift is not None:
             shift_bias(bias, shift)
-        writer.weight(site, scale)
+        writer.weight(weight.site, scales_of, weight.format)
         context.progress.advance()
     for row in rows:
-        writer.activation(targets[row.tensor], scales[row.tensor], _readers(row, sites, structure, targets))
+        fmt, readers = FORMATS[row.detail["format"]], _readers(row, sites, structure, targets)
+        writer.activation(targets[row.tensor], scales[row.tensor], readers, fmt)
     writer.finish()
     context.progress.finish()
     context.findings |= {"scales": dict(scales), "equalised": equalised}
 
 
 def _rounded(
-    errors: Mapping[str, tuple[MeanError | None, Float32 | None]], settings: Settings, site: Site
-) -> tuple[Float32, Float32 | None]:
+    errors: Mapping[str, tuple[MeanError | None, Float32 | None]], settings: Settings, weight: _Weight
+) -> tuple[Scales, Float32 | None]:
     """A weight's scales, and what its bias absorbs."""
-    w = site.read().astype(np.float32, copy=False)
-    scale = weight_scales(w, INT8_WEIGHT, method=settings.clip)
-    error, of_context = errors[site.name]
+    site, w = weight.site, weight.site.read().astype(np.float32, copy=False)
+    values = weight_scales(w, weight.format, method=settings.clip, block=weight.block)
+    scales = Scales(values, 1, weight.block) if weight.block else Scales(values, 0)
+    error, of_context = errors.get(site.name, (None, None))
     if error is None or not settings.bias_correction:
-        return scale, None
+        return scales, None
     if site.op == "ConvTranspose" or site.group > 1:
-        return scale, None  # which positions and channels meet differs from output to output
-    rounded = fake_quantize(w, scale, INT8, axis=0)
+        return scales, None  # which positions and channels meet differs from output to output
+    rounded = fake_quantize(w, scales, weight.format)
     shift = error.shift(_over_positions(site, w), _over_positions(site, rounded))
-    return scale, shift if of_context is None else shift + of_context
+    return scales, shift if of_context is None else shift + of_context
 
 
 def _over_positions(site: Site, w: Float32) -> Float32:
@@ -228,6 +251,5 @@ def _store_codes(model: Model, names: set[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for site in find_sites(model):
         if site.name in names and site.quantised == "qdq" and not site.conflicts:
-            codes = quantize(site.read(), weight_scale(site), INT8, axis=0)
-            found.setdefault(site.name, []).extend(store_codes(model, site, codes))
+            found.setdefault(site.name, []).extend(store_codes(model, site, codes_of(site)))
     return found

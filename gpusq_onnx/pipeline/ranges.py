@@ -1,4 +1,4 @@
-"""What INT8 needs to know of each activation: its range, its outlier channels, and the mean error that rounding leaves.
+"""What quantising needs to know of each activation: range, outlier channels, and the mean error that rounding leaves.
 
 One look at the first batch decides the equalising factors (outlier channels last: they sit in the weights that made
 them); all batches fill the observers with the equalised values; a second look at a few images, at the scales then
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.quant.equalise import Float32, input_factors, outlier_ratio, output_factors, peaks
-from gpusq_onnx.quant.formats import INT8, fake_quantize
+from gpusq_onnx.quant.formats import Format, fake_quantize
 from gpusq_onnx.quant.observers import Observer
 from gpusq_onnx.sums import column_dots, matvec
 
@@ -36,12 +36,14 @@ class Watch:
 
     Attributes:
         make: makes the observer, given each channel's importance (None: all the same).
+        format: that the activation will have.
         when: whether to equalise: never, where the first batch shows outlier channels, or always (it costs no node).
         w: reads the rows [out, k] of all weights that read the tensor; None for an output or an attention operand.
         factors: chosen at the first batch; None where nothing is to be equalised.
     """
 
     make: MakeObserver
+    format: Format
     when: When = "never"
     w: Callable[[], NDArray[Any]] | None = None
     factors: Float32 | None = None
@@ -56,9 +58,9 @@ class Watch:
         self._observer.update(self.equalised(x))
 
     def scale(self) -> float:
-        """The INT8 scale of the equalised values."""
+        """The scale of the equalised values."""
         assert self._observer is not None
-        return self._observer.scale(INT8)
+        return self._observer.scale(self.format)
 
     def equalised(self, x: NDArray[Any]) -> NDArray[Any]:
         """x / s, or x itself."""
@@ -103,8 +105,9 @@ class MeanError:
         """Take in a batch x[..., k]."""
         flat = self.watch.equalised(x.reshape(-1, x.shape[-1])).astype(np.float32, copy=False)
         self.plain = self.plain + flat.sum(axis=0, dtype=np.float64)
-        rounded = fake_quantize(flat, self.scale, INT8)
-        clipped = np.abs(flat) > (INT8.qmax + 0.5) * self.scale
+        fmt = self.watch.format
+        rounded = fake_quantize(flat, self.scale, fmt)
+        clipped = np.abs(flat) > (fmt.largest + 0.5) * self.scale
         self.rounded = self.rounded + np.where(clipped, flat, rounded).sum(axis=0, dtype=np.float64)
         self.rows += len(flat)
 
@@ -124,9 +127,11 @@ class ContextError:
     Args:
         softmax_scales: candidates.
         value_scale: of V.
+        formats: of the softmax output and of V.
     """
 
-    def __init__(self, softmax_scales: Sequence[float], value_scale: float) -> None:
+    def __init__(self, softmax_scales: Sequence[float], value_scale: float, formats: tuple[Format, Format]) -> None:
+        self._formats = formats
         self._scales = tuple(softmax_scales)
         self._value_scale = value_scale
         self._squared = np.zeros(len(self._scales))
@@ -137,13 +142,13 @@ class ContextError:
         """Take in a batch: softmax[..., heads, queries, keys] and values[..., heads, keys, depth]."""
         (heads, queries, keys), depth = softmax.shape[-3:], values.shape[-1]
         softmax, values = softmax.reshape(-1, heads, queries, keys), values.reshape(-1, heads, keys, depth)
-        rounded_values = fake_quantize(values, self._value_scale, INT8)
+        rounded_values = fake_quantize(values, self._value_scale, self._formats[1])
         rows = max(1, _PIECE // (keys * depth))
         sums = np.zeros((len(self._scales), heads, depth))
         for piece in (softmax[:, :, start : start + rows] for start in range(0, queries, rows)):
             plain = piece @ values
             for index, scale in enumerate(self._scales):
-                error = fake_quantize(piece, scale, INT8) @ rounded_values - plain
+                error = fake_quantize(piece, scale, self._formats[0]) @ rounded_values - plain
                 self._squared[index] += float(np.square(error).sum(dtype=np.float64))
                 sums[index] += error.sum(axis=(0, 2), dtype=np.float64)
         self._sums = self._sums + sums.reshape(len(self._scales), -1)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpusq_onnx.graph.cost import site_cost, total_cost
+from gpusq_onnx.graph.cost import Form, form_of, site_cost, total_cost
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import Fact
-from gpusq_onnx.pipeline.facts import is_pruned
+from gpusq_onnx.pipeline.base import Fact, PlanRow
+from gpusq_onnx.pipeline.facts import pattern_of
+from gpusq_onnx.quant.formats import FORMATS, Format
+from gpusq_onnx.quant.schemes import Quantised
 
-State = Callable[[Site], tuple[bool, bool]]
+FormOf = Callable[[Site], Form]
 
 
 @dataclass(frozen=True)
@@ -24,23 +26,29 @@ class Cost:
     sites: dict[str, dict[str, float]]
 
 
-def measure(model: Model, structure: Structure, state: State | None = None) -> Cost:
-    """The cost of a model; `state` tells (quantised, 2:4) of a site, by default as its values are."""
-    found = {site.name: (state or _as_stored)(site) for site in structure.sites}
-    sites = {
-        site.name: asdict(site_cost(site, structure, quantised=found[site.name][0], sparse=found[site.name][1]))
-        for site in structure.sites
-    }
+def measure(model: Model, structure: Structure, form: FormOf | None = None) -> Cost:
+    """The cost of a model; `form` tells that of a site, by default as it is stored."""
+    found = {site.name: (form or _as_stored)(site) for site in structure.sites}
+    sites = {site.name: asdict(site_cost(site, structure, found[site.name])) for site in structure.sites}
     return Cost(total_cost(model, structure, lambda site: found[site.name]), sites)
 
 
-def as_planned(quantised: set[str], facts: Sequence[Fact]) -> State:
-    """The state that a plan leads to: the weights it quantises, and the patterns its passes will establish."""
+def as_planned(rows: Iterable[PlanRow], facts: Sequence[Fact]) -> FormOf:
+    """The forms that a plan leads to: what its rows quantise, and the patterns that its passes will establish."""
+    weights: dict[str, Format] = {}
+    inputs: dict[str, Format] = {}
+    for row in (row for row in rows if not row.skipped and "format" in row.detail):
+        fmt = FORMATS[row.detail["format"]]
+        if row.decision == "quantise weight":
+            weights[row.tensor] = fmt
+        elif row.detail.get("side") == "input":
+            inputs |= dict.fromkeys(row.detail["sites"], fmt)
 
-    def state(site: Site) -> tuple[bool, bool]:
-        return site.name in quantised or bool(site.quantised), is_pruned(site, facts)
+    def form(site: Site) -> Form:
+        planned = Quantised(weights[site.name], inputs.get(site.name)) if site.name in weights else None
+        return form_of(site, pattern_of(site, facts), planned)
 
-    return state
+    return form
 
 
 def architecture(structure: Structure) -> dict[str, Any]:
@@ -53,5 +61,5 @@ def architecture(structure: Structure) -> dict[str, Any]:
     }
 
 
-def _as_stored(site: Site) -> tuple[bool, bool]:
-    return bool(site.quantised), is_pruned(site, ())
+def _as_stored(site: Site) -> Form:
+    return form_of(site, pattern_of(site, ()))

@@ -28,9 +28,13 @@ BUILTIN: Mapping[str, str] = MappingProxyType(
         "fold": "gpusq_onnx.passes.fold:FoldConstants",
         "fp16": "gpusq_onnx.passes.fp16:Fp16",
         "distill": "gpusq_onnx.passes.distill:Distill",
-        "prune24": "gpusq_onnx.passes.prune24:Prune24",
+        "prune24": "gpusq_onnx.passes.prune:Prune24",
+        "prune48pair": "gpusq_onnx.passes.prune:Prune48Pair",
+        "prune-nm": "gpusq_onnx.passes.prune:PruneNm",
+        "prune": "gpusq_onnx.passes.prune:Prune",
         "qat": "gpusq_onnx.passes.qat:Qat",
-        "qdq-int8": "gpusq_onnx.passes.qdq_int8:QdqInt8",
+        "qdq-int8": "gpusq_onnx.passes.qdq:QdqInt8",
+        "qdq": "gpusq_onnx.passes.qdq:Qdq",
     }
 )
 

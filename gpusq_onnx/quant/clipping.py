@@ -1,12 +1,13 @@
-"""Scales of weights: one per output channel of w[out, k], symmetric.
+"""Scales of weights w[out, k], symmetric: one an output channel, or one for each block of elements along k.
 
-    absmax    scale = max|w| / qmax
-    mse       scale = clip / qmax, the clip <= max|w| of least sum((w - q(w))^2) on a grid
+    absmax    scale = max|w| / largest
+    mse       scale = clip / largest, the clip <= max|w| of least sum((w - q(w))^2) on a grid of clips
 
 Pruned weights are exactly zero in both w and q(w): they add no error, so the sum runs over the non-zero weights only.
 
 Where the best clip c can lie is known beforehand: the largest weight R is off by R - c, and the whole error is at most
-that of c = R; so c >= R - sqrt(error(R)). For INT8 that leaves a few percent below R, and a small grid is a fine one.
+that of c = R; so c >= R - sqrt(error(R)). For INT8 that leaves a few percent below R, and a small grid is a fine one;
+for 4 bits it leaves half of the range.
 """
 
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.quant.formats import IntFormat, clamp_scale
+from gpusq_onnx.quant.formats import Format, clamp_scale
 from gpusq_onnx.sums import Float64, row_dots
 
 Float32 = NDArray[np.float32]
@@ -25,16 +26,21 @@ _COARSE_OFFSETS = tuple(-float(i) for i in range(1, _COARSE + 1))
 _FINE_OFFSETS = (-0.75, -0.5, -0.25, 0.25, 0.5, 0.75)
 
 
-def weight_scales(w: NDArray[Any], fmt: IntFormat, *, method: Literal["mse", "absmax"] = "mse") -> Float32:
-    """Scale of each output channel of w[out, k], float32 [out], > 0; 1 for a channel that is all zero.
+def weight_scales(w: NDArray[Any], fmt: Format, *, method: Literal["mse", "absmax"] = "mse", block: int = 0) -> Float32:
+    """Scales of w[out, k], float32, > 0: [out], or with a `block` [out, k / block]; 1 where all is zero.
 
     Raises:
-        ValueError: not 2-D, NaN or infinity, an unknown method.
+        ValueError: not 2-D, NaN or infinity, an unknown method, blocks that do not divide k.
     """
     if w.ndim != 2:
         raise ValueError(f"a weight is w[out, k]; found shape {w.shape}")
     if method not in ("mse", "absmax"):
         raise ValueError(f'method must be "mse" or "absmax"; found {method!r}')
+    if block:
+        if w.shape[1] % block:
+            raise ValueError(f"blocks of {block} do not divide k of {w.shape}")
+        in_blocks = np.ascontiguousarray(w).reshape(-1, block)
+        return weight_scales(in_blocks, fmt, method=method).reshape(len(w), -1)
     out, k = w.shape
     scales = np.ones(out, np.float32)
     rows = max(1, _CHUNK_ELEMENTS // max(1, k))
@@ -46,14 +52,14 @@ def weight_scales(w: NDArray[Any], fmt: IntFormat, *, method: Literal["mse", "ab
         clip = peak
         if method == "mse":
             part /= np.where(peak > 0, peak, np.float32(1))[:, None]
-            clip = peak * _best_clip(part, fmt.qmax)
-        scales[start : start + rows] = np.where(peak > 0, clamp_scale(clip / fmt.qmax), np.float32(1))
+            clip = peak * _best_clip(part, fmt)
+        scales[start : start + rows] = np.where(peak > 0, clamp_scale(clip / fmt.largest), np.float32(1))
     return scales
 
 
-def _best_clip(part: Float32, qmax: int) -> Float32:
+def _best_clip(part: Float32, fmt: Format) -> Float32:
     """The clip of least squared error for each row of part[rows, k] = |w| / max|w|, in (0, 1]."""
-    error = _Error(part, qmax)
+    error = _Error(part, fmt)
     best = np.ones(len(part), np.float32)
     least = error(best)
     # The largest element is 1 and is off by 1 - clip, so no clip below 1 - sqrt(least) can win.
@@ -70,15 +76,18 @@ def _best_clip(part: Float32, qmax: int) -> Float32:
 class _Error:
     """sum((w - q(w))^2) of each row of part[rows, k], as a function of the rows' clips."""
 
-    def __init__(self, part: Float32, qmax: int) -> None:
-        self.part, self.qmax = part, qmax
-        self._top = np.full_like(part, qmax)  # numpy's minimum of two arrays is 5x as fast as that with a scalar
+    def __init__(self, part: Float32, fmt: Format) -> None:
+        self.part, self.fmt = part, fmt
+        self._top = np.full_like(part, fmt.largest)  # numpy's minimum of two arrays is 5x as fast as that with a scalar
         self._steps, self._codes = np.empty_like(part), np.empty_like(part)
 
     def __call__(self, clip: Float32) -> Float64:
-        scale = clip / np.float32(self.qmax)
+        scale = clip / np.float32(self.fmt.largest)
         np.multiply(self.part, (1 / scale)[:, None], out=self._steps)
-        np.rint(self._steps, out=self._codes)
-        np.minimum(self._codes, self._top, out=self._codes)
+        if self.fmt.grid:
+            self._codes[:] = self.fmt.round_steps(self._steps.copy())
+        else:
+            np.rint(self._steps, out=self._codes)
+            np.minimum(self._codes, self._top, out=self._codes)
         self._codes -= self._steps
         return row_dots(self._codes, self._codes) * np.square(scale.astype(np.float64))

@@ -1,74 +1,186 @@
-"""Symmetric integer formats, and the arithmetic of ONNX QuantizeLinear and DequantizeLinear on them.
+"""Number formats as rows of one table, and what ONNX's QuantizeLinear and DequantizeLinear do with them.
 
-    q = clip(round_half_even(x / scale), qmin, qmax)        x' = q * scale        zero point 0 always
+    code = nearest value of the format's grid to x / scale, ties to even, saturating        x' = code * scale
+    grid: the integers lowest..largest, or the values of a small float type                 zero point 0
 
-Zero maps to zero, so a sparsity pattern survives. Weights use the narrow range (-127..127, as TensorRT's symmetric
-weights), activations the full one. Codes of fewer than 8 bits are carried in int8.
+Zero maps to zero, so a sparsity pattern survives. A format's grid can be smaller than the ONNX type that carries it
+(`int4-in-int8`: 4-bit values in INT8 tensors, which INT8 kernels multiply exactly).
 
-Source: ONNX QuantizeLinear-21; TensorRT's parser: zero point 0, every scale > 0.
+Which scales go with a format is `quant.scales`; which formats go together is `quant.schemes`. A new format is one row
+here: pruning, calibration, training, inspection, cost and packing read the table.
+
+Sources: ONNX QuantizeLinear-21 and -23; OCP 8-bit floating point (E4M3), OCP microscaling formats (E2M1); ml_dtypes for
+the float grids; docs/formats.md for what TensorRT and onnxruntime take.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - gives numpy the small float types by name
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from gpusq_onnx.quant.scales import Scales
 
 Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class IntFormat:
-    """Signed integers of 2 to 8 bits; `narrow` leaves out the most negative code."""
+class Format:
+    """One number format.
 
-    bits: int = 8
-    narrow: bool = False
+    Attributes:
+        name: as options and reports in JSON spell it.
+        label: as people read it: "INT8", "FP8".
+        element: the ONNX element type that carries the codes, in lower case: "int8", "float8e4m3fn".
+        bits: of one code, where codes are packed as small as they are.
+        lowest, largest: the ends of the grid, in units of the scale.
+        grid: the numpy or ml_dtypes type whose values are the grid; "" for the integers.
+        blocks: block sizes along the reduction that TensorRT takes for weights; empty: no blocks.
+        activations: whether TensorRT takes it for activations.
+        least_opset: the first opset whose QuantizeLinear has it.
+        stored: it is the type of plain float weights, not of codes with a scale.
+    """
+
+    name: str
+    label: str
+    element: str
+    bits: int
+    lowest: float
+    largest: float
+    grid: str = ""
+    blocks: tuple[int, ...] = ()
+    activations: bool = True
+    least_opset: int = 10
+    stored: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"an integer format has 2 to 8 bits; found {self.bits}")
+        if not 1 <= self.bits <= 64 or not self.lowest <= 0 < self.largest:
+            raise ValueError(f"a format has bits and a range around zero; found {self}")
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy type of codes: int8 for every signed integer format of at most 8 bits."""
+        if self.grid:
+            return np.dtype(self.grid)
+        sign = "u" if self.lowest == 0 else ""
+        return np.dtype(f"{sign}int{max(8, self.bits)}")
 
     @property
-    def qmax(self) -> int:
-        """Largest code: 127 for 8 bits."""
-        return int(2 ** (self.bits - 1) - 1)
+    def carried(self) -> bool:
+        """Whether the ONNX type has values beyond the grid, so that saturating takes a Clip of its own."""
+        return natural(self.element) is not self
 
-    @property
-    def qmin(self) -> int:
-        """Smallest code: -128 for 8 bits, -127 narrow."""
-        return -self.qmax if self.narrow else -self.qmax - 1
+    def round_steps(self, steps: Float32) -> Float32:
+        """`steps` (x / scale, any shape, no NaN) on the grid, in place where that is possible."""
+        if not self.grid:
+            np.rint(steps, out=steps)
+        np.clip(steps, self.lowest, self.largest, out=steps)
+        return steps.astype(self.dtype).astype(np.float32) if self.grid else steps
+
+    def holds(self, codes: NDArray[Any]) -> bool:
+        """Whether codes (of the same ONNX type) lie within the grid."""
+        if not codes.size:
+            return True
+        wide = codes.astype(np.float32)
+        return bool(wide.min() >= self.lowest and wide.max() <= self.largest)
 
 
-INT8 = IntFormat(8)
-INT8_WEIGHT = IntFormat(8, narrow=True)
+def _integer(bits: int, **more: Any) -> Format:
+    return Format(f"int{bits}", f"INT{bits}", f"int{bits}", bits, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, **more)
 
 
-def quantize(x: NDArray[Any], scale: NDArray[Any] | float, fmt: IntFormat, axis: int | None = None) -> NDArray[np.int8]:
-    """Codes of `x`, int8, same shape.
+def _unsigned(bits: int, **more: Any) -> Format:
+    return Format(f"uint{bits}", f"UINT{bits}", f"uint{bits}", bits, 0, 2**bits - 1, **more)
+
+
+def _stored(name: str, element: str, grid: str, largest: float) -> Format:
+    return Format(name, name.upper(), element, int(name[2:]), -largest, largest, grid, stored=True)
+
+
+INT8 = _integer(8)
+INT4 = _integer(4, blocks=(16, 32, 64, 128, 256), activations=False, least_opset=21)
+INT4_IN_INT8 = Format("int4-in-int8", "INT4", "int8", 4, -8, 7)
+FP8 = Format("fp8", "FP8", "float8e4m3fn", 8, -448, 448, "float8_e4m3fn", least_opset=19)
+FP4 = Format("fp4", "FP4", "float4e2m1", 4, -6, 6, "float4_e2m1fn", blocks=(16,), least_opset=23)
+
+_FORMATS = {
+    row.name: row
+    for row in (
+        INT8,
+        INT4,
+        INT4_IN_INT8,
+        FP8,
+        FP4,
+        # what other tools write: known, so that it can be read, costed and shown
+        Format("fp8-e5m2", "FP8 E5M2", "float8e5m2", 8, -57344, 57344, "float8_e5m2", least_opset=19),
+        _unsigned(8),
+        _integer(2, least_opset=25),
+        _unsigned(2, least_opset=25),
+        _unsigned(4, least_opset=21),
+        _integer(16, least_opset=21),
+        _unsigned(16, least_opset=21),
+        # what weights are before they are quantised
+        _stored("fp64", "double", "float64", float(np.finfo(np.float64).max)),
+        _stored("fp32", "float", "float32", float(np.finfo(np.float32).max)),
+        _stored("bf16", "bfloat16", "bfloat16", (2 - 2.0**-7) * 2.0**127),
+        _stored("fp16", "float16", "float16", float(np.finfo(np.float16).max)),
+    )
+}
+FORMATS: Mapping[str, Format] = MappingProxyType(_FORMATS)
+
+
+def natural(element: str) -> Format | None:
+    """The format that uses all of an ONNX element type (in lower case); None for a type that is in no row."""
+    rows = [row for row in FORMATS.values() if row.element == element]
+    return max(rows, key=lambda row: row.bits, default=None)
+
+
+def format_of(element: str, codes: NDArray[Any] | None = None) -> Format | None:
+    """The narrowest format of an ONNX element type that holds `codes`; all of the type without codes.
+
+    A scale of 8 bits is chosen so that the largest weight gets a large code: codes within 7 are 4-bit ones.
+    """
+    widest = natural(element)
+    if codes is None or widest is None:
+        return widest
+    rows = sorted((row for row in FORMATS.values() if row.element == element), key=lambda row: row.bits)
+    return next((row for row in rows if row.holds(codes)), widest)
+
+
+def quantize(
+    x: NDArray[Any], scale: Scales | NDArray[Any] | float, fmt: Format, axis: int | None = None
+) -> NDArray[Any]:
+    """Codes of `x` in the format's numpy type, same shape.
 
     Args:
         x: any float dtype; computed in float32.
-        scale: > 0; a number, or 1-D of length x.shape[axis] in the units of x.
-        fmt: the codes' range; values outside it saturate.
-        axis: of the per-channel scale; None for one scale.
+        scale: > 0, in the units of x: `Scales`, or a number, or 1-D of length x.shape[axis].
+        fmt: the codes' grid; values outside it saturate.
+        axis: of a 1-D scale; None for one scale.
 
     Raises:
         ValueError: NaN in x, a scale that is not finite and > 0 or does not fit x.
     """
-    codes = x.astype(np.float32) / _along(scale, x, axis)
-    if np.isnan(codes).any():
+    steps = x.astype(np.float32) / Scales.of(scale, axis).along(x.shape)
+    if np.isnan(steps).any():
         raise ValueError(f"cannot quantise NaN; found one in shape {x.shape}")
-    np.rint(codes, out=codes)
-    np.clip(codes, fmt.qmin, fmt.qmax, out=codes)
-    return codes.astype(np.int8)
+    return fmt.round_steps(steps).astype(fmt.dtype)
 
 
-def dequantize(codes: NDArray[np.int8], scale: NDArray[Any] | float, axis: int | None = None) -> Float32:
+def dequantize(codes: NDArray[Any], scale: Scales | NDArray[Any] | float, axis: int | None = None) -> Float32:
     """codes * scale in float32. Arguments and errors as `quantize`."""
-    return codes.astype(np.float32) * _along(scale, codes, axis)
+    return codes.astype(np.float32) * Scales.of(scale, axis).along(codes.shape)
 
 
-def fake_quantize(x: NDArray[Any], scale: NDArray[Any] | float, fmt: IntFormat, axis: int | None = None) -> Float32:
+def fake_quantize(
+    x: NDArray[Any], scale: Scales | NDArray[Any] | float, fmt: Format, axis: int | None = None
+) -> Float32:
     """What a QuantizeLinear, DequantizeLinear pair makes of `x`, float32. Arguments and errors as `quantize`."""
     return dequantize(quantize(x, scale, fmt, axis), scale, axis)
 
@@ -80,19 +192,3 @@ def clamp_scale(scale: NDArray[Any] | float, dtype: DTypeLike = np.float32) -> F
     """
     floor = 2.0**-14 if np.dtype(dtype) == np.float16 else 2.0**-126
     return np.maximum(np.asarray(scale, np.float32), np.float32(floor))
-
-
-def _along(scale: NDArray[Any] | float, x: NDArray[Any], axis: int | None) -> Float32:
-    """`scale` as float32, shaped to broadcast over `x`."""
-    values = np.asarray(scale, np.float32)
-    if not (np.isfinite(values).all() and (values > 0).all()):
-        raise ValueError(f"scales must be finite and > 0; found {values.min()}..{values.max()}")
-    if axis is None:
-        if values.size != 1:
-            raise ValueError(f"a scale of shape {values.shape} needs an axis of x, whose shape is {x.shape}")
-        return values.reshape(())
-    if values.shape != (x.shape[axis],):
-        raise ValueError(f"scale of shape {values.shape} does not fit axis {axis} of shape {x.shape}")
-    shape = [1] * x.ndim
-    shape[axis] = -1
-    return values.reshape(shape)

@@ -18,11 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import GpusqError
 from gpusq_onnx.graph import io
+from gpusq_onnx.graph.cost import form_of
 from gpusq_onnx.graph.float_twin import remove_quantisation
 from gpusq_onnx.graph.model import Model, TensorSpec
 from gpusq_onnx.graph.pin import Sizes, is_open, pinned
@@ -123,10 +123,7 @@ def _elements(weights: Iterable[WeightReport]) -> int:
 
 
 def _cost(model: Model, *, dense: bool = False) -> tuple[float, float]:
-    def as_dense(site: Any) -> tuple[bool, bool]:
-        return bool(site.quantised), False
-
-    total = measure(model, analyse(model), as_dense if dense else None).total
+    total = measure(model, analyse(model), (lambda site: form_of(site, None)) if dense else None).total
     return total["bytes"] / 4e6, 2 * total["bit_operations"] / 32**2 / 1e9
 
 

@@ -11,18 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gpusq_onnx.graph.codes import float_format, quantised
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.sites import Site, before_qdq, code_type
+from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline.progress import NullProgress, Progress, track
 from gpusq_onnx.report.kernels import Facts, Obstacle, eligible, find_obstacles, kernel
-from gpusq_onnx.sparsity.patterns import parse_pattern
-
-_PATTERNS = ("1:4", "2:4", "4:8pair")
-_PRECISIONS = {"float16": "FP16", "bfloat16": "BF16"}
-_CODES = {"float8e4m3fn": "FP8", "float8e5m2": "FP8 E5M2", "float4e2m1": "FP4"}  # others: the ONNX name in capitals
+from gpusq_onnx.sparsity.patterns import patterns_of
 
 
 @dataclass(frozen=True)
@@ -33,10 +29,11 @@ class WeightReport:
         name, module, role, block, op: where it is; see `graph.sites.Site`.
         shape: [out, k].
         dtype: the stored ONNX type.
-        patterns: those of "1:4", "2:4" and "4:8pair" that hold; none: dense.
+        patterns: those of `sparsity.patterns.PATTERNS` that hold, what leaves least first; none: dense.
         zeros: share of elements that are exactly zero, 0 to 1.
         quantised: "weight", "input" and "output", those that have Q/DQ.
         codes: the ONNX type of the weight's codes ("int8", "int4", "float8e4m3fn"); "" for a float weight.
+        format: of the weight: "int8", "int4-in-int8", "fp8", ...; "" for a float weight.
         nodes: names of the MatMul, Gemm or Conv nodes that read it.
         kernel: the class that TensorRT can choose, e.g. "sparse INT8".
         eligible: the builder should find it fit for sparse kernels, chosen or not.
@@ -54,6 +51,7 @@ class WeightReport:
     zeros: float
     quantised: tuple[str, ...]
     codes: str
+    format: str
     nodes: tuple[str, ...]
     kernel: str
     eligible: bool
@@ -94,20 +92,16 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
 
 def _weight(site: Site) -> WeightReport:
     w = site.read()
-    grouped = site.channels
-    patterns = _patterns(w, grouped)
     facts = Facts(
         op=site.op,
         out=site.out,
         k=site.k,
-        grouped=grouped,
-        sparse="2:4" in patterns,
+        grouped=site.channels,
+        patterns=patterns_of(w, site.channels),
         zeros=1.0 - float(np.count_nonzero(w)) / max(1, w.size),
-        quantised=_quantised(site),
-        float_type=_PRECISIONS.get(_float_type(site), "FP32"),
+        quantised=quantised(site),
+        float_type=float_format(site),
         conflicts=(*site.unfit, *site.conflicts),
-        weight_type=_told(site.code_type),
-        input_type=_told(_input_type(site)),
     )
     obstacles = find_obstacles(facts)
     return WeightReport(
@@ -118,49 +112,13 @@ def _weight(site: Site) -> WeightReport:
         op=site.op,
         shape=(site.out, site.k),
         dtype=site.dtype,
-        patterns=patterns,
+        patterns=tuple(pattern.name for pattern in facts.patterns),
         zeros=round(facts.zeros, 4),
-        quantised=facts.quantised,
+        quantised=facts.quantised.sides,
         codes=site.code_type,
+        format="" if facts.quantised.weight is None else facts.quantised.weight.name,
         nodes=tuple(str(node.name) for node in site.readers),
         kernel=kernel(facts, obstacles),
         eligible=eligible(obstacles),
         obstacles=obstacles,
     )
-
-
-def _patterns(w: NDArray[Any], grouped: int) -> tuple[str, ...]:
-    known = (parse_pattern(name) for name in _PATTERNS)
-    return tuple(pattern.name for pattern in known if grouped % pattern.group == 0 and pattern.holds(w))
-
-
-def _quantised(site: Site) -> tuple[str, ...]:
-    found = ["weight"] if site.quantised else []
-    if all(before_qdq(operand) is not operand for node in site.readers for operand in _data(site, node)):
-        found.append("input")
-    if site.output.outputs and all(node.op == "QuantizeLinear" for node in site.output.outputs):
-        found.append("output")
-    return tuple(found)
-
-
-def _input_type(site: Site) -> str:
-    """The type of the codes that the first reader's data is dequantised from; "" for float data."""
-    operand = _data(site, site.readers[0])[:1]
-    pair = [tensor for tensor in operand if before_qdq(tensor) is not tensor]
-    return code_type(pair[0].inputs[0].inputs[0].inputs[0]) if pair else ""
-
-
-def _told(codes: str) -> str:
-    return _CODES.get(codes, codes.upper())
-
-
-def _data(site: Site, node: Any) -> list[Any]:
-    """The operands of a reader that do not come from the site's weight."""
-    trail = {id(step) for step in site.trail}
-    return [t for t in node.inputs[:2] if t is not site.weight and not any(id(step) in trail for step in t.inputs)]
-
-
-def _float_type(site: Site) -> str:
-    """The type that the product has without INT8: the weight's own, or that of the scale which restores it."""
-    scales = [node.inputs[1].dtype for node in site.trail if node.op == "DequantizeLinear"]
-    return np.dtype(scales[0]).name if scales else site.dtype

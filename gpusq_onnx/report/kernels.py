@@ -15,10 +15,14 @@ the vector lengths and the batch. Limits: "likely" is meant; the builder times k
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gpusq_onnx.quant.formats import Format, natural
+from gpusq_onnx.quant.schemes import Quantised
+from gpusq_onnx.sparsity.patterns import TWO_FOUR, Pattern
+
 USEFUL_SIDE = 256
 SMALL_BATCH = 8  # at fewer images the dense kernels wait for memory, not for arithmetic (inferred)
 _VECTOR_BYTES = 16  # what tensor-core kernels load at once; of a 2:4 weight, half of the elements along K are stored
-_BYTES = {"INT8": 1, "FP16": 2}
+_SPARSE = {"INT8": 1, "FP16": 2}  # what TensorRT has sparse kernels of, and bytes of an element
 WEIGHT_ONLY = frozenset({"INT4", "FP4"})  # codes that kernels of a float type read; others are made float at build
 
 
@@ -47,34 +51,44 @@ class Facts:
         op: MatMul, Gemm or Conv.
         out, k: the matrix; for a Conv k counts the kernel's positions, too.
         grouped: the length along which groups of four run: k, or C of a Conv.
-        sparse: at most 2 of each 4 are not zero.
+        patterns: that its values follow, the one that leaves least first.
         zeros: share of elements that are zero, 0 to 1.
-        quantised: "weight", "input" and "output", those with Q/DQ.
-        float_type: "FP32", "FP16" or "BF16": what it computes in without INT8.
+        quantised: the formats of weight, input and output.
+        float_type: what it computes in without them.
         conflicts: why its values serve more than this one Linear.
-        weight_type, input_type: of the codes, where they are quantised: "INT8", "INT4", "FP8", ...
     """
 
     op: str
     out: int
     k: int
     grouped: int
-    sparse: bool
+    patterns: tuple[Pattern, ...]
     zeros: float
-    quantised: tuple[str, ...]
-    float_type: str
-    conflicts: tuple[str, ...]
-    weight_type: str = "INT8"
-    input_type: str = "INT8"
+    quantised: Quantised
+    float_type: Format
+    conflicts: tuple[str, ...] = ()
+
+    @property
+    def sparse(self) -> bool:
+        """At most 2 of each 4 are not zero: what TensorRT's sparse kernels take."""
+        return any(pattern.implies(TWO_FOUR) for pattern in self.patterns)
 
     @property
     def precision(self) -> str:
-        """What it computes in: the codes' type, the float type, or input x weight where the two differ."""
-        if {"weight", "input"} <= set(self.quantised):
-            same = self.weight_type == self.input_type
-            return self.weight_type if same else f"{self.input_type} x {self.weight_type}"
-        weight_only = "weight" in self.quantised and self.weight_type in WEIGHT_ONLY
-        return f"{self.float_type} x {self.weight_type}" if weight_only else self.float_type
+        """What it computes in: the codes' type, the float type, or input x weight where the two differ.
+
+        Formats that an ONNX type carries run in that type's kernels: 4-bit values in INT8 tensors in INT8 ones.
+        """
+        weight, read = (
+            None if fmt is None else _as_carried(fmt) for fmt in (self.quantised.weight, self.quantised.input)
+        )
+        if weight is not None and read is not None:
+            return weight if weight == read else f"{read} x {weight}"
+        return f"{self.float_type.label} x {weight}" if weight in WEIGHT_ONLY else self.float_type.label
+
+
+def _as_carried(fmt: Format) -> str:
+    return (natural(fmt.element) or fmt).label
 
 
 def kernel(facts: Facts, obstacles: Iterable[Obstacle]) -> str:
@@ -99,15 +113,21 @@ def _deciding(facts: Facts) -> Iterable[Obstacle]:
         side = "C" if facts.op == "Conv" else "K"
         yield Obstacle("alignment", f"{side} = {facts.grouped} is no multiple of 4", "", True)
     elif not facts.sparse:
-        yield Obstacle("pattern", f"not 2:4 ({facts.zeros:.0%} zeros)", "--passes prune24", True)
-    if facts.precision not in _BYTES:
-        parts = [part for part in ("input", "weight") if part not in facts.quantised]
+        yield Obstacle("pattern", f"{_found(facts)} ({facts.zeros:.0%} zeros)", "--passes prune24", True)
+    if facts.precision not in _SPARSE:
+        parts = [part for part in ("input", "weight") if part not in facts.quantised.sides]
         what = f"quantise its {' and '.join(parts)}" if parts else "quantise it to INT8"
         text = f"{facts.precision} has no sparse kernel: {what}, or use FP16"
         yield Obstacle("precision", text, "--passes 'qdq-int8{profile=sparse-int8}', or fp16", True)
-    if facts.precision == "INT8" and "output" not in facts.quantised:
+    if facts.precision == "INT8" and facts.quantised.output is None:
         text = "no Q/DQ on its output, so the dense INT8 kernel wins"
         yield Obstacle("output", text, "--passes 'qdq-int8{profile=sparse-int8}'", True)
+
+
+def _found(facts: Facts) -> str:
+    if not facts.patterns:
+        return "not 2:4"
+    return f"{facts.patterns[0].name}, for which TensorRT has no kernel, and not 2:4"
 
 
 def _remarks(facts: Facts) -> Iterable[Obstacle]:
@@ -116,7 +136,7 @@ def _remarks(facts: Facts) -> Iterable[Obstacle]:
     if min(facts.out, facts.k) < USEFUL_SIDE:
         remedy = "none: left dense it is as fast and more accurate, prune24{skip=[...]}"
         yield Obstacle("size", f"below {USEFUL_SIDE} x {USEFUL_SIDE}: a sparse kernel gains little", remedy, False)
-    if (size := _BYTES.get(facts.precision)) is None:
+    if (size := _SPARSE.get(facts.precision)) is None:
         return
     along = {"K": (facts.grouped, 2 * _VECTOR_BYTES // size), "N": (facts.out, _VECTOR_BYTES // size)}
     for side, (length, multiple) in along.items():

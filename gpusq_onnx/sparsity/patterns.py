@@ -1,18 +1,21 @@
-"""Sparsity patterns along the reduction axis of w[out, k]: which elements of each group may stay.
+"""Sparsity patterns as rows of one table: which elements of each group along the reduction axis of w[out, k] may stay.
 
     N:M         at most N non-zeros in each M consecutive elements              2:4 for FP16, INT8 and FP8
-    4:8 pairs   of the four pairs in each 8, at least two are all zero          INT4 (Ampere, Ada), FP4 (Blackwell)
+    N:Mpair     the same of whole pairs: 4:8pair leaves two of the four pairs in each 8      INT4 (Ampere, Ada), FP4
 
-Groups are aligned: elements 0..M-1, M..2M-1, and so on. A mask keeps the elements of largest score; of equal scores the
-lower index stays, so that the same weights always give the same mask.
+A pattern is `keep` of each `of` units of `unit` elements. Groups are aligned: elements 0..M-1, M..2M-1, and so on. A
+mask keeps the units of largest score; of equal scores the lower index stays, so that the same weights always give the
+same mask. A new pattern is one row of `PATTERNS`: pruning, inspection, cost and packing read the table.
 
-Source: GPUSQ-ViT (arXiv 2305.10727), section 3.1. Limits: k must be a multiple of the group; M <= 64.
+Source: GPUSQ-ViT (arXiv 2305.10727), section 3.1. Limits: k must be a multiple of the group; at most 64 units in it.
 """
 
+from __future__ import annotations
+
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,28 +27,64 @@ Mask = NDArray[np.bool_]
 Block = tuple[slice, slice]
 
 BLOCK_ELEMENTS = 1 << 17  # a block and its temporaries stay in a core's L2 cache
+MOST_UNITS = 64
 
 
-class Pattern(ABC):
-    """A rule about each group of consecutive elements along k."""
+@dataclass(frozen=True)
+class Pattern:
+    """At most `keep` of each `of` consecutive units along k are not zero; a unit is `unit` elements.
+
+    Attributes:
+        keep, of: units.
+        unit: elements that are kept or dropped together: 1, or 2 for pairs.
+    """
+
+    keep: int
+    of: int
+    unit: int = 1
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.keep < self.of <= MOST_UNITS and self.unit in (1, 2)):
+            raise ValueError(f"N:M needs 1 <= N < M <= {MOST_UNITS}; found {self.keep}:{self.of}, units of {self.unit}")
 
     @property
-    @abstractmethod
     def name(self) -> str:
         """The spelling that `parse_pattern` reads."""
+        return f"{self.keep * self.unit}:{self.group}{'pair' if self.unit == 2 else ''}"
 
     @property
-    @abstractmethod
     def group(self) -> int:
         """Number of consecutive elements along k that one decision covers."""
+        return self.of * self.unit
 
-    @abstractmethod
-    def _select(self, score: NDArray[np.floating[Any]], keep: Mask) -> None:
-        """Write into keep[out, k] which elements of score[out, k] stay."""
+    @property
+    def density(self) -> float:
+        """Share of the elements that stay."""
+        return self.keep / self.of
 
-    @abstractmethod
-    def _count_broken(self, nonzero: Mask) -> int:
-        """Number of groups of nonzero[out, k] that break the rule."""
+    @property
+    def place_bits(self) -> int:
+        """Bits that say where a kept unit was."""
+        return (self.of - 1).bit_length()
+
+    @property
+    def metadata_bits(self) -> float:
+        """Bits a weight that say where the kept units were: 1 for 2:4, 0.5 for 4:8pair."""
+        return self.keep * self.place_bits / self.group
+
+    def implies(self, other: Pattern) -> bool:
+        """Whether every matrix of this pattern follows the `other`, too: 1:4, 2:16 imply 2:4; 4:8pair does not."""
+        most = 0
+        for start in range(0, self.group * other.group, other.group):  # every way in which their groups can lie
+            units = 0
+            first, last = start // self.group, (start + other.group - 1) // self.group
+            for number in range(first, last + 1):
+                low, high = max(start, number * self.group), min(start + other.group, (number + 1) * self.group)
+                mine = -(-high // self.unit) - low // self.unit
+                theirs = -(-high // other.unit) - low // other.unit
+                units += min(theirs, min(self.keep, mine) * max(1, self.unit // other.unit))
+            most = max(most, units)
+        return most <= other.keep
 
     def mask(self, score: NDArray[Any]) -> Mask:
         """Which elements stay.
@@ -76,83 +115,78 @@ class Pattern(ABC):
         """Whether every group of w[out, k] obeys the rule. Raises as `mask`."""
         return self.violations(w) == 0
 
-
-@dataclass(frozen=True)
-class NM(Pattern):
-    """At most n non-zeros in each m consecutive elements."""
-
-    n: int
-    m: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.n < self.m <= 64:
-            raise ValueError(f"N:M needs 1 <= N < M <= 64; found {self.n}:{self.m}")
-
-    @property
-    def name(self) -> str:
-        return f"{self.n}:{self.m}"
-
-    @property
-    def group(self) -> int:
-        return self.m
+    def fits(self, k: int) -> bool:
+        """Whether groups divide a reduction of length k."""
+        return k % self.group == 0
 
     def _select(self, score: NDArray[np.floating[Any]], keep: Mask) -> None:
+        """Write into keep[out, k] which elements of score[out, k] stay."""
+        if self.unit == 2:
+            pairs = np.empty_like(keep[:, 0::2])
+            Pattern(self.keep, self.of)._select(np.hypot(score[:, 0::2], score[:, 1::2]), pairs)
+            keep[:, 0::2] = pairs
+            keep[:, 1::2] = pairs
+            return
         # An element's rank is the number of elements that beat it. Counting needs m(m-1)/2 vectorised comparisons and
         # no sort: 6 for 2:4. The later element wins only if it is strictly larger: a tie goes to the lower index.
-        lanes = [score[:, i :: self.m].copy(order="K") for i in range(self.m)]
+        lanes = [score[:, i :: self.of].copy(order="K") for i in range(self.of)]
         rank = [np.full_like(lane, i, dtype=np.uint8) for i, lane in enumerate(lanes)]
-        for j in range(1, self.m):
+        for j in range(1, self.of):
             for i in range(j):
                 later_wins = (lanes[j] > lanes[i]).view(np.uint8)
                 rank[i] += later_wins
                 rank[j] -= later_wins
-        for i in range(self.m):
-            np.less(rank[i], self.n, out=keep[:, i :: self.m])
+        for i in range(self.of):
+            np.less(rank[i], self.keep, out=keep[:, i :: self.of])
 
     def _count_broken(self, nonzero: Mask) -> int:
+        """Number of groups of nonzero[out, k] that break the rule."""
+        if self.unit == 2:
+            return Pattern(self.keep, self.of)._count_broken(nonzero[:, 0::2] | nonzero[:, 1::2])
         lanes = nonzero.view(np.uint8)
-        count = lanes[:, 0 :: self.m].copy(order="K")
-        for i in range(1, self.m):
-            count += lanes[:, i :: self.m]
-        return int(np.count_nonzero(count > self.n))
+        count = lanes[:, 0 :: self.of].copy(order="K")
+        for i in range(1, self.of):
+            count += lanes[:, i :: self.of]
+        return int(np.count_nonzero(count > self.keep))
 
 
-@dataclass(frozen=True)
-class PairWise48(Pattern):
-    """Of the four pairs in each 8 consecutive elements, at least two are all zero; the pair of largest norm stays."""
+TWO_FOUR = Pattern(2, 4)
+PAIRS_48 = Pattern(2, 4, unit=2)
 
-    @property
-    def name(self) -> str:
-        return "4:8pair"
-
-    @property
-    def group(self) -> int:
-        return 8
-
-    def _select(self, score: NDArray[np.floating[Any]], keep: Mask) -> None:
-        pairs = np.empty_like(keep[:, 0::2])
-        _PAIRS._select(np.hypot(score[:, 0::2], score[:, 1::2]), pairs)
-        keep[:, 0::2] = pairs
-        keep[:, 1::2] = pairs
-
-    def _count_broken(self, nonzero: Mask) -> int:
-        return _PAIRS._count_broken(nonzero[:, 0::2] | nonzero[:, 1::2])
+_PATTERNS = {row.name: row for row in (Pattern(2, 16), Pattern(1, 4), Pattern(2, 8), PAIRS_48, TWO_FOUR, Pattern(4, 8))}
+PATTERNS: Mapping[str, Pattern] = MappingProxyType(_PATTERNS)
+"""What is looked for in weights."""
 
 
-_PAIRS = NM(2, 4)
+def patterns_of(w: NDArray[Any], length: int | None = None) -> tuple[Pattern, ...]:
+    """The rows of `PATTERNS` that w[out, k] follows, what leaves least first; none: dense.
+
+    Args:
+        length: along which groups run, where it is less than k (the channels of a Conv at each kernel position).
+    """
+    length = w.shape[1] if length is None else length
+    few = w[:_FIRST_ROWS]  # most dense matrices are recognised by their first rows
+    found: list[Pattern] = []
+    for row in sorted(PATTERNS.values(), key=lambda row: (row.density, row.metadata_bits)):
+        if row.fits(length) and (any(known.implies(row) for known in found) or (row.holds(few) and row.holds(w))):
+            found.append(row)
+    return tuple(found)
+
+
+_FIRST_ROWS = 4
 
 
 def parse_pattern(text: str) -> Pattern:
-    """The pattern written as "N:M" or "4:8pair".
+    """The pattern written as "N:M" or "N:Mpair".
 
     Raises:
-        UsageError: any other text, or N and M outside 1 <= N < M <= 64.
+        UsageError: any other text, or N and M outside 1 <= N < M <= 64, odd for pairs.
     """
-    if text == PairWise48().name:
-        return PairWise48()
-    match = re.fullmatch(r"(\d{1,2}):(\d{1,2})", text)
-    if match and 1 <= int(match[1]) < int(match[2]) <= 64:
-        return NM(int(match[1]), int(match[2]))
+    match = re.fullmatch(r"(\d{1,3}):(\d{1,3})(pair)?", text)
+    if match:
+        n, m, unit = int(match[1]), int(match[2]), 2 if match[3] else 1
+        if n % unit == m % unit == 0 and 1 <= n < m <= MOST_UNITS * unit:
+            return Pattern(n // unit, m // unit, unit)
     raise UsageError(
         f"unknown sparsity pattern {text!r}",
         expected='"N:M" with 1 <= N < M <= 64 (2:4, 1:4, 2:16), or "4:8pair"',

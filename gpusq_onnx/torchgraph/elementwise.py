@@ -16,6 +16,7 @@ from torch.nn import functional
 from gpusq_onnx.torchgraph import functions
 from gpusq_onnx.torchgraph.builder import Unsupported, Value
 from gpusq_onnx.torchgraph.call import Call, Emitted, Row, binary, folded, torch_type, unary
+from gpusq_onnx.torchgraph.quantiser import clipped
 
 
 def _divide(c: Call) -> Emitted:
@@ -49,6 +50,8 @@ def _as_type(c: Call, value: Value, dtype: torch.dtype) -> Value:
 
 
 def _clip(c: Call) -> Value:
+    if (part_of_quantisers := clipped(c)) is not None:
+        return part_of_quantisers
     low, high = (c.scalar_or(i, c.x(0)) if c.has(i) else None for i in (1, 2))
     if low is None and high is None:
         return c.x(0)

@@ -24,6 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gpusq_onnx.graph.codes import activation_format
+from gpusq_onnx.graph.model import Node, values_of
+from gpusq_onnx.graph.trace import trace
+from gpusq_onnx.quant.formats import format_of, natural
+from gpusq_onnx.quant.formats import quantize as quantized
 from gpusq_onnx.torchgraph.builder import Unsupported, Value
 from gpusq_onnx.torchgraph.call import Call, Row
 
@@ -77,6 +82,7 @@ class Quantiser(torch.nn.Module):
         weight: the weight's initializer, None for an activation.
         axis: of the per-channel scale; None for one scale.
         qmin, qmax: range of q - z.
+        bounds: the initializers of the Clip that keeps an activation within the range; none where its type does.
         enabled: off, the tensor passes as it is (the float twin).
     """
 
@@ -86,6 +92,7 @@ class Quantiser(torch.nn.Module):
         super().__init__()
         self.scale, self.weight, self.axis, self.qmin, self.qmax = scale, weight, axis, qmin, qmax
         self.factor, self.floor, self.enabled = (count * max(qmax, 1)) ** -0.5, floor, True
+        self.bounds: tuple[str, ...] = ()
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """`x` rounded to the scale's grid, same shape and type."""
@@ -140,7 +147,22 @@ class Codes(Value):
     stored: str = ""
 
 
-_BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
+@dataclass(eq=False)
+class Clipped(Value):
+    """The output of a Clip to the ends of a quantiser's grid, which the quantiser is: no tensor of its own either."""
+
+    source: Value | None = None
+    bounds: tuple[str, ...] = ()
+
+
+def clipped(c: Call) -> Clipped | None:
+    """What a Clip makes that only keeps QuantizeLinears within a narrower grid; None for any other Clip."""
+    readers = c.node.outputs[0].outputs
+    formats = [activation_format(reader) for reader in readers if reader.op == "QuantizeLinear"]
+    if len(formats) != len(readers) or not formats or any(fmt is None or not fmt.carried for fmt in formats):
+        return None
+    shadow = tuple(torch.empty(world.shape, dtype=world.dtype, device="meta") for world in c.x(0).worlds)
+    return Clipped(shadow, False, None, None, c.x(0), tuple(str(bound.name) for bound in c.node.inputs[1:3]))
 
 
 def _quantize(c: Call) -> Value:
@@ -167,8 +189,11 @@ def _dequantize(c: Call) -> Value:
     quantize = c.node.inputs[0].inputs[0]
     if codes.scale is not scale or [t.name for t in quantize.inputs[1:]] != [t.name for t in c.node.inputs[1:]]:
         raise Unsupported("its QuantizeLinear has another scale or zero point")
-    low, high = _range(c)
-    x = codes.source
+    low, high = _range(c, quantize, codes)
+    x, bounds = codes.source, tuple[str, ...]()
+    if isinstance(codes.source, Clipped):
+        assert codes.source.source is not None
+        x, bounds = codes.source.source, codes.source.bounds
     batched = c.builder.batches[0] if len({w.numel() for w in x.worlds}) > 1 else 1
     count = max(1, x.worlds[0].numel() // batched // channels)
     if x.known and scale.known:
@@ -176,6 +201,7 @@ def _dequantize(c: Call) -> Value:
         rounded: Value = c(fake_quantise, x, shaped, low - zero, high - zero, 1.0, floor)
         return rounded
     quantiser = Quantiser(name, codes.stored or None, axis, low - zero, high - zero, count, floor)
+    quantiser.bounds = bounds
     return c.builder.module(f"quantiser_{len(c.builder.modules)}", quantiser, x, scale)
 
 
@@ -200,12 +226,21 @@ def _zero_point(c: Call) -> int:
     return int(values.reshape(-1)[0])
 
 
-def _range(c: Call) -> tuple[int, int]:
+def _range(c: Call, quantize: Node, codes: Codes) -> tuple[int, int]:
+    """The codes' range: that of their type, or of a narrower format that it carries."""
     kind = np.dtype(c.node.inputs[2].dtype).name if c.has(2) else "uint8"
-    if kind not in _BITS:
+    fmt = natural(kind)
+    if fmt is not None and isinstance(codes.source, Clipped):
+        fmt = activation_format(quantize)
+    elif fmt is not None and codes.stored:
+        found = trace(quantize.inputs[0])
+        scale = values_of(quantize.inputs[1])
+        if found is not None:
+            axis = int(quantize.attrs.get("axis", 1)) if scale.size > 1 else None
+            fmt = format_of(kind, quantized(found.view.read(values_of(found.weight)), scale, fmt, axis))
+    if fmt is None or fmt.grid:
         raise Unsupported(f"codes of type {kind} are not supported")
-    bits = _BITS[kind]
-    return (0, 2**bits - 1) if kind.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return int(fmt.lowest), int(fmt.largest)
 
 
 ROWS = (Row("QuantizeLinear", 10, _quantize), Row("DequantizeLinear", 10, _dequantize))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
+from gpusq_onnx.graph.codes import clip_bounds
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.torchgraph.network import Network
 from gpusq_onnx.torchgraph.quantiser import floor_of
@@ -53,4 +54,8 @@ def write_back(network: Network, model: Model) -> list[str]:
             changed[initializer] = written
     for initializer, values in changed.items():
         constants[initializer].values = values
+    for quantiser in network.quantisers:  # a Clip to the ends of a grid follows its scale
+        ends = clip_bounds(values_of(constants[quantiser.scale]), quantiser.qmin, quantiser.qmax)
+        for bound, values in zip(quantiser.bounds, ends, strict=False):
+            constants[bound].values = values
     return sorted(changed)

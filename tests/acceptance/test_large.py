@@ -15,7 +15,7 @@ from acceptance_table import Table, gpusq
 
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.sparsity.patterns import NM
+from gpusq_onnx.sparsity.patterns import Pattern
 from tools.large import SIZES, Size, write_vit
 
 pytestmark = pytest.mark.slow
@@ -72,6 +72,6 @@ def test_the_whole_pipeline_within_bounds(
     onnx.checker.check_model(str(output))
     sites = [site for site in analyse(io.load(output)).sites if site.quantised]
     assert len(sites) == 4 * size.depth
-    assert all(NM(2, 4).holds(site.read()) for site in sites)
+    assert all(Pattern(2, 4).holds(site.read()) for site in sites)
     assert cosine > 0.5  # random weights, half of them gone; noise would be 0
     assert peak <= bound

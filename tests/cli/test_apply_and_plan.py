@@ -11,7 +11,7 @@ import pytest
 from command_line import IMAGES, LABELLED, call, fresh_model
 
 from gpusq_onnx.errors import PassFailed
-from gpusq_onnx.passes.prune24 import Prune24
+from gpusq_onnx.passes.prune import Prune24
 
 CALIBRATION = ["--data", str(IMAGES), "--samples", "32"]
 

@@ -50,7 +50,7 @@ def test_inspect_sees_a_pattern_and_what_is_still_missing(model: Path) -> None:
     blocks = [weight for weight in found["weights"] if weight["block"] is not None]
     assert blocks
     for weight in blocks:
-        assert weight["patterns"] == ["2:4"]
+        assert weight["patterns"] == ["2:4", "4:8"]
         assert weight["zeros"] == 0.5
         assert weight["kernel"] == "dense FP32"
         assert not any("not 2:4" in o["text"] for o in weight["obstacles"])

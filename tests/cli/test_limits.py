@@ -44,7 +44,7 @@ def test_max_memory_stops_what_would_take_more_and_leaves_nothing(
         bytearray(8 << 30)
 
     model = fresh_model(tmp_path)
-    monkeypatch.setattr("gpusq_onnx.passes.prune24.Prune24.apply", hungry)
+    monkeypatch.setattr("gpusq_onnx.passes.prune.Prune24.apply", hungry)
     with unchanged(tmp_path):
         outcome = call("apply", model, "-p", "prune24", "--max-memory", "6G")
     assert outcome.code == 5

@@ -127,7 +127,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 def test_training_where_torch_is_missing_says_so_before_any_work(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpusq_onnx.learn.environment.find_spec", lambda _: None)
-    monkeypatch.setattr("gpusq_onnx.passes.prune24.Prune24.apply", lambda *_: pytest.fail("it began to work"))
+    monkeypatch.setattr("gpusq_onnx.passes.prune.Prune24.apply", lambda *_: pytest.fail("it began to work"))
     with unchanged(model.parent):
         outcome = call("apply", model, "-p", "prune24", "--finetune-steps", "3", *CALIBRATION)
     assert (outcome.code, outcome.out) == (5, "")

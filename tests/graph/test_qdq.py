@@ -11,6 +11,7 @@ from gpusq_onnx.graph.qdq import QdqWriter, store_codes
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.sites import find_sites
 from gpusq_onnx.quant.formats import INT8, fake_quantize, quantize
+from gpusq_onnx.quant.scales import Scales
 from gpusq_onnx.runtime.ort import Session
 
 K, N = 8, 6
@@ -40,8 +41,8 @@ def quantised(made, *, input_scale: float = 0.02):
     sites = find_sites(loaded)
     writer = QdqWriter(loaded, infer_shapes(loaded)[1])
     for site in sites:
-        writer.weight(site, SCALES)
-    writer.activation(sites[0].activation, input_scale, [r for s in sites for r in s.readers])
+        writer.weight(site, Scales(SCALES, 0), INT8)
+    writer.activation(sites[0].activation, input_scale, [r for s in sites for r in s.readers], INT8)
     writer.finish()
     invariants.check(loaded, "writing pairs")
     return loaded
@@ -91,7 +92,7 @@ def test_channel_scales_lie_along_the_output_channels(form: str):
     loaded = model(made)
     (site,) = find_sites(loaded)
     writer = QdqWriter(loaded, infer_shapes(loaded)[1])
-    writer.weight(site, SCALES)
+    writer.weight(site, Scales(SCALES, 0), INT8)
     writer.finish()
     invariants.check(loaded, "writing pairs")
     assert {n.attrs["axis"] for n in loaded.graph.nodes if "Linear" in n.op} == {axis}
@@ -111,7 +112,7 @@ def test_codes_replace_the_float_weight_and_compute_the_same(form: str):
     loaded = model(proto(nodes, [("x", FLOAT, shape)], Y, {"w": stored}))
     (site,) = find_sites(loaded)
     writer = QdqWriter(loaded, infer_shapes(loaded)[1])
-    writer.weight(site, SCALES)
+    writer.weight(site, Scales(SCALES, 0), INT8)
     writer.finish()
     feed = {"x": normal(*shape, seed=8)}
     before = Session(io.to_bytes(loaded), exact_qdq=True).run(feed)["y"]
@@ -128,8 +129,8 @@ def test_scales_take_the_type_of_the_float_side():
     loaded = model(proto(nodes, [("x", HALF, [5, K])], [("y", HALF, None)], {"w": W.astype(np.float16)}))
     (site,) = find_sites(loaded)
     writer = QdqWriter(loaded, infer_shapes(loaded)[1])
-    writer.weight(site, SCALES)
-    writer.activation(site.activation, 0.02, site.readers)
+    writer.weight(site, Scales(SCALES, 0), INT8)
+    writer.activation(site.activation, 0.02, site.readers, INT8)
     writer.finish()
     invariants.check(loaded, "writing pairs")
     out = io.proto_of(loaded)

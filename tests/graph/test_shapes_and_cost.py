@@ -10,9 +10,12 @@ from small_graphs import FLOAT, HALF, model, node, normal, proto
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import io
-from gpusq_onnx.graph.cost import site_cost, total_cost
+from gpusq_onnx.graph.cost import form_of, site_cost, total_cost
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.quant.formats import INT8
+from gpusq_onnx.quant.schemes import Quantised
+from gpusq_onnx.sparsity.patterns import TWO_FOUR
 
 ASSETS = Path(__file__).parents[1] / "assets"
 K, N, ROWS = 8, 12, 5
@@ -58,6 +61,10 @@ def test_contradictions_are_refused():
         infer_shapes(model(made))
 
 
+def dense(site):
+    return form_of(site, None)
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype", "quantised", "sparse", "bits", "stored"),
     [
@@ -72,7 +79,8 @@ def test_contradictions_are_refused():
 def test_the_cost_of_a_linear(kind, dtype, quantised, sparse, bits, stored):
     structure = analyse(linear(kind, dtype))
     (site,) = structure.sites
-    cost = site_cost(site, structure, quantised=quantised, sparse=sparse)
+    planned = Quantised(INT8, INT8) if quantised else None
+    cost = site_cost(site, structure, form_of(site, TWO_FOUR if sparse else None, planned))
     assert cost.parameters == K * N
     assert cost.macs == ROWS * K * N
     assert cost.bit_operations == ROWS * K * N * bits * bits / (2 if sparse else 1)
@@ -84,7 +92,7 @@ def test_the_cost_of_a_linear(kind, dtype, quantised, sparse, bits, stored):
 )
 def test_totals_count_biases_as_stored(kind, dtype, size):
     loaded = linear(kind, dtype)
-    total = total_cost(loaded, analyse(loaded), lambda site: (False, False))
+    total = total_cost(loaded, analyse(loaded), dense)
     assert total["parameters"] == K * N + N
     assert total["bytes"] == (K * N + N) * size
 
@@ -93,24 +101,24 @@ def test_a_grouped_conv():
     nodes = [node("Conv", ["x", "w"], ["y"], group=2, strides=[2, 2], pads=[1, 1, 1, 1])]
     loaded = model(proto(nodes, [("x", FLOAT, ["n", 8, 16, 16])], [("y", FLOAT, None)], {"w": normal(6, 4, 3, 3)}))
     structure = analyse(loaded)
-    assert site_cost(structure.sites[0], structure, quantised=False, sparse=False).macs == 6 * 8 * 8 * 4 * 9
+    assert site_cost(structure.sites[0], structure, dense(structure.sites[0])).macs == 6 * 8 * 8 * 4 * 9
 
 
 def test_a_shared_weight_is_stored_once_and_used_twice():
     nodes = [node("MatMul", ["x", "w"], ["h"]), node("MatMul", ["h", "w"], ["y"])]
     loaded = model(proto(nodes, [("x", FLOAT, [1, K])], [("y", FLOAT, None)], {"w": normal(K, K)}))
-    total = total_cost(loaded, analyse(loaded), lambda site: (False, False))
+    total = total_cost(loaded, analyse(loaded), dense)
     assert (total["parameters"], total["macs"], total["bytes"]) == (K * K, 2 * K * K, 4 * K * K)
     nodes[1] = node("Gemm", ["h", "w"], ["y"], transB=1)
     tied = model(proto(nodes, [("x", FLOAT, [1, K])], [("y", FLOAT, None)], {"w": normal(K, K)}))
     assert len(analyse(tied).sites) == 2
-    assert total_cost(tied, analyse(tied), lambda site: (False, False)) == total
+    assert total_cost(tied, analyse(tied), dense) == total
 
 
 def test_the_embedded_model_costs_the_same_from_both_exporters():
     totals = []
     for name in ("digits_vit.onnx", "digits_vit_legacy17.onnx"):
         loaded = io.load(ASSETS / name)
-        totals.append(total_cost(loaded, analyse(loaded), lambda site: (False, False)))
+        totals.append(total_cost(loaded, analyse(loaded), dense))
     assert totals[0]["macs"] == totals[1]["macs"]
     assert abs(totals[0]["parameters"] - totals[1]["parameters"]) < 20  # scalars of the graph

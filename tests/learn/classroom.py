@@ -24,7 +24,7 @@ from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.learn.setup import Setup, prepare
 from gpusq_onnx.pipeline.progress import NullProgress
 from gpusq_onnx.sparsity import magnitude
-from gpusq_onnx.sparsity.patterns import NM
+from gpusq_onnx.sparsity.patterns import Pattern
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit.onnx"
@@ -43,7 +43,7 @@ def pruned() -> Model:
     model = io.load(MODEL)
     for site in analyse(model).sites:
         if site.role in PRUNED:
-            site.write(magnitude.prune(site.read(), NM(2, 4)))
+            site.write(magnitude.prune(site.read(), Pattern(2, 4)))
     return model
 
 

@@ -33,6 +33,7 @@ HOMES = {
     "tensorrt": {"runtime"},
     "tensorrt_rtx": {"runtime"},
     "PIL": {"data"},
+    "ml_dtypes": {"quant"},
     "matplotlib": {"report"},
     "faster_coco_eval": {"tasks"},
     "sklearn": {"tasks"},

@@ -33,11 +33,11 @@ def test_the_walk_sees_the_linked_packages():
     [
         ("gpusq_onnx.quant.formats", "gpusq_onnx.graph.model.Model"),
         ("gpusq_onnx.graph.io", "gpusq_onnx.pipeline.base.Pass"),
-        ("gpusq_onnx.pipeline.manager", "gpusq_onnx.passes.prune24.Prune24"),
-        ("gpusq_onnx.cli.apply", "gpusq_onnx.passes.prune24.Prune24"),
-        ("gpusq_onnx.passes.prune24", "gpusq_onnx.cli.console.show"),
-        ("gpusq_onnx.passes.prune24", "passes.qdq_int8"),
-        ("gpusq_onnx.passes.prune24", "onnx_graphsurgeon"),
+        ("gpusq_onnx.pipeline.manager", "gpusq_onnx.passes.prune.Prune24"),
+        ("gpusq_onnx.cli.apply", "gpusq_onnx.passes.prune.Prune24"),
+        ("gpusq_onnx.passes.prune", "gpusq_onnx.cli.console.show"),
+        ("gpusq_onnx.passes.prune", "passes.qdq"),
+        ("gpusq_onnx.passes.prune", "onnx_graphsurgeon"),
         ("gpusq_onnx.pipeline.manager", "rich.progress"),
         ("gpusq_onnx.graph.io", "onnxruntime.InferenceSession"),
         ("gpusq_onnx.pipeline.manager", "torch.nn"),
@@ -51,7 +51,7 @@ def test_a_back_running_arrow_is_seen(source: str, target: str):
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        ("gpusq_onnx.passes.prune24", "gpusq_onnx.graph.sites.Site"),
+        ("gpusq_onnx.passes.prune", "gpusq_onnx.graph.sites.Site"),
         ("gpusq_onnx.runtime.compare", "gpusq_onnx.data.source.Source"),
         ("gpusq_onnx.runtime.compare", "gpusq_onnx.pipeline.progress.Progress"),
         ("gpusq_onnx.graph.io", "onnx_graphsurgeon"),

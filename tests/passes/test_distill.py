@@ -20,7 +20,7 @@ from gpusq_onnx.passes.distill import Distill, DistillOptions  # noqa: E402
 from gpusq_onnx.pipeline import manager  # noqa: E402
 from gpusq_onnx.pipeline.base import Given  # noqa: E402
 from gpusq_onnx.pipeline.grammar import parse  # noqa: E402
-from gpusq_onnx.sparsity.patterns import NM  # noqa: E402
+from gpusq_onnx.sparsity.patterns import PAIRS_48, Pattern  # noqa: E402
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit.onnx"
@@ -35,7 +35,7 @@ def one_thread() -> None:
 
 
 def _sparse_sites(model: Model) -> list[str]:
-    return [site.name for site in analyse(model).sites if site.k % 4 == 0 and NM(2, 4).holds(site.read())]
+    return [site.name for site in analyse(model).sites if site.k % 4 == 0 and Pattern(2, 4).holds(site.read())]
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,6 @@ def test_patterns_told_from_values() -> None:
     w: Any = site.read().copy()
     pairs = np.abs(w).reshape(site.out, -1, 4, 2).sum(-1).argsort(-1).argsort(-1) >= 2
     site.write((w * np.repeat(pairs.reshape(site.out, -1), 2, axis=1)).astype(w.dtype))
-    assert planning.pattern_of(site, ()) == "4:8pair"
+    assert planning.pattern_of(site, ()) == PAIRS_48
     site.write((w * (np.arange(site.k) % 4 == 1)).astype(w.dtype))
-    assert planning.pattern_of(site, ()) == "2:4", "1:4 is 2:4, too"
+    assert planning.pattern_of(site, ()) == Pattern(1, 4)

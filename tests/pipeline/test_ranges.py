@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpusq_onnx.pipeline.ranges import ContextError, MeanError, Watch
-from gpusq_onnx.quant.formats import INT8, INT8_WEIGHT, fake_quantize
+from gpusq_onnx.quant.formats import INT8, fake_quantize
 from gpusq_onnx.quant.observers import make_observer
 
 
@@ -17,7 +17,7 @@ def _rng() -> np.random.Generator:
 
 
 def test_without_equalising_the_observer_sees_the_values() -> None:
-    watch = Watch(_minmax)
+    watch = Watch(_minmax, INT8)
     watch.update(np.array([[1.0, -3.0]], np.float32))
     watch.update(np.array([[2.0, 1.0]], np.float32))
     assert watch.factors is None
@@ -27,7 +27,7 @@ def test_without_equalising_the_observer_sees_the_values() -> None:
 def test_an_input_with_a_massive_channel_is_equalised_from_the_first_batch_on() -> None:
     x = _rng().standard_normal((64, 32)).astype(np.float32)
     x[:, 3] *= 200
-    watch = Watch(_minmax, "outliers", lambda: _rng().standard_normal((16, 32)).astype(np.float32))
+    watch = Watch(_minmax, INT8, "outliers", lambda: _rng().standard_normal((16, 32)).astype(np.float32))
     watch.update(x)
     first = watch.factors
     watch.update(x * 2)
@@ -38,13 +38,13 @@ def test_an_input_with_a_massive_channel_is_equalised_from_the_first_batch_on() 
 
 def test_a_flat_input_gets_no_mul_and_an_output_only_for_outliers() -> None:
     x = _rng().standard_normal((64, 32)).astype(np.float32)
-    flat = Watch(_minmax, "outliers", lambda: np.ones((16, 32), np.float32))
-    output = Watch(_minmax, "outliers")
+    flat = Watch(_minmax, INT8, "outliers", lambda: np.ones((16, 32), np.float32))
+    output = Watch(_minmax, INT8, "outliers")
     flat.update(x)
     output.update(x)
     assert flat.factors is None
     assert output.factors is None
-    massive = Watch(_minmax, "outliers")
+    massive = Watch(_minmax, INT8, "outliers")
     massive.update(x * np.where(np.arange(32) == 1, 100, 1).astype(np.float32))
     assert massive.factors is not None
     assert massive.factors.argmax() == 1
@@ -53,13 +53,13 @@ def test_a_flat_input_gets_no_mul_and_an_output_only_for_outliers() -> None:
 def test_the_shift_restores_the_mean_output() -> None:
     x = np.abs(_rng().standard_normal((500, 24))).astype(np.float32)
     w = _rng().standard_normal((8, 24)).astype(np.float32)
-    watch = Watch(_minmax, "never", lambda: w)
+    watch = Watch(_minmax, INT8, "never", lambda: w)
     watch.update(x)
     scale = 0.3  # coarse, so that rounding has a mean
     error = MeanError(watch, scale)
     error.update(x[:300])
     error.update(x[300:])
-    wq = fake_quantize(w, np.abs(w).max(axis=1) / 127, INT8_WEIGHT, axis=0)
+    wq = fake_quantize(w, np.abs(w).max(axis=1) / 127, INT8, axis=0)
     outputs = fake_quantize(x, scale, INT8) @ wq.T + error.shift(w, wq)
     np.testing.assert_allclose(outputs.mean(axis=0), (x @ w.T).mean(axis=0), atol=1e-4)
 
@@ -70,7 +70,7 @@ def test_the_softmax_scale_is_the_one_of_least_product_error() -> None:
     flat = rng.dirichlet(np.full(tokens, 5.0), (3, heads, tokens)).astype(np.float32)  # attention spread thin
     values = (1 + rng.standard_normal((3, heads, tokens, depth))).astype(np.float32)
     scales = [clip / 127 for clip in (1.0, 0.5, 0.1)]
-    error = ContextError(scales, 0.02)
+    error = ContextError(scales, 0.02, (INT8, INT8))
     error.update(flat[:1], values[:1])
     error.update(flat[1:], values[1:])
     rounded = {s: fake_quantize(flat, s, INT8) @ fake_quantize(values, 0.02, INT8) for s in scales}
@@ -81,7 +81,7 @@ def test_the_softmax_scale_is_the_one_of_least_product_error() -> None:
 
 
 def test_an_input_whose_weights_are_all_zero_still_has_a_scale():
-    watch = Watch(lambda importance: make_observer("mse", percentile=99.99, importance=importance), "never",
+    watch = Watch(lambda importance: make_observer("mse", percentile=99.99, importance=importance), INT8, "never",
                   lambda: np.zeros((16, 32), np.float32))  # fmt: skip
     watch.update(_rng().standard_normal((4, 32)).astype(np.float32))
     assert watch.scale() > 0

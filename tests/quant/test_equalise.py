@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpusq_onnx.quant.equalise import input_factors, outlier_ratio, output_factors, peaks
-from gpusq_onnx.quant.formats import INT8, INT8_WEIGHT, fake_quantize
+from gpusq_onnx.quant.formats import INT8, fake_quantize
 
 
 def _layer(seed: int, outlier: float) -> tuple[np.ndarray, np.ndarray]:
@@ -19,7 +19,7 @@ def _error(x: np.ndarray, w: np.ndarray, s: np.ndarray) -> float:
     """Mean squared output error of INT8 with one scale for x / s and one a row for w * s."""
     xs, ws = x / s, w * s
     xq = fake_quantize(xs, float(np.abs(xs).max()) / 127, INT8)
-    wq = fake_quantize(ws, np.abs(ws).max(axis=1) / 127, INT8_WEIGHT, axis=0)
+    wq = fake_quantize(ws, np.abs(ws).max(axis=1) / 127, INT8, axis=0)
     return float(np.square(xq @ wq.T - x @ w.T).mean())
 
 

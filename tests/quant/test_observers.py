@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from gpusq_onnx.quant.entropy import kl_divergences
-from gpusq_onnx.quant.formats import INT8, IntFormat, fake_quantize
+from gpusq_onnx.quant.formats import INT4, INT8, fake_quantize
 from gpusq_onnx.quant.observers import MSE, MinMax, Percentile, make_observer
 
 KINDS = ["minmax", "percentile", "mse", "entropy"]
-INT4 = IntFormat(4)
 
 
 def families():
@@ -59,7 +58,7 @@ def test_percentile_is_numpys_within_a_bin(x, percentile):
 @pytest.mark.parametrize("fmt", [INT8, INT4], ids=lambda f: f"{f.bits} bits")
 def test_mse_comes_near_the_best_clip_of_all(x, fmt):
     absmax = float(np.abs(x).max())
-    best = min(mean_squared(x, absmax * r / fmt.qmax, fmt) for r in np.geomspace(0.01, 1, 150))
+    best = min(mean_squared(x, absmax * r / fmt.largest, fmt) for r in np.geomspace(0.01, 1, 150))
     assert mean_squared(x, observed("mse", x).scale(fmt), fmt) <= 1.02 * best
 
 

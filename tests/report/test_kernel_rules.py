@@ -4,9 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from gpusq_onnx.quant.formats import FORMATS, INT8
+from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.report.kernels import Facts, eligible, find_obstacles, kernel, why_dense
+from gpusq_onnx.sparsity.patterns import TWO_FOUR
 
-BEST = Facts("MatMul", 768, 768, 768, True, 0.5, ("weight", "input", "output"), "FP16", ())
+BEST = Facts("MatMul", 768, 768, 768, (TWO_FOUR,), 0.5, Quantised(INT8, INT8, INT8), FORMATS["fp16"])
+BOTH = Quantised(INT8, INT8)
 
 
 def kinds(facts: Facts) -> list[str]:
@@ -20,19 +24,19 @@ def test_a_weight_with_nothing_in_its_way() -> None:
 @pytest.mark.parametrize(
     ("change", "kernel_class", "fits", "expected"),
     [
-        ({"quantised": ()}, "sparse FP16", True, []),
-        ({"quantised": (), "float_type": "FP32"}, "dense FP32", False, ["precision"]),
-        ({"quantised": ("weight",), "float_type": "BF16"}, "dense BF16", False, ["precision"]),
-        ({"quantised": ("weight", "input")}, "dense INT8", True, ["output"]),
-        ({"sparse": False, "zeros": 0.1}, "dense INT8", False, ["pattern"]),
-        ({"grouped": 3, "op": "Conv", "sparse": False}, "dense INT8", False, ["alignment"]),
+        ({"quantised": Quantised()}, "sparse FP16", True, []),
+        ({"quantised": Quantised(), "float_type": FORMATS["fp32"]}, "dense FP32", False, ["precision"]),
+        ({"quantised": Quantised(INT8), "float_type": FORMATS["bf16"]}, "dense BF16", False, ["precision"]),
+        ({"quantised": BOTH}, "dense INT8", True, ["output"]),
+        ({"patterns": (), "zeros": 0.1}, "dense INT8", False, ["pattern"]),
+        ({"grouped": 3, "op": "Conv", "patterns": ()}, "dense INT8", False, ["alignment"]),
         ({"conflicts": ("tied",)}, "dense INT8", False, ["shared"]),
         ({"out": 192}, "sparse INT8", True, ["size"]),
         ({"k": 192, "grouped": 192}, "sparse INT8", True, ["size"]),
         ({"k": 776, "grouped": 776}, "sparse INT8", True, ["vector"]),
         ({"out": 1000}, "sparse INT8", True, ["vector"]),
-        ({"out": 1000, "quantised": ()}, "sparse FP16", True, []),
-        ({"quantised": ("weight", "input"), "out": 100}, "dense INT8", True, ["output", "size", "vector"]),
+        ({"out": 1000, "quantised": Quantised()}, "sparse FP16", True, []),
+        ({"quantised": BOTH, "out": 100}, "dense INT8", True, ["output", "size", "vector"]),
     ],
 )
 def test_what_stands_in_the_way(change: dict[str, object], kernel_class: str, fits: bool, expected: list[str]) -> None:
@@ -43,12 +47,12 @@ def test_what_stands_in_the_way(change: dict[str, object], kernel_class: str, fi
 
 
 def test_what_a_pass_can_change_names_the_pass() -> None:
-    worst = replace(BEST, sparse=False, quantised=("weight", "input"))
+    worst = replace(BEST, patterns=(), quantised=BOTH)
     assert [o.remedy for o in find_obstacles(worst)] == ["--passes prune24", "--passes 'qdq-int8{profile=sparse-int8}'"]
 
 
 def test_the_graph_s_reason_comes_before_the_engine_s() -> None:
-    obstacles = find_obstacles(replace(BEST, quantised=("weight", "input")))
+    obstacles = find_obstacles(replace(BEST, quantised=BOTH))
     assert why_dense(obstacles, fused=True, batch=1, optimization_level=3, open_batch=True).kind == "output"
 
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.sparsity.patterns import NM, PairWise48, Pattern, parse_pattern
+from gpusq_onnx.sparsity.patterns import PAIRS_48, Pattern, parse_pattern
 
-PATTERNS = [NM(2, 4), NM(1, 4), NM(2, 16), NM(3, 5), PairWise48()]
+PATTERNS = [Pattern(2, 4), Pattern(1, 4), Pattern(2, 16), Pattern(3, 5), PAIRS_48]
 by_name = pytest.mark.parametrize("pattern", PATTERNS, ids=lambda p: p.name)
 
 # Few distinct values, so that ties are common.
@@ -23,12 +23,12 @@ def reference_mask(pattern: Pattern, score):
     for row in range(score.shape[0]):
         for start in range(0, score.shape[1], pattern.group):
             group = score[row, start : start + pattern.group].astype(np.float64)
-            if isinstance(pattern, PairWise48):
+            if pattern.unit == 2:
                 energy = [group[2 * p] ** 2 + group[2 * p + 1] ** 2 for p in range(4)]
                 for p in sorted(range(4), key=lambda p: -energy[p])[:2]:
                     keep[row, start + 2 * p : start + 2 * p + 2] = True
             else:
-                for i in sorted(range(pattern.m), key=lambda i: -group[i])[: pattern.n]:
+                for i in sorted(range(pattern.of), key=lambda i: -group[i])[: pattern.keep]:
                     keep[row, start + i] = True
     return keep
 
@@ -36,10 +36,10 @@ def reference_mask(pattern: Pattern, score):
 def reference_violations(pattern: Pattern, w):
     broken = 0
     for group in w.reshape(-1, pattern.group):
-        if isinstance(pattern, PairWise48):
+        if pattern.unit == 2:
             broken += sum(bool(np.any(group[2 * p : 2 * p + 2] != 0)) for p in range(4)) > 2
         else:
-            broken += np.count_nonzero(group) > pattern.n
+            broken += np.count_nonzero(group) > pattern.keep
     return broken
 
 
@@ -80,9 +80,9 @@ def test_blocking_does_not_show(pattern, order, shape):
 
 
 def test_of_equal_scores_the_lower_index_stays():
-    np.testing.assert_array_equal(NM(2, 4).mask(np.ones((1, 4))), [[True, True, False, False]])
-    np.testing.assert_array_equal(NM(2, 4).mask(np.array([[1.0, 2, 1, 1]])), [[True, True, False, False]])
-    np.testing.assert_array_equal(PairWise48().mask(np.zeros((1, 8))), [[True] * 4 + [False] * 4])
+    np.testing.assert_array_equal(Pattern(2, 4).mask(np.ones((1, 4))), [[True, True, False, False]])
+    np.testing.assert_array_equal(Pattern(2, 4).mask(np.array([[1.0, 2, 1, 1]])), [[True, True, False, False]])
+    np.testing.assert_array_equal(PAIRS_48.mask(np.zeros((1, 8))), [[True] * 4 + [False] * 4])
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int8], ids=str)
@@ -90,26 +90,26 @@ def test_of_equal_scores_the_lower_index_stays():
 def test_every_dtype_gives_the_mask_of_its_float64_values(dtype, tiny):
     rng = np.random.default_rng(1)
     score = np.abs(rng.integers(-60, 60, (8, 64)) * (1e-7 if tiny and dtype != np.int8 else 1)).astype(dtype)
-    np.testing.assert_array_equal(NM(2, 4).mask(score), reference_mask(NM(2, 4), score.astype(np.float64)))
+    np.testing.assert_array_equal(Pattern(2, 4).mask(score), reference_mask(Pattern(2, 4), score.astype(np.float64)))
 
 
 def test_pairs_of_tiny_and_huge_scores_neither_vanish_nor_overflow():
     score = np.array([[1, 1, 2, 2, 3, 3, 4, 4]], np.float32)
     for factor in (1e-30, 1e37):
         np.testing.assert_array_equal(
-            PairWise48().mask(score * np.float32(factor)), [[False] * 4 + [True] * 4], err_msg=str(factor)
+            PAIRS_48.mask(score * np.float32(factor)), [[False] * 4 + [True] * 4], err_msg=str(factor)
         )
 
 
 def test_a_signed_zero_counts_as_zero():
-    assert NM(2, 4).holds(np.array([[-0.0, 1, -0.0, 2]], np.float32))
-    assert NM(2, 4).violations(np.array([[1, 1, 1, 0, 1, 1, 1, 1]], ml_dtypes.bfloat16)) == 2
+    assert Pattern(2, 4).holds(np.array([[-0.0, 1, -0.0, 2]], np.float32))
+    assert Pattern(2, 4).violations(np.array([[1, 1, 1, 0, 1, 1, 1, 1]], ml_dtypes.bfloat16)) == 2
 
 
 def test_pairwise_is_stricter_than_2_4():
     w = np.array([[1, 0, 0, 1, 1, 0, 0, 1]])
-    assert NM(2, 4).holds(w)
-    assert PairWise48().violations(w) == 1
+    assert Pattern(2, 4).holds(w)
+    assert PAIRS_48.violations(w) == 1
 
 
 @by_name
@@ -152,4 +152,4 @@ def test_other_texts_are_usage_errors(text):
 @pytest.mark.parametrize(("n", "m"), [(0, 4), (4, 4), (5, 4), (2, 65)])
 def test_impossible_patterns_are_refused(n, m):
     with pytest.raises(ValueError, match=f"{n}:{m}"):
-        NM(n, m)
+        Pattern(n, m)

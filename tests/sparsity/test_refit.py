@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpusq_onnx.sparsity.magnitude import prune
-from gpusq_onnx.sparsity.patterns import NM
+from gpusq_onnx.sparsity.patterns import Pattern
 from gpusq_onnx.sparsity.refit import refit
 
 
@@ -14,7 +14,7 @@ def problem(seed, k=48, out=20):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((500, k)) @ (np.eye(k) + rng.standard_normal((k, k)) / 5) * np.exp(rng.standard_normal(k))
     w = rng.standard_normal((out, k)).astype(np.float32)
-    return w.T.copy(), prune(w, NM(2, 4)).T.copy(), x.T @ x
+    return w.T.copy(), prune(w, Pattern(2, 4)).T.copy(), x.T @ x
 
 
 def loss(w, pruned, h):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from gpusq_onnx.sparsity import magnitude
-from gpusq_onnx.sparsity.patterns import NM, PairWise48
+from gpusq_onnx.sparsity.patterns import PAIRS_48, Pattern
 from gpusq_onnx.sparsity.sparsegpt import Gram, bias_correction, prune
 
-PATTERN = NM(2, 4)
+PATTERN = Pattern(2, 4)
 
 
 def inputs(rows=2000, k=64, seed=0, mean=1.0):
@@ -51,7 +51,7 @@ def textbook(w, h, pattern, damping):
     return w
 
 
-@pytest.mark.parametrize("pattern", [PATTERN, NM(1, 4), NM(2, 16), PairWise48()], ids=lambda p: p.name)
+@pytest.mark.parametrize("pattern", [PATTERN, Pattern(1, 4), Pattern(2, 16), PAIRS_48], ids=lambda p: p.name)
 @pytest.mark.parametrize("block", [16, 40, 128])
 def test_it_is_the_textbook_whatever_the_block(pattern, block):
     x, w = inputs(), weights()
@@ -175,7 +175,7 @@ def test_bad_arguments_are_refused_with_what_was_found():
     with pytest.raises(ValueError, match="damping must be > 0; found 0"):
         prune(weights(), gram, PATTERN, damping=0)
     with pytest.raises(ValueError, match="k % 5 == 0"):
-        prune(weights(), gram, NM(2, 5))
+        prune(weights(), gram, Pattern(2, 5))
     w = weights()
     w[0, 0] = np.nan
     with pytest.raises(ValueError, match="finite"):

@@ -16,7 +16,7 @@ BATCH = 4  # images a forward pass: what calibration uses (gpusq_onnx.pipeline.s
 MB = 1e6
 _LOAD_AND_SAVE = "import onnx, sys; onnx.save(onnx.load(sys.argv[1]), sys.argv[2])"
 _IMPORTS_ONLY = (
-    "import gpusq_onnx.cli.app, gpusq_onnx.cli.console, gpusq_onnx.pipeline.manager, gpusq_onnx.passes.prune24, "
+    "import gpusq_onnx.cli.app, gpusq_onnx.cli.console, gpusq_onnx.pipeline.manager, gpusq_onnx.passes.prune, "
     "gpusq_onnx.report.run"
 )
 _FORWARDS = """

@@ -25,8 +25,8 @@ def warm_up() -> None:
     import gpusq_onnx.graph.packed
     import gpusq_onnx.passes.fold
     import gpusq_onnx.passes.fp16
-    import gpusq_onnx.passes.prune24
-    import gpusq_onnx.passes.qdq_int8
+    import gpusq_onnx.passes.prune
+    import gpusq_onnx.passes.qdq
     import gpusq_onnx.pipeline.calibrate
     import gpusq_onnx.pipeline.extremes
     import gpusq_onnx.pipeline.manager

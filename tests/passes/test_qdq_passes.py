@@ -12,15 +12,15 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, open_source
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import invariants, io
+from gpusq_onnx.graph.codes import codes_of
 from gpusq_onnx.graph.dataflow import NONLINEAR
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.passes.prune24 import Prune24
-from gpusq_onnx.passes.qdq_int8 import QdqInt8
+from gpusq_onnx.passes.prune import Prune24
+from gpusq_onnx.passes.qdq import QdqInt8
 from gpusq_onnx.pipeline.base import Context, Given, PlanRow
-from gpusq_onnx.pipeline.facts import codes_of
 from gpusq_onnx.runtime.ort import Session
-from gpusq_onnx.sparsity.patterns import NM
+from gpusq_onnx.sparsity.patterns import Pattern
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODELS = ["digits_vit.onnx", "digits_vit_legacy17.onnx"]
@@ -146,7 +146,7 @@ def test_int8_codes_are_the_same_model_on_a_third_of_the_disk() -> None:
     assert not invariants.violations(as_codes)
     sites = [site for site in analyse(as_codes).sites if site.quantised]
     assert {site.quantised for site in sites} == {"int8"}
-    assert all(NM(2, 4).holds(codes_of(site)) for site in sites)
+    assert all(Pattern(2, 4).holds(codes_of(site)) for site in sites)
 
 
 def test_the_pattern_survives_equalising_and_rounding() -> None:
@@ -155,7 +155,7 @@ def test_the_pattern_survives_equalising_and_rounding() -> None:
     _run(model)
     quantised = [site for site in analyse(model).sites if site.quantised]
     assert len(quantised) == 4 * BLOCKS
-    assert all(NM(2, 4).holds(site.read()) and NM(2, 4).holds(codes_of(site)) for site in quantised)
+    assert all(Pattern(2, 4).holds(site.read()) and Pattern(2, 4).holds(codes_of(site)) for site in quantised)
 
 
 def test_a_quantised_model_is_refused() -> None:

@@ -11,7 +11,7 @@ from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.passes.prune24 import Prune24
+from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.pipeline.base import Context, Given, PlanRow
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.sparsity.patterns import parse_pattern

@@ -1,24 +1,18 @@
-"""Insert QuantizeLinear/DequantizeLinear pairs for INT8 where TensorRT runs them and a ViT survives them.
+"""What every quantising pass shares: which tensors get a pair of which format, as plan rows, from a scheme and options.
 
-    accurate      inputs and weights of every Linear and convolution, the operands of the attention products
-    sparse-int8   the same, and the output of every pruned one: TensorRT's sparse INT8 kernels are INT8 in, INT8 out
+    weights      every constant weight that `graph.exclusions` has no reason against
+    inputs       those of the quantised weights, one pair a tensor, outlier channels equalised where that is exact
+    outputs      where the pass wants pairs after Linears: sparse kernels are narrow in, narrow out
+    attention    the operands of both products, where there are few tokens
 
-Every constant weight is quantised unless `graph.exclusions` has a reason: first layers, heads, tiny sides, depthwise
-Convs, Convs on joined feature maps.
-
-Weights get one scale an output channel, from the clip of least squared error over the weights that are not zero (mask
-first, scales after: docs/method.md); activations one scale a tensor, from a streaming observer over the calibration
-data, with outlier channels moved into weights; the softmax output the scale of least error of its product with V, at
-most 1/127. Everything is symmetric with zero point 0, as TensorRT's parser demands.
-
-Source: GPUSQ-ViT section 3.3; placement in `gpusq_onnx.graph.qdq`; equalising `gpusq_onnx.quant.equalise`.
-Limits: INT8 only; one scale an activation tensor.
+A pass is a `Scheme` (formats and blocks, `quant.schemes`) plus options; `pipeline.quantise` carries the rows out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
@@ -30,39 +24,55 @@ from gpusq_onnx.graph.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Attention, Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow
-from gpusq_onnx.pipeline.facts import ExplicitQuantisation, is_pruned
+from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.quantise import Settings, quantise
 from gpusq_onnx.pipeline.ranges import When
 from gpusq_onnx.pipeline.selectors import Selector
+from gpusq_onnx.quant.formats import Format
 from gpusq_onnx.quant.observers import make_observer
+from gpusq_onnx.quant.schemes import Scheme
 
 
-class QdqInt8Options(PassOptions):
-    """Options of `qdq-int8`."""
+class QuantiseOptions(PassOptions):
+    """Options of every quantising pass."""
 
-    profile: Literal["accurate", "sparse-int8"] = Field("accurate", description="which tensors get a pair")
     observer: Literal["minmax", "percentile", "mse", "entropy"] = Field("mse", description="of activation ranges")
     percentile: float = Field(99.99, gt=50, le=100, description="of |x|, for observer=percentile")
     attention: bool = Field(True, description="quantise the operands of both attention products")
-    outputs: Literal["pruned", "all"] = Field("pruned", description="sparse-int8: of the 2:4 Linears, or of all")
-    weights: Literal["float", "int8"] = Field("float", description="stored as float before Q/DQ, or as INT8 codes")
     equalise: bool = Field(True, description="move outlier channels into LayerNorms, weights and, where needed, a Mul")
     bias_correction: bool = Field(True, description="let biases absorb the mean rounding error")
-    softmax: Literal["observed", "fixed"] = Field("observed", description="its scale: calibrated, or 1/127")
+    softmax: Literal["observed", "fixed"] = Field("observed", description="its scale: calibrated, or ending at 1")
     clip: Literal["mse", "absmax"] = Field("mse", description="how weight scales are chosen")
     only: list[str] = Field([], description="roles, operators or name patterns to quantise; empty: all")
     skip: list[str] = Field([], description="roles, operators or name patterns to leave in float")
     smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay in float")
 
 
-class QdqInt8(Pass[QdqInt8Options]):
-    """See the module's text."""
+OptionsT = TypeVar("OptionsT", bound=QuantiseOptions)
 
-    name = "qdq-int8"
+
+class QuantisingPass(Pass[OptionsT]):
+    """A pass that plans Q/DQ pairs by a scheme. Subclasses say which, and where they differ."""
+
     kind = "quantise"
-    summary = "explicit INT8 quantisation (QDQ) placed for TensorRT, scales calibrated"
-    source = "GPUSQ-ViT section 3.3; TensorRT explicit quantisation"
-    Options = QdqInt8Options
+
+    @property
+    @abstractmethod
+    def scheme(self) -> Scheme:
+        """The formats that this pass gives."""
+
+    def scheme_of(self, site: Site) -> Scheme:
+        """The scheme of one site, where sites differ."""
+        return self.scheme
+
+    def wants_output(self, site: Site, given: Given) -> bool:
+        """Whether a quantised site's output gets a pair, too."""
+        return False
+
+    @property
+    def stores_codes(self) -> bool:
+        """Whether weights are stored as codes, instead of floats before Q/DQ."""
+        return False
 
     @property
     def needs_data(self) -> bool:
@@ -87,15 +97,16 @@ class QdqInt8(Pass[QdqInt8Options]):
             raise NothingMatched(
                 "no weight can be quantised",
                 found="; ".join(sorted({row.reason for row in rows})[:4]) or "a graph without constant weights",
-                hint="gpusq-onnx plan MODEL --passes qdq-int8 lists every weight; widen the choice with only=ROLE",
+                hint=f"gpusq-onnx plan MODEL --passes {self.name} lists every weight; widen the choice with only=ROLE",
             )
         chosen = {row.tensor for row in rows if not row.skipped}
         sites = [site for site in structure.sites if site.name in chosen]
         inputs = self._input_rows(sites, structure)
         rows += inputs
         rows += self._output_rows(sites, structure, given, {row.tensor for row in inputs})
-        for number, attention in enumerate(structure.attentions):
-            rows += self._attention_rows(number, attention, structure)
+        if self.scheme.attention is not None:
+            for number, attention in enumerate(structure.attentions):
+                rows += self._attention_rows(number, attention, structure, self.scheme.attention)
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
@@ -106,7 +117,7 @@ class QdqInt8(Pass[QdqInt8Options]):
             ),
             bias_correction=options.bias_correction,
             clip=options.clip,
-            codes=options.weights == "int8",
+            codes=self.stores_codes,
         )
         quantise(model, structure, plan, settings, context)
 
@@ -117,8 +128,11 @@ class QdqInt8(Pass[QdqInt8Options]):
         named = bool(self.options.only)
         reason = selector.refuses(site) or excluded(site, "quantise", smallest=self.options.smallest, named=named)
         decision = SKIP if reason else "quantise weight"
-        reason = reason or f"INT8, one scale an output channel, {self.options.clip} clip over its non-zero weights"
-        return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason)
+        scheme = self.scheme_of(site)
+        each = f"one scale for each {scheme.block} weights" if scheme.block else "one scale an output channel"
+        detail = {} if reason else {"format": scheme.weight.name, "block": scheme.block}
+        reason = reason or f"{scheme.weight.label}, {each}, {self.options.clip} clip over its non-zero weights"
+        return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
 
     def _input_rows(self, sites: list[Site], structure: Structure) -> list[PlanRow]:
         shared: dict[str, tuple[Tensor, list[Site]]] = {}
@@ -127,6 +141,9 @@ class QdqInt8(Pass[QdqInt8Options]):
                 shared.setdefault(tensor.name, (tensor, []))[1].append(site)
         rows = []
         for tensor, readers in shared.values():
+            fmt = _widest(self.scheme_of(site).input for site in readers)
+            if fmt is None:
+                continue
             why = f"one pair for the input of {' and '.join(dict.fromkeys(site.role for site in readers))}"
             equalise: When = "never"
             if any(site.conflicts or len(site.activations) > 1 for site in readers):
@@ -136,23 +153,24 @@ class QdqInt8(Pass[QdqInt8Options]):
                 equalise = "always" if norm is not None else "outliers"
                 where = "channels equalised in the LayerNorm" if norm is not None else "a Mul if channels are outliers"
                 why = f"{why}; {where}"
-            rows.append(_row(tensor, structure, "input", readers, equalise, why))
+            rows.append(_row(tensor, structure, "input", readers, equalise, why, fmt))
         return rows
 
     def _output_rows(self, sites: list[Site], structure: Structure, given: Given, taken: set[str]) -> list[PlanRow]:
         rows = []
-        for site in sites if self.options.profile == "sparse-int8" else ():
+        for site in sites:
+            fmt = self.scheme_of(site).input
             outputs = [output for output in site.outputs if output.name not in taken]
-            if not outputs or (self.options.outputs == "pruned" and not is_pruned(site, given.facts)):
+            if not outputs or fmt is None or not self.wants_output(site, given):
                 continue
-            why = "sparse INT8 kernels write INT8: a pair between the bias and what follows"
+            why = f"sparse {fmt.label} kernels write {fmt.label}: a pair between the bias and what follows"
             equalise: When = "never"
             if self.options.equalise and _rows_can_be_rescaled(site):
                 equalise, why = "outliers", f"{why}; a Mul if channels are outliers"
-            rows += [_row(output, structure, "output", [site], equalise, why) for output in outputs]
+            rows += [_row(output, structure, "output", [site], equalise, why, fmt) for output in outputs]
         return rows
 
-    def _attention_rows(self, number: int, attention: Attention, structure: Structure) -> list[PlanRow]:
+    def _attention_rows(self, number: int, attention: Attention, structure: Structure, fmt: Format) -> list[PlanRow]:
         score, context = attention.scores, attention.context
         reason = ""
         if not self.options.attention:
@@ -169,8 +187,9 @@ class QdqInt8(Pass[QdqInt8Options]):
         for node, index, operand in ((score, 0, "Q"), (score, 1, "K"), (context, 0, "softmax"), (context, 1, "V")):
             tensor = node.inputs[index]
             fixed = operand == "softmax" and self.options.softmax == "fixed"
-            detail = {"side": "attention", "attention": number, "operand": operand, "fixed": fixed}
-            why = reason or f"operand {operand} of an attention product{' at scale 1/127' if fixed else ''}"
+            detail = {"side": "attention", "attention": number, "operand": operand, "fixed": fixed, "format": fmt.name}
+            ends = f" at scale 1/{fmt.largest:g}" if fixed else ""
+            why = reason or f"operand {operand} of an attention product{ends}"
             shape = structure.shapes.get(tensor.name, ())
             decision = SKIP if reason else "quantise activation"
             path = attention.proj.path.rpartition(".")[0] if attention.proj is not None else ""
@@ -178,12 +197,19 @@ class QdqInt8(Pass[QdqInt8Options]):
         return rows
 
 
-def _row(tensor: Tensor, structure: Structure, side: str, sites: list[Site], equalise: When, why: str) -> PlanRow:
+def _row(
+    tensor: Tensor, structure: Structure, side: str, sites: list[Site], equalise: When, why: str, fmt: Format
+) -> PlanRow:
     shape = structure.shapes.get(tensor.name, ())
-    detail = {"side": side, "sites": [site.name for site in sites], "equalise": equalise}
+    detail = {"side": side, "sites": [site.name for site in sites], "equalise": equalise, "format": fmt.name}
     role = f"{side} of {sites[0].role}"
     op = next((site.op for site in sites if not site.is_linear), sites[0].op)
     return PlanRow(tensor.name, sites[0].path, role, op, shape, "quantise activation", why, detail)
+
+
+def _widest(formats: Iterable[Format | None]) -> Format | None:
+    """Of the formats that the readers of one tensor want, the one of most bits."""
+    return max((fmt for fmt in formats if fmt is not None), key=lambda fmt: fmt.bits, default=None)
 
 
 def _rows_can_be_rescaled(site: Site) -> bool:

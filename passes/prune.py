@@ -1,4 +1,4 @@
-"""Rewrite MatMul, Gemm and Conv weights to 2:4 (or another N:M) patterns along the reduction axis.
+"""Rewrite MatMul, Gemm and Conv weights to 2:4 or another pattern along the reduction axis.
 
 Every constant weight is pruned unless `graph.exclusions` has a reason, or the group does not divide its reduction.
 
@@ -6,6 +6,8 @@ Every constant weight is pruned unless `graph.exclusions` has a reason, or the g
     sparsegpt   group by group of layers on the activations of the part already pruned: choose and update by
                 second-order error on calibration images, then move each bias by the mean error that is left
     auto        sparsegpt where calibration data is given, magnitude where not
+
+`prune24`, `prune48pair` and `prune-nm` are this pass with another default pattern.
 
 Source: GPUSQ-ViT section 3.2; SparseGPT (arXiv 2301.00774) algorithm 1; TensorRT: groups of four aligned along K, for a
 Conv along C at each kernel position. Limits: Convs over other than two axes, with groups or implicit padding
@@ -35,7 +37,7 @@ from gpusq_onnx.pipeline.prefix import PrefixRunner
 from gpusq_onnx.pipeline.selectors import Selector
 from gpusq_onnx.pipeline.sizes import BATCH
 from gpusq_onnx.sparsity import magnitude, sparsegpt
-from gpusq_onnx.sparsity.patterns import parse_pattern
+from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, parse_pattern
 from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
 
 USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a side below this (docs/tensorrt.md)
@@ -43,11 +45,11 @@ USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a sid
 LARGEST = 1e18  # of a weight that SparseGPT scores: squares of larger ones overflow float32
 
 
-class Prune24Options(PassOptions):
-    """Options of `prune24`."""
+class PruneOptions(PassOptions):
+    """Options of `prune` and of its names for a pattern."""
 
     method: Literal["auto", "magnitude", "sparsegpt"] = Field("auto", description="how weights are chosen")
-    pattern: str = Field("2:4", description="N:M, or 4:8pair for 4-bit tensor cores")
+    pattern: str = Field(TWO_FOUR.name, description="N:M, or 4:8pair for 4-bit tensor cores")
     only: list[str] = Field([], description="roles, operators or name patterns to prune; empty: all that can be")
     skip: list[str] = Field([], description="roles, operators or name patterns to leave dense")
     smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay dense")
@@ -64,14 +66,14 @@ class Prune24Options(PassOptions):
             raise ValueError(str(error)) from None
 
 
-class Prune24(Pass[Prune24Options]):
+class Prune(Pass[PruneOptions]):
     """See the module's text."""
 
-    name = "prune24"
+    name = "prune"
     kind = "prune"
-    summary = "weights to 2:4 along the reduction axis, by magnitude or SparseGPT"
+    summary = "weights to a sparse pattern along the reduction axis, by magnitude or SparseGPT"
     source = "GPUSQ-ViT section 3.2; arXiv 2301.00774"
-    Options = Prune24Options
+    Options = PruneOptions
 
     @property
     def needs_data(self) -> bool:
@@ -95,7 +97,7 @@ class Prune24(Pass[Prune24Options]):
             raise NothingMatched(
                 "no weight can be pruned",
                 found="; ".join(reasons[:4]) if reasons else "a graph without MatMul, Gemm or Conv weights",
-                hint="gpusq-onnx plan MODEL --passes prune24 lists every weight",
+                hint=f"gpusq-onnx plan MODEL --passes {self.name} lists every weight",
             )
         return rows
 
@@ -192,7 +194,7 @@ class Prune24(Pass[Prune24Options]):
         except np.linalg.LinAlgError as error:
             raise UsageError(
                 f"the second-order error of {site.name!r} cannot be solved for",
-                where="prune24.damping",
+                where=f"{self.name}.damping",
                 found=f"{self.options.damping:g}: {error}",
                 hint="a damping of 0.01 or more",
             ) from error
@@ -200,6 +202,41 @@ class Prune24(Pass[Prune24Options]):
             shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
         kept[site.name] = magnitude.energy_kept(w, pruned)
         site.write(pruned)
+
+
+class Prune24(Prune):
+    """`prune` to 2:4: what TensorRT's sparse kernels take."""
+
+    name = "prune24"
+    summary = "weights to 2:4 along the reduction axis, by magnitude or SparseGPT"
+
+
+class Prune48PairOptions(PruneOptions):
+    """Options of `prune48pair`."""
+
+    pattern: str = Field(PAIRS_48.name, description="4:8pair, the pattern of 4-bit tensor cores")
+
+
+class Prune48Pair(Prune):
+    """`prune` to 4:8 in pairs."""
+
+    name = "prune48pair"
+    summary = "weights to 4:8 in pairs, which 4-bit tensor cores take; no library runs it yet"
+    Options = Prune48PairOptions
+
+
+class PruneNmOptions(PruneOptions):
+    """Options of `prune-nm`."""
+
+    pattern: str = Field("1:4", description="N:M with 1 <= N < M <= 64; 1:4, 2:8 and 2:16 run on 2:4 kernels")
+
+
+class PruneNm(Prune):
+    """`prune` to any N:M."""
+
+    name = "prune-nm"
+    summary = "weights to any N:M along the reduction axis"
+    Options = PruneNmOptions
 
 
 def _by_magnitude(chosen: tuple[Site, PlanRow]) -> tuple[NDArray[Any], float]:

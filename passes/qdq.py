@@ -1,0 +1,101 @@
+"""Insert QuantizeLinear/DequantizeLinear pairs where TensorRT runs them and a ViT survives them.
+
+    accurate      inputs and weights of every Linear and convolution, the operands of the attention products
+    sparse-int8   the same, and the output of every pruned one: TensorRT's sparse INT8 kernels are INT8 in, INT8 out
+
+Every constant weight is quantised unless `graph.exclusions` has a reason: first layers, heads, tiny sides, depthwise
+Convs, Convs on joined feature maps.
+
+Weights get one scale an output channel, from the clip of least squared error over the weights that are not zero (mask
+first, scales after: docs/method.md); activations one scale a tensor, from a streaming observer over the calibration
+data, with outlier channels moved into weights; the softmax output the scale of least error of its product with V, at
+most 1/127. Everything is symmetric with zero point 0, as TensorRT's parser demands.
+
+`qdq` takes any scheme of `quant.schemes`; `qdq-int8` is its name for INT8 weights and activations.
+
+Source: GPUSQ-ViT section 3.3; placement in `gpusq_onnx.graph.qdq`; equalising `gpusq_onnx.quant.equalise`.
+Limits: one scale an activation tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.pipeline.base import Given
+from gpusq_onnx.pipeline.facts import pattern_of
+from gpusq_onnx.pipeline.quantising import QuantiseOptions, QuantisingPass
+from gpusq_onnx.quant.schemes import SCHEMES, Scheme
+
+
+class QdqOptions(QuantiseOptions):
+    """Options of `qdq`."""
+
+    scheme: str = Field("int8", description=f"formats of weights and inputs: {', '.join(SCHEMES)}")
+    profile: Literal["accurate", "sparse-int8"] = Field("accurate", description="which tensors get a pair")
+    outputs: Literal["pruned", "all"] = Field("pruned", description="sparse-int8: of the pruned Linears, or of all")
+    weights: Literal["float", "codes"] = Field("float", description="stored as float before Q/DQ, or as codes")
+
+    @field_validator("scheme")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if value not in SCHEMES:
+            raise ValueError(f"one of {', '.join(SCHEMES)}")
+        return value
+
+
+class Qdq(QuantisingPass[QdqOptions]):
+    """See the module's text."""
+
+    name = "qdq"
+    summary = "explicit quantisation (QDQ) by any scheme of formats, scales calibrated"
+    source = "GPUSQ-ViT section 3.3; TensorRT explicit quantisation"
+    Options = QdqOptions
+
+    @property
+    def scheme(self) -> Scheme:
+        return SCHEMES[self.options.scheme]
+
+    @property
+    def stores_codes(self) -> bool:
+        return self.options.weights == "codes"
+
+    def wants_output(self, site: Site, given: Given) -> bool:
+        return wants_sparse_output(self.options.profile, self.options.outputs, site, given)
+
+
+class QdqInt8Options(QuantiseOptions):
+    """Options of `qdq-int8`."""
+
+    profile: Literal["accurate", "sparse-int8"] = Field("accurate", description="which tensors get a pair")
+    outputs: Literal["pruned", "all"] = Field("pruned", description="sparse-int8: of the pruned Linears, or of all")
+    weights: Literal["float", "int8"] = Field("float", description="stored as float before Q/DQ, or as INT8 codes")
+
+
+class QdqInt8(QuantisingPass[QdqInt8Options]):
+    """`qdq` with INT8 weights and activations."""
+
+    name = "qdq-int8"
+    summary = "explicit INT8 quantisation (QDQ) placed for TensorRT, scales calibrated"
+    source = "GPUSQ-ViT section 3.3; TensorRT explicit quantisation"
+    Options = QdqInt8Options
+
+    @property
+    def scheme(self) -> Scheme:
+        return SCHEMES["int8"]
+
+    @property
+    def stores_codes(self) -> bool:
+        return self.options.weights == "int8"
+
+    def wants_output(self, site: Site, given: Given) -> bool:
+        return wants_sparse_output(self.options.profile, self.options.outputs, site, given)
+
+
+def wants_sparse_output(profile: str, outputs: str, site: Site, given: Given) -> bool:
+    """Whether a site's output gets a pair: sparse INT8 kernels are INT8 in, INT8 out."""
+    if profile != "sparse-int8":
+        return False
+    return outputs == "all" or pattern_of(site, given.facts) is not None
