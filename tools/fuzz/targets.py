@@ -15,22 +15,3 @@ def warm_up() -> None:
     import onnxruntime  # noqa: F401
     import polygraphy.backend.onnxrt
     import polygraphy.comparator  # noqa: F401
-
-    import gpusq_onnx.data.arrays
-    import gpusq_onnx.data.folder
-    import gpusq_onnx.data.parquet
-    import gpusq_onnx.data.script
-    import gpusq_onnx.data.synthetic
-    import gpusq_onnx.data.webdataset
-    import gpusq_onnx.graph.packed
-    import gpusq_onnx.passes.fold
-    import gpusq_onnx.passes.fp16
-    import gpusq_onnx.passes.prune24
-    import gpusq_onnx.passes.qdq_int8
-    import gpusq_onnx.pipeline.calibrate
-    import gpusq_onnx.pipeline.extremes
-    import gpusq_onnx.pipeline.manager
-    import gpusq_onnx.pipeline.prefix
-    import gpusq_onnx.report.checking
-    import gpusq_onnx.report.inspection
-    import gpusq_onnx.report.reading  # noqa: F401
