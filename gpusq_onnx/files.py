@@ -201,6 +201,15 @@ def atomic_write(*paths: Path) -> Iterator[Sequence[BinaryIO]]:
         yield [stack.enter_context(staging.place(path).open("xb")) for path in paths]
 
 
+def write_text(path: Path, text: str, results: Staging | None = None) -> None:
+    """Write a small file, all or nothing; into `results`, with those of the same command."""
+    if results is None:
+        with staged() as own:
+            write_text(path, text, own)
+    else:
+        results.place(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def _flush(path: Path) -> None:
     """Bring a file or folder to the disk."""
     if path.is_dir() and not HAS_LOCKS:

@@ -34,30 +34,29 @@ def apply(
     """Prune and quantise: run the passes, check the result, write the new model."""
     from gpusq_onnx.cli.console import open_progress, publish, show, warn
     from gpusq_onnx.files import staged
-    from gpusq_onnx.pipeline import manager
-    from gpusq_onnx.report import run
+    from gpusq_onnx.workflows.apply import compress
 
     written = output or model.with_suffix(".gpusq.onnx")
     keep_apart([model, written], report, json)
     leader = os.environ.get("RANK", "0") == "0"
     with at_most(max_memory, model), staged() as results:
         with open_progress(quiet=quiet or not leader) as progress:
-            outcome = manager.run(
+            result = compress(
                 model,
-                written,
                 pipeline.pipeline(),
                 data=data.options(seed),
+                output=written,
                 allow_noop=pipeline.allow_noop,
+                canonical=not pipeline.no_canonical,
                 progress=progress,
                 leader=leader,
-                canonical=not pipeline.no_canonical,
                 results=results,
             )
         if not leader:
             return
-        for warning in outcome.warnings:
+        for warning in result.warnings:
             warn(warning)
-        publish(run.document(outcome), run.digest(outcome), report=report, json_target=json, results=results)
+        publish(result.report, str(result), report=report, json_target=json, results=results)
         results.commit()
         if not quiet and json != STDOUT:
-            show(run.digest(outcome))
+            show(str(result))

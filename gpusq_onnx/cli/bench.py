@@ -1,18 +1,13 @@
 """`gpusq-onnx bench MODEL...`: latency and throughput of several models, side by side with their dense baselines."""
 
-import os
 from enum import Enum
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import STDOUT, Json, Quiet, Report, keep_apart, open_sizes
+from gpusq_onnx.cli.options import STDOUT, Json, Quiet, Report, default_cache, keep_apart
 from gpusq_onnx.errors import UsageError
-
-if TYPE_CHECKING:
-    from gpusq_onnx.runtime.backend import Backend
 
 
 class Runtime(str, Enum):
@@ -59,20 +54,24 @@ def bench(
 ) -> None:
     """Time models side by side, beside dense FP32, TF32, FP16 and INT8 of the same runtime; in the paper's format."""
     from gpusq_onnx.cli.console import open_progress, publish, show, warn
-    from gpusq_onnx.data.options import DataOptions
-    from gpusq_onnx.report.benchmark import run_benchmark
     from gpusq_onnx.report.benchmark_page import digest, draw, require_chart
-    from gpusq_onnx.runtime.timing import Rounds
+    from gpusq_onnx.workflows.bench import bench as time_models
 
     keep_apart(models, report, json)
     batches = _batches(batch)
     if chart:
         require_chart(chart)
-    options = DataOptions.from_values({} if crop is None else {"crop": crop}, where="--crop")
     with open_progress(quiet=quiet) as progress:
-        opened = _open(backend, cache or _default_cache())
-        sizes = partial(open_sizes, shapes=shapes, options=options)
-        found = run_benchmark(models, opened, batches, Rounds(rounds), progress, sizes)
+        found = time_models(
+            models,
+            backend=backend.value,
+            batches=batches,
+            rounds=rounds,
+            crop=crop,
+            shapes=shapes or (),
+            cache=cache or default_cache(),
+            progress=progress,
+        )
     for note in found.notes:
         warn(note)
     publish(found.to_dict(), digest(found), report=report, json_target=json)
@@ -87,22 +86,3 @@ def _batches(text: str) -> list[int]:
     if not all(part.isdigit() and int(part) > 0 for part in parts):
         raise UsageError("--batch cannot be read", expected="positive numbers, comma-separated: 1,32,256", found=text)
     return [int(part) for part in parts]
-
-
-def _open(backend: Runtime, cache: Path) -> "Backend":
-    if backend in (Runtime.onnxruntime, Runtime.onnxruntime_cuda):
-        from gpusq_onnx.runtime.ort_backend import OrtBackend
-
-        return OrtBackend(gpu=backend is Runtime.onnxruntime_cuda)
-    if backend is Runtime.tensorrt:
-        from gpusq_onnx.runtime.trt_backend import TrtBackend
-
-        return TrtBackend(cache)
-    from gpusq_onnx.torchgraph.backend import TorchBackend
-
-    return TorchBackend("cpu" if backend is Runtime.torch_cpu else "cuda", cache)
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "gpusq-onnx"

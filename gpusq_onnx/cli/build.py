@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from gpusq_onnx.cli.options import STDOUT, Json, ModelPath, Quiet, Report, keep_apart, writable
-from gpusq_onnx.errors import GateFailed, UsageError
+from gpusq_onnx.errors import GateFailed
 
 if TYPE_CHECKING:
-    from gpusq_onnx.graph.model import Model
-    from gpusq_onnx.runtime.builder.options import BuildOptions
+    from gpusq_onnx.workflows.build import EngineOptions
 
 _engine = partial(Option, rich_help_panel="Engine", show_default=False)
 _where = partial(Option, rich_help_panel="Where it is built", show_default=False)
@@ -57,20 +56,15 @@ class EngineArgs:
     ] = False
     no_tf32: Annotated[bool, _engine("--no-tf32", help="FP32 layers compute in full FP32.")] = False
 
-    def options(self, model: "Model", *, rtx: bool) -> "BuildOptions":
-        """As the library takes them. Raises UsageError for what cannot be read or does not fit the model."""
-        from gpusq_onnx.cli.options import open_sizes
-        from gpusq_onnx.data.options import DataOptions
-        from gpusq_onnx.graph.pin import pin_specs
-        from gpusq_onnx.runtime.builder.options import BuildOptions, parse_memory
-        from gpusq_onnx.runtime.builder.profiles import make_profiles, parse_batch, parse_shapes
+    def options(self, *, rtx: bool) -> "EngineOptions":
+        """As the library takes them. Raises UsageError for a memory limit that cannot be read."""
+        from gpusq_onnx.runtime.builder.options import parse_memory
+        from gpusq_onnx.workflows.build import EngineOptions
 
-        batches = [parse_batch(text) for text in self.batch or []]
-        inputs = model.inputs()
-        if self.crop is not None and not self.shapes:
-            inputs = pin_specs(inputs, open_sizes(inputs, None, DataOptions.from_values({"crop": self.crop})))
-        return BuildOptions(
-            profiles=make_profiles(inputs, batches, dict(map(parse_shapes, self.shapes or []))),
+        return EngineOptions(
+            batches=self.batch or (),
+            shapes=self.shapes or (),
+            crop=self.crop,
             tf32=not self.no_tf32,
             optimization_level=self.optimization_level,
             memory=parse_memory(self.memory) if self.memory else {},
@@ -124,53 +118,25 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Build a TensorRT engine and show, weight by weight, what TensorRT made of it; with a gate on sparse kernels."""
-    from gpusq_onnx.cli.console import open_progress, publish, show, warn, write_text
-    from gpusq_onnx.graph import io
-    from gpusq_onnx.report.engine import make_report
+    from gpusq_onnx.cli.console import open_progress, publish, show, warn
     from gpusq_onnx.report.engine_digest import digest
-    from gpusq_onnx.report.engine_gates import parse_gate
-    from gpusq_onnx.report.inspection import inspect_model
-    from gpusq_onnx.runtime.builder import commands
-    from gpusq_onnx.runtime.builder.engine import build_engine, card_of
-    from gpusq_onnx.runtime.builder.library import find_library
-    from gpusq_onnx.runtime.builder.profiles import opens_batch
+    from gpusq_onnx.runtime.builder.engine import card_of
+    from gpusq_onnx.workflows.build import build as build_model
 
     plan = output or model.with_suffix(".plan")
-    if plan.resolve() == model.resolve():
-        raise UsageError("the engine would overwrite the model", where=str(plan), hint="name another file with -o")
     keep_apart([model, plan, card_of(plan)], report, json)
-    gate = parse_gate(min_sparse_chosen) if min_sparse_chosen else None
-    if gate and place.cpu_harness:
-        raise UsageError(
-            "--min-sparse-chosen cannot be judged without a GPU",
-            where="--cpu-harness",
-            hint="leave one of them out; gpusq-onnx inspect predicts the kernels",
-        )
-    graph = io.load(model)
-    options = engine.options(graph, rtx=place.rtx)
-    sha256 = io.file_digest(model, io.data_files(graph))
-    open_inputs = [spec.name for spec in graph.inputs() if not all(isinstance(size, int) for size in spec.shape)]
     with open_progress(quiet=quiet) as progress:
-        progress.start("starting TensorRT")
-        library = find_library(rtx=place.rtx, harness=place.cpu_harness)
-        if opens_batch(graph.inputs()) and not engine.batch and not engine.shapes:
-            warn("no --batch: the engine takes batch 1 only, and sparse kernels seldom win there")
-        if not library.deployable:
-            warn(f"{library.name} builds without a GPU: the engine is NOT FOR DEPLOYMENT")
-        progress.start(f"building with {library.name}")
-        built = build_engine(model, sha256, plan, options, library, cache=place.cache)
-        if log:
-            write_text(log, "\n".join(built.log) + "\n")
-        built.require(model)
-        inspection = inspect_model(graph, progress)
-    lines = {
-        "trtexec": commands.trtexec(model, plan, options, dynamic=open_inputs, major=library.major),
-        "polygraphy": commands.polygraphy(model, plan, options),
-    }
-    found = make_report(
-        model, sha256, inspection, built, library, options, lines, open_batch=opens_batch(graph.inputs())
-    )
-    found = gate.judge(found) if gate else found
+        found = build_model(
+            model,
+            plan,
+            engine.options(rtx=place.rtx),
+            cpu_harness=place.cpu_harness,
+            cache=place.cache,
+            min_sparse_chosen=min_sparse_chosen,
+            log=log,
+            progress=progress,
+            warn=warn,
+        )
     publish(found.to_dict(), digest(found, every_layer=True), report=report, json_target=json)
     if not quiet and json != STDOUT:
         show(digest(found))

@@ -7,22 +7,20 @@ Shares (agreement, top-1, AP, mIoU) are 0 to 1, so that 95 for 95 % is refused; 
 percentage points, so that 0.01 for one point is merely strict.
 """
 
-import os
 from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed, keep_apart, open_sizes
-from gpusq_onnx.errors import GateFailed, UsageError
+from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed, default_cache, keep_apart
+from gpusq_onnx.errors import UsageError
 
 if TYPE_CHECKING:
-    from gpusq_onnx.data.options import DataOptions
-    from gpusq_onnx.report.checking import Look
     from gpusq_onnx.runtime.gates import Gates
+    from gpusq_onnx.workflows.check import Look, Parsing
 
 _gate = partial(Option, rich_help_panel="Gates (exit code 1 when one is not met)")
 _share = partial(_gate, metavar="0..1", min=0, max=1)
@@ -54,7 +52,7 @@ class GateArgs:
 
 
 class Where(str, Enum):
-    """What runs COMPRESSED; the names are those of `report.sides.Runtime`."""
+    """What runs COMPRESSED; the names are those of `runtime of `workflows.check.Look``."""
 
     cpu = "cpu"
     cuda = "cuda"
@@ -100,7 +98,7 @@ class LookArgs:
 
     def look(self) -> "Look":
         """As the library takes them."""
-        from gpusq_onnx.report.checking import Look
+        from gpusq_onnx.workflows.check import Look
 
         return Look(self.on.value, tuple(self.taps or ()), self.tap_tolerance, self.artefacts)
 
@@ -135,6 +133,15 @@ class ParserArgs:
         ),
     ] = None
 
+    def parsing(self) -> "Parsing | None":
+        """As the library takes them; None: no parser is asked."""
+        from gpusq_onnx.workflows.check import Parsing
+
+        if self.build and not self.parser:
+            raise UsageError("--build builds what --parser has parsed", hint="add --parser")
+        cache = self.trt_cache or default_cache() / "trt_cpu"
+        return Parsing(self.build, self.shapes or (), cache) if self.parser else None
+
 
 def check(
     original: Annotated[Path, Argument(metavar="ORIGINAL", help="The model before.", show_default=False)],
@@ -151,49 +158,27 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Compare two models on the same data: outputs, classes, accuracy; with gates, and a TensorRT parser's verdict."""
-    from gpusq_onnx.cli.console import open_progress, publish, show, warn, write_text
-    from gpusq_onnx.report.checking import check_models, digest
-    from gpusq_onnx.runtime.engine import SUFFIXES
+    from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    from gpusq_onnx.workflows.check import check as check_models
 
-    if parser.build and not parser.parser:
-        raise UsageError("--build builds what --parser has parsed", hint="add --parser")
-    if parser.parser and compressed.suffix.lower() in SUFFIXES:
-        raise UsageError("--parser reads ONNX files", where=str(compressed), hint="give the ONNX file, or no --parser")
+    parsing = parser.parsing()
     keep_apart([original, compressed], report, json)
     options = data.options(seed)
     if options.path is None:
         warn("no --data: comparing on synthetic images, which say little about accuracy")
     with open_progress(quiet=quiet) as progress:
-        result = check_models(original, compressed, options, gates.gates(), progress, look.look())
-        if parser.parser:
-            result = result.with_verdict(_ask_parser(compressed, parser, options, progress))
+        result = check_models(
+            original,
+            compressed,
+            data=options,
+            gates=gates.gates(),
+            look=look.look(),
+            parsing=parsing,
+            progress=progress,
+        )
     for note in result.data["notes"]:
         warn(note)
-    if look.artefacts:
-        look.artefacts.mkdir(parents=True, exist_ok=True)
-        for name, text in result.artefacts.items():
-            write_text(look.artefacts / name, text)
-    publish(result.to_dict(), digest(result), report=report, json_target=json)
+    publish(result.to_dict(), str(result), report=report, json_target=json)
     if not quiet and json != STDOUT:
-        show(digest(result))
-    if result.failures:
-        raise GateFailed(
-            f"{len(result.failures)} of the checks failed", where=str(compressed), found="; ".join(result.failures)
-        )
-
-
-def _ask_parser(model: Path, args: ParserArgs, options: "DataOptions", progress: Any) -> Any:
-    from gpusq_onnx.graph import io
-    from gpusq_onnx.runtime.parser import parser_verdict
-
-    shapes = open_sizes(io.load(model).inputs(), args.shapes, options) if args.build else {}
-    progress.start("building with TensorRT" if args.build else "parsing with TensorRT")
-    try:
-        return parser_verdict(model, harness=args.trt_cache or _default_cache(), build=args.build, shapes=shapes)
-    finally:
-        progress.finish()
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "gpusq-onnx" / "trt_cpu"
+        show(str(result))
+    result.require()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.cli.options import STDOUT
-from gpusq_onnx.files import Staging, staged
+from gpusq_onnx.files import Staging, staged, write_text
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
 from gpusq_onnx.text import printable
 
@@ -119,15 +119,6 @@ def json_text(document: Mapping[str, Any]) -> str:
     """The document as JSON that any reader, viewer and terminal takes: what does not print is escaped."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     return _UNUSUAL.sub(lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text)
-
-
-def write_text(path: Path, text: str, results: Staging | None = None) -> None:
-    """Write a small file, all or nothing; into `results`, with those of the same command."""
-    if results is None:
-        with staged() as own:
-            write_text(path, text, own)
-    else:
-        results.place(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def publish(

@@ -6,13 +6,11 @@ from gpusq_onnx.cli.options import STDOUT, Json, ModelPath, Quiet, keep_apart
 def inspect(model: ModelPath, json: Json = None, quiet: Quiet = False) -> None:
     """Show each weight: its pattern, Q/DQ, type, the kernel TensorRT can choose, and what is in its way."""
     from gpusq_onnx.cli.console import open_progress, show, show_table, write_json
-    from gpusq_onnx.graph.blame import blaming
-    from gpusq_onnx.graph.io import load
-    from gpusq_onnx.report.inspection import inspect_model
+    from gpusq_onnx.workflows.inspect import inspect as inspect_model
 
     keep_apart([model], json)
-    with open_progress(quiet=quiet) as progress, blaming(model):
-        found = inspect_model(load(model), progress)
+    with open_progress(quiet=quiet) as progress:
+        found = inspect_model(model, progress=progress)
     if json:
         write_json({"model": str(model), **found.to_dict()}, json)
     if quiet or json == STDOUT:

@@ -4,6 +4,7 @@ A value that the caller did not give is None and is not passed on: defaults belo
 `--data-options`), never to the command line.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,6 @@ from gpusq_onnx.errors import UsageError
 
 if TYPE_CHECKING:
     from gpusq_onnx.data.options import DataOptions
-    from gpusq_onnx.graph.model import TensorSpec
     from gpusq_onnx.pipeline.grammar import Pipeline
 
 STDOUT = Path("-")
@@ -48,6 +48,11 @@ def keep_apart(models: Sequence[Path], report: Path | None, json: Path | None = 
             what = f"{option} would overwrite {taken[path.resolve()]}"
             raise UsageError(what, where=str(path), hint="name another file, FILE.json")
         taken[path.resolve()] = option
+
+
+def default_cache() -> Path:
+    """Where what is made once is kept: in $XDG_CACHE_HOME, else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpusq-onnx"
 
 
 ModelPath = Annotated[Path, Argument(metavar="MODEL", help="The ONNX model.", show_default=False)]
@@ -125,7 +130,8 @@ class PipelineArgs:
             UsageError: neither or both of --passes and --recipe, text that cannot be read, unknown names or options,
                 values out of range, both of --finetune and --finetune-steps, or nothing that they could follow.
         """
-        from gpusq_onnx.pipeline import finetune, grammar, recipe, table
+        from gpusq_onnx.pipeline import grammar
+        from gpusq_onnx.workflows.pipelines import as_pipeline
 
         texts = self.passes or []
         if len(texts) > 1:
@@ -138,35 +144,12 @@ class PipelineArgs:
                 found="both" if texts else "neither",
                 hint="e.g. --passes 'prune24,qdq-int8'; see gpusq-onnx passes list",
             )
-        written = recipe.load(self.recipe) if self.recipe else grammar.parse(texts[0])
-        pipeline = table.expand(written)
-        if self.finetune is not None and self.finetune_steps is not None:
-            raise UsageError("--finetune and --finetune-steps both say how long to train", hint="give one of them")
-        if self.finetune is not None:
-            pipeline = finetune.insert(pipeline, "epochs", self.finetune)
-        if self.finetune_steps is not None:
-            pipeline = finetune.insert(pipeline, "steps", self.finetune_steps)
-        pipeline = grammar.apply_overrides(pipeline, self.overrides or [])
-        table.resolve(pipeline)  # unknown options and values out of range are reported before a model is read
-        return pipeline
-
-
-def open_sizes(
-    inputs: "Sequence[TensorSpec]", shapes: Sequence[str] | None, options: "DataOptions"
-) -> dict[str, tuple[int, ...]]:
-    """Shapes for inputs that leave more than the batch open: --shapes, else what the images' options say.
-
-    Raises:
-        UsageError: a shape that cannot be read or does not fit; neither shapes nor a crop.
-    """
-    from gpusq_onnx.data.sizes import sizes_for
-    from gpusq_onnx.graph.pin import is_open, pin_specs
-    from gpusq_onnx.runtime.builder.profiles import parse_shapes
-
-    given = {name: bounds.opt for name, bounds in map(parse_shapes, shapes or [])}
-    if is_open(pin_specs(inputs, given)):
-        given |= {name: size for name, size in sizes_for(inputs, options).items() if name not in given}
-    return given
+        return as_pipeline(
+            self.recipe or texts[0],
+            finetune=self.finetune,
+            finetune_steps=self.finetune_steps,
+            overrides=self.overrides or (),
+        )
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,6 @@ from typing import Annotated
 from typer import Argument, Option
 
 from gpusq_onnx.cli.options import STDOUT, Json, ModelPath, Quiet, keep_apart, writable
-from gpusq_onnx.errors import UsageError
-
-SUFFIX = ".gpusq"
 
 
 def pack(
@@ -22,14 +19,13 @@ def pack(
 ) -> None:
     """Store a pruned model in the space that its pattern needs; `unpack` restores it bit for bit."""
     from gpusq_onnx.cli.console import open_progress, show, show_table, write_json
-    from gpusq_onnx.graph.packed import pack_model
+    from gpusq_onnx.workflows.pack import SUFFIX
+    from gpusq_onnx.workflows.pack import pack as pack_model
 
     target = output or model.with_suffix(SUFFIX)
-    if target.resolve() == model.resolve():
-        raise UsageError("the packed file would overwrite the model", where=str(target), hint="name another with -o")
     keep_apart([model, target], None, json)
     with open_progress(quiet=quiet) as progress:
-        contents = pack_model(model, target, progress)
+        contents = pack_model(model, target, progress=progress)
     before, after = sum(file.bytes for file in contents.files), target.stat().st_size
     if json:
         write_json({"model": str(model), "packed": str(target), "bytes": after, **contents.to_dict()}, json)
@@ -53,14 +49,10 @@ def unpack(
 ) -> None:
     """Restore the model that was packed: the same bytes, or an error and nothing written."""
     from gpusq_onnx.cli.console import show
-    from gpusq_onnx.graph.io import file_digest
-    from gpusq_onnx.graph.packed import read_contents, unpack_model
+    from gpusq_onnx.graph.packed import read_contents
+    from gpusq_onnx.workflows.pack import unpack as unpack_model
 
-    target = output or packed.with_name(read_contents(packed).files[0].name)
-    if output is None and target.exists() and file_digest(target) != read_contents(packed).files[0].sha256:
-        raise UsageError("another model has the name of the packed one", where=str(target), hint="name a file with -o")
-    if target.resolve() == packed.resolve():
-        raise UsageError("the model would overwrite the packed file", where=str(target), hint="name another with -o")
-    contents = unpack_model(packed, target)
+    target = unpack_model(packed, output)
     if not quiet:
-        show(f"{target}: {contents.files[0].bytes:,} bytes, sha256 {contents.files[0].sha256}")
+        model = read_contents(packed).files[0]
+        show(f"{target}: {model.bytes:,} bytes, sha256 {model.sha256}")

@@ -14,26 +14,26 @@ def plan(
 ) -> None:
     """Show what apply would do to each tensor, and why, with totals before and after; writes no model."""
     from gpusq_onnx.cli.console import open_progress, publish, show, show_table, warn
-    from gpusq_onnx.pipeline import manager
     from gpusq_onnx.report import run
+    from gpusq_onnx.workflows.plan import plan as plan_model
 
     keep_apart([model], report, json)
     with open_progress(quiet=quiet) as progress:
-        outcome = manager.plan(
+        found = plan_model(
             model,
             pipeline.pipeline(),
             data=data.options(seed),
             allow_noop=pipeline.allow_noop,
-            progress=progress,
             canonical=not pipeline.no_canonical,
+            progress=progress,
         )
-    for warning in outcome.warnings:
+    for warning in found.warnings:
         warn(warning)
-    publish(run.document(outcome), run.digest(outcome), report=report, json_target=json)
+    publish(found.report, str(found), report=report, json_target=json)
     if quiet or json == STDOUT:
         return
-    show(f"{outcome.pipeline}\n")
-    for step in outcome.steps:
+    show(f"{found.pipeline}\n")
+    for step in found.steps:
         rows = [
             [row.tensor, row.module or "-", row.role, row.op, str(list(row.shape)), row.decision, row.reason]
             for row in step.rows
@@ -41,4 +41,4 @@ def plan(
         show_table([step.name, "module", "role", "op", "shape", "decision", "reason"], rows)
         counts = ", ".join(f"{number} {decision}" for decision, number in step.decisions.items())
         show(f"{step.name}: {counts}\n")
-    show("\n".join([*run.architecture(outcome), "", *run.totals(outcome)]))
+    show("\n".join([*run.architecture(found.outcome), "", *run.totals(found.outcome)]))

@@ -6,7 +6,6 @@ from typing import Annotated
 from typer import Argument, Option
 
 from gpusq_onnx.cli.options import writable
-from gpusq_onnx.errors import UsageError
 
 
 def report(
@@ -20,10 +19,6 @@ def report(
     ] = None,
 ) -> None:
     """Draw one self-contained HTML page from reports: weights, totals, accuracy, training curves."""
-    from gpusq_onnx.cli.console import write_text
-    from gpusq_onnx.report.reading import page_of
+    from gpusq_onnx.workflows.report import report as draw
 
-    page = output or reports[0].with_suffix(".html")
-    if page.resolve() in {path.resolve() for path in reports}:
-        raise UsageError("the page would overwrite a report", where=str(page), hint="name another file with -o")
-    write_text(page, page_of(reports))
+    draw(reports, output)

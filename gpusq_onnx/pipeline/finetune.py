@@ -26,8 +26,7 @@ def insert(pipeline: Pipeline, unit: Literal["epochs", "steps"], number: int) ->
     Raises:
         UsageError: nothing prunes or quantises, or a learning pass is in the pipeline already.
     """
-    known = table.rows()
-    kinds = [known[step.name].load().kind for step in pipeline.steps]
+    kinds = [table.load(step).kind for step in pipeline.steps]
     option = "--finetune" if unit == "epochs" else "--finetune-steps"
     if "finetune" in kinds:
         name = pipeline.steps[kinds.index("finetune")].name

@@ -14,12 +14,18 @@ Limits: lists do not nest; no key is called `name` (a recipe keeps the pass ther
 not known here: `table.py` answers that.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from gpusq_onnx.errors import UsageError
+
+if TYPE_CHECKING:
+    from gpusq_onnx.pipeline.base import Pass
 
 Scalar = str | int | float | bool
 Value = Scalar | list[Scalar]
@@ -42,10 +48,14 @@ QUOTE_HINT = (
 
 @dataclass(frozen=True)
 class Step:
-    """One pass and the options that were given for it; options that are not given are the pass's defaults."""
+    """One pass and the options that were given for it; options that are not given are the pass's defaults.
+
+    `kind` is the pass's class where the caller brought it; None: the table has the name.
+    """
 
     name: str
     options: Mapping[str, Value] = field(default_factory=dict)
+    kind: type[Pass[Any]] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         if not self.options:

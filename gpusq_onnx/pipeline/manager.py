@@ -115,6 +115,7 @@ def run(
     leader: bool = True,
     canonical: bool = True,
     results: Staging | None = None,
+    reproducible: bool = True,
 ) -> Outcome:
     """Apply a pipeline to a model file and write the result.
 
@@ -125,6 +126,7 @@ def run(
         leader: of several processes that train together and all run this, the one that writes.
         canonical: put the pass `canonical` first where it has something to do (see `pipeline.automatic`).
         results: write there, and leave it to the caller to commit; None: the result has its name when this returns.
+        reproducible: what fails by our fault leaves a reproducer beside the output.
 
     Raises:
         UsageError: output equal to input, a folder that does not exist, an unknown pass or option.
@@ -144,6 +146,7 @@ def run(
                 leader=leader,
                 canonical=canonical,
                 results=own,
+                reproducible=reproducible,
             )
     pipeline = table.expand(pipeline)
     passes = table.resolve(pipeline)
@@ -164,8 +167,9 @@ def run(
             pipeline = automatic.insert(pipeline, model, structure)
             passes = state.passes = table.resolve(pipeline)
         before = measure(model, structure)
+        beside = output if reproducible else None
         for index in range(len(passes)):
-            with reproducer(path, output, pipeline, index, state) if leader else nullcontext(), blaming(path):
+            with reproducer(path, beside, pipeline, index, state) if leader else nullcontext(), blaming(path):
                 structure = execute(state, index, structure)
         require_work(passes, state.idle, allow_noop)
         for site in structure.sites:
@@ -180,7 +184,7 @@ def run(
         model.set_metadata(_provenance(model, pipeline, found.sha256, data.seed, used))
         written = shown = None
         if leader:
-            with reproducer(path, output, pipeline, len(passes) - 1, state, "the written model failed its proof"):
+            with reproducer(path, beside, pipeline, len(passes) - 1, state, "the written model failed its proof"):
                 written, shown = _written(state, structure, path, output, results)
     if leader:
         results.afterwards(partial(_forget_checkpoints, state.folder))

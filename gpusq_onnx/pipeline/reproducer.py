@@ -31,9 +31,9 @@ from gpusq_onnx.pipeline.progress import NullProgress
 
 @contextmanager
 def reproducer(
-    path: Path, output: Path, pipeline: Pipeline, index: int, state: Run, what: str | None = None
+    path: Path, output: Path | None, pipeline: Pipeline, index: int, state: Run, what: str | None = None
 ) -> Iterator[None]:
-    """Run one pass, or `what` comes after it, inside; where that fails by our fault, leave the folder.
+    """Run one pass, or `what` comes after it, inside; where that fails by our fault, leave the folder beside `output`.
 
     Raises:
         PassFailed: names the pass, or says `what`.
@@ -46,13 +46,15 @@ def reproducer(
         if isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code:
             raise
         found = f"{type(error).__name__}: {error}"
-        folder = output.with_name(output.name + ".reproducer")
-        try:
-            write(folder, path, pipeline, index, state, "".join(traceback.format_exception(error)))
-            again = f"--recipe {folder}/recipe.toml --data-options {folder}/data.toml {folder}/model.onnx"
-            hint = f"report it with the folder {folder}; to see it again: gpusq-onnx apply {again}"
-        except Exception as second:
-            hint = f"report it; no reproducer could be written ({type(second).__name__}: {second})"
+        hint = "report it; with an output file, what shows it again is written beside that"
+        if output is not None:
+            folder = output.with_name(output.name + ".reproducer")
+            try:
+                write(folder, path, pipeline, index, state, "".join(traceback.format_exception(error)))
+                again = f"--recipe {folder}/recipe.toml --data-options {folder}/data.toml {folder}/model.onnx"
+                hint = f"report it with the folder {folder}; to see it again: gpusq-onnx apply {again}"
+            except Exception as second:
+                hint = f"report it; no reproducer could be written ({type(second).__name__}: {second})"
         failed = what or f"the pass {pipeline.steps[index].name!r} failed"
         raise PassFailed(failed, found=found, hint=hint) from error
 

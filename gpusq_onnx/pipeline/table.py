@@ -133,7 +133,7 @@ def expand(pipeline: Pipeline) -> Pipeline:
     known = rows()
     steps: list[Step] = []
     for step in pipeline.steps:
-        if step.name in known:
+        if step.kind is not None or step.name in known:
             steps.append(step)
         elif step.name in PRESETS:
             if step.options:
@@ -159,8 +159,21 @@ def resolve(pipeline: Pipeline) -> "list[Pass[Any]]":
     Raises:
         UsageError: an unknown pass, an unknown option or a value out of range; lists what is valid.
     """
-    known = rows()
-    return [_instantiate(known[step.name].load(), step) for step in expand(pipeline).steps]
+    return [_instantiate(load(step), step) for step in expand(pipeline).steps]
+
+
+def load(step: Step) -> "type[Pass[Any]]":
+    """The class of a step's pass: the caller's own, else the table's.
+
+    Raises:
+        UsageError: the caller's own has the name of another pass, or of a preset.
+    """
+    known = rows().get(step.name)
+    if step.kind is None and known is not None:
+        return known.load()
+    if step.kind is None or step.name in PRESETS or (known is not None and known.load() is not step.kind):
+        raise UsageError(f"the name {step.name!r} is that of another pass", hint="give your pass a name of its own")
+    return step.kind
 
 
 def _instantiate(pass_type: "type[Pass[Any]]", step: Step) -> "Pass[Any]":

@@ -17,6 +17,9 @@ from gpusq_onnx.report.markdown import assemble, table
 
 UNITS = {"bytes": "bytes as deployed", "parameters": "parameters", "macs": "MACs", "bit_operations": "bit operations"}
 
+TOTALS = ("total", "before", "after", "ratio")
+DECISIONS = ("tensors", "role", "decision", "reason")
+
 
 def document(outcome: Outcome) -> dict[str, Any]:
     """The outcome as plain JSON values."""
@@ -73,22 +76,30 @@ def architecture(outcome: Outcome) -> list[str]:
 
 def totals(outcome: Outcome) -> list[str]:
     """A Markdown table of the totals that both sides have."""
+    return table(TOTALS, total_rows(outcome))
+
+
+def total_rows(outcome: Outcome) -> list[list[str]]:
+    """The rows of that table."""
     before, after = outcome.before.total, outcome.after.total
-    rows = [
+    return [
         [text, f"{before[key]:,.0f}", f"{after[key]:,.0f}", f"{after[key] / before[key]:.2f}"]
         for key, text in UNITS.items()
         if before.get(key) and key in after
     ]
-    return table(["total", "before", "after", "ratio"], rows)
+
+
+def decision_rows(step: StepOutcome) -> list[list[str]]:
+    """How many tensors of one role met the same decision for the same reason."""
+    groups = Counter((row.role, row.decision, row.reason) for row in step.rows)
+    return [[str(number), role, decision, reason] for (role, decision, reason), number in groups.items()]
 
 
 def _step(step: StepOutcome) -> Iterator[str]:
     took = "" if step.seconds is None else f" ({step.seconds:.1f} s)"
     yield f"## {step.name}{took}"
     yield ""
-    groups = Counter((row.role, row.decision, row.reason) for row in step.rows)
-    rows = [[str(number), role, decision, reason] for (role, decision, reason), number in groups.items()]
-    yield from table(["tensors", "role", "decision", "reason"], rows)
+    yield from table(DECISIONS, decision_rows(step))
     yield from learning(step.findings)
     if step.facts:
         yield ""

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from command_line import MODEL, call, fresh_model
 
-from gpusq_onnx.report.baselines import given_entry
 from gpusq_onnx.torchgraph.backend import TorchBackend
+from gpusq_onnx.workflows.baselines import given_entry
 
 QUICK = ("--batch", "1,2", "--rounds", "3")
 

@@ -25,6 +25,11 @@ def test_importing_the_package_brings_nothing_heavy():
     assert loaded_after("import gpusq_onnx, gpusq_onnx.errors") & heavy == set()
 
 
+def test_every_public_name_is_there_and_loads_no_torch():
+    code = "import gpusq_onnx\nfound = [getattr(gpusq_onnx, name) for name in gpusq_onnx.__all__]"
+    assert loaded_after(code) & {"torch", "tensorrt", "typer", "rich"} == set()
+
+
 def test_importing_every_module_of_the_core_brings_neither_torch_nor_tensorrt():
     names = [name for name, _ in modules() if name not in OWN_PROCESS and not name.startswith(TORCHS_OWN)]
     loaded = loaded_after("\n".join(f"import {name}" for name in names))

@@ -11,11 +11,12 @@ import pytest
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageError
 from gpusq_onnx.pipeline import grammar, manager, table
-from gpusq_onnx.report.baselines import given_entry
-from gpusq_onnx.report.benchmark import Benchmark, run_benchmark
+from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.benchmark_page import digest, draw, require_chart
 from gpusq_onnx.runtime.backend import CPU_BASELINES, GPU_BASELINES, Baseline, Variant
 from gpusq_onnx.runtime.timing import Rounds
+from gpusq_onnx.workflows.baselines import given_entry
+from gpusq_onnx.workflows.bench import run_benchmark
 
 ASSETS = Path(__file__).parents[1] / "assets"
 FLOAT = ASSETS / "digits_vit.onnx"

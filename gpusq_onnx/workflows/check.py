@@ -1,0 +1,209 @@
+"""`check`: two models on the same data, gates on what comes out, and a TensorRT parser's verdict.
+
+The reference arithmetic is Q and DQ executed as written; how the compressed model does in a session with onnxruntime's
+defaults is reported too, and its refusal there is a failure whatever the gates.
+
+A gate that cannot be measured (top-1 without labels, agreement of a detector) is a usage error, before the models run
+where that can be known: a gate that never fails would be worse than none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import Source, open_source
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.files import staged, write_text
+from gpusq_onnx.graph import io
+from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.report.checking import METRICS, CheckResult
+from gpusq_onnx.report.sides import BATCH, Runtime, is_plan, opened
+from gpusq_onnx.runtime.artefacts import Recorder, continuation
+from gpusq_onnx.runtime.compare import compare
+from gpusq_onnx.runtime.difference import OutputsMetric
+from gpusq_onnx.runtime.gates import Gates
+from gpusq_onnx.runtime.parser import Verdict, parser_verdict
+from gpusq_onnx.runtime.taps import first_departure
+from gpusq_onnx.tasks.classification import Classification
+from gpusq_onnx.tasks.detection import Detection
+from gpusq_onnx.tasks.segmentation import Segmentation
+from gpusq_onnx.workflows import samples
+from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
+from gpusq_onnx.workflows.places import PARSER_CACHE
+from gpusq_onnx.workflows.samples import AnyData, AnyOptions
+from gpusq_onnx.workflows.sizes import open_sizes
+
+TRUTHS = {
+    "top1": ("labels", "--classes FILE (line i names the folder of class i), or an .npz with an array named labels"),
+    "AP": ("boxes", "--annotations FILE.json (COCO) with a folder of images"),
+    "mask_AP": ("outlines", "--annotations FILE.json (COCO) with a folder of images"),
+    "mIoU": ("label maps", "--masks FOLDER (NAME.png for NAME.jpg) with a folder of images"),
+}
+"""What the metrics that have gates need, and the options that name it."""
+
+_BATCH_OF_ALL = 1  # every inner tensor of both models is in memory at once
+
+
+@dataclass(frozen=True)
+class Look:
+    """How to compare.
+
+    Attributes:
+        on: what runs the compressed model; an engine file runs on TensorRT anyway. The original runs on the CPU.
+        taps: "blocks", "all" or names of inner tensors; see `report.tapping`.
+        tolerance: the relative distance that a tap may have.
+        artefacts: folder for Polygraphy's files, made where it is not there.
+    """
+
+    on: Runtime = "cpu"
+    taps: tuple[str, ...] = ()
+    tolerance: float = 0.1
+    artefacts: Path | None = None
+
+
+@dataclass(frozen=True)
+class Parsing:
+    """What is asked of a TensorRT parser.
+
+    Attributes:
+        build: an engine, too.
+        shapes: `INPUT=SHAPE` texts for the build of a model that takes any size.
+        cache: where the parser for machines without a GPU lives, 150 MB; filled on first use.
+    """
+
+    build: bool = False
+    shapes: Sequence[str] = ()
+    cache: Path = PARSER_CACHE
+
+
+def check(
+    original: AnyModel,
+    compressed: AnyModel,
+    *,
+    data: AnyData = None,
+    data_options: AnyOptions = None,
+    gates: Gates | Mapping[str, float] | None = None,
+    look: Look = Look(),
+    parsing: Parsing | None = None,
+    seed: int | None = None,
+    progress: Progress = NullProgress(),  # noqa: B008 - it has no state
+) -> CheckResult:
+    """Compare two models on the same data.
+
+    Args:
+        original, compressed: paths or models in memory; `compressed` may be an engine's path.
+        data, data_options: see `workflows.samples`; no data: synthetic images, which say little about accuracy.
+        gates: bounds by name (see `runtime.gates.Gates`), such as {"max_top1_drop": 1.0}; `CheckResult.failures` has
+            what is not met, and `CheckResult.require()` raises it.
+        parsing: ask a TensorRT parser as well; its refusal is a failure.
+
+    Raises:
+        UsageError: a missing file, or a gate or a tap that this data or these models cannot answer.
+        UnsupportedModelError, UnsupportedDataError: see `runtime.compare.compare`.
+        EnvironmentLacking: TensorRT, CUDA or a GPU is asked for and missing.
+    """
+    bounds = gates if isinstance(gates, Gates) else gates_of(gates or {})
+    with as_file(original) as before, as_file(compressed) as after:
+        if parsing is not None and is_plan(after):
+            raise UsageError("--parser reads ONNX files", where=str(after), hint="give the ONNX file, or no --parser")
+        with samples.opened(original, data, data_options, seed) as options:
+            found = _compared(before, after, options, bounds, progress, look)
+            if parsing is not None:
+                found = found.with_verdict(_ask(after, parsing, options, progress))
+    if look.artefacts:
+        look.artefacts.mkdir(parents=True, exist_ok=True)
+        with staged() as results:
+            for name, text in found.artefacts.items():
+                write_text(look.artefacts / name, text, results)
+    return replace(found, original=name_of(original), compressed=name_of(compressed))
+
+
+def gates_of(bounds: Mapping[str, float]) -> Gates:
+    """Gates by name. Raises UsageError for a name that there is not, or a bound out of its range."""
+    known = list(Gates.__dataclass_fields__)
+    unknown = [name for name in bounds if name not in known]
+    if unknown:
+        raise UsageError(f"there is no gate named {unknown[0]!r}", where="gates", expected=f"one of {', '.join(known)}")
+    return Gates(**bounds)
+
+
+def _compared(
+    original: Path, compressed: Path, options: DataOptions, gates: Gates, progress: Progress, look: Look
+) -> CheckResult:
+    """Run both models on the data and judge the gates."""
+    with opened(original, compressed, look.on, look.taps, progress) as sides:
+        reference, candidate, taps = sides.reference, sides.candidate, sides.taps
+        framed = reference if reference.fixed_batch else candidate
+        source = open_source(options, framed.inputs())
+        _require_truth(gates, source)
+        own = {info.name for info in reference.outputs()} - {tap.name for tap in taps}
+        runtime = "tensorrt" if is_plan(compressed) else look.on
+        recorder = Recorder((f"onnxruntime {original.name}", f"{runtime} {compressed.name}"), own)
+        progress.start("comparing", len(source))
+        try:
+            found = compare(
+                reference,
+                candidate,
+                source,
+                metric=Classification,
+                judge=_judge(source),
+                batch=_BATCH_OF_ALL if "all" in look.taps else BATCH,
+                taps=taps,
+                default=sides.default,
+                progress=progress.advance,
+                on_batch=recorder if look.artefacts else _nobody,
+            )
+        finally:
+            progress.finish()
+    departure = first_departure(found.taps, look.tolerance)
+    return CheckResult(
+        str(original),
+        str(compressed),
+        runtime,
+        found,
+        {"options": options.echo(), **source.describe(), "sha256": source.digest()},
+        gates,
+        (*gates.failures(found), *([sides.refusal] if sides.refusal else [])),
+        look.tolerance if taps else None,
+        departure.name if departure else None,
+        recorder.files() if look.artefacts else {},
+        tuple(continuation(look.artefacts, original, compressed, engine=is_plan(compressed))) if look.artefacts else (),
+    )
+
+
+def _ask(model: Path, parsing: Parsing, options: DataOptions, progress: Progress) -> Verdict:
+    shapes = open_sizes(io.load(model).inputs(), parsing.shapes, options) if parsing.build else {}
+    progress.start("building with TensorRT" if parsing.build else "parsing with TensorRT")
+    try:
+        return parser_verdict(model, harness=parsing.cache, build=parsing.build, shapes=shapes)
+    finally:
+        progress.finish()
+
+
+def _nobody(*seen: object) -> None:
+    pass
+
+
+def _require_truth(gates: Gates, source: Source) -> None:
+    """Raise UsageError for a gate on a metric that the data cannot give."""
+    boxes = source.annotations is not None
+    known = {"top1": source.labelled, "AP": boxes, "mask_AP": boxes, "mIoU": source.segmented}
+    for metric, (truth, hint) in TRUTHS.items():
+        if gates.ask_for(metric) and not known[metric]:
+            name, option = METRICS[metric], metric.lower().replace("_", "-")
+            raise UsageError(
+                f"a gate on {name} needs {truth}, and the data has none",
+                where=f"--min-{option}, --max-{option}-drop",
+                hint=f"give {hint}",
+            )
+
+
+def _judge(source: Source) -> Callable[[], OutputsMetric] | None:
+    """The metric for what the images show, where that is no label."""
+    if source.annotations is not None:
+        return partial(Detection, source.annotations, source.input_size)
+    return Segmentation if source.segmented else None

@@ -1,0 +1,59 @@
+"""`pack` and `unpack`: a pruned model in the space that its pattern needs, and back, byte for byte."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.graph.io import file_digest
+from gpusq_onnx.graph.packed import Contents, pack_model, read_contents, unpack_model
+from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.workflows.models import AnyModel, as_file
+
+SUFFIX = ".gpusq"
+
+
+def pack(
+    model: AnyModel,
+    output: str | os.PathLike[str],
+    *,
+    progress: Progress = NullProgress(),  # noqa: B008 - it has no state
+) -> Contents:
+    """Store a pruned model in `output`, which appears complete or not at all.
+
+    Raises:
+        UsageError: there is no such file, or the packed file would overwrite the model.
+        UnsupportedModelError: not ONNX, or external data that is missing or in another folder.
+        NothingMatched: no weight can be packed.
+    """
+    target = Path(output)
+    with as_file(model) as path:
+        if target.resolve() == path.resolve():
+            what = "the packed file would overwrite the model"
+            raise UsageError(what, where=str(target), hint="name another with -o")
+        return pack_model(path, target, progress)
+
+
+def unpack(packed: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+    """Restore the model that was packed: the same bytes, or an error and nothing written.
+
+    Args:
+        output: None: the model's own name, beside the packed file.
+
+    Returns:
+        Where the model is now.
+
+    Raises:
+        UsageError: no such file, or another file is in the way.
+        UnsupportedModelError: no packed model, or a damaged one.
+    """
+    path = Path(packed)
+    first = read_contents(path).files[0]
+    target = path.with_name(first.name) if output is None else Path(output)
+    if output is None and target.exists() and file_digest(target) != first.sha256:
+        raise UsageError("another model has the name of the packed one", where=str(target), hint="name a file with -o")
+    if target.resolve() == path.resolve():
+        raise UsageError("the model would overwrite the packed file", where=str(target), hint="name another with -o")
+    unpack_model(path, target)
+    return target

@@ -1,0 +1,75 @@
+"""What to do, as callers say it: a text, a preset, a recipe, passes; with learning passes and single options put in.
+
+"prune24{method=sparsegpt},qdq-int8"       the grammar of `--passes`
+Path("recipe.toml")                        a recipe
+["prune24", QdqInt8(QdqInt8Options())]     texts and passes in order; a pass need not be in any table
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.pipeline import finetune as learning
+from gpusq_onnx.pipeline import grammar, recipe, table
+from gpusq_onnx.pipeline.base import Pass
+from gpusq_onnx.pipeline.grammar import Pipeline, Step
+
+AnyPass: TypeAlias = str | Pass[Any] | type[Pass[Any]]
+AnyPasses: TypeAlias = AnyPass | Path | Pipeline | Sequence[AnyPass]
+
+
+def as_pipeline(
+    passes: AnyPasses,
+    *,
+    finetune: int | None = None,
+    finetune_steps: int | None = None,
+    overrides: Iterable[str] = (),
+) -> Pipeline:
+    """The pipeline as it will run: presets replaced, learning passes inserted, single options set.
+
+    Args:
+        finetune, finetune_steps: epochs, or steps, of the learning passes; None: none.
+        overrides: texts `PASS.KEY=VALUE`, as `--set` takes them.
+
+    Raises:
+        UsageError: text that cannot be read, unknown names or options, values out of range, both of `finetune` and
+            `finetune_steps`, or nothing that they could follow.
+    """
+    pipeline = table.expand(_read(passes))
+    if finetune is not None and finetune_steps is not None:
+        raise UsageError("--finetune and --finetune-steps both say how long to train", hint="give one of them")
+    if finetune is not None:
+        pipeline = learning.insert(pipeline, "epochs", finetune)
+    if finetune_steps is not None:
+        pipeline = learning.insert(pipeline, "steps", finetune_steps)
+    pipeline = grammar.apply_overrides(pipeline, overrides)
+    table.resolve(pipeline)  # unknown options and values out of range are reported before a model is read
+    return pipeline
+
+
+def _read(passes: AnyPasses) -> Pipeline:
+    if isinstance(passes, Pipeline):
+        return passes
+    if isinstance(passes, str):
+        return grammar.parse(passes)
+    if isinstance(passes, os.PathLike):
+        return recipe.load(Path(passes))
+    if isinstance(passes, Sequence):
+        steps = [step for item in passes for step in _read(item).steps]
+        if steps:
+            return Pipeline(tuple(steps))
+    if isinstance(passes, Pass):
+        options = passes.options.model_dump(mode="json", exclude_defaults=True)
+        return Pipeline((Step(passes.name, options, type(passes)),))
+    if isinstance(passes, type) and issubclass(passes, Pass):
+        return Pipeline((Step(passes.name, {}, passes),))
+    raise UsageError(
+        "this says no passes",
+        where="passes",
+        expected="a text such as 'prune24,qdq-int8', a pass, a list of these, or the Path of a recipe",
+        found=repr(passes)[:80],
+    )
