@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gpusq_onnx.errors import InvariantError, NothingMatched, SelectorUnmatched,
 from gpusq_onnx.graph import invariants, label
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.graph.tables import table_rows
 from gpusq_onnx.pipeline import facts
 from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
 from gpusq_onnx.pipeline.fingerprint import Fingerprint
@@ -91,7 +93,7 @@ def begin(
             hint="give --data FOLDER; a thousand images without labels will do",
         )
     if data.path is not None or any(step.needs_data for step in passes):
-        state.source = state.calibration = open_source(data, model.inputs())
+        state.source = state.calibration = open_source(data, model.inputs(), partial(table_rows, model))
         count = data.calibrate or (MOST_CALIBRATE if learning else None)
         if count is not None:
             state.calibration = at_most(state.source, count)
