@@ -13,7 +13,7 @@ one filled up by repeating its last sample (`Batch.size` says how many rows coun
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -82,6 +82,7 @@ class ImageInputs:
         return {self.image.name: rows, self.sizes.name: np.array(sizes, self.sizes.dtype).reshape(-1, 2)}
 
 
+_IMAGE_AXES = 4
 SIZES = "orig_target_sizes"  # in the exports of RT-DETR, D-FINE and DEIM
 """The input that tells a detector how large each image was."""
 
@@ -201,12 +202,17 @@ class Source(ABC):
         }
 
 
-def open_source(options: DataOptions, inputs: Sequence[Described]) -> Source:
+def open_source(
+    options: DataOptions, inputs: Sequence[Described], rows: Callable[[], Mapping[str, int]] = dict
+) -> Source:
     """The source that `options.path` names, checked against the model's inputs as far as this is cheap.
+
+    Without a path, images are made up; where the inputs are not one image, tensors, with integers below what `rows`
+    gives (`graph.tables`).
 
     A missing path raises UsageError; data that does not fit the inputs raises UnsupportedDataError.
     """
-    source = _open(options, [InputSpec(given.name, given.dtype, given.shape) for given in inputs])
+    source = _open(options, [InputSpec(given.name, given.dtype, given.shape) for given in inputs], rows)
     for option, asked, met in (
         ("--annotations", options.annotations, source.annotations is not None),
         ("--masks", options.masks, source.segmented),
@@ -216,8 +222,12 @@ def open_source(options: DataOptions, inputs: Sequence[Described]) -> Source:
     return source
 
 
-def _open(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
+def _open(options: DataOptions, inputs: Sequence[InputSpec], rows: Callable[[], Mapping[str, int]]) -> Source:
     # Each kind is imported when it is needed: Pillow has no place in the start-up time of `plan`.
+    if options.path is None and not _one_image(inputs):
+        from gpusq_onnx.data.synthetic_tensors import SyntheticTensors
+
+        return SyntheticTensors(options, inputs, rows())
     if options.path is None:
         from gpusq_onnx.data.synthetic import SyntheticImages
 
@@ -253,6 +263,12 @@ def _open(options: DataOptions, inputs: Sequence[InputSpec]) -> Source:
         where="--data",
         expected="a folder of images, .parquet, .tar, .npy, .npz, or a Polygraphy script (FILE.py or FILE.py:function)",
     )
+
+
+def _one_image(inputs: Sequence[InputSpec]) -> bool:
+    """Whether images alone can feed the model: its other inputs, if any, tell their sizes."""
+    others = [spec for spec in inputs if spec.name != SIZES]
+    return len(others) == 1 and len(others[0].shape) == _IMAGE_AXES and others[0].dtype.kind in "fVu"
 
 
 def image_inputs(inputs: Sequence[InputSpec], what: str) -> ImageInputs:

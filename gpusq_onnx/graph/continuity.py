@@ -4,6 +4,9 @@ A choice is a step: where float data becomes integers or truth values (TopK's an
 comparison, NonMaxSuppression's boxes), a difference in the last bit may give another answer, and everything that is
 computed from it. A detector's sorted scores are smooth, the boxes gathered by their order are not.
 
+What the caller feeds, moved and compared at most, is the same to the bit in every session: SAM's points whose label is
+-1 are no choice of the model.
+
 No steps: QuantizeLinear, whose rounding is what is judged; Shape and Size; IsNaN and IsInf of masks.
 Limits: what an If, Loop or Scan computes from data counts as a choice.
 """
@@ -17,6 +20,9 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.shapes import Types
 
 _NO_CHOICE = frozenset("QuantizeLinear DynamicQuantizeLinear Shape Size IsNaN IsInf".split())
+_MOVES = frozenset(
+    "Cast Identity Reshape Transpose Squeeze Unsqueeze Flatten Concat Split Slice Gather Expand Tile Pad Where".split()
+)
 _STEPS = frozenset(
     "Round Floor Ceil Sign Mod RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli "
     "Multinomial".split()
@@ -27,10 +33,14 @@ def smooth_outputs(model: Model, types: Types) -> set[str]:
     """The names of the graph's outputs that depend on no choice."""
     flow = Dataflow(model)
     chosen: set[str] = set()
+    exact = {tensor.name for tensor in model.graph.inputs}
     for node in flow.nodes:
+        if not has_subgraph(node) and all(tensor.name in exact for tensor in flow.data_inputs(node)):
+            whole = [t.name for t in node.outputs if t.name in types and types[t.name].kind in "iub"]
+            exact.update(tensor.name for tensor in node.outputs if node.op in _MOVES or tensor.name in whole)
         if any(tensor.name in chosen for tensor in node.inputs) or _is_step(node, flow):
             chosen.update(tensor.name for tensor in node.outputs)
-        elif node.op not in _NO_CHOICE and any(_real(t, types) for t in flow.data_inputs(node)):
+        elif node.op not in _NO_CHOICE and any(_real(t, types) and t.name not in exact for t in flow.data_inputs(node)):
             chosen.update(t.name for t in node.outputs if t.name in types and types[t.name].kind in "iub")
     return {tensor.name for tensor in model.graph.outputs} - chosen
 

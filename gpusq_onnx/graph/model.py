@@ -272,6 +272,11 @@ def decoded(values: Any) -> NDArray[Any]:
     return values.load() if isinstance(values, LazyValues) else values  # type: ignore[no-any-return]
 
 
+def is_loaded(values: Any) -> bool:
+    """Whether an initializer's values are an array in memory."""
+    return not isinstance(values, LazyValues)
+
+
 def data_type_of(constant: gs.Constant) -> int:
     """The ONNX element type of an initializer."""
     values = constant._values

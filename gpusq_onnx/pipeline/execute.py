@@ -12,24 +12,26 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Source, open_source
 from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import InvariantError, NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, label
-from gpusq_onnx.graph.model import Model, decoded
+from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.graph.tables import table_rows
 from gpusq_onnx.pipeline import facts
 from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
+from gpusq_onnx.pipeline.fingerprint import Fingerprint
 from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.pipeline.parallel import one_blas_thread
 from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.runtime.ort import Feed
+from gpusq_onnx.runtime.trial import Trials
 
 PREFIX = "pkg.gpusq_onnx."
 MOST_CALIBRATE = 1024  # images for pruning and calibrating, where training reads many more (docs/method.md)
@@ -45,6 +47,7 @@ class Run:
     """One pipeline under way.
 
     Attributes:
+        trials: runs files in a process of its own.
         source: all samples; `calibration`: those for passes that do not train.
         sample: a batch of one, or of the fixed size, that the model is tried and its result proven with.
         folder: where learning passes keep checkpoints and logs, in a folder each; None: nowhere.
@@ -60,6 +63,7 @@ class Run:
     data: DataOptions
     progress: Progress
     allow_noop: bool
+    trials: Trials
     calibration: Source | None = None
     sample: Feed | None = None
     folder: Path | None = None
@@ -72,9 +76,11 @@ class Run:
     trained: tuple[int, Model, list[Fact]] | None = None
 
 
-def begin(model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_noop: bool, progress: Progress) -> Run:
+def begin(
+    model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_noop: bool, trials: Trials, progress: Progress
+) -> Run:
     """See that every pass can work here, and open the data. Raises UsageError where one would learn from no data."""
-    state = Run(model, passes, None, data, progress, allow_noop, facts=take_facts(model))
+    state = Run(model, passes, None, data, progress, allow_noop, trials, facts=take_facts(model))
     for step in passes:
         step.ready()
         if step.needs_data and step.kind != "finetune":
@@ -87,7 +93,7 @@ def begin(model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_no
             hint="give --data FOLDER; a thousand images without labels will do",
         )
     if data.path is not None or any(step.needs_data for step in passes):
-        state.source = state.calibration = open_source(data, model.inputs())
+        state.source = state.calibration = open_source(data, model.inputs(), partial(table_rows, model))
         count = data.calibrate or (MOST_CALIBRATE if learning else None)
         if count is not None:
             state.calibration = at_most(state.source, count)
@@ -155,14 +161,14 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
     context = Context(source, state.data.seed, state.progress, before=state.before)
     if step.kind == "finetune" and state.folder is not None:
         context.folder = state.folder / f"{index + 1}-{step.name}"
-    mark = _fingerprint(model)
+    mark = Fingerprint(model)
     began = time.perf_counter()
     # Training has its own libraries and threads, and its condition for the same bytes: README.
     with nullcontext() if step.kind == "finetune" else one_blas_thread():
         step.apply(model, structure, rows, context)
     seconds = time.perf_counter() - began
     state.worked.append(step)
-    if not _changed(mark, _fingerprint(model)):
+    if not mark.differs_from(model):
         error = NothingMatched(
             f"the pass {step.name!r} changed nothing",
             found="the weights already are as the pass would make them",
@@ -229,19 +235,3 @@ def _check_facts(state: Run, structure: Structure, where: str) -> None:
                 found=problem,
                 hint="this is a defect of the pass; the reproducer beside the output shows it",
             )
-
-
-Fingerprint = tuple[bytes, dict[str, Any]]
-
-
-def _fingerprint(model: Model) -> Fingerprint:
-    """The graph's bytes without weights, and each weight's values by reference: values are replaced, never edited."""
-    graph = model.export()[0]
-    return graph.SerializeToString(deterministic=True), {c.name: c._values for c in model.constants()}
-
-
-def _changed(before: Fingerprint, after: Fingerprint) -> bool:
-    if before[0] != after[0] or before[1].keys() != after[1].keys():
-        return True
-    moved = [(old, after[1][name]) for name, old in before[1].items() if old is not after[1][name]]
-    return any(not np.array_equal(decoded(old), decoded(new)) for old, new in moved)

@@ -51,6 +51,7 @@ from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, Proof, StepOutcome
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
 from gpusq_onnx.pipeline.reproducer import reproducer
 from gpusq_onnx.pipeline.summary import architecture, as_planned, measure
+from gpusq_onnx.runtime.trial import Trials
 
 
 def plan(
@@ -74,7 +75,9 @@ def plan(
         structure = analyse(model)
         _require_numbers(model, structure)
         invariants.require(model)
-        structure = observe(model, structure, sample_of(open_source(data, model.inputs())) if data.path else None)
+        sample = sample_of(open_source(data, model.inputs())) if data.path else None
+        with Trials() as trials:
+            structure = observe(model, structure, sample, trials)
         if canonical:
             pipeline = automatic.insert(pipeline, model, structure)
             passes = table.resolve(pipeline)
@@ -152,17 +155,17 @@ def run(
     passes = table.resolve(pipeline)
     model = io.load(path)
     check_output(output, [path, *io.data_files(model)])
-    with blaming(path), _hashing(path, model) as file:
-        state = begin(model, passes, data, allow_noop, progress or NullProgress())
+    with blaming(path), _hashing(path, model) as file, Trials() as trials:
+        state = begin(model, passes, data, allow_noop, trials.start(), progress or NullProgress())
         state.folder = output.with_name(output.name + ".training")
         structure = analyse(model)
         _require_numbers(model, structure)
         invariants.require(model)
         if state.sample is not None:
             state.progress.start("trying the model in onnxruntime")
-            proof.require_survival(model, state.sample)
+            proof.require_survival(model, state.trials.with_feed(state.sample))
             state.progress.finish()
-        structure = observe(model, structure, state.sample)
+        structure = observe(model, structure, state.sample, state.trials)
         if canonical:
             pipeline = automatic.insert(pipeline, model, structure)
             passes = state.passes = table.resolve(pipeline)
@@ -208,7 +211,7 @@ def _written(state: Run, structure: Structure, path: Path, output: Path, results
     model = state.model
     sha = io.save(model, output, results)
     state.progress.start("proving the written model")
-    shown = proof.prove(results.place(output), model, structure.types, path, state.sample)
+    shown = proof.prove(results.place(output), model, structure.types, path, state.trials.with_feed(state.sample))
     state.progress.finish()
     if shown.note:
         state.warnings.append(shown.note)

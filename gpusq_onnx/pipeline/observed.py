@@ -17,10 +17,10 @@ from gpusq_onnx.graph.pin import is_open
 from gpusq_onnx.graph.probes import write_probed
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.runtime.ort import Feed
-from gpusq_onnx.runtime.trial import try_out
+from gpusq_onnx.runtime.trial import Attempt, Trials
 
 
-def observe(model: Model, structure: Structure, feed: Feed | None) -> Structure:
+def observe(model: Model, structure: Structure, feed: Feed | None, trials: Trials) -> Structure:
     """The structure with the shapes of all products, whether inference knows them or a run shows them.
 
     Args:
@@ -32,17 +32,17 @@ def observe(model: Model, structure: Structure, feed: Feed | None) -> Structure:
     unclear = [name for name in dict.fromkeys(_products(structure)) if not _known(structure, name)]
     if not unclear or (feed is None and is_open(model.inputs())):
         return structure
-    found = shapes_in_a_run(model, unclear, feed)
+    found = shapes_in_a_run(model, unclear, trials.with_feed(feed))
     model.observed |= found
     return analyse(model) if found else structure
 
 
-def shapes_in_a_run(model: Model, tensors: Sequence[str], feed: Feed | None) -> dict[str, tuple[int, ...]]:
-    """The shapes that these tensors have for one batch (None: random inputs); empty where the model does not run."""
+def shapes_in_a_run(model: Model, tensors: Sequence[str], attempt: Attempt) -> dict[str, tuple[int, ...]]:
+    """The shapes that these tensors have for one batch; empty where the model does not run."""
     with Scratch() as folder:
         path = folder / "shapes.onnx"
         outputs = write_probed(model, path, tensors, ("Shape",))
-        (trial,) = try_out(path, feed, ["in order"])
+        (trial,) = attempt(path, ["in order"])
     if trial.outcome != "ran":
         return {}
     return {name: tuple(map(int, trial.outputs[shape])) for name, (shape,) in outputs.items()}

@@ -36,8 +36,7 @@ from gpusq_onnx.graph.float_twin import remove_quantisation
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.shapes import Types
 from gpusq_onnx.pipeline.outcome import Agreement, Proof
-from gpusq_onnx.runtime.ort import Feed
-from gpusq_onnx.runtime.trial import WAYS, Trial, Way, try_out
+from gpusq_onnx.runtime.trial import WAYS, Attempt, Trial, Way
 from gpusq_onnx.tasks.classification import cosine
 
 Values = NDArray[Any]
@@ -46,18 +45,18 @@ _FLOAT, _HALF, _QUANTISED = 1e-3, 3e-2, 0.2
 _KILLED = "SIGKILL"
 
 
-def require_survival(model: Model, feed: Feed | None) -> None:
+def require_survival(model: Model, attempt: Attempt) -> None:
     """Run the model once elsewhere, as it will be run here.
 
     Raises:
         UnsupportedModelError: that ends onnxruntime's process; names the first node that does. A model that onnxruntime
             refuses or fails to run is left to who runs it.
     """
-    for trial in _of_model(model, feed):
+    for trial in _of_model(model, attempt):
         if trial.outcome == "died":
             raise UnsupportedModelError(
                 "onnxruntime crashes on the model",
-                where=None if _KILLED in trial.said else _first_fatal(model, feed, trial.way),
+                where=None if _KILLED in trial.said else _first_fatal(model, attempt, trial.way),
                 expected="a model that a session loads and runs",
                 found=str(trial),
                 hint="give it more memory: that is what the system kills for"
@@ -66,21 +65,21 @@ def require_survival(model: Model, feed: Feed | None) -> None:
             )
 
 
-def prove(written: Path, model: Model, types: Types, before: Path, feed: Feed | None) -> Proof:
+def prove(written: Path, model: Model, types: Types, before: Path, attempt: Attempt) -> Proof:
     """Prove the file `written` to be what `model` is.
 
     Args:
         types: of the model's tensors, as inference knows them.
         before: the input file of the run, which is tried where something is wrong, to tell whose fault it is.
-        feed: one batch; None: random inputs.
+        attempt: tries out a file with one batch.
 
     Raises:
         InvariantError: a session refuses the file, or its results differ by more than arithmetic.
     """
-    trials = try_out(written, feed)
+    trials = attempt(written, WAYS)
     bad = [trial for trial in trials if not trial.went]
     if bad:
-        return _unproven(bad, _of_model(io.load(before), feed, [trial.way for trial in bad]))
+        return _unproven(bad, _of_model(io.load(before), attempt, [trial.way for trial in bad]))
     default, plain = trials
     if plain.outcome != "ran" or default.outcome != "ran":
         return Proof(
@@ -97,10 +96,10 @@ def prove(written: Path, model: Model, types: Types, before: Path, feed: Feed | 
         note += "nodes run one by one have none; fp16 finds such tensors with --data"
         apart, shown = [one for one in apart if one.finite], replace(shown, note=note)
     if apart and bound == _QUANTISED:
-        apart, shown = _without_saturation(written, model, feed, plain, shown, apart)
+        apart, shown = _without_saturation(written, model, attempt, plain, shown, apart)
     if not apart:
         return shown
-    if _differs_itself(before, feed, {one.output for one in apart}):
+    if _differs_itself(before, attempt, {one.output for one in apart}):
         note = "the input model itself gives other outputs with onnxruntime's defaults than without optimisations"
         return replace(shown, note=note)
     one = apart[0]
@@ -114,12 +113,12 @@ def prove(written: Path, model: Model, types: Types, before: Path, feed: Feed | 
     )
 
 
-def _of_model(model: Model, feed: Feed | None, ways: Sequence[Way] = WAYS) -> list[Trial]:
+def _of_model(model: Model, attempt: Attempt, ways: Sequence[Way] = WAYS) -> list[Trial]:
     """Of a model in memory: what the tool reads is not always what lies in the file (`graph.tidy`)."""
     with Scratch() as folder:
         path = folder / "model.onnx"
         io.write_tapped(model, path, [spec.name for spec in model.outputs()])
-        return try_out(path, feed, ways)
+        return attempt(path, ways)
 
 
 def _unproven(bad: Sequence[Trial], before: Sequence[Trial]) -> Proof:
@@ -137,9 +136,9 @@ def _unproven(bad: Sequence[Trial], before: Sequence[Trial]) -> Proof:
     return Proof(ends.get("default", "ran"), ends.get("unoptimised", "ran"), (), note)
 
 
-def _differs_itself(before: Path, feed: Feed | None, outputs: set[str]) -> bool:
+def _differs_itself(before: Path, attempt: Attempt, outputs: set[str]) -> bool:
     model = io.load(before)
-    default, plain = _of_model(model, feed)
+    default, plain = _of_model(model, attempt)
     if default.outcome != "ran" or plain.outcome != "ran":
         return False
     pairs = [(plain.outputs[name], default.outputs[name]) for name in outputs & plain.outputs.keys()]
@@ -158,15 +157,15 @@ def _is_half(types: Types) -> bool:
 
 
 def _without_saturation(
-    written: Path, model: Model, feed: Feed | None, plain: Trial, shown: Proof, apart: list[Agreement]
+    written: Path, model: Model, attempt: Attempt, plain: Trial, shown: Proof, apart: list[Agreement]
 ) -> tuple[list[Agreement], Proof]:
     """Those of a quantised model's outputs that are too far off with precise kernels too, or for its own rounding."""
-    noise = _rounding(model, feed, plain)
+    noise = _rounding(model, attempt, plain)
     bounds = {one.output: max(_QUANTISED, 2 * noise.get(one.output, 0.0)) for one in apart}
     apart = [one for one in apart if not _within(one, bounds[one.output])]
     if not apart:
         return [], shown
-    (precise,) = try_out(written, feed, ["precise"])
+    (precise,) = attempt(written, ["precise"])
     if precise.outcome != "ran":
         return apart, shown
     again = [_agreement(o.output, plain.outputs[o.output], precise.outputs[o.output], o.judged) for o in apart]
@@ -178,11 +177,11 @@ def _without_saturation(
     return [], replace(shown, note=note)
 
 
-def _rounding(model: Model, feed: Feed | None, plain: Trial) -> dict[str, float]:
+def _rounding(model: Model, attempt: Attempt, plain: Trial) -> dict[str, float]:
     """How far the outputs are from those of the same graph without Q/DQ."""
     twin = model.clone()
     remove_quantisation(twin)
-    (found,) = _of_model(twin, feed, ["unoptimised"])
+    (found,) = _of_model(twin, attempt, ["unoptimised"])
     distances = {name: _distance(x, plain.outputs[name]) for name, x in found.outputs.items() if name in plain.outputs}
     return {name: distance for name, distance in distances.items() if distance is not None}
 
@@ -214,24 +213,24 @@ def _distance(plain: Values, default: Values) -> float | None:
     return difference / size if size else difference
 
 
-def _first_fatal(model: Model, feed: Feed | None, way: Way) -> str:
+def _first_fatal(model: Model, attempt: Attempt, way: Way) -> str:
     """The first node with which the graph ends onnxruntime: found by cutting the graph ever shorter."""
     nodes = list(model.graph.nodes)
     low, high = 0, len(nodes)  # the first `low` nodes run, the first `high` do not
     while high - low > 1:
         middle = (low + high) // 2
-        if _prefix_dies(model, middle, feed, way):
+        if _prefix_dies(model, middle, attempt, way):
             high = middle
         else:
             low = middle
     return f"node {nodes[low].name!r} ({nodes[low].op})"
 
 
-def _prefix_dies(model: Model, count: int, feed: Feed | None, way: Way) -> bool:
+def _prefix_dies(model: Model, count: int, attempt: Attempt, way: Way) -> bool:
     part = model.clone()
     del part.graph.nodes[count:]
     outputs = [tensor.name for tensor in part.graph.nodes[-1].outputs if tensor.name]
     with Scratch() as folder:
         path = folder / "part.onnx"
         io.write_tapped(part, path, outputs)
-        return try_out(path, feed, [way])[0].outcome == "died"
+        return attempt(path, [way])[0].outcome == "died"

@@ -78,7 +78,7 @@ def write(folder: Path, path: Path, pipeline: Pipeline, index: int, state: Run, 
 def _replay(path: Path, index: int, state: Run) -> Run:
     """The run as it was before the pass at `index`."""
     done, model, known = state.trained or (0, io.load(path), None)
-    replay = begin(model, state.passes, state.data, True, NullProgress())
+    replay = begin(model, state.passes, state.data, True, state.trials, NullProgress())
     if known is not None:
         replay.facts, replay.before = list(known), dict(state.before)
     structure = analyse(model)

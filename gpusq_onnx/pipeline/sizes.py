@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.observed import shapes_in_a_run
+from gpusq_onnx.runtime.trial import Trials
 
 BATCH = 4  # images at most: enough to keep two cores busy
 BUDGET = 512 << 20  # bytes of activations that one run may hold for us
@@ -24,7 +25,10 @@ def image_bytes(model: Model, tensors: Collection[str], shapes: Mapping[str, Sha
     known = {name: shapes.get(name) for name in tensors}  # a dimension that is not known counts as the batch
     unclear = [name for name, shape in known.items() if shape is None or sum(not isinstance(d, int) for d in shape) > 1]
     batch = next(iter(source.batches(1)), None) if unclear else None
-    found = known | (shapes_in_a_run(model, unclear, batch.feed) if batch is not None else {})
+    found = dict(known)
+    if batch is not None:
+        with Trials() as trials:
+            found |= shapes_in_a_run(model, unclear, trials.with_feed(batch.feed))
     return {name: 4 * math.prod(d for d in shape or () if isinstance(d, int)) for name, shape in found.items()}
 
 

@@ -25,7 +25,7 @@ from gpusq_onnx.runtime.compare import Loaded
 from gpusq_onnx.runtime.engine import SUFFIXES, Engine, built, require_tensorrt
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.runtime.taps import Tap
-from gpusq_onnx.runtime.trial import Trial, try_out
+from gpusq_onnx.runtime.trial import Trial, Trials
 
 BATCH = 8  # of models with a free batch; also what an engine is built for
 
@@ -76,9 +76,10 @@ def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str],
     default = refusal = None
     with ExitStack() as scratch:
         folder = scratch.enter_context(Scratch())
-        paths = [_tried(original, folder)[0], compressed]
+        trials = scratch.enter_context(Trials())
+        paths = [_tried(original, folder, trials)[0], compressed]
         if not plan and on == "cpu":
-            paths[1], trial = _tried(compressed, folder)
+            paths[1], trial = _tried(compressed, folder, trials)
             if trial.outcome in ("refused", "died"):
                 refusal = str(trial)
             else:
@@ -103,13 +104,13 @@ def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str],
         yield Sides(reference, candidate, taps, default, refusal)
 
 
-def _tried(path: Path, folder: Path) -> tuple[Path, Trial]:
+def _tried(path: Path, folder: Path, trials: Trials) -> tuple[Path, Trial]:
     """The file, or where it ends onnxruntime's process what `apply` makes of it; and what a default session did."""
-    (trial,) = try_out(path, None, ["default"])
+    (trial,) = trials.try_out(path, None, ["default"])
     if trial.outcome != "died":
         return path, trial
     model = load(path)
-    require_survival(model, None)
+    require_survival(model, trials.with_feed(None))
     tidied = folder / f"{len(list(folder.iterdir()))}.onnx"
     write_tapped(model, tidied, [spec.name for spec in model.outputs()])
     return tidied, trial

@@ -1,10 +1,12 @@
 """A runtime (TensorRT, onnxruntime) in a process of its own, so that its crash is a finding and not ours.
 
-A worker is a module of this package with a `main()` that calls `serve`: it reads one JSON request from argv[1] and
-writes one JSON answer into the file which the request names, again and again as it gets on: what it had found is there
-however it ends.
+A worker is a module of this package with a `main()` that calls `serve`: for each line of its standard input, a JSON
+request, it writes one JSON answer into the file which the request names, again and again as it gets on: what it had
+found is there however it ends. It ends with its input. `ask` starts one for one request; a `Worker` waits for more, and
+is at hand before the first one: importing onnxruntime takes longer than loading a small model.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +16,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
 # The child gets this process's import path, so that it finds this package however it was put there.
 _START = (
@@ -49,38 +52,82 @@ class Reply:
         return list(self.lines())
 
 
+class Worker:
+    """A process of `module` that answers one request after the other, until the block ends or it dies."""
+
+    def __init__(self, module: str) -> None:
+        self._process = _started(module, subprocess.DEVNULL)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()  # it is idle, or what it does is of no use any more
+        self._process.communicate()
+
+    def ask(self, request: Mapping[str, Any], scratch: Path) -> tuple[dict[str, Any], str | None]:
+        """The last answer to `request`, and where the worker died of it, how it ended: as in `Reply`."""
+        answer = scratch / "answer.json"
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; the next line tells
+            self._process.stdin.write(_words(request, answer))
+            self._process.stdin.flush()
+        end = None if self._process.stdout.readline() else _end(self._process.wait())
+        return _read(answer), end
+
+
 def ask(module: str, request: Mapping[str, Any], scratch: Path, timeout: float | None) -> Reply:
     """Run `module` on `request` (its "answer" is filled in here) with files in `scratch`; `timeout` in seconds."""
     began = time.perf_counter()
     answer, log = scratch / "answer.json", scratch / "log.txt"
-    words = json.dumps({**request, "answer": str(answer)})
-    with log.open("wb") as printed:
+    with log.open("wb") as printed, _started(module, printed) as process:
         try:
-            done = subprocess.run(
-                [sys.executable, "-c", _START, os.pathsep.join(sys.path), module, words],
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=subprocess.STDOUT,
-                timeout=timeout,
-                check=False,
-            )
-            end = _end(done.returncode)
+            process.communicate(_words(request, answer), timeout)
+            end = _end(process.returncode)
         except subprocess.TimeoutExpired:
+            process.kill()
             end = f"was stopped after {timeout:g} s"
-    found = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else {}
-    return Reply(found, end, log, time.perf_counter() - began)
+        except BaseException:
+            process.kill()
+            raise
+    return Reply(_read(answer), end, log, time.perf_counter() - began)
 
 
 def serve(work: Callable[[Any], Iterable[Mapping[str, object]]]) -> None:
-    """The worker's side: answer the request in argv[1] with what `work` yields; the last answer counts.
+    """The worker's side: answer each request with what `work` yields; the last answer counts.
 
     The request's "site", where it names a folder, goes to the start of sys.path: the harness for machines with no GPU.
     """
-    request = json.loads(sys.argv[1])
-    if request["site"]:
-        sys.path.insert(0, request["site"])
-    for answer in work(request):
-        Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+    # What libraries print goes to the log; the pipe says only when a request is done.
+    done = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["site"]:
+            sys.path.insert(0, request["site"])
+        for answer in work(request):
+            Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+        print("done", file=done, flush=True)
+
+
+def _started(module: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-c", _START, os.pathsep.join(sys.path), module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+    )
+
+
+def _words(request: Mapping[str, Any], answer: Path) -> bytes:
+    return json.dumps({**request, "answer": str(answer)}).encode() + b"\n"
+
+
+def _read(answer: Path) -> dict[str, Any]:
+    return json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else {}
 
 
 def _end(code: int) -> str:

@@ -52,6 +52,8 @@ class Session:
             and keep its inputs until then.
         precise: integer kernels that do not saturate on x64 CPUs without VNNI, where the default ones add products of
             8 bits in 16 (`session.x64quantprecision`).
+        prepack: keep weights, besides as they are, in the order in which kernels read them: worth its time and memory
+            for more than one run.
         threads: threads within an operator; 0 takes all CPUs that this process may use.
         provider: an execution provider; refused when absent, since onnxruntime would fall back to the CPU in silence.
         provider_options: the provider's own, as text by name.
@@ -70,6 +72,7 @@ class Session:
         exact_qdq: bool = False,
         file_order: bool = False,
         precise: bool = False,
+        prepack: bool = True,
         threads: int = 0,
         provider: str = "CPUExecutionProvider",
         provider_options: Mapping[str, str] | None = None,
@@ -77,7 +80,11 @@ class Session:
         self.name = "a serialised model" if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise UsageError("the model file does not exist", where=self.name)
-        entries = {"session.disable_quant_qdq": exact_qdq, "session.x64quantprecision": precise}
+        entries = {
+            "session.disable_quant_qdq": exact_qdq,
+            "session.x64quantprecision": precise,
+            "session.disable_prepacking": not prepack,
+        }
         chosen = (provider, dict(provider_options or {}))
         self.handle = _load(
             model, self.name, optimize, [key for key, on in entries.items() if on], file_order, threads, chosen

@@ -5,22 +5,24 @@
     in order       optimised, nodes in the file's order: what probes look at is freed after them
     precise        optimised, with integer kernels that do not saturate where the CPU has no VNNI
 
-A crash of onnxruntime (a signal, an exhausted memory) ends the child and is an outcome here. Each way costs one load
-and one run; both together one start of a process, about half a second.
+A crash of onnxruntime (a signal, an exhausted memory) ends the child and is an outcome here; the next way has a new
+one. Each way costs one load and one run. `Trials.start` has the process ready, about half a second, before it is
+needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.files import Scratch
-from gpusq_onnx.runtime.child import ask
+from gpusq_onnx.runtime.child import Worker
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial_worker import Request
 
@@ -54,6 +56,9 @@ class Trial:
         return f"a session {_NAMES[self.way]} {verbs.get(self.outcome, self.outcome)}: {self.said}"
 
 
+Attempt = Callable[[Path, Sequence[Way]], list[Trial]]
+"""Tries out a model file in these ways, with one feed."""
+
 _NAMES = {
     "default": "with onnxruntime's defaults",
     "unoptimised": "without optimisations",
@@ -62,20 +67,52 @@ _NAMES = {
 }
 
 
-def try_out(path: Path, feed: Feed | None, ways: Sequence[Way] = WAYS) -> list[Trial]:
-    """Load and run the model at `path` in each way.
+class Trials:
+    """Tries out models, all in one process, which is started when it is first needed, or before by `start`."""
 
-    Args:
-        feed: arrays by input name; None: random ones of the inputs' shapes, for one sample.
-    """
-    trials: list[Trial] = []
-    while len(trials) < len(ways):  # a child that died tells nothing about the ways after
-        with Scratch() as scratch:
-            trials += _child(path, feed, ways[len(trials) :], scratch)
-    return trials
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+
+    def __enter__(self) -> Trials:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def start(self) -> Trials:
+        """Have a process ready."""
+        self._worker = self._worker or Worker("gpusq_onnx.runtime.trial_worker")
+        return self
+
+    def try_out(self, path: Path, feed: Feed | None, ways: Sequence[Way] = WAYS) -> list[Trial]:
+        """Load and run the model at `path` in each way.
+
+        Args:
+            feed: arrays by input name; None: random ones of the inputs' shapes, for one sample.
+        """
+        trials: list[Trial] = []
+        while len(trials) < len(ways):  # a child that died tells nothing about the ways after
+            self.start()
+            assert self._worker is not None
+            with Scratch() as scratch:
+                trials += _tried(self._worker, path, feed, ways[len(trials) :], scratch)
+            if trials[-1].outcome == "died":
+                self._end()
+        return trials
+
+    def with_feed(self, feed: Feed | None) -> Attempt:
+        """`try_out` with this feed."""
+        return lambda path, ways: self.try_out(path, feed, ways)
+
+    def _end(self) -> None:
+        if self._worker is not None:
+            self._worker.__exit__(None, None, None)
+            self._worker = None
 
 
-def _child(path: Path, feed: Feed | None, ways: Sequence[Way], scratch: Path) -> list[Trial]:
+def _tried(worker: Worker, path: Path, feed: Feed | None, ways: Sequence[Way], scratch: Path) -> list[Trial]:
     stored = scratch / "feed.npz"
     if feed is not None:
         np.savez(stored, **feed)  # type: ignore[arg-type]  # numpy's stub knows no keyword arrays
@@ -87,12 +124,12 @@ def _child(path: Path, feed: Feed | None, ways: Sequence[Way], scratch: Path) ->
         "site": None,
         "answer": "",
     }
-    reply = ask("gpusq_onnx.runtime.trial_worker", request, scratch, None)
+    found, end = worker.ask(request, scratch)
     trials: list[Trial] = []
     for way in ways:
-        answer = reply.answer.get(way, {"outcome": "died", "said": "before it began"})
+        answer = found.get(way, {"outcome": "died", "said": "before it began"})
         if answer["outcome"] == "died":
-            return [*trials, Trial(way, "died", f"it {reply.end} {answer['said']}")]
+            return [*trials, Trial(way, "died", f"it {end} {answer['said']}")]
         outputs: dict[str, NDArray[Any]] = {}
         if answer["outcome"] == "ran":
             with np.load(scratch / f"{way}.npz") as file:

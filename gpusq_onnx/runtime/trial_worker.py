@@ -1,12 +1,13 @@
 """The child process in which onnxruntime meets a model first, so that its crash is not ours.
 
-`trial.try_out` starts it. It loads the model in each of the ways asked for, one session at a time, runs the one batch,
+`trial.Trials` starts it. It loads the model in each of the ways asked for, one session at a time, runs the one batch,
 and leaves the outputs in a file a way; its answer grows with each step, so that a crash has a place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -33,7 +34,8 @@ class Request(TypedDict):
 
 
 def main() -> None:
-    """Answer the request in argv[1]."""
+    """Answer the requests, onnxruntime at hand when the first one comes."""
+    import_module("onnxruntime")
     serve(_work)
 
 
@@ -50,7 +52,11 @@ def _steps(request: Request, way: str) -> Iterator[tuple[str, str]]:
     yield "died", "while loading it"
     try:
         session = Session(
-            request["model"], optimize=way != "unoptimised", precise=way == "precise", file_order=way == "in order"
+            request["model"],
+            optimize=way != "unoptimised",
+            precise=way == "precise",
+            file_order=way == "in order",
+            prepack=way != "unoptimised",
         )
     except (GpusqError, MemoryError) as error:
         yield "refused", _said(error)

@@ -19,6 +19,7 @@ from gpusq_onnx.data.source import Source, open_source
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import staged, write_text
 from gpusq_onnx.graph import io
+from gpusq_onnx.graph.tables import table_rows
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
 from gpusq_onnx.report.checking import METRICS, CheckResult
 from gpusq_onnx.report.sides import BATCH, Runtime, is_plan, opened
@@ -138,7 +139,7 @@ def _compared(
     with opened(original, compressed, look.on, look.taps, progress) as sides:
         reference, candidate, taps = sides.reference, sides.candidate, sides.taps
         framed = reference if reference.fixed_batch else candidate
-        source = open_source(options, framed.inputs())
+        source = open_source(options, framed.inputs(), lambda: table_rows(io.load(original)))
         _require_truth(gates, source)
         own = {info.name for info in reference.outputs()} - {tap.name for tap in taps}
         runtime = "tensorrt" if is_plan(compressed) else look.on

@@ -29,10 +29,9 @@ def test_an_unknown_kind_of_file_is_a_usage_error(tmp_path: Path) -> None:
         open_source(DataOptions(path=tmp_path / "cat.jpg"), [IMAGE])
 
 
-@pytest.mark.parametrize("folder", [True, False])
-def test_images_cannot_feed_two_inputs(tmp_path: Path, folder: bool) -> None:
+def test_images_cannot_feed_two_inputs(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedDataError) as error:
-        open_source(DataOptions(path=tmp_path if folder else None), [IMAGE, SCALE])
+        open_source(DataOptions(path=tmp_path), [IMAGE, SCALE])
     assert "scale_factor: int64 [batch, 2]" in str(error.value)
     assert ".npz" in str(error.value)
     assert "load_data()" in str(error.value)

@@ -9,22 +9,45 @@ from gpusq_onnx.graph.continuity import smooth_outputs
 from gpusq_onnx.graph.shapes import infer_shapes
 
 K = {"k": np.array([3]), "i": np.array([0, 2]), "s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
-WHERE = {"zero": np.array(0, np.float32)}
+WHERE = {"zero": np.array(0, np.float32), "one": np.array(1, np.float32)}
 CHOOSE = {
     "then_branch": graph([node("Relu", ["x"], ["t"])], [], [("t", FLOAT, None)], {}),
     "else_branch": graph([node("Neg", ["x"], ["e"])], [], [("e", FLOAT, None)], {}),
 }
 CASES: dict[str, tuple[list[onnx.NodeProto], set[str]]] = {
     "arithmetic": ([node("Exp", ["x"], ["a"]), node("Relu", ["x"], ["b"])], {"a", "b"}),
-    "sorted scores are smooth, their order is not": ([node("TopK", ["x", "k"], ["a", "b"])], {"a"}),
+    "sorted scores are smooth, their order is not": (
+        [node("Exp", ["x"], ["e"]), node("TopK", ["e", "k"], ["a", "b"])],
+        {"a"},
+    ),
     "what is gathered by the order": (
-        [node("TopK", ["x", "k"], ["v", "o"]), node("GatherElements", ["x", "o"], ["a"]), node("Relu", ["v"], ["b"])],
+        [
+            node("Exp", ["x"], ["e"]),
+            node("TopK", ["e", "k"], ["v", "o"]),
+            node("GatherElements", ["x", "o"], ["a"]),
+            node("Relu", ["v"], ["b"]),
+        ],
         {"b"},
     ),
     "constants choose nothing": ([node("Gather", ["x", "i"], ["a"], axis=1), node("Relu", ["x"], ["b"])], {"a", "b"}),
     "a comparison": (
-        [node("Greater", ["x", "zero"], ["c"]), node("Where", ["c", "x", "zero"], ["a"]), node("Relu", ["x"], ["b"])],
+        [
+            node("Exp", ["x"], ["e"]),
+            node("Greater", ["e", "one"], ["c"]),
+            node("Where", ["c", "x", "zero"], ["a"]),
+            node("Relu", ["x"], ["b"]),
+        ],
         {"b"},
+    ),
+    "a comparison of what was fed": (
+        [
+            node("Concat", ["x", "x"], ["e"], axis=1),
+            node("Greater", ["e", "zero"], ["c"]),
+            node("Where", ["c", "e", "zero"], ["w"]),
+            node("Exp", ["w"], ["a"]),
+            node("Relu", ["x"], ["b"]),
+        ],
+        {"a", "b"},
     ),
     "a mask for NaN": (
         [node("IsNaN", ["x"], ["c"]), node("Where", ["c", "zero", "x"], ["a"]), node("Relu", ["x"], ["b"])],
@@ -42,7 +65,7 @@ CASES: dict[str, tuple[list[onnx.NodeProto], set[str]]] = {
     "rounding and chance": ([node("Round", ["x"], ["a"]), node("RandomNormalLike", ["x"], ["b"])], set()),
     "a branch by the data": (
         [
-            node("ReduceMax", ["x"], ["m"], keepdims=0),
+            node("ReduceMean", ["x"], ["m"], keepdims=0),
             node("Greater", ["m", "zero"], ["c"]),
             node("If", ["c"], ["a"], **CHOOSE),
             node("Relu", ["x"], ["b"]),

@@ -13,6 +13,7 @@ from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.observed import observe
+from gpusq_onnx.runtime.trial import Trials
 
 D, TOKENS = 32, 12
 
@@ -66,7 +67,7 @@ def test_apply_does_what_the_plan_says(tmp_path: Path):
 def test_of_an_open_size_without_data_the_tokens_are_unknown_and_not_too_many(tmp_path: Path):
     model = io.load(_model(tmp_path / "m.onnx", tokens="tokens"))
     structure = analyse(model)
-    assert observe(model, structure, None) is structure
+    assert observe(model, structure, None, Trials()) is structure
     planned = manager.plan(tmp_path / "m.onnx", parse("qdq-int8"), data=DataOptions())
     reasons = {row.reason for row in planned.steps[-1].rows if row.role in ("Q", "K", "softmax", "V")}
     assert len(reasons) == 1 and "not known" in reasons.pop()

@@ -81,8 +81,8 @@ class Zoo:
         if not path.is_file() and not reason.is_file():
             if not self.script.is_file():
                 raise FileNotFoundError(f"{path} is not there, and neither is {self.script.parent}, to make it with")
-            script = Path(__file__).with_name("foreign.py")
-            subprocess.run([str(self._python()), "-W", "ignore", str(script), str(folder), export], check=True)
+            command = [str(self._python().absolute()), "-W", "ignore", "-m", "tools.zoo.foreign"]
+            subprocess.run([*command, str(folder.resolve()), export], check=True, cwd=ROOT)
         if not path.is_file():
             raise RuntimeError(reason.read_text(encoding="utf-8").strip())
         return path

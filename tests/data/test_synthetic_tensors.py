@@ -1,0 +1,32 @@
+"""Made-up tensors are legal inputs: ids that the table has, masks that keep everything, and the same each time."""
+
+import numpy as np
+import pytest
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.errors import UnsupportedDataError
+
+TOKENS, MASK = InputSpec("ids", np.dtype(np.int64), (2, 9)), InputSpec("mask", np.dtype(np.int64), (2, 9))
+FEATURES = InputSpec("features", np.dtype(np.float16), (2, 3, 4))
+
+
+def test_every_kind_of_input_gets_its_own_values() -> None:
+    source = open_source(DataOptions(samples=5, seed=3), [TOKENS, MASK, FEATURES], lambda: {"ids": 7})
+    first, *_, last = list(source.batches(4))
+    assert (first.size, last.size, len(source)) == (2, 1, 5)
+    assert {name: (x.dtype, x.shape) for name, x in last.feed.items()} == {
+        "ids": (np.int64, (2, 9)), "mask": (np.int64, (2, 9)), "features": (np.float16, (2, 3, 4)),
+    }  # fmt: skip
+    ids = np.concatenate([batch.feed["ids"] for batch in source.batches(4)])
+    assert set(np.unique(ids)) == set(range(7))
+    assert (first.feed["mask"] == 1).all()
+    again = open_source(DataOptions(samples=5, seed=3), [TOKENS, MASK, FEATURES], lambda: {"ids": 7})
+    assert again.digest() == source.digest()
+    np.testing.assert_array_equal(again.read([4]).feed["features"], source.read([4]).feed["features"])
+
+
+def test_an_open_dimension_is_named() -> None:
+    open_ids = InputSpec("ids", np.dtype(np.int64), ("batch", "tokens"))
+    with pytest.raises(UnsupportedDataError, match=r"(?s)'ids'.*ids: int64 \[batch, tokens\].*--data FILE\.npz"):
+        open_source(DataOptions(), [open_ids])

@@ -1,0 +1,299 @@
+"""The families of the foreign corpus: how to build each, what it reads, and the forms in which it is exported.
+
+A row of `MODELS` is a family. Widths are real where it costs nothing; depths are cut so that an export takes seconds.
+What builds a model imports torch, timm or transformers when it is called: the table and the samples need only numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Build = Callable[[bool], Any]
+Draw = Callable[[np.random.Generator, int], NDArray[Any]]
+
+
+def noise(*shape: int) -> Draw:
+    """float32 noise, `shape` a sample."""
+    return lambda rng, count: rng.standard_normal((count, *shape), np.float32)
+
+
+def ids(below: int, *shape: int) -> Draw:
+    """int64 from 0 to `below` - 1: tokens, labels."""
+    return lambda rng, count: rng.integers(0, below, (count, *shape))
+
+
+def always(*values: int) -> Draw:
+    """The same int64 in each sample."""
+    return lambda rng, count: np.tile(np.array(values, np.int64), (count, 1))
+
+
+def pixels(*shape: int) -> Draw:
+    """uint8, 0 to 255."""
+    return lambda rng, count: rng.integers(0, 256, (count, *shape), np.uint8)
+
+
+def image(size: int) -> dict[str, Draw]:
+    """One square image."""
+    return {"pixel_values": noise(3, size, size)}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Attributes:
+        build: a torch module that takes the inputs in their order, with fused attention or without; None: a graph
+            written by hand (`tools.zoo.keras_form`).
+        forms: see `tools.zoo.foreign`.
+        inputs: by name, what draws a batch of samples.
+        free: by input, axes besides the batch that the form "free" leaves open.
+    """
+
+    build: Build | None
+    forms: tuple[str, ...] = ("legacy17", "dynamo")
+    inputs: Mapping[str, Draw] = field(default_factory=lambda: image(224))
+    free: Mapping[str, Mapping[int, str]] = field(default_factory=lambda: {"pixel_values": {2: "height", 3: "width"}})
+
+    def samples(self, count: int, form: str) -> dict[str, NDArray[Any]]:
+        """Arrays by input name, `count` samples along axis 0, of the types that a form takes. The same each time."""
+        rng = np.random.default_rng(0)
+        drawn = {name: draw(rng, count) for name, draw in self.inputs.items()}
+        return {k: x.astype(np.float16) if form == "half" and x.dtype.kind == "f" else x for k, x in drawn.items()}
+
+
+def timm_model(name: str, **options: Any) -> Build:
+    """A timm model, not pretrained."""
+
+    def build(fused: bool) -> Any:
+        import timm
+
+        timm.layers.set_fused_attn(fused)
+        return timm.create_model(name, pretrained=False, **options)
+
+    return build
+
+
+def torchvision_model(name: str) -> Build:
+    """A torchvision model, not pretrained."""
+
+    def build(fused: bool) -> Any:
+        import torchvision
+
+        return getattr(torchvision.models, name)(weights=None)
+
+    return build
+
+
+def hf_model(
+    kind: str, output: str, *, config: str, fields: dict[str, Any], names: tuple[str, ...] = (), **fixed: Any
+) -> Build:
+    """A transformers model `kind` of the configuration `config` with `fields`; `output` names the fields it gives.
+
+    `names` are the arguments that the inputs are given as, in their order; `fixed` are arguments besides.
+    """
+
+    def build(fused: bool) -> Any:
+        import torch
+        import transformers
+
+        class One(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                made = getattr(transformers, config)(**fields)
+                made._attn_implementation = "sdpa" if fused else "eager"
+                self.model = getattr(transformers, kind)(made)
+
+            def forward(self, *inputs: Any) -> Any:
+                given = dict(zip(names, inputs, strict=True)) if names else {}
+                found = self.model(*(() if names else inputs), **given, **fixed)
+                wanted = output.split()
+                return tuple(found[field] for field in wanted) if len(wanted) > 1 else found[output]
+
+        return One()
+
+    return build
+
+
+def sam_decoder(fused: bool) -> Any:
+    """SAM's prompt encoder and mask decoder as they are deployed: image embeddings and points to masks and scores."""
+    import torch
+    import transformers
+
+    class Decoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "global_attn_indexes": (0,)}
+            made = transformers.SamConfig(vision_config=small)
+            made._attn_implementation = "sdpa" if fused else "eager"
+            self.model = transformers.SamModel(made)
+            self.model.vision_encoder = torch.nn.Identity()
+
+        def forward(self, embeddings: Any, points: Any, labels: Any) -> Any:
+            model = self.model
+            place = model.get_image_wide_positional_embeddings().repeat(embeddings.shape[0], 1, 1, 1)
+            sparse, dense = model.prompt_encoder(
+                input_points=points, input_labels=labels, input_boxes=None, input_masks=None
+            )
+            masks, scores = model.mask_decoder(
+                image_embeddings=embeddings, image_positional_embeddings=place, sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense, multimask_output=True,
+            )[:2]  # fmt: skip
+            return masks, scores
+
+    return Decoder()
+
+
+VIT = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 768}
+TEXT = {**VIT, "vocab_size": 1000, "max_position_embeddings": 32, "projection_dim": 128, "eos_token_id": 999}
+CLIP_VISION = {**VIT, "patch_size": 16, "image_size": 224, "projection_dim": 128}
+TWIN_AXES = {"input_ids": {1: "tokens"}}
+SAM2 = {
+    "vision_config": {
+        "backbone_config": {
+            "model_type": "sam2_hiera_det_model", "image_size": [256, 256], "blocks_per_stage": [1, 1, 2, 1],
+            "embed_dim_per_stage": [96, 192, 384, 768], "num_attention_heads_per_stage": [1, 2, 4, 8],
+            "global_attention_blocks": [3],
+        },
+        "backbone_feature_sizes": [[64, 64], [32, 32], [16, 16]],
+    },
+    "prompt_encoder_config": {"image_size": 256},
+}  # fmt: skip
+POINTS = {
+    "input_points": lambda rng, count: rng.uniform(0, 255, (count, 1, 2, 2)).astype(np.float32),
+    "input_labels": ids(2, 1, 2),
+}
+
+MODELS: dict[str, Family] = {
+    "beit": Family(
+        timm_model("beit_base_patch16_224", depth=2), ("legacy17", "dynamo", "dynamic", "half", "attention")
+    ),
+    "eva02": Family(timm_model("eva02_tiny_patch14_224", depth=2)),
+    "dinov3": Family(
+        timm_model("vit_small_patch16_dinov3", depth=2, img_size=224), ("legacy17", "dynamo", "attention")
+    ),
+    "swinv2": Family(
+        timm_model("swinv2_tiny_window8_256", depths=(1, 1, 2, 1)), ("legacy17", "dynamo", "dynamic", "half"),
+        image(256),
+    ),
+    "swinv2_torchvision": Family(torchvision_model("swin_v2_t"), ("legacy17", "dynamo"), image(256)),
+    "segformer": Family(
+        hf_model(
+            "SegformerForSemanticSegmentation", "logits", config="SegformerConfig",
+            fields={"depths": [1, 1, 1, 1], "hidden_sizes": [32, 64, 160, 256], "num_labels": 150},
+        ),
+        ("legacy17", "dynamo", "dynamic", "sim", "slim", "half", "free"),
+    ),
+    "pvt": Family(timm_model("pvt_v2_b1", depths=(1, 1, 1, 1)), ("legacy17",)),
+    "pit": Family(timm_model("pit_s_224", depth=(1, 1, 1))),
+    "twins": Family(timm_model("twins_svt_small", depths=(1, 1, 2, 1))),
+    "davit": Family(timm_model("davit_tiny", depths=(1, 1, 1, 1))),
+    "xcit": Family(timm_model("xcit_tiny_12_p16_224", depth=2)),
+    "cait": Family(timm_model("cait_xxs24_224", depth=2), ("legacy17", "dynamo", "dynamic")),
+    "levit": Family(timm_model("levit_192", depth=(1, 1, 1)), ("legacy17", "dynamo", "dynamic")),
+    "mvitv2": Family(timm_model("mvitv2_tiny")),
+    "maxvit": Family(timm_model("maxvit_tiny_rw_224", depths=(1, 1, 1, 1)), ("legacy17",)),
+    "mobilevit": Family(timm_model("mobilevit_s"), inputs=image(256)),
+    "efficientvit": Family(timm_model("efficientvit_b1"), ("legacy17",)),
+    "hiera": Family(timm_model("hiera_tiny_224", stages=(1, 1, 2, 1))),
+    "sam_encoder": Family(timm_model("samvit_base_patch16_224", depth=3, global_attn_indexes=(2,))),
+    "sam_decoder": Family(
+        sam_decoder, ("legacy17", "dynamo", "dynamic"), {"image_embeddings": noise(256, 64, 64), **POINTS}
+    ),
+    "sam2_encoder": Family(
+        hf_model("Sam2VisionModel", "last_hidden_state", config="Sam2VisionConfig", fields=SAM2["vision_config"]),
+        ("legacy17", "dynamo"),
+        image(256),
+    ),
+    "sam2": Family(
+        hf_model(
+            "Sam2Model", "iou_scores pred_masks", config="Sam2Config", fields=SAM2,
+            names=("pixel_values", "input_points", "input_labels"),
+        ),
+        ("legacy17", "dynamo"),
+        {**image(256), **POINTS},
+    ),
+    "siglip": Family(
+        timm_model("vit_base_patch16_siglip_224", depth=2), ("legacy17", "dynamo", "dynamic", "half", "attention")
+    ),
+    "siglip2": Family(
+        hf_model(
+            "Siglip2VisionModel", "pooler_output", config="Siglip2VisionConfig",
+            fields={**VIT, "num_patches": 196, "patch_size": 16},
+            names=("pixel_values", "pixel_attention_mask", "spatial_shapes"),
+        ),
+        ("legacy17", "dynamo"),
+        {"pixel_values": noise(196, 768), "pixel_attention_mask": always(*[1] * 196), "spatial_shapes": always(14, 14)},
+    ),
+    "deit3": Family(timm_model("deit3_small_patch16_224", depth=2), ("half", "sim", "slim", "free")),
+    "cvt": Family(
+        hf_model("CvtForImageClassification", "logits", config="CvtConfig", fields={}), ("legacy17",)
+    ),
+    "rtdetr": Family(
+        hf_model(
+            "RTDetrV2ForObjectDetection", "logits pred_boxes", config="RTDetrV2Config",
+            fields={"decoder_layers": 2, "num_queries": 50, "encoder_layers": 1},
+        ),
+        ("legacy17", "dynamo", "dynamic"),
+        image(320),
+    ),
+    "videomae": Family(
+        hf_model(
+            "VideoMAEForVideoClassification", "logits", config="VideoMAEConfig",
+            fields={**VIT, "num_frames": 4, "image_size": 112, "num_labels": 400},
+        ),
+        ("legacy17", "dynamo", "dynamic"),
+        {"pixel_values": noise(4, 3, 112, 112)},
+    ),
+    "vitpose": Family(
+        hf_model(
+            "VitPoseForPoseEstimation", "heatmaps", config="VitPoseConfig",
+            fields={"backbone_config": {"model_type": "vitpose_backbone", "hidden_size": 192, "num_hidden_layers": 2,
+                                        "num_attention_heads": 3}},
+        ),
+        ("legacy17",),
+        {"pixel_values": noise(3, 256, 192)},
+    ),
+    "depth_anything": Family(
+        hf_model(
+            "DepthAnythingForDepthEstimation", "predicted_depth", config="DepthAnythingConfig",
+            fields={"backbone_config": {"model_type": "dinov2", "hidden_size": 192, "num_hidden_layers": 4,
+                                        "num_attention_heads": 3, "image_size": 224, "reshape_hidden_states": False,
+                                        "out_indices": [1, 2, 3, 4]},
+                    "reassemble_hidden_size": 192},
+        ),
+        ("legacy17", "dynamic"),
+    ),
+    "trocr_encoder": Family(
+        hf_model("DeiTModel", "last_hidden_state", config="DeiTConfig", fields={**VIT, "image_size": 224}),
+    ),
+    "clip_vision": Family(
+        hf_model("CLIPVisionModelWithProjection", "image_embeds", config="CLIPVisionConfig", fields=CLIP_VISION),
+    ),
+    "clip_text": Family(
+        hf_model("CLIPTextModelWithProjection", "text_embeds", config="CLIPTextConfig", fields=TEXT),
+        ("legacy17", "dynamo", "free"),
+        {"input_ids": ids(1000, 32)},
+        TWIN_AXES,
+    ),
+    "clip": Family(
+        hf_model(
+            "CLIPModel", "logits_per_image text_embeds image_embeds", config="CLIPConfig",
+            fields={"text_config": TEXT, "vision_config": CLIP_VISION, "projection_dim": 128},
+            names=("input_ids", "pixel_values", "attention_mask"),
+        ),
+        ("legacy17", "dynamo", "dynamic", "half"),
+        {"input_ids": ids(1000, 32), **image(224), "attention_mask": always(*[1] * 32)},
+    ),
+    "dinov2": Family(
+        hf_model("Dinov2ForImageClassification", "logits", config="Dinov2Config",
+                 fields={**VIT, "image_size": 224, "num_labels": 1000}),
+        ("legacy17", "dynamic", "attention"),
+    ),
+    "keras_vit": Family(None, ("graph",), {"input": pixels(224, 224, 3)}),
+}  # fmt: skip
+EXPORTS = [f"{name}_{form}" for name, family in MODELS.items() for form in family.forms]
