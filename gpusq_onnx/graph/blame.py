@@ -15,6 +15,7 @@ from onnx import ModelProto
 
 from gpusq_onnx.errors import GpusqError, PassFailed, UnsupportedModelError, of_the_machine
 from gpusq_onnx.graph import io
+from gpusq_onnx.graph.snapshot import take
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def blaming(path: Path) -> Iterator[None]:
 def contradiction(path: Path) -> str | None:
     """What ONNX's own checker and strict shape inference say against the model at `path`; None where nothing is."""
     try:
-        skeleton = io.load(path).skeleton()
+        skeleton = take(io.load(path)).skeleton()
         for value in (*skeleton.graph.input, *skeleton.graph.output):
             if value.type.HasField("tensor_type"):
                 value.type.tensor_type.shape.SetInParent()  # the checker wants a shape, runtimes do not

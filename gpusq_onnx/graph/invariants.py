@@ -20,6 +20,7 @@ from onnx import TensorProto
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, check_names, data_type_of, type_name, values_of
+from gpusq_onnx.graph.snapshot import Snapshot, take
 from gpusq_onnx.quant.formats import natural
 
 Rule = Callable[[Model], Iterator[str]]
@@ -200,15 +201,19 @@ def require(model: Model) -> None:
         )
 
 
-def check(model: Model, where: str) -> None:
-    """Check every rule and the ONNX specification itself; `where` names what was just done.
+def check(model: Model, where: str, snapshot: Snapshot | None = None) -> None:
+    """Check every rule and the ONNX specification itself.
+
+    Args:
+        where: names what was just done.
+        snapshot: of the model as it is; None: it is taken.
 
     Raises:
         InvariantError: with the first violations.
     """
     found = violations(model)
     if not found:
-        skeleton = model.skeleton()
+        skeleton = (snapshot or take(model)).skeleton()
         for value in (*skeleton.graph.input, *skeleton.graph.output):
             if value.type.HasField("tensor_type"):
                 value.type.tensor_type.shape.SetInParent()  # the checker wants a shape, runtimes do not

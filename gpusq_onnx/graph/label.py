@@ -25,6 +25,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TypeProto, defs, shape_infer
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.opset import IR, LOWEST, NEWEST, STANDARD, opset_of
+from gpusq_onnx.graph.snapshot import Snapshot, take
 
 _IR_OF = {20: IR, 21: IR, 22: IR}  # later opsets brought types that need a later IR
 
@@ -38,8 +39,11 @@ class _Formal(NamedTuple):
     variable: str
 
 
-def settle(model: Model) -> None:
+def settle(model: Model, snapshot: Snapshot | None = None) -> None:
     """Give a quantised model the lowest label that its nodes allow; another one keeps its own.
+
+    Args:
+        snapshot: of the model as it is; None: it is taken.
 
     Raises:
         UnsupportedModelError: no opset up to 25 has all its operators; names the node.
@@ -47,7 +51,7 @@ def settle(model: Model) -> None:
     if not any(node.op in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.nodes):
         return
     found = model.opset
-    wanted = lowest(model.skeleton())
+    wanted = lowest((snapshot or take(model)).skeleton())
     if wanted == found:
         return
     model.graph.opset = wanted

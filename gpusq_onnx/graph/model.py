@@ -141,19 +141,6 @@ class Model:
             if value.name not in fed and types.get(value.name) != declared:
                 graph.input.remove(value)
 
-    def skeleton(self) -> ModelProto:
-        """A ModelProto whose large initializers are graph inputs instead: small, valid, for shape inference."""
-        graph, large = self.export()
-        listed = {value.name for value in graph.input}
-        for tensor, _, _ in large:
-            if tensor.name not in listed:
-                value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-                graph.input.append(value)
-        model = ModelProto()
-        model.CopyFrom(self.header)
-        model.graph.CopyFrom(graph)
-        return model
-
 
 def from_proto(model: ModelProto, folder: Path | None, embedded: Embedded | None = None) -> Model:
     """Import a parsed model at its final opset.

@@ -17,21 +17,25 @@ from onnx import GraphProto, shape_inference
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.snapshot import Snapshot, take
 
 Dim = int | str | None
 Shapes = dict[str, tuple[Dim, ...]]
 Types = dict[str, np.dtype[Any]]
 
 
-def infer_shapes(model: Model, *, one_image: bool = True) -> tuple[Shapes, Types]:
+def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | None = None) -> tuple[Shapes, Types]:
     """Shapes and element types by tensor name; for one image, a dynamic first dimension of an input counts as 1.
 
     A tensor of unknown rank has no shape, one of unknown type no type.
 
+    Args:
+        snapshot: of the model as it is; None: it is taken.
+
     Raises:
         UnsupportedModelError: the graph contradicts itself (inference names the node).
     """
-    skeleton = model.skeleton()
+    skeleton = (snapshot or take(model)).skeleton()
     fed = {spec.name for spec in model.inputs()}
     for value in skeleton.graph.input:
         dims = value.type.tensor_type.shape.dim

@@ -25,6 +25,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.roles import BLOCK_ROLES, name_attention, name_ends, name_mlps
 from gpusq_onnx.graph.shapes import Shapes, Types, infer_shapes
 from gpusq_onnx.graph.sites import Site, find_sites
+from gpusq_onnx.graph.snapshot import Snapshot
 
 # From the scores to the Softmax's reader: masks and casts.
 _AFTER_SOFTMAX = frozenset("Cast Identity Dropout Where IsNaN Mul Reshape QuantizeLinear DequantizeLinear".split())
@@ -78,11 +79,11 @@ class Structure:
         return [stage[-1].output for stage in self.stages if stage[-1].output]
 
 
-def analyse(model: Model) -> Structure:
-    """Find sites, attention, blocks and stages, and give every site its role."""
+def analyse(model: Model, snapshot: Snapshot | None = None) -> Structure:
+    """Find sites, attention, blocks and stages, and give every site its role; `snapshot`: of the model as it is."""
     flow = Dataflow(model)
     sites = find_sites(model, flow)
-    shapes, types = infer_shapes(model)
+    shapes, types = infer_shapes(model, snapshot=snapshot)
     owner = {id(reader): site for site in sites for reader in site.readers}
     attentions = _find_attention(flow, shapes, owner)
     for attention in attentions:

@@ -6,21 +6,24 @@ it is in the provenance. A pipeline that names it says itself where it goes.
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import table
-from gpusq_onnx.pipeline.base import Context, Given
+from gpusq_onnx.pipeline.base import Context, Given, Pass
 from gpusq_onnx.pipeline.grammar import Pipeline, Step
 
 NAME = "canonical"
 
 
-def insert(pipeline: Pipeline, model: Model, structure: Structure) -> Pipeline:
-    """The pipeline (presets expanded) as it runs on this model, which is not changed."""
-    passes = table.resolve(pipeline)
+def insert(
+    pipeline: Pipeline, passes: list[Pass[Any]], model: Model, structure: Structure
+) -> tuple[Pipeline, list[Pass[Any]]]:
+    """The pipeline (presets expanded) and its passes as they run on this model, which is not changed."""
     compress = [index for index, step in enumerate(passes) if step.kind in ("prune", "quantise")]
     if not compress or any(step.name == NAME for step in pipeline.steps):
-        return pipeline
+        return pipeline, passes
     first = compress[0]
     for step in (step for step in passes[:first] if step.structural):
         model = model.clone()
@@ -30,5 +33,6 @@ def insert(pipeline: Pipeline, model: Model, structure: Structure) -> Pipeline:
     inserted = Step(NAME, {} if quantises else {"attention": False})  # in float, the fused kernel is the better one
     (canonical,) = table.resolve(Pipeline((inserted,)))
     if all(row.skipped for row in canonical.plan(model, structure, Given())):
-        return pipeline
-    return Pipeline((*pipeline.steps[:first], inserted, *pipeline.steps[first:]))
+        return pipeline, passes
+    longer = Pipeline((*pipeline.steps[:first], inserted, *pipeline.steps[first:]))
+    return longer, [*passes[:first], canonical, *passes[first:]]

@@ -22,6 +22,7 @@ from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import InvariantError, NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, label
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.snapshot import Snapshot, take
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.graph.tables import table_rows
 from gpusq_onnx.pipeline import facts
@@ -54,6 +55,7 @@ class Run:
         before: see `Context.before`.
         worked: the passes that had something to do, so far.
         idle: what was said by those that changed nothing.
+        snapshot: of the model as it is, between two passes.
         trained: after the last pass of kind "finetune": the number of passes done, the model and the facts then.
     """
 
@@ -73,6 +75,7 @@ class Run:
     before: dict[str, Model] = field(default_factory=dict)
     worked: list[Pass[Any]] = field(default_factory=list)
     idle: list[NothingMatched] = field(default_factory=list)
+    snapshot: Snapshot | None = None
     trained: tuple[int, Model, list[Fact]] | None = None
 
 
@@ -161,14 +164,16 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
     context = Context(source, state.data.seed, state.progress, before=state.before)
     if step.kind == "finetune" and state.folder is not None:
         context.folder = state.folder / f"{index + 1}-{step.name}"
-    mark = Fingerprint(model)
+    mark = Fingerprint(state.snapshot or take(model))
+    state.snapshot = None  # it holds the old weights, which need not stay while the pass makes new ones
     began = time.perf_counter()
     # Training has its own libraries and threads, and its condition for the same bytes: README.
     with nullcontext() if step.kind == "finetune" else one_blas_thread():
         step.apply(model, structure, rows, context)
     seconds = time.perf_counter() - began
     state.worked.append(step)
-    if not mark.differs_from(model):
+    after = state.snapshot = take(model)
+    if not mark.differs_from(after):
         error = NothingMatched(
             f"the pass {step.name!r} changed nothing",
             found="the weights already are as the pass would make them",
@@ -176,9 +181,9 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
         )
         state.idle.append(error)
         state.warnings.append(nothing_done(step, error))
-    label.settle(model)
-    invariants.check(model, step.name)
-    structure = analyse(model)
+    label.settle(model, after)
+    invariants.check(model, step.name, after)
+    structure = analyse(model, after)
     made = step.ensures(rows)
     state.facts = facts.renamed(state.facts + made, context.renamed)
     _check_facts(state, structure, step.name)

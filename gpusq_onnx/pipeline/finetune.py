@@ -26,7 +26,8 @@ def insert(pipeline: Pipeline, unit: Literal["epochs", "steps"], number: int) ->
     Raises:
         UsageError: nothing prunes or quantises, or a learning pass is in the pipeline already.
     """
-    kinds = [table.load(step).kind for step in pipeline.steps]
+    known = table.rows()
+    kinds = [table.load(step, known).kind for step in pipeline.steps]
     option = "--finetune" if unit == "epochs" else "--finetune-steps"
     if "finetune" in kinds:
         name = pipeline.steps[kinds.index("finetune")].name

@@ -12,23 +12,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.model import Model, decoded, is_loaded
+from gpusq_onnx.graph.model import decoded, is_loaded
+from gpusq_onnx.graph.snapshot import Snapshot
 from gpusq_onnx.pipeline.parallel import in_order
 
 
 class Fingerprint:
-    """The model as it is now."""
+    """The model of a snapshot."""
 
-    def __init__(self, model: Model) -> None:
-        constants = list(model.constants())
+    def __init__(self, snapshot: Snapshot) -> None:
+        constants = list(snapshot.model.constants())
         marks = in_order(_mark, [constant._values for constant in constants])
-        self._graph = _graph(model)
+        self._graph = _graph(snapshot)
         self._marks = {constant.name: mark for constant, mark in zip(constants, marks, strict=True)}
 
-    def differs_from(self, model: Model) -> bool:
-        """Whether the graph or any value of a weight is another one now."""
-        now = {constant.name: constant._values for constant in model.constants()}
-        if self._marks.keys() != now.keys() or self._graph != _graph(model):
+    def differs_from(self, snapshot: Snapshot) -> bool:
+        """Whether the graph or any value of a weight is another one in a later snapshot."""
+        now = {constant.name: constant._values for constant in snapshot.model.constants()}
+        if self._marks.keys() != now.keys() or self._graph != _graph(snapshot):
             return True
         pairs = [(mark, now[name]) for name, mark in self._marks.items() if mark is not now[name]]
         return any(_as_digest(mark) != _as_digest(values) for mark, values in pairs)
@@ -45,8 +46,8 @@ def _as_digest(mark: Any) -> bytes:
     return _digest(decoded(mark))
 
 
-def _graph(model: Model) -> bytes:
-    data: bytes = model.export()[0].SerializeToString(deterministic=True)
+def _graph(snapshot: Snapshot) -> bytes:
+    data: bytes = snapshot.graph.SerializeToString(deterministic=True)
     return data
 
 

@@ -29,6 +29,7 @@ from gpusq_onnx.graph import invariants, io, newer
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import automatic, proof, table
 from gpusq_onnx.pipeline.base import Context, Given, Pass
@@ -79,8 +80,7 @@ def plan(
         with Trials() as trials:
             structure = observe(model, structure, sample, trials)
         if canonical:
-            pipeline = automatic.insert(pipeline, model, structure)
-            passes = table.resolve(pipeline)
+            pipeline, passes = automatic.insert(pipeline, passes, model, structure)
         before = measure(model, structure)
         facts = take_facts(model)
         steps, worked = list[StepOutcome](), list[Pass[Any]]()
@@ -158,7 +158,8 @@ def run(
     with blaming(path), _hashing(path, model) as file, Trials() as trials:
         state = begin(model, passes, data, allow_noop, trials.start(), progress or NullProgress())
         state.folder = output.with_name(output.name + ".training")
-        structure = analyse(model)
+        state.snapshot = take(model)
+        structure = analyse(model, state.snapshot)
         _require_numbers(model, structure)
         invariants.require(model)
         if state.sample is not None:
@@ -167,14 +168,15 @@ def run(
             state.progress.finish()
         structure = observe(model, structure, state.sample, state.trials)
         if canonical:
-            pipeline = automatic.insert(pipeline, model, structure)
-            passes = state.passes = table.resolve(pipeline)
+            pipeline, passes = automatic.insert(pipeline, passes, model, structure)
+            state.passes = passes
         before = measure(model, structure)
         beside = output if reproducible else None
         for index in range(len(passes)):
             with reproducer(path, beside, pipeline, index, state) if leader else nullcontext(), blaming(path):
                 structure = execute(state, index, structure)
         require_work(passes, state.idle, allow_noop)
+        state.snapshot = None
         for site in structure.sites:
             if (fmt := weight_format(site)) is not None:
                 store_on_grid(site, fmt)

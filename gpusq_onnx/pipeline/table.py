@@ -124,13 +124,16 @@ def rows() -> dict[str, Row]:
     return found
 
 
-def expand(pipeline: Pipeline) -> Pipeline:
+def expand(pipeline: Pipeline, known: Mapping[str, Row] | None = None) -> Pipeline:
     """Replace presets by their steps and check that every name is a pass.
+
+    Args:
+        known: what `rows` gave, which asks every installed distribution; None: it is asked.
 
     Raises:
         UsageError: an unknown name; gives the nearest valid one. A preset with options.
     """
-    known = rows()
+    known = rows() if known is None else known
     steps: list[Step] = []
     for step in pipeline.steps:
         if step.kind is not None or step.name in known:
@@ -159,16 +162,17 @@ def resolve(pipeline: Pipeline) -> "list[Pass[Any]]":
     Raises:
         UsageError: an unknown pass, an unknown option or a value out of range; lists what is valid.
     """
-    return [_instantiate(load(step), step) for step in expand(pipeline).steps]
+    known = rows()
+    return [_instantiate(load(step, known), step) for step in expand(pipeline, known).steps]
 
 
-def load(step: Step) -> "type[Pass[Any]]":
-    """The class of a step's pass: the caller's own, else the table's.
+def load(step: Step, table: Mapping[str, Row]) -> "type[Pass[Any]]":
+    """The class of a step's pass: the caller's own, else the one that `table` (see `rows`) has.
 
     Raises:
         UsageError: the caller's own has the name of another pass, or of a preset.
     """
-    known = rows().get(step.name)
+    known = table.get(step.name)
     if step.kind is None and known is not None:
         return known.load()
     if step.kind is None or step.name in PRESETS or (known is not None and known.load() is not step.kind):
