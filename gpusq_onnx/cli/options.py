@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from gpusq_onnx.cli.help import complete_pipeline
+from gpusq_onnx.data.presets import PRESETS
 from gpusq_onnx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -170,15 +171,29 @@ class DataArgs:
     calibrate: Annotated[
         int | None, _data("--calibrate", metavar="N", help="Of these, prune and calibrate with N; train with all.")
     ] = None
+    preset: Annotated[
+        str | None,
+        _data("--data-preset", metavar="NAME", help=f"Preprocessing by name: {', '.join(PRESETS)}."),
+    ] = None
     resize: Annotated[
-        int | None, _data("--resize", metavar="PX", help="Shorter side; an image that is smaller is only cropped.")
+        int | None,
+        _data("--resize", metavar="PX", help="Shorter side; a smaller image is only cropped. Default: crop / 0.875."),
     ] = None
-    crop: Annotated[int | None, _data("--crop", metavar="PX", help="Side of the centre crop.")] = None
+    crop: Annotated[
+        int | None, _data("--crop", metavar="PX", help="Side of the centre crop. Default: what the model takes.")
+    ] = None
     fit: Annotated[
-        str | None, _data("--fit", metavar="crop|stretch", help="stretch: the whole image, as many detectors want it.")
+        str | None,
+        _data(
+            "--fit", metavar="crop|stretch", help="stretch: the whole image, as many detectors want it. Default: crop."
+        ),
     ] = None
-    mean: Annotated[str | None, _data("--mean", metavar="R,G,B", help="Mean of pixels in 0..1.")] = None
-    std: Annotated[str | None, _data("--std", metavar="R,G,B", help="Standard deviation of pixels in 0..1.")] = None
+    mean: Annotated[
+        str | None, _data("--mean", metavar="R,G,B", help="Mean of pixels in 0..1. Default: ImageNet's.")
+    ] = None
+    std: Annotated[
+        str | None, _data("--std", metavar="R,G,B", help="Standard deviation of pixels in 0..1. Default: ImageNet's.")
+    ] = None
     classes: Annotated[
         Path | None, _data("--classes", metavar="FILE", help="Line i is the folder of class i; none: no labels.")
     ] = None
@@ -192,9 +207,11 @@ class DataArgs:
         bool, _data("--reduce-zero-label", help="In label maps 0 is no class, and 1 the first (ADE20K).")
     ] = False
     layout: Annotated[str | None, _data("--layout", metavar="NCHW|NHWC", help="Order of the axes.")] = None
-    channels: Annotated[str | None, _data("--channels", metavar="RGB|BGR", help="Order of the channels.")] = None
+    channels: Annotated[
+        str | None, _data("--channels", metavar="RGB|BGR", help="Order of the channels. Default: RGB.")
+    ] = None
     interpolation: Annotated[
-        str | None, _data("--interpolation", metavar="NAME", help="Of the resize: bicubic, bilinear, …")
+        str | None, _data("--interpolation", metavar="NAME", help="Of the resize: bicubic (default), bilinear, …")
     ] = None
     max_pixels: Annotated[
         int | None, _data("--max-pixels", metavar="N", help="An image with more pixels counts as corrupt.")
@@ -212,6 +229,7 @@ class DataArgs:
             "path": self.data,
             "samples": self.samples,
             "calibrate": self.calibrate,
+            "preset": self.preset,
             "resize": self.resize,
             "crop": self.crop,
             "fit": self.fit,

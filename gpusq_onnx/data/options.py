@@ -17,11 +17,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from gpusq_onnx.data.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.parsing import parse_toml, read_bytes
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MOST_PIXELS = 178_956_970  # Pillow refuses more by itself
 LONGEST = 16_384  # a side of what goes into a model, px
 TRUTHS = ("classes", "annotations", "masks")
@@ -41,9 +40,11 @@ class DataOptions(BaseModel):
     calibrate: int | None = Field(
         None, ge=1, description="how many of these prune and calibrate; none: all, but 1024 where a pass trains on all"
     )
+    preset: str | None = Field(None, description=f"values for the keys below that are not given: {', '.join(PRESETS)}")
     resize: int | None = Field(
-        None, ge=1, le=LONGEST, description="shorter side before the crop, px; none: crop / 0.875"
+        None, ge=1, le=LONGEST, description="shorter side before the crop, px; none: crop / crop_ratio"
     )
+    crop_ratio: float = Field(0.875, gt=0, le=1, description="crop / resize, where resize is not given: crop_pct")
     crop: int | None = Field(
         None, ge=1, le=LONGEST, description="side of the square centre crop, px; none: what the model takes"
     )
@@ -65,6 +66,20 @@ class DataOptions(BaseModel):
         89_478_485, ge=1, le=MOST_PIXELS, description="an image with more counts as corrupt: width x height"
     )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="chooses the samples and the synthetic images")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _under_the_preset(cls, values: Any) -> Any:
+        """A preset's values count as given, but for those that are."""
+        name = values.get("preset") if isinstance(values, dict) else None
+        if name is None:
+            return values
+        if name not in PRESETS:
+            raise ValueError(f"there is no data preset {name!r}: one of {', '.join(PRESETS)}")
+        preset = dict(PRESETS[name].values)
+        if values.get("resize") is not None or values.get("crop_ratio") is not None:
+            preset.pop("crop_ratio", None)
+        return {**preset, **values}
 
     @field_validator("mean", "std", mode="before")
     @classmethod

@@ -25,7 +25,6 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Box, InputSpec
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 
-CROP_RATIO = 0.875  # torchvision's and timm's default: resize 256 for crop 224
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -135,7 +134,7 @@ def for_input(options: DataOptions, spec: InputSpec) -> Preprocess:
     rows, cols = (2, 3) if layout == "NCHW" else (1, 2)
     height = _side(options, spec, spec.shape[rows])
     width = _side(options, spec, spec.shape[cols])
-    resize = None if options.fit == "stretch" else options.resize or round(max(height, width) / CROP_RATIO)
+    resize = None if options.fit == "stretch" else options.resize or int(max(height, width) / options.crop_ratio)
     if resize is not None and resize < max(height, width):
         raise UsageError(
             f"resize {resize} is smaller than the crop",

@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 
 from gpusq_onnx import __version__
+from gpusq_onnx.data import remembered
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import open_source
+from gpusq_onnx.data.remembered import Settled
+from gpusq_onnx.data.source import Source, open_source
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.files import Staging, staged
 from gpusq_onnx.graph import invariants, io, newer
@@ -72,6 +74,8 @@ def plan(
     pipeline = table.expand(pipeline)
     passes = table.resolve(pipeline)
     model = io.load(path)
+    settled = remembered.settle(data, [model.metadata], path.parent)
+    data = settled.options
     with blaming(path), _hashing(path, model) as file:
         structure = analyse(model)
         _require_numbers(model, structure)
@@ -84,7 +88,7 @@ def plan(
         before = measure(model, structure)
         facts = take_facts(model)
         steps, worked = list[StepOutcome](), list[Pass[Any]]()
-        idle, warnings = list[NothingMatched](), list[str]()
+        idle, warnings = list[NothingMatched](), list(settled.warnings)
         for step in passes:
             given = Given(data.path is not None, tuple(facts), kinds_before(worked))
             rows = planned(step, model, structure, given)
@@ -155,6 +159,8 @@ def run(
     passes = table.resolve(pipeline)
     model = io.load(path)
     check_output(output, [path, *io.data_files(model)])
+    settled = remembered.settle(data, [model.metadata], path.parent)
+    data = settled.options
     with blaming(path), _hashing(path, model) as file, Trials() as trials:
         state = begin(model, passes, data, allow_noop, trials.start(), progress or NullProgress())
         state.folder = output.with_name(output.name + ".training")
@@ -182,7 +188,7 @@ def run(
                 store_on_grid(site, fmt)
         after = measure(model, structure)
         source = state.source
-        used = None if source is None else {"options": data.echo(), **source.describe(), "sha256": source.digest()}
+        used = None if source is None else _used(settled, source)
         found = file.result()
         if newer.settle_newer(model):
             invariants.check(model, "writing for a newer opset")
@@ -203,7 +209,10 @@ def run(
         before,
         after,
         architecture(structure),
-        tuple(state.warnings + (source.notes if source is not None and data.path is not None else [])),
+        tuple(
+            [*settled.warnings, *state.warnings]
+            + (source.notes if source is not None and data.path is not None else [])
+        ),
         shown,
     )
 
@@ -226,6 +235,11 @@ def _forget_checkpoints(folder: Path) -> None:
         checkpoint.unlink()
 
 
+def _used(settled: Settled, source: Source) -> dict[str, Any]:
+    said = {"options": settled.options.echo(), "taken_from": settled.taken_from}
+    return {**said, **source.describe(), "sha256": source.digest()}
+
+
 def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dict[str, Any] | None) -> dict[str, str]:
     old = model.metadata.get(f"{PREFIX}history")
     entry = {
@@ -236,8 +250,10 @@ def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dic
         "data": "none" if used is None else used["kind"],
         "data_sha256": "" if used is None else used["sha256"],
     }
+    seen = used is not None and "preprocess" in used and used["kind"] != "synthetic"
+    kept = {"preprocess": remembered.record(used["preprocess"])} if used is not None and seen else {}
     history = json.dumps([*(json.loads(old) if old else []), entry], sort_keys=True)
-    return {f"{PREFIX}{key}": value for key, value in {**entry, "history": history}.items()}
+    return {f"{PREFIX}{key}": value for key, value in {**entry, **kept, "history": history}.items()}
 
 
 def check_output(output: Path, inputs: Sequence[Path]) -> None:

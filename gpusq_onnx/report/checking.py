@@ -9,6 +9,7 @@ from typing import Any
 
 from gpusq_onnx.errors import GateFailed
 from gpusq_onnx.report.markdown import assemble, table
+from gpusq_onnx.report.preparation import line
 from gpusq_onnx.runtime.compare import Comparison
 from gpusq_onnx.runtime.gates import Gates
 from gpusq_onnx.runtime.parser import Verdict
@@ -95,7 +96,9 @@ def digest(result: CheckResult) -> str:
     found = result.comparison
     lines = [f"# {result.compressed} against {result.original}", ""]
     where = "" if result.runtime == "cpu" else f", compressed on {_RUNTIMES[result.runtime]}"
-    lines += [f"{found.samples} samples of {result.data['kind']}{where}", ""]
+    lines.append(f"{found.samples} samples of {result.data['kind']}{where}")
+    lines += [prepared] if (prepared := line(result.data)) else []
+    lines.append("")
     rows = [
         [o.name, _number(o.cosine_mean), _number(o.cosine_min), _number(o.max_abs), _number(o.mean_relative)]
         for o in found.outputs

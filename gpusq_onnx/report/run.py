@@ -14,6 +14,7 @@ from gpusq_onnx import __version__
 from gpusq_onnx.pipeline.outcome import Outcome, Proof, StepOutcome
 from gpusq_onnx.report.learning import learning
 from gpusq_onnx.report.markdown import assemble, table
+from gpusq_onnx.report.preparation import line
 
 UNITS = {"bytes": "bytes as deployed", "parameters": "parameters", "macs": "MACs", "bit_operations": "bit operations"}
 
@@ -37,6 +38,7 @@ def digest(outcome: Outcome) -> str:
         lines.append(f"- output: {outcome.output.path}, {outcome.output.sha256}")
     if outcome.data:
         lines.append(f"- data: {outcome.data['samples']} samples of {outcome.data['kind']}, seed {outcome.seed}")
+        lines += [f"- {prepared}"] if (prepared := line(outcome.data)) else []
     lines += [f"- **warning**: {warning}" for warning in outcome.warnings]
     for step in outcome.steps:
         lines += ["", *_step(step)]

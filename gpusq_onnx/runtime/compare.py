@@ -64,6 +64,7 @@ class Loaded(Fed, Protocol):
 class Comparison:
     """What `compare` found; fractions, not percentages. None: no classifier (or detector), no truth, or no metric.
 
+    `reference_confidence` is the mean softmax probability of the reference's best class, `classes` how many there are.
     `default` is the same for the candidate in a session with onnxruntime's defaults.
     """
 
@@ -73,6 +74,8 @@ class Comparison:
     top5_agreement: float | None = None
     reference_metrics: dict[str, float] | None = None
     candidate_metrics: dict[str, float] | None = None
+    reference_confidence: float | None = None
+    classes: int | None = None
     taps: tuple[TapDifference, ...] = ()
     default: "Comparison | None" = None
 

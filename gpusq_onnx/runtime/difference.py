@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.tasks.classification import agreement, cosine, label_ranks
+from gpusq_onnx.tasks.classification import agreement, confidence, cosine, label_ranks
 
 
 class OutputsMetric(Protocol):
@@ -122,6 +122,8 @@ class Agreement(TypedDict):
     top5_agreement: float | None
     reference_metrics: dict[str, float] | None
     candidate_metrics: dict[str, float] | None
+    reference_confidence: float | None
+    classes: int | None
 
 
 class RunningAgreement:
@@ -134,6 +136,7 @@ class RunningAgreement:
     def __init__(self, metric: Callable[[], Metric] | None) -> None:
         self._metrics = (metric(), metric()) if metric else None
         self._decided, self._samples, self._same, self._among, self._labelled = 0, 0, 0, 0, 0
+        self._confidence, self._classes = 0.0, 0
 
     def update(self, reference: NDArray[Any], candidate: NDArray[Any], labels: NDArray[np.int64] | None) -> None:
         """Take in one batch of scores [N, classes] and, where known, labels [N]; or scores [N, classes, H, W]."""
@@ -142,6 +145,8 @@ class RunningAgreement:
         if reference.ndim > 2:
             return
         self._samples += len(reference)
+        self._confidence += float(np.nansum(confidence(reference)))
+        self._classes = reference.shape[1]
         self._among += int(np.count_nonzero(label_ranks(candidate, reference.argmax(axis=1)) < 5))
         if self._metrics and labels is not None:
             self._labelled += len(labels)
@@ -158,4 +163,6 @@ class RunningAgreement:
             top5_agreement=self._among / self._samples if self._samples else None,
             reference_metrics=metrics[0],
             candidate_metrics=metrics[1],
+            reference_confidence=self._confidence / self._samples if self._samples else None,
+            classes=self._classes or None,
         )

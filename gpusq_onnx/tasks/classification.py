@@ -72,6 +72,14 @@ def agreement(reference: NDArray[Any], candidate: NDArray[Any]) -> int:
     return int((same & whole).sum())
 
 
+def confidence(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """float64[B]: the softmax probability of each row's best class; logits[B, classes]."""
+    x = logits.astype(np.float64)
+    best = x.max(axis=1, keepdims=True)
+    certainty: NDArray[np.float64] = 1.0 / np.exp(x - best).sum(axis=1)
+    return certainty
+
+
 def cosine(reference: NDArray[Any], candidate: NDArray[Any]) -> NDArray[np.float64]:
     """float64[B]: cosine between the rows of two [B, ...] arrays, each row flattened.
 

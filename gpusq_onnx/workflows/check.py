@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from gpusq_onnx.data import remembered
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Source, open_source
 from gpusq_onnx.errors import UsageError
@@ -24,7 +25,7 @@ from gpusq_onnx.pipeline.progress import NullProgress, Progress
 from gpusq_onnx.report.checking import METRICS, CheckResult
 from gpusq_onnx.report.sides import BATCH, Runtime, is_plan, opened
 from gpusq_onnx.runtime.artefacts import Recorder, continuation
-from gpusq_onnx.runtime.compare import compare
+from gpusq_onnx.runtime.compare import Comparison, compare
 from gpusq_onnx.runtime.difference import OutputsMetric
 from gpusq_onnx.runtime.gates import Gates
 from gpusq_onnx.runtime.parser import Verdict, parser_verdict
@@ -46,6 +47,8 @@ TRUTHS = {
 }
 """What the metrics that have gates need, and the options that name it."""
 
+_FEWEST, _ENOUGH = 5, 16  # classes and samples, below which chance explains everything
+_NEAR = 0.03
 _BATCH_OF_ALL = 1  # every inner tensor of both models is in memory at once
 
 
@@ -136,6 +139,8 @@ def _compared(
     original: Path, compressed: Path, options: DataOptions, gates: Gates, progress: Progress, look: Look
 ) -> CheckResult:
     """Run both models on the data and judge the gates."""
+    settled = remembered.settle(options, [_metadata(compressed), _metadata(original)], original.parent)
+    options = settled.options
     with opened(original, compressed, look.on, look.taps, progress) as sides:
         reference, candidate, taps = sides.reference, sides.candidate, sides.taps
         framed = reference if reference.fixed_batch else candidate
@@ -166,7 +171,13 @@ def _compared(
         str(compressed),
         runtime,
         found,
-        {"options": options.echo(), **source.describe(), "sha256": source.digest()},
+        {
+            "options": options.echo(),
+            "taken_from": settled.taken_from,
+            **source.describe(),
+            "notes": [*settled.warnings, *source.notes, *_suspicions(found, source)],
+            "sha256": source.digest(),
+        },
         gates,
         (*gates.failures(found), *([sides.refusal] if sides.refusal else [])),
         look.tolerance if taps else None,
@@ -174,6 +185,27 @@ def _compared(
         recorder.files() if look.artefacts else {},
         tuple(continuation(look.artefacts, original, compressed, engine=is_plan(compressed))) if look.artefacts else (),
     )
+
+
+def _suspicions(found: Comparison, source: Source) -> list[str]:
+    """What says that the images are not prepared as the original model wants them."""
+    if source.kind == "synthetic" or found.classes is None or found.classes < _FEWEST or found.samples < _ENOUGH:
+        return []
+    chance = 1 / found.classes
+    top1 = (found.reference_metrics or {}).get("top1")
+    sure = found.reference_confidence
+    if top1 is not None and top1 < 2 * chance + _NEAR:
+        seen = f"the original model's top-1 is {top1:.1%}, and guessing gives {chance:.1%}"
+        return [f"{seen}: the preprocessing is wrong, or the labels are those of other classes"]
+    if sure is not None and sure < 2 * chance + _NEAR:
+        seen = f"the original model is hardly sure of any image (mean confidence {sure:.1%})"
+        return [f"{seen}: the preprocessing is wrong, or these are images of something else"]
+    return []
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The model-level metadata of an ONNX file; an engine has none."""
+    return {} if is_plan(path) else {entry.key: entry.value for entry in io.read_proto(path)[0].metadata_props}
 
 
 def _ask(model: Path, parsing: Parsing, options: DataOptions, progress: Progress) -> Verdict:

@@ -1,0 +1,168 @@
+"""Preprocessing that need not be given: remembered in the model's metadata, or written in a file beside the model.
+
+    pkg.gpusq_onnx.preprocess   what `apply` calibrated with: how each image became an input, after defaults
+    preprocessor_config.json    Hugging Face's image processors (in the parent, too, where the model lies in `onnx/`)
+    config.json                 timm's, with a `pretrained_cfg`
+
+Where several say something, the first of this list is taken, and what the caller gives wins over it, key by key; a
+caller who gives something else than was remembered is warned: wrong preprocessing looks like lost accuracy.
+
+Limits: Hugging Face's `do_pad` and sizes by `longest_edge` have no counterpart here and are said not to be understood.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.parsing import parse_json, read_bytes
+from gpusq_onnx.text import printable
+
+KEY = "pkg.gpusq_onnx.preprocess"
+FIELDS = ("fit", "resize", "crop", "interpolation", "mean", "std", "channels")
+METADATA = "the model's metadata"
+_ARRAYS = (".npy", ".npz", ".py")
+_PIL = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Data options, complete.
+
+    Attributes:
+        options: the caller's, with what was found for the keys that they leave out.
+        taken_from: where something was found; "" where nothing was.
+        warnings: that the caller gives something else, or that a file is not understood.
+    """
+
+    options: DataOptions
+    taken_from: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def record(preprocess: Mapping[str, Any]) -> str:
+    """The metadata's text for what `Preprocess.describe` says."""
+    return json.dumps({key: preprocess[key] for key in FIELDS}, sort_keys=True)
+
+
+def settle(options: DataOptions, metadata: Sequence[Mapping[str, str]], folder: Path | None) -> Settled:
+    """Complete the options of images; those of arrays, which go in as they are, stay.
+
+    Args:
+        metadata: the models' own, of which the first that has something counts.
+        folder: where the model lies; None: nowhere.
+    """
+    if options.path is not None and (options.path.suffix in _ARRAYS or ".py:" in str(options.path)):
+        return Settled(options)
+    found, where, problems = _found(metadata, folder)
+    if not found:
+        return Settled(options, "", problems)
+    given = {key: getattr(options, key) for key in options.model_fields_set}
+    if given.get("fit") == "stretch":
+        found.pop("resize", None)
+    if "resize" in given or "crop_ratio" in given:
+        found.pop("fit", None)
+        found.pop("resize", None)
+    other = [
+        f"{key} {_said(given[key])} is given, {where} says {_said(value)}"
+        for key, value in found.items()
+        if key in given and not _same(given[key], value)
+    ]
+    missing = {key: value for key, value in found.items() if key not in given}
+    try:
+        complete = DataOptions.from_values({**missing, **given})
+    except UsageError as error:
+        return Settled(options, "", (*problems, f"{where} does not go with the data options: {error.what}"))
+    wrong = (f"{'; '.join(other)}: the wrong preprocessing looks like lost accuracy",) if other else ()
+    taken = any(key != "crop" and not _same(getattr(options, key), value) for key, value in missing.items())
+    return Settled(complete, where if taken else "", (*problems, *wrong))
+
+
+def _found(metadata: Sequence[Mapping[str, str]], folder: Path | None) -> tuple[dict[str, Any], str, tuple[str, ...]]:
+    problems = []
+    for one in metadata:
+        if text := one.get(KEY):
+            try:
+                return _valid(_of_record(parse_json(text))), METADATA, ()
+            except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
+                problems.append(f"{METADATA}, {KEY}, is not understood: {printable(str(error))}")
+    parents = [] if folder is None else [folder, *([folder.parent] if folder.name == "onnx" else [])]
+    for file in [parent / name for parent in parents for name in ("preprocessor_config.json", "config.json")]:
+        if not file.is_file():
+            continue
+        try:
+            document = parse_json(read_bytes(file, "the configuration beside the model").decode())
+            values = _of_timm(document) if file.name == "config.json" else _of_hugging_face(document)
+            if values:
+                return _valid(values), f"{file.name} beside the model", tuple(problems)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
+            problems.append(f"{file.name} beside the model is not understood: {printable(str(error))}")
+    return {}, "", tuple(problems)
+
+
+def _valid(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as `DataOptions` has them. Raises UsageError for what they cannot be."""
+    options = DataOptions.from_values(values)
+    return {key: getattr(options, key) for key in values}
+
+
+def _of_record(document: Any) -> dict[str, Any]:
+    values = {key: document[key] for key in FIELDS if document.get(key) is not None}
+    if len(set(values.get("crop", ()))) != 1:
+        values.pop("crop", None)
+    else:
+        values["crop"] = values["crop"][0]
+    if values.get("channels") not in ("RGB", "BGR"):
+        values.pop("channels", None)
+    return values
+
+
+def _of_timm(document: Any) -> dict[str, Any]:
+    """timm's `pretrained_cfg`; nothing of another library's config.json."""
+    found = document.get("pretrained_cfg")
+    if not isinstance(found, dict):
+        return {}
+    values: dict[str, Any] = {key: found[key] for key in ("mean", "std", "interpolation") if key in found}
+    if found.get("crop_mode") == "squash":
+        return {**values, "fit": "stretch"}
+    if "crop_pct" in found:
+        values["crop_ratio"] = found["crop_pct"]
+    return values
+
+
+def _of_hugging_face(document: Any) -> dict[str, Any]:
+    if document.get("do_pad"):
+        raise ValueError("do_pad: images are padded, which is not possible here")
+    values: dict[str, Any] = {}
+    if document.get("do_normalize", True) and "image_mean" in document:
+        values |= {"mean": document["image_mean"], "std": document["image_std"]}
+    elif not document.get("do_normalize", True):
+        values |= {"mean": 0, "std": 1}
+    if document.get("resample") in _PIL:
+        values["interpolation"] = _PIL[document["resample"]]
+    size, crop = document.get("size"), document.get("crop_size")
+    if document.get("do_center_crop") and isinstance(crop, dict):
+        crop = crop["height"] if crop["height"] == crop["width"] else None
+    shorter = size.get("shortest_edge") if isinstance(size, dict) else size
+    if isinstance(size, dict) and "longest_edge" in size:
+        raise ValueError("size: longest_edge keeps the whole image, which is not possible here")
+    if document.get("do_center_crop") and shorter is not None:
+        values |= {"resize": shorter, "fit": "crop"} | ({"crop": crop} if crop else {})
+    elif isinstance(size, dict) and "height" in size:
+        values["fit"] = "stretch"
+    return values
+
+
+def _same(given: Any, found: Any) -> bool:
+    if isinstance(given, tuple):
+        return [*given * 3][:3] == [*found * 3][:3]
+    return bool(given == found)
+
+
+def _said(value: Any) -> str:
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,93 @@
+"""A model remembers how its images were prepared; wrong preprocessing does not pass for lost accuracy."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+import gpusq_onnx
+
+ASSETS = Path(__file__).parents[1] / "assets"
+MODEL = ASSETS / "digits_vit.onnx"
+RIGHT = {"resize": 32, "mean": 0.5, "std": 0.5}
+KEY = "pkg.gpusq_onnx.preprocess"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty digits as pictures, a folder a class, and the classes."""
+    home = tmp_path_factory.mktemp("pictures")
+    data = np.load(ASSETS / "digits_test.npz")
+    pixels = np.rint((data["pixel_values"][:40] * 0.5 + 0.5) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    for number, (image, label) in enumerate(zip(pixels, data["labels"], strict=False)):
+        folder = home / "images" / f"digit-{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number:03}.png")
+    (home / "classes.txt").write_text("".join(f"digit-{digit}\n" for digit in range(10)))
+    return home
+
+
+@pytest.fixture(scope="module")
+def small(images: Path) -> Path:
+    """A model that was calibrated with the right preprocessing."""
+    output = images / "small.onnx"
+    gpusq_onnx.compress(MODEL, "qdq-int8", data=images / "images", data_options=RIGHT, output=output)
+    return output
+
+
+def metadata(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
+def test_the_metadata_says_how_and_names_no_place(small: Path, images: Path):
+    found = metadata(small)
+    assert json.loads(found[KEY])["mean"] == [0.5] * 3
+    assert str(images) not in json.dumps(found)
+
+
+def test_the_same_command_gives_the_same_bytes_from_any_place(small: Path, images: Path, tmp_path: Path):
+    (tmp_path / "elsewhere").symlink_to(images / "images")
+    again = tmp_path / "again.onnx"
+    gpusq_onnx.compress(MODEL, "qdq-int8", data=tmp_path / "elsewhere", data_options=RIGHT, output=again)
+    assert again.read_bytes() == small.read_bytes()
+
+
+def test_a_check_takes_it_from_there_and_says_so(small: Path, images: Path):
+    truth = {"classes": images / "classes.txt"}
+    found = gpusq_onnx.check(MODEL, small, data=images / "images", data_options=truth)
+    given = gpusq_onnx.check(MODEL, small, data=images / "images", data_options={**truth, **RIGHT})
+    assert found.comparison == given.comparison
+    assert "taken from the model's metadata" in str(found) and "taken from" not in str(given)
+    assert "lost accuracy" not in " ".join(found.data["notes"] + given.data["notes"])
+
+
+def test_a_check_with_another_one_is_warned_of(small: Path, images: Path):
+    found = gpusq_onnx.check(MODEL, small, data=images / "images", data_options={"mean": 0.1})
+    assert "mean 0.1 is given, the model's metadata says 0.5" in " ".join(found.data["notes"])
+
+
+def test_a_further_run_goes_on_with_it(small: Path, images: Path, tmp_path: Path):
+    half = gpusq_onnx.compress(small, "fp16", data=images / "images", output=tmp_path / "half.onnx")
+    assert half.report["data"]["preprocess"]["mean"] == [0.5] * 3
+    assert metadata(half.path)[KEY] == metadata(small)[KEY]
+
+
+def test_a_run_on_arrays_keeps_what_was_remembered(small: Path, tmp_path: Path):
+    half = gpusq_onnx.compress(small, "fp16", data=ASSETS / "digits_test.npz", output=tmp_path / "half.onnx")
+    assert metadata(half.path)[KEY] == metadata(small)[KEY]
+    assert half.warnings == () or "preproc" not in " ".join(half.warnings)
+
+
+def test_synthetic_images_are_not_remembered():
+    assert KEY not in {entry.key for entry in gpusq_onnx.compress(MODEL, "qdq-int8").model.metadata_props}
+
+
+def test_an_original_that_guesses_is_said(images: Path):
+    wrong = {"classes": images / "classes.txt", "mean": -40, "std": 0.5}
+    found = gpusq_onnx.check(MODEL, MODEL, data=images / "images", data_options=wrong)
+    assert "the preprocessing is wrong" in " ".join(found.data["notes"])
+    right = gpusq_onnx.check(MODEL, MODEL, data=images / "images", data_options={**wrong, **RIGHT})
+    assert "the preprocessing is wrong" not in " ".join(right.data["notes"])
