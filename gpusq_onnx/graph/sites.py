@@ -157,6 +157,11 @@ class Site:
         return next(written, "") if self.quantised == "qdq" else self.quantised
 
     @property
+    def has_scales(self) -> bool:
+        """Whether a DequantizeLinear restores the weight."""
+        return any(node.op == "DequantizeLinear" for node in self.trail)
+
+    @property
     def reads_as(self) -> np.dtype[Any]:
         """The float type that the readers compute in: the stored one, unless a Cast is between."""
         casts = (node.attrs["to"] for node in self.trail if node.op == "Cast")

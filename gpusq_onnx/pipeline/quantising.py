@@ -79,15 +79,7 @@ class QuantisingPass(Pass[OptionsT]):
         return True
 
     def requires(self, model: Model, structure: Structure) -> None:
-        pairs = [node for node in model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear")]
-        if pairs:
-            raise UnsupportedModelError(
-                "the model is quantised already",
-                where=f"node {pairs[0].name!r}",
-                expected="a float model",
-                found=f"{len(pairs)} QuantizeLinear and DequantizeLinear nodes",
-                hint="start from the float model; a quantised one is checked by gpusq-onnx inspect",
-            )
+        require_float(model)
 
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
         selector = Selector(self.options.only, self.options.skip)
@@ -195,6 +187,19 @@ class QuantisingPass(Pass[OptionsT]):
             path = attention.proj.path.rpartition(".")[0] if attention.proj is not None else ""
             rows.append(PlanRow(tensor.name, path, operand, node.op, shape, decision, why, {} if reason else detail))
         return rows
+
+
+def require_float(model: Model) -> None:
+    """Raise UnsupportedModelError for a model that has Q/DQ nodes."""
+    pairs = [node for node in model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear")]
+    if pairs:
+        raise UnsupportedModelError(
+            "the model is quantised already",
+            where=f"node {pairs[0].name!r}",
+            expected="a float model",
+            found=f"{len(pairs)} QuantizeLinear and DequantizeLinear nodes",
+            hint="start from the float model; a quantised one is checked by gpusq-onnx inspect",
+        )
 
 
 def _row(

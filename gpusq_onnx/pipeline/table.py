@@ -33,6 +33,7 @@ BUILTIN: Mapping[str, str] = MappingProxyType(
         "prune-nm": "gpusq_onnx.passes.prune:PruneNm",
         "prune": "gpusq_onnx.passes.prune:Prune",
         "qat": "gpusq_onnx.passes.qat:Qat",
+        "int4-weights": "gpusq_onnx.passes.int4:Int4Weights",
         "qdq-int8": "gpusq_onnx.passes.qdq:QdqInt8",
         "qdq": "gpusq_onnx.passes.qdq:Qdq",
     }
