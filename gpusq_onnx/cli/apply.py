@@ -51,6 +51,7 @@ def apply(
                 progress=progress,
                 leader=leader,
                 canonical=not pipeline.no_canonical,
+                target=pipeline.target,
                 results=results,
             )
         if not leader:

@@ -26,6 +26,7 @@ def plan(
             allow_noop=pipeline.allow_noop,
             progress=progress,
             canonical=not pipeline.no_canonical,
+            target=pipeline.target,
         )
     for warning in outcome.warnings:
         warn(warning)

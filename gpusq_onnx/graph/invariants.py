@@ -24,6 +24,8 @@ from gpusq_onnx.quant.formats import natural
 
 Rule = Callable[[Model], Iterator[str]]
 
+RESEARCH = "pkg.gpusq_onnx.research"  # metadata: the quantisation is of a form that TensorRT is not known to run
+
 _TAKEN = ("int8", "int4", "float8e4m3fn", "float4e2m1")  # by TensorRT, as codes
 _TAKEN_NAMES = ", ".join(element.upper() for element in _TAKEN)
 _SCALES_OF_ANY_TYPE = 23  # from this opset on QuantizeLinear's scale has a type of its own
@@ -122,7 +124,12 @@ def scale_shapes(model: Model) -> Iterator[str]:
 
 
 def blocks(model: Model) -> Iterator[str]:
-    """Blocks have a size of the format, along the reduction; a format that activations cannot have has blocks only."""
+    """Blocks have a size of the format, along the reduction; a format that activations cannot have has blocks only.
+
+    A model that is marked as written for research is not asked.
+    """
+    if RESEARCH in model.metadata:
+        return
     flow = Dataflow(model)
     for node in _qdq(model):
         zero = node.inputs[2] if len(node.inputs) > 2 else None
@@ -241,7 +248,7 @@ def _qdq(model: Model) -> Iterator[gs.Node]:
 
 
 def _stored_type(node: gs.Node) -> str:
-    """The ONNX name, in lower case, of the type of the codes that a DequantizeLinear reads from the file; else empty."""
+    """The ONNX name, in lower case, of the type of codes that a DequantizeLinear reads from the file; else empty."""
     stored = node.op == "DequantizeLinear" and isinstance(node.inputs[0], gs.Constant)
     return type_name(node.inputs[0]) if stored else ""
 

@@ -1,6 +1,6 @@
 """Linears whose weight alone is in 4 bits: the two forms that kernels exist for, and the Linears that are in them.
 
-    tensorrt      INT4 [K, N] -> DequantizeLinear(axis 0, block_size b, scale [K/b, N]) -> MatMul, or Gemm with transB = 0
+    tensorrt      INT4 [K, N] -> DequantizeLinear(axis 0, block_size b, scale [K/b, N]) -> MatMul or Gemm, transB = 0
     onnxruntime   com.microsoft::MatMulNBits(x, B uint8 [N, K/b, b/2], scale [N, K/b]) -> Add(bias)
 
 The first keeps the plan small in TensorRT, and onnxruntime's default session fuses it to the second (docs/formats.md).
@@ -137,4 +137,3 @@ def _replace(model: Model, reader: gs.Node, old: gs.Tensor, new: gs.Tensor) -> N
 
 def _place(model: Model, node: gs.Node) -> int:
     return next(index for index, other in enumerate(model.graph.nodes) if other is node)
-

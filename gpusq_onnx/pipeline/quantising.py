@@ -23,7 +23,7 @@ from gpusq_onnx.graph.qdq import MAX_TOKENS
 from gpusq_onnx.graph.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Attention, Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow, Written
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.quantise import Settings, quantise
 from gpusq_onnx.pipeline.ranges import When
@@ -77,6 +77,14 @@ class QuantisingPass(Pass[OptionsT]):
     @property
     def needs_data(self) -> bool:
         return True
+
+    @property
+    def narrow_outputs(self) -> bool:
+        """Whether it puts pairs on the outputs of sparse Linears."""
+        return False
+
+    def writes(self) -> Written:
+        return Written((self.scheme.form,), narrow_outputs=self.narrow_outputs)
 
     def requires(self, model: Model, structure: Structure) -> None:
         require_float(model)

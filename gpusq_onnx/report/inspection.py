@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from gpusq_onnx.graph.codes import float_format, quantised, weight_scales_of
+from gpusq_onnx.graph.invariants import RESEARCH
 from gpusq_onnx.graph.model import Model, type_name
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.graph.weight_only import NBITS, NBits, find_nbits, read_nbits
 from gpusq_onnx.pipeline.progress import NullProgress, Progress, track
+from gpusq_onnx.quant.formats import INT4
 from gpusq_onnx.report.kernels import Facts, Obstacle, eligible, find_obstacles, kernel
 from gpusq_onnx.sparsity.patterns import patterns_of
 
@@ -39,7 +41,8 @@ class WeightReport:
         format: of the weight: "int8", "int4-in-int8", "fp8", ...; "" for a float weight.
         scale_block: elements along k that share a scale; 0: one scale an output channel, or no scale.
         nodes: names of the MatMul, Gemm or Conv nodes that read it.
-        kernel: the class that TensorRT can choose, e.g. "sparse INT8".
+        kernel: the class that TensorRT can choose, e.g. "sparse INT8"; "onnxruntime only" for a MatMulNBits, "none
+            known" for forms that are written for research.
         eligible: the builder should find it fit for sparse kernels, chosen or not.
         obstacles: what keeps it from a sparse kernel, or makes a dense one likelier; empty where nothing does.
     """
@@ -90,7 +93,8 @@ class Inspection:
 def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspection:  # noqa: B008 - it has no state
     """Look at every weight. Reads each one once; nothing is changed."""
     sites = analyse(model).sites
-    found = [_weight(site) for site in track(progress, sites, "inspecting weights", len(sites))]
+    research = model.metadata.get(RESEARCH, "")
+    found = [_weight(site, research) for site in track(progress, sites, "inspecting weights", len(sites))]
     order = {str(node.name): number for number, node in enumerate(model.graph.nodes)}
     found += map(_nbits, find_nbits(model))
     weights = tuple(sorted(found, key=lambda weight: order[weight.nodes[0]]))
@@ -98,7 +102,7 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
     return Inspection(model.opset, weights, ours)
 
 
-def _weight(site: Site) -> WeightReport:
+def _weight(site: Site, research: str) -> WeightReport:
     w = site.read()
     facts = Facts(
         op=site.op,
@@ -112,6 +116,9 @@ def _weight(site: Site) -> WeightReport:
         conflicts=(*site.unfit, *site.conflicts),
     )
     obstacles = find_obstacles(facts)
+    unknown = bool(research) and facts.quantised.input is not None and site.code_type == INT4.element
+    if unknown:
+        obstacles = (Obstacle("research", research, "--passes qdq-int4 without deployment=native", True), *obstacles)
     return WeightReport(
         name=site.name,
         module=site.path,
@@ -127,7 +134,7 @@ def _weight(site: Site) -> WeightReport:
         format="" if facts.quantised.weight is None else facts.quantised.weight.name,
         scale_block=weight_scales_of(site).block if site.has_scales else 0,
         nodes=tuple(str(node.name) for node in site.readers),
-        kernel=kernel(facts, obstacles),
+        kernel="none known" if unknown else kernel(facts, obstacles),
         eligible=eligible(obstacles),
         obstacles=obstacles,
     )
