@@ -29,7 +29,7 @@ from gpusq_onnx.graph.norms import Parts, find_parts, fuse
 from gpusq_onnx.graph.precision import kept_single
 from gpusq_onnx.graph.sites import OPERATORS, module_path
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow, Written
 from gpusq_onnx.pipeline.extremes import magnitudes
 from gpusq_onnx.pipeline.facts import HalfPrecision
 
@@ -55,6 +55,9 @@ class Fp16(Pass[Fp16Options]):
     source = "TensorRT 11, strongly typed networks"
     structural = True
     Options = Fp16Options
+
+    def writes(self) -> Written:
+        return Written(("fp16",))
 
     def requires(self, model: Model, structure: Structure) -> None:
         for node in model.graph.nodes:

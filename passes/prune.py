@@ -30,7 +30,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow, Written
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order, share
 from gpusq_onnx.pipeline.prefix import PrefixRunner
@@ -78,6 +78,9 @@ class Prune(Pass[PruneOptions]):
     @property
     def needs_data(self) -> bool:
         return self.options.method == "sparsegpt"
+
+    def writes(self) -> Written:
+        return Written(patterns=(self.options.pattern,))
 
     def requires(self, model: Model, structure: Structure) -> None:
         quantised = [site for site in structure.sites if site.quantised]

@@ -62,6 +62,10 @@ class Qdq(QuantisingPass[QdqOptions]):
     def stores_codes(self) -> bool:
         return self.options.weights == "codes"
 
+    @property
+    def narrow_outputs(self) -> bool:
+        return self.options.profile == "sparse-int8"
+
     def wants_output(self, site: Site, given: Given) -> bool:
         return wants_sparse_output(self.options.profile, self.options.outputs, site, given)
 
@@ -89,6 +93,10 @@ class QdqInt8(QuantisingPass[QdqInt8Options]):
     @property
     def stores_codes(self) -> bool:
         return self.options.weights == "int8"
+
+    @property
+    def narrow_outputs(self) -> bool:
+        return self.options.profile == "sparse-int8"
 
     def wants_output(self, site: Site, given: Given) -> bool:
         return wants_sparse_output(self.options.profile, self.options.outputs, site, given)

@@ -50,6 +50,7 @@ def apply(
                 canonical=not pipeline.no_canonical,
                 progress=progress,
                 leader=leader,
+                target=pipeline.target,
                 results=results,
             )
         if not leader:

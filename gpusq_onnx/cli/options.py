@@ -113,6 +113,10 @@ class PipelineArgs:
         list[str] | None,
         _what("--set", metavar="PASS.KEY=VALUE", help="Set one option of a pass; needs no quotes; repeatable."),
     ] = None
+    target: Annotated[
+        str | None,
+        _what("--target", metavar="NAME", help="Fit the passes to ampere, ada, hopper, blackwell, orin, rtx or cpu."),
+    ] = None
     allow_noop: Annotated[bool, _what("--allow-noop", help="That no pass changes anything is no error.")] = False
     no_canonical: Annotated[
         bool, _what("--no-canonical", help="Do not rewrite Einsum, branches and computed weights first.")

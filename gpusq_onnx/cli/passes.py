@@ -24,20 +24,26 @@ def list_passes(json: Json = None) -> None:
     show_table(["pass", "summary"], [[p["name"], p["summary"]] for p in passes])
     show()
     show_table(["preset", "stands for", "summary"], [[p["name"], p["passes"], p["summary"]] for p in presets])
-    show("\nThe options of one: gpusq-onnx passes show NAME")
+    show("\nThe options of one: gpusq-onnx passes show NAME; what runs where: gpusq-onnx passes show targets")
 
 
 def show(
     name: Annotated[
-        str, Argument(metavar="NAME", help="A pass or a preset.", autocompletion=complete_pass, show_default=False)
+        str,
+        Argument(
+            metavar="NAME", help="A pass, a preset, or 'targets'.", autocompletion=complete_pass, show_default=False
+        ),
     ],
     json: Json = None,
 ) -> None:
-    """Show a pass with its options, their ranges and sources, or the passes of a preset."""
+    """Show a pass with its options, the passes of a preset, or the targets that a model can be made for."""
     from gpusq_onnx.cli import console
     from gpusq_onnx.pipeline import recipe, table
     from gpusq_onnx.pipeline.grammar import did_you_mean, parse
 
+    if name == "targets":
+        _show_targets(json)
+        return
     rows = table.rows()
     if name in table.PRESETS:
         preset = table.PRESETS[name]
@@ -63,6 +69,17 @@ def show(
     )
     columns = ["option", "takes", "default", "meaning"]
     console.show_table(columns, [[option[column] for column in columns] for option in options])
+
+
+def _show_targets(json: Json) -> None:
+    """The table behind `--target`."""
+    from gpusq_onnx.cli import console
+    from gpusq_onnx.pipeline.targets import COLUMNS, TARGETS
+
+    if json:
+        console.write_json({"targets": [row.to_dict() for row in TARGETS.values()]}, json)
+        return
+    console.show_table(list(COLUMNS), [row.cells() for row in TARGETS.values()])
 
 
 def _identity(row: Any) -> dict[str, str]:

@@ -25,6 +25,7 @@ def plan(
             data=data.options(seed),
             allow_noop=pipeline.allow_noop,
             canonical=not pipeline.no_canonical,
+            target=pipeline.target,
             progress=progress,
         )
     for warning in found.warnings:

@@ -13,7 +13,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.model import values_of
-from gpusq_onnx.graph.sites import Site, before_qdq, code_type
+from gpusq_onnx.graph.quantize_nodes import activation_format
+from gpusq_onnx.graph.sites import Site, before_qdq
 from gpusq_onnx.graph.trace import view_from
 from gpusq_onnx.quant.formats import FORMATS, Format, dequantize, format_of, natural, quantize
 from gpusq_onnx.quant.scales import Scales
@@ -58,16 +59,6 @@ def input_format(site: Site) -> Format | None:
     return activation_format(pairs[0].inputs[0].inputs[0].inputs[0])
 
 
-def activation_format(quantize_node: gs.Node) -> Format | None:
-    """The format of an activation's QuantizeLinear; a Clip before it that ends at a narrower grid makes it that."""
-    element, clip = code_type(quantize_node), _clip_before(quantize_node)
-    if clip is None:
-        return natural(element)
-    scale = float(np.asarray(values_of(quantize_node.inputs[1]), np.float32).reshape(-1)[0])
-    ends = [float(np.asarray(values_of(bound), np.float32).reshape(-1)[0]) / scale for bound in clip.inputs[1:3]]
-    return format_of(element, np.rint(np.asarray(ends)))
-
-
 def store_on_grid(site: Site, fmt: Format) -> None:
     """Store a float weight before its pair as what the pair makes of it: the model computes the same, to the bit.
 
@@ -84,13 +75,6 @@ def clip_bounds(scale: NDArray[Any], lowest: float, largest: float) -> tuple[NDA
     """The ends of the Clip before a pair whose ONNX type holds more than its format, in the type of the scale."""
     step = scale.astype(np.float32)
     return np.asarray(np.float32(lowest) * step, scale.dtype), np.asarray(np.float32(largest) * step, scale.dtype)
-
-
-def _clip_before(quantize_node: gs.Node) -> gs.Node | None:
-    made = quantize_node.inputs[0].inputs
-    if not made or made[0].op != "Clip" or len(made[0].inputs) != 3:
-        return None
-    return made[0] if all(isinstance(bound, gs.Constant) for bound in made[0].inputs[1:]) else None
 
 
 def _output_format(site: Site) -> Format | None:

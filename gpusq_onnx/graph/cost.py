@@ -19,7 +19,8 @@ from gpusq_onnx.graph.codes import float_format, quantised
 from gpusq_onnx.graph.model import Model, type_name
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.quant.formats import Format, natural
+from gpusq_onnx.graph.weight_only import NBits, find_nbits
+from gpusq_onnx.quant.formats import FORMATS, Format, natural
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.sparsity.patterns import Pattern
 
@@ -58,7 +59,7 @@ def form_of(site: Site, pattern: Pattern | None, planned: Quantised | None = Non
 def site_cost(site: Site, structure: Structure, form: Form) -> SiteCost:
     """The cost of a site in a form."""
     parameters = site.out * site.k
-    macs = sum(parameters * _rows(site, reader.outputs[0].name, structure) for reader in site.readers)
+    macs = sum(parameters * _rows(site.out, reader.outputs[0].name, structure) for reader in site.readers)
     density, places = (1.0, 0.0) if form.pattern is None else (form.pattern.density, form.pattern.metadata_bits)
     stored = parameters * (density * form.weight.bits + places)
     return SiteCost(parameters, macs, macs * form.weight.bits * form.input.bits * density, stored / 8)
@@ -73,7 +74,11 @@ def total_cost(
     """
     chosen = list(structure.sites if sites is None else sites)
     costs = [site_cost(site, structure, form(site)) for site in chosen]
-    stored = {site.part: cost for site, cost in zip(chosen, costs, strict=True)}.values()  # a tied weight is there once
+    named = [site.part for site in chosen]
+    for found in find_nbits(model) if sites is None else ():
+        costs.append(_nbits_cost(found, structure))
+        named.append(found.weight)
+    stored = dict(zip(named, costs, strict=True)).values()  # a tied weight is there once
     weights = {site.weight.name for site in chosen}
     others = [(c, natural(type_name(c))) for c in model.constants() if c.name not in weights]
     elements = [(math.prod(c.shape), fmt.bits) for c, fmt in others if fmt is not None and fmt.stored]
@@ -85,7 +90,15 @@ def total_cost(
     }
 
 
-def _rows(site: Site, output: str, structure: Structure) -> int:
+def _nbits_cost(found: NBits, structure: Structure) -> SiteCost:
+    """That of a MatMulNBits: codes beside data of the scales' float type."""
+    data = natural(type_name(found.node.inputs[2])) or FORMATS["fp32"]
+    parameters = found.out * found.k
+    macs = parameters * _rows(found.out, found.node.outputs[0].name, structure)
+    return SiteCost(parameters, macs, macs * found.bits * data.bits, parameters * found.bits / 8)
+
+
+def _rows(out: int, output: str, structure: Structure) -> int:
     """Output positions: the output's elements for one image, divided by its channels."""
     dims = [d for d in structure.shapes.get(output, ()) if isinstance(d, int)]
-    return max(1, math.prod(dims) // max(1, site.out)) if dims else 1
+    return max(1, math.prod(dims) // max(1, out)) if dims else 1

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.quantize_nodes import is_grid_clip
 
 # What a residual branch may go through between a Linear and the Add that joins it: layout, layer scale, drop path, and
 # what follows a Linear where norms come last (SwinV2's LayerNorm, LeViT's BatchNorm).
@@ -73,6 +74,8 @@ class Dataflow:
     ) -> dict[str, gs.Tensor]:
         """All tensors downstream through nodes of the operators `through` whose data inputs all lie in the region.
 
+        A Clip that belongs to a Q/DQ pair is passed, too.
+
         Args:
             depthwise: pass depthwise Convs, too.
 
@@ -83,7 +86,7 @@ class Dataflow:
         queue = list(region.values())
         while queue:
             for node in queue.pop().outputs:
-                passed = node.op in through or (depthwise and is_depthwise(node))
+                passed = node.op in through or (depthwise and is_depthwise(node)) or is_grid_clip(node)
                 if not passed or any(t.name not in region for t in self.data_inputs(node)):
                     continue
                 for out in node.outputs:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from gpusq_onnx.graph.edits import rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.naming import Names
+from gpusq_onnx.quant.formats import dequantize
+from gpusq_onnx.quant.scales import Scales
 
 
 def remove_quantisation(model: Model) -> int:
@@ -44,8 +46,6 @@ def remove_quantisation(model: Model) -> int:
 def _values(node: gs.Node) -> NDArray[np.floating]:
     """The float constant that a DequantizeLinear makes of its integer one, in the scale's type."""
     codes, scale = values_of(node.inputs[0]), values_of(node.inputs[1])
-    if scale.ndim:
-        shape = [1] * codes.ndim
-        shape[node.attrs.get("axis", 1)] = scale.size
-        scale = scale.reshape(shape)
-    return np.asarray(codes.astype(np.float32) * scale.astype(np.float32), scale.dtype)
+    axis, block = int(node.attrs.get("axis", 1)), int(node.attrs.get("block_size", 0))
+    scales = Scales(np.asarray(scale, np.float32), axis if scale.ndim else None, block)
+    return np.asarray(dequantize(codes, scales), scale.dtype)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from gpusq_onnx.graph.edits import rewire, unlink
@@ -24,6 +25,7 @@ from gpusq_onnx.graph.model import Model, data_type_of, values_of
 from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.precision import HALF, SINGLE, computes, half_slots
 from gpusq_onnx.graph.shapes import Types
+from gpusq_onnx.quant.scales import Scales
 
 
 @dataclass
@@ -228,12 +230,9 @@ def _suffix(kind: np.dtype[Any]) -> str:
     return "_fp16" if kind == HALF else "_fp32"
 
 
-def _round_again(node: gs.Node, old: Any, new: Any) -> None:
-    """INT8 codes at the raised scale."""
-    codes = node.inputs[0]
-    ratio = np.asarray(old / new, np.float32)
-    if ratio.ndim:
-        shape = [1] * len(codes.shape)
-        shape[node.attrs.get("axis", 1)] = -1
-        ratio = ratio.reshape(shape)
-    codes.values = np.rint(values_of(codes).astype(np.float32) * ratio).astype(values_of(codes).dtype)
+def _round_again(node: gs.Node, old: NDArray[Any], new: NDArray[Any]) -> None:
+    """Integer codes at the raised scale."""
+    codes = values_of(node.inputs[0])
+    axis, block = int(node.attrs.get("axis", 1)), int(node.attrs.get("block_size", 0))
+    ratio = Scales(np.asarray(old / new, np.float32), axis if old.ndim else None, block).along(codes.shape)
+    node.inputs[0].values = np.rint(codes.astype(np.float32) * ratio).astype(codes.dtype)

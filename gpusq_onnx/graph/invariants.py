@@ -25,7 +25,10 @@ from gpusq_onnx.quant.formats import natural
 
 Rule = Callable[[Model], Iterator[str]]
 
+RESEARCH = "pkg.gpusq_onnx.research"  # metadata: the quantisation is of a form that TensorRT is not known to run
+
 _TAKEN = ("int8", "int4", "float8e4m3fn", "float4e2m1")  # by TensorRT, as codes
+_TAKEN_NAMES = ", ".join(element.upper() for element in _TAKEN)
 _SCALES_OF_ANY_TYPE = 23  # from this opset on QuantizeLinear's scale has a type of its own
 _SMALLEST_FP16_SCALE = 6.1e-5  # below, a half-precision scale is subnormal or zero
 
@@ -81,15 +84,22 @@ def positive_scales(model: Model) -> Iterator[str]:
 
 
 def symmetric(model: Model) -> Iterator[str]:
-    """Every zero point is present, of a type TensorRT quantises to, of the scale's shape, and zero."""
+    """Every zero point is present, of a type TensorRT quantises to, of the scale's shape, and zero.
+
+    It may be missing where codes are stored: their type is known then, and ONNX takes it to be zero.
+    """
     for node in _qdq(model):
+        if len(node.inputs) < 3 and (kind := _stored_type(node)):
+            if kind not in _TAKEN:
+                yield f"node {node.name!r}: codes of type {kind.upper()}; TensorRT takes {_TAKEN_NAMES}"
+            continue
         if len(node.inputs) < 3 or not isinstance(node.inputs[2], gs.Constant):
             yield f"node {node.name!r} has no constant zero point: ONNX then means UINT8 and TensorRT INT8"
             continue
         zero, scale = node.inputs[2], node.inputs[1]
         if type_name(zero) not in _TAKEN:
-            taken = ", ".join(element.upper() for element in _TAKEN)
-            yield f"node {node.name!r}: zero point {zero.name!r} is {type_name(zero).upper()}; TensorRT takes {taken}"
+            found = type_name(zero).upper()
+            yield f"node {node.name!r}: zero point {zero.name!r} is {found}; TensorRT takes {_TAKEN_NAMES}"
         elif np.any(np.asarray(values_of(zero), np.float32)):
             yield f"node {node.name!r}: zero point {zero.name!r} is not zero"
         if isinstance(scale, gs.Constant) and tuple(zero.shape) != tuple(scale.shape):
@@ -115,11 +125,16 @@ def scale_shapes(model: Model) -> Iterator[str]:
 
 
 def blocks(model: Model) -> Iterator[str]:
-    """Blocks have a size of the format, along the reduction; a format that activations cannot have has blocks only."""
+    """Blocks have a size of the format, along the reduction; a format that activations cannot have has blocks only.
+
+    A model that is marked as written for research is not asked.
+    """
+    if RESEARCH in model.metadata:
+        return
     flow = Dataflow(model)
     for node in _qdq(model):
         zero = node.inputs[2] if len(node.inputs) > 2 else None
-        fmt = natural(type_name(zero)) if isinstance(zero, gs.Constant) else None
+        fmt = natural(type_name(zero) if isinstance(zero, gs.Constant) else _stored_type(node))
         size = node.attrs.get("block_size", 0)
         if fmt is None or (not size and fmt.activations):
             continue
@@ -135,6 +150,9 @@ def blocks(model: Model) -> Iterator[str]:
         elif isinstance(weight, gs.Constant) and any(_out_axis(r, weight) == axis for r in node.outputs[0].outputs):
             found = f"{fmt.label} blocks along axis {axis}"
             yield f"node {node.name!r}: {found}, the output channels, and not the reduction"
+        elif not fmt.grid and any(_reads_rounded_data(reader) for reader in node.outputs[0].outputs):
+            found = f"{fmt.label} in blocks beside data in a Q/DQ pair"
+            yield f"node {node.name!r}: {found}; TensorRT parses that and cannot build it"
 
 
 def scale_types(model: Model) -> Iterator[str]:
@@ -234,6 +252,12 @@ def _qdq(model: Model) -> Iterator[gs.Node]:
     return (node for node in _nodes(model) if node.op in ("QuantizeLinear", "DequantizeLinear"))
 
 
+def _stored_type(node: gs.Node) -> str:
+    """The ONNX name, in lower case, of the type of codes that a DequantizeLinear reads from the file; else empty."""
+    stored = node.op == "DequantizeLinear" and isinstance(node.inputs[0], gs.Constant)
+    return type_name(node.inputs[0]) if stored else ""
+
+
 def _known_type(tensor: gs.Tensor) -> np.dtype[Any] | None:
     """The type of a constant, of a graph input, or of what a DequantizeLinear makes; None where it takes inference."""
     if isinstance(tensor, gs.Constant):
@@ -251,6 +275,12 @@ def _out_axis(reader: gs.Node, weight: gs.Constant) -> int | None:
     if reader.op == "MatMul":
         return len(weight.shape) - 1
     return (0 if reader.attrs.get("transB", 0) else 1) if reader.op == "Gemm" else None
+
+
+def _reads_rounded_data(reader: gs.Node) -> bool:
+    """Whether the left operand of a matrix product comes through a Q/DQ pair."""
+    made = reader.inputs[0].inputs if reader.op in ("MatMul", "Gemm") else []
+    return bool(made) and made[0].op == "DequantizeLinear" and not _stored_type(made[0])
 
 
 def _nodes(model: Model) -> Iterator[gs.Node]:

@@ -177,11 +177,11 @@ def store_codes(model: Model, site: Site, codes: NDArray[Any]) -> list[str]:
             stored = np.ascontiguousarray(view.write(codes, np.zeros(seen.shape, codes.dtype)))
             made[view, seen.shape] = gs.Constant(fresh(f"{site.weight.name}_{kind.name}"), stored.astype(kind))
         dequantize.inputs[0] = made[view, seen.shape]
-        _prune(model, quantize)
+        prune_node(model, quantize)
     return [str(constant.name) for constant in made.values()]
 
 
-def _prune(model: Model, node: gs.Node) -> None:
+def prune_node(model: Model, node: gs.Node) -> None:
     """Take a node out, and with it what was made for it alone."""
     makers = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
     unlink(node)
@@ -189,4 +189,4 @@ def _prune(model: Model, node: gs.Node) -> None:
     kept = {id(tensor) for tensor in model.graph.outputs}
     for maker in makers:
         if all(not tensor.outputs and id(tensor) not in kept for tensor in maker.outputs):
-            _prune(model, maker)
+            prune_node(model, maker)

@@ -42,6 +42,7 @@ def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | N
         if one_image and value.name in fed and len(dims) and not dims[0].HasField("dim_value"):
             dims[0].dim_value = 1
     del skeleton.graph.value_info[:]
+    _spell_out(skeleton.graph)
     try:
         inferred = shape_inference.infer_shapes(skeleton, check_type=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
@@ -52,6 +53,20 @@ def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | N
         ) from None
     shapes, types = _collect(inferred.graph)
     return shapes | (_of_one_image(model, shapes) if one_image else {}), types
+
+
+def _spell_out(graph: GraphProto) -> None:
+    """Put MatMul in place of onnxruntime's MatMulNBits, of which ONNX knows no shape."""
+    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for number, node in enumerate(graph.node):
+        if node.op_type != "MatMulNBits" or node.domain != "com.microsoft":
+            continue
+        sides = {attribute.name: attribute.i for attribute in node.attribute}
+        name, shape = f"{node.name}_{number}_matrix", [sides.get("K"), sides.get("N")]
+        graph.input.append(onnx.helper.make_tensor_value_info(name, kinds.get(node.input[2], 0), shape))
+        matmul = onnx.helper.make_node("MatMul", [node.input[0], name], node.output, node.name)
+        node.CopyFrom(matmul)
 
 
 def _of_one_image(model: Model, shapes: Shapes) -> Shapes:

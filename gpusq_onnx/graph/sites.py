@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
+from gpusq_onnx.graph.quantize_nodes import code_type, is_grid_clip
 from gpusq_onnx.graph.trace import weight_of
 from gpusq_onnx.graph.views import View
 
@@ -157,6 +158,11 @@ class Site:
         return next(written, "") if self.quantised == "qdq" else self.quantised
 
     @property
+    def has_scales(self) -> bool:
+        """Whether a DequantizeLinear restores the weight."""
+        return any(node.op == "DequantizeLinear" for node in self.trail)
+
+    @property
     def reads_as(self) -> np.dtype[Any]:
         """The float type that the readers compute in: the stored one, unless a Cast is between."""
         casts = (node.attrs["to"] for node in self.trail if node.op == "Cast")
@@ -204,22 +210,13 @@ def find_sites(model: Model, flow: Dataflow | None = None) -> list[Site]:
 
 
 def before_qdq(tensor: gs.Tensor) -> gs.Tensor:
-    """The tensor before a QuantizeLinear/DequantizeLinear pair, or the tensor itself."""
+    """The tensor before a QuantizeLinear/DequantizeLinear pair, and before its Clip to a grid; or the tensor itself."""
     before = tensor
     for op in ("DequantizeLinear", "QuantizeLinear"):
         if not before.inputs or before.inputs[0].op != op:
             return tensor
         before = before.inputs[0].inputs[0]
-    return before
-
-
-def code_type(quantize: gs.Node) -> str:
-    """The ONNX name of the type that a QuantizeLinear writes, in lower case."""
-    zero = quantize.inputs[2] if len(quantize.inputs) > 2 else None
-    if isinstance(zero, gs.Constant):
-        return type_name(zero)
-    declared = quantize.attrs.get("output_dtype", 0) or onnx.TensorProto.UINT8
-    return str(onnx.TensorProto.DataType.Name(declared)).lower()
+    return before.inputs[0].inputs[0] if before.inputs and is_grid_clip(before.inputs[0]) else before
 
 
 def module_path(node: gs.Node) -> str:

@@ -93,6 +93,21 @@ class Fact(Protocol):
 
 
 @dataclass(frozen=True)
+class Written:
+    """What a pass writes, as the table of targets names it (`pipeline.targets`).
+
+    Attributes:
+        forms: of Linears: "int8 x int8", "int4 in blocks x float", "MatMulNBits", "fp16".
+        patterns: of weights: "2:4".
+        narrow_outputs: outputs of sparse Linears have Q/DQ pairs, too.
+    """
+
+    forms: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    narrow_outputs: bool = False
+
+
+@dataclass(frozen=True)
 class Given:
     """What a plan may rely on beside the model.
 
@@ -169,6 +184,10 @@ class Pass(ABC, Generic[OptionsT]):
     def needs_data(self) -> bool:
         """Whether `apply` reads calibration data with these options."""
         return False
+
+    def writes(self) -> Written:
+        """What a target must run after this pass."""
+        return Written()
 
     def ready(self) -> None:
         """Raise EnvironmentLacking or UsageError for what is missing beside the model, before any pass has run."""

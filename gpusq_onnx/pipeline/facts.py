@@ -62,11 +62,19 @@ class SparseWeight:
 
 @dataclass(frozen=True)
 class ExplicitQuantisation:
-    """Every Q/DQ pair of the model is one that TensorRT's parser takes, and where our rules want one."""
+    """Every Q/DQ pair of the model is where our rules want one, and one that TensorRT takes.
+
+    Attributes:
+        tensorrt: as it says; False for forms that are written for research (`invariants.RESEARCH`).
+    """
+
+    tensorrt: bool = True
 
     @property
     def text(self) -> str:
         """The fact as a sentence."""
+        if not self.tensorrt:
+            return "all Q/DQ pairs are symmetric and positive; TensorRT's rules for 4 bits were not asked"
         return "all Q/DQ pairs are symmetric, positive and legal for TensorRT"
 
     def broken(self, model: Model, structure: Structure) -> str | None:

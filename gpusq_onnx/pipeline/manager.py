@@ -33,7 +33,7 @@ from gpusq_onnx.graph.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.pipeline import automatic, proof, table
+from gpusq_onnx.pipeline import automatic, proof, table, targets
 from gpusq_onnx.pipeline.base import Context, Given, Pass
 from gpusq_onnx.pipeline.execute import (
     PREFIX,
@@ -65,13 +65,14 @@ def plan(
     allow_noop: bool = False,
     progress: Progress | None = None,
     canonical: bool = True,
+    target: str | None = None,
 ) -> Outcome:
     """What `run` would do to each tensor, and the totals that it would reach; nothing is changed or written.
 
     Raises:
         UsageError, UnsupportedModelError, NothingMatched: as `run`.
     """
-    pipeline = table.expand(pipeline)
+    pipeline, notes = _fitted(pipeline, target)
     passes = table.resolve(pipeline)
     model = io.load(path)
     settled = remembered.settle(data, [model.metadata], path.parent)
@@ -88,7 +89,7 @@ def plan(
         before = measure(model, structure)
         facts = take_facts(model)
         steps, worked = list[StepOutcome](), list[Pass[Any]]()
-        idle, warnings = list[NothingMatched](), list(settled.warnings)
+        idle, warnings = list[NothingMatched](), [*settled.warnings, *notes]
         for step in passes:
             given = Given(data.path is not None, tuple(facts), kinds_before(worked))
             rows = planned(step, model, structure, given)
@@ -123,6 +124,7 @@ def run(
     canonical: bool = True,
     results: Staging | None = None,
     reproducible: bool = True,
+    target: str | None = None,
 ) -> Outcome:
     """Apply a pipeline to a model file and write the result.
 
@@ -132,11 +134,12 @@ def run(
         allow_noop: that no pass changes anything is no error.
         leader: of several processes that train together and all run this, the one that writes.
         canonical: put the pass `canonical` first where it has something to do (see `pipeline.automatic`).
+        target: a name of `pipeline.targets`, which the pipeline is made to fit.
         results: write there, and leave it to the caller to commit; None: the result has its name when this returns.
         reproducible: what fails by our fault leaves a reproducer beside the output.
 
     Raises:
-        UsageError: output equal to input, a folder that does not exist, an unknown pass or option.
+        UsageError: output equal to input, a folder that does not exist, an unknown pass, option or target.
         UnsupportedModelError, UnsupportedDataError, NothingMatched: the model or the data cannot be used.
         PassFailed, InvariantError: our fault; a reproducer lies beside the output. A written file that onnxruntime
             refuses, or runs to another result than it says, is one (`pipeline.proof`).
@@ -154,8 +157,9 @@ def run(
                 canonical=canonical,
                 results=own,
                 reproducible=reproducible,
+                target=target,
             )
-    pipeline = table.expand(pipeline)
+    pipeline, notes = _fitted(pipeline, target)
     passes = table.resolve(pipeline)
     model = io.load(path)
     check_output(output, [path, *io.data_files(model)])
@@ -163,6 +167,7 @@ def run(
     data = settled.options
     with blaming(path), _hashing(path, model) as file, Trials() as trials:
         state = begin(model, passes, data, allow_noop, trials.start(), progress or NullProgress())
+        state.warnings += notes
         state.folder = output.with_name(output.name + ".training")
         state.snapshot = take(model)
         structure = analyse(model, state.snapshot)
@@ -192,6 +197,9 @@ def run(
         found = file.result()
         if newer.settle_newer(model):
             invariants.check(model, "writing for a newer opset")
+        if target is not None:
+            state.warnings += targets.too_new(target, model.opset)
+            model.set_metadata({f"{PREFIX}target": target})
         model.set_metadata(_provenance(model, pipeline, found.sha256, data.seed, used))
         written = shown = None
         if leader:
@@ -215,6 +223,12 @@ def run(
         ),
         shown,
     )
+
+
+def _fitted(pipeline: Pipeline, target: str | None) -> tuple[Pipeline, list[str]]:
+    """The pipeline with its presets replaced, as the target runs it, and what is to be said of that."""
+    pipeline = table.expand(pipeline)
+    return (pipeline, []) if target is None else targets.fit(pipeline, target)
 
 
 def _written(state: Run, structure: Structure, path: Path, output: Path, results: Staging) -> tuple[FileFacts, Proof]:

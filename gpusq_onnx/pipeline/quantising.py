@@ -23,7 +23,7 @@ from gpusq_onnx.graph.qdq import MAX_TOKENS
 from gpusq_onnx.graph.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Attention, Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow, Written
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.quantise import Settings, quantise
 from gpusq_onnx.pipeline.ranges import When
@@ -78,16 +78,16 @@ class QuantisingPass(Pass[OptionsT]):
     def needs_data(self) -> bool:
         return True
 
+    @property
+    def narrow_outputs(self) -> bool:
+        """Whether it puts pairs on the outputs of sparse Linears."""
+        return False
+
+    def writes(self) -> Written:
+        return Written((self.scheme.form,), narrow_outputs=self.narrow_outputs)
+
     def requires(self, model: Model, structure: Structure) -> None:
-        pairs = [node for node in model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear")]
-        if pairs:
-            raise UnsupportedModelError(
-                "the model is quantised already",
-                where=f"node {pairs[0].name!r}",
-                expected="a float model",
-                found=f"{len(pairs)} QuantizeLinear and DequantizeLinear nodes",
-                hint="start from the float model; a quantised one is checked by gpusq-onnx inspect",
-            )
+        require_float(model)
 
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
         selector = Selector(self.options.only, self.options.skip)
@@ -195,6 +195,19 @@ class QuantisingPass(Pass[OptionsT]):
             path = attention.proj.path.rpartition(".")[0] if attention.proj is not None else ""
             rows.append(PlanRow(tensor.name, path, operand, node.op, shape, decision, why, {} if reason else detail))
         return rows
+
+
+def require_float(model: Model) -> None:
+    """Raise UnsupportedModelError for a model that has Q/DQ nodes."""
+    pairs = [node for node in model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear")]
+    if pairs:
+        raise UnsupportedModelError(
+            "the model is quantised already",
+            where=f"node {pairs[0].name!r}",
+            expected="a float model",
+            found=f"{len(pairs)} QuantizeLinear and DequantizeLinear nodes",
+            hint="start from the float model; a quantised one is checked by gpusq-onnx inspect",
+        )
 
 
 def _row(

@@ -23,18 +23,9 @@ class Selector:
         self.only, self.skip = tuple(only), tuple(skip)
 
     def check(self, sites: Sequence[Site], where: str) -> None:
-        """Raise SelectorUnmatched for the first pattern without a match; `where` names the pass and its options."""
-        for option, patterns in (("only", self.only), ("skip", self.skip)):
-            for pattern in patterns:
-                if not any(matches(pattern, site) for site in sites):
-                    names = sorted({site.path or site.name for site in sites})
-                    raise SelectorUnmatched(
-                        f"the selector {pattern!r} matches no weight",
-                        where=f"{where}.{option}",
-                        expected=f"a role ({', '.join(sorted({s.role for s in sites}))}), an operator "
-                        f"({', '.join(OPERATORS)}), or a pattern for names such as {', '.join(names[:3])}",
-                        hint="gpusq-onnx inspect MODEL lists every weight with its name, path and role",
-                    )
+        """Raise SelectorUnmatched for the first pattern without a match; `where` names the pass."""
+        require_matches(self.only, sites, f"{where}.only")
+        require_matches(self.skip, sites, f"{where}.skip")
 
     def refuses(self, site: Site) -> str | None:
         """Why the site is left out, or None."""
@@ -42,6 +33,20 @@ class Selector:
             return f"not selected by only={';'.join(self.only)}"
         hit = next((pattern for pattern in self.skip if matches(pattern, site)), None)
         return f"left out by skip={hit}" if hit is not None else None
+
+
+def require_matches(patterns: Sequence[str], sites: Sequence[Site], where: str) -> None:
+    """Raise SelectorUnmatched for the first pattern without a match; `where` names the pass and the option."""
+    for pattern in patterns:
+        if not any(matches(pattern, site) for site in sites):
+            names = sorted({site.path or site.name for site in sites})
+            raise SelectorUnmatched(
+                f"the selector {pattern!r} matches no weight",
+                where=where,
+                expected=f"a role ({', '.join(sorted({s.role for s in sites}))}), an operator "
+                f"({', '.join(OPERATORS)}), or a pattern for names such as {', '.join(names[:3])}",
+                hint="gpusq-onnx inspect MODEL lists every weight with its name, path and role",
+            )
 
 
 def matches(pattern: str, site: Site) -> bool:

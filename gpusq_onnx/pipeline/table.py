@@ -33,6 +33,8 @@ BUILTIN: Mapping[str, str] = MappingProxyType(
         "prune-nm": "gpusq_onnx.passes.prune:PruneNm",
         "prune": "gpusq_onnx.passes.prune:Prune",
         "qat": "gpusq_onnx.passes.qat:Qat",
+        "int4-weights": "gpusq_onnx.passes.int4:Int4Weights",
+        "qdq-int4": "gpusq_onnx.passes.qdq_int4:QdqInt4",
         "qdq-int8": "gpusq_onnx.passes.qdq:QdqInt8",
         "qdq": "gpusq_onnx.passes.qdq:Qdq",
     }

@@ -50,6 +50,16 @@ class Scheme:
     attention: Format | None = None
     block: int = 0
 
+    @property
+    def form(self) -> str:
+        """Weights x data by name: "int8 x int8", "int4 in blocks x float"."""
+        return form_name(self.weight.name, "float" if self.input is None else self.input.name, blocks=self.block > 0)
+
+
+def form_name(weight: str, data: str, *, blocks: bool = False) -> str:
+    """How a form of Linears is called: the formats of weights and data, by name."""
+    return f"{weight}{' in blocks' if blocks else ''} x {data}"
+
 
 _SCHEMES = {
     row.name: row

@@ -12,13 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from gpusq_onnx.graph.codes import float_format, quantised
-from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.codes import float_format, quantised, weight_scales_of
+from gpusq_onnx.graph.invariants import RESEARCH
+from gpusq_onnx.graph.model import Model, type_name
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.graph.weight_only import NBITS, NBits, find_nbits, read_nbits
 from gpusq_onnx.pipeline.progress import NullProgress, Progress, track
+from gpusq_onnx.quant.formats import INT4
 from gpusq_onnx.report.kernels import Facts, Obstacle, eligible, find_obstacles, kernel
 from gpusq_onnx.sparsity.patterns import patterns_of
+
+_FOR_TENSORRT = "--passes int4-weights on the float model writes the form that TensorRT reads"
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,10 @@ class WeightReport:
         quantised: "weight", "input" and "output", those that have Q/DQ.
         codes: the ONNX type of the weight's codes ("int8", "int4", "float8e4m3fn"); "" for a float weight.
         format: of the weight: "int8", "int4-in-int8", "fp8", ...; "" for a float weight.
+        scale_block: elements along k that share a scale; 0: one scale an output channel, or no scale.
         nodes: names of the MatMul, Gemm or Conv nodes that read it.
-        kernel: the class that TensorRT can choose, e.g. "sparse INT8".
+        kernel: the class that TensorRT can choose, e.g. "sparse INT8"; "onnxruntime only" for a MatMulNBits, "none
+            known" for forms that are written for research.
         eligible: the builder should find it fit for sparse kernels, chosen or not.
         obstacles: what keeps it from a sparse kernel, or makes a dense one likelier; empty where nothing does.
     """
@@ -52,6 +59,7 @@ class WeightReport:
     quantised: tuple[str, ...]
     codes: str
     format: str
+    scale_block: int
     nodes: tuple[str, ...]
     kernel: str
     eligible: bool
@@ -85,12 +93,16 @@ class Inspection:
 def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspection:  # noqa: B008 - it has no state
     """Look at every weight. Reads each one once; nothing is changed."""
     sites = analyse(model).sites
-    weights = tuple(_weight(site) for site in track(progress, sites, "inspecting weights", len(sites)))
+    research = model.metadata.get(RESEARCH, "")
+    found = [_weight(site, research) for site in track(progress, sites, "inspecting weights", len(sites))]
+    order = {str(node.name): number for number, node in enumerate(model.graph.nodes)}
+    found += map(_nbits, find_nbits(model))
+    weights = tuple(sorted(found, key=lambda weight: order[weight.nodes[0]]))
     ours = {key: value for key, value in model.metadata.items() if key.startswith("pkg.gpusq_onnx.")}
     return Inspection(model.opset, weights, ours)
 
 
-def _weight(site: Site) -> WeightReport:
+def _weight(site: Site, research: str) -> WeightReport:
     w = site.read()
     facts = Facts(
         op=site.op,
@@ -104,6 +116,9 @@ def _weight(site: Site) -> WeightReport:
         conflicts=(*site.unfit, *site.conflicts),
     )
     obstacles = find_obstacles(facts)
+    unknown = bool(research) and facts.quantised.input is not None and site.code_type == INT4.element
+    if unknown:
+        obstacles = (Obstacle("research", research, "--passes qdq-int4 without deployment=native", True), *obstacles)
     return WeightReport(
         name=site.name,
         module=site.path,
@@ -117,8 +132,36 @@ def _weight(site: Site) -> WeightReport:
         quantised=facts.quantised.sides,
         codes=site.code_type,
         format="" if facts.quantised.weight is None else facts.quantised.weight.name,
+        scale_block=weight_scales_of(site).block if site.has_scales else 0,
         nodes=tuple(str(node.name) for node in site.readers),
-        kernel=kernel(facts, obstacles),
+        kernel="none known" if unknown else kernel(facts, obstacles),
         eligible=eligible(obstacles),
         obstacles=obstacles,
+    )
+
+
+def _nbits(found: NBits) -> WeightReport:
+    """A weight in a node of onnxruntime's own, whose codes are no matrix of the graph."""
+    plain = found.bits == 4 and len(found.node.inputs) < 4  # without zero points
+    codes = read_nbits(found)[0] if plain else None
+    kind = f"{'' if plain else 'u'}int{found.bits}"
+    obstacle = Obstacle("runtime", f"{NBITS} is a node of onnxruntime that TensorRT does not have", _FOR_TENSORRT, True)
+    return WeightReport(
+        name=found.weight,
+        module=found.path,
+        role="linear",
+        block=None,
+        op=NBITS,
+        shape=(found.out, found.k),
+        dtype=type_name(found.node.inputs[1]),
+        patterns=() if codes is None else tuple(pattern.name for pattern in patterns_of(codes)),
+        zeros=0.0 if codes is None else round(1.0 - float(np.count_nonzero(codes)) / max(1, codes.size), 4),
+        quantised=("weight",),
+        codes=kind,
+        format=kind,
+        scale_block=found.block,
+        nodes=(str(found.node.name),),
+        kernel="onnxruntime only",
+        eligible=False,
+        obstacles=(obstacle,),
     )

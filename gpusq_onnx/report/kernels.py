@@ -74,6 +74,12 @@ class Facts:
         return any(pattern.implies(TWO_FOUR) for pattern in self.patterns)
 
     @property
+    def weight_only(self) -> bool:
+        """Narrow codes that a kernel of a float type reads."""
+        weight = self.quantised.weight
+        return weight is not None and self.quantised.input is None and _as_carried(weight) in WEIGHT_ONLY
+
+    @property
     def precision(self) -> str:
         """What it computes in: the codes' type, the float type, or input x weight where the two differ.
 
@@ -114,7 +120,10 @@ def _deciding(facts: Facts) -> Iterable[Obstacle]:
         yield Obstacle("alignment", f"{side} = {facts.grouped} is no multiple of 4", "", True)
     elif not facts.sparse:
         yield Obstacle("pattern", f"{_found(facts)} ({facts.zeros:.0%} zeros)", "--passes prune24", True)
-    if facts.precision not in _SPARSE:
+    if facts.weight_only:
+        text = f"{facts.precision} runs dense: its kernels take no sparse weight"
+        yield Obstacle("precision", text, "--passes qdq-int4 writes 4-bit values for sparse INT8 kernels", True)
+    elif facts.precision not in _SPARSE:
         parts = [part for part in ("input", "weight") if part not in facts.quantised.sides]
         what = f"quantise its {' and '.join(parts)}" if parts else "quantise it to INT8"
         text = f"{facts.precision} has no sparse kernel: {what}, or use FP16"

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gpusq_onnx.graph.codes import activation_format
 from gpusq_onnx.graph.model import Node, values_of
+from gpusq_onnx.graph.quantize_nodes import activation_format, is_grid_clip
 from gpusq_onnx.graph.trace import trace
 from gpusq_onnx.quant.formats import format_of, natural
 from gpusq_onnx.quant.formats import quantize as quantized
@@ -157,9 +157,7 @@ class Clipped(Value):
 
 def clipped(c: Call) -> Clipped | None:
     """What a Clip makes that only keeps QuantizeLinears within a narrower grid; None for any other Clip."""
-    readers = c.node.outputs[0].outputs
-    formats = [activation_format(reader) for reader in readers if reader.op == "QuantizeLinear"]
-    if len(formats) != len(readers) or not formats or any(fmt is None or not fmt.carried for fmt in formats):
+    if not is_grid_clip(c.node):
         return None
     shadow = tuple(torch.empty(world.shape, dtype=world.dtype, device="meta") for world in c.x(0).worlds)
     return Clipped(shadow, False, None, None, c.x(0), tuple(str(bound.name) for bound in c.node.inputs[1:3]))

@@ -29,6 +29,7 @@ def compress(
     overrides: Iterable[str] = (),
     allow_noop: bool = False,
     canonical: bool = True,
+    target: str | None = None,
     seed: int | None = None,
     progress: Progress = NullProgress(),  # noqa: B008 - it has no state
     leader: bool = True,
@@ -47,6 +48,7 @@ def compress(
         overrides: texts `PASS.KEY=VALUE`.
         allow_noop: that no pass changes anything is no error.
         canonical: rewrite Einsum, branches and computed weights first, where there are any.
+        target: where the model is to run, which the pipeline is made to fit: "ampere", ... (`pipeline.targets`).
         seed: of all that is random.
         leader: of several processes that train together and all call this, the one that writes.
         results: write there, and leave it to the caller to commit.
@@ -59,21 +61,22 @@ def compress(
     """
     pipeline = as_pipeline(passes, finetune=finetune, finetune_steps=finetune_steps, overrides=overrides)
     scratch = Scratch() if output is None else None
-    target = scratch.path / IN_MEMORY if scratch else Path(output or "")
+    written = scratch.path / IN_MEMORY if scratch else Path(output or "")
     with as_file(model) as path, samples.opened(model, data, data_options, seed) as options:
         outcome = manager.run(
             path,
-            target,
+            written,
             pipeline,
             data=options,
             allow_noop=allow_noop,
             progress=progress,
             leader=leader,
             canonical=canonical,
+            target=target,
             results=results,
             reproducible=scratch is None,
         )
     outcome = as_named(outcome, model, data)
     if scratch and outcome.output:
         outcome = replace(outcome, output=replace(outcome.output, path=IN_MEMORY))
-    return Result(outcome, target, model, data, data_options, scratch)
+    return Result(outcome, written, model, data, data_options, scratch)

@@ -24,6 +24,7 @@ def plan(
     overrides: Iterable[str] = (),
     allow_noop: bool = False,
     canonical: bool = True,
+    target: str | None = None,
     seed: int | None = None,
     progress: Progress = NullProgress(),  # noqa: B008 - it has no state
 ) -> Plan:
@@ -35,6 +36,12 @@ def plan(
     pipeline = as_pipeline(passes, finetune=finetune, finetune_steps=finetune_steps, overrides=overrides)
     with as_file(model) as path, samples.opened(model, data, data_options, seed) as options:
         outcome = manager.plan(
-            path, pipeline, data=options, allow_noop=allow_noop, progress=progress, canonical=canonical
+            path,
+            pipeline,
+            data=options,
+            allow_noop=allow_noop,
+            progress=progress,
+            canonical=canonical,
+            target=target,
         )
     return Plan(as_named(outcome, model, data))

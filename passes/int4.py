@@ -1,0 +1,149 @@
+"""Weights of Linears in 4 bits, everything else in floating point: smaller files, and less to read from memory.
+
+    tensorrt      INT4 initializer -> DequantizeLinear in blocks along K -> MatMul; onnxruntime's default session takes
+                  it, too, and rounds the data to INT8 there (0.6 % of a product's norm)
+    onnxruntime   com.microsoft::MatMulNBits nodes, with the accuracy level that is asked for; TensorRT has no such node
+
+A block's scale is the clip of least squared error over its weights that are not zero. `block=auto` takes the largest of
+128, 64, 32 and 16 that divides K: 64 for K = 192. Convolutions keep their weights: no kernel reads 4 bits there.
+No data is needed, and nothing is calibrated.
+
+Source: docs/formats.md; forms in `gpusq_onnx.graph.weight_only`. Limits: MatMul and Gemm; weights that nobody else
+reads; one zero point, which is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+
+from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
+from gpusq_onnx.graph.exclusions import SMALLEST, excluded
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.graph.weight_only import NBITS, find_nbits, write_dequantized, write_nbits
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow, Written
+from gpusq_onnx.pipeline.facts import ExplicitQuantisation
+from gpusq_onnx.pipeline.parallel import in_order
+from gpusq_onnx.pipeline.quantising import require_float
+from gpusq_onnx.pipeline.selectors import Selector
+from gpusq_onnx.quant.clipping import weight_scales
+from gpusq_onnx.quant.formats import INT4, quantize
+from gpusq_onnx.quant.scales import Scales
+from gpusq_onnx.quant.schemes import form_name
+
+AUTO = (128, 64, 32, 16)
+
+
+class Int4Options(PassOptions):
+    """Options of `int4-weights`."""
+
+    runtime: Literal["tensorrt", "onnxruntime"] = Field(
+        "tensorrt",
+        validation_alias=AliasChoices("runtime", "for"),
+        description="whose form: DequantizeLinear in blocks, or MatMulNBits; for=... says the same",
+    )
+    block: Literal["auto", 128, 64, 32, 16] = Field("auto", description="weights along K that share a scale")
+    clip: Literal["mse", "absmax"] = Field("mse", description="how scales are chosen")
+    accuracy_level: int = Field(
+        4, ge=0, le=4, description="onnxruntime: of MatMulNBits; 4 rounds the data to INT8, 1 keeps it in FP32, 0 unset"
+    )
+    only: list[str] = Field([], description="roles, operators or name patterns to quantise; empty: all")
+    skip: list[str] = Field([], description="roles, operators or name patterns to leave in float")
+    smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay in float")
+
+
+class Int4Weights(Pass[Int4Options]):
+    """See the module's text."""
+
+    name = "int4-weights"
+    kind = "quantise"
+    summary = "weights of Linears in INT4 with a scale a block, data in float; needs no data"
+    source = "ONNX DequantizeLinear-21; onnxruntime MatMulNBits"
+    Options = Int4Options
+
+    def writes(self) -> Written:
+        nbits = self.options.runtime == "onnxruntime"
+        return Written((NBITS if nbits else form_name(INT4.name, "float", blocks=True),))
+
+    def requires(self, model: Model, structure: Structure) -> None:
+        require_float(model)
+        if (found := next(find_nbits(model), None)) is not None:
+            raise UnsupportedModelError(
+                "the model has 4-bit weights already",
+                where=f"node {found.node.name!r}",
+                expected="a float model",
+                found=f"a MatMulNBits of {found.bits} bits",
+                hint="start from the float model; a quantised one is checked by gpusq-onnx inspect",
+            )
+
+    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+        selector = Selector(self.options.only, self.options.skip)
+        selector.check(structure.sites, self.name)
+        rows = [self._row(site, structure, selector) for site in structure.sites]
+        if all(row.skipped for row in rows):
+            raise NothingMatched(
+                "no weight can be stored in 4 bits",
+                found="; ".join(sorted({row.reason for row in rows})[:4]) or "a graph without constant weights",
+                hint=f"gpusq-onnx plan MODEL --passes {self.name} lists every weight; widen the choice with only=ROLE",
+            )
+        return rows
+
+    def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
+        sites = {site.name: site for site in structure.sites}
+        chosen = [(sites[row.tensor], int(row.detail["block"])) for row in plan if not row.skipped]
+        context.progress.start("quantising weights", len(chosen))
+        rounded = in_order(partial(_scales_of, self.options.clip), chosen)
+        for (site, _), scales in zip(chosen, rounded, strict=True):
+            codes = quantize(site.read(), scales, INT4)
+            if self.options.runtime == "tensorrt":
+                context.renamed[site.name] = [write_dequantized(model, site, codes, scales)]
+            else:
+                write_nbits(model, site, codes, scales, self.options.accuracy_level)
+                context.renamed[site.name] = []
+            context.progress.advance()
+        context.progress.finish()
+
+    def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
+        return [ExplicitQuantisation()] if self.options.runtime == "tensorrt" else []
+
+    def _row(self, site: Site, structure: Structure, selector: Selector) -> PlanRow:
+        named = bool(self.options.only)
+        block = next((size for size in self._sizes if site.k % size == 0), 0)
+        reason = selector.refuses(site) or excluded(site, "quantise", smallest=self.options.smallest, named=named)
+        reason = reason or _unfit(site, structure)
+        if not reason and not block:
+            remedy = "; block=auto takes one that does" if self.options.block != "auto" else ""
+            reason = f"no block of {' or '.join(map(str, self._sizes))} divides K = {site.k}{remedy}"
+        decision, detail = SKIP, {}
+        if not reason:
+            decision, detail = "quantise weight", {"format": INT4.name, "block": block}
+            where = "DequantizeLinear along axis 0" if self.options.runtime == "tensorrt" else "MatMulNBits"
+            reason = f"INT4, one scale for each {block} weights along K, {self.options.clip} clip; {where}"
+        return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return AUTO if self.options.block == "auto" else (self.options.block,)
+
+
+def _unfit(site: Site, structure: Structure) -> str:
+    """Why no kernel would read the weight in 4 bits, or why the file would grow; empty where nothing is in the way."""
+    if not site.is_linear:
+        return "a convolution: no kernel reads its weights in 4 bits"
+    if site.conflicts:
+        return f"{site.conflicts[0]}: it would be stored twice"
+    for reader in site.readers:
+        rank = len(reader.inputs[site.operand(reader)].shape or (0, 0))
+        if rank > 2 and len(structure.shapes.get(reader.inputs[0].name, ())) < rank:
+            return "the product gets its rank from the weight, which has two axes in 4 bits"
+    return ""
+
+
+def _scales_of(clip: Literal["mse", "absmax"], chosen: tuple[Site, int]) -> Scales:
+    site, block = chosen
+    return Scales(weight_scales(site.read(), INT4, method=clip, block=block), 1, block)
