@@ -6,6 +6,7 @@ it is in the provenance. A pipeline that names it says itself where it goes.
 
 from __future__ import annotations
 
+from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import table
@@ -23,8 +24,12 @@ def insert(pipeline: Pipeline, model: Model, structure: Structure) -> Pipeline:
         return pipeline
     first = compress[0]
     for step in (step for step in passes[:first] if step.structural):
+        try:
+            rows = step.plan(model, structure, Given())
+        except NothingMatched:
+            continue
         model = model.clone()
-        step.apply(model, structure, step.plan(model, structure, Given()), Context())
+        step.apply(model, analyse(model), rows, Context())
         structure = analyse(model)
     quantises = any(step.kind == "quantise" for step in passes)
     inserted = Step(NAME, {} if quantises else {"attention": False})  # in float, the fused kernel is the better one
