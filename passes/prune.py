@@ -30,7 +30,8 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow, Written
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, Written
+from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order, share
 from gpusq_onnx.pipeline.prefix import PrefixRunner
@@ -45,7 +46,7 @@ USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a sid
 LARGEST = 1e18  # of a weight that SparseGPT scores: squares of larger ones overflow float32
 
 
-class PruneOptions(PassOptions):
+class PruneOptions(EndsOptions):
     """Options of `prune` and of its names for a pattern."""
 
     method: Literal["auto", "magnitude", "sparsegpt"] = Field("auto", description="how weights are chosen")
@@ -53,7 +54,6 @@ class PruneOptions(PassOptions):
     only: list[str] = Field([], description="roles, operators or name patterns to prune; empty: all that can be")
     skip: list[str] = Field([], description="roles, operators or name patterns to leave dense")
     smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay dense")
-    head: bool = Field(False, description="prune the classifier head, too, as the paper does")
     damping: float = Field(0.01, gt=0, le=1, description="SparseGPT: share of the mean diagonal of H added to it")
     bias_correction: bool = Field(True, description="SparseGPT: move biases by the mean output error that is left")
 
@@ -148,7 +148,7 @@ class Prune(Pass[PruneOptions]):
         if site.channels % group:
             axis = "reduction length" if site.is_linear else "channels"
             return f"{axis} {site.channels} is not a multiple of {group}"
-        named = bool(self.options.only) or (self.options.head and site.role == "head")
+        named = bool(self.options.only) or self.options.includes(site)
         reason = excluded(site, "prune", smallest=self.options.smallest, named=named)
         if reason or site.conflicts:
             return reason or site.conflicts[0]

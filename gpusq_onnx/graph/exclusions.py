@@ -1,7 +1,8 @@
 """What is not pruned and not quantised, and why: every other weight is, whether or not structure has a name for it.
 
 One row of `EXCLUSIONS` is one reason: for which kind of pass it holds, whether it gives way when the user names the
-site (`only=`), and the sentence about a site that plans and reports print. The first row that applies decides.
+site (by `only=`; the two ends by `patch=true` and `head=true`), and the sentence about a site that plans and reports
+print. The first row that applies decides.
 
     product       no layer: the constant is on the left, or the other operand is constant, too
     double        a type that QuantizeLinear does not take
@@ -100,7 +101,7 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
     Exclusion("product", BOTH, True, _product),
     Exclusion("double", QUANTISE, True, _double),
     Exclusion("transposed", PRUNE, True, _transposed),
-    Exclusion("first layer", QUANTISE, False, _first_layer),
+    Exclusion("first layer", BOTH, False, _first_layer),
     Exclusion("head", BOTH, False, _head),
     Exclusion("joined maps", QUANTISE, False, _joined),
     Exclusion("grouped", BOTH, True, _grouped),
@@ -110,6 +111,6 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
 
 
 def excluded(site: Site, kind: Kind, *, smallest: int = SMALLEST, named: bool = False) -> str | None:
-    """Why a pass of this kind leaves the site alone, or None; `named`: the user asked for it by `only=`."""
+    """Why a pass of this kind leaves the site alone, or None; `named`: the user asked for it, by an option."""
     rows = (row for row in EXCLUSIONS if kind in row.kinds and (row.firm or not named))
     return next((why for row in rows if (why := row.why(site, smallest)) is not None), None)

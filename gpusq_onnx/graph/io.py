@@ -57,8 +57,8 @@ def load(path: Path | str) -> Model:
     return model
 
 
-def read_proto(path: Path) -> tuple[ModelProto, scan.Embedded]:
-    """The model in a file as it lies there, without the bytes of its large initializers: see `scan.parse`.
+def read_proto(path: Path, least: int = INLINE_BYTES) -> tuple[ModelProto, scan.Embedded]:
+    """The model in a file as it lies there, without the bytes of initializers of `least` or more: see `scan.parse`.
 
     Raises:
         UsageError: there is no such file.
@@ -70,7 +70,7 @@ def read_proto(path: Path) -> tuple[ModelProto, scan.Embedded]:
         found = "a folder" if path.is_dir() else "a device or a pipe"
         raise UsageError(f"the model path is {found}", where=str(path), hint="name the .onnx file in it")
     try:
-        proto, embedded = scan.parse(path, INLINE_BYTES)
+        proto, embedded = scan.parse(path, least)
     except (DecodeError, UnicodeDecodeError):
         raise _not_onnx(path) from None
     if not proto.ir_version or not proto.opset_import or not proto.graph.node:
@@ -126,7 +126,7 @@ def save(model: Model, path: Path | str, staging: Staging | None = None) -> str:
     path = Path(path)
     graph, large = model.export()
     total = graph.ByteSize() + sum(length for _, length, _ in large)
-    digest = _Digest()
+    digest = Digest()
     model.external = model.external or total > _PROTOBUF_LIMIT
     data, starts = data_beside(path), []
     if model.external:
@@ -208,7 +208,7 @@ def proto_of(model: Model) -> ModelProto:
     return proto
 
 
-class _Digest:
+class Digest:
     """SHA-256 in a thread, one piece after the writing: hashing and writing take about the same time."""
 
     def __init__(self) -> None:
@@ -228,7 +228,7 @@ class _Digest:
 class _Hashed:
     """A writer that hashes what passes through, so that the file need not be read again."""
 
-    def __init__(self, file: BinaryIO, digest: _Digest) -> None:
+    def __init__(self, file: BinaryIO, digest: Digest) -> None:
         self.file, self.digest = file, digest
 
     def write(self, data: Buffer) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import table
@@ -26,8 +27,12 @@ def insert(
         return pipeline, passes
     first = compress[0]
     for step in (step for step in passes[:first] if step.structural):
+        try:
+            rows = step.plan(model, structure, Given())
+        except NothingMatched:
+            continue
         model = model.clone()
-        step.apply(model, structure, step.plan(model, structure, Given()), Context())
+        step.apply(model, analyse(model), rows, Context())
         structure = analyse(model)
     quantises = any(step.kind == "quantise" for step in passes)
     inserted = Step(NAME, {} if quantises else {"attention": False})  # in float, the fused kernel is the better one

@@ -23,7 +23,8 @@ from gpusq_onnx.graph.qdq import MAX_TOKENS
 from gpusq_onnx.graph.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Attention, Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow, Written
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, Written
+from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.quantise import Settings, quantise
 from gpusq_onnx.pipeline.ranges import When
@@ -33,7 +34,7 @@ from gpusq_onnx.quant.observers import make_observer
 from gpusq_onnx.quant.schemes import Scheme
 
 
-class QuantiseOptions(PassOptions):
+class QuantiseOptions(EndsOptions):
     """Options of every quantising pass."""
 
     observer: Literal["minmax", "percentile", "mse", "entropy"] = Field("mse", description="of activation ranges")
@@ -125,7 +126,7 @@ class QuantisingPass(Pass[OptionsT]):
         return [ExplicitQuantisation()]
 
     def _weight_row(self, site: Site, selector: Selector) -> PlanRow:
-        named = bool(self.options.only)
+        named = bool(self.options.only) or self.options.includes(site)
         reason = selector.refuses(site) or excluded(site, "quantise", smallest=self.options.smallest, named=named)
         decision = SKIP if reason else "quantise weight"
         scheme = self.scheme_of(site)

@@ -26,6 +26,7 @@ BUILTIN: Mapping[str, str] = MappingProxyType(
     {
         "canonical": "gpusq_onnx.passes.canonical:Canonical",
         "fold": "gpusq_onnx.passes.fold:FoldConstants",
+        "patch-matmul": "gpusq_onnx.passes.patch_matmul:PatchMatMul",
         "fp16": "gpusq_onnx.passes.fp16:Fp16",
         "distill": "gpusq_onnx.passes.distill:Distill",
         "prune24": "gpusq_onnx.passes.prune:Prune24",
@@ -60,10 +61,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "the whole method: 2:4, distilled, INT8 as sparse kernels need it, scales learned; a thousand images",
         ),
         "gpusq-paper": Preset(
-            "prune24{method=magnitude},"
+            "patch-matmul,prune24{head=true,method=magnitude,patch=true},"
             "distill{alpha=1,beta=10,blockwise=0,features=stages,gamma=5,gate=true,reduce=sum,temperature=3,tokens=1},"
-            "qdq-int8,qat{alpha=1,beta=10,features=stages,gate=true,reduce=sum,temperature=3}",
-            "the same with the paper's losses: hard and soft labels, the ends of the stages, the agreement gate",
+            "qdq-int8{head=true,patch=true},qat{alpha=1,beta=10,features=stages,gate=true,reduce=sum,temperature=3}",
+            "the paper's own: patch embedding and head, too; hard and soft labels, the ends of the stages, the gate",
         ),
         "int8-accurate": Preset(
             "qdq-int8{profile=accurate}",

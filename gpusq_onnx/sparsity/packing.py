@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusq_onnx.errors import GpusqError
 from gpusq_onnx.sparsity.patterns import Pattern, parse_pattern, patterns_of
 
 Bytes = NDArray[np.uint8]
@@ -50,42 +51,87 @@ class Packed:
     indices: Bytes
 
     @property
+    def form(self) -> "Form":
+        """Its pattern and width."""
+        return Form(self.pattern, self.width)
+
+    @property
     def bits(self) -> float:
         """Bits a weight, indices included."""
         return bits_a_weight(self.pattern, self.width)
 
 
 def bits_a_weight(pattern: str, width: int) -> float:
-    """What one weight takes.
+    """What one weight takes. Raises ValueError for no pattern.
 
     >>> [bits_a_weight("2:4", 16), bits_a_weight("2:4", 8), bits_a_weight("4:8pair", 4), bits_a_weight("dense", 4)]
     [9.0, 5.0, 2.5, 4.0]
     """
     if pattern == DENSE:
         return float(width)
-    rule = parse_pattern(pattern)
+    rule = _rule(pattern)
     return rule.density * width + rule.metadata_bits
 
 
-def pack(w: NDArray[Any]) -> Packed | None:
-    """The smallest form of w[rows, k] (any type of 1, 2 or 4 bytes) that is smaller than w itself; None without one.
+@dataclass(frozen=True)
+class Form:
+    """How a matrix is packed: the name of a pattern, or "dense", and the bits of a value."""
+
+    pattern: str
+    width: int
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight, indices included."""
+        return bits_a_weight(self.pattern, self.width)
+
+    def sizes(self, rows: int, k: int) -> tuple[int, int]:
+        """The bytes of the values and of the indices of a matrix [rows, k].
+
+        Raises:
+            ValueError: no such pattern, or one that does not divide k.
+        """
+        if min(rows, k) < 0:
+            raise ValueError(f"a matrix of {rows} x {k}")
+        if self.pattern == DENSE:
+            return (rows * k * self.width + 7) // 8, 0
+        rule = _rule(self.pattern)
+        if k % rule.group:
+            raise ValueError(f"{self.pattern} needs k % {rule.group} == 0; found {(rows, k)}")
+        kept = rows * k // rule.group * rule.keep
+        return (kept * rule.unit * self.width + 7) // 8, (kept * rule.place_bits + 7) // 8
+
+
+def smallest_form(w: NDArray[Any]) -> Form | None:
+    """The form of w[rows, k] (any type of 1, 2 or 4 bytes) that takes the fewest bits; None: none is smaller than w.
 
     Raises:
         ValueError: not 2-D, or elements of another size.
     """
-    if w.ndim != 2 or w.dtype.itemsize not in _CODES:
-        raise ValueError(f"packing takes a matrix of 1, 2 or 4 byte elements; found {w.dtype} {w.shape}")
-    codes = np.ascontiguousarray(w).view(_CODES[w.dtype.itemsize])
-    shape, size = (codes.shape[0], codes.shape[1]), w.dtype.itemsize
+    codes = _codes(w)
     width = 4 if _fits_four_bits(codes) else 8 * codes.itemsize
-    known = patterns_of(codes) if codes.size else ()
-    best = min(known, key=lambda rule: bits_a_weight(rule.name, width), default=None)
-    if best is None:
-        return None if width == 8 * size else Packed(DENSE, width, shape, size, _narrowed(codes, width), _NOTHING)
-    groups = codes.reshape(-1, best.of, best.unit)
-    places = _kept_places(groups, best)
-    kept = np.take_along_axis(groups, places[:, :, None], axis=1)
-    return Packed(best.name, width, shape, size, _narrowed(kept, width), _packed_bits(places, best.place_bits))
+    known = (Form(rule.name, width) for rule in (patterns_of(codes) if codes.size else ()))
+    best = min(known, key=lambda form: form.bits, default=None)
+    if best is None and width < 8 * codes.itemsize:
+        return Form(DENSE, width)
+    return best
+
+
+def pack(w: NDArray[Any], form: Form | None = None) -> Packed | None:
+    """w[rows, k] in a form that it has, by default `smallest_form`; None where there is none. Raises as that."""
+    codes = _codes(w)
+    form = form or smallest_form(codes)
+    if form is None:
+        return None
+    shape, size = (codes.shape[0], codes.shape[1]), codes.itemsize
+    if form.pattern == DENSE:
+        return Packed(DENSE, form.width, shape, size, _narrowed(codes, form.width), _NOTHING)
+    rule = _rule(form.pattern)
+    units = codes.reshape(-1, rule.group).view(f"<u{size * rule.unit}")  # [groups, of]
+    places = _kept_places(units, rule)
+    kept = np.take_along_axis(units, places, axis=1)
+    values = _narrowed(kept.view(codes.dtype), form.width)
+    return Packed(form.pattern, form.width, shape, size, values, _packed_bits(places, rule.place_bits))
 
 
 def unpack(packed: Packed) -> NDArray[Any]:
@@ -95,41 +141,65 @@ def unpack(packed: Packed) -> NDArray[Any]:
         ValueError: values or indices are not what pattern, width and shape ask for.
     """
     rows, k = packed.shape
+    for what, needed, found in zip(
+        ("values", "indices"), packed.form.sizes(rows, k), (packed.values, packed.indices), strict=True
+    ):
+        if len(found) != needed:
+            raise ValueError(f"{packed.pattern} of {packed.shape} needs {needed} bytes of {what}; found {len(found)}")
     if packed.pattern == DENSE:
         return _widened(packed.values, rows * k, packed).reshape(packed.shape)
-    rule = _rule(packed)
-    if k % rule.group or min(rows, k) < 0:
-        raise ValueError(f"{packed.pattern} needs k % {rule.group} == 0; found {packed.shape}")
+    rule = _rule(packed.pattern)
     count = rows * k // rule.group
-    needed = (count * rule.keep * rule.place_bits + 7) // 8
-    if len(packed.indices) != needed:
-        raise ValueError(f"{count} groups need {needed} bytes of indices; found {len(packed.indices)}")
     kept = count * rule.keep
-    values = _widened(packed.values, kept * rule.unit, packed).reshape(count, rule.keep, rule.unit)
+    values = _widened(packed.values, kept * rule.unit, packed).view(f"<u{packed.itemsize * rule.unit}")
     places = _unpacked_bits(packed.indices, kept, rule.place_bits).reshape(count, rule.keep)
     if places.size and places.max() >= rule.of:
         raise ValueError(f"an index of {places.max()} in groups of {rule.of}")
-    groups = np.zeros((count, rule.of, rule.unit), values.dtype)
-    np.put_along_axis(groups, places.astype(np.intp)[:, :, None], values, axis=1)
-    return groups.reshape(packed.shape)
+    units = np.zeros((count, rule.of), values.dtype)
+    np.put_along_axis(units, places.astype(np.intp), values.reshape(places.shape), axis=1)
+    return units.view(_CODES[packed.itemsize]).reshape(packed.shape)
+
+
+def signed_nibbles(nibbles: Bytes) -> Bytes:
+    """Four bits in the low half of each byte as eight-bit two's complement: width 4, whatever they mean."""
+    return np.asarray((nibbles ^ np.uint8(8)) - np.uint8(8), np.uint8)
+
+
+def split_nibbles(data: Bytes, count: int) -> Bytes:
+    """`count` four-bit elements, two a byte, the low half first (as ONNX stores them), as `signed_nibbles`."""
+    return signed_nibbles(_unpacked_bits(data, count, 4))
+
+
+def joined_nibbles(codes: Bytes) -> Bytes:
+    """The low halves of bytes, two a byte; the last half is 0 for an odd number."""
+    return _packed_bits(codes & np.uint8(15), 4)
 
 
 _NOTHING = np.empty(0, np.uint8)
 
 
-def _rule(packed: Packed) -> Pattern:
+def _codes(w: NDArray[Any]) -> NDArray[Any]:
+    """The bits of w[rows, k] as unsigned integers."""
+    if w.ndim != 2 or w.dtype.itemsize not in _CODES:
+        raise ValueError(f"packing takes a matrix of 1, 2 or 4 byte elements; found {w.dtype} {w.shape}")
+    return np.ascontiguousarray(w).view(_CODES[w.dtype.itemsize])
+
+
+def _rule(pattern: str) -> Pattern:
     try:
-        return parse_pattern(packed.pattern)
-    except Exception as error:
+        return parse_pattern(pattern)
+    except GpusqError as error:
         raise ValueError(str(error)) from None
 
 
-def _kept_places(groups: NDArray[Any], rule: Pattern) -> NDArray[np.intp]:
-    """The places [groups, keep] of the non-zero units, rising; zeros of the lowest places fill up."""
-    nonzero: NDArray[np.bool_] = (groups != 0).any(axis=2)
+def _kept_places(units: NDArray[Any], rule: Pattern) -> NDArray[np.intp]:
+    """The places [groups, keep] of the non-zero units[groups, of], rising; zeros of the lowest places fill up."""
+    nonzero: NDArray[np.bool_] = units != 0
     if rule.of == 4 and rule.keep == 2:
-        sets = np.packbits(nonzero, axis=1, bitorder="little")[:, 0]
-        return _PAIRS_OF_FOUR[sets]
+        # four bytes of 0 or 1 as one number, times a number whose digits bring them side by side: no loop over rows
+        sets = (nonzero.view("<u4")[:, 0] * np.uint32(0x01020408)) >> np.uint32(24)
+        places: NDArray[np.intp] = _PAIRS_OF_FOUR[sets]
+        return places
     first = np.argsort(~nonzero, axis=1, kind="stable")[:, : rule.keep]
     return np.sort(first, axis=1)
 
@@ -165,24 +235,16 @@ def _unpacked_bits(packed: Bytes, count: int, bits: int) -> Bytes:
 
 
 def _fits_four_bits(codes: NDArray[Any]) -> bool:
-    return codes.itemsize == 1 and bool((_signed(codes & np.uint8(15)) == codes).all())
-
-
-def _signed(nibbles: Bytes) -> Bytes:
-    """Four-bit two's complement as eight-bit."""
-    return np.asarray((nibbles ^ np.uint8(8)) - np.uint8(8), np.uint8)
+    return codes.itemsize == 1 and bool((signed_nibbles(codes & np.uint8(15)) == codes).all())
 
 
 def _narrowed(codes: NDArray[Any], width: int) -> Bytes:
     flat = np.ascontiguousarray(codes).reshape(-1)
-    return _packed_bits(flat & np.uint8(15), 4) if width == 4 else flat.view(np.uint8)
+    return joined_nibbles(flat) if width == 4 else flat.view(np.uint8)
 
 
 def _widened(values: Bytes, count: int, packed: Packed) -> NDArray[Any]:
     """`count` unsigned values of the element's size."""
-    needed = (count * packed.width + 7) // 8
-    if len(values) != needed:
-        raise ValueError(f"{count} values of {packed.width} bits need {needed} bytes; found {len(values)}")
     if packed.width != 4:
         return np.ascontiguousarray(values).view(_CODES[packed.itemsize])
-    return _signed(_unpacked_bits(values, count, 4))
+    return split_nibbles(values, count)

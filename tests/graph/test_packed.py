@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.graph.packed import KEY, pack_model, read_contents, unpack_model
+from gpusq_onnx.graph.container import KEY
+from gpusq_onnx.graph.packed import pack_model, read_contents, unpack_model
 
 
 def weights(seed: int = 0) -> dict[str, np.ndarray]:
@@ -131,7 +132,7 @@ WRONG = {"name": "w", "file": 0, "start": -5, "dims": [3], "axis": 0, "itemsize"
 @pytest.mark.parametrize(
     "edit",
     [
-        {"format": 2},
+        {"format": 3},
         {"files": []},
         {"files": [{"name": "../m.onnx", "bytes": 1, "sha256": "x"}]},
         {"weights": 3},
