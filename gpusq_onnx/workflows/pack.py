@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.graph.container import Contents
 from gpusq_onnx.graph.io import file_digest
-from gpusq_onnx.graph.packed import Contents, pack_model, read_contents, unpack_model
+from gpusq_onnx.graph.packed import pack_model, read_contents, unpack_model
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
 from gpusq_onnx.workflows.models import AnyModel, as_file
 
