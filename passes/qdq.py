@@ -4,12 +4,12 @@
     sparse-int8   the same, and the output of every pruned one: TensorRT's sparse INT8 kernels are INT8 in, INT8 out
 
 Every constant weight is quantised unless `graph.exclusions` has a reason: first layers, heads, tiny sides, depthwise
-Convs, Convs on joined feature maps.
+Convs.
 
 Weights get one scale an output channel, from the clip of least squared error over the weights that are not zero (mask
-first, scales after: docs/method.md); activations one scale a tensor, from a streaming observer over the calibration
-data, with outlier channels moved into weights; the softmax output the scale of least error of its product with V, at
-most 1/127. Everything is symmetric with zero point 0, as TensorRT's parser demands.
+first, scales after: docs/method.md); activations one scale a tensor, of the highest mean signal-to-noise ratio over
+the calibration images, with outlier channels moved into weights; the softmax output the scale of least error of its
+product with V, at most 1/127. Everything is symmetric with zero point 0, as TensorRT's parser demands.
 
 `qdq` takes any scheme of `quant.schemes`; `qdq-int8` is its name for INT8 weights and activations.
 

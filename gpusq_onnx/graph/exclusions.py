@@ -11,8 +11,6 @@ print. The first row that applies decides.
     few outputs   the same of the output channels
     first layer   it reads the image: few operations, and the input's own 8 bits are all the information there is
     head          class logits, boxes, masks: few operations, and errors go to the user as they are
-    joined maps   a Conv on maps of several layers (FPN, PAN): one scale for all of them costs DEIMv2-Atto 2.6 points of
-                  AP (25.9 with these Convs in INT8, 28.4 without; dense 28.7), by `check --annotations`
     transposed    ConvTranspose: TensorRT has INT8 kernels for it, no sparse ones
 
 Sources: GPUSQ-ViT section 3.3; TensorRT developer guide, "Structured Sparsity"; the numbers after them
@@ -83,13 +81,6 @@ def _head(site: Site, smallest: int) -> str | None:
     return "a head: its errors are the errors of the model" if site.role == "head" else None
 
 
-def _joined(site: Site, smallest: int) -> str | None:
-    maker = site.activation.inputs[0] if site.activation.inputs else None
-    if site.is_linear or maker is None or maker.op != "Concat" or maker.attrs.get("axis", 0) not in (1, -3):
-        return None
-    return "it reads feature maps joined by Concat, whose ranges one scale does not serve"
-
-
 def _transposed(site: Site, smallest: int) -> str | None:
     return "TensorRT has no sparse kernel for ConvTranspose" if site.op == "ConvTranspose" else None
 
@@ -103,7 +94,6 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
     Exclusion("transposed", PRUNE, True, _transposed),
     Exclusion("first layer", BOTH, False, _first_layer),
     Exclusion("head", BOTH, False, _head),
-    Exclusion("joined maps", QUANTISE, False, _joined),
     Exclusion("grouped", BOTH, True, _grouped),
     Exclusion("few inputs", BOTH, True, _few_inputs),
     Exclusion("few outputs", BOTH, False, _few_outputs),

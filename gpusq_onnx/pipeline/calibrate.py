@@ -28,7 +28,7 @@ from gpusq_onnx.pipeline.sizes import BUDGET, Shape, fitting, image_bytes
 if TYPE_CHECKING:
     from gpusq_onnx.runtime.ort import Session
 
-Visitor = Callable[[Mapping[str, NDArray[Any]]], None]
+Visitor = Callable[[Mapping[str, NDArray[Any]], int], None]  # tensors by name, and the images that they are of
 
 
 class Calibration:
@@ -79,7 +79,7 @@ class Calibration:
             UnsupportedDataError: the source yields no image.
         """
         if images is not None and self._last is not None and self._last[1] >= images:
-            visit(self._last[0])
+            visit(*self._last)
             return self._last[1]
         seen = 0
         total = min(len(self._source), images or len(self._source))
@@ -101,7 +101,7 @@ class Calibration:
             if batch.size < rows:
                 found = {name: value[: len(value) * batch.size // rows] for name, value in found.items()}
             try:
-                visit(found)
+                visit(found, batch.size)
             except ValueError as error:
                 require_finite(self._model, found, error)
                 raise

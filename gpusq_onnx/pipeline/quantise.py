@@ -64,12 +64,14 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
     weights = [_Weight.of(row, sites) for row in plan if row.decision == "quantise weight"]
     watches = {row.tensor: _watch(row, sites, settings) for row in rows if row.detail.get("operand") != "softmax"}
     softmaxes = [row.tensor for row in rows if row.detail.get("operand") == "softmax"]
+    maps = {row.tensor for row in rows if _reads_maps(row)}
     operands = _contexts(structure, softmaxes)
     tensors = [*watches, *softmaxes]
     with Calibration(model, tensors, structure.shapes, context.source, context.progress, operands) as calibration:
 
-        def update(found: Arrays) -> None:
-            run_all(lambda name: watches[name].update(found[name]), [name for name in watches if name in found])
+        def update(found: Arrays, images: int) -> None:
+            names = [name for name in watches if name in found]
+            run_all(lambda name: watches[name].update(_channels_last(found[name], name in maps), images), names)
 
         context.findings["images"] = calibration.run(update, "calibrating")
         scales = dict(zip(watches, in_order(Watch.scale, watches.values()), strict=True))
@@ -106,14 +108,25 @@ def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str,
 
 
 def _watch(row: PlanRow, sites: Mapping[str, Site], settings: Settings) -> Watch:
-    reads = row.detail["side"] == "input" and row.op in LINEAR
-    readers = [sites[name] for name in row.detail["sites"]] if reads else []
-    w = partial(_rows_of, readers) if readers else None
+    readers = [sites[name] for name in row.detail["sites"]] if row.detail["side"] == "input" else []
+    dense = all(site.op != "ConvTranspose" and site.group == 1 for site in readers)
+    w = partial(_rows_of, readers) if readers and dense else None
     return Watch(settings.observer, FORMATS[row.detail["format"]], row.detail.get("equalise", "never"), w)
 
 
 def _rows_of(readers: Sequence[Site]) -> NDArray[Any]:
-    return readers[0].read() if len(readers) == 1 else np.concatenate([site.read() for site in readers])
+    """w[rows, channels] of all readers; each position of a kernel has rows of its own."""
+    rows = [site.read().reshape(-1, site.channels) for site in readers]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
+def _reads_maps(row: PlanRow) -> bool:
+    """Whether the row is about the input of a convolution, whose channels are axis 1."""
+    return row.detail["side"] == "input" and row.op not in LINEAR
+
+
+def _channels_last(x: NDArray[Any], maps: bool) -> NDArray[Any]:
+    return np.moveaxis(x, 1, -1) if maps else x
 
 
 class _Shifts:
@@ -124,7 +137,7 @@ class _Shifts:
     ) -> None:
         inputs = [row for row in rows if row.detail["side"] == "input"]
         self._inputs = {row.tensor: MeanError(watches[row.tensor], scales[row.tensor]) for row in inputs}
-        self._images = {row.tensor for row in inputs if row.op not in LINEAR}
+        self._maps = {row.tensor for row in inputs if _reads_maps(row)}
         self._contexts: list[tuple[Site | None, str, str, ContextError]] = []
         softmaxes = {row.detail["attention"]: row for row in rows if row.detail.get("operand") == "softmax"}
         for number, attention in enumerate(structure.attentions):
@@ -141,14 +154,13 @@ class _Shifts:
         """The scale of each quantised softmax output."""
         return {softmax: error.scale for _, softmax, _, error in self._contexts}
 
-    def update(self, found: Arrays) -> None:
+    def update(self, found: Arrays, images: int) -> None:
         """Take in a batch of tensors by name."""
         run_all(partial(self._update_input, found), [name for name in self._inputs if name in found])
         run_all(partial(_update_context, found), [watched for watched in self._contexts if watched[1] in found])
 
     def _update_input(self, found: Arrays, name: str) -> None:
-        x = found[name]
-        self._inputs[name].update(np.moveaxis(x, 1, -1) if name in self._images else x)
+        self._inputs[name].update(_channels_last(found[name], name in self._maps))
 
     def of_input(self, row: PlanRow) -> MeanError | None:
         """The mean error of a site's input a channel, where one was measured."""

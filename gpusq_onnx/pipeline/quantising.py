@@ -37,7 +37,9 @@ from gpusq_onnx.quant.schemes import Scheme
 class QuantiseOptions(EndsOptions):
     """Options of every quantising pass."""
 
-    observer: Literal["minmax", "percentile", "mse", "entropy"] = Field("mse", description="of activation ranges")
+    observer: Literal["minmax", "percentile", "mse", "snr", "entropy"] = Field(
+        "snr", description="of activation ranges"
+    )
     percentile: float = Field(99.99, gt=50, le=100, description="of |x|, for observer=percentile")
     attention: bool = Field(True, description="quantise the operands of both attention products")
     equalise: bool = Field(True, description="move outlier channels into LayerNorms, weights and, where needed, a Mul")
@@ -113,8 +115,8 @@ class QuantisingPass(Pass[OptionsT]):
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         options = self.options
         settings = Settings(
-            observer=lambda importance: make_observer(
-                options.observer, percentile=options.percentile, importance=importance
+            observer=lambda importance, fmt: make_observer(
+                options.observer, percentile=options.percentile, importance=importance, fmt=fmt
             ),
             bias_correction=options.bias_correction,
             clip=options.clip,

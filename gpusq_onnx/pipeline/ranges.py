@@ -27,7 +27,7 @@ _PIECE = 1 << 18  # multiplications in one product of the attention error: its t
 WORTH_A_NODE = 20.0  # an input gets a Mul where that makes the expected error this much smaller; clipping mends less
 
 When = Literal["never", "outliers", "always"]
-MakeObserver = Callable[[NDArray[np.float64] | None], Observer]
+MakeObserver = Callable[[NDArray[np.float64] | None, Format], Observer]
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Watch:
     """One activation under observation.
 
     Attributes:
-        make: makes the observer, given each channel's importance (None: all the same).
+        make: makes the observer, given each channel's importance (None: all the same) and the format.
         format: that the activation will have.
         when: whether to equalise: never, where the first batch shows outlier channels, or always (it costs no node).
         w: reads the rows [out, k] of all weights that read the tensor; None for an output or an attention operand.
@@ -49,13 +49,14 @@ class Watch:
     factors: Float32 | None = None
     _observer: Observer | None = None
 
-    def update(self, x: NDArray[Any]) -> None:
-        """Take in a batch x[..., channels]."""
+    def update(self, x: NDArray[Any], images: int = 1) -> None:
+        """Take in a batch x[..., channels] of so many images."""
         if self._observer is None:
             w = None if self.w is None else self.w()
             self._decide(x, w)
-            self._observer = self.make(self._importance(w))
-        self._observer.update(self.equalised(x))
+            self._observer = self.make(self._importance(w), self.format)
+        whole = x.size // (x.shape[-1] if x.ndim else 1) % images == 0
+        self._observer.update(self.equalised(x), images if whole else 1)
 
     def scale(self) -> float:
         """The scale of the equalised values."""

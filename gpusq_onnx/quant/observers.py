@@ -2,15 +2,21 @@
 
     minmax        clip = max|x|
     percentile    clip = the least value that a given share of |x| does not exceed (99.99 %)
-    mse           clip of least expected (x - q(x))^2
+    mse           clip of least expected (x - q(x))^2 over all that was seen
+    snr           clip of highest mean signal-to-noise ratio of a sample, in dB
     entropy       clip of least KL divergence of the quantised histogram from the clipped one (TensorRT's calibrator)
 
     scale = clip / largest
 
-All state is one `Histogram`: memory does not depend on how much was seen, nor the result on the order. Negative values
-count by their magnitude; the extra code -128 is not exploited.
+All state is one `Histogram`, or a sum of curves: memory does not depend on how much was seen, nor the result on the
+order. Negative values count by their magnitude; the extra code -128 is not exploited.
+
+Why decibels: a squared error over all samples is the error of the samples with the largest values. Where one image in
+16 holds values 15 times as large as the others' (feature pyramids do), `mse` gives it a scale that leaves the other 15
+next to no codes; a mean of decibels lets each image count once, and none can lose more than its signal.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
@@ -18,21 +24,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.quant.entropy import kl_divergences
-from gpusq_onnx.quant.formats import Format, clamp_scale
+from gpusq_onnx.quant.formats import INT8, Format, clamp_scale
 from gpusq_onnx.quant.histogram import Histogram, extremes
 
 Float64 = NDArray[np.float64]
-Kind = Literal["minmax", "percentile", "mse", "entropy"]
+Kind = Literal["minmax", "percentile", "mse", "snr", "entropy"]
 
 _ENTROPY_BINS = 2048  # as TensorRT's calibrator
+_SAMPLE_BINS, _SAMPLE_ELEMENTS = 512, 1 << 14  # of one sample's histogram
+_STEPS = 4  # clips an octave; their parabola finds the best between them
+_OCTAVES_BELOW, _OCTAVES_ABOVE = 7, 7  # a sample's largest value
+_BOTTOM, _TOP = -160, 130  # octaves: all that a float32 can hold
+_OCTAVE_DB = 20 * math.log10(2)
 
 
 class Observer(ABC):
     """Streaming statistics of one activation tensor."""
 
     @abstractmethod
-    def update(self, x: NDArray[Any]) -> None:
-        """Take in an array of any shape and real dtype. Raises ValueError on NaN or infinity."""
+    def update(self, x: NDArray[Any], samples: int = 1) -> None:
+        """Take in an array of any shape and real dtype; `samples` of one size lie one after another in it.
+
+        Raises:
+            ValueError: NaN or infinity.
+        """
 
     @abstractmethod
     def _clip(self, fmt: Format) -> float:
@@ -59,7 +74,7 @@ class MinMax(Observer):
     def __init__(self) -> None:
         self.minimum, self.maximum = np.inf, -np.inf
 
-    def update(self, x: NDArray[Any]) -> None:
+    def update(self, x: NDArray[Any], samples: int = 1) -> None:
         if x.size:
             low, high = extremes(x.reshape(-1))
             self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
@@ -76,7 +91,7 @@ class _Histogrammed(Observer):
         self.histogram = Histogram()
         self._importance = importance
 
-    def update(self, x: NDArray[Any]) -> None:
+    def update(self, x: NDArray[Any], samples: int = 1) -> None:
         self.histogram.update(x, self._importance)
 
     def _seen(self) -> bool:
@@ -109,30 +124,90 @@ class MSE(_Histogrammed):
         return self._best(np.minimum(best * np.geomspace(2.0**-0.2, 2.0**0.2, 17), absmax), fmt)
 
     def _best(self, clips: Float64, fmt: Format) -> float:
-        used = int(self.histogram.absmax / self.histogram.width) + 1
-        edges, counts = self.histogram.edges[: used + 1], self.histogram.counts[:used]
-        error = _error_of_floats if fmt.grid else _error_of_integers
-        return float(clips[np.argmin([error(edges, counts, clip / fmt.largest, fmt) for clip in clips])])
+        return float(clips[np.argmin(_errors(self.histogram, clips, fmt))])
 
 
-def _error_of_integers(edges: Float64, counts: Float64, scale: float, fmt: Format) -> float:
-    """Sum of (x - q(x))^2, up to a constant factor: exact for x uniform within each bin of equal width.
+class SNR(Observer):
+    """Highest mean over the samples of 10 log10(sum x^2 / sum (x - q(x))^2), elements weighted by importance.
+
+    Each sample's curve over a grid of clips, a quarter octave apart wherever the sample lies, is added to one sum, in
+    whole millionths of a decibel: the order of the samples leaves no trace. Outside a sample's own grid its ratio falls
+    by 6 dB an octave above and is 0 below.
+
+    Args:
+        fmt: that the scale is asked for.
+        importance: what a squared error in each channel (last axis) costs; None: all the same.
+    """
+
+    def __init__(self, fmt: Format, importance: Float64 | None = None) -> None:
+        self._fmt, self._importance = fmt, importance
+        self._sum = np.zeros(_STEPS * (_TOP - _BOTTOM), np.int64)
+        self._absmax, self._samples = -1.0, 0
+
+    def update(self, x: NDArray[Any], samples: int = 1) -> None:
+        for part in np.split(x.reshape(-1, x.shape[-1] if x.ndim else 1), samples):
+            seen = Histogram(_SAMPLE_BINS, _SAMPLE_ELEMENTS)
+            seen.update(part, self._importance)
+            if part.size:
+                self._absmax = max(self._absmax, seen.absmax)
+                self._add(seen)
+
+    def _add(self, seen: Histogram) -> None:
+        power = float(np.diff(seen.edges**3) @ seen.counts) / (3 * seen.width)
+        if power == 0:
+            return  # nothing but zeros: any clip will do
+        first = math.floor(_STEPS * math.log2(seen.absmax)) + 1 - _STEPS * _OCTAVES_BELOW
+        clips = 2.0 ** (np.arange(first, first + _STEPS * (_OCTAVES_BELOW + _OCTAVES_ABOVE)) / _STEPS)
+        ratio = 10 * np.log10(power / np.maximum(_errors(seen, clips, self._fmt), 1e-9 * power))
+        falling = np.arange(ratio[-1], 0, -_OCTAVE_DB / _STEPS)[1:]
+        curve = np.rint(1e6 * np.maximum(np.concatenate([ratio, falling]), 0)).astype(np.int64)
+        start = first - _STEPS * _BOTTOM
+        low, high = max(start, 0), min(start + len(curve), len(self._sum))
+        self._sum[low:high] += curve[low - start : high - start]
+        self._samples += 1
+
+    def _seen(self) -> bool:
+        return self._absmax >= 0
+
+    def _clip(self, fmt: Format) -> float:
+        if fmt != self._fmt:
+            raise ValueError(f"the observer watched for {self._fmt}; asked for a scale of {fmt}")
+        if not self._samples:
+            return self._absmax
+        best = int(np.argmax(self._sum))
+        left, centre, right = (float(self._sum[max(0, min(best + i, len(self._sum) - 1))]) for i in (-1, 0, 1))
+        bend = 2 * centre - left - right
+        peak = best + (0.5 * (right - left) / bend if bend > 0 else 0)  # of the parabola through three points
+        return min(2.0 ** (peak / _STEPS + _BOTTOM), self._absmax)
+
+
+def _errors(seen: Histogram, clips: Float64, fmt: Format) -> Float64:
+    """Sum of (x - q(x))^2 at each clip."""
+    used = int(seen.absmax / seen.width) + 1
+    error = _error_of_floats if fmt.grid else _error_of_integers
+    return error(seen.edges[: used + 1], seen.counts[:used], clips / fmt.largest, fmt)
+
+
+def _error_of_integers(edges: Float64, counts: Float64, scales: Float64, fmt: Format) -> Float64:
+    """Exact for x uniform within each bin of equal width.
 
     In units of the scale, the integral of (v - q(v))^2 from 0 to u is 1/12 for each whole step and r^3 / 3 for the rest
     r = u - q(u). Past the last code r goes on growing, so that the same formula counts what clipping costs.
     """
-    u = edges / scale
+    u = edges / scales[:, None]
     code = np.minimum(np.rint(u), fmt.largest)
     rest = u - code
-    return float(scale**3 * (np.diff(code / 12 + rest * rest * rest / 3) @ counts))
+    errors: Float64 = scales**3 / edges[1] * (np.diff(code / 12 + rest * rest * rest / 3) @ counts)
+    return errors
 
 
-def _error_of_floats(edges: Float64, counts: Float64, scale: float, fmt: Format) -> float:
-    """Sum of (x - q(x))^2, x taken at the middle of its bin; below the middle of the first one a float has steps of
-    its own, which no bin resolves and which cost nothing beside the others."""
-    middles = ((edges[1:] + edges[:-1]) / (2 * scale)).astype(np.float32)
+def _error_of_floats(edges: Float64, counts: Float64, scales: Float64, fmt: Format) -> Float64:
+    """x taken at the middle of its bin; below the middle of the first one a float has steps of its own, which no bin
+    resolves and which cost nothing beside the others."""
+    middles = ((edges[1:] + edges[:-1]) / (2 * scales[:, None])).astype(np.float32)
     off = (fmt.round_steps(middles.copy()) - middles).astype(np.float64)
-    return float(scale**2 * (np.square(off) @ counts))
+    errors: Float64 = scales**2 * (np.square(off) @ counts)
+    return errors
 
 
 class Entropy(_Histogrammed):
@@ -149,12 +224,15 @@ class Entropy(_Histogrammed):
         return float(edges[_ENTROPY_BINS - from_the_end])
 
 
-def make_observer(kind: Kind, *, percentile: float = 99.99, importance: Float64 | None = None) -> Observer:
+def make_observer(
+    kind: Kind, *, percentile: float = 99.99, importance: Float64 | None = None, fmt: Format = INT8
+) -> Observer:
     """A new observer.
 
     Args:
         percentile: of |x|, for that kind only.
-        importance: what a squared error in each channel (last axis) costs, for `mse` only; None: all the same.
+        importance: what a squared error in each channel (last axis) costs, for `mse` and `snr`; None: all the same.
+        fmt: that a scale will be asked for, for `snr` only.
 
     Raises:
         ValueError: unknown kind, percentile outside (0, 100].
@@ -166,6 +244,8 @@ def make_observer(kind: Kind, *, percentile: float = 99.99, importance: Float64 
             return Percentile(percentile)
         case "mse":
             return MSE(importance)
+        case "snr":
+            return SNR(fmt, importance)
         case "entropy":
             return Entropy()
-    raise ValueError(f"unknown observer {kind!r}; expected minmax, percentile, mse or entropy")
+    raise ValueError(f"unknown observer {kind!r}; expected minmax, percentile, mse, snr or entropy")

@@ -41,7 +41,7 @@ COLUMNS = [
 ]  # fmt: skip
 REASONS = (
     "a first layer", "a head", "depthwise", "groups of", "reduces over", "outputs: below", "its input is constant",
-    "the constant is the left operand", "a ConvTranspose in groups", "joined by Concat",
+    "the constant is the left operand", "a ConvTranspose in groups",
 )  # fmt: skip
 ATTENTION = ("tokens: above", "a fused Attention node")
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum")

@@ -51,9 +51,9 @@ def _sites():
 
 
 SITES = _sites()
-QUANTISED = {"plain", "up", "unnamed"}
+QUANTISED = {"plain", "joined", "up", "unnamed"}
 REASONS = {
-    "stem": "first layer", "depthwise": "depthwise", "joined": "joined by Concat", "mixer": "reduces over 4",
+    "stem": "first layer", "depthwise": "depthwise", "mixer": "reduces over 4",
     "narrow": "8 outputs", "after": "head", "head": "head", "table": "its input is constant",
 }  # fmt: skip
 

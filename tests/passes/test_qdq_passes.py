@@ -112,7 +112,7 @@ def test_close_to_the_float_model(options: dict[str, object]) -> None:
     assert cosine.mean() > 0.995
 
 
-@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "entropy"])
+@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "snr", "entropy"])
 def test_every_observer_gives_a_usable_model(observer: str) -> None:
     model = _load()
     _, context = _run(model, observer=observer)

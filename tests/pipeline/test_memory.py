@@ -93,7 +93,7 @@ def test_what_a_run_hands_over_fits_the_budget(
     """Six tensors of 4 MB each; m0 and m5 are wanted together."""
     seen: dict[str, list[np.ndarray]] = {}  # type: ignore[type-arg]
 
-    def visit(found: Mapping[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+    def visit(found: Mapping[str, np.ndarray], images: int) -> None:  # type: ignore[type-arg]
         assert sum(value.nbytes for value in found.values()) <= max(budget, 8 << 20)  # of the pair, at least
         assert ("m0" in found) == ("m5" in found)
         for name, value in found.items():

@@ -8,7 +8,7 @@ from gpusq_onnx.quant.formats import INT8, fake_quantize
 from gpusq_onnx.quant.observers import make_observer
 
 
-def _minmax(importance: object) -> object:
+def _minmax(importance: object, fmt: object) -> object:
     return make_observer("minmax")
 
 
@@ -81,7 +81,20 @@ def test_the_softmax_scale_is_the_one_of_least_product_error() -> None:
 
 
 def test_an_input_whose_weights_are_all_zero_still_has_a_scale():
-    watch = Watch(lambda importance: make_observer("mse", percentile=99.99, importance=importance), INT8, "never",
+    watch = Watch(lambda importance, fmt: make_observer("snr", importance=importance, fmt=fmt), INT8, "never",
                   lambda: np.zeros((16, 32), np.float32))  # fmt: skip
     watch.update(_rng().standard_normal((4, 32)).astype(np.float32))
     assert watch.scale() > 0
+
+
+def test_one_image_in_ten_with_large_values_does_not_set_the_scale_however_images_are_batched():
+    x = _rng().standard_normal((10, 50, 16)).astype(np.float32)
+    x[3, :2] *= 40
+    scales = []
+    for size in (1, 5, 10):
+        watch = Watch(lambda importance, fmt: make_observer("snr", importance=importance, fmt=fmt), INT8)
+        for start in range(0, 10, size):
+            watch.update(x[start : start + size].reshape(-1, 16), size)
+        scales.append(watch.scale())
+    assert len(set(scales)) == 1
+    assert scales[0] * 127 < 1.5 * np.abs(np.delete(x, 3, axis=0)).max()

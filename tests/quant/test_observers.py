@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from gpusq_onnx.quant.entropy import kl_divergences
-from gpusq_onnx.quant.formats import INT4, INT8, fake_quantize
+from gpusq_onnx.quant.formats import FP8, INT4, INT8, fake_quantize
 from gpusq_onnx.quant.observers import MSE, MinMax, Percentile, make_observer
 
-KINDS = ["minmax", "percentile", "mse", "entropy"]
+KINDS = ["minmax", "percentile", "mse", "snr", "entropy"]
 
 
 def families():
@@ -60,6 +60,29 @@ def test_mse_comes_near_the_best_clip_of_all(x, fmt):
     absmax = float(np.abs(x).max())
     best = min(mean_squared(x, absmax * r / fmt.largest, fmt) for r in np.geomspace(0.01, 1, 150))
     assert mean_squared(x, observed("mse", x).scale(fmt), fmt) <= 1.02 * best
+
+
+def mean_decibels(samples, scale, fmt):
+    return np.mean([10 * np.log10(np.mean(x.astype(np.float64) ** 2) / mean_squared(x, scale, fmt)) for x in samples])
+
+
+@FAMILIES
+@pytest.mark.parametrize("fmt", [INT8, INT4, FP8], ids=lambda f: f.name)
+def test_snr_comes_near_the_best_mean_of_decibels(x, fmt):
+    loud = x * np.geomspace(1, 30, len(x), dtype=np.float32).reshape(-1, 1, 1)
+    absmax = float(np.abs(loud).max())
+    best = max(mean_decibels(loud, absmax * r / fmt.largest, fmt) for r in np.geomspace(0.005, 1, 150))
+    found = observed("snr", loud, batches=len(x), fmt=fmt).scale(fmt)
+    assert mean_decibels(loud, found, fmt) >= best - 0.75  # clips are 1.5 dB apart
+
+
+def test_samples_in_one_array_are_samples_one_by_one():
+    x = next(families())[1]
+    together = make_observer("snr")
+    together.update(x, samples=len(x))
+    assert together.scale(INT8) == observed("snr", x, batches=len(x)).scale(INT8)
+    with pytest.raises(ValueError, match="watched for"):
+        together.scale(INT4)
 
 
 def nvidia_divergences(counts, levels):
@@ -117,8 +140,10 @@ def test_neither_order_nor_batches_matter(kind):
     x = next(families())[1]
     scale = observed(kind, x).scale(INT8)
     assert observed(kind, x[::-1]).scale(INT8) == scale
-    assert observed(kind, x, batches=1).scale(INT8) == scale
-    assert observed(kind, -x, batches=16).scale(INT8) == scale
+    assert observed(kind, -x).scale(INT8) == scale
+    if kind != "snr":  # which takes an update for a sample
+        assert observed(kind, x, batches=1).scale(INT8) == scale
+        assert observed(kind, x, batches=16).scale(INT8) == scale
 
 
 @pytest.mark.parametrize("kind", KINDS)
