@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -96,14 +97,17 @@ def ask(module: str, request: Mapping[str, Any], scratch: Path, timeout: float |
     return Reply(_read(answer), end, log, time.perf_counter() - began)
 
 
-def serve(work: Callable[[Any], Iterable[Mapping[str, object]]]) -> None:
+def serve(work: Callable[[Any], Iterable[Mapping[str, object]]], *modules: str) -> None:
     """The worker's side: answer each request with what `work` yields; the last answer counts.
 
+    `modules` are imported before the first request comes.
     The request's "site", where it names a folder, goes to the start of sys.path: the harness for machines with no GPU.
     """
     # What libraries print goes to the log; the pipe says only when a request is done.
     done = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    for module in modules:
+        import_module(module)
     for line in sys.stdin:
         request = json.loads(line)
         if request["site"]:

@@ -7,7 +7,6 @@ and leaves the outputs in a file a way; its answer grows with each step, so that
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -35,8 +34,7 @@ class Request(TypedDict):
 
 def main() -> None:
     """Answer the requests, onnxruntime at hand when the first one comes."""
-    import_module("onnxruntime")
-    serve(_work)
+    serve(_work, "onnxruntime")
 
 
 def _work(request: Request) -> Iterator[dict[str, dict[str, str]]]:

@@ -30,6 +30,7 @@ class Product:
     """One product: `out` and `k` are a group's output channels and reduced elements; `macs` are those of a run."""
 
     node: str
+    result: str
     op: str
     weight: str
     out: int
@@ -140,7 +141,7 @@ def _product(
         k, out = (columns, rows) if first != turned else (rows, columns)
         macs = math.prod(result) * k
     int8 = all(_is_int8(name, made, found) for name in operands)
-    return Product(node.name, node.op_type, weight, out, k, macs, int8)
+    return Product(node.name, node.output[0], node.op_type, weight, out, k, macs, int8)
 
 
 def _einsum(equation: str, shapes: list[tuple[int, ...]], weight: int) -> tuple[int, int, int]:
