@@ -178,7 +178,7 @@ class SNR(Observer):
         left, centre, right = (float(self._sum[max(0, min(best + i, len(self._sum) - 1))]) for i in (-1, 0, 1))
         bend = 2 * centre - left - right
         peak = best + (0.5 * (right - left) / bend if bend > 0 else 0)  # of the parabola through three points
-        return min(2.0 ** (peak / _STEPS + _BOTTOM), self._absmax)
+        return float(min(2.0 ** (peak / _STEPS + _BOTTOM), self._absmax))
 
 
 def _errors(seen: Histogram, clips: Float64, fmt: Format) -> Float64:
