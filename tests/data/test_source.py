@@ -77,7 +77,7 @@ def test_describe_is_plain(tmp_path: Path) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     source = open_source(DataOptions(path=tmp_path), [IMAGE])
     reported = json.loads(json.dumps(source.describe()))
-    assert (reported["kind"], reported["samples"], reported["preprocess"]["resize"]) == ("images", 1, 37)
+    assert (reported["kind"], reported["samples"], reported["preprocess"]["resize"]) == ("images", 1, 36)
 
 
 def test_opening_this_module_loads_neither_pillow_nor_a_runtime() -> None:
