@@ -83,6 +83,10 @@ def site_cost(site: Site, structure: Structure, form: Form) -> SiteCost:
     """The cost of a site in a form."""
     parameters = site.out * site.k
     macs = sum(parameters * _rows(site.out, reader.outputs[0].name, structure) for reader in site.readers)
+    return _cost(parameters, macs, form)
+
+
+def _cost(parameters: int, macs: int, form: Form) -> SiteCost:
     density, places = (1.0, 0.0) if form.pattern is None else (form.pattern.density, form.pattern.metadata_bits)
     stored = parameters * (density * form.weight.bits + places)
     bit_operations = macs * density * form.weight.bits * form.input.bits
@@ -124,7 +128,8 @@ def _nbits_cost(found: NBits, structure: Structure) -> SiteCost:
     data = natural(type_name(found.node.inputs[2])) or FORMATS["fp32"]
     parameters = found.out * found.k
     macs = parameters * _rows(found.out, found.node.outputs[0].name, structure)
-    return SiteCost(parameters, macs, macs * found.bits * data.bits, parameters * found.bits / 8)
+    codes = natural(f"uint{found.bits}") or data
+    return _cost(parameters, macs, Form(codes, data))
 
 
 def _rows(out: int, output: str, structure: Structure) -> int:
