@@ -26,7 +26,8 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.graph.weight_only import NBITS, find_nbits, write_dequantized, write_nbits
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow, Written
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, Written
+from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.parallel import in_order
 from gpusq_onnx.pipeline.quantising import require_float
@@ -39,7 +40,7 @@ from gpusq_onnx.quant.schemes import form_name
 AUTO = (128, 64, 32, 16)
 
 
-class Int4Options(PassOptions):
+class Int4Options(EndsOptions):
     """Options of `int4-weights`."""
 
     runtime: Literal["tensorrt", "onnxruntime"] = Field(
@@ -112,7 +113,7 @@ class Int4Weights(Pass[Int4Options]):
         return [ExplicitQuantisation()] if self.options.runtime == "tensorrt" else []
 
     def _row(self, site: Site, structure: Structure, selector: Selector) -> PlanRow:
-        named = bool(self.options.only)
+        named = bool(self.options.only) or self.options.includes(site)
         block = next((size for size in self._sizes if site.k % size == 0), 0)
         reason = selector.refuses(site) or excluded(site, "quantise", smallest=self.options.smallest, named=named)
         reason = reason or _unfit(site, structure)

@@ -34,9 +34,12 @@ def pack(
     groups = Counter((weight.pattern, weight.width, weight.bits) for weight in contents.weights)
     rows = [[str(count), pattern, f"{width}", f"{bits:g}"] for (pattern, width, bits), count in groups.items()]
     show_table(["weights", "pattern", "bits a value", "bits a weight"], rows)
-    show(f"\n{target}: {after:,} bytes, {after / before:.1%} of {before:,}")
+    weights, scales = contents.sizes
+    rest = after - weights - scales
+    show(f"\nweights {weights:,} bytes, their scales {scales:,}, all else, compressed, {rest:,}")
+    show(f"{target}: {after:,} bytes, {after / before:.1%} of {before:,}")
     if any(weight.width == 32 for weight in contents.weights):
-        show("32-bit values stay 32 bits wide: qdq-int8{weights=int8} stores 8-bit codes, 5 bits a weight")
+        show("32-bit values stay 32 bits wide: qdq-int8 gives them 8-bit codes, 5 bits a weight at 2:4")
 
 
 def unpack(

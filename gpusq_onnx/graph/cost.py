@@ -1,19 +1,25 @@
-"""What a model costs: parameters, multiply-accumulates, bit operations and bytes, for each site and in all.
+"""What a model costs, for each site and in all, each measure under a name of its own (`MEASURES`); defined here alone.
 
-    macs            out * k * rows, rows = output positions of one image, summed over the readers
-    bit_operations  macs * bits(weight) * bits(activation) * density of the weight's pattern: half for 2:4
-    bytes           of the weight as a sparse engine stores it: kept elements * bits, and the pattern's metadata bits
-                    (GPUSQ-ViT section 3.1: INT8 2:4 is 5 bits a weight, FP16 2:4 is 9)
+    parameters          elements
+    nonzero_parameters  those that the weight's pattern keeps: half for 2:4
+    stored_parameters   packed bits / 32: the paper's Params, in FP32 equivalents
+    packed_bytes        kept elements * bits, and the pattern's metadata bits, / 8: INT8 2:4 is 5 bits a weight, FP16
+                        2:4 is 9; what a sparse engine holds, and what `pack` writes but for the graph itself
+    dense_macs          out * k * rows, rows = output positions of one image, summed over the readers
+    sparse_macs         dense_macs * density of the weight's pattern
+    bit_operations      sparse_macs * bits(weight) * bits(activation); 2 / 32^2 of it are the paper's FLOPs
+    file_bytes          of the model's files, in all only (`pipeline.summary.Cost.in_files`)
 
-Source: docs/method.md, "Metrics as the paper counts them". Limits: only sites count towards MACs, not attention
-products; positions that shape inference does not know count as one.
+Source: GPUSQ-ViT section 3.1; docs/method.md, "Metrics as the paper counts them". Limits: only sites count towards
+MACs, not attention products; positions that shape inference does not know count as one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from gpusq_onnx.graph.codes import float_format, quantised
 from gpusq_onnx.graph.model import Model, type_name
@@ -23,6 +29,20 @@ from gpusq_onnx.graph.weight_only import NBits, find_nbits
 from gpusq_onnx.quant.formats import FORMATS, Format, natural
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.sparsity.patterns import Pattern
+
+MEASURES: Mapping[str, str] = MappingProxyType(
+    {
+        "file_bytes": "file bytes",
+        "packed_bytes": "packed bytes",
+        "stored_parameters": "stored parameters (FP32 equivalents)",
+        "parameters": "parameters",
+        "nonzero_parameters": "non-zero parameters",
+        "dense_macs": "dense MACs",
+        "sparse_macs": "sparse MACs",
+        "bit_operations": "bit operations",
+    }
+)
+"""The names of the measures, as people read them."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +64,12 @@ class SiteCost:
     """The cost of one site for one image, in the units of the module's text."""
 
     parameters: int
-    macs: int
+    nonzero_parameters: float
+    stored_parameters: float
+    packed_bytes: float
+    dense_macs: int
+    sparse_macs: float
     bit_operations: float
-    bytes: float
 
 
 def form_of(site: Site, pattern: Pattern | None, planned: Quantised | None = None) -> Form:
@@ -60,9 +83,14 @@ def site_cost(site: Site, structure: Structure, form: Form) -> SiteCost:
     """The cost of a site in a form."""
     parameters = site.out * site.k
     macs = sum(parameters * _rows(site.out, reader.outputs[0].name, structure) for reader in site.readers)
+    return _cost(parameters, macs, form)
+
+
+def _cost(parameters: int, macs: int, form: Form) -> SiteCost:
     density, places = (1.0, 0.0) if form.pattern is None else (form.pattern.density, form.pattern.metadata_bits)
     stored = parameters * (density * form.weight.bits + places)
-    return SiteCost(parameters, macs, macs * form.weight.bits * form.input.bits * density, stored / 8)
+    bit_operations = macs * density * form.weight.bits * form.input.bits
+    return SiteCost(parameters, parameters * density, stored / 32, stored / 8, macs, macs * density, bit_operations)
 
 
 def total_cost(
@@ -70,7 +98,7 @@ def total_cost(
 ) -> dict[str, float]:
     """Totals over the model; `form` tells that of a site.
 
-    The parameters and bytes of initializers that are no site's weight (biases, norms, embeddings) count as stored.
+    The parameters of initializers that are no site's weight (biases, norms, embeddings, scales) count as stored.
     """
     chosen = list(structure.sites if sites is None else sites)
     costs = [site_cost(site, structure, form(site)) for site in chosen]
@@ -82,11 +110,16 @@ def total_cost(
     weights = {site.weight.name for site in chosen}
     others = [(c, natural(type_name(c))) for c in model.constants() if c.name not in weights]
     elements = [(math.prod(c.shape), fmt.bits) for c, fmt in others if fmt is not None and fmt.stored]
+    other, other_bytes = sum(count for count, _ in elements), sum(count * bits // 8 for count, bits in elements)
+    packed = sum(c.packed_bytes for c in stored) + other_bytes
     return {
-        "parameters": sum(c.parameters for c in stored) + sum(count for count, _ in elements),
-        "macs": sum(c.macs for c in costs),
+        "parameters": sum(c.parameters for c in stored) + other,
+        "nonzero_parameters": sum(c.nonzero_parameters for c in stored) + other,
+        "stored_parameters": packed / 4,
+        "packed_bytes": packed,
+        "dense_macs": sum(c.dense_macs for c in costs),
+        "sparse_macs": sum(c.sparse_macs for c in costs),
         "bit_operations": sum(c.bit_operations for c in costs),
-        "bytes": sum(c.bytes for c in stored) + sum(count * bits // 8 for count, bits in elements),
     }
 
 
@@ -95,7 +128,8 @@ def _nbits_cost(found: NBits, structure: Structure) -> SiteCost:
     data = natural(type_name(found.node.inputs[2])) or FORMATS["fp32"]
     parameters = found.out * found.k
     macs = parameters * _rows(found.out, found.node.outputs[0].name, structure)
-    return SiteCost(parameters, macs, macs * found.bits * data.bits, parameters * found.bits / 8)
+    codes = natural(f"uint{found.bits}") or data
+    return _cost(parameters, macs, Form(codes, data))
 
 
 def _rows(out: int, output: str, structure: Structure) -> int:

@@ -41,7 +41,7 @@ from gpusq_onnx.graph.container import (
 from gpusq_onnx.graph.io import Digest, file_digest
 from gpusq_onnx.graph.payload import SUB_BYTE
 from gpusq_onnx.graph.scaling import Scaling
-from gpusq_onnx.graph.stored import Stored, stored_initializers
+from gpusq_onnx.graph.stored import Stored, read_initializers
 from gpusq_onnx.pipeline.progress import NullProgress, Progress, track
 from gpusq_onnx.sparsity.packing import Form, Packed, joined_nibbles, pack, smallest_form, split_nibbles, unpack
 
@@ -54,19 +54,18 @@ def pack_model(path: Path, target: Path, progress: Progress = NullProgress()) ->
         UnsupportedModelError: not ONNX, or external data that is missing or in another folder.
         NothingMatched: no weight can be packed.
     """
-    stored, scalings = stored_initializers(path)
-    paths = list(dict.fromkeys([path, *(one.file for one in stored)]))
+    read = read_initializers(path)
+    paths = list(dict.fromkeys([path, *(one.file for one in read.stored)]))
     places = {file: number for number, file in enumerate(paths)}
-    by_name = {one.name: one for one in stored}
-    scaled_by = {name for scaling in scalings.values() for name in (scaling.scale, scaling.outer)}
-    matrices = [one for one in stored if len(one.dims) > 1 and one.name not in scaled_by]
+    by_name = {one.name: one for one in read.stored}
+    matrices = [one for one in read.stored if len(one.dims) > 1 and one.name not in read.scales]
 
     def fill(writer: Writer) -> Contents:
         with ThreadPoolExecutor(1) as pool:
             digests = [pool.submit(file_digest, file) for file in paths]
             weights = list[StoredWeight]()
             for one in track(progress, matrices, "packing weights", len(matrices)):
-                found = _packed(one, scalings.get(one.name), by_name)
+                found = _packed(one, read.scalings.get(one.name), by_name)
                 if found is not None:
                     axis, packed, scaling = found
                     writer.add(f"values:{one.name}", [packed.values.data])
@@ -146,7 +145,8 @@ def _packed(
         form = smallest_form(moved) or plain
         if form is not None and (best is None or form.bits < best.form.bits):
             best = _Best(axis, form, moved)
-    if best is None or best.form.bits >= 8 * len(one.data) / max(1, codes.size):
+    own = 4 if _nibbles(one) else 8 * len(one.data) / max(1, codes.size)
+    if best is None or best.form.bits >= own:
         return None
     packed = pack(best.codes, best.form)
     assert packed is not None, one.name

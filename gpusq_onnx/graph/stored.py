@@ -56,8 +56,23 @@ class Stored:
         return np.frombuffer(self.data.tobytes(), np.dtype(self.element)).reshape(self.dims)
 
 
-def stored_initializers(path: Path) -> tuple[list[Stored], dict[str, Scaling]]:
-    """The initializers whose bytes lie raw in a model's files, by place; and how floats among them follow from codes.
+@dataclass(frozen=True)
+class Initializers:
+    """What a model's files hold.
+
+    Attributes:
+        stored: the initializers whose bytes lie raw in a file, by place.
+        scalings: how floats among them follow from codes, by name.
+        scales: the names of what Q/DQ nodes read beside their data: scales and zero points.
+    """
+
+    stored: list[Stored]
+    scalings: dict[str, Scaling]
+    scales: frozenset[str]
+
+
+def read_initializers(path: Path) -> Initializers:
+    """The initializers of a model's main graph.
 
     Raises:
         UsageError: there is no such file.
@@ -80,7 +95,11 @@ def stored_initializers(path: Path) -> tuple[list[Stored], dict[str, Scaling]]:
             alias[one.name] = last.name
     known = {one.name: one for one in first}
     known |= {name: known[other] for name, other in alias.items()}
-    return first, dict(_scalings(proto, known))
+    pairs = (node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear"))
+    scales = {name for node in pairs for name in node.input[1:]}
+    scalings = dict(_scalings(proto, known))
+    scales |= {name for scaling in scalings.values() for name in (scaling.scale, scaling.outer)}
+    return Initializers(first, scalings, frozenset(scales))
 
 
 def _located(payload: Payload, path: Path) -> Stored | None:

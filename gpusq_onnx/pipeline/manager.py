@@ -109,6 +109,7 @@ def plan(
         after = measure(model, structure, as_planned((row for step in steps for row in step.rows), facts))
         found = file.result()
     shape = architecture(structure)
+    before = before.in_files(found.bytes)
     return Outcome(str(pipeline), data.seed, found, None, None, tuple(steps), before, after, shape, tuple(warnings))
 
 
@@ -214,8 +215,8 @@ def run(
         written,
         used,
         tuple(state.steps),
-        before,
-        after,
+        before.in_files(found.bytes),
+        after if written is None else after.in_files(written.bytes),
         architecture(structure),
         tuple(
             [*settled.warnings, *state.warnings]

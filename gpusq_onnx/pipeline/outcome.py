@@ -95,7 +95,7 @@ class Outcome:
         data: what the calibration source says of itself (`Source.describe`), its `options` and `sha256`; None where no
             data was read.
         steps: the passes in order.
-        before, after: bytes, parameters, macs and bit_operations, in all and for each site. In a plan, `after` is the
+        before, after: the measures of `graph.cost`, in all and for each site. In a plan, `after` is the
             estimate.
         architecture: blocks, stages, attention and critical feature maps, as recognised in the result.
         warnings: sentences for the user.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gpusq_onnx.graph.cost import Form, form_of, site_cost, total_cost
@@ -20,10 +20,14 @@ FormOf = Callable[[Site], Form]
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, macs, bit_operations and bytes (see `graph.cost`), of the model and of each site by name."""
+    """The measures of `graph.cost`, of the model and of each site by name."""
 
     total: dict[str, float]
     sites: dict[str, dict[str, float]]
+
+    def in_files(self, size: int) -> Cost:
+        """The same of a model whose files have so many bytes."""
+        return replace(self, total={"file_bytes": size, **self.total})
 
 
 def measure(model: Model, structure: Structure, form: FormOf | None = None) -> Cost:

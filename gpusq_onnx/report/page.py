@@ -17,7 +17,7 @@ from gpusq_onnx.errors import EnvironmentLacking
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
 from gpusq_onnx.report import pictures
 from gpusq_onnx.report.learning import ASIDE
-from gpusq_onnx.report.run import UNITS
+from gpusq_onnx.report.run import both_totals, ratio
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ def _file(facts: FileFacts) -> str:
 
 
 def _totals(outcome: Outcome) -> Iterator[Block]:
-    before, after = outcome.before.total, outcome.after.total
-    both = {text: (before[key], after[key]) for key, text in UNITS.items() if before.get(key) and key in after}
-    rows = [[text, f"{a:,.0f}", f"{b:,.0f}", f"{b / a:.3f}"] for text, (a, b) in both.items()]
+    both = both_totals(outcome)
+    rows = [[text, f"{a:,.0f}", f"{b:,.0f}", ratio(a, b, 3)] for text, (a, b) in both.items()]
     estimate = "" if outcome.output else " (estimate)"
     yield Table("", ["total", "before", f"after{estimate}", "ratio"], rows, (1, 2, 3))
-    if both:
-        yield Picture(pictures.ratios(both), "What is left of each total")
+    changed = {text: sides for text, sides in both.items() if sides[0] != sides[1]}
+    if changed:
+        yield Picture(pictures.ratios(changed), "What is left of each total that changed")
 
 
 def _weights(outcome: Outcome) -> Iterator[Block]:
@@ -137,8 +137,8 @@ def _weights(outcome: Outcome) -> Iterator[Block]:
         yield Note("no weight is in both models under one name")
         return
     rows_of = [{row.tensor: row for row in step.rows if row.tensor in before} for step in outcome.steps]
-    sizes = [[site.get("bytes", 0.0) for site in (before[name], after[name])] for name in names]
-    caption = "Bytes of each weight as deployed, before and after"
+    sizes = [[site.get("packed_bytes", 0.0) for site in (before[name], after[name])] for name in names]
+    caption = "Packed bytes of each weight, before and after"
     yield Picture(pictures.bytes_of_weights([a for a, _ in sizes], [b for _, b in sizes]), caption)
     rows = []
     for name, (a, b) in zip(names, sizes, strict=True):
@@ -149,7 +149,7 @@ def _weights(outcome: Outcome) -> Iterator[Block]:
         head = [name, where.module or "-" if where else "-", where.role if where else "-", shape]
         rows.append([*head, *decisions, f"{a:,.0f}", f"{b:,.0f}", f"{b / a:.3f}" if a else "-"])
     passes = [step.name for step in outcome.steps]
-    header = ["weight", "module", "role", "[out, k]", *passes, "bytes before", "after", "ratio"]
+    header = ["weight", "module", "role", "[out, k]", *passes, "packed bytes before", "after", "ratio"]
     numbers = range(len(header) - 3, len(header))
     yield Table("Every weight, and what each pass decided", header, rows, numbers)
 

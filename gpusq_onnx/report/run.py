@@ -11,12 +11,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from gpusq_onnx import __version__
+from gpusq_onnx.graph.cost import MEASURES
 from gpusq_onnx.pipeline.outcome import Outcome, Proof, StepOutcome
 from gpusq_onnx.report.learning import learning
 from gpusq_onnx.report.markdown import assemble, table
 from gpusq_onnx.report.preparation import line
-
-UNITS = {"bytes": "bytes as deployed", "parameters": "parameters", "macs": "MACs", "bit_operations": "bit operations"}
 
 TOTALS = ("total", "before", "after", "ratio")
 DECISIONS = ("tensors", "role", "decision", "reason")
@@ -83,18 +82,24 @@ def totals(outcome: Outcome) -> list[str]:
 
 def total_rows(outcome: Outcome) -> list[list[str]]:
     """The rows of that table."""
-    before, after = outcome.before.total, outcome.after.total
-    return [
-        [text, f"{before[key]:,.0f}", f"{after[key]:,.0f}", f"{after[key] / before[key]:.2f}"]
-        for key, text in UNITS.items()
-        if before.get(key) and key in after
-    ]
+    return [[text, f"{a:,.0f}", f"{b:,.0f}", ratio(a, b)] for text, (a, b) in both_totals(outcome).items()]
 
 
 def decision_rows(step: StepOutcome) -> list[list[str]]:
     """How many tensors of one role met the same decision for the same reason."""
     groups = Counter((row.role, row.decision, row.reason) for row in step.rows)
     return [[str(number), role, decision, reason] for (role, decision, reason), number in groups.items()]
+
+
+def both_totals(outcome: Outcome) -> dict[str, tuple[float, float]]:
+    """The totals that both sides have, before and after, by what people call them."""
+    before, after = outcome.before.total, outcome.after.total
+    return {text: (before[key], after[key]) for key, text in MEASURES.items() if before.get(key) and key in after}
+
+
+def ratio(before: float, after: float, digits: int = 2) -> str:
+    """What is left, in words where that is all: the dense MACs of a pruned model are no measure of it."""
+    return "unchanged" if after == before else f"{after / before:.{digits}f}"
 
 
 def _step(step: StepOutcome) -> Iterator[str]:

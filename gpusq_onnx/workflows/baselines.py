@@ -124,7 +124,7 @@ def _elements(weights: Iterable[WeightReport]) -> int:
 
 def _cost(model: Model, *, dense: bool = False) -> tuple[float, float]:
     total = measure(model, analyse(model), (lambda site: form_of(site, None)) if dense else None).total
-    return total["bytes"] / 4e6, 2 * total["bit_operations"] / 32**2 / 1e9
+    return total["stored_parameters"] / 1e6, 2 * total["bit_operations"] / 32**2 / 1e9
 
 
 def _float_twin(entry: Entry, scratch: Path, notes: list[str]) -> Path | None:

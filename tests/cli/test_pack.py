@@ -29,6 +29,18 @@ def test_a_pruned_int8_model_takes_five_bits_a_weight_and_comes_back(small: Path
     assert back.read_bytes() == small.read_bytes()
 
 
+def test_floats_before_pairs_are_as_small_as_codes(small: Path, tmp_path: Path) -> None:
+    floats, packed, codes, back = (tmp_path / name for name in ("f.onnx", "f.gpusq", "c.gpusq", "back.onnx"))
+    passes = "prune24{method=magnitude},qdq-int8"
+    assert call("apply", "-p", passes, "--data", IMAGES, "--samples", "16", "-q", "-o", floats, MODEL).code == 0
+    shown = call("pack", floats, "-o", packed)
+    assert any(line.split() == ["12", "2:4", "8", "5"] for line in shown.out.splitlines())
+    assert call("pack", small, "-o", codes, "-q").code == 0
+    assert packed.stat().st_size < 1.05 * codes.stat().st_size
+    assert call("unpack", packed, "-o", back).code == 0
+    assert back.read_bytes() == floats.read_bytes()
+
+
 def test_the_default_names(small: Path, tmp_path: Path) -> None:
     model = tmp_path / "m.onnx"
     model.write_bytes(small.read_bytes())
@@ -41,11 +53,11 @@ def test_the_default_names(small: Path, tmp_path: Path) -> None:
     assert (refused.code, model.read_bytes()) == (2, b"another model")
 
 
-def test_floats_behind_qdq_say_what_would_be_smaller(tmp_path: Path) -> None:
+def test_floats_say_what_would_be_smaller(tmp_path: Path) -> None:
     pruned = tmp_path / "pruned.onnx"
     assert call("apply", "-p", "prune24{method=magnitude}", "-q", "-o", pruned, MODEL).code == 0
     shown = call("pack", pruned)
-    assert "17" in shown.out.split() and "weights=int8" in shown.out
+    assert "17" in shown.out.split() and "qdq-int8" in shown.out
 
 
 @pytest.mark.parametrize(

@@ -211,4 +211,4 @@ def test_a_model_without_weights_has_nothing_for_it(tmp_path: Path) -> None:
 def test_the_recommended_road_is_a_preset(tmp_path: Path) -> None:
     outcome = apply("tensorrt-int8", ASSETS / "digits_vit.onnx", tmp_path / "out.onnx", NO_DATA)
     assert [step.name for step in outcome.steps] == ["prune24", "qdq-int8", "fp16"]
-    assert outcome.after.total["bytes"] < 0.4 * outcome.before.total["bytes"]
+    assert outcome.after.total["packed_bytes"] < 0.4 * outcome.before.total["packed_bytes"]

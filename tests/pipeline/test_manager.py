@@ -42,7 +42,7 @@ def test_a_plan_sees_the_weights_that_fold_makes_visible(tmp_path: Path) -> None
     applied = manager.run(model, tmp_path / "out.onnx", pipeline, data=DataOptions())
     assert [step.rows for step in planned.steps] == [step.rows for step in applied.steps]
     assert [row.decision for row in planned.steps[1].rows] == ["prune"]
-    assert planned.after.total["macs"] == applied.after.total["macs"] == 32
+    assert planned.after.total["dense_macs"] == applied.after.total["dense_macs"] == 32
     (tensor,) = onnx.load(tmp_path / "out.onnx").graph.initializer
     assert (np.count_nonzero(numpy_helper.to_array(tensor).reshape(2, 4, 4), axis=1) == 2).all()
 
@@ -53,9 +53,9 @@ def test_costs_are_told_for_each_site_and_in_all(tmp_path: Path) -> None:
     pruned = {row.tensor for row in found.steps[0].rows if not row.skipped}
     for name, after in found.after.sites.items():
         before = found.before.sites[name]
-        assert after["macs"] == before["macs"] > 0
+        assert after["dense_macs"] == before["dense_macs"] > 0
         assert after["bit_operations"] == before["bit_operations"] / (2 if name in pruned else 1)
-    assert found.before.total["macs"] == sum(site["macs"] for site in found.before.sites.values())
+    assert found.before.total["dense_macs"] == sum(site["dense_macs"] for site in found.before.sites.values())
     assert found.architecture["blocks"] == 3 and len(found.architecture["feature_maps"]) == 1
 
 
@@ -63,7 +63,7 @@ def test_a_model_pruned_before_counts_as_sparse(tmp_path: Path) -> None:
     manager.run(ASSETS / "digits_vit.onnx", tmp_path / "pruned.onnx", parse("prune24"), data=DataOptions())
     data = DataOptions(path=ASSETS / "digits_train.npz", samples=8)
     found = manager.run(tmp_path / "pruned.onnx", tmp_path / "out.onnx", parse("qdq-int8"), data=data)
-    assert found.before.total["bytes"] < 0.7 * 4 * found.before.total["parameters"]
+    assert found.before.total["packed_bytes"] < 0.7 * 4 * found.before.total["parameters"]
     entries = {e.key: e.value for e in onnx.load(tmp_path / "out.onnx").metadata_props}
     history = json.loads(entries["pkg.gpusq_onnx.history"])
     assert [entry["pipeline"] for entry in history] == ["prune24", "qdq-int8"]

@@ -62,5 +62,5 @@ def test_what_the_rows_cost(rows: None, tmp_path: Path) -> None:
     outcome = manager.plan(ASSETS / "digits_vit_legacy17.onnx", pipeline, data=DataOptions())
     (row,) = [row for row in outcome.steps[1].rows if row.role == "fc1" and row.tensor in outcome.after.sites][:1]
     before, after = outcome.before.sites[row.tensor], outcome.after.sites[row.tensor]
-    assert after["bytes"] == before["parameters"] * (6 / 8 + 3 / 8) / 8
-    assert after["bit_operations"] == before["macs"] * 6 * 6 / 8
+    assert after["packed_bytes"] == before["parameters"] * (6 / 8 + 3 / 8) / 8
+    assert after["bit_operations"] == before["dense_macs"] * 6 * 6 / 8

@@ -54,7 +54,7 @@ def test_a_plan_knows_the_tokens_that_a_run_shows(tmp_path: Path, data: bool):
     assert planned.architecture["attention_tokens"] == [TOKENS]
     rows = {row.role: row for row in planned.steps[-1].rows if row.role in ("Q", "K", "softmax", "V")}
     assert len(rows) == 4 and not any(row.skipped for row in rows.values())
-    assert planned.before.sites["wq"]["macs"] == D * D * TOKENS
+    assert planned.before.sites["wq"]["dense_macs"] == D * D * TOKENS
 
 
 def test_apply_does_what_the_plan_says(tmp_path: Path):

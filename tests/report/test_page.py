@@ -9,6 +9,7 @@ from test_engine_report import recorded
 
 from gpusq_onnx.cli import main
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
+from gpusq_onnx.graph.cost import MEASURES
 from gpusq_onnx.report import page
 from gpusq_onnx.report.benchmark import Benchmark, Cell, Row
 from gpusq_onnx.report.reading import page_of
@@ -104,10 +105,11 @@ def test_one_page_of_apply_and_check(reports: dict[str, Path]) -> None:
     assert row[2] == "qkv" and row[4].startswith("prune: 2:4") and row[5].startswith("quantise weight: INT8")
     assert row[-3:] == ["27,648", "4,320", "0.156"]
     totals = {row[0]: row for row in found.rows}
-    assert (
-        totals["bytes as deployed"][3]
-        == f"{applied['after']['total']['bytes'] / applied['before']['total']['bytes']:.3f}"
-    )
+    sides = [applied[side]["total"] for side in ("before", "after")]
+    for key, text in MEASURES.items():
+        before, after = (side[key] for side in sides)
+        assert totals[text][3] == ("unchanged" if before == after else f"{after / before:.3f}")
+    assert totals["dense MACs"][3] == "unchanged" and float(totals["sparse MACs"][3]) < 0.6
     assert totals["top-1"][3].endswith(" points") and totals["top-1 agreement"][2].endswith("%")
     assert ["add_251", "0.25", "1"] in found.rows and ["s<1>", "0.5", "0.25", "0.5"] in found.rows
     assert "50.0% -> 75.0%" in found.text and "Gates not met" in found.text and "output logits has cosine" in found.text
