@@ -4,9 +4,9 @@
                   it, too, and rounds the data to INT8 there (0.6 % of a product's norm)
     onnxruntime   com.microsoft::MatMulNBits nodes, with the accuracy level that is asked for; TensorRT has no such node
 
-A block's scale is the clip of least squared error over its weights that are not zero. `block=auto` takes the largest of
-128, 64, 32 and 16 that divides K: 64 for K = 192. Convolutions keep their weights: no kernel reads 4 bits there.
-No data is needed, and nothing is calibrated.
+A block's scale is the clip of least squared error over its weights that are not zero. Blocks are the largest of 128,
+64, 32 and 16 that divide K and are no longer than `block`: of 128, 64 for K = 192. Convolutions keep their weights: no
+kernel reads 4 bits there. No data is needed, and nothing is calibrated.
 
 Source: docs/formats.md; forms in `gpusq_onnx.graph.weight_only`. Limits: MatMul and Gemm; weights that nobody else
 reads; one zero point, which is zero.
@@ -37,7 +37,7 @@ from gpusq_onnx.quant.formats import INT4, quantize
 from gpusq_onnx.quant.scales import Scales
 from gpusq_onnx.quant.schemes import form_name
 
-AUTO = (128, 64, 32, 16)
+SIZES = (128, 64, 32, 16)
 
 
 class Int4Options(EndsOptions):
@@ -48,7 +48,9 @@ class Int4Options(EndsOptions):
         validation_alias=AliasChoices("runtime", "for"),
         description="whose form: DequantizeLinear in blocks, or MatMulNBits; for=... says the same",
     )
-    block: Literal["auto", 128, 64, 32, 16] = Field("auto", description="weights along K that share a scale")
+    block: Literal["auto", 128, 64, 32, 16] = Field(
+        32, description="weights along K that share a scale, at most; auto: as many as divide K, up to 128"
+    )
     clip: Literal["mse", "absmax"] = Field("mse", description="how scales are chosen")
     accuracy_level: int = Field(
         4, ge=0, le=4, description="onnxruntime: of MatMulNBits; 4 rounds the data to INT8, 1 keeps it in FP32, 0 unset"
@@ -115,11 +117,10 @@ class Int4Weights(Pass[Int4Options]):
     def _row(self, site: Site, structure: Structure, selector: Selector) -> PlanRow:
         named = bool(self.options.only) or self.options.includes(site)
         block = next((size for size in self._sizes if site.k % size == 0), 0)
-        reason = selector.refuses(site) or excluded(site, "quantise", smallest=self.options.smallest, named=named)
-        reason = reason or _unfit(site, structure)
+        reason = selector.refuses(site) or _unfit(site, structure)
+        reason = reason or excluded(site, "quantise", smallest=self.options.smallest, named=named) or ""
         if not reason and not block:
-            remedy = "; block=auto takes one that does" if self.options.block != "auto" else ""
-            reason = f"no block of {' or '.join(map(str, self._sizes))} divides K = {site.k}{remedy}"
+            reason = f"no block of {' or '.join(map(str, self._sizes))} divides K = {site.k}"
         decision, detail = SKIP, {}
         if not reason:
             decision, detail = "quantise weight", {"format": INT4.name, "block": block}
@@ -129,7 +130,8 @@ class Int4Weights(Pass[Int4Options]):
 
     @property
     def _sizes(self) -> tuple[int, ...]:
-        return AUTO if self.options.block == "auto" else (self.options.block,)
+        most = SIZES[0] if self.options.block == "auto" else self.options.block
+        return tuple(size for size in SIZES if size <= most)
 
 
 def _unfit(site: Site, structure: Structure) -> str:

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -31,6 +31,7 @@ from gpusq_onnx.quant.formats import clamp_scale
 from gpusq_onnx.quant.scales import Scales
 
 NBITS, DOMAIN = "MatMulNBits", "com.microsoft"
+_INT4 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)
 _ZERO = 8  # of an unsigned 4-bit code
 
 
@@ -80,7 +81,7 @@ def write_dequantized(model: Model, site: Site, codes: NDArray[Any], scales: Sca
     """
     fresh, name = Names(model).fresh, site.name
     kind = site.reads_as
-    stored = gs.Constant(fresh(f"{name}_int4"), np.ascontiguousarray(codes.T).astype(ml_dtypes.int4))
+    stored = gs.Constant(fresh(f"{name}_int4"), np.ascontiguousarray(codes.T).astype(_INT4))
     scale = gs.Constant(fresh(f"{name}_scale"), _stored(scales, kind).T.copy())
     back = gs.Variable(fresh(f"{name}_dequantized"), kind, (site.k, site.out))
     attrs = {"axis": 0, "block_size": scales.block}

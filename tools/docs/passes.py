@@ -8,7 +8,17 @@ from typing import Any
 
 from gpusq_onnx.cli import main
 
-ORDER = ("prune24", "qdq-int8", "distill", "qat", "fp16", "canonical", "fold")  # as a reader meets them; others follow
+ORDER = (
+    "prune24",
+    "qdq-int8",
+    "qdq-int4",
+    "int4-weights",
+    "distill",
+    "qat",
+    "fp16",
+    "canonical",
+    "fold",
+)  # as a reader meets them; others follow
 
 HEAD = """\
 # Passes
