@@ -9,6 +9,7 @@ from gpusq_onnx.cli.memory import MaxMemory, at_most
 from gpusq_onnx.cli.options import (
     STDOUT,
     DataArgs,
+    Full,
     Json,
     ModelPath,
     Output,
@@ -28,12 +29,14 @@ def apply(
     seed: Seed = None,
     report: Report = None,
     json: Json = None,
+    full: Full = False,
     quiet: Quiet = False,
     max_memory: MaxMemory = None,
 ) -> None:
     """Prune and quantise: run the passes, check the result, write the new model."""
-    from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    from gpusq_onnx.cli.console import open_progress, publish, show, show_verdict, warn, width
     from gpusq_onnx.files import staged
+    from gpusq_onnx.report import outline
     from gpusq_onnx.workflows.apply import compress
 
     written = output or model.with_suffix(".gpusq.onnx")
@@ -59,5 +62,9 @@ def apply(
             warn(warning)
         publish(result.report, str(result), report=report, json_target=json, results=results)
         results.commit()
-        if not quiet and json != STDOUT:
+        if quiet or json == STDOUT:
+            return
+        if full:
             show(str(result))
+        else:
+            show_verdict(outline.of_run(result.outcome, width()))

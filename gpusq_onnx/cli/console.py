@@ -6,6 +6,7 @@ rich is imported when something is drawn, never for `--help`.
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from gpusq_onnx.files import Staging, staged, write_text
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
 from gpusq_onnx.text import printable
 
+_GREEN, _YELLOW = 32, 33
+_COLOURS = ((r"\bsparse (INT8|FP16|INT4|FP8)\b", _GREEN), (r"\bdense (INT8|FP16|FP32|BF16)\b", _YELLOW))
 _UNUSUAL = re.compile(r"[^ -~\n]")
 
 
@@ -79,10 +82,31 @@ def show(text: str = "") -> None:
 
     A reader that goes away (`| head`, a pager) does not end the work.
     """
+    _print("\n".join(map(printable, text.split("\n"))))
+
+
+def _print(text: str) -> None:
     try:
-        print("\n".join(map(printable, text.split("\n"))), flush=True)  # noqa: T201
+        print(text, flush=True)  # noqa: T201
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show_verdict(lines: Sequence[str]) -> None:
+    """A screen of results; on a terminal the kernels in it are coloured, unless NO_COLOR says no."""
+    plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    text = "\n".join(printable(line) for line in lines)
+    if plain:
+        show(text)
+        return
+    for pattern, colour in _COLOURS:
+        text = re.sub(pattern, lambda found, colour=colour: f"\x1b[{colour}m{found[0]}\x1b[0m", text)  # type: ignore[misc]
+    _print(text)
+
+
+def width() -> int:
+    """Columns: the terminal's, or what $COLUMNS says; 80 in a pipe."""
+    return shutil.get_terminal_size((80, 24)).columns
 
 
 def warn(text: str) -> None:

@@ -57,6 +57,7 @@ def default_cache() -> Path:
 
 
 ModelPath = Annotated[Path, Argument(metavar="MODEL", help="The ONNX model.", show_default=False)]
+Full = Annotated[bool, Option("--full", help="Everything, a line each, instead of a screen of it.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no summary: errors and warnings only.")]
 Json = Annotated[
     Path | None,
