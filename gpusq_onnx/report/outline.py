@@ -22,7 +22,7 @@ from gpusq_onnx.report.preparation import line as prepared
 from gpusq_onnx.report.run import TOTALS, total_rows
 from gpusq_onnx.text import printable
 
-LINES = 36  # of groups, over all passes: with totals and advice no screen passes 60 lines
+LINES = 40  # of groups, over all passes, and two less for each: with totals and advice no screen passes 60 lines
 LEAST = 24  # columns for the text of a row, however narrow the terminal
 WIDEST = 26  # of all columns but the last
 GAP = 2
@@ -96,12 +96,12 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
 
 def folded(text: str, width: int) -> list[str]:
     """A sentence on as many lines as it needs."""
-    return _wrapped(printable(text), max(LEAST, width), "  ") if text else []
+    whole = printable(text)
+    return wrap(whole, max(LEAST, width), subsequent_indent="  ", break_on_hyphens=False) if text else []
 
 
-def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    lines = wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    return lines or [""]
+def _wrapped(text: str, width: int) -> list[str]:
+    return wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _steps(steps: Sequence[StepOutcome], width: int) -> list[str]:
@@ -109,7 +109,8 @@ def _steps(steps: Sequence[StepOutcome], width: int) -> list[str]:
         columns([""] * 4, [[f"  {count} x", *group] for count, *group in _groups(step)], width) if step.rows else []
         for step in steps
     ]
-    most = next((cap for cap in range(LINES, 3, -1) if sum(min(cap, len(table)) for table in tables) <= LINES), 3)
+    room = LINES - 2 * len(steps)
+    most = next((cap for cap in range(room, 3, -1) if sum(min(cap, len(table)) for table in tables) <= room), 3)
     lines: list[str] = []
     for step, table in zip(steps, tables, strict=True):
         took = "" if step.seconds is None else f", {step.seconds:.1f} s"

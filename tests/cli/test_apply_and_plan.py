@@ -197,8 +197,8 @@ def test_a_plan_shows_the_learning_passes_without_torch(model: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "torch", None)
     shown = call("plan", model, "-p", "sparse-int8", "--finetune", "3", "--set", "distill.batch=8")
     assert shown.code == 0, shown.err
-    assert " ".join(shown.out.split()).startswith(
-        f"{model}: prune24{{method=sparsegpt}},distill{{batch=8,epochs=3}},"
+    assert "".join(shown.out.split()).startswith(
+        f"{model}:prune24{{method=sparsegpt}},distill{{batch=8,epochs=3}},"
         "qdq-int8{profile=sparse-int8},qat{epochs=3}"
     )
     assert "distill: 14 train" in shown.out
