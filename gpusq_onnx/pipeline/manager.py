@@ -26,7 +26,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.remembered import Settled
 from gpusq_onnx.data.source import Source, open_source
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.files import Staging, staged
+from gpusq_onnx.files import Staging, in_the_way, staged
 from gpusq_onnx.graph import invariants, io, newer
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.codes import store_on_grid, weight_format
@@ -284,8 +284,8 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
     if output.exists() and not output.is_file():
         found = "a folder" if output.is_dir() else "a device or a pipe"
         raise UsageError(f"the output is {found}", where=str(output), hint="name a file with -o/--output")
-    if not output.parent.is_dir():
-        raise UsageError("the output's folder does not exist", where=str(output.parent), hint="make it first")
+    if blocked := in_the_way(output):
+        raise UsageError("no folder can be made for the output", where=str(blocked), found="a file")
 
 
 def _same(one: Path, other: Path) -> bool:
