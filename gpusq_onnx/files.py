@@ -72,6 +72,19 @@ def foreign(path: Path) -> bool:
     return writable_by_all(path) or (os.name == "posix" and path.stat().st_uid not in (0, os.geteuid()))
 
 
+def made_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it; returns the ones that were not there, the outermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def in_the_way(path: Path) -> Path | None:
+    """What keeps a folder for `path` from being made: the nearest thing above it that exists and is no folder."""
+    nearest = next((above for above in path.parents if above.exists()), None)
+    return nearest if nearest is not None and not nearest.is_dir() else None
+
+
 def sweep(parent: Path) -> None:
     """Remove the scratch folders in `parent` that a process of this user left after when it was killed."""
     if not HAS_LOCKS:
@@ -125,6 +138,7 @@ class Staging:
 
     def __init__(self) -> None:
         self._folders: dict[Path, Scratch] = {}
+        self._made: list[Path] = []
         self._targets: list[tuple[bool, Path, Path]] = []
         self._undo: list[Callable[[], None]] = []
         self._afterwards: list[Callable[[], None]] = []
@@ -133,9 +147,11 @@ class Staging:
         """Where to write what becomes `target`: its own name, in a scratch folder beside it.
 
         Args:
-            target: its folder must exist.
+            target: the folders above it are made; those that stay empty go again.
             last: named after all others: where it is there, everything is.
         """
+        if target.parent not in self._folders:
+            self._made += made_folders(target.parent)
         folder = self._folders.get(target.parent) or self._folders.setdefault(target.parent, Scratch(target.parent))
         place = folder.path / target.name
         if all(place != known for _, known, _ in self._targets):
@@ -173,6 +189,9 @@ class Staging:
         """Remove what was not named, and do what was to be done afterwards."""
         for folder in self._folders.values():
             folder.remove()
+        for made in reversed(self._made):
+            with contextlib.suppress(OSError):  # something lies in it now
+                made.rmdir()
         for act in self._afterwards:
             act()
 

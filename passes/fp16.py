@@ -79,7 +79,7 @@ class Fp16(Pass[Fp16Options]):
             raise NothingMatched(
                 "nothing can become FP16",
                 found="no float32 weight that an operator takes in FP16",
-                hint="gpusq-onnx inspect MODEL lists the types of the weights",
+                hint="gpusq-onnx inspect --full MODEL lists the types of the weights",
             )
         over = [row for row in rows if row.detail.get("overflow")]
         if over and self.options.overflow == "refuse":
@@ -126,7 +126,7 @@ class Fp16(Pass[Fp16Options]):
                     f"the pattern {pattern!r} matches no node",
                     where=f"{self.name}.keep",
                     expected="an operator, a node name or a module path, with * for any text",
-                    hint="gpusq-onnx plan MODEL --passes fp16 lists tensors with their modules",
+                    hint="gpusq-onnx plan --full MODEL --passes fp16 lists tensors with their modules",
                 )
             chosen |= hits
         return chosen

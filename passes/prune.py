@@ -100,7 +100,7 @@ class Prune(Pass[PruneOptions]):
             raise NothingMatched(
                 "no weight can be pruned",
                 found="; ".join(reasons[:4]) if reasons else "a graph without MatMul, Gemm or Conv weights",
-                hint=f"gpusq-onnx plan MODEL --passes {self.name} lists every weight",
+                hint=f"gpusq-onnx plan --full MODEL --passes {self.name} lists every weight",
             )
         return rows
 

@@ -4,11 +4,18 @@ Under `torchrun` and `accelerate launch` every process runs it; the one of rank 
 """
 
 import os
+import sys
+from pathlib import Path
+from typing import Annotated
 
+from typer import Option
+
+from gpusq_onnx.cli import plan as dry
 from gpusq_onnx.cli.memory import MaxMemory, at_most
 from gpusq_onnx.cli.options import (
     STDOUT,
     DataArgs,
+    Full,
     Json,
     ModelPath,
     Output,
@@ -18,6 +25,7 @@ from gpusq_onnx.cli.options import (
     Seed,
     keep_apart,
 )
+from gpusq_onnx.errors import UsageError
 
 
 def apply(
@@ -28,16 +36,28 @@ def apply(
     seed: Seed = None,
     report: Report = None,
     json: Json = None,
+    full: Full = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, as plan does; write nothing.")] = False,
+    force: Annotated[bool, Option("--force", help="Write over a file that is not ours.")] = False,
     quiet: Quiet = False,
     max_memory: MaxMemory = None,
 ) -> None:
     """Prune and quantise: run the passes, check the result, write the new model."""
-    from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    if dry_run:
+        dry.plan(model, pipeline, data, seed, report, json, full, quiet)
+        return
+    if output == STDOUT:
+        _to_stdout(model, pipeline, data, seed, report, json, quiet, max_memory)
+        return
+    from gpusq_onnx.cli.console import open_progress, publish, show, show_verdict, warn, width
     from gpusq_onnx.files import staged
+    from gpusq_onnx.report import outline
     from gpusq_onnx.workflows.apply import compress
 
     written = output or model.with_suffix(".gpusq.onnx")
     keep_apart([model, written], report, json)
+    if not force:
+        _spare(written, model)
     leader = os.environ.get("RANK", "0") == "0"
     with at_most(max_memory, model), staged() as results:
         with open_progress(quiet=quiet or not leader) as progress:
@@ -59,5 +79,53 @@ def apply(
             warn(warning)
         publish(result.report, str(result), report=report, json_target=json, results=results)
         results.commit()
-        if not quiet and json != STDOUT:
+        if quiet or json == STDOUT:
+            return
+        if full:
             show(str(result))
+        else:
+            show_verdict(outline.of_run(result.outcome, width()))
+
+
+def _to_stdout(
+    model: Path,
+    pipeline: PipelineArgs,
+    data: DataArgs,
+    seed: int | None,
+    report: Path | None,
+    json: Path | None,
+    quiet: bool,
+    max_memory: str | None,
+) -> None:
+    """The new model's bytes on stdout, and nothing else there. Raises UsageError where they are not one file."""
+    from gpusq_onnx.files import Scratch
+    from gpusq_onnx.graph.io import data_beside
+
+    if json == STDOUT:
+        raise UsageError("the model and --json cannot both go to stdout", where="-o -", hint="name a file for one")
+    with Scratch() as folder:
+        written = folder / model.name
+        apply(model, pipeline, data, written, seed, report, json, quiet=True, max_memory=max_memory)
+        if data_beside(written).exists():
+            raise UsageError("a model with external data is two files", where="-o -", hint="name a file with -o")
+        sys.stdout.buffer.write(written.read_bytes())
+        sys.stdout.buffer.flush()
+
+
+def _spare(written: Path, model: Path) -> None:
+    """Refuse to write over a file that this tool did not write, unless it is the input, which is refused later."""
+    from gpusq_onnx.errors import GpusqError
+    from gpusq_onnx.graph.io import read_proto
+
+    if not written.is_file() or (model.exists() and written.samefile(model)):
+        return
+    try:
+        ours = any(entry.key.startswith("pkg.gpusq_onnx.") for entry in read_proto(written)[0].metadata_props)
+    except GpusqError:
+        ours = False
+    if not ours:
+        raise UsageError(
+            "the output exists, and gpusq-onnx did not write it",
+            where=str(written),
+            hint="name another file with -o, or give --force",
+        )

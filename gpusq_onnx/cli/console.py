@@ -6,8 +6,10 @@ rich is imported when something is drawn, never for `--help`.
 import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,20 @@ from gpusq_onnx.files import Staging, staged, write_text
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
 from gpusq_onnx.text import printable
 
+EVERY = 30  # seconds between two lines of progress in a log
+_GREEN, _YELLOW = 32, 33
+_COLOURS = ((r"\bsparse (INT8|FP16|INT4|FP8)\b", _GREEN), (r"\bdense (INT8|FP16|FP32|BF16)\b", _YELLOW))
 _UNUSUAL = re.compile(r"[^ -~\n]")
 
 
 @contextmanager
 def open_progress(*, quiet: bool) -> Iterator[Progress]:
-    """A progress line on stderr if it is a terminal, outside CI, and not `quiet`; else silence.
+    """A progress line on stderr if it is a terminal outside CI, a line every half a minute elsewhere; `quiet`: silence.
 
     However the block ends, the line is gone then and the cursor is back.
     """
-    silent = quiet or not sys.stderr.isatty() or os.environ.get("CI")
-    progress: Progress = NullProgress() if silent else RichProgress()
+    drawn = sys.stderr.isatty() and not os.environ.get("CI")
+    progress: Progress = NullProgress() if quiet else RichProgress() if drawn else LineProgress()
     try:
         yield progress
     finally:
@@ -74,15 +79,73 @@ class RichProgress:
             self._task = None
 
 
+class LineProgress:
+    """For logs: what is done, how far, and the time left for it, every `EVERY` seconds; short work says nothing."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._spoken = clock()
+        self._label, self._note = "", ""
+        self._began, self._done, self._total = clock(), 0, 0
+
+    def start(self, label: str, total: int | None = None) -> None:
+        self._label, self._note, self._done, self._total = label, "", 0, total or 0
+        self._began = self._clock()
+        self._speak()
+
+    def advance(self, n: int = 1) -> None:
+        self._done += n
+        self._speak()
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+    def finish(self) -> None:
+        self._label = ""
+
+    def _speak(self) -> None:
+        now = self._clock()
+        if now - self._spoken < EVERY or not self._label:
+            return
+        self._spoken = now
+        parts = [self._label]
+        if self._total and self._done:
+            left = (now - self._began) / self._done * (self._total - self._done)
+            parts.append(f"{self._done} of {self._total}, {max(0.0, left):.0f} s left")
+        parts += [self._note] if self._note else []
+        print(printable("; ".join(parts)), file=sys.stderr, flush=True)  # noqa: T201
+
+
 def show(text: str = "") -> None:
     """One line or more of the result, to stdout, as text without control characters.
 
     A reader that goes away (`| head`, a pager) does not end the work.
     """
+    _print("\n".join(map(printable, text.split("\n"))))
+
+
+def _print(text: str) -> None:
     try:
-        print("\n".join(map(printable, text.split("\n"))), flush=True)  # noqa: T201
+        print(text, flush=True)  # noqa: T201
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show_verdict(lines: Sequence[str]) -> None:
+    """A screen of results; on a terminal the kernels in it are coloured, unless NO_COLOR says no."""
+    plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    text = "\n".join(printable(line) for line in lines)
+    if plain:
+        show(text)
+        return
+    for pattern, colour in _COLOURS:
+        text = re.sub(pattern, lambda found, colour=colour: f"\x1b[{colour}m{found[0]}\x1b[0m", text)  # type: ignore[misc]
+    _print(text)
+
+
+def width() -> int:
+    """Columns: the terminal's, or what $COLUMNS says; 80 in a pipe."""
+    return shutil.get_terminal_size((80, 24)).columns
 
 
 def warn(text: str) -> None:

@@ -1,11 +1,12 @@
 """`gpusq-onnx inspect MODEL`: each weight, the kernel that TensorRT can choose for it, and what is in the way."""
 
-from gpusq_onnx.cli.options import STDOUT, Json, ModelPath, Quiet, keep_apart
+from gpusq_onnx.cli.options import STDOUT, Full, Json, ModelPath, Quiet, keep_apart
 
 
-def inspect(model: ModelPath, json: Json = None, quiet: Quiet = False) -> None:
+def inspect(model: ModelPath, json: Json = None, full: Full = False, quiet: Quiet = False) -> None:
     """Show each weight: its pattern, Q/DQ, type, the kernel TensorRT can choose, and what is in its way."""
-    from gpusq_onnx.cli.console import open_progress, show, show_table, write_json
+    from gpusq_onnx.cli.console import open_progress, show, show_table, show_verdict, width, write_json
+    from gpusq_onnx.report import outline
     from gpusq_onnx.workflows.inspect import inspect as inspect_model
 
     keep_apart([model], json)
@@ -14,6 +15,9 @@ def inspect(model: ModelPath, json: Json = None, quiet: Quiet = False) -> None:
     if json:
         write_json({"model": str(model), **found.to_dict()}, json)
     if quiet or json == STDOUT:
+        return
+    if not full:
+        show_verdict(outline.of_inspection(str(model), found, width()))
         return
     rows = [
         [
@@ -35,7 +39,7 @@ def inspect(model: ModelPath, json: Json = None, quiet: Quiet = False) -> None:
     kernels = ", ".join(f"{number} {kernel}" for kernel, number in found.kernels.items())
     fit = sum(weight.eligible for weight in found.weights)
     show(f"\n{len(found.weights)} weights, opset {found.opset}: {kernels}; {fit} fit for sparse kernels")
-    if found.remedies:
-        show("towards sparse kernels: " + "; ".join(f"{how} ({number})" for how, number in found.remedies.items()))
+    for line in found.advice:
+        show(line)
     for key, value in sorted(found.metadata.items()):
         show(f"{key} = {value}")

@@ -16,6 +16,7 @@ from typer import Argument, Option
 from gpusq_onnx.cli.help import complete_pipeline
 from gpusq_onnx.data.presets import PRESETS
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.files import in_the_way
 
 if TYPE_CHECKING:
     from gpusq_onnx.data.options import DataOptions
@@ -30,8 +31,8 @@ def writable(path: Path | None) -> Path | None:
     """Refuse a file that cannot be written as one, before the work starts."""
     if path is None or path == STDOUT:
         return path
-    if not path.parent.is_dir():
-        raise UsageError(f"the folder of {path.name!r} does not exist", where=str(path.parent), hint="create it")
+    if blocked := in_the_way(path):
+        raise UsageError(f"no folder can be made for {path.name!r}", where=str(blocked), found="a file")
     if path.exists() and not path.is_file():
         found = "a folder" if path.is_dir() else "a device or a pipe"
         raise UsageError("the file to write is none", where=str(path), found=found, hint="name a file")
@@ -57,6 +58,7 @@ def default_cache() -> Path:
 
 
 ModelPath = Annotated[Path, Argument(metavar="MODEL", help="The ONNX model.", show_default=False)]
+Full = Annotated[bool, Option("--full", help="Everything, a line each, instead of a screen of it.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no summary: errors and warnings only.")]
 Json = Annotated[
     Path | None,
@@ -83,7 +85,7 @@ Output = Annotated[
         "-o",
         metavar="FILE",
         callback=writable,
-        help="The new model; default: MODEL.gpusq.onnx beside MODEL.",
+        help="The new model; default: MODEL.gpusq.onnx beside MODEL. With -, to stdout and nothing else there.",
     ),
 ]
 Seed = Annotated[

@@ -1,6 +1,17 @@
 """`gpusq-onnx plan MODEL`: what `apply` would do to each tensor, and why; no model is written."""
 
-from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, ModelPath, PipelineArgs, Quiet, Report, Seed, keep_apart
+from gpusq_onnx.cli.options import (
+    STDOUT,
+    DataArgs,
+    Full,
+    Json,
+    ModelPath,
+    PipelineArgs,
+    Quiet,
+    Report,
+    Seed,
+    keep_apart,
+)
 
 
 def plan(
@@ -10,11 +21,12 @@ def plan(
     seed: Seed = None,
     report: Report = None,
     json: Json = None,
+    full: Full = False,
     quiet: Quiet = False,
 ) -> None:
     """Show what apply would do to each tensor, and why, with totals before and after; writes no model."""
-    from gpusq_onnx.cli.console import open_progress, publish, show, show_table, warn
-    from gpusq_onnx.report import run
+    from gpusq_onnx.cli.console import open_progress, publish, show, show_table, show_verdict, warn, width
+    from gpusq_onnx.report import outline, run
     from gpusq_onnx.workflows.plan import plan as plan_model
 
     keep_apart([model], report, json)
@@ -32,6 +44,9 @@ def plan(
         warn(warning)
     publish(found.report, str(found), report=report, json_target=json)
     if quiet or json == STDOUT:
+        return
+    if not full:
+        show_verdict(outline.of_plan(found.outcome, found.weights, width()))
         return
     show(f"{found.pipeline}\n")
     for step in found.steps:

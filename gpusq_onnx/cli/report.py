@@ -19,6 +19,7 @@ def report(
     ] = None,
 ) -> None:
     """Draw one self-contained HTML page from reports: weights, totals, accuracy, training curves."""
+    from gpusq_onnx.cli.console import show
     from gpusq_onnx.workflows.report import report as draw
 
-    draw(reports, output)
+    show(str(draw(reports, output)))

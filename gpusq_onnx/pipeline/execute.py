@@ -30,7 +30,7 @@ from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
 from gpusq_onnx.pipeline.fingerprint import Fingerprint
 from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.pipeline.parallel import one_blas_thread
-from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.pipeline.progress import Labelled, Progress
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial import Trials
 
@@ -161,7 +161,8 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
     if learns_later and step.kind in ("prune", "quantise"):
         state.before.setdefault(step.kind, model.clone())
     source = state.source if step.kind == "finetune" else state.calibration
-    context = Context(source, state.data.seed, state.progress, before=state.before)
+    progress = Labelled(state.progress, f"step {index + 1} of {len(state.passes)}, {step.name}: ")
+    context = Context(source, state.data.seed, progress, before=state.before)
     if step.kind == "finetune" and state.folder is not None:
         context.folder = state.folder / f"{index + 1}-{step.name}"
     mark = Fingerprint(state.snapshot or take(model))

@@ -11,7 +11,7 @@ give the same bytes (`Pass.same_bytes` says on which condition).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -26,7 +26,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.remembered import Settled
 from gpusq_onnx.data.source import Source, open_source
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.files import Staging, staged
+from gpusq_onnx.files import Staging, in_the_way, staged
 from gpusq_onnx.graph import invariants, io, newer
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.codes import store_on_grid, weight_format
@@ -34,7 +34,7 @@ from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import automatic, proof, table, targets
-from gpusq_onnx.pipeline.base import Context, Given, Pass
+from gpusq_onnx.pipeline.base import Context, Given, Pass, PlanRow
 from gpusq_onnx.pipeline.execute import (
     PREFIX,
     Run,
@@ -66,8 +66,12 @@ def plan(
     progress: Progress | None = None,
     canonical: bool = True,
     target: str | None = None,
+    look: Callable[[Structure, Sequence[PlanRow]], None] = lambda structure, rows: None,
 ) -> Outcome:
     """What `run` would do to each tensor, and the totals that it would reach; nothing is changed or written.
+
+    Args:
+        look: gets the model as it is planned for, rewritten where passes rewrite it, and all rows.
 
     Raises:
         UsageError, UnsupportedModelError, NothingMatched: as `run`.
@@ -92,25 +96,27 @@ def plan(
         idle, warnings = list[NothingMatched](), [*settled.warnings, *notes]
         for step in passes:
             given = Given(data.path is not None, tuple(facts), kinds_before(worked))
-            rows = planned(step, model, structure, given)
-            if isinstance(rows, NothingMatched):
-                idle.append(rows)
-                warnings.append(nothing_done(step, rows))
+            found = planned(step, model, structure, given)
+            if isinstance(found, NothingMatched):
+                idle.append(found)
+                warnings.append(nothing_done(step, found))
                 steps.append(outcome_of(step, ()))
                 continue
             worked.append(step)
-            made = step.ensures(rows)
+            made = step.ensures(found)
             facts += made
-            steps.append(outcome_of(step, rows, made))
+            steps.append(outcome_of(step, found, made))
             if step.structural:
-                step.apply(model, structure, rows, Context())
+                step.apply(model, structure, found, Context())
                 structure = analyse(model)
         require_work(passes, idle, allow_noop)
-        after = measure(model, structure, as_planned((row for step in steps for row in step.rows), facts))
-        found = file.result()
-    shape = architecture(structure)
-    before = before.in_files(found.bytes)
-    return Outcome(str(pipeline), data.seed, found, None, None, tuple(steps), before, after, shape, tuple(warnings))
+        rows = [row for step in steps for row in step.rows]
+        after = measure(model, structure, as_planned(rows, facts))
+        look(structure, rows)
+        facts_of_file = file.result()
+    made_of = architecture(structure), tuple(warnings)
+    before = before.in_files(facts_of_file.bytes)
+    return Outcome(str(pipeline), data.seed, facts_of_file, None, None, tuple(steps), before, after, *made_of)
 
 
 def run(
@@ -279,8 +285,8 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
     if output.exists() and not output.is_file():
         found = "a folder" if output.is_dir() else "a device or a pipe"
         raise UsageError(f"the output is {found}", where=str(output), hint="name a file with -o/--output")
-    if not output.parent.is_dir():
-        raise UsageError("the output's folder does not exist", where=str(output.parent), hint="make it first")
+    if blocked := in_the_way(output):
+        raise UsageError("no folder can be made for the output", where=str(blocked), found="a file")
 
 
 def _same(one: Path, other: Path) -> bool:

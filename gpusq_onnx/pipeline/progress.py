@@ -44,6 +44,25 @@ class NullProgress:
         return None
 
 
+class Labelled:
+    """A part of longer work: every label begins with what is known of the whole, `step 2 of 4, qdq-int8: `."""
+
+    def __init__(self, progress: Progress, prefix: str) -> None:
+        self._progress, self._prefix = progress, prefix
+
+    def start(self, label: str, total: int | None = None) -> None:
+        self._progress.start(f"{self._prefix}{label}", total)
+
+    def advance(self, n: int = 1) -> None:
+        self._progress.advance(n)
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+
+    def finish(self) -> None:
+        self._progress.finish()
+
+
 def track(progress: Progress, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Iterate over `items` as one stage; an item counts as done when the next one is asked for."""
     progress.start(label, total)

@@ -100,7 +100,7 @@ class QuantisingPass(Pass[OptionsT]):
             raise NothingMatched(
                 "no weight can be quantised",
                 found="; ".join(sorted({row.reason for row in rows})[:4]) or "a graph without constant weights",
-                hint=f"gpusq-onnx plan MODEL --passes {self.name} lists every weight; widen the choice with only=ROLE",
+                hint=f"gpusq-onnx plan --full MODEL --passes {self.name} lists every weight; widen with only=ROLE",
             )
         chosen = {row.tensor for row in rows if not row.skipped}
         sites = [site for site in structure.sites if site.name in chosen]

@@ -61,6 +61,7 @@ def reproducer(
 
 def write(folder: Path, path: Path, pipeline: Pipeline, index: int, state: Run, error: str) -> None:
     """Make the folder, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with Scratch(folder.parent) as scratch:
         partial = scratch / folder.name
         partial.mkdir()

@@ -45,7 +45,7 @@ def require_matches(patterns: Sequence[str], sites: Sequence[Site], where: str) 
                 where=where,
                 expected=f"a role ({', '.join(sorted({s.role for s in sites}))}), an operator "
                 f"({', '.join(OPERATORS)}), or a pattern for names such as {', '.join(names[:3])}",
-                hint="gpusq-onnx inspect MODEL lists every weight with its name, path and role",
+                hint="gpusq-onnx inspect --full MODEL lists every weight with its name, path and role",
             )
 
 

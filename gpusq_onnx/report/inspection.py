@@ -20,6 +20,7 @@ from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.graph.weight_only import NBITS, NBits, find_nbits, read_nbits
 from gpusq_onnx.pipeline.progress import NullProgress, Progress, track
 from gpusq_onnx.quant.formats import INT4
+from gpusq_onnx.report.advice import for_file
 from gpusq_onnx.report.kernels import Facts, Obstacle, eligible, find_obstacles, kernel
 from gpusq_onnx.sparsity.patterns import patterns_of
 
@@ -80,14 +81,13 @@ class Inspection:
         return dict(sorted(Counter(weight.kernel for weight in self.weights).items()))
 
     @property
-    def remedies(self) -> dict[str, int]:
-        """What would take a deciding obstacle out of the way, and for how many weights."""
-        each = (o.remedy for weight in self.weights for o in weight.obstacles if o.decides and o.remedy)
-        return dict(Counter(each).most_common())
+    def advice(self) -> list[str]:
+        """What the model can still take that makes more of its weights sparse; sentences."""
+        return for_file(self.weights)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "kernels": self.kernels, "remedies": self.remedies}
+        return {**asdict(self), "kernels": self.kernels, "advice": self.advice}
 
 
 def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspection:  # noqa: B008 - it has no state

@@ -51,6 +51,9 @@ def _reading(path: Path) -> Iterator[None]:
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UsageError("the report does not exist", where=str(path), hint="apply --report FILE.json writes one")
+    if path.suffix == ".onnx":
+        what = "a model is no report: a page is drawn from what --report wrote"
+        raise UsageError(what, where=str(path), hint="gpusq-onnx inspect MODEL shows a model; apply --report FILE.json")
     try:
         document = parse_json(read_bytes(path).decode())
     except ValueError as error:

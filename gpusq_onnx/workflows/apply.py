@@ -79,4 +79,4 @@ def compress(
     outcome = as_named(outcome, model, data)
     if scratch and outcome.output:
         outcome = replace(outcome, output=replace(outcome.output, path=IN_MEMORY))
-    return Result(outcome, written, model, data, data_options, scratch)
+    return Result(outcome, path=written, _original=model, _data=data, _data_options=data_options, _scratch=scratch)

@@ -66,12 +66,10 @@ def save(model: onnx.ModelProto | Model, path: str | os.PathLike[str]) -> str:
         The SHA-256 of the file followed by its data file, as hex.
 
     Raises:
-        UsageError: no model, or the folder does not exist.
+        UsageError: no model.
         OSError: the disk is full or the folder cannot be written; nothing is left.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise UsageError("the model's folder does not exist", where=str(path.parent), hint="make it first")
     if isinstance(model, Model):
         return io.save(model, path)
     if not isinstance(model, onnx.ModelProto):

@@ -50,6 +50,9 @@ def unpack(packed: str | os.PathLike[str], output: str | os.PathLike[str] | None
         UnsupportedModelError: no packed model, or a damaged one.
     """
     path = Path(packed)
+    if path.suffix == ".onnx" and path.is_file():
+        hint = "give it as it is, or the file that pack wrote, MODEL.gpusq"
+        raise UsageError("this is a model, and was not packed", where=str(path), hint=hint)
     first = read_contents(path).files[0]
     target = path.with_name(first.name) if output is None else Path(output)
     if output is None and target.exists() and file_digest(target) != first.sha256:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.base import PlanRow
 from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.report.prediction import Predicted, predict
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import AnyModel, as_file
 from gpusq_onnx.workflows.pipelines import AnyPasses, as_pipeline
@@ -34,6 +37,11 @@ def plan(
         UsageError, UnsupportedModelError, UnsupportedDataError, NothingMatched: as `compress`.
     """
     pipeline = as_pipeline(passes, finetune=finetune, finetune_steps=finetune_steps, overrides=overrides)
+    weights: list[Predicted] = []
+
+    def look(structure: Structure, rows: Sequence[PlanRow]) -> None:
+        weights.extend(predict(structure, rows))
+
     with as_file(model) as path, samples.opened(model, data, data_options, seed) as options:
         outcome = manager.plan(
             path,
@@ -43,5 +51,6 @@ def plan(
             progress=progress,
             canonical=canonical,
             target=target,
+            look=look,
         )
-    return Plan(as_named(outcome, model, data))
+    return Plan(as_named(outcome, model, data), tuple(weights))

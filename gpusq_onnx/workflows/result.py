@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from gpusq_onnx.pipeline.base import PlanRow
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
 from gpusq_onnx.report import notebook, run
 from gpusq_onnx.report.checking import CheckResult
+from gpusq_onnx.report.prediction import Predicted
 from gpusq_onnx.runtime.gates import Gates
 from gpusq_onnx.workflows import models, samples
 from gpusq_onnx.workflows.check import check
@@ -36,9 +38,11 @@ class Plan:
 
     Attributes:
         outcome: everything, as plain values.
+        weights: of a plan, each weight with the kernel that TensorRT can choose for it afterwards.
     """
 
     outcome: Outcome
+    weights: tuple[Predicted, ...] = ()
 
     @property
     def pipeline(self) -> str:
@@ -63,7 +67,12 @@ class Plan:
     @property
     def report(self) -> dict[str, Any]:
         """Plain JSON values: what `--report` writes."""
-        return run.document(self.outcome)
+        return {**run.document(self.outcome), **({"predicted": self.kernels} if self.weights else {})}
+
+    @property
+    def kernels(self) -> dict[str, int]:
+        """Of a plan, how many weights each kernel class will get."""
+        return dict(sorted(Counter(weight.kernel for weight in self.weights).items()))
 
     def __str__(self) -> str:
         return run.digest(self.outcome)
@@ -75,7 +84,7 @@ class Plan:
         return notebook.html_of(self.outcome)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Result(Plan):
     """A model that was compressed.
 

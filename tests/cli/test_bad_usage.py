@@ -40,7 +40,10 @@ MISTYPED = {
     "unknown pattern": (["apply", "{model}", "-p", "prune24{pattern=5:4}"], ["'pattern'", "5:4"]),
     "samples out of range": (["apply", "{model}", "-p", "qdq-int8", "--samples", "0"], ["samples", "greater than"]),
     "a folder as the output": (["apply", "{model}", "-p", "prune24", "-o", "{dir}"], ["folder", "name a file"]),
-    "no folder for the output": (["apply", "{model}", "-p", "prune24", "-o", "{dir}/a/b.onnx"], ["{dir}/a", "create"]),
+    "a file for a folder of the output": (
+        ["apply", "{model}", "-p", "prune24", "-o", "{model}/b.onnx"],
+        ["no folder can"],
+    ),
     "a device as the output": (["apply", "{model}", "-p", "prune24", "-o", "/dev/null"], ["/dev/null", "name a file"]),
     "the report over the model": (["apply", "{model}", "-p", "prune24", "--report", "{model}"], ["--report", "model"]),
     "the report over its digest": (

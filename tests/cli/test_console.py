@@ -42,7 +42,7 @@ def test_progress_is_drawn_on_a_terminal_and_leaves_stdout_alone() -> None:
     assert "left" in drawn
 
 
-def test_progress_is_silent_when_quiet_in_ci_and_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_drawn_on_terminals_written_in_logs_and_silent_when_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(stream: io.StringIO, *, quiet: bool = False) -> type:
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", stream)
@@ -52,9 +52,24 @@ def test_progress_is_silent_when_quiet_in_ci_and_in_a_pipe(monkeypatch: pytest.M
     monkeypatch.delenv("CI", raising=False)
     assert opened(Terminal()) is console.RichProgress
     assert opened(Terminal(), quiet=True) is NullProgress
-    assert opened(io.StringIO()) is NullProgress
+    assert opened(io.StringIO()) is console.LineProgress
     monkeypatch.setenv("CI", "true")
-    assert opened(Terminal()) is NullProgress
+    assert opened(Terminal()) is console.LineProgress
+    assert opened(io.StringIO(), quiet=True) is NullProgress
+
+
+def test_a_log_gets_a_line_every_half_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    progress = console.LineProgress(lambda: now[0])
+    progress.start("step 2 of 4, qdq-int8: calibrating", 100)
+    for _ in range(10):
+        now[0] += 9
+        progress.advance(10)
+    progress.finish()
+    assert capsys.readouterr().err.splitlines() == [
+        "step 2 of 4, qdq-int8: calibrating; 40 of 100, 54 s left",
+        "step 2 of 4, qdq-int8: calibrating; 80 of 100, 18 s left",
+    ]
 
 
 def test_an_error_gives_the_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None:

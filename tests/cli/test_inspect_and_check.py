@@ -56,12 +56,12 @@ def test_inspect_sees_a_pattern_and_what_is_still_missing(model: Path) -> None:
         assert not any("not 2:4" in o["text"] for o in weight["obstacles"])
 
 
-def test_inspect_prints_one_line_a_weight(model: Path) -> None:
-    lines = call("inspect", model).out.splitlines()
+def test_inspect_in_full_prints_one_line_a_weight(model: Path) -> None:
+    lines = call("inspect", model, "--full").out.splitlines()
     count = len(json.loads(call("inspect", model, "--json", "-").out)["weights"])
     assert len([line for line in lines if " FP32 " in line and "dense" in line]) >= count
     assert lines[-2].startswith(f"{count} weights, opset 20")
-    assert lines[-1].startswith("towards sparse kernels: ") and "--passes prune24 (13)" in lines[-1]
+    assert lines[-1].startswith("for sparse kernels (13 weights): apply --passes 'prune24,")
 
 
 def test_check_of_equal_models(model: Path, tmp_path: Path) -> None:

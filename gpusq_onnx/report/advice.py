@@ -1,0 +1,92 @@
+"""What the kernels of a model's weights mean, and what the model can still take to get sparse ones.
+
+A pass refuses what it cannot treat: pruning a quantised model, quantising one twice. So advice for a file depends on
+what is in it, and advice for a plan on the passes that are planned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from gpusq_onnx.report.kernels import Obstacle
+
+PASSES = "'prune24,qdq-int8{profile=sparse-int8}'"
+_CURABLE = frozenset({"pattern", "precision", "output"})
+_WORTH = 0.1  # of the weights: fewer were left out on purpose, such as the head
+_WHY = {
+    "output": "no pair on outputs",
+    "pattern": "not 2:4",
+    "precision": "a type without sparse kernels",
+    "alignment": "a length that groups of four do not divide",
+    "shared": "values that serve more than one Linear",
+}
+
+
+class Weighed(Protocol):
+    """A weight with its kernel, now or as planned."""
+
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def obstacles(self) -> tuple[Obstacle, ...]: ...
+    @property
+    def quantised(self) -> tuple[str, ...]: ...
+
+
+def verdict(weights: Sequence[Weighed], *, will: bool) -> str:
+    """One sentence: which kernels the weights can get, and why they are not sparse; `will`: once the plan is done."""
+    counts = Counter(weight.kernel for weight in weights)
+    sparse = [weight for weight in weights if weight.kernel.startswith("sparse")]
+    run = "will run" if will else "can run"
+    listed = ", ".join(f"{number} {kernel}" for kernel, number in counts.most_common())
+    if not weights:
+        return "no weight of a MatMul, Gemm or Conv"
+    if sparse:
+        return f"{len(sparse)} of {len(weights)} weights {run} sparse kernels: {listed}"
+    reasons = Counter(kind for weight in weights for kind in deciding(weight))
+    why = ", ".join(f"{_WHY.get(kind, kind)} ({number})" for kind, number in reasons.most_common())
+    return f"all {len(weights)} weights {run} dense kernels, {listed}: {why}"
+
+
+def deciding(weight: Weighed) -> list[str]:
+    """The kinds of obstacle that rule a sparse kernel out."""
+    return list(dict.fromkeys(o.kind for o in weight.obstacles if o.decides))
+
+
+def for_plan(weights: Sequence[Weighed], pipeline: str) -> list[str]:
+    """What would make more of the plan's weights sparse: changes of the pipeline."""
+    kinds = Counter({kind: n for kind, n in _curable(weights).items() if n >= max(2, len(weights) * _WORTH)})
+    lines = []
+    if number := kinds["output"]:
+        step = next((name for name in ("qdq-int8", "qdq") if name in pipeline), "qdq-int8")
+        lines.append(f"for sparse INT8 kernels ({number} weights): --set {step}.profile=sparse-int8")
+    if number := kinds["precision"]:
+        lines.append(f"for sparse kernels ({number} weights): add qdq-int8{{profile=sparse-int8}}, or fp16")
+    if number := kinds["pattern"]:
+        lines.append(f"for the 2:4 pattern ({number} weights): put prune24 first, or widen its choice")
+    return lines
+
+
+def for_file(weights: Sequence[Weighed]) -> list[str]:
+    """What would make more of a file's weights sparse: commands that this file can still take."""
+    kinds = _curable(weights)
+    if not kinds:
+        return []
+    number = len([weight for weight in weights if _can_be_helped(weight)])
+    if any(weight.quantised for weight in weights):
+        return [f"for sparse kernels ({number} weights), start from the float model: apply --passes {PASSES}"]
+    if kinds["pattern"]:
+        return [f"for sparse kernels ({number} weights): apply --passes {PASSES}, or 'prune24,fp16'"]
+    return [f"for sparse kernels ({number} weights): apply --passes 'qdq-int8{{profile=sparse-int8}}', or fp16"]
+
+
+def _can_be_helped(weight: Weighed) -> bool:
+    kinds = deciding(weight)
+    return bool(kinds) and set(kinds) <= _CURABLE
+
+
+def _curable(weights: Sequence[Weighed]) -> Counter[str]:
+    """How many weights have each curable obstacle, of those that have no other."""
+    return Counter(kind for weight in weights if _can_be_helped(weight) for kind in deciding(weight))

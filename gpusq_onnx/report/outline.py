@@ -1,0 +1,168 @@
+"""A screen that says the essential: the default output of `plan`, `apply` and `inspect`; `--full` and JSON have all.
+
+Rows of one kind are one line, `12 x qkv  prune  2:4 along axis 0`, folded to the width; what is beyond the height is
+counted and not shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from operator import gt
+from shlex import quote
+from textwrap import wrap
+
+from gpusq_onnx.pipeline.base import SKIP
+from gpusq_onnx.pipeline.outcome import Outcome, StepOutcome
+from gpusq_onnx.report import advice
+from gpusq_onnx.report.advice import Weighed
+from gpusq_onnx.report.inspection import Inspection, WeightReport
+from gpusq_onnx.report.preparation import line as prepared
+from gpusq_onnx.report.run import TOTALS, total_rows
+from gpusq_onnx.text import printable
+
+LINES = 40  # of groups, over all passes, and two less for each: with totals and advice no screen passes 60 lines
+LEAST = 24  # columns for the text of a row, however narrow the terminal
+WIDEST = 26  # of all columns but the last
+GAP = 2
+
+
+def of_plan(outcome: Outcome, weights: Sequence[Weighed], width: int) -> list[str]:
+    """What would be done, to how many tensors, and what comes of it."""
+    model = outcome.input.path
+    lines = folded(f"{model}: {outcome.pipeline}", width)
+    lines += ["", *folded(advice.verdict(weights, will=True), width)]
+    lines += _steps(outcome.steps, width)
+    lines += ["", *_totals(outcome), ""]
+    for text in advice.for_plan(weights, outcome.pipeline):
+        lines += folded(text, width)
+    return [*lines, "next:", f"  gpusq-onnx apply --passes {quote(outcome.pipeline)} --data images/ {quote(model)}"]
+
+
+def of_run(outcome: Outcome, width: int) -> list[str]:
+    """What was done, and what came of it."""
+    made = outcome.output.path if outcome.output else "nothing"
+    lines = folded(f"{outcome.input.path} -> {made}: {outcome.pipeline}", width)
+    if outcome.data:
+        lines += folded(f"{outcome.data['samples']} samples of {outcome.data['kind']}, seed {outcome.seed}", width)
+        lines += folded(prepared(outcome.data), width)
+    lines += _steps(outcome.steps, width)
+    lines += ["", *_totals(outcome), ""]
+    if outcome.proof:
+        shown = f"proven: onnxruntime's defaults {outcome.proof.default}, as written {outcome.proof.unoptimised}"
+        cosines = [o.cosine for o in outcome.proof.outputs if o.cosine is not None]
+        lines += folded(shown + (f"; lowest cosine of the two {min(cosines):.4g}" if cosines else ""), width)
+    model = outcome.input.path
+    return [*lines, "next:", f"  gpusq-onnx check --data images/ {quote(model)} {quote(made)}"]
+
+
+def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
+    """The weights by kind, their kernels, and what the file can still take."""
+    lines = folded(f"{name}: opset {found.opset}, {advice.verdict(found.weights, will=False)}", width)
+    roles: dict[tuple[str, ...], Counter[str]] = {}
+    for weight in found.weights:
+        roles.setdefault(_kind(weight), Counter())[weight.role] += 1
+    rows = [
+        [f"{number} x", _listed([role for role, other in counts.items() if other == number]), *kind]
+        for kind, counts in roles.items()
+        for number in sorted(set(counts.values()), reverse=True)
+    ]
+    header = ["", "role", "type", "pattern", "Q/DQ on", "kernel", "in its way"]
+    lines += ["", *_within(columns(header, rows, width), LINES)]
+    remarks = found.advice
+    if made := found.metadata.get("pkg.gpusq_onnx.pipeline"):
+        remarks.append(f"made by gpusq-onnx {found.metadata.get('pkg.gpusq_onnx.version', '')}: {made}")
+    return [*lines, *([""] if remarks else []), *(line for text in remarks for line in folded(text, width))]
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Columns as wide as their cells, at most `WIDEST`, and the last one as wide as there is room; cells are folded."""
+    cells = [[printable(cell) for cell in row] for row in (header, *rows) if any(row)]
+    sizes = [min(WIDEST, max(len(row[column]) for row in cells)) for column in range(len(cells[0]) - 1)]
+    words = [max(len(word) for row in cells for word in row[column].split() or [""]) for column in range(len(sizes))]
+    while sum(sizes) + GAP * len(sizes) + LEAST > width and any(map(gt, sizes, words)):
+        widest = max(range(len(sizes)), key=lambda column: (sizes[column] > words[column], sizes[column]))
+        sizes[widest] -= 1
+    sizes.append(max(LEAST, width - sum(sizes) - GAP * len(sizes)))
+    lines = []
+    for row in cells:
+        parts = [_wrapped(cell, size) for cell, size in zip(row, sizes, strict=True)]
+        for level in range(max(map(len, parts))):
+            texts = [part[level] if level < len(part) else "" for part in parts]
+            lines.append((" " * GAP).join(text.ljust(size) for text, size in zip(texts, sizes, strict=True)).rstrip())
+    return lines
+
+
+def folded(text: str, width: int) -> list[str]:
+    """A sentence on as many lines as it needs."""
+    whole = printable(text)
+    return wrap(whole, max(LEAST, width), subsequent_indent="  ", break_on_hyphens=False) if text else []
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _steps(steps: Sequence[StepOutcome], width: int) -> list[str]:
+    tables = [
+        columns([""] * 4, [[f"  {count} x", *group] for count, *group in _groups(step)], width) if step.rows else []
+        for step in steps
+    ]
+    room = LINES - 2 * len(steps)
+    most = next((cap for cap in range(room, 3, -1) if sum(min(cap, len(table)) for table in tables) <= room), 3)
+    lines: list[str] = []
+    for step, table in zip(steps, tables, strict=True):
+        took = "" if step.seconds is None else f", {step.seconds:.1f} s"
+        counts = ", ".join(f"{number} {decision}" for decision, number in step.decisions.items()) or "nothing to do"
+        lines += ["", *folded(f"{step.name}: {counts}{took}", width), *_within(table, most)]
+    return lines
+
+
+def _groups(step: StepOutcome) -> list[tuple[int, str, str, str]]:
+    """(how many, roles, decision, reason), what is left alone last; roles of one number and decision share a line."""
+    single = Counter((row.role, row.decision, _general(row.reason, row.role)) for row in step.rows)
+    merged: dict[tuple[int, str, str], list[str]] = {}
+    for (role, decision, reason), number in single.items():
+        merged.setdefault((number, decision, reason), []).append(role)
+    groups = [(number, _listed(roles), decision, reason) for (number, decision, reason), roles in merged.items()]
+    return sorted(groups, key=lambda group: (group[2] == SKIP, -group[0]))
+
+
+def _general(reason: str, role: str) -> str:
+    """A reason without the role that it names, which has a column."""
+    side, of, _ = role.partition(" of ")
+    return reason.replace(role, side) if of else re.sub(rf"\boperand {re.escape(role)}\b", "operand", reason)
+
+
+def _listed(roles: Sequence[str]) -> str:
+    """Names in a row: input of qkv, proj."""
+    named: dict[str, list[str]] = {}
+    for role in roles:
+        side, of, name = role.rpartition(" of ")
+        named.setdefault(side + of, []).append(name)
+    return ", ".join(side + ", ".join(names) for side, names in named.items())
+
+
+def _totals(outcome: Outcome) -> list[str]:
+    rows = total_rows(outcome)
+    first, *others = [max(len(row[column]) for row in (TOTALS, *rows)) for column in range(len(TOTALS))]
+    return [
+        "  ".join([name.ljust(first), *(cell.rjust(size) for cell, size in zip(cells, others, strict=True))])
+        for name, *cells in (TOTALS, *rows)
+    ]
+
+
+def _kind(weight: WeightReport) -> tuple[str, ...]:
+    kind = weight.dtype if weight.codes in ("", weight.dtype) else f"{weight.dtype} as {weight.codes}"
+    pattern = weight.patterns[0] if weight.patterns else "dense"
+    way = "; ".join(dict.fromkeys(o.text.partition(": ")[0] for o in weight.obstacles if o.decides)) or "-"
+    return kind, pattern, " ".join(weight.quantised) or "-", weight.kernel, way
+
+
+def _within(lines: Iterable[str], most: int) -> list[str]:
+    """The first lines; of more, how many are left out."""
+    shown = list(lines)
+    if len(shown) <= most:
+        return shown
+    return [*shown[: most - 1], f"  ... {len(shown) - most + 1} lines more: --full"]

@@ -1,0 +1,70 @@
+"""The kernels that a plan leads to: the rules of `report.kernels`, on each weight as the plan's rows leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gpusq_onnx.graph.codes import float_format, quantised
+from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.pipeline.base import PlanRow
+from gpusq_onnx.quant.formats import FORMATS, Format
+from gpusq_onnx.quant.schemes import Quantised
+from gpusq_onnx.report.kernels import Facts, Obstacle, eligible, find_obstacles, kernel
+from gpusq_onnx.sparsity.patterns import Pattern, parse_pattern, patterns_of
+
+HALF = {"float16": "fp16", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One weight after the plan; the fields are those of `inspection.WeightReport`."""
+
+    name: str
+    role: str
+    kernel: str
+    eligible: bool
+    obstacles: tuple[Obstacle, ...]
+    quantised: tuple[str, ...]
+
+
+def predict(structure: Structure, rows: Iterable[PlanRow]) -> tuple[Predicted, ...]:
+    """Each weight of the model as its passes will leave it. Reads the values of those that no pass prunes."""
+    patterns: dict[str, Pattern] = {}
+    pairs: dict[str, dict[str, Format]] = {}
+    floats: dict[str, Format] = {}
+    for row in rows:
+        if row.decision == "prune":
+            patterns[row.tensor] = parse_pattern(row.detail["pattern"])
+        if row.decision == "quantise weight":
+            pairs.setdefault(row.tensor, {})["weight"] = FORMATS[row.detail["format"]]
+        if row.decision == "quantise activation" and row.detail["side"] in ("input", "output"):
+            for site in row.detail["sites"]:
+                pairs.setdefault(site, {})[row.detail["side"]] = FORMATS[row.detail["format"]]
+        if row.decision in HALF:
+            floats[row.tensor] = FORMATS[HALF[row.decision]]
+    return tuple(
+        _of(site, patterns.get(site.name), pairs.get(site.name, {}), floats.get(site.name)) for site in structure.sites
+    )
+
+
+def _of(site: Site, pattern: Pattern | None, pairs: dict[str, Format], float_type: Format | None) -> Predicted:
+    values = site.read() if pattern is None else None
+    patterns = tuple(filter(None, [pattern])) if values is None else patterns_of(values, site.channels)
+    formats: Quantised = replace(quantised(site), **pairs)
+    facts = Facts(
+        op=site.op,
+        out=site.out,
+        k=site.k,
+        grouped=site.channels,
+        patterns=patterns,
+        zeros=0.0 if values is None else 1.0 - float(np.count_nonzero(values)) / max(1, values.size),
+        quantised=formats,
+        float_type=float_type or float_format(site),
+        conflicts=(*site.unfit, *site.conflicts),
+    )
+    found = find_obstacles(facts)
+    return Predicted(site.name, site.role, kernel(facts, found), eligible(found), found, formats.sides)

@@ -1,0 +1,86 @@
+"""What hands expect: a dry run, stdout, no file of somebody else's lost, and what a wrong kind of file is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import MODEL, ROOT, call, fresh_model
+
+from gpusq_onnx.cli import console
+
+PASSES = ["-p", "prune24{method=magnitude}"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return fresh_model(tmp_path)
+
+
+def test_a_dry_run_is_a_plan_and_writes_nothing(model: Path) -> None:
+    dry = call("apply", *PASSES, "--dry-run", "-o", model.with_name("small.onnx"), model)
+    assert dry == call("plan", *PASSES, model)
+    assert dry.code == 0 and [path.name for path in model.parent.iterdir()] == ["model.onnx"]
+
+
+def test_a_dash_writes_the_model_to_stdout(model: Path, tmp_path: Path) -> None:
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from gpusq_onnx.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "apply", *PASSES, "-o", "-", str(model)]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, check=True)
+    assert call("apply", *PASSES, "-o", tmp_path / "small.onnx", model).code == 0
+    assert done.stdout == (tmp_path / "small.onnx").read_bytes()
+    assert not (tmp_path / "-").exists()
+
+
+def test_two_things_do_not_go_to_stdout(model: Path) -> None:
+    outcome = call("apply", *PASSES, "-o", "-", "--json", "-", model)
+    assert (outcome.code, outcome.out) == (2, "")
+
+
+@pytest.mark.parametrize("content", [b"a diary", MODEL.read_bytes()], ids=["text", "model"])
+def test_a_file_of_somebody_else_is_not_written_over(model: Path, content: bytes) -> None:
+    target = model.with_name("small.onnx")
+    target.write_bytes(content)
+    refused = call("apply", *PASSES, "-o", target, model)
+    assert refused.code == 2 and "did not write it" in refused.err and "--force" in refused.err
+    assert target.read_bytes() == content
+    assert call("apply", *PASSES, "-o", target, "--force", model).code == 0
+    assert call("apply", *PASSES, "-o", target, model).code == 0, "our own output is made anew"
+
+
+def test_report_says_where_the_page_is(model: Path) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    report = model.with_name("r.json")
+    assert call("plan", *PASSES, "--report", report, model).code == 0
+    outcome = call("report", report)
+    assert outcome.out.strip() == str(report.with_suffix(".html"))
+
+
+def test_a_model_for_a_report_and_for_a_packed_file_is_named_as_what_it_is(model: Path) -> None:
+    pytest.importorskip("jinja2")
+    drawn = call("report", model)
+    assert drawn.code == 2 and "a model is no report" in drawn.err
+    unpacked = call("unpack", model)
+    assert unpacked.code == 2 and "was not packed" in unpacked.err
+
+
+def test_progress_says_which_step_it_is(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "EVERY", 0)
+    outcome = call("apply", "-p", "prune24{method=magnitude},qdq-int8", "--samples", "4", model)
+    assert "step 1 of 2, prune24: pruning" in outcome.err and "step 2 of 2, qdq-int8: " in outcome.err
+
+
+def test_folders_above_an_output_are_made_and_go_again_where_nothing_comes(model: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b"
+    failed = call("apply", "-p", "prune24{only=[nothing]}", "-o", deep / "small.onnx", model)
+    assert failed.code == 3 and not deep.parent.exists()
+    done = call("apply", *PASSES, "-o", deep / "small.onnx", "--report", tmp_path / "r" / "r.json", model)
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in deep.iterdir()) == ["small.onnx"]
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == ["r.json", "r.md"]
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(model: Path) -> None:
+    refused = call("apply", *PASSES, "-o", model / "small.onnx", model)
+    assert refused.code == 2 and "no folder can be made" in refused.err
