@@ -79,7 +79,9 @@ def _show_targets(json: Json) -> None:
     if json:
         console.write_json({"targets": [row.to_dict() for row in TARGETS.values()]}, json)
         return
-    console.show_table(list(COLUMNS), [row.cells() for row in TARGETS.values()])
+    for row in TARGETS.values():  # nine long columns fit no screen: a record each
+        (_, name), *facts = zip(COLUMNS, row.cells(), strict=True)
+        console.show_table([name, ""], [[f"  {title}", text] for title, text in facts])
 
 
 def _identity(row: Any) -> dict[str, str]:
