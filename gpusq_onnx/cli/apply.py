@@ -113,9 +113,9 @@ def _to_stdout(
 
 
 def _spare(written: Path, model: Path) -> None:
-    """Refuse to write over a file that this tool did not write, unless it is the input, which is refused later."""
+    """Refuse to write over a file that this tool did not write, unless the input lies there, which is refused later."""
     from gpusq_onnx.errors import GpusqError
-    from gpusq_onnx.graph.io import read_proto
+    from gpusq_onnx.graph.io import data_files, load, read_proto
 
     if not written.is_file() or (model.exists() and written.samefile(model)):
         return
@@ -123,7 +123,7 @@ def _spare(written: Path, model: Path) -> None:
         ours = any(entry.key.startswith("pkg.gpusq_onnx.") for entry in read_proto(written)[0].metadata_props)
     except GpusqError:
         ours = False
-    if not ours:
+    if not ours and written.resolve() not in {part.resolve() for part in data_files(load(model))}:
         raise UsageError(
             "the output exists, and gpusq-onnx did not write it",
             where=str(written),

@@ -22,7 +22,7 @@ from gpusq_onnx.report.preparation import line as prepared
 from gpusq_onnx.report.run import TOTALS, total_rows
 from gpusq_onnx.text import printable
 
-LINES = 40  # of groups, over all passes, and two less for each: with totals and advice no screen passes 60 lines
+LINES = 36  # of groups, over all passes, and two less for each: with totals and advice no screen passes 60 lines
 LEAST = 24  # columns for the text of a row, however narrow the terminal
 WIDEST = 26  # of all columns but the last
 GAP = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gpusq_onnx.errors import UsageError
+from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.container import Contents
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.graph.packed import pack_model, read_contents, unpack_model
@@ -52,7 +52,7 @@ def unpack(packed: str | os.PathLike[str], output: str | os.PathLike[str] | None
     path = Path(packed)
     if path.suffix == ".onnx" and path.is_file():
         hint = "give it as it is, or the file that pack wrote, MODEL.gpusq"
-        raise UsageError("this is a model, and was not packed", where=str(path), hint=hint)
+        raise UnsupportedModelError("this is a model, and was not packed", where=str(path), hint=hint)
     first = read_contents(path).files[0]
     target = path.with_name(first.name) if output is None else Path(output)
     if output is None and target.exists() and file_digest(target) != first.sha256:

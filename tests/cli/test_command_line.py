@@ -103,7 +103,7 @@ def test_a_file_that_is_not_onnx_exits_3(tmp_path: Path) -> None:
 
 
 def test_a_bug_exits_4_and_asks_for_debug(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    monkeypatch.setattr("gpusq_onnx.report.inspection.inspect_model", lambda *_: 1 / 0)
+    monkeypatch.setattr("gpusq_onnx.workflows.inspect.inspect_model", lambda *_, **__: 1 / 0)
     outcome = call("inspect", model)
     assert outcome.code == 4
     assert "ZeroDivisionError" in outcome.err
@@ -116,17 +116,17 @@ def test_a_lacking_environment_exits_5(monkeypatch: pytest.MonkeyPatch, model: P
     def lacking(*_: object, **__: object) -> None:
         raise EnvironmentLacking("no TensorRT parser is usable here", hint="install it")
 
-    monkeypatch.setattr("gpusq_onnx.runtime.parser.parser_verdict", lacking)
+    monkeypatch.setattr("gpusq_onnx.workflows.check.parser_verdict", lacking)
     outcome = call("check", model, model, "--data", IMAGES, "--samples", "4", "--parser")
     assert outcome.code == 5
     assert "next: install it" in outcome.err
 
 
 def test_an_interrupt_in_a_verb_exits_130(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gpusq_onnx.report.inspection.inspect_model", interrupted)
+    monkeypatch.setattr("gpusq_onnx.workflows.inspect.inspect_model", interrupted)
     outcome = call("inspect", model)
     assert outcome.code == app.INTERRUPTED == 130
     assert "nothing was written" in outcome.err

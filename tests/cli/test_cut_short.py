@@ -151,7 +151,7 @@ def test_an_output_that_was_there_stays_whole(tmp_path: Path) -> None:
     (folder / "model.gpusq.onnx").write_bytes(b"the one from yesterday")
     limit = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000, {resource.RLIM_INFINITY}))"
     with unchanged(folder, scratch):
-        with start(model, scratch, "-p", "prune24", before=limit) as running:
+        with start(model, scratch, "-p", "prune24", "--force", before=limit) as running:
             running.communicate(timeout=60)
         assert running.returncode == 5
 

@@ -133,7 +133,7 @@ def test_apply_leaves_no_model_where_stdout_takes_nothing(there: bool, tmp_path:
     if there:
         (model.parent / "model.gpusq.onnx").write_text("yesterday's")
     with unchanged(tmp_path), Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "gpusq_onnx", "apply", str(model), "-p", "prune24"]
+        command = [sys.executable, "-m", "gpusq_onnx", "apply", "--force", str(model), "-p", "prune24"]
         done = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, text=True, env=_environment(tmp_path), check=False
         )

@@ -62,7 +62,7 @@ def test_a_model_for_a_report_and_for_a_packed_file_is_named_as_what_it_is(model
     drawn = call("report", model)
     assert drawn.code == 2 and "a model is no report" in drawn.err
     unpacked = call("unpack", model)
-    assert unpacked.code == 2 and "was not packed" in unpacked.err
+    assert unpacked.code == 3 and "was not packed" in unpacked.err
 
 
 def test_progress_says_which_step_it_is(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

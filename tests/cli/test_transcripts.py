@@ -65,7 +65,10 @@ def normal(text: str, *, numbers: bool) -> str:
     if numbers:
         text = re.sub(r"(cosine(?: of the two)?|top-\d|agreement|-> ?)\s*[\d.]+%?", r"\1 #", text)
         text = re.sub(
-            r"^(parameters|bytes|bit).*$", lambda found: re.sub(r"\d", "9", found[0]), text, flags=re.MULTILINE
+            r"^(parameters|stored|packed|file|non-zero|sparse|bytes|bit).*$",
+            lambda found: re.sub(r"\d", "9", found[0]),
+            text,
+            flags=re.MULTILINE,
         )
         text = re.sub(r"^\| logits .*$", "| logits | ... |", text, flags=re.MULTILINE)
         text = re.sub(r"^\| (output|-).*$", "", text, flags=re.MULTILINE)

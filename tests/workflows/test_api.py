@@ -91,7 +91,7 @@ def test_a_result_says_what_was_done_and_shows_it(pixels: NDArray[np.float32]):
     assert [step.name for step in result.steps] == ["prune24", "qdq-int8"]
     assert json.loads(json.dumps(result.report))["pipeline"] == PASSES
     shown = result._repr_html_()
-    assert "<table>" in shown and "bytes as deployed" in shown
+    assert "<table>" in shown and "bit operations" in shown
     assert "# model.onnx" in str(result)
 
 
