@@ -4,9 +4,10 @@
                   it, too, and rounds the data to INT8 there (0.6 % of a product's norm)
     onnxruntime   com.microsoft::MatMulNBits nodes, with the accuracy level that is asked for; TensorRT has no such node
 
-A block's scale is the clip of least squared error over its weights that are not zero. Blocks are the largest of 128,
-64, 32 and 16 that divide K and are no longer than `block`: of 128, 64 for K = 192. Convolutions keep their weights: no
-kernel reads 4 bits there. No data is needed, and nothing is calibrated.
+A block's scale is the clip of least squared error over its weights that are not zero. With calibration data, scales and
+codes are chosen by what they do to each layer's output (`gpusq_onnx.pipeline.rounding`); without, weights are rounded
+to nearest. Blocks are the largest of 128, 64, 32 and 16 that divide K and are no longer than `block`: of 128, 64 for
+K = 192. Convolutions keep their weights: no kernel reads 4 bits there.
 
 Source: docs/formats.md; forms in `gpusq_onnx.graph.weight_only`. Limits: MatMul and Gemm; weights that nobody else
 reads; one zero point, which is zero.
@@ -31,6 +32,7 @@ from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.parallel import in_order
 from gpusq_onnx.pipeline.quantising import require_float
+from gpusq_onnx.pipeline.rounding import ROUNDING, Grid, Rounding, round_weights, rounding_of
 from gpusq_onnx.pipeline.selectors import Selector
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import INT4, quantize
@@ -52,6 +54,8 @@ class Int4Options(EndsOptions):
         32, description="weights along K that share a scale, at most; auto: as many as divide K, up to 128"
     )
     clip: Literal["mse", "absmax"] = Field("mse", description="how scales are chosen")
+    rounding: Rounding = Field("auto", description=ROUNDING)
+    bias_correction: bool = Field(True, description="rounding=gptq: let biases absorb the mean output error")
     accuracy_level: int = Field(
         4, ge=0, le=4, description="onnxruntime: of MatMulNBits; 4 rounds the data to INT8, 1 keeps it in FP32, 0 unset"
     )
@@ -65,9 +69,13 @@ class Int4Weights(Pass[Int4Options]):
 
     name = "int4-weights"
     kind = "quantise"
-    summary = "weights of Linears in INT4 with a scale a block, data in float; needs no data"
+    summary = "weights of Linears in INT4 with a scale a block, data in float"
     source = "ONNX DequantizeLinear-21; onnxruntime MatMulNBits"
     Options = Int4Options
+
+    @property
+    def needs_data(self) -> bool:
+        return self.options.rounding == "gptq"
 
     def writes(self) -> Written:
         nbits = self.options.runtime == "onnxruntime"
@@ -87,7 +95,7 @@ class Int4Weights(Pass[Int4Options]):
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
         selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
-        rows = [self._row(site, structure, selector) for site in structure.sites]
+        rows = [self._row(site, structure, selector, given.data) for site in structure.sites]
         if all(row.skipped for row in rows):
             raise NothingMatched(
                 "no weight can be stored in 4 bits",
@@ -99,9 +107,15 @@ class Int4Weights(Pass[Int4Options]):
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         sites = {site.name: site for site in structure.sites}
         chosen = [(sites[row.tensor], int(row.detail["block"])) for row in plan if not row.skipped]
+        plain = in_order(partial(_scales_of, self.options.clip), chosen)
+        scales_of = {site.name: scales for (site, _), scales in zip(chosen, plain, strict=True)}
+        second_order = {row.tensor for row in plan if row.detail.get("rounding") == "gptq"}
+        if second_order:
+            search, correct = self.options.clip == "mse", self.options.bias_correction
+            grids = [Grid(site, INT4, scales_of[site.name], search) for site, _ in chosen if site.name in second_order]
+            scales_of |= round_weights(model, grids, context, correct=correct)
         context.progress.start("quantising weights", len(chosen))
-        rounded = in_order(partial(_scales_of, self.options.clip), chosen)
-        for (site, _), scales in zip(chosen, rounded, strict=True):
+        for site, scales in ((site, scales_of[site.name]) for site, _ in chosen):
             codes = quantize(site.read(), scales, INT4)
             if self.options.runtime == "tensorrt":
                 context.renamed[site.name] = [write_dequantized(model, site, codes, scales)]
@@ -114,7 +128,7 @@ class Int4Weights(Pass[Int4Options]):
     def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
         return [ExplicitQuantisation()] if self.options.runtime == "tensorrt" else []
 
-    def _row(self, site: Site, structure: Structure, selector: Selector) -> PlanRow:
+    def _row(self, site: Site, structure: Structure, selector: Selector, data: bool) -> PlanRow:
         named = bool(self.options.only) or self.options.includes(site)
         block = next((size for size in self._sizes if site.k % size == 0), 0)
         reason = selector.refuses(site) or _unfit(site, structure)
@@ -123,9 +137,11 @@ class Int4Weights(Pass[Int4Options]):
             reason = f"no block of {' or '.join(map(str, self._sizes))} divides K = {site.k}"
         decision, detail = SKIP, {}
         if not reason:
-            decision, detail = "quantise weight", {"format": INT4.name, "block": block}
+            rounding = rounding_of(self.options.rounding, site, INT4, data)
+            decision, detail = "quantise weight", {"format": INT4.name, "block": block, "rounding": rounding}
             where = "DequantizeLinear along axis 0" if self.options.runtime == "tensorrt" else "MatMulNBits"
-            reason = f"INT4, one scale for each {block} weights along K, {self.options.clip} clip; {where}"
+            how = "rounded by GPTQ; " if rounding == "gptq" else ""
+            reason = f"INT4, one scale for each {block} weights along K, {self.options.clip} clip; {how}{where}"
         return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
 
     @property

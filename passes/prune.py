@@ -16,7 +16,7 @@ are pruned by magnitude under either method.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rescale import own_bias, shift_bias
@@ -34,12 +33,10 @@ from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, 
 from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order, share
-from gpusq_onnx.pipeline.prefix import PrefixRunner
 from gpusq_onnx.pipeline.selectors import Selector
-from gpusq_onnx.pipeline.sizes import BATCH
+from gpusq_onnx.pipeline.walk import Walk, observable
 from gpusq_onnx.sparsity import magnitude, sparsegpt
 from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, parse_pattern
-from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
 
 USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a side below this (docs/tensorrt.md)
 
@@ -129,7 +126,7 @@ class Prune(Pass[PruneOptions]):
         method = self.options.method
         if method == "auto":
             method = "sparsegpt" if data else "magnitude"
-        if method == "sparsegpt" and not _observable(site):
+        if method == "sparsegpt" and not observable(site):
             method = "magnitude"
         reason = self._refusal(site, selector)
         decision = SKIP if reason else "prune"
@@ -160,22 +157,12 @@ class Prune(Pass[PruneOptions]):
         self, model: Model, chosen: list[tuple[Site, PlanRow]], context: Context, kept: dict[str, float]
     ) -> None:
         assert context.source is not None
-        order = {id(node): index for index, node in enumerate(model.graph.nodes)}
-        with Scratch() as folder:
-            runner = PrefixRunner(model, folder)
-            context.findings["images"] = runner.start(context.source, BATCH)
-            for start, group in _groups(chosen, order):
-                runner.advance(start)
-                grams: dict[str, sparsegpt.Gram] = {}
-                for site, row in group:
-                    tensor = site.activation.name
-                    key = f"{tensor}{'' if site.is_linear else site.view.steps[-1:]}"
-                    if key not in grams:
-                        gram = grams[key] = sparsegpt.Gram(site.k, share)
-                        for x in runner.read(tensor):
-                            gram.add(_rows(site, x))
-                    self._prune_one(site, row, grams[key], kept)
-                    context.progress.advance()
+        rows = {site.name: row for site, row in chosen}
+        with Walk(model, [site for site, _ in chosen], context.source) as walk:
+            context.findings["images"] = walk.images
+            for site, gram, _ in walk:
+                self._prune_one(site, rows[site.name], gram, kept)
+                context.progress.advance()
 
     def _prune_one(self, site: Site, row: PlanRow, gram: sparsegpt.Gram, kept: dict[str, float]) -> None:
         w = site.read()
@@ -247,43 +234,3 @@ def _by_magnitude(chosen: tuple[Site, PlanRow]) -> tuple[NDArray[Any], float]:
     w = site.read()
     pruned = magnitude.prune(w, parse_pattern(row.detail["pattern"]))
     return pruned, magnitude.energy_kept(w, pruned)
-
-
-def _observable(site: Site) -> bool:
-    attrs = site.readers[0].attrs
-    if not site.is_linear:
-        plain = attrs.get("group", 1) == 1 and attrs.get("auto_pad", "NOTSET") == "NOTSET"
-        return plain and len(site.weight.shape) == 4
-    return site.op == "MatMul" or not attrs.get("transA", 0)
-
-
-def _rows(site: Site, x: NDArray[Any]) -> NDArray[Any]:
-    if site.is_linear:
-        return linear_rows(x)
-    attrs = site.readers[0].attrs
-    return conv_rows(
-        x,
-        site.weight.shape[2:],
-        attrs.get("strides", (1, 1)),
-        attrs.get("pads", (0, 0, 0, 0)),
-        attrs.get("dilations", (1, 1)),
-    )
-
-
-def _groups(
-    chosen: list[tuple[Site, PlanRow]], order: dict[int, int]
-) -> Iterator[tuple[int, list[tuple[Site, PlanRow]]]]:
-    """Consecutive sites whose inputs all exist before the first of them, with that position in the node list."""
-    group: list[tuple[Site, PlanRow]] = []
-    start = 0
-    for site, row in sorted(chosen, key=lambda pair: order[id(pair[0].readers[0])]):
-        producers = site.activation.inputs
-        ready = order[id(producers[0])] + 1 if producers else 0
-        if group and ready > start:
-            yield start, group
-            group = []
-        if not group:
-            start = order[id(site.readers[0])]
-        group.append((site, row))
-    if group:
-        yield start, group

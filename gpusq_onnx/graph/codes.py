@@ -16,7 +16,7 @@ from gpusq_onnx.graph.model import values_of
 from gpusq_onnx.graph.quantize_nodes import activation_format
 from gpusq_onnx.graph.sites import Site, before_qdq
 from gpusq_onnx.graph.trace import view_from
-from gpusq_onnx.quant.formats import FORMATS, Format, dequantize, format_of, natural, quantize
+from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale, dequantize, format_of, natural, quantize
 from gpusq_onnx.quant.scales import Scales
 from gpusq_onnx.quant.schemes import Quantised
 
@@ -99,6 +99,25 @@ def weight_scales_of(site: Site) -> Scales:
         return Scales(values, axis=0 if values.ndim else None)
     reader = site.readers[0]
     return Scales(view_from(node.outputs[0], reader, site.operand(reader)).read(values), 1, block, outer)
+
+
+def set_weight_scales(site: Site, scales: Scales) -> Scales:
+    """Give the pairs of a float weight other scales, of the kind they have; returns them as they are stored.
+
+    A scale in a type of few bits is rounded to it, so that what is computed with the answer is what the file says.
+    """
+    for reader in site.readers:
+        dequantize = reader.inputs[site.operand(reader)].inputs[0]
+        while dequantize.op != "DequantizeLinear":
+            dequantize = dequantize.inputs[0].inputs[0]
+        stored = values_of(dequantize.inputs[1])
+        values = clamp_scale(scales.values, stored.dtype).astype(stored.dtype)
+        if scales.block:
+            view = view_from(dequantize.outputs[0], reader, site.operand(reader))
+            values = np.ascontiguousarray(view.write(values, np.zeros(stored.shape, stored.dtype)))
+        for node in (dequantize, *dequantize.inputs[0].inputs):
+            node.inputs[1].values = values.reshape(stored.shape)
+    return weight_scales_of(site)
 
 
 def _scale_values(scale: gs.Tensor) -> tuple[NDArray[np.float32], float | None]:

@@ -2,6 +2,7 @@
 
     Q(x) -> DQ -> readers            x -> readers
     INT8 constant -> DQ -> readers   float constant = codes · scale -> readers
+    x -> Clip -> Q -> DQ -> readers  x -> readers, where the Clip ends at a grid that the codes' type carries
 
 Everything else stays: sparse weights stay sparse, FP16 stays FP16. Limits: a DQ that is a graph output is left.
 """
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.graph.edits import rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.naming import Names
+from gpusq_onnx.graph.quantize_nodes import activation_format
 from gpusq_onnx.quant.formats import dequantize
 from gpusq_onnx.quant.scales import Scales
 
@@ -31,16 +33,23 @@ def remove_quantisation(model: Model) -> int:
         if isinstance(codes, gs.Constant):
             rewire(node.outputs[0].outputs, node.outputs[0], gs.Constant(fresh(f"{codes.name}_float"), _values(node)))
         elif codes.inputs and codes.inputs[0].op == "QuantizeLinear":
-            rewire(node.outputs[0].outputs, node.outputs[0], codes.inputs[0].inputs[0])
+            rewire(node.outputs[0].outputs, node.outputs[0], _before(codes.inputs[0]))
         else:
             continue
         unlink(node)
         removed += 1
-    for node in model.graph.nodes:
-        if node.op == "QuantizeLinear" and not node.outputs[0].outputs and id(node.outputs[0]) not in outputs:
+    for node in reversed(model.graph.nodes):
+        if node.op in ("QuantizeLinear", "Clip") and not node.outputs[0].outputs and id(node.outputs[0]) not in outputs:
             unlink(node)
     model.graph.nodes[:] = [node for node in model.graph.nodes if node.outputs]
     return removed
+
+
+def _before(quantize: gs.Node) -> gs.Tensor:
+    """What a QuantizeLinear quantises, before the Clip that belongs to its format."""
+    tensor = quantize.inputs[0]
+    fmt = None if isinstance(tensor, gs.Constant) else activation_format(quantize)
+    return tensor.inputs[0].inputs[0] if fmt is not None and fmt.carried else tensor
 
 
 def _values(node: gs.Node) -> NDArray[np.floating]:

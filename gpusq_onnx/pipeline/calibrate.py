@@ -81,6 +81,8 @@ class Calibration:
         if images is not None and self._last is not None and self._last[1] >= images:
             visit(*self._last)
             return self._last[1]
+        if not self.groups:
+            return 0  # nothing is watched
         seen = 0
         total = min(len(self._source), images or len(self._source))
         self._progress.start(label, total * len(self.groups))
@@ -127,7 +129,7 @@ def _divide(sizes: Mapping[str, int], together: Iterable[Sequence[str]]) -> tupl
     """The images of a batch and the groups of tensors, so that a batch of a group fits the budget where it can."""
     batch = fitting(sum(sizes.values()))
     if batch:
-        return batch, [list(sizes)]
+        return batch, [list(sizes)] if sizes else []
     partners: dict[str, list[str]] = {}
     for one in together:
         merged = list(dict.fromkeys(other for name in one for other in partners.get(name, [name])))

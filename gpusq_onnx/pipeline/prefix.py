@@ -5,6 +5,9 @@ from the image each time costs a forward pass a block; here the tensors that cro
 stream, mostly) wait in a scratch folder, batch by batch, and the next piece starts from them. All groups together then
 cost one forward pass over the data, and memory holds one batch, whatever the number of images.
 
+What is made of constants alone (a weight's Transpose, its Q/DQ pair) belongs to no position: each piece makes what it
+reads, so that it always sees the weights of the moment. Q and DQ run as written.
+
 Limits: scratch space of one boundary's activations for all images (ViT-Base, 1000 images: about 3 GB between fc1 and
 fc2).
 """
@@ -43,8 +46,13 @@ class PrefixRunner:
         self._folder = folder
         self._header = model.header
         self._rows: list[tuple[int, int]] = []  # of each batch: those that count, and with the filling of a fixed size
-        self._last_use: dict[str, int] = {}
+        self._makers: dict[str, int] = {}  # of what is made of constants, by output
         for index, node in enumerate(self._nodes):
+            read = [name for name in reads(node) if name]
+            if read and all(name in self._constants or name in self._makers for name in read):
+                self._makers |= dict.fromkeys(node.output, index)
+        self._last_use: dict[str, int] = {}
+        for index, node in self._data_nodes(0, len(self._nodes)):
             self._last_use.update(dict.fromkeys(reads(node), index))
         self.position = 0
 
@@ -62,10 +70,10 @@ class PrefixRunner:
         if position <= self.position or not self._rows:
             return
         live = self._load(0)
-        piece = self._nodes[self.position : position]
+        piece = [node for _, node in self._data_nodes(self.position, position)]
         made = [name for node in piece for name in node.output if self._last_use.get(name, -1) >= position]
         kept = [name for name in live if self._last_use.get(name, -1) >= position]
-        session = Session(self._piece(piece, live, made)) if made else None
+        session = Session(self._piece(piece, live, made), exact_qdq=True) if made else None
         wanted = {name for node in piece for name in reads(node)}
         for index in range(len(self._rows)):
             arrays = self._load(index)
@@ -84,7 +92,24 @@ class PrefixRunner:
             require_finite(self._model, {tensor: values})
             yield values
 
+    def _data_nodes(self, start: int, stop: int) -> Iterator[tuple[int, NodeProto]]:
+        """The nodes from `start` to before `stop` that depend on the data, with their indices."""
+        for index in range(start, stop):
+            if all(self._makers.get(name) != index for name in self._nodes[index].output):
+                yield index, self._nodes[index]
+
+    def _constant_nodes(self, nodes: list[NodeProto]) -> list[NodeProto]:
+        """The nodes that make of constants what `nodes` read, in the graph's order."""
+        needed: set[int] = set()
+        ahead = list(nodes)
+        while ahead:
+            found = {self._makers[name] for name in reads(ahead.pop()) if name in self._makers} - needed
+            needed |= found
+            ahead += [self._nodes[index] for index in found]
+        return [self._nodes[index] for index in sorted(needed)]
+
     def _piece(self, nodes: list[NodeProto], live: Mapping[str, NDArray[Any]], outputs: list[str]) -> bytes:
+        nodes = [*self._constant_nodes(nodes), *nodes]
         graph = GraphProto(name="piece", node=nodes)
         read = {name for node in nodes for name in reads(node)}
         for name in sorted(read & self._constants.keys()):

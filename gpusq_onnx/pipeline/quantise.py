@@ -3,6 +3,7 @@
     1. all images, in floating point: each planned activation's range, with outlier channels divided out
     2. a few images again, at the scales now known: the mean error that rounding leaves
     3. the edits: factors into LayerNorms, weights and Muls; shifts into biases; Q/DQ pairs with their scales
+    4. where rounding=gptq: all images again, through the quantised model, weight by weight (`pipeline.rounding`)
 
 Nothing here decides what is quantised: the plan's rows do.
 """
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.codes import codes_of, store_on_grid
+from gpusq_onnx.graph.codes import codes_of, store_on_grid, weight_scales_of
 from gpusq_onnx.graph.model import Model, Node
 from gpusq_onnx.graph.qdq import QdqWriter, store_codes
 from gpusq_onnx.graph.rescale import own_bias, rescale_input, rescale_output, shift_bias
@@ -27,6 +28,7 @@ from gpusq_onnx.pipeline.base import Context, PlanRow
 from gpusq_onnx.pipeline.calibrate import Calibration
 from gpusq_onnx.pipeline.parallel import in_order, run_all
 from gpusq_onnx.pipeline.ranges import ContextError, MakeObserver, MeanError, Watch
+from gpusq_onnx.pipeline.rounding import Grid, round_weights
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.equalise import Float32
 from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale, fake_quantize
@@ -62,7 +64,10 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
     sites = {site.name: site for site in structure.sites}
     rows = [row for row in plan if row.decision == "quantise activation"]
     weights = [_Weight.of(row, sites) for row in plan if row.decision == "quantise weight"]
-    watches = {row.tensor: _watch(row, sites, settings) for row in rows if row.detail.get("operand") != "softmax"}
+    formats = {weight.site.name: weight.format for weight in weights}
+    watches = {
+        row.tensor: _watch(row, sites, formats, settings) for row in rows if row.detail.get("operand") != "softmax"
+    }
     softmaxes = [row.tensor for row in rows if row.detail.get("operand") == "softmax"]
     maps = {row.tensor for row in rows if _reads_maps(row)}
     operands = _contexts(structure, softmaxes)
@@ -80,25 +85,37 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
         scales |= shifts.softmax_scales()
         scales = {name: float(clamp_scale(s, structure.types.get(name, np.float32))) for name, s in scales.items()}
     _edit(model, structure, rows, weights, watches, scales, shifts, settings, context)
-    for site in find_sites(model):
-        fmt = next((weight.format for weight in weights if weight.site.name == site.name), None)
-        if fmt is not None and fmt.carried:
-            store_on_grid(site, fmt)
+    planned = {weight.site.name: weight for weight in weights}
+    written = [(site, planned[site.name]) for site in find_sites(model) if site.name in planned]
+    search = settings.clip == "mse"
+    grids = [Grid(s, weight.format, weight_scales_of(s), search) for s, weight in written if weight.second_order]
+    if grids:
+        round_weights(model, grids, context, correct=settings.bias_correction)
+    for site, weight in written:
+        if weight.format.carried:
+            store_on_grid(site, weight.format)
     if settings.codes:
         context.renamed |= _store_codes(model, {weight.site.name for weight in weights})
 
 
 @dataclass(frozen=True)
 class _Weight:
-    """A site whose weight is quantised, its format, and the length of its blocks (0: one scale an output channel)."""
+    """A site whose weight is quantised, its format, the length of its blocks (0: one scale an output channel), and
+    whether it is rounded by what that does to the output."""
 
     site: Site
     format: Format
     block: int
+    second_order: bool
 
     @classmethod
     def of(cls, row: PlanRow, sites: Mapping[str, Site]) -> _Weight:
-        return cls(sites[row.tensor], FORMATS[row.detail["format"]], row.detail.get("block", 0))
+        return cls(
+            sites[row.tensor],
+            FORMATS[row.detail["format"]],
+            row.detail.get("block", 0),
+            row.detail.get("rounding") == "gptq",
+        )
 
 
 def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str, str]]:
@@ -107,11 +124,13 @@ def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str,
     return [(softmax, values) for softmax, values in pairs if softmax in softmaxes]
 
 
-def _watch(row: PlanRow, sites: Mapping[str, Site], settings: Settings) -> Watch:
+def _watch(row: PlanRow, sites: Mapping[str, Site], formats: Mapping[str, Format], settings: Settings) -> Watch:
     readers = [sites[name] for name in row.detail["sites"]] if row.detail["side"] == "input" else []
     dense = all(site.op != "ConvTranspose" and site.group == 1 for site in readers)
     w = partial(_rows_of, readers) if readers and dense else None
-    return Watch(settings.observer, FORMATS[row.detail["format"]], row.detail.get("equalise", "never"), w)
+    narrowest = min((formats[site.name] for site in readers), key=lambda fmt: fmt.bits, default=None)
+    fmt, when = FORMATS[row.detail["format"]], row.detail.get("equalise", "never")
+    return Watch(settings.observer, fmt, when, w, narrowest)
 
 
 def _rows_of(readers: Sequence[Site]) -> NDArray[Any]:
@@ -233,7 +252,7 @@ def _rounded(
     values = weight_scales(w, weight.format, method=settings.clip, block=weight.block)
     scales = Scales(values, 1, weight.block) if weight.block else Scales(values, 0)
     error, of_context = errors.get(site.name, (None, None))
-    if error is None or not settings.bias_correction:
+    if error is None or not settings.bias_correction or weight.second_order:
         return scales, None
     if site.op == "ConvTranspose" or site.group > 1:
         return scales, None  # which positions and channels meet differs from output to output

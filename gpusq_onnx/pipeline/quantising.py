@@ -28,6 +28,7 @@ from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.quantise import Settings, quantise
 from gpusq_onnx.pipeline.ranges import When
+from gpusq_onnx.pipeline.rounding import ROUNDING, Rounding, rounding_of
 from gpusq_onnx.pipeline.selectors import Selector
 from gpusq_onnx.quant.formats import Format
 from gpusq_onnx.quant.observers import make_observer
@@ -46,6 +47,7 @@ class QuantiseOptions(EndsOptions):
     bias_correction: bool = Field(True, description="let biases absorb the mean rounding error")
     softmax: Literal["observed", "fixed"] = Field("observed", description="its scale: calibrated, or ending at 1")
     clip: Literal["mse", "absmax"] = Field("mse", description="how weight scales are chosen")
+    rounding: Rounding = Field("auto", description=ROUNDING)
     only: list[str] = Field([], description="roles, operators or name patterns to quantise; empty: all")
     skip: list[str] = Field([], description="roles, operators or name patterns to leave in float")
     smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay in float")
@@ -95,7 +97,7 @@ class QuantisingPass(Pass[OptionsT]):
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
         selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
-        rows = [self._weight_row(site, selector) for site in structure.sites]
+        rows = [self._weight_row(site, selector, given.data) for site in structure.sites]
         if all(row.skipped for row in rows):
             raise NothingMatched(
                 "no weight can be quantised",
@@ -127,14 +129,17 @@ class QuantisingPass(Pass[OptionsT]):
     def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
         return [ExplicitQuantisation()]
 
-    def _weight_row(self, site: Site, selector: Selector) -> PlanRow:
+    def _weight_row(self, site: Site, selector: Selector, data: bool) -> PlanRow:
         named = bool(self.options.only) or self.options.includes(site)
         reason = selector.refuses(site) or excluded(site, "quantise", smallest=self.options.smallest, named=named)
         decision = SKIP if reason else "quantise weight"
         scheme = self.scheme_of(site)
         each = f"one scale for each {scheme.block} weights" if scheme.block else "one scale an output channel"
-        detail = {} if reason else {"format": scheme.weight.name, "block": scheme.block}
+        rounding = "nearest" if reason else rounding_of(self.options.rounding, site, scheme.weight, data)
+        detail = {} if reason else {"format": scheme.weight.name, "block": scheme.block, "rounding": rounding}
         reason = reason or f"{scheme.weight.label}, {each}, {self.options.clip} clip over its non-zero weights"
+        if rounding == "gptq":
+            reason = f"{reason}, rounded by GPTQ"
         return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
 
     def _input_rows(self, sites: list[Site], structure: Structure) -> list[PlanRow]:

@@ -1,13 +1,15 @@
 """Scales of weights w[out, k], symmetric: one an output channel, or one for each block of elements along k.
 
     absmax    scale = max|w| / largest
-    mse       scale = clip / largest, the clip <= max|w| of least sum((w - q(w))^2) on a grid of clips
+    mse       scale = clip / largest, the clip <= max|w| of least sum(m (w - q(w))^2) on a grid of clips
+
+m is 1, or each input's mean square where that is known: what a squared error there does to the output.
 
 Pruned weights are exactly zero in both w and q(w): they add no error, so the sum runs over the non-zero weights only.
 
 Where the best clip c can lie is known beforehand: the largest weight R is off by R - c, and the whole error is at most
-that of c = R; so c >= R - sqrt(error(R)). For INT8 that leaves a few percent below R, and a small grid is a fine one;
-for 4 bits it leaves half of the range.
+that of c = R; so c >= R - sqrt(error(R) / m(R)). For INT8 that leaves a few percent below R, and a small grid is a fine
+one; for 4 bits it leaves half of the range.
 """
 
 from typing import Any, Literal
@@ -26,8 +28,18 @@ _COARSE_OFFSETS = tuple(-float(i) for i in range(1, _COARSE + 1))
 _FINE_OFFSETS = (-0.75, -0.5, -0.25, 0.25, 0.5, 0.75)
 
 
-def weight_scales(w: NDArray[Any], fmt: Format, *, method: Literal["mse", "absmax"] = "mse", block: int = 0) -> Float32:
+def weight_scales(
+    w: NDArray[Any],
+    fmt: Format,
+    *,
+    method: Literal["mse", "absmax"] = "mse",
+    block: int = 0,
+    importance: NDArray[np.floating[Any]] | None = None,
+) -> Float32:
     """Scales of w[out, k], float32, > 0: [out], or with a `block` [out, k / block]; 1 where all is zero.
+
+    Args:
+        importance: m[k] >= 0, for method mse; None: 1.
 
     Raises:
         ValueError: not 2-D, NaN or infinity, an unknown method, blocks that do not divide k.
@@ -40,7 +52,13 @@ def weight_scales(w: NDArray[Any], fmt: Format, *, method: Literal["mse", "absma
         if w.shape[1] % block:
             raise ValueError(f"blocks of {block} do not divide k of {w.shape}")
         in_blocks = np.ascontiguousarray(w).reshape(-1, block)
-        return weight_scales(in_blocks, fmt, method=method).reshape(len(w), -1)
+        of_blocks = None if importance is None else np.tile(importance.reshape(-1, block), (len(w), 1))
+        return _scales(in_blocks, fmt, method, of_blocks).reshape(len(w), -1)
+    return _scales(w, fmt, method, None if importance is None else np.broadcast_to(importance, w.shape))
+
+
+def _scales(w: NDArray[Any], fmt: Format, method: str, importance: NDArray[np.floating[Any]] | None) -> Float32:
+    """One scale a row of w[out, k], with importance[out, k]."""
     out, k = w.shape
     scales = np.ones(out, np.float32)
     rows = max(1, _CHUNK_ELEMENTS // max(1, k))
@@ -52,18 +70,19 @@ def weight_scales(w: NDArray[Any], fmt: Format, *, method: Literal["mse", "absma
         clip = peak
         if method == "mse":
             part /= np.where(peak > 0, peak, np.float32(1))[:, None]
-            clip = peak * _best_clip(part, fmt)
+            clip = peak * _best_clip(part, fmt, None if importance is None else importance[start : start + rows])
         scales[start : start + rows] = np.where(peak > 0, clamp_scale(clip / fmt.largest), np.float32(1))
     return scales
 
 
-def _best_clip(part: Float32, fmt: Format) -> Float32:
+def _best_clip(part: Float32, fmt: Format, importance: NDArray[np.floating[Any]] | None) -> Float32:
     """The clip of least squared error for each row of part[rows, k] = |w| / max|w|, in (0, 1]."""
-    error = _Error(part, fmt)
+    error = _Error(part, fmt, importance)
     best = np.ones(len(part), np.float32)
     least = error(best)
-    # The largest element is 1 and is off by 1 - clip, so no clip below 1 - sqrt(least) can win.
-    step = np.minimum(np.sqrt(least), 1) / (_COARSE + 1)
+    # The largest element is 1 and is off by 1 - clip, so no clip below 1 - sqrt(least / its importance) can win.
+    step = np.minimum(np.sqrt(np.divide(least, error.of_peaks(), out=np.ones_like(least), where=least > 0)), 1)
+    step /= _COARSE + 1
     for offsets in (_COARSE_OFFSETS, _FINE_OFFSETS):
         centre = best
         for offset in offsets:
@@ -74,10 +93,11 @@ def _best_clip(part: Float32, fmt: Format) -> Float32:
 
 
 class _Error:
-    """sum((w - q(w))^2) of each row of part[rows, k], as a function of the rows' clips."""
+    """sum(m (w - q(w))^2) of each row of part[rows, k], as a function of the rows' clips."""
 
-    def __init__(self, part: Float32, fmt: Format) -> None:
+    def __init__(self, part: Float32, fmt: Format, importance: NDArray[np.floating[Any]] | None) -> None:
         self.part, self.fmt = part, fmt
+        self._importance = None if importance is None else importance.astype(np.float32)
         self._top = np.full_like(part, fmt.largest)  # numpy's minimum of two arrays is 5x as fast as that with a scalar
         self._steps, self._codes = np.empty_like(part), np.empty_like(part)
 
@@ -90,4 +110,15 @@ class _Error:
             np.rint(self._steps, out=self._codes)
             np.minimum(self._codes, self._top, out=self._codes)
         self._codes -= self._steps
-        return row_dots(self._codes, self._codes) * np.square(scale.astype(np.float64))
+        weighted = self._codes
+        if self._importance is not None:
+            weighted = np.multiply(self._codes, self._importance, out=self._steps)
+        return row_dots(self._codes, weighted) * np.square(scale.astype(np.float64))
+
+    def of_peaks(self) -> Float64:
+        """The importance of each row's largest element, as far as it is known to be above zero."""
+        if self._importance is None:
+            return np.ones(len(self.part))
+        rows = np.arange(len(self.part))
+        found: NDArray[np.float32] = self._importance[rows, self.part.argmax(axis=1)]
+        return np.fmax(found, np.finfo(np.float32).tiny).astype(np.float64)

@@ -1,4 +1,4 @@
-"""What second-order pruning needs to know of a layer's inputs: the sum of X^T X and the mean of X, streamed.
+"""What second-order methods need to know of a layer's inputs: the sum of X^T X and the mean of X, streamed.
 
 The products of one batch are float32 GEMMs, the sums over batches float64. The matrix is made in fixed tiles, each by
 itself, so that the numbers are the same whoever computes the tiles and in whatever order.

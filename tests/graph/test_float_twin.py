@@ -64,6 +64,19 @@ def test_a_quantised_graph_output_stays(tmp_path: Path) -> None:
     onnx.checker.check_model(str(tmp_path / "f.onnx"))
 
 
+@pytest.mark.parametrize(("largest", "left"), [(7, []), (90, ["Clip"])])
+def test_a_clip_goes_with_the_format_that_it_belongs_to(tmp_path: Path, largest: int, left: list[str]) -> None:
+    proto = onnx.load(quantised(tmp_path / "q.onnx", stored=False, output=False))
+    proto.graph.node.insert(0, helper.make_node("Clip", ["x", "low", "high"], ["clipped"]))
+    proto.graph.node[1].input[0] = "clipped"
+    ends = {"low": -0.02 * (largest + 1), "high": 0.02 * largest}
+    proto.graph.initializer.extend(numpy_helper.from_array(np.float32(value), name) for name, value in ends.items())
+    onnx.save(proto, tmp_path / "q.onnx")
+    model = load(tmp_path / "q.onnx")
+    remove_quantisation(model)
+    assert [node.op for node in model.graph.nodes] == [*left, "MatMul"]
+
+
 def test_a_float_model_is_left_alone() -> None:
     model = load(Path(__file__).parents[1] / "assets" / "digits_vit.onnx")
     before = len(model.graph.nodes)

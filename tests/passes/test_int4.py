@@ -216,6 +216,25 @@ def test_the_digits_lose_little_and_everything_that_reads_graphs_takes_them(
     assert np.isfinite(session).all()
 
 
+def test_with_data_it_is_closer_to_the_dense_model(tmp_path: Path) -> None:
+    with np.load(ASSETS / "digits_test.npz") as stored:
+        x = stored["pixel_values"].astype(np.float32)
+    wanted = run(ASSETS / "digits_vit.onnx", x)
+    found = {}
+    for rounding in ("auto", "nearest"):
+        passes = parse(f"int4-weights{{block=16,rounding={rounding}}}")
+        outcome = manager.run(
+            ASSETS / "digits_vit.onnx",
+            tmp_path / f"{rounding}.onnx",
+            passes,
+            data=DataOptions(path=ASSETS / "digits_train.npz", samples=128),
+        )
+        reasons = [row.reason for row in outcome.steps[-1].rows if not row.skipped]
+        assert all(("GPTQ" in reason) == (rounding == "auto") for reason in reasons)
+        found[rounding] = apart(run(tmp_path / f"{rounding}.onnx", x, "ORT_DISABLE_ALL"), wanted)
+    assert found["auto"] < 0.7 * found["nearest"]
+
+
 def test_patterns_hold_on_the_stored_codes(tmp_path: Path) -> None:
     passes = "prune24{method=magnitude},int4-weights"
     outcome, out = apply(ASSETS / "digits_vit_legacy17.onnx", passes, tmp_path)

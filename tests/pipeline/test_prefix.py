@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, Source, open_source
@@ -64,6 +66,32 @@ def test_a_piece_sees_weights_changed_before_it(model: Model, tmp_path: Path) ->
     runner.advance(stops[sites[1].activation.name])
     found = np.concatenate(list(runner.read(sites[1].activation.name)))
     np.testing.assert_allclose(found, after, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_made_of_weights_is_made_anew_by_each_piece(tmp_path: Path) -> None:
+    """x -> MatMul(Transpose(w)) -> y, the Transpose long before its reader."""
+    w = np.eye(4, dtype=np.float32)
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0]),
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("MatMul", ["r", "wt"], ["m"]),
+        helper.make_node("Relu", ["m"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(w, "w")])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    x = np.random.default_rng(0).random((6, 4), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    model = io.load(path)
+    source = open_source(DataOptions(path=tmp_path / "x.npy"), [InputSpec("x", np.dtype(np.float32), ("n", 4))])
+    (tmp_path / "scratch").mkdir()
+    runner = PrefixRunner(model, tmp_path / "scratch")
+    runner.start(source, 4)
+    runner.advance(2)
+    model.graph.tensors()["w"].values = 2 * w
+    runner.advance(3)
+    np.testing.assert_array_equal(np.concatenate(list(runner.read("m"))), 2 * x)
 
 
 def test_scratch_holds_one_boundary_and_not_the_history(model: Model, tmp_path: Path) -> None:

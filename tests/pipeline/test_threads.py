@@ -46,7 +46,13 @@ def _bytes(model: Path, pipeline: str, threads: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "pipeline", ["prune24{method=sparsegpt,only=[MatMul]}", "qdq-int8{only=[MatMul]}", "prune24{only=[MatMul]},fp16"]
+    "pipeline",
+    [
+        "prune24{method=sparsegpt,only=[MatMul]}",
+        "qdq-int8{only=[MatMul]}",
+        "qdq{scheme=w4a8,only=[MatMul]}",
+        "prune24{only=[MatMul]},fp16",
+    ],
 )
 def test_the_bytes_are_the_same_for_any_number_of_threads(model: Path, pipeline: str) -> None:
     assert _bytes(model, pipeline, 1) == _bytes(model, pipeline, 2) == _bytes(model, pipeline, 3)

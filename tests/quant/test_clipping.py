@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import FP4, FP8, INT4, INT8, fake_quantize
+from gpusq_onnx.quant.scales import Scales
 from gpusq_onnx.sparsity.magnitude import prune
 from gpusq_onnx.sparsity.patterns import Pattern
 
@@ -123,3 +124,27 @@ def test_bad_arguments_are_refused():
         weight_scales(np.ones((2, 4)), INT8, method="median")
     assert weight_scales(np.ones((0, 4)), INT8).shape == (0,)
     np.testing.assert_array_equal(weight_scales(np.ones((2, 0)), INT8), [1, 1])
+
+
+@pytest.mark.parametrize("block", [0, 32])
+def test_importance_decides_what_is_clipped(block):
+    rng = np.random.default_rng(8)
+    w, m = rng.standard_normal((8, 64)).astype(np.float32), np.exp(2 * rng.standard_normal(64))
+
+    def cost(scales):
+        off = fake_quantize(w, Scales(scales, 1, block) if block else Scales(scales, 0), INT4) - w
+        return (m * np.square(off)).sum(axis=1)
+
+    known, plain = (cost(weight_scales(w, INT4, block=block, importance=each)) for each in (m, None))
+    assert known.sum() < 0.95 * plain.sum()
+    assert (known <= cost(weight_scales(w, INT4, method="absmax", block=block)) * (1 + 1e-5)).all()
+
+
+def test_the_same_importance_for_all_is_none_and_dead_inputs_have_no_say():
+    w = np.random.default_rng(9).standard_normal((8, 64)).astype(np.float32)
+    plain = weight_scales(w, INT4)
+    np.testing.assert_array_equal(weight_scales(w, INT4, importance=np.ones(64)), plain)
+    wild = np.concatenate([w, 100 * w], axis=1)
+    dead = np.repeat([1.0, 0.0], 64)
+    assert weight_scales(wild, INT4, importance=dead).max() < 2 * np.abs(w).max() / 7
+    assert (weight_scales(w, INT4, importance=np.zeros(64)) > 0).all()
