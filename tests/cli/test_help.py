@@ -61,7 +61,8 @@ def test_each_shell_gets_a_script() -> None:
 
 
 def test_names_are_completed_at_the_end_of_a_pipeline() -> None:
-    assert complete_pass("qdq") == ["qdq-int8"]
-    assert complete_pipeline("prune24{method=sparsegpt},qdq") == ["prune24{method=sparsegpt},qdq-int8"]
+    assert complete_pass("qdq-int8") == ["qdq-int8"]
+    assert {"qdq", "qdq-int4", "qdq-int8"} <= set(complete_pass("qdq"))
+    assert complete_pipeline("prune24{method=sparsegpt},qdq-int8") == ["prune24{method=sparsegpt},qdq-int8"]
     assert complete_pipeline("prune24{meth") == []
     assert {"prune24", "tensorrt-int8"} <= set(complete_pipeline(""))
