@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.graph.model import values_of
 from gpusq_onnx.graph.sites import Site, before_qdq, code_type
 from gpusq_onnx.graph.trace import view_from
-from gpusq_onnx.quant.formats import FORMATS, Format, dequantize, format_of, natural, quantize
+from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale, dequantize, format_of, natural, quantize
 from gpusq_onnx.quant.scales import Scales
 from gpusq_onnx.quant.schemes import Quantised
 
@@ -117,11 +117,44 @@ def weight_scales_of(site: Site) -> Scales:
     return Scales(view_from(node.outputs[0], reader, site.operand(reader)).read(values), 1, block, outer)
 
 
+def write_weight_scales(site: Site, scales: Scales) -> None:
+    """Store block scales [out, k / block] of a quantised site in the shapes and types that are there.
+
+    The inverse of `weight_scales_of`, for blocks.
+    """
+    node = next(node for node in site.trail if node.op == "DequantizeLinear")
+    reader, scale = site.readers[0], node.inputs[1]
+    view = view_from(node.outputs[0], reader, site.operand(reader))
+    target = scale.inputs[0].inputs[0] if scale.inputs else scale
+    stored = values_of(target)
+    seen = scales.values if scales.outer is not None else clamp_scale(scales.values, stored.dtype)
+    target.values = np.ascontiguousarray(view.write(seen.astype(stored.dtype), stored))
+    if scale.inputs:
+        over = scale.inputs[0].inputs[1]
+        over.values = np.asarray(scales.outer, values_of(over).dtype).reshape(over.shape)
+
+
+def scales_of(node: gs.Node) -> Scales:
+    """The scales of a QuantizeLinear or DequantizeLinear of a constant, as they lie along its tensor."""
+    values, outer = _scale_values(node.inputs[1])
+    if values.ndim == 0 or (values.size == 1 and not node.attrs.get("block_size", 0)):
+        return Scales(values.reshape(()), outer=outer)
+    return Scales(values, int(node.attrs.get("axis", 1)), int(node.attrs.get("block_size", 0)), outer)
+
+
+def scales_another(node: gs.Node) -> bool:
+    """Whether what a DequantizeLinear makes is the scale of another Q or DQ."""
+    (made,) = node.outputs
+    return any(t is made for r in made.outputs if r.op in ("QuantizeLinear", "DequantizeLinear") for t in r.inputs[1:2])
+
+
 def _scale_values(scale: gs.Tensor) -> tuple[NDArray[np.float32], float | None]:
     """A scale's values, and the one over them where it is dequantised itself."""
     if scale.inputs and scale.inputs[0].op == "DequantizeLinear":
         inner = scale.inputs[0]
-        return np.asarray(values_of(inner.inputs[0]), np.float32), float(np.asarray(values_of(inner.inputs[1])))
+        return np.asarray(values_of(inner.inputs[0]), np.float32), float(
+            np.asarray(values_of(inner.inputs[1])).reshape(())
+        )
     return np.asarray(values_of(scale), np.float32), None
 
 

@@ -20,10 +20,11 @@ from onnx import TensorProto
 
 from gpusq_onnx.graph.edits import rewire, unlink
 from gpusq_onnx.graph.half import is_single, scale_to_half, to_half
-from gpusq_onnx.graph.model import Model, data_type_of, values_of
+from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
 from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.precision import HALF, SINGLE, computes, half_slots
 from gpusq_onnx.graph.shapes import Types
+from gpusq_onnx.quant.formats import natural
 
 
 @dataclass
@@ -229,11 +230,13 @@ def _suffix(kind: np.dtype[Any]) -> str:
 
 
 def _round_again(node: gs.Node, old: Any, new: Any) -> None:
-    """INT8 codes at the raised scale."""
+    """Codes at the raised scale."""
     codes = node.inputs[0]
+    fmt = natural(type_name(codes))
+    assert fmt is not None, codes.name
     ratio = np.asarray(old / new, np.float32)
     if ratio.ndim:
         shape = [1] * len(codes.shape)
         shape[node.attrs.get("axis", 1)] = -1
         ratio = ratio.reshape(shape)
-    codes.values = np.rint(values_of(codes).astype(np.float32) * ratio).astype(values_of(codes).dtype)
+    codes.values = fmt.round_steps(values_of(codes).astype(np.float32) * ratio).astype(values_of(codes).dtype)

@@ -16,6 +16,7 @@ import onnx
 from onnx import GraphProto, shape_inference
 
 from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.dynamic import without_dynamic
 from gpusq_onnx.graph.model import Model
 
 Dim = int | str | None
@@ -38,6 +39,7 @@ def infer_shapes(model: Model, *, one_image: bool = True) -> tuple[Shapes, Types
         if one_image and value.name in fed and len(dims) and not dims[0].HasField("dim_value"):
             dims[0].dim_value = 1
     del skeleton.graph.value_info[:]
+    without_dynamic(skeleton.graph)
     try:
         inferred = shape_inference.infer_shapes(skeleton, check_type=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:

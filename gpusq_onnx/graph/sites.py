@@ -28,6 +28,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.dynamic import FORMAT, QUANTISERS, is_dynamic
 from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
 from gpusq_onnx.graph.trace import weight_of
 from gpusq_onnx.graph.views import View
@@ -206,15 +207,17 @@ def find_sites(model: Model, flow: Dataflow | None = None) -> list[Site]:
 def before_qdq(tensor: gs.Tensor) -> gs.Tensor:
     """The tensor before a QuantizeLinear/DequantizeLinear pair, or the tensor itself."""
     before = tensor
-    for op in ("DequantizeLinear", "QuantizeLinear"):
-        if not before.inputs or before.inputs[0].op != op:
+    for ops in (("DequantizeLinear",), QUANTISERS):
+        if not before.inputs or before.inputs[0].op not in ops:
             return tensor
         before = before.inputs[0].inputs[0]
     return before
 
 
 def code_type(quantize: gs.Node) -> str:
-    """The ONNX name of the type that a QuantizeLinear writes, in lower case."""
+    """The ONNX name of the type that a QuantizeLinear, or a node that quantises at run time, writes, in lower case."""
+    if is_dynamic(quantize):
+        return FORMAT.element
     zero = quantize.inputs[2] if len(quantize.inputs) > 2 else None
     if isinstance(zero, gs.Constant):
         return type_name(zero)

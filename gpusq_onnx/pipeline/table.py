@@ -34,6 +34,8 @@ BUILTIN: Mapping[str, str] = MappingProxyType(
         "prune": "gpusq_onnx.passes.prune:Prune",
         "qat": "gpusq_onnx.passes.qat:Qat",
         "qdq-int8": "gpusq_onnx.passes.qdq:QdqInt8",
+        "qdq-fp8": "gpusq_onnx.passes.qdq_fp8:QdqFp8",
+        "qdq-nvfp4": "gpusq_onnx.passes.qdq_nvfp4:QdqNvfp4",
         "qdq": "gpusq_onnx.passes.qdq:Qdq",
     }
 )

@@ -50,7 +50,11 @@ def _steps(request: Request, way: str) -> Iterator[tuple[str, str]]:
     yield "died", "while loading it"
     try:
         session = Session(
-            request["model"], optimize=way != "unoptimised", precise=way == "precise", file_order=way == "in order"
+            request["model"],
+            optimize=way != "unoptimised",
+            exact_qdq=way == "exact",
+            precise=way == "precise",
+            file_order=way == "in order",
         )
     except (GpusqError, MemoryError) as error:
         yield "refused", _said(error)
