@@ -27,6 +27,7 @@ from gpusq_onnx.graph.halve import halve
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
 from gpusq_onnx.graph.norms import Parts, find_parts, fuse
 from gpusq_onnx.graph.precision import kept_single
+from gpusq_onnx.graph.simulated import runs_as
 from gpusq_onnx.graph.sites import OPERATORS, module_path
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow, Written
@@ -60,6 +61,13 @@ class Fp16(Pass[Fp16Options]):
         return Written(("fp16",))
 
     def requires(self, model: Model, structure: Structure) -> None:
+        if runs_as(model) == "twin":
+            raise UnsupportedModelError(
+                "NVFP4 is written into float32 models",
+                expected="a model without FP4 tensors",
+                found="FP4 tensors or activations quantised at run time",
+                hint="leave fp16 out after qdq-nvfp4: its products are FP4, what is around them stays float32",
+            )
         for node in model.graph.nodes:
             found = structure.types.get(node.outputs[0].name) if node.op in OPERATORS else None
             if found is not None and found.name in ("float16", "bfloat16"):

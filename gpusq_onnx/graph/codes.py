@@ -102,7 +102,7 @@ def weight_scales_of(site: Site) -> Scales:
 
 
 def set_weight_scales(site: Site, scales: Scales) -> Scales:
-    """Give the pairs of a float weight other scales, of the kind they have; returns them as they are stored.
+    """Give the pairs of a quantised weight other scales, of the kind they have; returns them as they are stored.
 
     A scale in a type of few bits is rounded to it, so that what is computed with the answer is what the file says.
     """
@@ -110,21 +110,45 @@ def set_weight_scales(site: Site, scales: Scales) -> Scales:
         dequantize = reader.inputs[site.operand(reader)].inputs[0]
         while dequantize.op != "DequantizeLinear":
             dequantize = dequantize.inputs[0].inputs[0]
-        stored = values_of(dequantize.inputs[1])
-        values = clamp_scale(scales.values, stored.dtype).astype(stored.dtype)
+        scale = dequantize.inputs[1]
+        target = scale.inputs[0].inputs[0] if scale.inputs else scale
+        stored = values_of(target)
+        seen = scales.values if scales.outer is not None else clamp_scale(scales.values, stored.dtype)
+        values = seen.astype(stored.dtype)
         if scales.block:
             view = view_from(dequantize.outputs[0], reader, site.operand(reader))
             values = np.ascontiguousarray(view.write(values, np.zeros(stored.shape, stored.dtype)))
+        values = values.reshape(stored.shape)
+        if scale.inputs:  # Q and DQ share what makes their scales
+            over = scale.inputs[0].inputs[1]
+            target.values, over.values = values, np.asarray(scales.outer, values_of(over).dtype).reshape(over.shape)
+            continue
         for node in (dequantize, *dequantize.inputs[0].inputs):
-            node.inputs[1].values = values.reshape(stored.shape)
+            node.inputs[1].values = values
     return weight_scales_of(site)
+
+
+def scales_of(node: gs.Node) -> Scales:
+    """The scales of a QuantizeLinear or DequantizeLinear of a constant, as they lie along its tensor."""
+    values, outer = _scale_values(node.inputs[1])
+    if values.ndim == 0 or (values.size == 1 and not node.attrs.get("block_size", 0)):
+        return Scales(values.reshape(()), outer=outer)
+    return Scales(values, int(node.attrs.get("axis", 1)), int(node.attrs.get("block_size", 0)), outer)
+
+
+def scales_another(node: gs.Node) -> bool:
+    """Whether what a DequantizeLinear makes is the scale of another Q or DQ."""
+    (made,) = node.outputs
+    return any(t is made for r in made.outputs if r.op in ("QuantizeLinear", "DequantizeLinear") for t in r.inputs[1:2])
 
 
 def _scale_values(scale: gs.Tensor) -> tuple[NDArray[np.float32], float | None]:
     """A scale's values, and the one over them where it is dequantised itself."""
     if scale.inputs and scale.inputs[0].op == "DequantizeLinear":
         inner = scale.inputs[0]
-        return np.asarray(values_of(inner.inputs[0]), np.float32), float(np.asarray(values_of(inner.inputs[1])))
+        return np.asarray(values_of(inner.inputs[0]), np.float32), float(
+            np.asarray(values_of(inner.inputs[1])).reshape(())
+        )
     return np.asarray(values_of(scale), np.float32), None
 
 

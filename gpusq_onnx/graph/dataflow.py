@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import onnx_graphsurgeon as gs
 
+from gpusq_onnx.graph.dynamic import OPERATOR
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.quantize_nodes import is_grid_clip
 
@@ -20,7 +21,7 @@ NORMS = frozenset("LayerNormalization BatchNormalization InstanceNormalization G
 CARRIERS = frozenset(
     "Reshape Transpose Squeeze Unsqueeze Flatten Cast Identity Slice Split Concat Gather Pad Mul Div Add Sub Expand "
     "QuantizeLinear DequantizeLinear Dropout BatchNormalization".split()
-)
+) | {OPERATOR}
 # What an activation function is made of, fused or taken apart (GELU, SiLU, ReLU and their approximations).
 NONLINEAR = frozenset(
     "Gelu Erf Tanh Sigmoid Relu LeakyRelu HardSwish HardSigmoid Elu Selu Softplus Mish Swish Pow".split()

@@ -21,10 +21,11 @@ from onnx import TensorProto
 
 from gpusq_onnx.graph.edits import rewire, unlink
 from gpusq_onnx.graph.half import is_single, scale_to_half, to_half
-from gpusq_onnx.graph.model import Model, data_type_of, values_of
+from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
 from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.precision import HALF, SINGLE, computes, half_slots
 from gpusq_onnx.graph.shapes import Types
+from gpusq_onnx.quant.formats import natural
 from gpusq_onnx.quant.scales import Scales
 
 
@@ -231,8 +232,10 @@ def _suffix(kind: np.dtype[Any]) -> str:
 
 
 def _round_again(node: gs.Node, old: NDArray[Any], new: NDArray[Any]) -> None:
-    """Integer codes at the raised scale."""
+    """Codes at the raised scale."""
     codes = values_of(node.inputs[0])
+    fmt = natural(type_name(node.inputs[0]))
+    assert fmt is not None, node.name
     axis, block = int(node.attrs.get("axis", 1)), int(node.attrs.get("block_size", 0))
     ratio = Scales(np.asarray(old / new, np.float32), axis if old.ndim else None, block).along(codes.shape)
-    node.inputs[0].values = np.rint(codes.astype(np.float32) * ratio).astype(codes.dtype)
+    node.inputs[0].values = fmt.round_steps(codes.astype(np.float32) * ratio).astype(codes.dtype)

@@ -18,10 +18,13 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
+from gpusq_onnx.graph.codes import scales_another
 from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.dynamic import FORMAT, QUANTISERS, is_dynamic
 from gpusq_onnx.graph.model import Model, check_names, data_type_of, type_name, values_of
+from gpusq_onnx.graph.quantize_nodes import code_type
 from gpusq_onnx.graph.snapshot import Snapshot, take
-from gpusq_onnx.quant.formats import natural
+from gpusq_onnx.quant.formats import FORMATS, natural
 
 Rule = Callable[[Model], Iterator[str]]
 
@@ -71,13 +74,18 @@ def interface(model: Model) -> Iterator[str]:
 
 
 def positive_scales(model: Model) -> Iterator[str]:
-    """Every scale is a finite, positive constant, large enough for its type."""
-    for node in _qdq(model):
+    """Every scale is finite, positive, large enough for its type, and constant: an initializer, or a DQ of two."""
+    for node in _quantisers(model):
         scale = node.inputs[1]
+        maker = scale.inputs[0] if scale.inputs else None
+        if maker is not None and _gives_block_scales(maker):
+            continue  # block scales under one number, which is looked at where it is read
         if not isinstance(scale, gs.Constant):
             yield f"node {node.name!r}: the scale {scale.name!r} is computed, not a constant"
             continue
         values = np.asarray(values_of(scale), np.float32)
+        if isinstance(node.inputs[0], gs.Constant) and scales_another(node):
+            values = np.append(values, np.asarray(values_of(node.inputs[0]), np.float32))
         floor = _SMALLEST_FP16_SCALE if data_type_of(scale) == TensorProto.FLOAT16 else 0.0
         if not np.all(np.isfinite(values) & (values > 0) & (values >= floor)):
             yield f"node {node.name!r}: the scale {scale.name!r} holds {float(values.min()):g}, not a positive number"
@@ -89,9 +97,9 @@ def symmetric(model: Model) -> Iterator[str]:
     It may be missing where codes are stored: their type is known then, and ONNX takes it to be zero.
     """
     for node in _qdq(model):
-        if len(node.inputs) < 3 and (kind := _stored_type(node)):
-            if kind not in _TAKEN:
-                yield f"node {node.name!r}: codes of type {kind.upper()}; TensorRT takes {_TAKEN_NAMES}"
+        if node.op == "DequantizeLinear" and len(node.inputs) == 2 and (element := _element(node.inputs[0])):
+            if element not in _TAKEN:
+                yield f"node {node.name!r}: codes of type {element.upper()}; TensorRT takes {_TAKEN_NAMES}"
             continue
         if len(node.inputs) < 3 or not isinstance(node.inputs[2], gs.Constant):
             yield f"node {node.name!r} has no constant zero point: ONNX then means UINT8 and TensorRT INT8"
@@ -134,16 +142,18 @@ def blocks(model: Model) -> Iterator[str]:
     flow = Dataflow(model)
     for node in _qdq(model):
         zero = node.inputs[2] if len(node.inputs) > 2 else None
-        fmt = natural(type_name(zero) if isinstance(zero, gs.Constant) else _stored_type(node))
+        element = type_name(zero) if isinstance(zero, gs.Constant) else _element(node.inputs[0])
+        fmt = natural(element) if element is not None else None
         size = node.attrs.get("block_size", 0)
-        if fmt is None or (not size and fmt.activations):
+        if fmt is None or (not size and fmt.activations and not fmt.scales) or _at_run_time(node):
             continue
         weight, axis = node.inputs[0], node.attrs.get("axis", 1)
         if size and not fmt.blocks:
             yield f"node {node.name!r}: {fmt.label} in blocks of {size}; TensorRT has blocks for 4 bits"
         elif flow.is_data(weight):
             found = f"{fmt.label} for the activation {weight.name!r}"
-            yield f"node {node.name!r}: {found}; TensorRT has {fmt.label} weights only"
+            taken = "quantises such at run time only" if fmt.scales else f"has {fmt.label} weights only"
+            yield f"node {node.name!r}: {found}; TensorRT {taken}"
         elif size not in fmt.blocks:
             taken = ", ".join(str(block) for block in fmt.blocks)
             yield f"node {node.name!r}: {fmt.label} in blocks of {size or 'a channel'}; TensorRT has {taken}"
@@ -252,10 +262,29 @@ def _qdq(model: Model) -> Iterator[gs.Node]:
     return (node for node in _nodes(model) if node.op in ("QuantizeLinear", "DequantizeLinear"))
 
 
-def _stored_type(node: gs.Node) -> str:
-    """The ONNX name, in lower case, of the type of codes that a DequantizeLinear reads from the file; else empty."""
-    stored = node.op == "DequantizeLinear" and isinstance(node.inputs[0], gs.Constant)
-    return type_name(node.inputs[0]) if stored else ""
+def _quantisers(model: Model) -> Iterator[gs.Node]:
+    return (node for node in _nodes(model) if node.op in (*QUANTISERS, "DequantizeLinear"))
+
+
+def _gives_block_scales(maker: gs.Node) -> bool:
+    """Whether a DequantizeLinear makes scales of constants, or of what quantising at run time found."""
+    small = maker.inputs[0] if maker.op == "DequantizeLinear" else None
+    return isinstance(small, gs.Constant) or (small is not None and bool(small.inputs) and is_dynamic(small.inputs[0]))
+
+
+def _at_run_time(node: gs.Node) -> bool:
+    """Whether a DequantizeLinear reads codes of a node that quantises at run time."""
+    return node.op == "DequantizeLinear" and any(is_dynamic(maker) for maker in node.inputs[0].inputs)
+
+
+def _element(codes: gs.Tensor) -> str | None:
+    """The ONNX type of a DequantizeLinear's codes, in lower case; None where it takes inference."""
+    if isinstance(codes, gs.Constant):
+        return type_name(codes)
+    maker = codes.inputs[0] if codes.inputs else None
+    if maker is None or maker.op not in QUANTISERS:
+        return None
+    return code_type(maker) if codes is maker.outputs[0] else FORMATS[FORMAT.scales].element
 
 
 def _known_type(tensor: gs.Tensor) -> np.dtype[Any] | None:
@@ -280,7 +309,7 @@ def _out_axis(reader: gs.Node, weight: gs.Constant) -> int | None:
 def _reads_rounded_data(reader: gs.Node) -> bool:
     """Whether the left operand of a matrix product comes through a Q/DQ pair."""
     made = reader.inputs[0].inputs if reader.op in ("MatMul", "Gemm") else []
-    return bool(made) and made[0].op == "DequantizeLinear" and not _stored_type(made[0])
+    return bool(made) and made[0].op == "DequantizeLinear" and not isinstance(made[0].inputs[0], gs.Constant)
 
 
 def _nodes(model: Model) -> Iterator[gs.Node]:

@@ -61,6 +61,9 @@ def settle(model: Model, snapshot: Snapshot | None = None) -> None:
                 entry.version = wanted
     if wanted < found and wanted in _IR_OF:
         model.header.ir_version = _IR_OF[wanted]
+    if wanted > found:
+        newest = onnx.helper.OP_SET_ID_VERSION_MAP["ai.onnx", wanted]
+        model.header.ir_version = max(model.header.ir_version, newest)
 
 
 def lowest(model: ModelProto) -> int:

@@ -61,7 +61,7 @@ def weight_axes(model: Model) -> Iterator[str]:
         for reader in site.readers:
             operand = reader.inputs[site.operand(reader)]
             maker = operand.inputs[0] if operand.inputs else None
-            if maker is None or maker.op != "DequantizeLinear" or len(maker.inputs[1].shape) != 1:
+            if maker is None or maker.op != "DequantizeLinear" or len(maker.inputs[1].shape or ()) != 1:
                 continue
             wanted = channel_axis(reader, operand)
             if maker.attrs.get("axis", 1) not in (wanted, wanted - len(site.weight.shape)):

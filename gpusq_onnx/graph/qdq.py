@@ -10,7 +10,8 @@ Where (TensorRT's explicit quantisation, NVIDIA's placement rules):
 
 How (TensorRT's parser): zero points are present, of the codes' type and zero; scales are positive; activations have one
 scale, weights one an output channel as a 1-D tensor plus `axis`, or blocks along the reduction (`block_size`); the
-scale's type is the type of the float side; no bias is quantised.
+scale's type is the type of the float side; no bias is quantised. Block scales of a float type lie before a DQ of
+their own, under one FP32 number; activations of such a format are quantised at run time (`graph.dynamic`).
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.codes import clip_bounds
+from gpusq_onnx.graph.dynamic import DOMAIN, dynamic_nodes
 from gpusq_onnx.graph.edits import rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.trace import channel_axis, operand_view, trace
 from gpusq_onnx.graph.views import View
-from gpusq_onnx.quant.formats import Format
+from gpusq_onnx.quant.formats import FORMATS, Format
 from gpusq_onnx.quant.scales import Scales
 
 MAX_TOKENS = 512  # longer score matrices are left to the fused FP16 attention kernels
@@ -51,7 +53,8 @@ class QdqWriter:
         self._model = model
         self._types = types
         self._shapes = shapes or {}
-        self._fresh = Names(model).fresh
+        self._names = Names(model)
+        self._fresh = self._names.fresh
         self._behind: dict[int, list[gs.Node]] = {}
         self._before: dict[int, list[gs.Node]] = {}
         self._pairs: dict[tuple[str, int | None], gs.Variable] = {}  # by tensor and axis
@@ -63,6 +66,16 @@ class QdqWriter:
         step = np.asarray(scale, self._type(tensor))
         source = self._clipped(tensor, step, fmt, place) if fmt.carried else tensor
         rewire(nodes, tensor, self._pair(source, step, {}, fmt, tensor.name, place))
+
+    def dynamic(self, tensor: gs.Tensor, outer: float, readers: Iterable[gs.Node], block: int) -> None:
+        """Let `readers` read `tensor` quantised at run time in blocks along its last axis, under this number."""
+        nodes = [node for node in readers if any(read is tensor for read in node.inputs)]
+        made = gs.Variable(self._names.fresh(f"{tensor.name}_dequantized"), self._type(tensor), tensor.shape)
+        place = self._behind.setdefault(id(tensor.inputs[0]) if tensor.inputs else 0, [])
+        rewire(nodes, tensor, made)
+        place.extend(dynamic_nodes(self._names, tensor, outer, block, made))
+        if all(entry.domain != DOMAIN for entry in self._model.header.opset_import):
+            self._model.header.opset_import.add(domain=DOMAIN, version=1)
 
     def _clipped(self, tensor: gs.Tensor, scale: NDArray[Any], fmt: Format, place: list[gs.Node]) -> gs.Tensor:
         """A Clip to the ends of a grid that is smaller than the ONNX type that carries it."""
@@ -88,7 +101,8 @@ class QdqWriter:
                 values = np.ascontiguousarray(view.write(values, np.zeros(shape, values.dtype)))
                 attrs = {"axis": axis, "block_size": scales.block}
             place = self._before.setdefault(id(reader), [])
-            rewire([reader], operand, self._pair(operand, values, attrs, fmt, site.weight.name, place))
+            under = scales.outer, fmt.scales
+            rewire([reader], operand, self._pair(operand, values, attrs, fmt, site.weight.name, place, under))
 
     def finish(self) -> None:
         """Put activations' pairs after the activation's producer, weights' pairs before the first reader."""
@@ -128,13 +142,14 @@ class QdqWriter:
         fmt: Format,
         stem: str,
         place: list[gs.Node],
+        under: tuple[float | None, str] = (None, ""),
     ) -> gs.Variable:
         key = (stem if not attrs else tensor.name), attrs.get("axis")
         if key in self._pairs:
             return self._pairs[key]
         shape = getattr(tensor, "shape", None)
         kind = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.DataType.Value(fmt.element.upper()))
-        factor = gs.Constant(self._fresh(f"{stem}_scale"), scale)
+        factor = self._factor(scale, stem, place, *under)
         zero = gs.Constant(self._fresh(f"{stem}_zero_point"), np.zeros(scale.shape, kind))
         codes = gs.Variable(self._fresh(f"{stem}_quantized"), kind, shape)
         back = gs.Variable(self._fresh(f"{stem}_dequantized"), self._type(tensor), shape)
@@ -148,6 +163,18 @@ class QdqWriter:
         )
         self._pairs[key] = back
         return back
+
+    def _factor(
+        self, scale: NDArray[Any], stem: str, place: list[gs.Node], outer: float | None, inner: str
+    ) -> gs.Tensor:
+        """The tensor of scales: an initializer, or what a DequantizeLinear makes of small floats under one number."""
+        if outer is None:
+            return gs.Constant(self._fresh(f"{stem}_scale"), scale)
+        small = gs.Constant(self._fresh(f"{stem}_block_scales"), scale.astype(FORMATS[inner].dtype))
+        over = gs.Constant(self._fresh(f"{stem}_scale"), np.asarray(outer, np.float32))
+        made = gs.Variable(self._fresh(f"{stem}_block_scales_dequantized"), np.dtype(np.float32), scale.shape)
+        place.append(gs.Node("DequantizeLinear", self._fresh(f"{made.name}_node"), {}, [small, over], [made]))
+        return made
 
     def _type(self, tensor: gs.Tensor) -> np.dtype[Any]:
         declared = getattr(tensor, "dtype", None)
@@ -177,6 +204,8 @@ def store_codes(model: Model, site: Site, codes: NDArray[Any]) -> list[str]:
             stored = np.ascontiguousarray(view.write(codes, np.zeros(seen.shape, codes.dtype)))
             made[view, seen.shape] = gs.Constant(fresh(f"{site.weight.name}_{kind.name}"), stored.astype(kind))
         dequantize.inputs[0] = made[view, seen.shape]
+        if dequantize.attrs.get("block_size", 0):
+            del dequantize.inputs[2]  # as many zeros as blocks; a DequantizeLinear knows its type from the codes
         prune_node(model, quantize)
     return [str(constant.name) for constant in made.values()]
 

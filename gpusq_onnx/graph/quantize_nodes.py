@@ -10,12 +10,15 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from gpusq_onnx.graph.dynamic import FORMAT, is_dynamic
 from gpusq_onnx.graph.model import type_name, values_of
 from gpusq_onnx.quant.formats import Format, format_of, natural
 
 
 def code_type(quantize: gs.Node) -> str:
-    """The ONNX name of the type that a QuantizeLinear writes, in lower case."""
+    """The ONNX name of the type that a QuantizeLinear, or a node that quantises at run time, writes, in lower case."""
+    if is_dynamic(quantize):
+        return FORMAT.element
     zero = quantize.inputs[2] if len(quantize.inputs) > 2 else None
     if isinstance(zero, gs.Constant):
         return type_name(zero)

@@ -20,14 +20,17 @@ from collections.abc import Mapping, Sequence
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.dataflow import CARRIERS, ELEMENTWISE, NONLINEAR, NORMS, Dataflow
+from gpusq_onnx.graph.dynamic import OPERATOR
 from gpusq_onnx.graph.model import Model, TensorSpec
 from gpusq_onnx.graph.sites import Site
 
 BLOCK_ROLES = frozenset("qkv q k v qk kv proj fc1 fc2".split())
 ROLES = (*sorted(BLOCK_ROLES), "patch_embed", "stem", "head", "linear", "conv")
 
-_TO_PROJECTION = frozenset("Reshape Transpose Squeeze Unsqueeze Flatten Cast Identity Concat Slice Mul Div "
-                           "LayerNormalization QuantizeLinear DequantizeLinear Dropout Gather".split())  # fmt: skip
+_TO_PROJECTION = frozenset(
+    "Reshape Transpose Squeeze Unsqueeze Flatten Cast Identity Concat Slice Mul Div LayerNormalization "
+    "QuantizeLinear DequantizeLinear Dropout Gather".split()
+) | {OPERATOR}
 _BETWEEN_LAYERS = frozenset("MatMul Gemm Conv ConvTranspose Einsum Attention Softmax".split())
 _SUMS = frozenset("Add Sub Mul Div".split())
 _CHOICES = frozenset("TopK ArgMax ArgMin NonMaxSuppression".split())

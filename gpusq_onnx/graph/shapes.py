@@ -16,6 +16,7 @@ import onnx
 from onnx import GraphProto, shape_inference
 
 from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.dynamic import without_dynamic
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.snapshot import Snapshot, take
 
@@ -43,6 +44,7 @@ def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | N
             dims[0].dim_value = 1
     del skeleton.graph.value_info[:]
     _spell_out(skeleton.graph)
+    without_dynamic(skeleton.graph)
     try:
         inferred = shape_inference.infer_shapes(skeleton, check_type=True, data_prop=True)
     except (onnx.shape_inference.InferenceError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:

@@ -28,6 +28,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.dynamic import QUANTISERS
 from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
 from gpusq_onnx.graph.quantize_nodes import code_type, is_grid_clip
 from gpusq_onnx.graph.trace import weight_of
@@ -212,8 +213,8 @@ def find_sites(model: Model, flow: Dataflow | None = None) -> list[Site]:
 def before_qdq(tensor: gs.Tensor) -> gs.Tensor:
     """The tensor before a QuantizeLinear/DequantizeLinear pair, and before its Clip to a grid; or the tensor itself."""
     before = tensor
-    for op in ("DequantizeLinear", "QuantizeLinear"):
-        if not before.inputs or before.inputs[0].op != op:
+    for ops in (("DequantizeLinear",), QUANTISERS):
+        if not before.inputs or before.inputs[0].op not in ops:
             return tensor
         before = before.inputs[0].inputs[0]
     return before.inputs[0].inputs[0] if before.inputs and is_grid_clip(before.inputs[0]) else before

@@ -1,6 +1,7 @@
 """Scales in the graph, without torch: weight scales chosen again on the kept weights, and where all scales are.
 
-    weights    one scale an output channel (or one in all), the clip of least squared error over the non-zero weights
+    weights    one scale an output channel (or one in all, or in blocks, of two levels where the format has them), the
+               clip of least squared error over the non-zero weights
 
 Source: docs/method.md, "Learned scales" (weights from the MSE-best clip over the non-zero weights). Limits: float
 weights before a Q/DQ pair. Left as they are: a pair whose Q and DQ read different scale tensors, or along another axis,
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.codes import weight_format, weight_scales_of
+from gpusq_onnx.graph.codes import set_weight_scales, weight_format, weight_scales_of
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.quant.clipping import weight_scales
+from gpusq_onnx.quant.dynamic import scales_for
 from gpusq_onnx.quant.formats import clamp_scale, fake_quantize
 
 
@@ -31,12 +33,16 @@ def recalibrate(sites: Iterable[Site]) -> int:
             continue
         scale, other = (node.inputs[1] for node in pair.values())
         fmt = weight_format(site)
-        if scale is not other or fmt is None or scale.name in done or not hasattr(scale, "values"):
+        if scale is not other or fmt is None or scale.name in done:
+            continue
+        w, scales = np.asarray(site.read(), np.float32), weight_scales_of(site)
+        if np.array_equal(fake_quantize(w, scales, fmt), w):
+            continue
+        if scales.block:
+            set_weight_scales(site, scales_for(w, fmt, block=scales.block))
+            done.add(str(scale.name))
             continue
         stored = values_of(scale)
-        w = np.asarray(site.read(), np.float32)
-        if np.array_equal(fake_quantize(w, weight_scales_of(site), fmt), w):
-            continue
         if stored.size not in (1, site.out) or (stored.size == 1) != (stored.ndim == 0 or site.out == 1):
             continue
         found = weight_scales(w.reshape(1, -1) if stored.size == 1 else w, fmt)

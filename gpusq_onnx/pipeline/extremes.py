@@ -16,6 +16,7 @@ from gpusq_onnx.data.source import Source
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.probes import write_probed
+from gpusq_onnx.graph.simulated import runs_as
 from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.pipeline.sizes import Shape, fitting, image_bytes
 
@@ -40,7 +41,7 @@ def magnitudes(
     with Scratch() as folder:
         path = folder / "extremes.onnx"
         outputs = write_probed(model, path, tensors, ("ReduceMin", "ReduceMax"))
-        session = Session(path, file_order=True)
+        session = Session(path, file_order=True, exact_qdq=runs_as(model) == "exact")
         progress.start("looking for FP16 overflow", min(len(source), images))
         for batch in source.batches(images_a_run):
             found = session.run(batch.feed)

@@ -73,7 +73,9 @@ class Proof:
     """What became of the written file in onnxruntime before it got its name: see `pipeline.proof`.
 
     Attributes:
-        default, unoptimised: "ran", "loaded" (no batch could be made), "refused", "failed" or "died".
+        default, unoptimised: "ran", "loaded" (no batch could be made), "refused", "failed" or "died"; with "unfused: "
+            before it, what Q/DQ as written did in the place of the defaults, with "twin: " the same graph in ordinary
+            operators (`graph.simulated`).
         outputs: how the two agree, where both ran.
         note: why something is not proven.
     """

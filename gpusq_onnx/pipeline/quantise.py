@@ -29,7 +29,7 @@ from gpusq_onnx.pipeline.calibrate import Calibration
 from gpusq_onnx.pipeline.parallel import in_order, run_all
 from gpusq_onnx.pipeline.ranges import ContextError, MakeObserver, MeanError, Watch
 from gpusq_onnx.pipeline.rounding import Grid, round_weights
-from gpusq_onnx.quant.clipping import weight_scales
+from gpusq_onnx.quant.dynamic import scales_for
 from gpusq_onnx.quant.equalise import Float32
 from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale, fake_quantize
 from gpusq_onnx.quant.scales import Scales
@@ -60,7 +60,6 @@ class Settings:
 
 def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settings: Settings, context: Context) -> None:
     """Insert the planned pairs into `model`; scales and equalised tensors go into the context's findings."""
-    assert context.source is not None
     sites = {site.name: site for site in structure.sites}
     rows = [row for row in plan if row.decision == "quantise activation"]
     weights = [_Weight.of(row, sites) for row in plan if row.decision == "quantise weight"]
@@ -72,6 +71,12 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
     maps = {row.tensor for row in rows if _reads_maps(row)}
     operands = _contexts(structure, softmaxes)
     tensors = [*watches, *softmaxes]
+    if not tensors:  # weights alone
+        nothing = _Shifts(structure, rows, watches, {})
+        _edit(model, structure, rows, weights, watches, {}, nothing, settings, context)
+        _finish(model, weights, settings, context)
+        return
+    assert context.source is not None
     with Calibration(model, tensors, structure.shapes, context.source, context.progress, operands) as calibration:
 
         def update(found: Arrays, images: int) -> None:
@@ -85,6 +90,11 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
         scales |= shifts.softmax_scales()
         scales = {name: float(clamp_scale(s, structure.types.get(name, np.float32))) for name, s in scales.items()}
     _edit(model, structure, rows, weights, watches, scales, shifts, settings, context)
+    _finish(model, weights, settings, context)
+
+
+def _finish(model: Model, weights: Sequence[_Weight], settings: Settings, context: Context) -> None:
+    """What is stored in the end: weights rounded by their output error, on a grid that their type carries, or codes."""
     planned = {weight.site.name: weight for weight in weights}
     written = [(site, planned[site.name]) for site in find_sites(model) if site.name in planned]
     search = settings.clip == "mse"
@@ -130,7 +140,7 @@ def _watch(row: PlanRow, sites: Mapping[str, Site], formats: Mapping[str, Format
     w = partial(_rows_of, readers) if readers and dense else None
     narrowest = min((formats[site.name] for site in readers), key=lambda fmt: fmt.bits, default=None)
     fmt, when = FORMATS[row.detail["format"]], row.detail.get("equalise", "never")
-    return Watch(settings.observer, fmt, when, w, narrowest)
+    return Watch(settings.observer, fmt, when, fmt.blocks[0] if fmt.scales else 0, w, narrowest)
 
 
 def _rows_of(readers: Sequence[Site]) -> NDArray[Any]:
@@ -238,7 +248,10 @@ def _edit(
         context.progress.advance()
     for row in rows:
         fmt, readers = FORMATS[row.detail["format"]], _readers(row, sites, structure, targets)
-        writer.activation(targets[row.tensor], scales[row.tensor], readers, fmt)
+        if fmt.scales:
+            writer.dynamic(targets[row.tensor], scales[row.tensor], readers, fmt.blocks[0])
+        else:
+            writer.activation(targets[row.tensor], scales[row.tensor], readers, fmt)
     writer.finish()
     context.progress.finish()
     context.findings |= {"scales": dict(scales), "equalised": equalised}
@@ -249,8 +262,7 @@ def _rounded(
 ) -> tuple[Scales, Float32 | None]:
     """A weight's scales, and what its bias absorbs."""
     site, w = weight.site, weight.site.read().astype(np.float32, copy=False)
-    values = weight_scales(w, weight.format, method=settings.clip, block=weight.block)
-    scales = Scales(values, 1, weight.block) if weight.block else Scales(values, 0)
+    scales = scales_for(w, weight.format, method=settings.clip, block=weight.block)
     error, of_context = errors.get(site.name, (None, None))
     if error is None or not settings.bias_correction or weight.second_order:
         return scales, None

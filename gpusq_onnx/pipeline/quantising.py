@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
+from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model, Tensor
 from gpusq_onnx.graph.qdq import MAX_TOKENS
@@ -81,7 +81,7 @@ class QuantisingPass(Pass[OptionsT]):
 
     @property
     def needs_data(self) -> bool:
-        return True
+        return self.scheme.input is not None or self.scheme.attention is not None
 
     @property
     def narrow_outputs(self) -> bool:
@@ -95,6 +95,7 @@ class QuantisingPass(Pass[OptionsT]):
         require_float(model)
 
     def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+        self._require_observer()
         selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
         rows = [self._weight_row(site, selector, given.data) for site in structure.sites]
@@ -129,11 +130,25 @@ class QuantisingPass(Pass[OptionsT]):
     def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
         return [ExplicitQuantisation()]
 
+    def _require_observer(self) -> None:
+        """Raise UsageError for an observer that counts steps of equal width, with a float grid."""
+        formats = (self.scheme.input, self.scheme.attention)
+        floats = [fmt.label for fmt in formats if fmt is not None and fmt.grid]
+        if self.options.observer == "entropy" and floats:
+            raise UsageError(
+                f"observer=entropy does not apply to {floats[0]}: it compares histograms of equally wide steps",
+                where=f"{self.name}.observer",
+                expected="snr, mse, percentile or minmax",
+                found="entropy",
+                hint=f"{self.name}{{observer=snr}}, the default",
+            )
+
     def _weight_row(self, site: Site, selector: Selector, data: bool) -> PlanRow:
         named = bool(self.options.only) or self.options.includes(site)
-        reason = selector.refuses(site) or excluded(site, "quantise", smallest=self.options.smallest, named=named)
-        decision = SKIP if reason else "quantise weight"
         scheme = self.scheme_of(site)
+        reason = selector.refuses(site) or excluded(site, "quantise", smallest=self.options.smallest, named=named)
+        reason = reason or no_blocks(site, scheme)
+        decision = SKIP if reason else "quantise weight"
         each = f"one scale for each {scheme.block} weights" if scheme.block else "one scale an output channel"
         rounding = "nearest" if reason else rounding_of(self.options.rounding, site, scheme.weight, data)
         detail = {} if reason else {"format": scheme.weight.name, "block": scheme.block, "rounding": rounding}
@@ -161,6 +176,8 @@ class QuantisingPass(Pass[OptionsT]):
                 equalise = "always" if norm is not None else "outliers"
                 where = "channels equalised in the LayerNorm" if norm is not None else "a Mul if channels are outliers"
                 why = f"{why}; {where}"
+            if fmt.scales:
+                why = f"{why}; scales of {fmt.blocks[0]} values taken at run time"
             rows.append(_row(tensor, structure, "input", readers, equalise, why, fmt))
         return rows
 
@@ -226,6 +243,17 @@ def _row(
     role = f"{side} of {sites[0].role}"
     op = next((site.op for site in sites if not site.is_linear), sites[0].op)
     return PlanRow(tensor.name, sites[0].path, role, op, shape, "quantise activation", why, detail)
+
+
+def no_blocks(site: Site, scheme: Scheme) -> str | None:
+    """Why a weight cannot have the scheme's blocks."""
+    if not scheme.block:
+        return None
+    if not site.is_linear:
+        return f"{scheme.weight.label} in blocks is for MatMul and Gemm"
+    if site.k % scheme.block:
+        return f"K = {site.k} is no multiple of the block of {scheme.block}"
+    return None
 
 
 def _widest(formats: Iterable[Format | None]) -> Format | None:

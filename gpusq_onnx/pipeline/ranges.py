@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusq_onnx.quant.dynamic import dynamic_quantize, outer_scale
 from gpusq_onnx.quant.equalise import Float32, input_factors, outlier_ratio, output_factors, peaks
-from gpusq_onnx.quant.formats import Format, fake_quantize
+from gpusq_onnx.quant.formats import FORMATS, Format, fake_quantize
 from gpusq_onnx.quant.observers import Observer
 from gpusq_onnx.sums import column_dots, matvec
 
@@ -37,6 +38,7 @@ class Watch:
     Attributes:
         make: makes the observer, given each channel's importance (None: all the same) and the format.
         format: that the activation will have.
+        block: elements that share a scale at run time, for a format whose activations get theirs there; 0 elsewhere.
         when: whether to equalise: never, where the first batch shows outlier channels, or always (it costs no node).
         w: reads the rows [out, k] of all weights that read the tensor; None for an output or an attention operand.
         weight: the narrowest format that they will have; None: that of the activation.
@@ -46,6 +48,7 @@ class Watch:
     make: MakeObserver
     format: Format
     when: When = "never"
+    block: int = 0
     w: Callable[[], NDArray[Any]] | None = None
     weight: Format | None = None
     factors: Float32 | None = None
@@ -61,9 +64,16 @@ class Watch:
         self._observer.update(self.equalised(x), images if whole else 1)
 
     def scale(self) -> float:
-        """The scale of the equalised values."""
+        """The scale of the equalised values; of a format with scales at run time, the number over these."""
         assert self._observer is not None
-        return self._observer.scale(self.format)
+        scale = self._observer.scale(self.format)
+        return outer_scale(scale * self.format.largest, self.format) if self.block else scale
+
+    def rounded(self, x: NDArray[Any], scale: float) -> Float32:
+        """What quantising equalised values x[..., channels] and back makes of them."""
+        if self.block:
+            return dynamic_quantize(x, scale, self.format, self.block)
+        return fake_quantize(x, scale, self.format)
 
     def equalised(self, x: NDArray[Any]) -> NDArray[Any]:
         """x / s, or x itself."""
@@ -109,9 +119,9 @@ class MeanError:
         """Take in a batch x[..., k]."""
         flat = self.watch.equalised(x.reshape(-1, x.shape[-1])).astype(np.float32, copy=False)
         self.plain = self.plain + flat.sum(axis=0, dtype=np.float64)
-        fmt = self.watch.format
-        rounded = fake_quantize(flat, self.scale, fmt)
-        clipped = np.abs(flat) > (fmt.largest + 0.5) * self.scale
+        fmt, rounded = self.watch.format, self.watch.rounded(flat, self.scale)
+        top = FORMATS[fmt.scales].largest * fmt.largest if self.watch.block else fmt.largest + 0.5
+        clipped = np.abs(flat) > top * self.scale
         self.rounded = self.rounded + np.where(clipped, flat, rounded).sum(axis=0, dtype=np.float64)
         self.rows += len(flat)
 

@@ -41,7 +41,7 @@ LOW_BITS = 4  # of a weight format: at or below, rounding to nearest costs too m
 def rounding_of(chosen: Rounding, site: Site, fmt: Format, data: bool) -> Rounding:
     """How a site's weight is rounded, "nearest" or "gptq", where there is calibration data or not."""
     if chosen == "auto":
-        chosen = "gptq" if data and fmt.bits <= LOW_BITS else "nearest"
+        chosen = "gptq" if data and fmt.bits <= LOW_BITS and not fmt.grid else "nearest"
     return chosen if observable(site) and not site.conflicts else "nearest"
 
 

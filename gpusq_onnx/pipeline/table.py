@@ -37,6 +37,8 @@ BUILTIN: Mapping[str, str] = MappingProxyType(
         "int4-weights": "gpusq_onnx.passes.int4:Int4Weights",
         "qdq-int4": "gpusq_onnx.passes.qdq_int4:QdqInt4",
         "qdq-int8": "gpusq_onnx.passes.qdq:QdqInt8",
+        "qdq-fp8": "gpusq_onnx.passes.qdq_fp8:QdqFp8",
+        "qdq-nvfp4": "gpusq_onnx.passes.qdq_nvfp4:QdqNvfp4",
         "qdq": "gpusq_onnx.passes.qdq:Qdq",
     }
 )

@@ -9,7 +9,8 @@ Pruned weights are exactly zero in both w and q(w): they add no error, so the su
 
 Where the best clip c can lie is known beforehand: the largest weight R is off by R - c, and the whole error is at most
 that of c = R; so c >= R - sqrt(error(R) / m(R)). For INT8 that leaves a few percent below R, and a small grid is a fine
-one; for 4 bits it leaves half of the range.
+one; for 4 bits it leaves half of the range. On a float grid a clip beyond R can be best: FP4's values are twice as
+close below 4 as above it ("Four Over Six").
 """
 
 from typing import Any, Literal
@@ -25,6 +26,7 @@ Float32 = NDArray[np.float32]
 _CHUNK_ELEMENTS = 1 << 18  # larger gains nothing; in smaller ones, threads wait for each other's interpreter lock
 _COARSE = 12  # steps between the bound and the peak; then quarter steps on both sides of the best
 _COARSE_OFFSETS = tuple(-float(i) for i in range(1, _COARSE + 1))
+_WIDER = (1.125, 1.25, 1.375, 1.5, 1.75)  # a float grid's values below its largest one are closer together
 _FINE_OFFSETS = (-0.75, -0.5, -0.25, 0.25, 0.5, 0.75)
 
 
@@ -76,7 +78,7 @@ def _scales(w: NDArray[Any], fmt: Format, method: str, importance: NDArray[np.fl
 
 
 def _best_clip(part: Float32, fmt: Format, importance: NDArray[np.floating[Any]] | None) -> Float32:
-    """The clip of least squared error for each row of part[rows, k] = |w| / max|w|, in (0, 1]."""
+    """The clip of least squared error for each row of part[rows, k] = |w| / max|w|: in (0, 1], or wider for floats."""
     error = _Error(part, fmt, importance)
     best = np.ones(len(part), np.float32)
     least = error(best)
@@ -89,6 +91,10 @@ def _best_clip(part: Float32, fmt: Format, importance: NDArray[np.floating[Any]]
             clip = np.minimum(centre + offset * step, 1).astype(np.float32)
             found = error(clip)
             best, least = np.where(found < least, clip, best), np.minimum(found, least)
+    for wider in _WIDER if fmt.grid else ():
+        clip = np.full(len(part), wider, np.float32)
+        found = error(clip)
+        best, least = np.where(found < least, clip, best), np.minimum(found, least)
     return best
 
 

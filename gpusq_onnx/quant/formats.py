@@ -21,7 +21,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - gives numpy the small float types by name
+import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -43,6 +43,8 @@ class Format:
         grid: the numpy or ml_dtypes type whose values are the grid; "" for the integers.
         blocks: block sizes along the reduction that TensorRT takes for weights; empty: no blocks.
         activations: whether TensorRT takes it for activations.
+        scales: the format of its block scales, which lie under one FP32 number; "": plain floats. Activations of such
+            a format get their block scales at run time (`quant.dynamic`).
         least_opset: the first opset whose QuantizeLinear has it.
         stored: it is the type of plain float weights, not of codes with a scale.
     """
@@ -56,6 +58,7 @@ class Format:
     grid: str = ""
     blocks: tuple[int, ...] = ()
     activations: bool = True
+    scales: str = ""
     least_opset: int = 10
     stored: bool = field(default=False, kw_only=True)
 
@@ -70,6 +73,16 @@ class Format:
             return np.dtype(self.grid)
         sign = "u" if self.lowest == 0 else ""
         return np.dtype(f"{sign}int{max(8, self.bits)}")
+
+    @property
+    def mantissa(self) -> int:
+        """The stored mantissa bits of a float grid."""
+        return int(ml_dtypes.finfo(self.dtype).nmant)  # type: ignore[no-untyped-call]
+
+    @property
+    def least_normal(self) -> float:
+        """The least value of a float grid with a full mantissa; below it, values are as far apart as just above."""
+        return float(ml_dtypes.finfo(self.dtype).smallest_normal)  # type: ignore[no-untyped-call]
 
     @property
     def carried(self) -> bool:
@@ -107,7 +120,7 @@ INT8 = _integer(8)
 INT4 = _integer(4, blocks=(16, 32, 64, 128, 256), activations=False, least_opset=21)
 INT4_IN_INT8 = Format("int4-in-int8", "INT4", "int8", 4, -8, 7)
 FP8 = Format("fp8", "FP8", "float8e4m3fn", 8, -448, 448, "float8_e4m3fn", least_opset=19)
-FP4 = Format("fp4", "FP4", "float4e2m1", 4, -6, 6, "float4_e2m1fn", blocks=(16,), least_opset=23)
+FP4 = Format("fp4", "FP4", "float4e2m1", 4, -6, 6, "float4_e2m1fn", blocks=(16,), scales="fp8", least_opset=23)
 
 _FORMATS = {
     row.name: row

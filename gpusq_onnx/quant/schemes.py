@@ -4,6 +4,8 @@
     int8      INT8, one scale a channel                  INT8                    INT8
     w4a8      4-bit values in INT8, a scale a channel    INT8                    INT8
     w4a4      4-bit values in INT8, a scale a channel    4-bit values in INT8    INT8
+    fp8       FP8 (E4M3), one scale a channel            FP8                     FP8
+    nvfp4     FP4 (E2M1), FP8 scales a block of 16       FP4, at run time        float
 
 A quantising pass is a scheme plus options. compressed-tensors' `quant_scheme.py` is the model: a scheme is a few fields
 in a named table, and code asks the row.
@@ -15,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from gpusq_onnx.quant.formats import INT4_IN_INT8, INT8, Format
+from gpusq_onnx.quant.formats import FP4, FP8, INT4_IN_INT8, INT8, Format
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ _SCHEMES = {
         Scheme("int8", INT8, INT8, INT8),
         Scheme("w4a8", INT4_IN_INT8, INT8, INT8),
         Scheme("w4a4", INT4_IN_INT8, INT4_IN_INT8, INT8),
+        Scheme("fp8", FP8, FP8, FP8),
+        Scheme("nvfp4", FP4, FP4, block=16),
     )
 }
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(_SCHEMES)

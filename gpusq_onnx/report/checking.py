@@ -36,6 +36,7 @@ class CheckResult:
         departure: the first tap in graph order that leaves the tolerance.
         artefacts: texts of Polygraphy's files by their names.
         continuation: commands that go on from them.
+        notes: what ran in place of a file that no onnxruntime kernel runs.
     """
 
     original: str
@@ -50,6 +51,7 @@ class CheckResult:
     artefacts: Mapping[str, str] = field(default_factory=dict)
     continuation: tuple[str, ...] = ()
     parser: Verdict | None = None
+    notes: tuple[str, ...] = ()
 
     def with_verdict(self, verdict: Verdict) -> "CheckResult":
         """The same with the parser's verdict, which is a gate too."""
@@ -112,6 +114,7 @@ def digest(result: CheckResult) -> str:
         lines += [f"{name}: {before[key]:.2%} -> {after[key]:.2%}" for key, name in METRICS.items() if key in before]
     if found.default is not None:
         lines += ["", f"with onnxruntime's defaults, where Q/DQ are fused: {summary(found.default)}"]
+    lines += [line for note in result.notes for line in ("", f"note: {note}")]
     lines += _taps(result)
     if result.parser:
         built = ", engine built" if result.parser.built else ""

@@ -6,7 +6,8 @@
 
 What is asked for runs, or the error says what is missing: nothing falls back to the CPU. A compressed ONNX file on the
 CPU is opened a second time with onnxruntime's defaults, as its users will. Each file meets onnxruntime in a process of
-its own first: one that ends it is compared in the form in which `apply` reads it (`graph.tidy`).
+its own first: one that ends it is compared in the form in which `apply` reads it (`graph.tidy`), one that no CPU kernel
+runs in another way, which a note names (`graph.simulated`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Literal
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.io import load, write_tapped
+from gpusq_onnx.graph.simulated import NOTES, runs_as, twin_of
 from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.pipeline.proof import require_survival
 from gpusq_onnx.report.tapping import choose, tapped
@@ -45,6 +47,7 @@ class Sides:
         taps: inner tensors that both show.
         default: the compressed model with onnxruntime's defaults; None where it is refused, or runs elsewhere.
         refusal: what such a session said instead of loading it.
+        notes: what else ran in place of the files.
     """
 
     reference: Loaded
@@ -52,6 +55,7 @@ class Sides:
     taps: list[Tap]
     default: Loaded | None = None
     refusal: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -77,15 +81,18 @@ def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str],
     with ExitStack() as scratch:
         folder = scratch.enter_context(Scratch())
         trials = scratch.enter_context(Trials())
-        paths = [_tried(original, folder, trials)[0], compressed]
+        tried = [_tried(original, folder, trials)]
+        paths = [tried[0].path, compressed]
         if not plan and on == "cpu":
-            paths[1], trial = _tried(compressed, folder, trials)
-            if trial.outcome in ("refused", "died"):
-                refusal = str(trial)
-            else:
+            tried.append(_tried(compressed, folder, trials))
+            paths[1] = tried[1].path
+            if tried[1].trial.outcome not in ("refused", "died"):
                 default = Session(compressed)
+            elif tried[1].note is None:
+                refusal = str(tried[1].trial)
+        notes = tuple(dict.fromkeys(one.note for one in tried if one.note is not None))
         if wanted:
-            models = [load(path) for path in ([original, compressed] if not plan else [original])]
+            models = [load(path) for path in (paths if not plan else paths[:1])]
             taps = choose(models[0], models[-1], wanted)
             paths[: len(models)] = scratch.enter_context(tapped(models, taps))
         reference = Session(paths[0], exact_qdq=True)
@@ -101,19 +108,32 @@ def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str],
             candidate = Session(paths[1], exact_qdq=True, provider=provider)
         for side, path in ((reference, original), (candidate, compressed)):
             side.name = str(path)  # a scratch copy's own name would tell the reader nothing
-        yield Sides(reference, candidate, taps, default, refusal)
+        yield Sides(reference, candidate, taps, default, refusal, notes)
 
 
-def _tried(path: Path, folder: Path, trials: Trials) -> tuple[Path, Trial]:
-    """The file, or where it ends onnxruntime's process what `apply` makes of it; and what a default session did."""
+@dataclass(frozen=True)
+class _Tried:
+    """A file that runs, how a default session took the one that was given, and why it is no fault that it did not."""
+
+    path: Path
+    trial: Trial
+    note: str | None = None
+
+
+def _tried(path: Path, folder: Path, trials: Trials) -> _Tried:
+    """The file; where it ends onnxruntime's process, what `apply` makes of it; where no kernel runs it, its twin."""
     (trial,) = trials.try_out(path, None, ["default"])
-    if trial.outcome != "died":
-        return path, trial
+    if trial.outcome not in ("refused", "died"):
+        return _Tried(path, trial)
     model = load(path)
-    require_survival(model, trials.with_feed(None))
-    tidied = folder / f"{len(list(folder.iterdir()))}.onnx"
-    write_tapped(model, tidied, [spec.name for spec in model.outputs()])
-    return tidied, trial
+    runs = runs_as(model)
+    if trial.outcome == "died":
+        require_survival(model, trials.with_feed(None))
+    elif runs != "twin":
+        return _Tried(path, trial, NOTES.get(runs))
+    written = folder / f"{len(list(folder.iterdir()))}.onnx"
+    write_tapped(twin_of(model), written, [spec.name for spec in model.outputs()])
+    return _Tried(written, trial, NOTES.get(runs))
 
 
 def _require_outputs(candidate: Loaded, taps: list[Tap]) -> None:

@@ -3,6 +3,7 @@
     default        as `onnxruntime.InferenceSession(path)` does it, all optimisations on: how the file will be opened
     unoptimised    every node as it is written
     in order       optimised, nodes in the file's order: what probes look at is freed after them
+    exact          optimised, Q/DQ as written (`session.disable_quant_qdq=1`)
     precise        optimised, with integer kernels that do not saturate where the CPU has no VNNI
 
 A crash of onnxruntime (a signal, an exhausted memory) ends the child and is an outcome here; the next way has a new
@@ -26,7 +27,7 @@ from gpusq_onnx.runtime.child import Worker
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial_worker import Request
 
-Way = Literal["default", "unoptimised", "in order", "precise"]
+Way = Literal["default", "unoptimised", "in order", "exact", "precise"]
 WAYS: tuple[Way, ...] = ("default", "unoptimised")
 
 
@@ -63,6 +64,7 @@ _NAMES = {
     "default": "with onnxruntime's defaults",
     "unoptimised": "without optimisations",
     "in order": "that keeps to the order of the nodes",
+    "exact": "that leaves Q/DQ as they are",
     "precise": "with precise integer kernels",
 }
 

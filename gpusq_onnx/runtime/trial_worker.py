@@ -52,6 +52,7 @@ def _steps(request: Request, way: str) -> Iterator[tuple[str, str]]:
         session = Session(
             request["model"],
             optimize=way != "unoptimised",
+            exact_qdq=way == "exact",
             precise=way == "precise",
             file_order=way == "in order",
             prepack=way != "unoptimised",

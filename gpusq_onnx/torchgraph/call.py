@@ -155,6 +155,7 @@ def folded(function: Callable[[Any, Any], Any]) -> Emit:
 
 _WIDER = {
     **dict.fromkeys(("float16", "bfloat16"), torch.float32),
+    **dict.fromkeys(("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"), torch.float32),
     **dict.fromkeys(("int2", "int4"), torch.int8),
     **dict.fromkeys(("uint2", "uint4"), torch.uint8),
 }

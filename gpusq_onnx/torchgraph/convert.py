@@ -20,7 +20,9 @@ import torch
 from torch import fx
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.graph.dynamic import DOMAIN
 from gpusq_onnx.graph.model import Model, Node, Tensor, TensorSpec, values_of
+from gpusq_onnx.graph.opset import STANDARD
 from gpusq_onnx.torchgraph import elementwise, layout, neural, peepholes, quantiser, reductions
 from gpusq_onnx.torchgraph.builder import BATCHES, SHAPES, Affine, Builder, Size, Unsupported, Value
 from gpusq_onnx.torchgraph.call import Call, newest, table, tensor_of, torch_type
@@ -178,7 +180,7 @@ class _Conversion:
 
     def convert(self, node: Node) -> None:
         """Call what the node's row of the table says."""
-        row = newest(TABLE.get(node.op, ()), self.model.opset) if node.domain in (None, "", "ai.onnx") else None
+        row = newest(TABLE.get(node.op, ()), self.model.opset) if node.domain in (None, *STANDARD, DOMAIN) else None
         where = f"node {node.name!r} ({node.op}, opset {self.model.opset})"
         if row is None:
             domain = f"{node.domain}." if node.domain else ""

@@ -141,7 +141,7 @@ def quantiser_of(body: fx.GraphModule, node: fx.Node) -> Quantiser | None:
 
 def is_plain(quantiser: Quantiser) -> bool:
     """One scale, and codes that are INT8 with zero point 0."""
-    return quantiser.axis is None and quantiser.qmin >= LOW and quantiser.qmax <= HIGH
+    return quantiser.axis is None and quantiser.grid is None and quantiser.qmin >= LOW and quantiser.qmax <= HIGH
 
 
 def scale_at(body: fx.GraphModule, node: fx.Node) -> Tensor:

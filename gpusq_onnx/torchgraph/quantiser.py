@@ -1,16 +1,16 @@
 """Q/DQ pairs with learned scales (LSQ), and the rows of the table that make them.
 
-    forward     q = clip(round_half_even(x / s) + z, qmin, qmax)      x' = (q - z) * s         as ONNX and onnxruntime
-    backward    dx' / dx = 1 inside the range, 0 outside
-                dx' / ds = (q - z) - x / s inside, (q - z) outside    times 1 / sqrt(n * qmax)
+    Q(x, s) -> DQ                        a Quantiser: one scale, one a channel, or in blocks; integers and float grids
+    codes, s -> DQ                       codes times their scale: the scale learns, the codes do not
+    s8, g -> DQ -> scale of either       block scales under one number: nothing of them learns
+    TRT_FP4DynamicQuantize -> DQ, DQ     a DynamicQuantiser: nothing to learn
 
-n is the number of elements of one image that share the scale (of the weight, for weights), so that neither the batch
-size nor the number of processes changes a step. s is raised to a floor above zero in the forward pass, its gradient
-goes through. Zero has a level: pruned weights stay exactly zero.
+Arithmetic and gradients are in `torchgraph.rounding`. n, the elements that share a scale, is counted for one image (of
+the weight, for weights), so that neither the batch size nor the number of processes changes a step. s is raised to a
+floor above zero in the forward pass, its gradient goes through. Zero has a level: pruned weights stay exactly zero.
 
-Source: Esser et al., Learned Step Size Quantization, ICLR 2020, section 2; docs/method.md, "Learned scales"; the ONNX
-operator QuantizeLinear-21. Limits: integer types of 2 to 16 bits; one zero point a tensor; no blocks. Weights that are
-stored as INT8 codes are constants: their scale is learned, their codes are not.
+Source: docs/method.md, "Learned scales"; the ONNX operator QuantizeLinear-21. Limits: integers of 2 to 16 bits, FP8 and
+FP4; one zero point a tensor; blocks that divide the tensor.
 """
 
 from __future__ import annotations
@@ -22,15 +22,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from gpusq_onnx.graph.model import Node, values_of
-from gpusq_onnx.graph.quantize_nodes import activation_format, is_grid_clip
+from gpusq_onnx.graph.codes import scales_of
+from gpusq_onnx.graph.dynamic import FORMAT, OPERATOR
+from gpusq_onnx.graph.model import Node, type_name, values_of
+from gpusq_onnx.graph.quantize_nodes import activation_format, code_type, is_grid_clip
 from gpusq_onnx.graph.trace import trace
-from gpusq_onnx.quant.formats import format_of, natural
+from gpusq_onnx.quant.formats import FORMATS, Format, format_of, natural
 from gpusq_onnx.quant.formats import quantize as quantized
 from gpusq_onnx.torchgraph.builder import Unsupported, Value
 from gpusq_onnx.torchgraph.call import Call, Row
+from gpusq_onnx.torchgraph.rounding import (
+    FloatGrid,
+    along,
+    fake_quantise,
+    gradient_factor,
+    in_blocks,
+    quantise_at_run_time,
+    stored_codes,
+)
 
 
 def floor_of(dtype: np.dtype[Any]) -> float:
@@ -38,104 +48,67 @@ def floor_of(dtype: np.dtype[Any]) -> float:
     return 2.0**-14 if dtype.name == "float16" else 2.0**-60
 
 
-class _FakeQuantise(torch.autograd.Function):
-    """The formulas above, in float32 whatever the type of `x`; `scale` broadcasts over `x`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, scale: Tensor, low: int, high: int, factor: float, floor: float) -> Tensor:
-        step = scale.clamp_min(floor)
-        codes = functional.hardtanh_(torch.div(x.float(), step).round_(), low, high)  # clamp_ has no rule under vmap
-        return codes.mul_(step).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, scale, ctx.low, ctx.high, ctx.factor, ctx.floor = inputs
-        ctx.save_for_backward(x, scale)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale = ctx.saved_tensors
-        grad = grads[0].float()
-        ratio = torch.div(x.float(), scale.clamp_min(ctx.floor))
-        inner = torch.ops.aten.hardtanh_backward(grad, ratio, ctx.low, ctx.high)  # 0 outside the range
-        grad_x = inner.to(x.dtype)
-        if not ctx.needs_input_grad[1]:
-            return grad_x, None, None, None, None, None
-        codes = functional.hardtanh_(ratio.round(), ctx.low, ctx.high)
-        excess = ratio.sub_(codes)  # in place: a fresh page costs more than the arithmetic
-        if scale.numel() == 1:
-            grad, flat, codes = grad.reshape(-1), inner.reshape(-1), codes.reshape(-1)
-            total = torch.dot(grad, codes) - torch.dot(flat, codes) - torch.dot(flat, excess.reshape(-1))
-        else:
-            shared = [axis for axis in range(-x.ndim, 0) if axis < -scale.ndim or scale.shape[axis] == 1]
-            total = codes.mul_(grad - inner).sub_(excess.mul_(inner)).sum(shared)
-        return grad_x, total.reshape(scale.shape) * ctx.factor, None, None, None, None
-
-
 class Quantiser(torch.nn.Module):
     """One Q/DQ pair; called with the tensor and its scale parameter.
 
     Attributes:
-        scale: the scale's initializer in the ONNX graph.
+        scale: the tensor of scales in the ONNX graph: an initializer, or block scales made of two.
         weight: the weight's initializer, None for an activation.
-        axis: of the per-channel scale; None for one scale.
+        axis: of the per-channel scale, or along which blocks run; None for one scale.
+        block: elements that share a scale along `axis`; 0: no blocks.
         qmin, qmax: range of q - z.
+        grid: of a float type; None: the integers.
         bounds: the initializers of the Clip that keeps an activation within the range; none where its type does.
         enabled: off, the tensor passes as it is (the float twin).
     """
 
     def __init__(
-        self, scale: str, weight: str | None, axis: int | None, qmin: int, qmax: int, count: int, floor: float
+        self,
+        scale: str,
+        weight: str | None,
+        axis: int | None,
+        span: tuple[float, float],
+        count: int,
+        floor: float,
+        grid: FloatGrid | None = None,
+        block: int = 0,
     ) -> None:
         super().__init__()
-        self.scale, self.weight, self.axis, self.qmin, self.qmax = scale, weight, axis, qmin, qmax
-        self.factor, self.floor, self.enabled = (count * max(qmax, 1)) ** -0.5, floor, True
+        self.scale, self.weight, self.axis, self.block = scale, weight, axis, block
+        (self.qmin, self.qmax), self.grid = span, grid
+        self.factor, self.floor, self.enabled = gradient_factor(count, self.qmax, grid), floor, True
         self.bounds: tuple[str, ...] = ()
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         """`x` rounded to the scale's grid, same shape and type."""
         if not self.enabled:
             return x
-        shaped = scale.reshape(()) if self.axis is None else _along(scale, x.ndim, self.axis)
         # strides that differ between x and its gradient take the slow path of every pass
-        return fake_quantise(x.contiguous(), shaped, self.qmin, self.qmax, self.factor, self.floor)
+        seen, axis = x.contiguous(), self.axis
+        if axis is None:
+            shaped = scale.reshape(())
+        elif self.block:
+            seen, shaped = in_blocks(seen, axis, self.block), scale.unsqueeze(axis + 1)
+        else:
+            shaped = along(scale, x.ndim, axis)
+        rounded = fake_quantise(seen, shaped, self.qmin, self.qmax, self.factor, self.floor, self.grid)
+        return rounded.reshape(x.shape) if self.block else rounded
 
     def extra_repr(self) -> str:
         """What nn.Module prints."""
         return f"{self.weight or 'activation'}, scale={self.scale}, {self.qmin}..{self.qmax}, enabled={self.enabled}"
 
 
-def fake_quantise(x: Tensor, scale: Tensor, low: int, high: int, factor: float, floor: float) -> Tensor:
-    """The pair as a function; `scale` broadcasts over `x`, `factor` multiplies its gradient."""
-    return _FakeQuantise.apply(x, scale, low, high, factor, floor)  # type: ignore[no-untyped-call, no-any-return]
+class DynamicQuantiser(Quantiser):
+    """An activation whose block scales are taken at run time; called with the tensor and the number over them."""
 
+    def __init__(self, outer: str, block: int, fmt: Format) -> None:
+        super().__init__(outer, None, None, (fmt.lowest, fmt.largest), 1, 0.0, FloatGrid.of(fmt), block)
+        self.format, self.scales = fmt, FORMATS[fmt.scales]
 
-class _ScaleGradient(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(scale: Tensor, factor: float, floor: float) -> Tensor:
-        return scale.clamp_min(floor)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.factor = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0] * ctx.factor, None, None
-
-
-def stored_codes(codes: Tensor, scale: Tensor, axis: int | None, factor: float, floor: float) -> Tensor:
-    """Integer codes times their learned scale; the scale's gradient is multiplied by `factor`."""
-    step: Tensor = _ScaleGradient.apply(scale, factor, floor)  # type: ignore[no-untyped-call]
-    return codes * (step.reshape(()) if axis is None else _along(step, codes.ndim, axis))
-
-
-def _along(scale: Tensor, rank: int, axis: int) -> Tensor:
-    return scale.reshape([-1 if a == axis else 1 for a in range(rank)])
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """`x` rounded, same shape and type."""
+        return quantise_at_run_time(x, scale, self.block, self.format, self.scales) if self.enabled else x
 
 
 @dataclass(eq=False)
@@ -145,6 +118,14 @@ class Codes(Value):
     source: Value | None = None
     scale: Value | None = None
     stored: str = ""
+
+
+@dataclass(eq=False)
+class AtRunTime(Value):
+    """An output of a node that quantises at run time, or of the DequantizeLinear of its block scales."""
+
+    source: Value | None = None
+    outer: Value | None = None
 
 
 @dataclass(eq=False)
@@ -164,48 +145,70 @@ def clipped(c: Call) -> Clipped | None:
 
 
 def _quantize(c: Call) -> Value:
-    _plain(c)
     x, scale = c.x(0), c.x(1)
     shadow = tuple(torch.empty(world.shape, dtype=torch.int8, device="meta") for world in x.worlds)
     return Codes(shadow, False, None, None, x, scale, _weight_behind(c))
 
 
+def _quantize_at_run_time(c: Call) -> list[Value]:
+    x, outer = c.x(0), c.x(1)
+    shadow = tuple(torch.empty(world.shape, dtype=torch.int8, device="meta") for world in x.worlds)
+    return [AtRunTime(shadow, False, None, None, x, outer) for _ in range(2)]
+
+
 def _dequantize(c: Call) -> Value:
     codes, scale, name = c.x(0), c.x(1), str(c.node.inputs[1].name)
-    _plain(c)
+    if isinstance(codes, AtRunTime):
+        return _dequantize_at_run_time(c, codes, scale)
+    block = int(c.attr("block_size", 0))
     axis = int(c.attr("axis", 1)) % max(1, codes.ndim) if scale.worlds[0].numel() > 1 else None
     zero, floor = _zero_point(c), floor_of(np.dtype(c.node.inputs[1].dtype))
     channels = scale.worlds[0].numel()
     if not isinstance(codes, Codes):
         if not codes.known:
             raise Unsupported("integer codes that are computed, not stored or quantised")
+        _require_whole_blocks(codes, axis, block)
         shifted = c(operator.sub, codes, zero) if zero else codes
-        factor = (codes.worlds[0].numel() / channels * 127) ** -0.5
-        result: Value = c(stored_codes, shifted, scale, axis, factor, floor)
+        fmt = natural(type_name(c.node.inputs[0])) if hasattr(c.node.inputs[0], "values") else None
+        largest, grid = (127.0, None) if fmt is None else (fmt.largest, FloatGrid.of(fmt))
+        # scales that are computed have their factor where they are
+        factor = 1.0 if c.node.inputs[1].inputs else gradient_factor(codes.worlds[0].numel() // channels, largest, grid)
+        result: Value = c(stored_codes, shifted, scale, axis, factor, floor, block)
         return result
     assert codes.source is not None
     quantize = c.node.inputs[0].inputs[0]
     if codes.scale is not scale or [t.name for t in quantize.inputs[1:]] != [t.name for t in c.node.inputs[1:]]:
         raise Unsupported("its QuantizeLinear has another scale or zero point")
-    low, high = _range(c, quantize, codes)
+    if int(quantize.attrs.get("block_size", 0)) != block:
+        raise Unsupported("its QuantizeLinear has other blocks")
+    low, high, grid = _range(quantize, codes)
     x, bounds = codes.source, tuple[str, ...]()
     if isinstance(codes.source, Clipped):
         assert codes.source.source is not None
         x, bounds = codes.source.source, codes.source.bounds
     batched = c.builder.batches[0] if len({w.numel() for w in x.worlds}) > 1 else 1
     count = max(1, x.worlds[0].numel() // batched // channels)
+    _require_whole_blocks(x, axis, block)
+    quantiser = Quantiser(name, codes.stored or None, axis, (low - zero, high - zero), count, floor, grid, block)
     if x.known and scale.known:
-        shaped = scale if axis is None else c(_along, scale, x.ndim, axis)
-        rounded: Value = c(fake_quantise, x, shaped, low - zero, high - zero, 1.0, floor)
+        rounded: Value = c(quantiser.forward, x, scale)
         return rounded
-    quantiser = Quantiser(name, codes.stored or None, axis, low - zero, high - zero, count, floor)
     quantiser.bounds = bounds
     return c.builder.module(f"quantiser_{len(c.builder.modules)}", quantiser, x, scale)
 
 
-def _plain(c: Call) -> None:
-    if c.attr("block_size", 0):
-        raise Unsupported("a scale per block of a channel is not supported")
+def _dequantize_at_run_time(c: Call, codes: AtRunTime, scale: Value) -> Value:
+    if not isinstance(scale, AtRunTime):  # of the block scales: what is made of them is part of the quantiser
+        return codes
+    assert codes.source is not None and codes.outer is not None
+    maker = c.node.inputs[0].inputs[0]
+    quantiser = DynamicQuantiser(str(maker.inputs[1].name), int(c.attr("block_size", FORMAT.blocks[0])), FORMAT)
+    return c.builder.module(f"quantiser_{len(c.builder.modules)}", quantiser, codes.source, codes.outer)
+
+
+def _require_whole_blocks(x: Value, axis: int | None, block: int) -> None:
+    if block and (axis is None or x.worlds[0].shape[axis] % block):
+        raise Unsupported(f"blocks of {block} that do not divide the tensor {list(x.worlds[0].shape)}")
 
 
 def _weight_behind(c: Call) -> str:
@@ -224,21 +227,23 @@ def _zero_point(c: Call) -> int:
     return int(values.reshape(-1)[0])
 
 
-def _range(c: Call, quantize: Node, codes: Codes) -> tuple[int, int]:
-    """The codes' range: that of their type, or of a narrower format that it carries."""
-    kind = np.dtype(c.node.inputs[2].dtype).name if c.has(2) else "uint8"
+def _range(quantize: Node, codes: Codes) -> tuple[float, float, FloatGrid | None]:
+    """The codes' range and grid: those of their type, or of a narrower format that it carries."""
+    kind = code_type(quantize)
     fmt = natural(kind)
     if fmt is not None and isinstance(codes.source, Clipped):
         fmt = activation_format(quantize)
-    elif fmt is not None and codes.stored:
+    elif fmt is not None and codes.stored and not fmt.grid:
         found = trace(quantize.inputs[0])
-        scale = values_of(quantize.inputs[1])
         if found is not None:
-            axis = int(quantize.attrs.get("axis", 1)) if scale.size > 1 else None
-            fmt = format_of(kind, quantized(found.view.read(values_of(found.weight)), scale, fmt, axis))
-    if fmt is None or fmt.grid:
+            fmt = format_of(kind, quantized(found.view.read(values_of(found.weight)), scales_of(quantize), fmt))
+    if fmt is None:
         raise Unsupported(f"codes of type {kind} are not supported")
-    return int(fmt.lowest), int(fmt.largest)
+    return fmt.lowest, fmt.largest, FloatGrid.of(fmt)
 
 
-ROWS = (Row("QuantizeLinear", 10, _quantize), Row("DequantizeLinear", 10, _dequantize))
+ROWS = (
+    Row("QuantizeLinear", 10, _quantize),
+    Row("DequantizeLinear", 10, _dequantize),
+    Row(OPERATOR, 1, _quantize_at_run_time),
+)

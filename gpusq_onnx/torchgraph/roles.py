@@ -4,7 +4,7 @@
     bias      added to data along one axis, or the bias operand of Gemm and Conv
     norm      scale and shift of a normalisation; a factor along one axis (layer scale, frozen batch norm)
     position  added to tokens or attention scores, joined to tokens, or a table that is gathered from
-    scale     of a QuantizeLinear/DequantizeLinear pair
+    scale     of a QuantizeLinear/DequantizeLinear pair, but not the number over block scales
 
 An initializer is judged by its readers after layout operators and sums of constants. Without a role, and constant, are
 attention masks (at most two distinct values), single numbers, boxes and anchors (last axis of at most 4), the input's
@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from gpusq_onnx.graph.codes import scales_another
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
 from gpusq_onnx.graph.shapes import is_float
 
@@ -85,6 +86,8 @@ def _roles(tensor: Tensor, constant: Tensor, data: Moving) -> Iterator[str]:
         for slot, read in enumerate(node.inputs):
             if read is not tensor:
                 continue
+            if node.op == "DequantizeLinear" and slot == 1 and scales_another(node):
+                continue  # one number over block scales: a step that suits them is many times its own size
             role = _OPERANDS.get((node.op, slot)) or _role_in(node, tensor, constant, data)
             if role:
                 yield role

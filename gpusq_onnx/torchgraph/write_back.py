@@ -54,7 +54,7 @@ def write_back(network: Network, model: Model) -> list[str]:
             changed[initializer] = written
     for initializer, values in changed.items():
         constants[initializer].values = values
-    for quantiser in network.quantisers:  # a Clip to the ends of a grid follows its scale
+    for quantiser in (q for q in network.quantisers if q.bounds):  # a Clip to the ends of a grid follows its scale
         ends = clip_bounds(values_of(constants[quantiser.scale]), quantiser.qmin, quantiser.qmax)
         for bound, values in zip(quantiser.bounds, ends, strict=False):
             constants[bound].values = values

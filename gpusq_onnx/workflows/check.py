@@ -184,6 +184,7 @@ def _compared(
         departure.name if departure else None,
         recorder.files() if look.artefacts else {},
         tuple(continuation(look.artefacts, original, compressed, engine=is_plan(compressed))) if look.artefacts else (),
+        notes=sides.notes,
     )
 
 

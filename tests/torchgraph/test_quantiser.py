@@ -13,7 +13,8 @@ from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.quant.formats import INT8, fake_quantize
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.torchgraph.convert import convert
-from gpusq_onnx.torchgraph.quantiser import fake_quantise, floor_of
+from gpusq_onnx.torchgraph.quantiser import floor_of
+from gpusq_onnx.torchgraph.rounding import fake_quantise
 
 SCALE = np.array(0.031, np.float32)
 PAIR = [n("QuantizeLinear", "x s z", "q"), n("DequantizeLinear", "q s z", "y")]
