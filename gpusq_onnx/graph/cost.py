@@ -11,7 +11,8 @@
     file_bytes          of the model's files, in all only (`pipeline.summary.Cost.in_files`)
 
 Source: GPUSQ-ViT section 3.1; docs/method.md, "Metrics as the paper counts them". Limits: only sites count towards
-MACs, not attention products; positions that shape inference does not know count as one.
+MACs, not attention products; positions that shape inference does not know count as one; scales stored in 8 bits (NVFP4)
+do not count.
 """
 
 from __future__ import annotations
