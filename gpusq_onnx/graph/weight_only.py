@@ -32,6 +32,7 @@ from gpusq_onnx.quant.scales import Scales
 
 NBITS, DOMAIN = "MatMulNBits", "com.microsoft"
 _INT4 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)
+_ROUNDS_DATA = 4  # the accuracy level
 _ZERO = 8  # of an unsigned 4-bit code
 
 
@@ -62,6 +63,11 @@ def find_nbits(model: Model) -> Iterator[NBits]:
         if node.op == NBITS and node.domain == DOMAIN:
             out, k, block = (int(node.attrs.get(key, 0)) for key in ("N", "K", "block_size"))
             yield NBits(node, out, k, int(node.attrs.get("bits", 4)), block)
+
+
+def rounds_data(found: NBits) -> bool:
+    """Whether a MatMulNBits may round its data to INT8, which each session and kind of CPU does in its own places."""
+    return int(found.node.attrs.get("accuracy_level", 0)) == _ROUNDS_DATA
 
 
 def read_nbits(found: NBits) -> tuple[NDArray[np.int8], Scales]:

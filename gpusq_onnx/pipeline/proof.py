@@ -39,6 +39,7 @@ from gpusq_onnx.graph.float_twin import remove_quantisation
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.shapes import Types
 from gpusq_onnx.graph.simulated import NOTES, runs_as, twin_of
+from gpusq_onnx.graph.weight_only import find_nbits, rounds_data
 from gpusq_onnx.pipeline.outcome import Agreement, Proof
 from gpusq_onnx.runtime.trial import WAYS, Attempt, Trial, Way
 from gpusq_onnx.tasks.classification import cosine
@@ -154,7 +155,7 @@ def _differs_itself(before: Path, attempt: Attempt, outputs: set[str]) -> bool:
 
 
 def _bound(model: Model, types: Types) -> float:
-    if any(node.op == "DequantizeLinear" for node in model.graph.nodes):
+    if any(node.op == "DequantizeLinear" for node in model.graph.nodes) or any(map(rounds_data, find_nbits(model))):
         return _QUANTISED
     return _HALF if _is_half(types) else _FLOAT
 

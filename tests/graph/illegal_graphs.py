@@ -255,10 +255,6 @@ def int4_in_blocks_of_20() -> ModelProto:
     return int4(block=20)
 
 
-def int4_in_blocks_of_32() -> ModelProto:
-    return int4(block=32)
-
-
 def int4_in_blocks_along_the_output() -> ModelProto:
     return int4(axis=1)
 
