@@ -39,7 +39,6 @@ class Watch:
         format: that the activation will have.
         when: whether to equalise: never, where the first batch shows outlier channels, or always (it costs no node).
         w: reads the rows [out, k] of all weights that read the tensor; None for an output or an attention operand.
-        weight: the narrowest format that they will have; None: that of the activation.
         factors: chosen at the first batch; None where nothing is to be equalised.
     """
 
@@ -47,7 +46,6 @@ class Watch:
     format: Format
     when: When = "never"
     w: Callable[[], NDArray[Any]] | None = None
-    weight: Format | None = None
     factors: Float32 | None = None
     _observer: Observer | None = None
 
@@ -78,8 +76,7 @@ class Watch:
             return
         flat = x.reshape(-1, x.shape[-1])
         power = column_dots(flat, flat) / max(1, len(flat))
-        levels = self.format.largest, (self.weight or self.format).largest
-        factors, gain = input_factors(peak, power, w, levels)
+        factors, gain = input_factors(peak, power, w)
         self.factors = factors if gain >= (1.0 if self.when == "always" else WORTH_A_NODE) else None
 
     def _importance(self, w: NDArray[Any] | None) -> NDArray[np.float64] | None:
