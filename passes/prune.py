@@ -160,7 +160,7 @@ class Prune(Pass[PruneOptions]):
         rows = {site.name: row for site, row in chosen}
         with Walk(model, [site for site, _ in chosen], context.source) as walk:
             context.findings["images"] = walk.images
-            for site, gram, _ in walk:
+            for site, gram in walk:
                 self._prune_one(site, rows[site.name], gram, kept)
                 context.progress.advance()
 

@@ -63,10 +63,7 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
     sites = {site.name: site for site in structure.sites}
     rows = [row for row in plan if row.decision == "quantise activation"]
     weights = [_Weight.of(row, sites) for row in plan if row.decision == "quantise weight"]
-    formats = {weight.site.name: weight.format for weight in weights}
-    watches = {
-        row.tensor: _watch(row, sites, formats, settings) for row in rows if row.detail.get("operand") != "softmax"
-    }
+    watches = {row.tensor: _watch(row, sites, settings) for row in rows if row.detail.get("operand") != "softmax"}
     softmaxes = [row.tensor for row in rows if row.detail.get("operand") == "softmax"]
     maps = {row.tensor for row in rows if _reads_maps(row)}
     operands = _contexts(structure, softmaxes)
@@ -134,13 +131,12 @@ def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str,
     return [(softmax, values) for softmax, values in pairs if softmax in softmaxes]
 
 
-def _watch(row: PlanRow, sites: Mapping[str, Site], formats: Mapping[str, Format], settings: Settings) -> Watch:
+def _watch(row: PlanRow, sites: Mapping[str, Site], settings: Settings) -> Watch:
     readers = [sites[name] for name in row.detail["sites"]] if row.detail["side"] == "input" else []
     dense = all(site.op != "ConvTranspose" and site.group == 1 for site in readers)
     w = partial(_rows_of, readers) if readers and dense else None
-    narrowest = min((formats[site.name] for site in readers), key=lambda fmt: fmt.bits, default=None)
     fmt, when = FORMATS[row.detail["format"]], row.detail.get("equalise", "never")
-    return Watch(settings.observer, fmt, when, fmt.blocks[0] if fmt.scales else 0, w, narrowest)
+    return Watch(settings.observer, fmt, when, fmt.blocks[0] if fmt.scales else 0, w)
 
 
 def _rows_of(readers: Sequence[Site]) -> NDArray[Any]:
@@ -264,11 +260,11 @@ def _rounded(
     site, w = weight.site, weight.site.read().astype(np.float32, copy=False)
     scales = scales_for(w, weight.format, method=settings.clip, block=weight.block)
     error, of_context = errors.get(site.name, (None, None))
-    if error is None or not settings.bias_correction or weight.second_order:
+    if error is None or not settings.bias_correction:
         return scales, None
     if site.op == "ConvTranspose" or site.group > 1:
         return scales, None  # which positions and channels meet differs from output to output
-    rounded = fake_quantize(w, scales, weight.format)
+    rounded = w if weight.second_order else fake_quantize(w, scales, weight.format)
     shift = error.shift(_over_positions(site, w), _over_positions(site, rounded))
     return scales, shift if of_context is None else shift + of_context
 

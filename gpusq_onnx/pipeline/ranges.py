@@ -41,7 +41,6 @@ class Watch:
         block: elements that share a scale at run time, for a format whose activations get theirs there; 0 elsewhere.
         when: whether to equalise: never, where the first batch shows outlier channels, or always (it costs no node).
         w: reads the rows [out, k] of all weights that read the tensor; None for an output or an attention operand.
-        weight: the narrowest format that they will have; None: that of the activation.
         factors: chosen at the first batch; None where nothing is to be equalised.
     """
 
@@ -50,7 +49,6 @@ class Watch:
     when: When = "never"
     block: int = 0
     w: Callable[[], NDArray[Any]] | None = None
-    weight: Format | None = None
     factors: Float32 | None = None
     _observer: Observer | None = None
 
@@ -88,8 +86,7 @@ class Watch:
             return
         flat = x.reshape(-1, x.shape[-1])
         power = column_dots(flat, flat) / max(1, len(flat))
-        levels = self.format.largest, (self.weight or self.format).largest
-        factors, gain = input_factors(peak, power, w, levels)
+        factors, gain = input_factors(peak, power, w)
         self.factors = factors if gain >= (1.0 if self.when == "always" else WORTH_A_NODE) else None
 
     def _importance(self, w: NDArray[Any] | None) -> NDArray[np.float64] | None:

@@ -1,8 +1,8 @@
 """Round weights by what that does to their layers' outputs, on calibration data.
 
-The model, with its Q/DQ pairs where it has them, is walked through beside its float twin. Each weight is rounded on the
-inputs that it will see, after all rounding before it (`quant.rounding`), with scales chosen on these inputs
-(`quant.clipping`). Its bias absorbs the difference of the mean output from the float model's.
+The model, with its Q/DQ pairs where it has them, is walked through. Each weight is rounded on the inputs that it will
+see, after all rounding before it (`quant.rounding`), with scales chosen on these inputs (`quant.clipping`). Its bias
+absorbs the mean error that this leaves.
 
 Limits: float weights, before their pairs where there are any, which nobody else reads.
 """
@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.codes import set_weight_scales
-from gpusq_onnx.graph.float_twin import remove_quantisation
 from gpusq_onnx.graph.label import settle
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.pipeline.base import Context
 from gpusq_onnx.pipeline.parallel import share
-from gpusq_onnx.pipeline.walk import Layer, Walk, observable
+from gpusq_onnx.pipeline.walk import Walk, observable
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import Format
 from gpusq_onnx.quant.rounding import round_to_grid
@@ -68,26 +67,24 @@ def round_weights(model: Model, grids: Iterable[Grid], context: Context, *, corr
         model: with Q/DQ pairs, or where weights alone will be quantised, still without.
         grids: of sites of this model.
         context: its source is what the model is run on.
-        correct: whether biases absorb the difference of the mean outputs.
+        correct: whether biases absorb the mean output error.
     """
     assert context.source is not None
     settle(model)  # the opset that runs its blocks
-    twin = model.clone()
-    remove_quantisation(twin)
     by_name = {grid.site.name: grid for grid in grids}
     found = {}
     context.progress.start("rounding weights", len(by_name))
-    with Walk(model, [grid.site for grid in by_name.values()], context.source, twin) as walk:
+    with Walk(model, [grid.site for grid in by_name.values()], context.source) as walk:
         context.findings["images"] = walk.images
-        for layer in walk:
-            found[layer.site.name] = _round(layer, by_name[layer.site.name], correct)
+        for site, gram in walk:
+            found[site.name] = _round(by_name[site.name], gram, correct)
             context.progress.advance()
     context.progress.finish()
     return found
 
 
-def _round(layer: Layer, grid: Grid, correct: bool) -> Scales:
-    site, gram, dense = layer
+def _round(grid: Grid, gram: Gram, correct: bool) -> Scales:
+    site = grid.site
     w, bias = site.read().astype(np.float32), own_bias(site) if correct else None
     scales = _scales(w, grid, gram)
     if site.quantised:
@@ -102,7 +99,7 @@ def _round(layer: Layer, grid: Grid, correct: bool) -> Scales:
             hint="rounding=nearest",
         ) from error
     if bias is not None:
-        shift_bias(bias, matvec(w, dense) - matvec(rounded, gram.mean))
+        shift_bias(bias, matvec(w - rounded, gram.mean))
     site.write(rounded.astype(site.weight.dtype))
     return scales
 

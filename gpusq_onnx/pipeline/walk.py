@@ -3,7 +3,6 @@
 Second-order methods (SparseGPT, GPTQ) treat a weight on the activations of the part already treated: consecutive
 weights whose inputs exist before the first of them form a group; the data runs up to the group, its inputs are summed
 up, its weights are changed, and so on. All groups together cost one forward pass over the data (`pipeline.prefix`).
-With a dense model beside it, the same images run through both, and a layer's mean input there is known as well.
 
 Limits: Linears, and Convs over two axes without groups and implicit padding (`observable`).
 """
@@ -12,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,44 +27,24 @@ from gpusq_onnx.sparsity.gram import Gram
 from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
 
 
-class Layer(NamedTuple):
-    """A site, and what its inputs are like.
-
-    Attributes:
-        site: the weight and its readers.
-        gram: of its inputs as they are now.
-        dense: the mean of its inputs in the dense model, float32 [k]; without one, of these.
-    """
-
-    site: Site
-    gram: Gram
-    dense: NDArray[np.float32]
-
-
 class Walk:
-    """An iterator of layers; change the site's weight before the next step. A context manager.
+    """An iterator of (site, Gram of its inputs); change the site's weight before the next step. A context manager.
 
     Args:
         model: the model; its nodes must not change while the walk lasts, its weights may.
         sites: `observable` ones.
         source: the images.
-        dense: a model with the same readers by the names of what they make, which nothing changes; None: none.
 
     Attributes:
         images: how many there are.
     """
 
-    def __init__(self, model: Model, sites: Sequence[Site], source: Source, dense: Model | None = None) -> None:
+    def __init__(self, model: Model, sites: Sequence[Site], source: Source) -> None:
         self._sites = sites
         self._order = {id(node): index for index, node in enumerate(model.graph.nodes)}
-        self._folders = [Scratch() for _ in range(1 if dense is None else 2)]
-        self._runner = PrefixRunner(model, self._folders[0].path)
+        self._folder = Scratch()
+        self._runner = PrefixRunner(model, self._folder.path)
         self.images = self._runner.start(source, BATCH)
-        self._dense: PrefixRunner | None = None
-        if dense is not None:
-            self._dense = PrefixRunner(dense, self._folders[1].path)
-            self._dense.start(source, BATCH)
-            self._twins = {node.outputs[0].name: (index, node) for index, node in enumerate(dense.graph.nodes)}
 
     def __enter__(self) -> Walk:
         return self
@@ -73,37 +52,20 @@ class Walk:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for folder in self._folders:
-            folder.remove()
+        self._folder.remove()
 
-    def __iter__(self) -> Iterator[Layer]:
+    def __iter__(self) -> Iterator[tuple[Site, Gram]]:
         for start, group in self._groups():
             self._runner.advance(start)
-            if self._dense is not None:
-                self._dense.advance(min(self._twin(site)[0] for site in group))
-            seen: dict[str, tuple[Gram, NDArray[np.float32]]] = {}
+            grams: dict[str, Gram] = {}
             for site in group:
-                key = f"{_data(site).name}{'' if site.is_linear else site.view.steps[-1:]}"
-                if key not in seen:
-                    seen[key] = self._look(site)
-                yield Layer(site, *seen[key])
-
-    def _look(self, site: Site) -> tuple[Gram, NDArray[np.float32]]:
-        gram = Gram(site.k, share)
-        for x in self._runner.read(str(_data(site).name)):
-            gram.add(_rows(site, x))
-        if self._dense is None:
-            return gram, gram.mean
-        total = np.zeros(site.k)
-        for x in self._dense.read(self._twin(site)[1]):
-            total += _rows(site, x).sum(axis=0, dtype=np.float64)
-        return gram, (total / max(1, gram.rows)).astype(np.float32)
-
-    def _twin(self, site: Site) -> tuple[int, str]:
-        """The reader's place in the dense model, and what it multiplies with there."""
-        reader = site.readers[0]
-        index, twin = self._twins[reader.outputs[0].name]
-        return index, str(twin.inputs[1 - site.operand(reader)].name)
+                tensor = str(_data(site).name)
+                key = f"{tensor}{'' if site.is_linear else site.view.steps[-1:]}"
+                if key not in grams:
+                    gram = grams[key] = Gram(site.k, share)
+                    for x in self._runner.read(tensor):
+                        gram.add(_rows(site, x))
+                yield site, grams[key]
 
     def _groups(self) -> Iterator[tuple[int, list[Site]]]:
         """Consecutive sites whose inputs all exist before the first of them, with that position in the node list."""
