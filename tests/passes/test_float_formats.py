@@ -178,7 +178,7 @@ def test_inspect_and_cost(name: str, label: str, request: pytest.FixtureRequest)
     planned = manager.plan(DYNAMO, passes, data=DATA)
     row = next(row for row in planned.steps[0].rows if row.role == "fc1" and not row.skipped)
     bits = {"FP8": 8, "FP4": 4}[label]
-    assert planned.after.sites[row.tensor]["bytes"] == planned.before.sites[row.tensor]["parameters"] * bits / 8
+    assert planned.after.sites[row.tensor]["packed_bytes"] == planned.before.sites[row.tensor]["parameters"] * bits / 8
     if name == "fp8":
         rows = [row for row in planned.steps[0].rows if row.detail.get("operand") == "Q"]
         assert rows and all("moves before it" in row.reason for row in rows)
@@ -220,8 +220,8 @@ def test_fp8_goes_on_to_fp16(tmp_path: Path) -> None:
     ("passes", "error", "says"),
     [
         ("qdq-fp8{observer=entropy}", UsageError, "observer=entropy"),
-        ("qdq-nvfp4{observer=entropy}", UsageError, "minmax, percentile or mse"),
-        ("qdq{scheme=fp8,observer=entropy}", UsageError, "observer=mse"),
+        ("qdq-nvfp4{observer=entropy}", UsageError, "snr, mse, percentile or minmax"),
+        ("qdq{scheme=fp8,observer=entropy}", UsageError, "observer=snr"),
         ("qdq-nvfp4{activations=static}", UsageError, "'dynamic' or 'none'"),
         ("qdq-fp8{weights=int8}", UsageError, "'float' or 'fp8'"),
         ("fp16,qdq-nvfp4", UnsupportedModelError, "float32"),

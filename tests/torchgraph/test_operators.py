@@ -130,7 +130,7 @@ CASES = [
         "mode": "linear", "axes": [2, 3], "coordinate_transformation_mode": "align_corners"}),
 ]  # fmt: skip
 
-ELSEWHERE = {"QuantizeLinear", "DequantizeLinear"}  # test_quantiser.py
+ELSEWHERE = {"QuantizeLinear", "DequantizeLinear", "TRT_FP4DynamicQuantize"}  # test_quantiser.py, test_float_grids.py
 IN_GRAPHS = {"Constant", "ConstantOfShape", "Range", "NonZero", "GridSample"}  # need other nodes, test_shapes.py
 
 

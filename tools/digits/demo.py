@@ -47,7 +47,7 @@ def row(number: int, pipeline: str) -> str:
     document = json.loads(gpusq("check", "--data", TEST, "--json", "-", "--quiet", MODEL, written, show=False))
     found = document["comparison"]
     top1, agreement = found["candidate_metrics"]["top1"], found["top1_agreement"]
-    return line(pipeline, top1, agreement, outcome["after"]["total"]["bytes"], outcome["output"]["bytes"])
+    return line(pipeline, top1, agreement, outcome["after"]["total"]["packed_bytes"], outcome["output"]["bytes"])
 
 
 def line(pipeline: str, top1: float, agreement: float, deployed: float, file: float) -> str:
@@ -80,7 +80,7 @@ def main() -> None:
     dense = json.loads(gpusq("check", "--data", TEST, "--json", "-", "--quiet", MODEL, MODEL, show=False))
     plan = json.loads(gpusq("plan", "--passes", "prune24", "--quiet", "--json", "-", MODEL, show=False))
     accuracy = dense["comparison"]["reference_metrics"]["top1"]
-    print(line("(dense)", accuracy, 1, plan["before"]["total"]["bytes"], plan["input"]["bytes"]))
+    print(line("(dense)", accuracy, 1, plan["before"]["total"]["packed_bytes"], plan["input"]["bytes"]))
     for number, pipeline in enumerate(PIPELINES):
         print(row(number, pipeline), flush=True)
 
