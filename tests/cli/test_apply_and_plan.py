@@ -123,8 +123,8 @@ def test_json_is_alone_on_stdout(model: Path) -> None:
     ("words", "code", "says"),
     [
         (["-p", "prune24", "-o", "{model}"], 2, "output"),
-        (["-p", "prune24", "-o", "{folder}/no/such/folder/model.onnx"], 2, "folder"),
-        (["-p", "prune24", "--report", "{folder}/no/such/folder/report.json"], 2, "folder"),
+        (["-p", "prune24", "-o", "{model}/inside/model.onnx"], 2, "folder"),
+        (["-p", "prune24", "--report", "{model}/inside/report.json"], 2, "folder"),
         (["-p", "qdq-int8", "--data", "{folder}/no_such_folder"], 2, "no_such_folder"),
         (["-p", "qdq-int8", "--data-options", "{folder}/no.toml"], 2, "no.toml"),
         (["-p", "qdq-int8", "--layout", "CHWN", "--data", "{images}"], 2, "layout"),
