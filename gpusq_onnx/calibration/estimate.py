@@ -45,14 +45,14 @@ Float64 = NDArray[np.float64]
 
 
 def spread(pairs: Sequence[Pair], count: int) -> list[int]:
-    """`count` pairs, evenly over roles and depths, the forms in turn; indices, ascending."""
+    """About `count` pairs, the forms in turn: one of each role at least, the rest evenly over roles and depths."""
     by_role: dict[str, list[int]] = {}
     for index, (group, _) in enumerate(pairs):
         by_role.setdefault(group.role, []).append(index)
-    order = [index for indices in by_role.values() for index in indices]
-    if count >= len(order):
-        return sorted(order)
-    return sorted({order[(2 * number + 1) * len(order) // (2 * count)] for number in range(count)})
+    middle = {indices[len(indices) // 2] for indices in by_role.values()}
+    rest = [index for indices in by_role.values() for index in indices if index not in middle]
+    more = min(len(rest), max(0, count - len(middle)))
+    return sorted(middle | {rest[(2 * number + 1) * len(rest) // (2 * more)] for number in range(more)})
 
 
 def errors(subject: Subject, groups: Groups, source: Source, progress: Progress) -> dict[tuple[str, str], float]:

@@ -9,7 +9,7 @@ derived. Limits: effects of two groups on each other are not seen; what is chose
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.calibration import estimate
 from gpusq_onnx.calibration.divergence import Divergence
-from gpusq_onnx.calibration.groups import Group, Groups
+from gpusq_onnx.calibration.groups import Groups
 from gpusq_onnx.calibration.subject import Subject
 from gpusq_onnx.calibration.treatments import DENSE, TREATMENTS
 from gpusq_onnx.calibration.variants import Variants
@@ -103,9 +103,6 @@ def measure(subject: Subject, groups: Groups, source: Source, exact: int | None,
     return Sensitivity(reference.measure, reference.images, losses, correlation)
 
 
-Pair = tuple[Group, str]
-
-
 class Reference:
     """The dense model's outputs, batch by batch on disk, to which others are compared."""
 
@@ -142,8 +139,3 @@ def by_group(sensitivity: Sensitivity) -> dict[str, dict[str, float]]:
     for loss in sensitivity.losses:
         found.setdefault(loss.group, {DENSE: 0.0})[loss.form] = max(0.0, loss.value)
     return found
-
-
-def numbers(losses: Sequence[Loss]) -> list[float]:
-    """Their values."""
-    return [loss.value for loss in losses]
