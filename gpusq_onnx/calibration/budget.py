@@ -1,9 +1,9 @@
 """What a configuration must meet: `METRIC>=NUMBER` or `METRIC<=NUMBER`, of the metrics in one table.
 
-    agreement     share of images (pixels) on which the best class is the dense model's; at least; 0 to 1
-    kl            mean divergence from the dense model's outputs (`divergence`); at most
-    top1-drop     top-1 lost, in percentage points; at most; needs labels
-    ap-drop, mask-ap-drop, miou-drop    the same of the other metrics; need annotations or masks
+agreement     share of images (pixels) on which the best class is the dense model's; at least; 0 to 1
+kl            mean divergence from the dense model's outputs (`divergence`); at most
+top1-drop     top-1 lost, in percentage points; at most; needs labels
+ap-drop, mask-ap-drop, miou-drop    the same of the other metrics; need annotations or masks
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def parse_budget(text: str) -> Budget:
     wanted = ">=" if metric.least else "<="
     if sign != wanted:
         raise UsageError(
-            f"a budget of {name} is written with {wanted}", where="--budget", found=sign, hint=f"'{name}{wanted}{number}'"
+            f"a budget of {name} is written with {wanted}",
+            where="--budget",
+            found=sign,
+            hint=f"'{name}{wanted}{number}'",
         )
     try:
         bound = float(number)

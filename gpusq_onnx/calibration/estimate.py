@@ -55,12 +55,14 @@ def spread(pairs: Sequence[Pair], count: int) -> list[int]:
     return sorted(middle | {rest[(2 * number + 1) * len(rest) // (2 * more)] for number in range(more)})
 
 
-def errors(subject: Subject, groups: Groups, source: Source, progress: Progress) -> dict[tuple[str, str], float]:
-    """The error of each group in each form, by names."""
+def errors(
+    subject: Subject, groups: Groups, calibration: Source, held: Source, progress: Progress
+) -> dict[tuple[str, str], float]:
+    """The error of each group in each form, by names: pruned with `calibration`, measured on `held`."""
     wanted = [group for group in groups.groups if group.attention is None]
     sites = {site.name: site for site in subject.structure.sites}
-    pruned = _pruned(subject, groups, source) if PRUNE in groups.rows else {}
-    rows = _rows(subject, [sites[group.sites[0]] for group in wanted], source, progress)
+    pruned = _pruned(subject, groups, calibration) if PRUNE in groups.rows else {}
+    rows = _rows(subject, [sites[group.sites[0]] for group in wanted], held, progress)
     found: dict[tuple[str, str], float] = {}
     for group in groups.groups:
         for form in (form for form in group.operations if form != DENSE):
@@ -92,7 +94,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
     ranks = [_ranks(np.asarray(values, np.float64)) for values in (first, second)]
     if any(np.ptp(r) == 0 for r in ranks):
         return None
-    return round(float(np.corrcoef(*ranks)[0, 1]), 6)
+    return round(float(np.corrcoef(ranks[0], ranks[1])[0, 1]), 6)
 
 
 def _ranks(values: Float64) -> Float64:

@@ -61,11 +61,13 @@ class Groups:
     Attributes:
         groups: in graph order.
         total: bit operations of the whole dense model, with what is in no group.
+        outside: bit operations of the weights that are in no group, by name.
         rows: by pass name, the plan with its default options.
     """
 
     groups: tuple[Group, ...]
     total: float
+    outside: Mapping[str, float]
     rows: Mapping[str, Sequence[PlanRow]]
 
     def share(self, choice: Mapping[str, str]) -> float:
@@ -99,7 +101,10 @@ def find_groups(model: Model, structure: Structure, treatments: Sequence[Treatme
     groups = [group for group in groups if len(group.operations) > 1]
     if not groups:
         raise NothingMatched("no layer can be pruned or quantised", hint="gpusq-onnx plan MODEL -p prune24 says why")
-    return Groups(_unique(sorted(groups, key=lambda group: group.depth)), dense, rows)
+    inside = {name for group in groups for name in group.sites}
+    outside = [site for site in structure.sites if site.name not in inside]
+    costs = {site.name: site_cost(site, structure, form_of(site, None)).bit_operations for site in outside}
+    return Groups(_unique(sorted(groups, key=lambda group: group.depth)), dense, costs, rows)
 
 
 def passes_of(treatment: Treatment) -> list[str]:

@@ -51,16 +51,10 @@ def layers(groups: Groups, losses: Mapping[str, Mapping[str, float]], choice: Ma
 
 
 def _outside(groups: Groups) -> list[Layer]:
-    inside = {site for group in groups.groups for site in group.sites}
-    reasons: dict[str, list[str]] = {}
-    for rows in groups.rows.values():
-        for row in rows:
-            if row.skipped and "operand" not in row.detail and row.tensor not in inside and _is_weight(row.role):
-                reasons.setdefault(row.tensor, []).append(row.reason)
+    reasons: dict[str, list[str]] = {name: [] for name in groups.outside}
+    for row in (row for rows in groups.rows.values() for row in rows if row.tensor in reasons):
+        reasons[row.tensor].append(row.reason)
     return [
-        Layer(name, (name,), DENSE, 0.0, 0.0, "; ".join(dict.fromkeys(said))) for name, said in reasons.items()
+        Layer(name, (name,), DENSE, groups.outside[name] / groups.total, 0.0, "; ".join(dict.fromkeys(said)))
+        for name, said in reasons.items()
     ]
-
-
-def _is_weight(role: str) -> bool:
-    return role not in ("Q", "K", "V", "softmax")

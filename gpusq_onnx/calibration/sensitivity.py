@@ -24,6 +24,7 @@ from gpusq_onnx.calibration.subject import Subject
 from gpusq_onnx.calibration.treatments import DENSE, TREATMENTS
 from gpusq_onnx.calibration.variants import Variants
 from gpusq_onnx.data.source import Source
+from gpusq_onnx.data.subset import halves
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
@@ -34,7 +35,7 @@ from gpusq_onnx.runtime.ort import Session
 
 @dataclass(frozen=True)
 class Loss:
-    """What one form of one group costs; `exact` and `estimated` in the unit of `Sensitivity.measure`, None: not made."""
+    """What one form of one group costs, measured and estimated, in the unit of `Sensitivity.measure`; None: not made."""
 
     group: str
     form: str
@@ -80,15 +81,16 @@ def measure(subject: Subject, groups: Groups, source: Source, exact: int | None,
     """Measure and estimate every group in every form that it can have.
 
     Args:
-        source: the images, for calibrating and measuring.
+        source: the images: one half prunes and calibrates, the other is measured on, where they can be divided.
         exact: how many pairs of group and form are measured; None: all.
     """
     pairs = [(group, form) for group in groups.groups for form in group.operations if form != DENSE]
     chosen = list(range(len(pairs))) if exact is None else estimate.spread(pairs, exact)
-    variants = Variants(subject.model, groups, source, subject.options.seed)
+    calibration, held = halves(source)
+    variants = Variants(subject.model, groups, calibration, subject.options.seed)
     found: dict[int, float] = {}
     with Scratch() as folder:
-        reference = Reference(subject.model, source, folder)
+        reference = Reference(subject.model, held, folder)
         progress.start("measuring layers one by one", len(chosen))
         for index in chosen:
             group, form = pairs[index]
@@ -97,7 +99,7 @@ def measure(subject: Subject, groups: Groups, source: Source, exact: int | None,
         progress.finish()
     guesses, correlation = dict[int, float](), None
     if len(found) < len(pairs):
-        errors = estimate.errors(subject, groups, source, progress)
+        errors = estimate.errors(subject, groups, calibration, held, progress)
         guesses, correlation = estimate.fill(pairs, errors, found)
     losses = tuple(Loss(g.name, form, found.get(i), guesses.get(i)) for i, (g, form) in enumerate(pairs))
     return Sensitivity(reference.measure, reference.images, losses, correlation)

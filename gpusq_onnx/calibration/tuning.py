@@ -52,9 +52,7 @@ class Tuner:
         most: configurations that are measured at most, the uniform ones and their comparisons not counted.
     """
 
-    def __init__(
-        self, groups: Groups, losses: Mapping[str, Mapping[str, float]], measure: Measure, most: int
-    ) -> None:
+    def __init__(self, groups: Groups, losses: Mapping[str, Mapping[str, float]], measure: Measure, most: int) -> None:
         self._groups, self._losses, self._measure, self._left = groups, losses, measure, most
         self.road = moves({g.name: {f: (o, losses[g.name][f]) for f, o in g.operations.items()} for g in groups.groups})
         self._dense = {group.name: DENSE for group in groups.groups}

@@ -82,5 +82,12 @@ def split(source: Source, count: int) -> tuple[Source, Source]:
     return at_most(source, count), Subset(source, rest, f"all but {count} of {len(source)}")
 
 
+def halves(source: Source) -> tuple[Source, Source]:
+    """Every other sample, and the others; the whole source twice where it cannot be divided."""
+    if not source.random_access or len(source) < 2:
+        return source, source
+    return split(source, len(source) // 2)
+
+
 def _spread(count: int, total: int) -> list[int]:
     return [index * total // count for index in range(count)]

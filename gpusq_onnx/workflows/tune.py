@@ -26,7 +26,7 @@ from gpusq_onnx.calibration.groups import Groups, find_groups
 from gpusq_onnx.calibration.reasons import layers
 from gpusq_onnx.calibration.sensitivity import by_group
 from gpusq_onnx.calibration.subject import Subject
-from gpusq_onnx.calibration.treatments import offered
+from gpusq_onnx.calibration.treatments import DENSE, offered
 from gpusq_onnx.calibration.tuning import Point, Tuner
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most as up_to
@@ -105,12 +105,19 @@ def tune(
         groups = find_groups(subject.model, subject.structure, treatments)
         bench = _Bench(subject, groups, held, count, target)
         progress.start("checking the dense model")
-        values = bench.values({group.name: "dense" for group in groups.groups})
+        values = bench.values({group.name: DENSE for group in groups.groups})
         if wanted is not None and wanted.metric.name not in values:
             raise UsageError(f"{wanted.metric.name} needs {wanted.metric.needs}", where="--budget", found=str(wanted))
         found = measured(subject, groups, treatments, up_to(calibration, images), exact, cache, progress)
         losses = by_group(found)
-        tuner = Tuner(groups, losses, bench.counted(progress), measurements)
+
+        def measure(choice: Mapping[str, str]) -> Mapping[str, float]:
+            values = bench.values(choice)
+            progress.advance()
+            return values
+
+        progress.start("measuring configurations")
+        tuner = Tuner(groups, losses, measure, measurements)
         tuner.uniform(treatments)
         chosen = tuner.under(wanted) if wanted is not None else tuner.at_most(share or 1.0)
         progress.finish()
@@ -152,19 +159,15 @@ class _Bench:
             path = folder / "tuned.onnx"
             if len(pipeline.steps) == len(self._subject.first):
                 return self._compared(self._subject.path)
-            manager.run(
-                self._subject.path, path, pipeline, data=self._options, target=self._target, reproducible=False
-            )
+            manager.run(self._subject.path, path, pipeline, data=self._options, target=self._target, reproducible=False)
             return self._compared(path)
-
-    def counted(self, progress: Progress) -> "_Counted":
-        """`values`, with a stage of the progress."""
-        return _Counted(self, progress)
 
     def _compared(self, path: Path) -> dict[str, float]:
         divergence, left = Divergence(self._image), [len(self._held)]
 
-        def look(feed: Feed, dense: Mapping[str, NDArray[np.generic]], other: Mapping[str, NDArray[np.generic]]) -> None:
+        def look(
+            feed: Feed, dense: Mapping[str, NDArray[np.generic]], other: Mapping[str, NDArray[np.generic]]
+        ) -> None:
             rows = len(next(iter(feed.values())))
             counting = min(rows, left[0])
             left[0] -= counting
@@ -178,19 +181,6 @@ class _Bench:
             self._subject.path, path, self._held, metric=Classification, judge=judge_of(self._held), on_batch=look
         )
         return values_of(found, divergence.result())
-
-
-class _Counted:
-    """A measure that tells how many configurations are done."""
-
-    def __init__(self, bench: _Bench, progress: Progress) -> None:
-        self._bench, self._progress = bench, progress
-        progress.start("measuring configurations")
-
-    def __call__(self, choice: Mapping[str, str]) -> Mapping[str, float]:
-        found = self._bench.values(choice)
-        self._progress.advance()
-        return found
 
 
 def _require_truth(budget: Budget, source: Source) -> None:

@@ -1,8 +1,8 @@
 """The architecture as data: which package may import which, and which library has which home.
 
 Floors, from the ground (an import goes down or stays on its floor, never up):
-    errors, sums, sparsity, quant, tasks · graph, data, runtime · torchgraph, pipeline · calibration, learn, report · passes ·
-    workflows · cli
+    errors, sums, sparsity, quant, tasks · graph, data, runtime · torchgraph, pipeline · calibration, learn, report ·
+    passes · workflows · cli
 
 The package itself, `gpusq_onnx/__init__.py`, imports workflows as the command line does, and holds the version for all.
 """
