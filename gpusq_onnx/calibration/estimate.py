@@ -1,15 +1,15 @@
 """What a form of a group would cost, without running the changed model: the error of its own output times a gain.
 
-    error(group, form)   mean (y - y' - mean(y - y'))^2 / mean (y - mean y)^2,  y = x W^T, y' = q(x) W'^T, over rows x of
-                         the dense model's activations; biases absorb the mean. W' is what `prune24` makes of the whole
-                         model, rounded as `qdq` rounds; q(x) rounds at a calibrated scale
+    error(group, form)   var(y - y') / var(y),  y = x W^T, y' = q(x) W'^T, over rows x of the dense model's activations
+                         (biases absorb the mean). W' is what `prune24` makes of the whole model, rounded as `qdq`
+                         rounds; q(x) rounds at a calibrated scale
     gain(role, depth)    measured cost / error of groups that were measured, interpolated in its logarithm over the
                          depth within a role; of all roles where none of this one was measured
 
 An attention core has error 1: its cost is interpolated between measured ones.
 
 How well estimates rank is said by leaving each measured pair out in turn and comparing its estimate (Spearman's rank
-correlation). Limits: linear layers see their rows, convolutions those of `sparsity.rows`, others an error of 1.
+correlation). Limits: convolutions have error 1, too.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Points = Mapping[str, tuple[float, float]]
 """By form: operations, and the loss when this group alone has the form."""
@@ -26,11 +27,12 @@ class Move:
 
 
 def moves(groups: Mapping[str, Points]) -> list[Move]:
-    """All moves, in the order in which the road takes them."""
+    """All moves from each group's dearest form on, whose loss is 0, in the order in which the road takes them."""
     found = []
     for name, points in groups.items():
-        stops = hull(points)
-        for before, after in zip(stops, stops[1:], strict=False):
+        stops, first = hull(points), max(points, key=lambda form: points[form][0])
+        stops = stops if stops[0] == first else [first, *stops]  # a form that costs nothing: a move at price 0
+        for before, after in pairwise(stops):
             saved = points[before][0] - points[after][0]
             found.append(Move(name, before, after, (points[after][1] - points[before][1]) / saved))
     return sorted(found, key=lambda move: move.price)  # a group's own moves are in this order already

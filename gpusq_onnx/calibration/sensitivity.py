@@ -3,8 +3,10 @@
     exact       the model with one group changed runs on the images (`variants`, `divergence`)
     estimated   cost = gain(role, depth) * error(group, form)   (`estimate`), where not every pair is measured
 
-Source: HAWQ (arXiv 1905.03696) and BRECQ (arXiv 2102.05426) for sensitivities that add up; here they are measured and not
-derived. Limits: effects of two groups on each other are not seen; what is chosen by the sum must be measured.
+One half of the images prunes and calibrates, the other is measured on: a mask fits the images that chose it.
+
+Source: HAWQ (arXiv 1905.03696), whose sensitivities add up, too; here they are measured and not derived. Limits:
+effects of two groups on each other are not seen; what is chosen by the sum must be measured.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from gpusq_onnx.runtime.ort import Session
 
 @dataclass(frozen=True)
 class Loss:
-    """What one form of one group costs, measured and estimated, in the unit of `Sensitivity.measure`; None: not made."""
+    """What a form of a group costs, measured and estimated, in the unit of `Sensitivity.measure`; None: not made."""
 
     group: str
     form: str

@@ -134,7 +134,7 @@ class Tuning:
     def require(self) -> None:
         """Raise GateFailed where the budget is missed."""
         if self.chosen is None:
-            hint = "a looser budget, more images, or training: --finetune"
+            hint = "a looser budget, more images to calibrate with, or training: apply --finetune"
             raise GateFailed("no configuration meets the budget", where=self.asked, found=self.failure, hint=hint)
 
     def __str__(self) -> str:
