@@ -25,16 +25,16 @@ def plan(
     model: ModelPath,
     pipeline: PipelineArgs,
     data: DataArgs,
-    look: SensitivityArgs,
-    sensitivity: Annotated[
-        bool,
-        Option("--sensitivity", help="Instead: what each group of layers costs when it alone is pruned or quantised."),
-    ] = False,
     seed: Seed = None,
     report: Report = None,
     json: Json = None,
     full: Full = False,
     quiet: Quiet = False,
+    sensitivity: Annotated[
+        bool,
+        Option("--sensitivity", help="Instead: what each group of layers costs when it alone is pruned or quantised."),
+    ] = False,
+    look: SensitivityArgs = SensitivityArgs(),
 ) -> None:
     """Show what apply would do to each tensor, and why, with totals before and after; writes no model."""
     from gpusq_onnx.cli.console import open_progress, publish, show, show_table, show_verdict, warn, width
