@@ -4,7 +4,11 @@
                          (biases absorb the mean). W' is what `prune24` makes of the whole model, rounded as `qdq`
                          rounds; q(x) rounds at a calibrated scale
     gain(role, depth)    measured cost / error of groups that were measured, interpolated in its logarithm over the
-                         depth within a role; of all roles where none of this one was measured
+                         depth within a role, for pruned forms and others apart; of both where only one was measured,
+                         of all roles where none of this one was
+
+What is estimated too low is what a search takes first, so half of the measurements go to the pruned forms of least
+estimate (`doubtful`), after the other half was spread evenly.
 
 An attention core has error 1: its cost is interpolated between measured ones.
 
@@ -45,12 +49,12 @@ Float64 = NDArray[np.float64]
 
 
 def spread(pairs: Sequence[Pair], count: int) -> list[int]:
-    """About `count` pairs, the forms in turn: one of each role at least, the rest evenly over roles and depths."""
-    by_role: dict[str, list[int]] = {}
-    for index, (group, _) in enumerate(pairs):
-        by_role.setdefault(group.role, []).append(index)
-    middle = {indices[len(indices) // 2] for indices in by_role.values()}
-    rest = [index for indices in by_role.values() for index in indices if index not in middle]
+    """About `count` pairs: one of each role, pruned and not, at least, the rest evenly over these and the depths."""
+    alike: dict[tuple[str, bool], list[int]] = {}
+    for index, pair in enumerate(pairs):
+        alike.setdefault(_kind(pair), []).append(index)
+    middle = {indices[len(indices) // 2] for indices in alike.values()}
+    rest = [index for indices in alike.values() for index in indices if index not in middle]
     more = min(len(rest), max(0, count - len(middle)))
     return sorted(middle | {rest[(2 * number + 1) * len(rest) // (2 * more)] for number in range(more)})
 
@@ -75,14 +79,34 @@ def errors(
     return found
 
 
-def fill(
-    pairs: Sequence[Pair], error: Mapping[tuple[str, str], float], found: Mapping[int, float]
-) -> tuple[dict[int, float], float | None]:
-    """An estimate for every pair, and the rank correlation of what was `found` with its estimates left out in turn."""
-    guesses = {index: _guess(index, pairs, error, found) for index in range(len(pairs))}
-    alone = {i: _guess(i, pairs, error, {k: v for k, v in found.items() if k != i}) for i in found if len(found) > 1}
-    correlation = rank_correlation([found[i] for i in alone], list(alone.values())) if len(alone) > 2 else None
-    return guesses, correlation
+def fill(pairs: Sequence[Pair], error: Mapping[tuple[str, str], float], found: Mapping[int, float]) -> dict[int, float]:
+    """An estimate for every pair, from those that were `found`, by index."""
+    return {index: _guess(index, pairs, error, found) for index in range(len(pairs))}
+
+
+def left_out(
+    pairs: Sequence[Pair], error: Mapping[tuple[str, str], float], found: Mapping[int, float], sample: Sequence[int]
+) -> float | None:
+    """The rank correlation of a sample of what was `found` with its estimates, each left out in turn."""
+    if len(sample) < 3:
+        return None
+    alone = [_guess(i, pairs, error, {k: v for k, v in found.items() if k != i}) for i in sample]
+    return rank_correlation([found[i] for i in sample], alone)
+
+
+def doubtful(pairs: Sequence[Pair], guesses: Mapping[int, float], found: Mapping[int, float]) -> int | None:
+    """The pair to measure next: what a search takes first, of forms that change most. None: all are measured.
+
+    That is the least estimate for the group's operations, among pruned and quantised forms, else among the others.
+    """
+    waiting = [index for index in range(len(pairs)) if index not in found]
+
+    def key(index: int) -> tuple[bool, bool, float]:
+        group, form = pairs[index]
+        row = TREATMENTS[form]
+        return row.pattern is None, row.scheme is None, guesses[index] / max(1.0, group.operations[DENSE])
+
+    return min(waiting, key=key, default=None)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -108,11 +132,17 @@ def _guess(
     index: int, pairs: Sequence[Pair], error: Mapping[tuple[str, str], float], found: Mapping[int, float]
 ) -> float:
     group, form = pairs[index]
-    alike = [i for i in found if pairs[i][0].role == group.role] or list(found)
+    role = [i for i in found if pairs[i][0].role == group.role]
+    alike = [i for i in role if _kind(pairs[i]) == _kind(pairs[index])] or role or list(found)
     depths = sorted({pairs[i][0].depth for i in alike})
     gains = [np.mean([_gain(pairs[i], error, found[i]) for i in alike if pairs[i][0].depth == d]) for d in depths]
     gain = float(np.interp(group.depth, depths, gains))
     return float(np.exp(gain) * max(LEAST, error[group.name, form]))
+
+
+def _kind(pair: Pair) -> tuple[str, bool]:
+    """What gains are interpolated within: the role, and whether the form is pruned."""
+    return pair[0].role, TREATMENTS[pair[1]].pattern is not None
 
 
 def _gain(pair: Pair, error: Mapping[tuple[str, str], float], cost: float) -> float:

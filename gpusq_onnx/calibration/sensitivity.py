@@ -84,25 +84,32 @@ def measure(subject: Subject, groups: Groups, source: Source, exact: int | None,
 
     Args:
         source: the images: one half prunes and calibrates, the other is measured on, where they can be divided.
-        exact: how many pairs of group and form are measured; None: all.
+        exact: how many pairs of group and form are measured: half of them spread evenly, but one of each role, pruned
+            and not, at least; then those that a search would take first. None: all.
     """
     pairs = [(group, form) for group in groups.groups for form in group.operations if form != DENSE]
-    chosen = list(range(len(pairs))) if exact is None else estimate.spread(pairs, exact)
+    count = len(pairs) if exact is None else min(exact, len(pairs))
+    sample = list(range(len(pairs))) if count == len(pairs) else estimate.spread(pairs, count // 2)
     calibration, held = halves(source)
     variants = Variants(subject.model, groups, calibration, subject.options.seed)
-    found: dict[int, float] = {}
+    found, guesses, correlation = dict[int, float](), dict[int, float](), None
+    errors = estimate.errors(subject, groups, calibration, held, progress) if len(sample) < len(pairs) else {}
     with Scratch() as folder:
         reference = Reference(subject.model, held, folder)
-        progress.start("measuring layers one by one", len(chosen))
-        for index in chosen:
+        progress.start("measuring layers one by one", max(count, len(sample)))
+        waiting = list(sample)
+        while waiting:
+            index = waiting.pop(0)
             group, form = pairs[index]
             found[index] = reference.divergence(variants.of(group, TREATMENTS[form]))
             progress.advance()
+            if not waiting and errors:
+                guesses = estimate.fill(pairs, errors, found)
+                following = estimate.doubtful(pairs, guesses, found) if len(found) < count else None
+                waiting += [] if following is None else [following]
         progress.finish()
-    guesses, correlation = dict[int, float](), None
-    if len(found) < len(pairs):
-        errors = estimate.errors(subject, groups, calibration, held, progress)
-        guesses, correlation = estimate.fill(pairs, errors, found)
+    if errors:
+        correlation = estimate.left_out(pairs, errors, found, sample)
     losses = tuple(Loss(g.name, form, found.get(i), guesses.get(i)) for i, (g, form) in enumerate(pairs))
     return Sensitivity(reference.measure, reference.images, losses, correlation)
 

@@ -27,7 +27,7 @@ from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 
 IMAGES = 64
 EXACT = 48
-_FORMAT = 1  # of what is kept; another number, measured anew
+_FORMAT = 2  # of what is kept; another number, measured anew
 
 
 def sensitivity(
@@ -50,8 +50,8 @@ def sensitivity(
         target: whose forms are looked at: "ampere", ...; None: INT8 and 2:4.
         forms: only these: "2:4", "int8", "2:4 int8", "w4a8", "2:4 w4a8"; empty: all that the target has.
         images: of the data, evenly spread, to calibrate and measure each group with.
-        exact: pairs of group and form that are measured, one of each role at least; the others are estimated. None:
-            all are measured.
+        exact: pairs of group and form that are measured, one of each role, pruned and not, at least; the others are
+            estimated. None: all are measured.
         cache: keep the result there, and take what is kept; None: neither.
 
     Raises:
