@@ -3,9 +3,13 @@
     classes     KL(softmax(dense) || softmax(other)), summed over classes, mean over images, queries or pixels, for
                 outputs that `tasks.kinds` calls logits, queries or pixels; rows that sum to 1 are probabilities already
     one sigmoid a class (detectors)    the KL of each class's yes or no, summed over classes
-    no classes anywhere                sum (dense - other)^2 / sum dense^2, over all float outputs
+    scores [B, N] beside boxes [B, N, 4], and no class logits (a detector with its selection in the graph)
+                the scores in order of size: sum (dense - other)^2 / sum dense^2; which box comes where is a choice that
+                the last bit changes
+    none of these                      the same sum over all float outputs
 
-Sums are float64. Elements that are not finite make the number infinite.
+Sums are float64. Elements that are not finite make the number infinite. Limits: boxes are not compared; after a selection
+before a decoder, queries may change places, which counts as a difference.
 """
 
 from __future__ import annotations
@@ -37,11 +41,14 @@ class Divergence:
         self._image = image
         self._axes: dict[str, int] | None = None
         self._sigmoids = False
+        self._scores: list[str] = []
         self._sum = self._weight = 0.0
 
     @property
     def measure(self) -> str:
         """What the number is, in words."""
+        if self._scores:
+            return f"squared difference of the sorted scores over their squares ({', '.join(self._scores)})"
         if not self._axes:
             return "squared difference of the outputs over their squares"
         names = ", ".join(self._axes)
@@ -55,8 +62,12 @@ class Divergence:
             kinds = output_kinds({name: dense[name].shape for name in floats}, self._image)
             self._axes = {name: -1 if kind == "queries" else 1 for name, kind in kinds.items() if kind in CLASSES}
             self._sigmoids = any(kinds[name] == "queries" and per_class(dense[name]) for name in self._axes)
-        for name in self._axes or floats:
+            if not self._axes and "boxes" in kinds.values():
+                self._scores = [name for name in floats if dense[name].ndim == 2]
+        for name in self._axes or self._scores or floats:
             a, b = (side[name].astype(np.float64) for side in (dense, other))
+            if self._scores:
+                a, b = np.sort(a, axis=-1), np.sort(b, axis=-1)
             if a.shape != b.shape or not np.isfinite(b).all():
                 self._sum = math.inf
             elif self._axes:

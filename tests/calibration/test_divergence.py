@@ -51,6 +51,13 @@ def test_a_feature_map_is_compared_by_its_values_and_infinity_is_infinite():
     assert found.result() == np.inf
 
 
+def test_the_scores_of_a_selection_are_compared_in_order_of_size():
+    scores, boxes = RNG.uniform(size=(2, 8)).astype(np.float32), RNG.normal(size=(2, 8, 4)).astype(np.float32)
+    found = Divergence()
+    found.update({"scores": scores, "boxes": boxes}, {"scores": scores[:, ::-1], "boxes": boxes[:, ::-1]})
+    assert found.result() == 0 and "sorted scores" in found.measure
+
+
 def test_ranks_of_equal_values_are_their_mean():
     assert rank_correlation([1, 1, 2], [5, 5, 9]) == 1
     assert rank_correlation([1, 2, 3], [3, 2, 1]) == -1
