@@ -8,8 +8,8 @@
                 the last bit changes
     none of these                      the same sum over all float outputs
 
-Sums are float64. Elements that are not finite make the number infinite. Limits: boxes are not compared; after a selection
-before a decoder, queries may change places, which counts as a difference.
+Sums are float64. Elements that are not finite make the number infinite. Limits: boxes are not compared; queries that
+change places after a selection before a decoder count as a difference.
 """
 
 from __future__ import annotations
