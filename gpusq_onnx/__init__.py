@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gpusq_onnx.workflows.pack import pack, unpack
     from gpusq_onnx.workflows.plan import plan
     from gpusq_onnx.workflows.result import Plan, Result
+    from gpusq_onnx.workflows.sensitivity import sensitivity
+    from gpusq_onnx.workflows.tune import tune
 
 __version__ = "0.1.0"
 
@@ -53,6 +55,8 @@ __all__ = [
     "pack",
     "plan",
     "save",
+    "sensitivity",
+    "tune",
     "unpack",
 ]
 
@@ -82,6 +86,8 @@ _HOMES = {
     "pack": "workflows.pack:pack",
     "plan": "workflows.plan:plan",
     "save": "workflows.models:save",
+    "sensitivity": "workflows.sensitivity:sensitivity",
+    "tune": "workflows.tune:tune",
     "unpack": "workflows.pack:unpack",
 }
 

@@ -1,5 +1,10 @@
 """`gpusq-onnx plan MODEL`: what `apply` would do to each tensor, and why; no model is written."""
 
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
 from gpusq_onnx.cli.options import (
     STDOUT,
     DataArgs,
@@ -12,6 +17,8 @@ from gpusq_onnx.cli.options import (
     Seed,
     keep_apart,
 )
+from gpusq_onnx.cli.tune import SensitivityArgs
+from gpusq_onnx.errors import UsageError
 
 
 def plan(
@@ -23,6 +30,11 @@ def plan(
     json: Json = None,
     full: Full = False,
     quiet: Quiet = False,
+    sensitivity: Annotated[
+        bool,
+        Option("--sensitivity", help="Instead: what each group of layers costs when it alone is pruned or quantised."),
+    ] = False,
+    look: SensitivityArgs = SensitivityArgs(),
 ) -> None:
     """Show what apply would do to each tensor, and why, with totals before and after; writes no model."""
     from gpusq_onnx.cli.console import open_progress, publish, show, show_table, show_verdict, warn, width
@@ -30,6 +42,11 @@ def plan(
     from gpusq_onnx.workflows.plan import plan as plan_model
 
     keep_apart([model], report, json)
+    if sensitivity:
+        _sensitivity(model, pipeline, data, look, seed, report, json, quiet)
+        return
+    if look.given:
+        raise UsageError("--forms, --images, --exact and --no-cache go with --sensitivity", hint="add --sensitivity")
     with open_progress(quiet=quiet) as progress:
         found = plan_model(
             model,
@@ -58,3 +75,38 @@ def plan(
         counts = ", ".join(f"{number} {decision}" for decision, number in step.decisions.items())
         show(f"{step.name}: {counts}\n")
     show("\n".join([*run.architecture(found.outcome), "", *run.totals(found.outcome)]))
+
+
+def _sensitivity(
+    model: Path,
+    pipeline: PipelineArgs,
+    data: DataArgs,
+    look: SensitivityArgs,
+    seed: int | None,
+    report: Path | None,
+    json: Path | None,
+    quiet: bool,
+) -> None:
+    from gpusq_onnx.cli.console import open_progress, publish, show, show_table, warn
+    from gpusq_onnx.workflows.sensitivity import sensitivity
+
+    if pipeline.passes or pipeline.recipe:
+        raise UsageError(
+            "--sensitivity looks at every form that a target has, not at passes",
+            found="--passes" if pipeline.passes else "--recipe",
+            hint="leave it out; --forms names the forms",
+        )
+    with open_progress(quiet=quiet) as progress:
+        found = sensitivity(
+            model,
+            data=data.options(seed),
+            target=pipeline.target,
+            progress=progress,
+            **look.options(),  # type: ignore[arg-type]  # by name
+        )
+    for warning in found.warnings:
+        warn(warning)
+    publish(found.report, str(found), report=report, json_target=json)
+    if not quiet and json != STDOUT:
+        show_table(*found.rows())
+        show("\n" + "\n".join(found.notes()))

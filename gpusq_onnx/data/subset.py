@@ -10,16 +10,21 @@ import numpy as np
 
 from gpusq_onnx.data.prefetch import ahead
 from gpusq_onnx.data.source import Batch, Box, Source
+from gpusq_onnx.errors import UsageError
 
 
 class Subset(Source):
-    """`count` samples of `source`, spread evenly over its order; the source must be readable by index."""
+    """The samples `indices` of `source`, which must be readable by index.
 
-    def __init__(self, source: Source, count: int) -> None:
-        self._source = source
-        self._indices = [index * len(source) // count for index in range(count)]
+    Args:
+        what: which they are, for the digest.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int], what: str) -> None:
+        self._source, self._indices, self._what = source, indices, what
         self.kind, self.labelled, self.static_batch = source.kind, source.labelled, source.static_batch
         self.croppable = source.croppable
+        self.annotations, self.segmented, self.input_size = source.annotations, source.segmented, source.input_size
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -39,7 +44,7 @@ class Subset(Source):
         return replace(made, indices=own)
 
     def digest(self) -> str:
-        return hashlib.sha256(f"{len(self)} of {len(self._source)} {self._source.digest()}".encode()).hexdigest()
+        return hashlib.sha256(f"{self._what} {self._source.digest()}".encode()).hexdigest()
 
     @property
     def skipped(self) -> list[str]:
@@ -51,5 +56,38 @@ class Subset(Source):
 
 
 def at_most(source: Source, count: int) -> Source:
-    """The source, or `count` samples of it where it holds more and can be read by index."""
-    return Subset(source, count) if source.random_access and len(source) > count else source
+    """The source, or `count` samples of it, evenly spread, where it holds more and can be read by index."""
+    if not source.random_access or len(source) <= count:
+        return source
+    return Subset(source, _spread(count, len(source)), f"{count} of {len(source)}")
+
+
+def split(source: Source, count: int) -> tuple[Source, Source]:
+    """`at_most(source, count)`, and the samples that it leaves out.
+
+    Raises:
+        UsageError: the source cannot be read by index, or nothing would be left.
+    """
+    if not source.random_access:
+        raise UsageError(f"{source.kind} data cannot be divided", where="--data", hint="save it as an .npz first")
+    if len(source) <= count:
+        raise UsageError(
+            "no samples are left to measure on",
+            where="--calibrate",
+            expected=f"fewer than the {len(source)} samples of the data",
+            found=str(count),
+        )
+    taken = set(_spread(count, len(source)))
+    rest = [index for index in range(len(source)) if index not in taken]
+    return at_most(source, count), Subset(source, rest, f"all but {count} of {len(source)}")
+
+
+def halves(source: Source) -> tuple[Source, Source]:
+    """Every other sample, and the others; the whole source twice where it cannot be divided."""
+    if not source.random_access or len(source) < 2:
+        return source, source
+    return split(source, len(source) // 2)
+
+
+def _spread(count: int, total: int) -> list[int]:
+    return [index * total // count for index in range(count)]

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from gpusq_onnx.graph.codes import float_format, quantised
-from gpusq_onnx.graph.model import Model, type_name
+from gpusq_onnx.graph.model import Model, Node, type_name
 from gpusq_onnx.graph.sites import Site
-from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.graph.structure import Attention, Structure
 from gpusq_onnx.graph.weight_only import NBits, find_nbits
 from gpusq_onnx.quant.formats import FORMATS, Format, natural
 from gpusq_onnx.quant.schemes import Quantised
@@ -92,6 +92,23 @@ def _cost(parameters: int, macs: int, form: Form) -> SiteCost:
     stored = parameters * (density * form.weight.bits + places)
     bit_operations = macs * density * form.weight.bits * form.input.bits
     return SiteCost(parameters, parameters * density, stored / 32, stored / 8, macs, macs * density, bit_operations)
+
+
+def attention_macs(attention: Attention, structure: Structure) -> int:
+    """Multiply-accumulates of both attention products for one image; 0 where their shapes are not known.
+
+    They are no part of `total_cost`, which counts as the paper does.
+    """
+    if attention.fused:
+        return 0
+    return sum(_product(node, structure) for node in (attention.scores, attention.context))
+
+
+def _product(node: Node, structure: Structure) -> int:
+    output, left = (structure.shapes.get(tensor.name, ()) for tensor in (node.outputs[0], node.inputs[0]))
+    if not output or not left or not isinstance(left[-1], int):
+        return 0
+    return math.prod(d for d in output if isinstance(d, int)) * left[-1]
 
 
 def total_cost(

@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
+from gpusq_onnx.errors import NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model, Tensor
 from gpusq_onnx.graph.qdq import MAX_TOKENS
@@ -43,6 +43,7 @@ class QuantiseOptions(EndsOptions):
     )
     percentile: float = Field(99.99, gt=50, le=100, description="of |x|, for observer=percentile")
     attention: bool = Field(True, description="quantise the operands of both attention products")
+    skip_attention: list[int] = Field([], description="attention cores to leave in float, counted from 0")
     equalise: bool = Field(True, description="move outlier channels into LayerNorms, weights and, where needed, a Mul")
     bias_correction: bool = Field(True, description="let biases absorb the mean rounding error")
     softmax: Literal["observed", "fixed"] = Field("observed", description="its scale: calibrated, or ending at 1")
@@ -110,6 +111,12 @@ class QuantisingPass(Pass[OptionsT]):
         inputs = self._input_rows(sites, structure)
         rows += inputs
         rows += self._output_rows(sites, structure, given, {row.tensor for row in inputs})
+        if wrong := [n for n in self.options.skip_attention if not 0 <= n < len(structure.attentions)]:
+            raise SelectorUnmatched(
+                f"there is no attention core {wrong[0]}",
+                where=f"{self.name}.skip_attention",
+                expected=f"0 to {len(structure.attentions) - 1}" if structure.attentions else "a model with attention",
+            )
         if self.scheme.attention is not None:
             for number, attention in enumerate(structure.attentions):
                 rows += self._attention_rows(number, attention, structure, self.scheme.attention)
@@ -200,6 +207,8 @@ class QuantisingPass(Pass[OptionsT]):
         reason = ""
         if not self.options.attention:
             reason = "attention=false"
+        elif number in self.options.skip_attention:
+            reason = f"left out by skip_attention={number}"
         elif attention.fused:
             reason = "a fused Attention node: no pair can be put between its products"
         elif attention.tokens is None:

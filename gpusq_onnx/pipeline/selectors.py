@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from glob import escape
 
 from gpusq_onnx.errors import SelectorUnmatched
 from gpusq_onnx.graph.roles import ROLES
@@ -55,6 +56,12 @@ def matches(pattern: str, site: Site) -> bool:
     if known is not None:
         return site.role == known if known in ROLES else site.op == known
     return fnmatchcase(site.name, pattern) or (bool(site.path) and fnmatchcase(site.path, pattern))
+
+
+def exactly(site: Site) -> str:
+    """The pattern that names this site's initializer and is the name of no role or operator."""
+    name = site.name
+    return f"[{name[0]}]{escape(name[1:])}" if _known(name) else escape(name)
 
 
 def _known(pattern: str) -> str | None:

@@ -156,7 +156,7 @@ def _compared(
                 candidate,
                 source,
                 metric=Classification,
-                judge=_judge(source),
+                judge=judge_of(source),
                 batch=_BATCH_OF_ALL if "all" in look.taps else BATCH,
                 taps=taps,
                 default=sides.default,
@@ -236,7 +236,7 @@ def _require_truth(gates: Gates, source: Source) -> None:
             )
 
 
-def _judge(source: Source) -> Callable[[], OutputsMetric] | None:
+def judge_of(source: Source) -> Callable[[], OutputsMetric] | None:
     """The metric for what the images show, where that is no label."""
     if source.annotations is not None:
         return partial(Detection, source.annotations, source.input_size)

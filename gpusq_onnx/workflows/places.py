@@ -3,7 +3,7 @@
 from pathlib import Path
 
 CACHE = Path.home() / ".cache" / "gpusq-onnx"
-"""Engines, searched kernels."""
+"""Engines, searched kernels, sensitivities."""
 
 PARSER_CACHE = CACHE / "trt_cpu"
 """The TensorRT parser for machines without a GPU."""

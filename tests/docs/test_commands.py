@@ -46,6 +46,7 @@ MADE_BY = {
     "report.json": "apply --passes qdq-int8 --report report.json -o other.onnx model.onnx",
     "check.json": "check --report check.json model.onnx model.onnx",
     "small.gpusq": "pack small.onnx",
+    "recipe.toml": "tune --budget 'kl<=1' --data images/ --samples 24 --exact 0 --forms int8 -o recipe.toml model.onnx",
 }
 
 

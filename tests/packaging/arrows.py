@@ -1,8 +1,8 @@
 """The architecture as data: which package may import which, and which library has which home.
 
 Floors, from the ground (an import goes down or stays on its floor, never up):
-    errors, sums, sparsity, quant, tasks · graph, data, runtime · torchgraph, pipeline · learn, report · passes ·
-    workflows · cli
+    errors, sums, sparsity, quant, tasks · graph, data, runtime · torchgraph, pipeline · calibration, learn, report ·
+    passes · workflows · cli
 
 The package itself, `gpusq_onnx/__init__.py`, imports workflows as the command line does, and holds the version for all.
 """
@@ -20,7 +20,7 @@ FLOORS = {
     "errors": 0, "text": 0, "parsing": 0, "files": 0, "sums": 0, "sparsity": 0, "quant": 0, "tasks": 0,
     "graph": 1, "data": 1, "runtime": 1,
     "torchgraph": 2, "pipeline": 2,
-    "learn": 3, "report": 3,
+    "calibration": 3, "learn": 3, "report": 3,
     "passes": 4,
     "workflows": 5,
     "cli": 6, "__main__": 6,

@@ -53,7 +53,7 @@ def _other_values(name: str) -> dict[str, Any]:
         elif get_origin(kind) is Literal:
             found[key] = next(choice for choice in get_args(kind) if choice != field.default)
         elif get_origin(kind) is list:
-            found[key] = ["fc1", "blocks.0.*"]
+            found[key] = [1] if get_args(kind) == (int,) else ["fc1", "blocks.0.*"]
         else:
             assert kind in (int, float), f"give an example of {name}.{key} in EXAMPLES"
             found[key] = kind(field.default * 0.75 + 0.125)

@@ -16,7 +16,7 @@ WHAT = {
     "passes": "one pass a file",
     "learn": "distillation and QAT",
     "report": "documents, page, pictures",
-    "calibration": "activations and ranges",
+    "calibration": "sensitivity and tuning",
     "pipeline": "the engine of passes",
     "torchgraph": "ONNX ↔ trainable torch",
     "graph": "model, sites, QDQ, rules",

@@ -1,0 +1,129 @@
+"""`gpusq-onnx tune MODEL`: which layers to prune and to quantise under a budget, as a recipe for `apply`.
+
+Exit code 1 when the budget is missed: no recipe is written then, and a report only with `--analysis-only`.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from gpusq_onnx.cli.options import (
+    STDOUT,
+    DataArgs,
+    Json,
+    ModelPath,
+    Quiet,
+    Report,
+    Seed,
+    default_cache,
+    keep_apart,
+    writable,
+)
+from gpusq_onnx.errors import UsageError
+
+_look = partial(Option, rich_help_panel="How layers are looked at", show_default=False)
+_goal = partial(Option, rich_help_panel="What to choose for", show_default=False)
+
+
+@dataclass(frozen=True)
+class SensitivityArgs:
+    """How the layers are looked at; the names are those of `workflows.sensitivity`."""
+
+    forms: Annotated[
+        str | None,
+        _look("--forms", metavar="A,B", help="Only these: '2:4', int8, '2:4 int8', w4a8, '2:4 w4a8'."),
+    ] = None
+    images: Annotated[
+        int | None, _look("--images", metavar="N", min=2, help="Look at each group with N of the images. Default: 64.")
+    ] = None
+    exact: Annotated[
+        int | None, _look("--exact", metavar="N", min=0, help="Measure N pairs of group and form. Default: 48.")
+    ] = None
+    no_cache: Annotated[bool, _look("--no-cache", help="Measure layers anew, and keep nothing.")] = False
+
+    def options(self) -> dict[str, object]:
+        """What was given, as the library takes it."""
+        given = {"images": self.images, "exact": self.exact}
+        named = [name.strip() for name in (self.forms or "").split(",") if name.strip()]
+        found: dict[str, object] = {key: value for key, value in given.items() if value is not None}
+        return found | {"forms": named, "cache": None if self.no_cache else default_cache()}
+
+    @property
+    def given(self) -> bool:
+        """Whether any was given."""
+        return self != SensitivityArgs()
+
+
+@dataclass(frozen=True)
+class GoalArgs:
+    """What to choose for."""
+
+    budget: Annotated[
+        str | None,
+        _goal("--budget", metavar="TEXT", help="The cheapest with 'agreement>=0.97', 'kl<=0.01' or 'top1-drop<=1'."),
+    ] = None
+    at_most: Annotated[
+        str | None, _goal("--at-most", metavar="P%", help="The nearest to the model at P% of its bit operations.")
+    ] = None
+    target: Annotated[
+        str | None,
+        _goal("--target", metavar="NAME", help="Forms that ampere, ada, hopper, blackwell, orin, rtx or cpu runs."),
+    ] = None
+    measurements: Annotated[
+        int, Option("--measurements", metavar="N", min=1, rich_help_panel="What to choose for", help="Models to try.")
+    ] = 8
+    analysis_only: Annotated[
+        bool, _goal("--analysis-only", help="Write no recipe; write the report, also when the budget is missed.")
+    ] = False
+
+
+def tune(
+    model: ModelPath,
+    goal: GoalArgs,
+    data: DataArgs,
+    look: SensitivityArgs,
+    output: Annotated[
+        Path | None,
+        Option(
+            "--output", "-o", metavar="FILE.toml", callback=writable, help="The recipe; default: MODEL.recipe.toml."
+        ),
+    ] = None,
+    seed: Seed = None,
+    report: Report = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Choose a form for each layer under a budget, measure it, and write a recipe for apply."""
+    from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    from gpusq_onnx.files import staged
+    from gpusq_onnx.workflows.tune import tune as tune_model
+
+    recipe = output or model.with_suffix(".recipe.toml")
+    if recipe.resolve() == model.resolve():
+        raise UsageError("the recipe would overwrite the model", where=str(recipe), hint="name another file with -o")
+    keep_apart([model, recipe], report, json)
+    with staged() as results:
+        with open_progress(quiet=quiet) as progress:
+            found = tune_model(
+                model,
+                data=data.options(seed),
+                budget=goal.budget,
+                at_most=goal.at_most,
+                output=None if goal.analysis_only else recipe,
+                target=goal.target,
+                measurements=goal.measurements,
+                progress=progress,
+                results=results,
+                **look.options(),  # type: ignore[arg-type]  # by name
+            )
+        for warning in found.sensitivity.warnings:
+            warn(warning)
+        if goal.analysis_only or found.chosen is not None:
+            publish(found.report, str(found), report=report, json_target=json, results=results)
+        results.commit()
+    if not quiet and json != STDOUT:
+        show(str(found))
+    found.require()

@@ -1,0 +1,207 @@
+"""`tune`: choose a form for each group of layers under a budget, measure it, and write it as a recipe for `apply`.
+
+    sensitivity     what each group costs alone, label-free (`workflows.sensitivity`, kept in the cache)
+    search          the convex road over the sums (`calibration.search`)
+    measurements    each configuration is made for real by the manager and compared with the dense model on samples that
+                    nothing was calibrated with
+    result          the cheapest configuration that meets the budget, as a recipe; or GateFailed
+
+The samples are divided: the first part prunes and calibrates (`calibrate` of the data options: half of them, at most
+128), the rest is measured on. `apply --recipe FILE --data SAME --calibrate N` gives the model that was measured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.calibration.budget import Budget, parse_budget, parse_share, values_of
+from gpusq_onnx.calibration.configuration import pipeline_of
+from gpusq_onnx.calibration.divergence import Divergence
+from gpusq_onnx.calibration.groups import Groups, find_groups
+from gpusq_onnx.calibration.reasons import layers
+from gpusq_onnx.calibration.sensitivity import by_group
+from gpusq_onnx.calibration.subject import Subject
+from gpusq_onnx.calibration.treatments import DENSE, offered
+from gpusq_onnx.calibration.tuning import Point, Tuner
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.data.subset import at_most as up_to
+from gpusq_onnx.data.subset import split
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.files import Scratch, Staging, staged, write_text
+from gpusq_onnx.pipeline import manager, recipe
+from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.report.tuning import SensitivityReport, Tuning
+from gpusq_onnx.runtime.compare import compare
+from gpusq_onnx.runtime.ort import Feed
+from gpusq_onnx.tasks.classification import Classification
+from gpusq_onnx.workflows import samples
+from gpusq_onnx.workflows.check import judge_of
+from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
+from gpusq_onnx.workflows.samples import AnyData, AnyOptions
+from gpusq_onnx.workflows.sensitivity import EXACT, IMAGES, measured
+
+MEASUREMENTS = 8
+_MOST_CALIBRATE = 128
+
+
+def tune(
+    model: AnyModel,
+    *,
+    data: AnyData,
+    data_options: AnyOptions = None,
+    budget: str | None = None,
+    at_most: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    target: str | None = None,
+    forms: Sequence[str] = (),
+    images: int = IMAGES,
+    exact: int | None = EXACT,
+    measurements: int = MEASUREMENTS,
+    cache: Path | None = None,
+    seed: int | None = None,
+    progress: Progress = NullProgress(),  # noqa: B008 - it has no state
+    results: Staging | None = None,
+) -> Tuning:
+    """Choose a form for each group of layers.
+
+    Args:
+        data, data_options: see `workflows.samples`; labels only where the budget is about them.
+        budget: "agreement>=0.97", "kl<=0.01", "top1-drop<=1", ...: the cheapest configuration that meets it.
+        at_most: "40%" of the dense bit operations: the configuration nearest to the dense model at that cost.
+        output: the recipe to write, where one is found; None: it is in the result alone.
+        target, forms, images, exact, cache: see `workflows.sensitivity`.
+        measurements: configurations that are made and measured, beside the uniform ones.
+        results: write there, and leave it to the caller to commit.
+
+    Returns:
+        What was chosen and why; `Tuning.require()` raises GateFailed where the budget is missed, and then nothing is
+        written.
+
+    Raises:
+        UsageError: both or none of `budget` and `at_most`, one that cannot be read or that this model or data cannot
+            answer, no data, or too few samples to divide.
+        UnsupportedModelError, UnsupportedDataError, NothingMatched: as `compress`.
+    """
+    if (budget is None) == (at_most is None):
+        raise UsageError(
+            "one of --budget and --at-most says what to choose for",
+            found="none" if budget is None else "both",
+            hint="e.g. --budget 'agreement>=0.97', or --at-most 40%",
+        )
+    wanted = None if budget is None else parse_budget(budget)
+    share = None if at_most is None else parse_share(at_most)
+    treatments = offered(target, forms)
+    with as_file(model) as path, samples.opened(model, data, data_options, seed) as options:
+        subject = Subject.of(path, options)
+        count = subject.options.calibrate or max(1, min(_MOST_CALIBRATE, len(subject.source) // 2))
+        calibration, held = split(subject.source, count)
+        if wanted is not None:
+            _require_truth(wanted, held)
+        groups = find_groups(subject.model, subject.structure, treatments)
+        bench = _Bench(subject, groups, held, count, target)
+        progress.start("checking the dense model")
+        values = bench.values({group.name: DENSE for group in groups.groups})
+        if wanted is not None and wanted.metric.name not in values:
+            raise UsageError(f"{wanted.metric.name} needs {wanted.metric.needs}", where="--budget", found=str(wanted))
+        found = measured(subject, groups, treatments, up_to(calibration, images), exact, cache, progress)
+        losses = by_group(found)
+
+        def measure(choice: Mapping[str, str]) -> Mapping[str, float]:
+            values = bench.values(choice)
+            progress.advance()
+            return values
+
+        progress.start("measuring configurations")
+        tuner = Tuner(groups, losses, measure, measurements)
+        tuner.uniform(treatments)
+        chosen = tuner.under(wanted) if wanted is not None else tuner.at_most(share or 1.0)
+        progress.finish()
+    asked = str(wanted) if wanted is not None else f"at most {share:.4%} of the dense bit operations"
+    pipeline = None if chosen is None else pipeline_of(subject, groups, chosen.choice)
+    tuning = Tuning(
+        SensitivityReport(name_of(model), subject.sha256, groups, found, tuple(subject.warnings)),
+        asked,
+        chosen,
+        "" if pipeline is None else str(pipeline),
+        "" if pipeline is None else recipe.dumps(pipeline),
+        () if chosen is None else tuple(layers(groups, losses, chosen.choice)),
+        tuple(tuner.points),
+        count,
+        len(held),
+        "" if chosen is not None else _failure(wanted, tuner),
+    )
+    if output is not None and chosen is not None:
+        if results is not None:
+            write_text(Path(output), tuning.recipe, results)
+        else:
+            with staged() as own:
+                write_text(Path(output), tuning.recipe, own)
+    return tuning
+
+
+class _Bench:
+    """Makes configurations for real and measures them on samples that they were not calibrated with."""
+
+    def __init__(self, subject: Subject, groups: Groups, held: Source, count: int, target: str | None) -> None:
+        self._subject, self._groups, self._held, self._target = subject, groups, held, target
+        self._options = subject.options.model_copy(update={"calibrate": count})
+        self._image = next((spec.shape for spec in subject.model.inputs() if len(spec.shape) == 4), ())
+
+    def values(self, choice: Mapping[str, str]) -> dict[str, float]:
+        """The metrics of a choice, by name."""
+        pipeline = pipeline_of(self._subject, self._groups, choice)
+        with Scratch() as folder:
+            path = folder / "tuned.onnx"
+            if len(pipeline.steps) == len(self._subject.first):
+                return self._compared(self._subject.path)
+            manager.run(self._subject.path, path, pipeline, data=self._options, target=self._target, reproducible=False)
+            return self._compared(path)
+
+    def _compared(self, path: Path) -> dict[str, float]:
+        divergence, left = Divergence(self._image), [len(self._held)]
+
+        def look(
+            feed: Feed, dense: Mapping[str, NDArray[np.generic]], other: Mapping[str, NDArray[np.generic]]
+        ) -> None:
+            rows = len(next(iter(feed.values())))
+            counting = min(rows, left[0])
+            left[0] -= counting
+            sides = [
+                {name: x[:counting] if x.ndim and len(x) == rows else x for name, x in side.items()}
+                for side in (dense, other)
+            ]
+            divergence.update(*sides)
+
+        found = compare(
+            self._subject.path, path, self._held, metric=Classification, judge=judge_of(self._held), on_batch=look
+        )
+        return values_of(found, divergence.result())
+
+
+def _require_truth(budget: Budget, source: Source) -> None:
+    """Raise UsageError for a budget on a metric that the data cannot give."""
+    boxes = source.annotations is not None
+    known = {"": True, "top1": source.labelled, "AP": boxes, "mask_AP": boxes, "mIoU": source.segmented}
+    if not known[budget.metric.truth]:
+        raise UsageError(
+            f"the budget {budget.metric.name} needs what the data does not have",
+            where="--budget",
+            expected=budget.metric.needs,
+            found=f"{source.kind} data without it",
+        )
+
+
+def _failure(budget: Budget | None, tuner: Tuner) -> str:
+    if budget is None:
+        return f"the cheapest configuration costs {tuner.least():.1%} of the dense bit operations"
+    return f"none of the {len(tuner.points)} configurations measured: {_best(budget, tuner.points)}"
+
+
+def _best(budget: Budget, points: Sequence[Point]) -> str:
+    values = [point.values[budget.metric.name] for point in points]
+    return f"the best has {budget.metric.name} {max(values) if budget.metric.least else min(values):.4g}"

@@ -1,0 +1,65 @@
+"""`tune` and `plan --sensitivity` as commands: exit codes, and what is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import IMAGES, call, fresh_model
+from desk import unchanged
+
+FEW = ("--data", IMAGES, "--samples", "32", "--images", "8", "--exact", "0", "--forms", "int8", "--measurements", "1")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another has kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_a_recipe_that_apply_takes(tmp_path: Path) -> None:
+    model = fresh_model(tmp_path)
+    recipe, report = model.with_name("recipe.toml"), model.with_name("report.json")
+    done = call("tune", model, *FEW, "--budget", "agreement>=0.5", "-o", recipe, "--report", report)
+    assert done.code == 0, done.err
+    assert "[[pass]]" in recipe.read_text() and "uniform int8" in done.out
+    assert json.loads(report.read_text())["met"] is True and report.with_suffix(".md").exists()
+    assert call("apply", model, "--recipe", recipe, "--data", IMAGES, "--samples", "8", "-q").code == 0
+
+
+def test_a_missed_budget_is_exit_code_1_and_leaves_nothing_but_the_analysis(tmp_path: Path) -> None:
+    model = fresh_model(tmp_path)
+    report = model.with_name("report.json")
+    words = ("tune", model, *FEW, "--at-most", "1%", "--report", report)
+    with unchanged(model.parent):
+        done = call(*words)
+    assert done.code == 1 and "no configuration meets" in done.err
+    assert call(*words, "--analysis-only").code == 1
+    assert json.loads(report.read_text())["met"] is False
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.onnx", "report.json", "report.md"]
+
+
+def test_a_plan_of_sensitivities(tmp_path: Path) -> None:
+    model = fresh_model(tmp_path)
+    with unchanged(model.parent):
+        done = call("plan", "--sensitivity", model, *FEW[:-2])
+    assert done.code == 0 and "block 0 fc1" in done.out and "KL of the classes" in done.out
+    found = json.loads(call("plan", "--sensitivity", model, *FEW[:-2], "--json", "-").out)
+    assert {loss["form"] for loss in found["sensitivity"]["losses"]} == {"int8"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "--sensitivity", "-p", "prune24"),
+        ("plan", "-p", "prune24", "--exact", "3"),
+        ("plan", "--sensitivity"),
+        ("tune", "--budget", "kl<=1"),
+        ("tune", "--data", str(IMAGES)),
+        ("tune", "--data", str(IMAGES), "--budget", "speed>=2"),
+    ],
+)
+def test_what_is_no_command(words: tuple[str, ...], tmp_path: Path) -> None:
+    model = fresh_model(tmp_path)
+    with unchanged(model.parent):
+        done = call(*words, model)
+    assert done.code == 2 and ("next:" in done.err or "expected:" in done.err)

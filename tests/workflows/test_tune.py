@@ -1,0 +1,139 @@
+"""Sensitivity and tuning of the digits model: what is chosen is measured, and the recipe gives what was measured."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpusq_onnx
+from gpusq_onnx import errors
+from gpusq_onnx.calibration.groups import find_groups
+from gpusq_onnx.calibration.subject import Subject
+from gpusq_onnx.calibration.treatments import offered
+from gpusq_onnx.report.tuning import Tuning
+
+ASSETS = Path(__file__).parents[1] / "assets"
+MODEL, TRAIN = ASSETS / "digits_vit.onnx", ASSETS / "digits_train.npz"
+FEW = {"samples": 48, "calibrate": 16}
+LOOK = {"images": 8, "exact": 0, "forms": ["int8", "2:4 int8"]}
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return Subject.of(MODEL, gpusq_onnx.DataOptions(path=TRAIN, samples=8))
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tuning, Path]:
+    """The digits at no more than 13 % of their operations, and the recipe."""
+    recipe = tmp_path_factory.mktemp("tuned") / "recipe.toml"
+    found = gpusq_onnx.tune(MODEL, data=TRAIN, data_options=FEW, at_most="13%", output=recipe, measurements=1, **LOOK)
+    return found, recipe
+
+
+def test_groups_are_what_reads_one_tensor_and_each_attention_core(subject: Subject):
+    groups = find_groups(subject.model, subject.structure, offered(None))
+    names = [group.name for group in groups.groups]
+    assert names[:5] == [f"block 0 {role}" for role in ("qkv", "attention", "proj", "fc1", "fc2")]
+    assert sorted(groups.outside) == ["head.weight", "patch_embed.weight"]
+    fc1 = groups.groups[3].operations
+    assert fc1["2:4"] == fc1["dense"] / 2 and fc1["int8"] == fc1["dense"] / 16 and fc1["2:4 int8"] == fc1["int8"] / 2
+    total = sum(group.operations["dense"] for group in groups.groups) + sum(groups.outside.values())
+    assert total == pytest.approx(groups.total)
+
+
+def test_what_is_measured_and_what_is_estimated(tmp_path: Path):
+    options = {"data": TRAIN, "data_options": {"samples": 16}, "images": 8, "forms": ["int8"], "cache": tmp_path}
+    found = gpusq_onnx.sensitivity(MODEL, exact=8, **options)
+    measured = [loss for loss in found.found.losses if loss.exact is not None]
+    assert len(measured) == 8 < len(found.found.losses) == 15
+    assert {loss.group.split()[-1] for loss in measured} == {"qkv", "attention", "proj", "fc1", "fc2"}
+    assert all(loss.value >= 0 and np.isfinite(loss.value) for loss in found.found.losses)
+    assert found.found.rank_correlation is not None and "rank correlation" in str(found)
+    assert json.loads(json.dumps(found.report))["sensitivity"]["images"] == 4
+
+
+def test_the_cache_answers_the_same_question_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = {"data": TRAIN, "data_options": {"samples": 8}, "images": 8, "forms": ["int8"], "exact": 0}
+    first = gpusq_onnx.sensitivity(MODEL, cache=tmp_path, **options)
+    monkeypatch.setattr("gpusq_onnx.workflows.sensitivity.measure", lambda *asked: pytest.fail("measured again"))
+    assert gpusq_onnx.sensitivity(MODEL, cache=tmp_path, **options).found == first.found
+    with pytest.raises(pytest.fail.Exception):
+        gpusq_onnx.sensitivity(MODEL, cache=tmp_path, **{**options, "data_options": {"samples": 7}})
+
+
+def test_the_choice_costs_what_was_asked_and_no_uniform_one_is_better(tuned: tuple[Tuning, Path]):
+    found, _ = tuned
+    assert found.chosen is not None and found.chosen.share <= 0.13
+    cheap = [point for point in found.points if point.share <= 0.13]
+    assert "uniform 2:4 int8" in {point.name for point in found.points}
+    assert min(point.values["kl"] for point in cheap) == found.chosen.values["kl"]
+    assert [layer.name for layer in found.layers[-2:]] == ["patch_embed.weight", "head.weight"]
+    assert all(layer.reason for layer in found.layers)
+    assert "uniform int8" in str(found) and json.dumps(found.report)
+    assert (found.calibrated, found.measured) == (16, 32)
+
+
+def test_the_recipe_gives_the_model_that_was_measured(tuned: tuple[Tuning, Path], tmp_path: Path):
+    found, recipe = tuned
+    assert found.chosen is not None and recipe.read_text() == found.recipe
+    made = gpusq_onnx.compress(MODEL, recipe, data=TRAIN, data_options=FEW, output=tmp_path / "tuned.onnx")
+    assert made.pipeline == found.pipeline
+    pixels = np.load(TRAIN)["pixel_values"]
+    chosen = [index * len(pixels) // 48 for index in range(48)]
+    held = [index for place, index in enumerate(chosen) if place % 3]
+    compared = made.check(data={"pixel_values": pixels[held]}).comparison
+    assert compared.top1_agreement == found.chosen.values["agreement"]
+    groups = found.sensitivity.groups
+    cores = sum(g.operations[found.chosen.choice[g.name]] for g in groups.groups if g.attention is not None)
+    total = made.report["after"]["total"]["bit_operations"] + cores
+    assert total / groups.total == pytest.approx(found.chosen.share)
+
+
+def test_four_bits_and_eight_in_one_recipe(subject: Subject):
+    from gpusq_onnx.calibration.configuration import pipeline_of
+
+    groups = find_groups(subject.model, subject.structure, offered("ampere"))
+    choice = {group.name: "int8" for group in groups.groups}
+    choice |= {"block 0 fc1": "2:4 w4a8", "block 1 fc2": "dense", "block 2 attention": "dense"}
+    prune, quantise = pipeline_of(subject, groups, choice).steps
+    assert (prune.name, quantise.name) == ("prune24", "qdq-int4")
+    assert len(prune.options["skip"]) == 11 and len(quantise.options["eight"]) == 10  # type: ignore[arg-type]
+    assert quantise.options["skip"] == ["val_140"] and quantise.options["skip_attention"] == [2]
+    planned = gpusq_onnx.plan(MODEL, str(pipeline_of(subject, groups, choice)), data=TRAIN)
+    formats = {row.tensor: row.detail["format"] for row in planned.rows if row.decision == "quantise weight"}
+    assert formats["val_74"] != formats["val_13"] and "val_140" not in formats
+
+
+def test_a_budget_that_is_missed_writes_nothing(tmp_path: Path):
+    recipe = tmp_path / "recipe.toml"
+    found = gpusq_onnx.tune(
+        MODEL, data=TRAIN, data_options=FEW, budget="kl<=1e-12", output=recipe, measurements=1, **LOOK
+    )
+    assert found.chosen is None and not recipe.exists() and "missed" in str(found)
+    with pytest.raises(errors.GateFailed, match="no configuration meets"):
+        found.require()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"budget": "agrement>=0.9"}, "did you mean 'agreement'"),
+        ({"budget": "agreement>=97"}, "0 to 1"),
+        ({"budget": "agreement<=0.9"}, "written with >="),
+        ({"budget": "kl<=nine"}, "cannot be read"),
+        ({"budget": "ap-drop<=1"}, "--annotations"),
+        ({"at_most": "140%"}, "out of range"),
+        ({"at_most": "0.4"}, "such as 40%"),
+        ({}, "one of --budget and --at-most"),
+        ({"at_most": "40%", "budget": "kl<=1"}, "both"),
+        ({"at_most": "40%", "forms": ["int9"]}, "no form 'int9'"),
+        ({"at_most": "40%", "forms": ["2:4"], "target": "cpu"}, "on cpu"),
+        ({"at_most": "40%", "data_options": {"samples": 4, "calibrate": 4}}, "no samples are left"),
+        ({"at_most": "40%", "data": None, "data_options": None}, "there is none"),
+    ],
+)
+def test_what_cannot_be_asked(asked: dict[str, object], said: str):
+    with pytest.raises(errors.UsageError, match=said):
+        gpusq_onnx.tune(MODEL, **{"data": TRAIN, "data_options": FEW, **asked})  # type: ignore[arg-type]
