@@ -10,7 +10,7 @@ the factor is a power of two. K's transpose is before its pair already.
 A float grid rounds relative to each value, so outlier channels do not cost the others their precision: nothing is
 equalised by default. TensorRT's entropy calibrator is defined for steps of equal width and does not apply.
 
-Source: TensorRT explicit quantisation; OCP 8-bit floating point; ../shared/FORMATS.md for attention. Limits: a default
+Source: TensorRT explicit quantisation; OCP 8-bit floating point; docs/formats.md for attention. Limits: a default
 onnxruntime session refuses FP8 products (`graph.simulated`): the file is proven with `session.disable_quant_qdq=1`.
 """
 

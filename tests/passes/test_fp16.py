@@ -79,7 +79,7 @@ def test_fp16_follows_float32(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("profile", "weights"), [("accurate", "float"), ("sparse-int8", "int8")])
 def test_behind_24_and_qdq(profile: str, weights: str, harness: Path, tmp_path: Path) -> None:
     path, wide, output = ASSETS / "digits_vit.onnx", tmp_path / "wide.onnx", tmp_path / "out.onnx"
-    apply(f"prune24{{method=magnitude}},qdq-int8{{profile={profile} weights={weights}}}", path, wide)
+    apply(f"prune24{{method=sparsegpt}},qdq-int8{{profile={profile} weights={weights}}}", path, wide)
     outcome = apply("fp16", wide, output)
     assert "weights and scales of FP16 operators are FP16" in outcome.steps[-1].facts
     model = io.load(output)
