@@ -136,7 +136,7 @@ def _watch(row: PlanRow, sites: Mapping[str, Site], settings: Settings) -> Watch
     dense = all(site.op != "ConvTranspose" and site.group == 1 for site in readers)
     w = partial(_rows_of, readers) if readers and dense else None
     fmt, when = FORMATS[row.detail["format"]], row.detail.get("equalise", "never")
-    return Watch(settings.observer, fmt, when, fmt.blocks[0] if fmt.scales else 0, w)
+    return Watch(settings.observer, fmt, when, w, fmt.blocks[0] if fmt.scales else 0)
 
 
 def _rows_of(readers: Sequence[Site]) -> NDArray[Any]:

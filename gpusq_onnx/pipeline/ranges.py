@@ -38,17 +38,17 @@ class Watch:
     Attributes:
         make: makes the observer, given each channel's importance (None: all the same) and the format.
         format: that the activation will have.
-        block: elements that share a scale at run time, for a format whose activations get theirs there; 0 elsewhere.
         when: whether to equalise: never, where the first batch shows outlier channels, or always (it costs no node).
         w: reads the rows [out, k] of all weights that read the tensor; None for an output or an attention operand.
+        block: elements that share a scale at run time, for a format whose activations get theirs there; 0 elsewhere.
         factors: chosen at the first batch; None where nothing is to be equalised.
     """
 
     make: MakeObserver
     format: Format
     when: When = "never"
-    block: int = 0
     w: Callable[[], NDArray[Any]] | None = None
+    block: int = 0
     factors: Float32 | None = None
     _observer: Observer | None = None
 
