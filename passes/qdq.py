@@ -19,7 +19,7 @@ Limits: one scale an activation tensor.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -30,12 +30,33 @@ from gpusq_onnx.pipeline.quantising import QuantiseOptions, QuantisingPass
 from gpusq_onnx.quant.schemes import SCHEMES, Scheme
 
 
-class QdqOptions(QuantiseOptions):
+class ProfileOptions(QuantiseOptions):
+    """Options of passes whose codes INT8 kernels multiply."""
+
+    profile: Literal["accurate", "sparse-int8"] = Field("accurate", description="which tensors get a pair")
+    outputs: Literal["pruned", "all"] = Field("pruned", description="sparse-int8: of the pruned Linears, or of all")
+
+
+OptionsT = TypeVar("OptionsT", bound=ProfileOptions)
+
+
+class ProfiledPass(QuantisingPass[OptionsT]):
+    """A quantising pass for INT8 kernels: the sparse ones are INT8 in, INT8 out."""
+
+    @property
+    def narrow_outputs(self) -> bool:
+        return self.options.profile == "sparse-int8"
+
+    def wants_output(self, site: Site, given: Given) -> bool:
+        if not self.narrow_outputs:
+            return False
+        return self.options.outputs == "all" or pattern_of(site, given.facts) is not None
+
+
+class QdqOptions(ProfileOptions):
     """Options of `qdq`."""
 
     scheme: str = Field("int8", description=f"formats of weights and inputs: {', '.join(SCHEMES)}")
-    profile: Literal["accurate", "sparse-int8"] = Field("accurate", description="which tensors get a pair")
-    outputs: Literal["pruned", "all"] = Field("pruned", description="sparse-int8: of the pruned Linears, or of all")
     weights: Literal["float", "codes"] = Field("float", description="stored as float before Q/DQ, or as codes")
 
     @field_validator("scheme")
@@ -46,7 +67,7 @@ class QdqOptions(QuantiseOptions):
         return value
 
 
-class Qdq(QuantisingPass[QdqOptions]):
+class Qdq(ProfiledPass[QdqOptions]):
     """See the module's text."""
 
     name = "qdq"
@@ -62,23 +83,14 @@ class Qdq(QuantisingPass[QdqOptions]):
     def stores_codes(self) -> bool:
         return self.options.weights == "codes"
 
-    @property
-    def narrow_outputs(self) -> bool:
-        return self.options.profile == "sparse-int8"
 
-    def wants_output(self, site: Site, given: Given) -> bool:
-        return wants_sparse_output(self.options.profile, self.options.outputs, site, given)
-
-
-class QdqInt8Options(QuantiseOptions):
+class QdqInt8Options(ProfileOptions):
     """Options of `qdq-int8`."""
 
-    profile: Literal["accurate", "sparse-int8"] = Field("accurate", description="which tensors get a pair")
-    outputs: Literal["pruned", "all"] = Field("pruned", description="sparse-int8: of the pruned Linears, or of all")
     weights: Literal["float", "int8"] = Field("float", description="stored as float before Q/DQ, or as INT8 codes")
 
 
-class QdqInt8(QuantisingPass[QdqInt8Options]):
+class QdqInt8(ProfiledPass[QdqInt8Options]):
     """`qdq` with INT8 weights and activations."""
 
     name = "qdq-int8"
@@ -93,17 +105,3 @@ class QdqInt8(QuantisingPass[QdqInt8Options]):
     @property
     def stores_codes(self) -> bool:
         return self.options.weights == "int8"
-
-    @property
-    def narrow_outputs(self) -> bool:
-        return self.options.profile == "sparse-int8"
-
-    def wants_output(self, site: Site, given: Given) -> bool:
-        return wants_sparse_output(self.options.profile, self.options.outputs, site, given)
-
-
-def wants_sparse_output(profile: str, outputs: str, site: Site, given: Given) -> bool:
-    """Whether a site's output gets a pair: sparse INT8 kernels are INT8 in, INT8 out."""
-    if profile != "sparse-int8":
-        return False
-    return outputs == "all" or pattern_of(site, given.facts) is not None

@@ -25,10 +25,9 @@ from gpusq_onnx.graph.invariants import RESEARCH
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.passes.qdq import wants_sparse_output
+from gpusq_onnx.passes.qdq import ProfiledPass, ProfileOptions
 from gpusq_onnx.pipeline.base import Context, Fact, Given, PlanRow
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
-from gpusq_onnx.pipeline.quantising import QuantiseOptions, QuantisingPass
 from gpusq_onnx.pipeline.selectors import matches, require_matches
 from gpusq_onnx.quant.formats import INT4
 from gpusq_onnx.quant.schemes import SCHEMES, Scheme
@@ -39,7 +38,7 @@ WARNING = (
 )
 
 
-class QdqInt4Options(QuantiseOptions):
+class QdqInt4Options(ProfileOptions):
     """Options of `qdq-int4`."""
 
     activations: Literal["int8", "int4"] = Field("int8", description="data of the Linears: W4A8 or W4A4")
@@ -50,12 +49,10 @@ class QdqInt4Options(QuantiseOptions):
         0, description="weights along K that share a scale, native only; 0: one scale an output channel"
     )
     eight: list[str] = Field([], description="roles, operators or name patterns that keep 8 bits")
-    profile: Literal["accurate", "sparse-int8"] = Field("accurate", description="which tensors get a pair")
-    outputs: Literal["pruned", "all"] = Field("pruned", description="sparse-int8: of the pruned Linears, or of all")
     weights: Literal["float", "codes"] = Field("float", description="stored as float before Q/DQ, or as codes")
 
 
-class QdqInt4(QuantisingPass[QdqInt4Options]):
+class QdqInt4(ProfiledPass[QdqInt4Options]):
     """See the module's text."""
 
     name = "qdq-int4"
@@ -82,13 +79,6 @@ class QdqInt4(QuantisingPass[QdqInt4Options]):
     @property
     def stores_codes(self) -> bool:
         return self.options.weights == "codes"
-
-    @property
-    def narrow_outputs(self) -> bool:
-        return self.options.profile == "sparse-int8"
-
-    def wants_output(self, site: Site, given: Given) -> bool:
-        return wants_sparse_output(self.options.profile, self.options.outputs, site, given)
 
     def requires(self, model: Model, structure: Structure) -> None:
         super().requires(model, structure)

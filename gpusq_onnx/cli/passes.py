@@ -72,7 +72,7 @@ def show(
 
 
 def _show_targets(json: Json) -> None:
-    """The table behind `--target`."""
+    """The table that `--target` reads."""
     from gpusq_onnx.cli import console
     from gpusq_onnx.pipeline.targets import COLUMNS, TARGETS
 

@@ -29,7 +29,7 @@ class _Factor:
 
 
 def scale_to_move(attention: Attention) -> float | str:
-    """The factor that comes to stand before Q, or a sentence why nothing moves."""
+    """The factor that moves before Q, or a sentence why nothing moves."""
     if attention.fused:
         return "one fused node has its factor inside"
     after, key = _after(attention.scores), _before(attention.scores.inputs[1])

@@ -1,7 +1,7 @@
 """What onnxruntime's CPU kernels lack, and a model in ordinary operators that computes the same.
 
     FP4 tensors, activations quantised at run time   no session loads them. The model has a *twin* instead: weights as
-                                                     the floats that their codes stand for, and ordinary operators that
+                                                     the floats that their codes mean, and ordinary operators that
                                                      compute what `quant.dynamic` says
     FP8 pairs around a product                       a default session fuses them into integer kernels, which take no
                                                      FP8, and refuses the model; `session.disable_quant_qdq=1` runs it

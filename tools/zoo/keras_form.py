@@ -1,6 +1,6 @@
 """A ViT in the form that tf2onnx gives a Keras one, written by hand: TensorFlow is no package that the zoo installs.
 
-What is of that form: the image is uint8 NHWC and normalised inside; every Conv stands between Transposes; a Dense layer
+What is of that form: the image is uint8 NHWC and normalised inside; every Conv is between Transposes; a Dense layer
 is Reshape to two axes, MatMul, Add, Reshape back; a MultiHeadAttention's projections are Einsums with weights of three
 axes; LayerNormalization is in parts; GELU is Erf; opset 15, dynamic batch, names with slashes and colons.
 """
