@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gpusq_onnx.pipeline.base import Given as PlanContext
     from gpusq_onnx.quant.formats import Format
     from gpusq_onnx.quant.schemes import Scheme
-    from gpusq_onnx.runtime.gates import Gates
+    from gpusq_onnx.runtime.compare.gates import Gates
     from gpusq_onnx.sparsity.patterns import Pattern
     from gpusq_onnx.workflows.apply import compress
     from gpusq_onnx.workflows.bench import bench
@@ -66,7 +66,7 @@ _HOMES = {
     "DataOptions": "data.options:DataOptions",
     "EngineOptions": "workflows.build:EngineOptions",
     "Format": "quant.formats:Format",
-    "Gates": "runtime.gates:Gates",
+    "Gates": "runtime.compare.gates:Gates",
     "Model": "graph.model:Model",
     "Pass": "pipeline.base:Pass",
     "PassOptions": "pipeline.base:PassOptions",

@@ -4,9 +4,10 @@
     If(constant) -> its branch                  MatMul(x, Reshape(W)), Mul(W, s) -> MatMul(x, one initializer)
 
 It comes by itself: before the first pass of a pipeline that prunes or quantises, where it has something to do
-(`--no-canonical` leaves it out). Each rewrite computes the same up to rounding. How, and why not: `graph.canonical`.
+(`--no-canonical` leaves it out). Each rewrite computes the same up to rounding. How, and why not:
+`graph.rewrites.canonical`.
 
-Limits: the rows of `graph.canonical.RULES`.
+Limits: the rows of `graph.rewrites.canonical.RULES`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from gpusq_onnx.graph.canonical import RULES, Change, canonicalise, has_candidates
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.rewrites.canonical import RULES, Change, canonicalise, has_candidates
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Given, Pass, PassOptions, PlanRow
 from gpusq_onnx.runtime.ort import silenced

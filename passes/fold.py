@@ -3,7 +3,7 @@
     Transpose(W), Mul(W, s), Einsum(W, V), MLP(constant table) -> one initializer, the nodes that compute it go
 
 Exporters leave such parts where weights are shared, scaled or made from tables (SwinV2's position MLP). TensorRT folds
-them when it builds; pruning and quantisation need them before. What is kept and why: `gpusq_onnx.graph.folding`.
+them when it builds; pruning and quantisation need them before. What is kept and why: `graph.rewrites.folding`.
 
 Limits: shapes that depend on a dynamic dimension stay in the graph.
 """
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from gpusq_onnx.graph.folding import MIB, Fold, fold, foldable
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.rewrites.folding import MIB, Fold, fold, foldable
 from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Given, Pass, PassOptions, PlanRow

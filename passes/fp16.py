@@ -2,7 +2,7 @@
 
     weights, biases, norms    FP16, rounded to nearest; INT8 codes stay
     scales                    FP16, at least 6.1e-5: the scale's type is the DequantizeLinear's output type
-    activations               FP16, but where FP16 overflows or is too coarse: `gpusq_onnx.graph.precision` is the list
+    activations               FP16, but where FP16 overflows or is too coarse: `graph.fp16.policy` is the list
     inputs and outputs        as they were, a Cast at the border; FP16 themselves with io=float16
 
 LayerNormalization and Softmax stay FP16, since TensorRT and onnxruntime compute them in FP32 inside; a LayerNorm in
@@ -21,17 +21,17 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from gpusq_onnx.calibration.extremes import magnitudes
 from gpusq_onnx.errors import NothingMatched, SelectorUnmatched, UnsupportedModelError
-from gpusq_onnx.graph.half import LARGEST, SMALLEST_NORMAL, is_single, weight_range
-from gpusq_onnx.graph.halve import halve
+from gpusq_onnx.graph.fp16.numeric import LARGEST, SMALLEST_NORMAL, is_single, weight_range
+from gpusq_onnx.graph.fp16.policy import kept_single
+from gpusq_onnx.graph.fp16.rewrite import halve
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
-from gpusq_onnx.graph.norms import Parts, find_parts, fuse
-from gpusq_onnx.graph.precision import kept_single
-from gpusq_onnx.graph.simulated import runs_as
+from gpusq_onnx.graph.qdq.simulated import runs_as
+from gpusq_onnx.graph.rewrites.norms import Parts, find_parts, fuse
 from gpusq_onnx.graph.sites import OPERATORS, module_path
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow, Written
-from gpusq_onnx.pipeline.extremes import magnitudes
 from gpusq_onnx.pipeline.facts import HalfPrecision
 
 LOST = 0.01  # share of a weight's norm that may be lost below FP16's normal numbers without a word

@@ -5,13 +5,13 @@
     onnxruntime   com.microsoft::MatMulNBits nodes, with the accuracy level that is asked for; TensorRT has no such node
 
 A block's scale is the clip of least squared error over its weights that are not zero. With calibration data, scales and
-codes are chosen by what they do to each layer's output (`gpusq_onnx.pipeline.rounding`); without, weights are rounded
+codes are chosen by what they do to each layer's output (`calibration.rounding`); without, weights are rounded
 to nearest. Blocks divide K and are no longer than `block`. Of its own accord the pass takes 128 or 64 for TensorRT,
 which documents these two, shorter ones where neither divides K (TensorRT-RTX's builder takes 16 to 256), and 32 for
 onnxruntime. Shorter blocks are more accurate: on ViT-Tiny, rounded to nearest, blocks of 32 keep 83.4 % top-1, of 64
 and 128 81.2 (dense 83.5). Convolutions keep their weights: no kernel reads 4 bits there.
 
-Source: docs/formats.md; forms in `gpusq_onnx.graph.weight_only`. Limits: MatMul and Gemm; weights that nobody else
+Source: docs/formats.md; forms in `gpusq_onnx.graph.qdq.weight_only`. Limits: MatMul and Gemm; weights that nobody else
 reads; one zero point, which is zero.
 """
 
@@ -23,18 +23,18 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field
 
+from gpusq_onnx.calibration.quantising import require_float
+from gpusq_onnx.calibration.rounding import ROUNDING, Grid, Rounding, round_weights, rounding_of
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.qdq.weight_only import NBITS, find_nbits, write_dequantized, write_nbits
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.graph.weight_only import NBITS, find_nbits, write_dequantized, write_nbits
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, Written
 from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.parallel import in_order
-from gpusq_onnx.pipeline.quantising import require_float
-from gpusq_onnx.pipeline.rounding import ROUNDING, Grid, Rounding, round_weights, rounding_of
 from gpusq_onnx.pipeline.selectors import Selector
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import INT4, quantize

@@ -3,7 +3,8 @@
     Conv(x, W[O, C, P, P]), stride P -> Reshape, Transpose, Reshape, MatMul(., W[C*P*P, O]), Add, Transpose
 
 The result computes the same, up to the order of its sums. `prune24{patch=true}` and `qdq-int8{patch=true}` then treat
-it like the other Linears; without these options it stays float. How, and what cannot be rewritten: `graph.patches`.
+it like the other Linears; without these options it stays float. How, and what cannot be rewritten:
+`graph.rewrites.patches`.
 
 Source: GPUSQ-ViT section 3.2 ("implicit GEMM"). Limits: images of a fixed height and width that whole patches fill.
 """
@@ -16,8 +17,8 @@ from pydantic import Field
 
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.patches import RULE, declared, is_tiling, tiles_of, to_product
-from gpusq_onnx.graph.rewriting import Known, Unfit
+from gpusq_onnx.graph.rewrites.patches import RULE, declared, is_tiling, tiles_of, to_product
+from gpusq_onnx.graph.rewrites.rule import Known, Unfit
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Given, Pass, PassOptions, PlanRow

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from gpusq_onnx.calibration.walk import Walk, observable
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.rescale import own_bias, shift_bias
+from gpusq_onnx.graph.qdq.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, Written
@@ -34,7 +35,6 @@ from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order, share
 from gpusq_onnx.pipeline.selectors import Selector
-from gpusq_onnx.pipeline.walk import Walk, observable
 from gpusq_onnx.sparsity import magnitude, sparsegpt
 from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, parse_pattern
 

@@ -26,8 +26,8 @@ from typing import Literal
 from pydantic import Field
 
 from gpusq_onnx.errors import NothingMatched, UsageError
-from gpusq_onnx.graph.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.qdq.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.learn import planning
 from gpusq_onnx.learn.environment import require_training

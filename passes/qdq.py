@@ -13,7 +13,7 @@ product with V, at most 1/127. Everything is symmetric with zero point 0, as Ten
 
 `qdq` takes any scheme of `quant.schemes`; `qdq-int8` is its name for INT8 weights and activations.
 
-Source: GPUSQ-ViT section 3.3; placement in `gpusq_onnx.graph.qdq`; equalising `gpusq_onnx.quant.equalise`.
+Source: GPUSQ-ViT section 3.3; placement in `gpusq_onnx.graph.qdq.pairs`; equalising `gpusq_onnx.quant.equalise`.
 Limits: one scale an activation tensor.
 """
 
@@ -23,10 +23,10 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, field_validator
 
+from gpusq_onnx.calibration.quantising import QuantiseOptions, QuantisingPass
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.pipeline.base import Given
 from gpusq_onnx.pipeline.facts import pattern_of
-from gpusq_onnx.pipeline.quantising import QuantiseOptions, QuantisingPass
 from gpusq_onnx.quant.schemes import SCHEMES, Scheme
 
 

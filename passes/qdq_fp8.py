@@ -11,7 +11,7 @@ A float grid rounds relative to each value, so outlier channels do not cost the 
 equalised by default. TensorRT's entropy calibrator is defined for steps of equal width and does not apply.
 
 Source: TensorRT explicit quantisation; OCP 8-bit floating point; docs/formats.md for attention. Limits: a default
-onnxruntime session refuses FP8 products (`graph.simulated`): the file is proven with `session.disable_quant_qdq=1`.
+onnxruntime session refuses FP8 products (`graph.qdq.simulated`): the file is proven with `session.disable_quant_qdq=1`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from gpusq_onnx.graph.attention_scale import move_scale, scale_to_move
+from gpusq_onnx.calibration.quantising import QuantiseOptions, QuantisingPass
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.rewrites.attention_scale import move_scale, scale_to_move
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline.base import Context, Given, PlanRow
-from gpusq_onnx.pipeline.quantising import QuantiseOptions, QuantisingPass
 from gpusq_onnx.quant.schemes import SCHEMES, Scheme
 
 

@@ -9,7 +9,7 @@ TensorRT refuses static FP4 activations, and gives random output where the numbe
 Attention products and convolutions stay float: NVFP4 is for MatMul and Gemm.
 
 No onnxruntime kernel runs FP4, so the written file is not proven: what is proven, and what `check` runs, is its twin in
-ordinary operators (`graph.simulated`).
+ordinary operators (`graph.qdq.simulated`).
 
 Source: TensorRT explicit quantisation; ModelOpt `nvfp4_exporter.py`; `gpusq_onnx.quant.dynamic`. Limits: float32
 models, and no `fp16` after it; K a multiple of 16.
@@ -24,12 +24,12 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from gpusq_onnx.calibration.quantising import QuantiseOptions, QuantisingPass
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.simulated import NOTES
+from gpusq_onnx.graph.qdq.simulated import NOTES
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Context, PlanRow
-from gpusq_onnx.pipeline.quantising import QuantiseOptions, QuantisingPass
 from gpusq_onnx.quant.schemes import SCHEMES, Scheme
 
 MARK = "pkg.gpusq_onnx.not_proven"

@@ -1,1 +1,1 @@
-"""What a model's layers cost it when they are pruned or quantised: measured on data, and searched under a budget."""
+"""Statistics of activations over data, and what is decided on them: ranges, scales, rounding."""

@@ -58,7 +58,7 @@ class EngineArgs:
 
     def options(self, *, rtx: bool) -> "EngineOptions":
         """As the library takes them. Raises UsageError for a memory limit that cannot be read."""
-        from gpusq_onnx.runtime.builder.options import parse_memory
+        from gpusq_onnx.runtime.tensorrt.options import parse_memory
         from gpusq_onnx.workflows.build import EngineOptions
 
         return EngineOptions(
@@ -120,7 +120,7 @@ def build(
     """Build a TensorRT engine and show, weight by weight, what TensorRT made of it; with a gate on sparse kernels."""
     from gpusq_onnx.cli.console import open_progress, publish, show, warn
     from gpusq_onnx.report.engine_digest import digest
-    from gpusq_onnx.runtime.builder.engine import card_of
+    from gpusq_onnx.runtime.tensorrt.engine import card_of
     from gpusq_onnx.workflows.build import build as build_model
 
     plan = output or model.with_suffix(".plan")

@@ -19,7 +19,7 @@ from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed, 
 from gpusq_onnx.errors import UsageError
 
 if TYPE_CHECKING:
-    from gpusq_onnx.runtime.gates import Gates
+    from gpusq_onnx.runtime.compare.gates import Gates
     from gpusq_onnx.workflows.check import Look, Parsing
 
 _gate = partial(Option, rich_help_panel="Gates (exit code 1 when one is not met)")
@@ -46,7 +46,7 @@ class GateArgs:
 
     def gates(self) -> "Gates":
         """As the library takes them."""
-        from gpusq_onnx.runtime.gates import Gates
+        from gpusq_onnx.runtime.compare.gates import Gates
 
         return Gates(**asdict(self))
 

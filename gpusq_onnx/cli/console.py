@@ -16,7 +16,7 @@ from typing import Any
 
 from gpusq_onnx.cli.options import STDOUT
 from gpusq_onnx.files import Staging, staged, write_text
-from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.text import printable
 
 EVERY = 30  # seconds between two lines of progress in a log

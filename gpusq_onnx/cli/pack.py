@@ -52,7 +52,7 @@ def unpack(
 ) -> None:
     """Restore the model that was packed: the same bytes, or an error and nothing written."""
     from gpusq_onnx.cli.console import show
-    from gpusq_onnx.graph.packed import read_contents
+    from gpusq_onnx.graph.pack.archive import read_contents
     from gpusq_onnx.workflows.pack import unpack as unpack_model
 
     target = unpack_model(packed, output)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 
 import onnx_graphsurgeon as gs
 
-from gpusq_onnx.graph.dynamic import OPERATOR
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.quantize_nodes import is_grid_clip
+from gpusq_onnx.graph.qdq.dynamic import OPERATOR
+from gpusq_onnx.graph.qdq.quantize_nodes import is_grid_clip
 
 # What a residual branch may go through between a Linear and the Add that joins it: layout, layer scale, drop path, and
 # what follows a Linear where norms come last (SwinV2's LayerNorm, LeViT's BatchNorm).

@@ -18,11 +18,11 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
-from gpusq_onnx.graph.codes import scales_another
 from gpusq_onnx.graph.dataflow import Dataflow
-from gpusq_onnx.graph.dynamic import FORMAT, QUANTISERS, is_dynamic
 from gpusq_onnx.graph.model import Model, check_names, data_type_of, type_name, values_of
-from gpusq_onnx.graph.quantize_nodes import code_type
+from gpusq_onnx.graph.qdq.codes import scales_another
+from gpusq_onnx.graph.qdq.dynamic import FORMAT, QUANTISERS, is_dynamic
+from gpusq_onnx.graph.qdq.quantize_nodes import code_type
 from gpusq_onnx.graph.snapshot import Snapshot, take
 from gpusq_onnx.quant.formats import FORMATS, natural
 

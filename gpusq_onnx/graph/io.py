@@ -24,8 +24,8 @@ from onnx import GraphProto, ModelProto, TensorProto
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.files import Staging, staged
 from gpusq_onnx.graph import scan
-from gpusq_onnx.graph.arrival import Arrival
-from gpusq_onnx.graph.door import READABLE, USABLE, admit
+from gpusq_onnx.graph.door.admission import READABLE, USABLE, admit
+from gpusq_onnx.graph.door.arrival import Arrival
 from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
 from gpusq_onnx.graph.origin import reads

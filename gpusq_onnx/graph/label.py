@@ -3,7 +3,7 @@
 Why low: a default session of onnxruntime 1.28 to 1.32 gives a QuantizeLinear that it moves past a Reshape or Transpose
 an `output_dtype` from opset 21 on, and then refuses it beside its zero point. It makes such Reshapes itself where a
 MatMul of static shape is followed by a bias. TensorRT wants that zero point; the same graph labelled 20 loads. Where an
-operator keeps the label above 20: `graph.newer`.
+operator keeps the label above 20: `graph.rewrites.newer`.
 
 How it is decided: by onnx's own schemas (`onnx.defs`), node by node, in subgraphs and local functions too. A node may
 have another label where the operator exists there, takes the node's attributes, its number of inputs and outputs, and

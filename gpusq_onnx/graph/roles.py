@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.dataflow import CARRIERS, ELEMENTWISE, NONLINEAR, NORMS, Dataflow
-from gpusq_onnx.graph.dynamic import OPERATOR
 from gpusq_onnx.graph.model import Model, TensorSpec
+from gpusq_onnx.graph.qdq.dynamic import OPERATOR
 from gpusq_onnx.graph.sites import Site
 
 BLOCK_ROLES = frozenset("qkv q k v qk kv proj fc1 fc2".split())

@@ -4,7 +4,7 @@ ONNX shape inference with data propagation, on the model's skeleton (large initi
 dimension is a number, a name, or None where inference does not know it.
 
 Limits: legacy exports compute their shapes in the graph; dimensions after data-dependent arithmetic (NonZero, TopK of
-a dynamic k) stay unknown, and callers treat unknown as unknown; `pipeline.observed` looks in a run.
+a dynamic k) stay unknown, and callers treat unknown as unknown; `runtime.observed` looks in a run.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import onnx
 from onnx import GraphProto, shape_inference
 
 from gpusq_onnx.errors import UnsupportedModelError
-from gpusq_onnx.graph.dynamic import without_dynamic
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.qdq.dynamic import without_dynamic
 from gpusq_onnx.graph.snapshot import Snapshot, take
 
 Dim = int | str | None

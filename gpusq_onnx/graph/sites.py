@@ -28,9 +28,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.dataflow import Dataflow
-from gpusq_onnx.graph.dynamic import QUANTISERS
 from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
-from gpusq_onnx.graph.quantize_nodes import code_type, is_grid_clip
+from gpusq_onnx.graph.qdq.dynamic import QUANTISERS
+from gpusq_onnx.graph.qdq.quantize_nodes import code_type, is_grid_clip
 from gpusq_onnx.graph.trace import weight_of
 from gpusq_onnx.graph.views import View
 

@@ -23,7 +23,7 @@ from gpusq_onnx.errors import UnsupportedDataError
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.setup import Setup
 from gpusq_onnx.learn.stage import Stage
-from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.progress import Progress
 from gpusq_onnx.torchgraph.call import fed
 
 BATCH = 8  # no more images at once than a training step holds by default

@@ -11,7 +11,7 @@ from gpusq_onnx.learn.planning import sizes
 from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.learn.setup import prepare
 from gpusq_onnx.learn.stage import Stage
-from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.progress import Progress
 
 
 def distances(

@@ -37,7 +37,7 @@ from gpusq_onnx.learn.setup import Setup, phases
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.learn.teaching import Teaching
 from gpusq_onnx.learn.watch import Watch
-from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.runtime.machine import freed_memory_kept
 from gpusq_onnx.tasks.kinds import per_class
 from gpusq_onnx.torchgraph.call import fed

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.codes import set_weight_scales, weight_format, weight_scales_of
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.qdq.codes import set_weight_scales, weight_format, weight_scales_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.dynamic import scales_for

@@ -22,7 +22,7 @@ from gpusq_onnx.learn.feed import Part
 from gpusq_onnx.learn.forms import Form
 from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.learn.stage import Stage
-from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.progress import Progress
 from gpusq_onnx.torchgraph.call import fed
 from gpusq_onnx.torchgraph.network import Network
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.progress import Progress
 
 
 class Watch:

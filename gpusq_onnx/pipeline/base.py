@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.progress import NullProgress, Progress
 
 SKIP = "skip"
 

@@ -30,7 +30,7 @@ from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
 from gpusq_onnx.pipeline.fingerprint import Fingerprint
 from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.pipeline.parallel import one_blas_thread
-from gpusq_onnx.pipeline.progress import Labelled, Progress
+from gpusq_onnx.progress import Labelled, Progress
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial import Trials
 

@@ -14,9 +14,10 @@ from types import MappingProxyType
 import numpy as np
 
 from gpusq_onnx.errors import UnsupportedModelError
-from gpusq_onnx.graph import invariants, placement
-from gpusq_onnx.graph.codes import codes_of
+from gpusq_onnx.graph import invariants
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.qdq import placement
+from gpusq_onnx.graph.qdq.codes import codes_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.parsing import parse_json

@@ -27,10 +27,11 @@ from gpusq_onnx.data.remembered import Settled
 from gpusq_onnx.data.source import Source, open_source
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.files import Staging, in_the_way, staged
-from gpusq_onnx.graph import invariants, io, newer
+from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.blame import blaming
-from gpusq_onnx.graph.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.qdq.codes import store_on_grid, weight_format
+from gpusq_onnx.graph.rewrites import newer
 from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import automatic, proof, table, targets
@@ -49,11 +50,11 @@ from gpusq_onnx.pipeline.execute import (
     take_facts,
 )
 from gpusq_onnx.pipeline.grammar import Pipeline
-from gpusq_onnx.pipeline.observed import observe
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, Proof, StepOutcome
-from gpusq_onnx.pipeline.progress import NullProgress, Progress
 from gpusq_onnx.pipeline.reproducer import reproducer
 from gpusq_onnx.pipeline.summary import architecture, as_planned, measure
+from gpusq_onnx.progress import NullProgress, Progress
+from gpusq_onnx.runtime.observed import observe
 from gpusq_onnx.runtime.trial import Trials
 
 

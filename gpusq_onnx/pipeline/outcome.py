@@ -75,7 +75,7 @@ class Proof:
     Attributes:
         default, unoptimised: "ran", "loaded" (no batch could be made), "refused", "failed" or "died"; with "unfused: "
             before it, what Q/DQ as written did in the place of the defaults, with "twin: " the same graph in ordinary
-            operators (`graph.simulated`).
+            operators (`graph.qdq.simulated`).
         outputs: how the two agree, where both ran.
         note: why something is not proven.
     """

@@ -13,8 +13,8 @@ a scale, a zero point or an axis is off by the size of the output itself (tests)
 integer kernels saturate, which is the CPU's fault and not the file's: the precise ones are judged there, and a warning
 says what the defaults lose.
 
-What no CPU kernel runs has another way, which the report names (`graph.simulated`): FP8 products with Q/DQ as written
-in place of the defaults, FP4 as the twin in ordinary operators.
+What no CPU kernel runs has another way, which the report names (`graph.qdq.simulated`): FP8 products with Q/DQ as
+written in place of the defaults, FP4 as the twin in ordinary operators.
 
 Outputs after a choice (`graph.continuity`) are reported and not judged, but that NaN may not come up. A model that came
 in like that (an operator of another domain, or one that onnxruntime does not have) is not our fault: a warning says
@@ -35,11 +35,11 @@ from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.continuity import smooth_outputs
-from gpusq_onnx.graph.float_twin import remove_quantisation
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.qdq.float_twin import remove_quantisation
+from gpusq_onnx.graph.qdq.simulated import NOTES, runs_as, twin_of
+from gpusq_onnx.graph.qdq.weight_only import find_nbits, rounds_data
 from gpusq_onnx.graph.shapes import Types
-from gpusq_onnx.graph.simulated import NOTES, runs_as, twin_of
-from gpusq_onnx.graph.weight_only import find_nbits, rounds_data
 from gpusq_onnx.pipeline.outcome import Agreement, Proof
 from gpusq_onnx.runtime.trial import WAYS, Attempt, Trial, Way
 from gpusq_onnx.tasks.classification import cosine

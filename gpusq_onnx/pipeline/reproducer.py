@@ -26,7 +26,7 @@ from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import facts, recipe
 from gpusq_onnx.pipeline.execute import FACTS, Run, begin, execute
 from gpusq_onnx.pipeline.grammar import Pipeline, Step
-from gpusq_onnx.pipeline.progress import NullProgress
+from gpusq_onnx.progress import NullProgress
 
 
 @contextmanager

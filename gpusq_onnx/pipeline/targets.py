@@ -20,7 +20,7 @@ from typing import Any
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.opset import NEWEST
-from gpusq_onnx.graph.weight_only import NBITS
+from gpusq_onnx.graph.qdq.weight_only import NBITS
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.base import Written
 from gpusq_onnx.pipeline.grammar import Pipeline, Step, did_you_mean

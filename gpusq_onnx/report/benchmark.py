@@ -1,7 +1,7 @@
 """The result of `bench`: models and their dense baselines, each with its cells by batch size, as data.
 
-Ratios are paired by round (`runtime.timing`): to the reference, TF32 where the device has it, else FP32; and to dense
-INT8.
+Ratios are paired by round (`runtime.bench.timing`): to the reference, TF32 where the device has it, else FP32; and to
+dense INT8.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpusq_onnx import __version__
-from gpusq_onnx.runtime.timing import Rounds
+from gpusq_onnx.runtime.bench.timing import Rounds
 
 
 @dataclass(frozen=True)

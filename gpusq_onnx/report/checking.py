@@ -10,10 +10,10 @@ from typing import Any
 from gpusq_onnx.errors import GateFailed
 from gpusq_onnx.report.markdown import assemble, table
 from gpusq_onnx.report.preparation import line
-from gpusq_onnx.runtime.compare import Comparison
-from gpusq_onnx.runtime.gates import Gates
-from gpusq_onnx.runtime.parser import Verdict
-from gpusq_onnx.runtime.taps import TapDifference
+from gpusq_onnx.runtime.compare.gates import Gates
+from gpusq_onnx.runtime.compare.outputs import Comparison
+from gpusq_onnx.runtime.compare.taps import TapDifference
+from gpusq_onnx.runtime.tensorrt.parser import Verdict
 
 METRICS = {
     "top1": "top-1", "top5": "top-5", "AP": "AP", "AP50": "AP50", "AP75": "AP75",

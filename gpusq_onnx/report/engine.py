@@ -18,12 +18,12 @@ from typing import Any
 from gpusq_onnx import __version__
 from gpusq_onnx.report.inspection import Inspection, WeightReport
 from gpusq_onnx.report.kernels import Obstacle, why_dense
-from gpusq_onnx.runtime.builder.engine import Built
-from gpusq_onnx.runtime.builder.layers import Layer, nodes_of, read_layers, read_printed_layers
-from gpusq_onnx.runtime.builder.library import Library
-from gpusq_onnx.runtime.builder.options import BuildOptions
-from gpusq_onnx.runtime.builder.profiles import tuned_batch
-from gpusq_onnx.runtime.builder.sparsity import SparsityLog, read_sparsity
+from gpusq_onnx.runtime.tensorrt.engine import Built
+from gpusq_onnx.runtime.tensorrt.layers import Layer, nodes_of, read_layers, read_printed_layers
+from gpusq_onnx.runtime.tensorrt.library import Library
+from gpusq_onnx.runtime.tensorrt.options import BuildOptions
+from gpusq_onnx.runtime.tensorrt.profiles import tuned_batch
+from gpusq_onnx.runtime.tensorrt.sparsity import SparsityLog, read_sparsity
 
 AGREES = "as predicted"
 _MATRIX = ("gemm", "conv", "correlation", "matmul", "matrixmultiply", "fullyconnected")

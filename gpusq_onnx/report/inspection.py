@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from gpusq_onnx.graph.codes import float_format, quantised, weight_scales_of
 from gpusq_onnx.graph.invariants import RESEARCH
 from gpusq_onnx.graph.model import Model, type_name
+from gpusq_onnx.graph.qdq.codes import float_format, quantised, weight_scales_of
+from gpusq_onnx.graph.qdq.weight_only import NBITS, NBits, find_nbits, read_nbits
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.graph.weight_only import NBITS, NBits, find_nbits, read_nbits
-from gpusq_onnx.pipeline.progress import NullProgress, Progress, track
+from gpusq_onnx.progress import NullProgress, Progress, track
 from gpusq_onnx.quant.formats import INT4
 from gpusq_onnx.report.advice import for_file
 from gpusq_onnx.report.kernels import Facts, Obstacle, eligible, find_obstacles, kernel

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpusq_onnx.graph.codes import float_format, quantised
+from gpusq_onnx.graph.qdq.codes import float_format, quantised
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import PlanRow

@@ -7,7 +7,7 @@
 What is asked for runs, or the error says what is missing: nothing falls back to the CPU. A compressed ONNX file on the
 CPU is opened a second time with onnxruntime's defaults, as its users will. Each file meets onnxruntime in a process of
 its own first: one that ends it is compared in the form in which `apply` reads it (`graph.tidy`), one that no CPU kernel
-runs in another way, which a note names (`graph.simulated`).
+runs in another way, which a note names (`graph.qdq.simulated`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ from typing import Literal
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.io import load, write_tapped
-from gpusq_onnx.graph.simulated import NOTES, runs_as, twin_of
-from gpusq_onnx.pipeline.progress import Progress
+from gpusq_onnx.graph.qdq.simulated import NOTES, runs_as, twin_of
 from gpusq_onnx.pipeline.proof import require_survival
+from gpusq_onnx.progress import Progress
 from gpusq_onnx.report.tapping import choose, tapped
-from gpusq_onnx.runtime.compare import Loaded
-from gpusq_onnx.runtime.engine import SUFFIXES, Engine, built, require_tensorrt
+from gpusq_onnx.runtime.compare.engine import SUFFIXES, Engine, built, require_tensorrt
+from gpusq_onnx.runtime.compare.outputs import Loaded
+from gpusq_onnx.runtime.compare.taps import Tap
 from gpusq_onnx.runtime.ort import Session
-from gpusq_onnx.runtime.taps import Tap
 from gpusq_onnx.runtime.trial import Trial, Trials
 
 BATCH = 8  # of models with a free batch; also what an engine is built for

@@ -21,7 +21,7 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.runtime.taps import Tap
+from gpusq_onnx.runtime.compare.taps import Tap
 
 _MOVES = frozenset("Cast Concat DepthToSpace Dropout Expand Flatten Gather Identity Pad Reshape Slice SpaceToDepth "
                    "Split Squeeze Transpose Unsqueeze".split())  # fmt: skip

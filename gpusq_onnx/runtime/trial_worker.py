@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import GpusqError
-from gpusq_onnx.runtime.backend import random_feed
+from gpusq_onnx.runtime.bench.backend import random_feed
 from gpusq_onnx.runtime.child import serve
 from gpusq_onnx.runtime.ort import Session, numbers
 

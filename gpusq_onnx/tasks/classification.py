@@ -2,7 +2,7 @@
 
 A row is right at k when its label is among the k largest logits; equal logits rank by index, as argmax does. A row
 with a NaN is never right and agrees with nothing: silence about a broken model would be the worst answer.
-Accuracies are fractions, 0..1, as in `runtime.compare`. Memory does not grow with the number of rows.
+Accuracies are fractions, 0..1, as in `runtime.compare.outputs`. Memory does not grow with the number of rows.
 """
 
 from __future__ import annotations

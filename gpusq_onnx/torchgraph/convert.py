@@ -20,9 +20,9 @@ import torch
 from torch import fx
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.graph.dynamic import DOMAIN
 from gpusq_onnx.graph.model import Model, Node, Tensor, TensorSpec, values_of
 from gpusq_onnx.graph.opset import STANDARD
+from gpusq_onnx.graph.qdq.dynamic import DOMAIN
 from gpusq_onnx.torchgraph import elementwise, layout, neural, peepholes, quantiser, reductions
 from gpusq_onnx.torchgraph.builder import BATCHES, SHAPES, Affine, Builder, Size, Unsupported, Value
 from gpusq_onnx.torchgraph.call import Call, newest, table, tensor_of, torch_type

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpusq_onnx.graph.codes import scales_of
-from gpusq_onnx.graph.dynamic import FORMAT, OPERATOR
 from gpusq_onnx.graph.model import Node, type_name, values_of
-from gpusq_onnx.graph.quantize_nodes import activation_format, code_type, is_grid_clip
+from gpusq_onnx.graph.qdq.codes import scales_of
+from gpusq_onnx.graph.qdq.dynamic import FORMAT, OPERATOR
+from gpusq_onnx.graph.qdq.quantize_nodes import activation_format, code_type, is_grid_clip
 from gpusq_onnx.graph.trace import trace
 from gpusq_onnx.quant.formats import FORMATS, Format, format_of, natural
 from gpusq_onnx.quant.formats import quantize as quantized

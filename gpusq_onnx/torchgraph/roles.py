@@ -20,8 +20,8 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from gpusq_onnx.graph.codes import scales_another
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
+from gpusq_onnx.graph.qdq.codes import scales_another
 from gpusq_onnx.graph.shapes import is_float
 
 TRAINED = ("weight", "bias", "norm", "position", "scale")

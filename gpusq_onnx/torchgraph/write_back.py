@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
-from gpusq_onnx.graph.codes import clip_bounds
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.qdq.codes import clip_bounds
 from gpusq_onnx.torchgraph.network import Network
 from gpusq_onnx.torchgraph.quantiser import floor_of
 

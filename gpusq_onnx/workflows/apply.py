@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpusq_onnx.files import Scratch, Staging
 from gpusq_onnx.pipeline import manager
-from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import IN_MEMORY, AnyModel, as_file
 from gpusq_onnx.workflows.pipelines import AnyPasses, as_pipeline

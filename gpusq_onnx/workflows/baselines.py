@@ -23,15 +23,15 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import GpusqError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.cost import form_of
-from gpusq_onnx.graph.float_twin import remove_quantisation
 from gpusq_onnx.graph.model import Model, TensorSpec
 from gpusq_onnx.graph.pin import Sizes, is_open, pinned
+from gpusq_onnx.graph.qdq.float_twin import remove_quantisation
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import grammar, manager, table
-from gpusq_onnx.pipeline.progress import Progress
 from gpusq_onnx.pipeline.summary import measure
+from gpusq_onnx.progress import Progress
 from gpusq_onnx.report.inspection import WeightReport, inspect_model
-from gpusq_onnx.runtime.backend import Backend, Baseline, Variant
+from gpusq_onnx.runtime.bench.backend import Backend, Baseline, Variant
 
 Pin = Callable[[Sequence[TensorSpec]], Sizes]
 

@@ -15,11 +15,11 @@ from typing import Any, Literal, get_args
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import GpusqError, UsageError
 from gpusq_onnx.files import Scratch
-from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.benchmark import Benchmark, Cell, Row
-from gpusq_onnx.runtime.backend import Backend
+from gpusq_onnx.runtime.bench.backend import Backend
+from gpusq_onnx.runtime.bench.timing import Rounds, Timing, time_side_by_side
 from gpusq_onnx.runtime.machine import cpu_name, read_gpu
-from gpusq_onnx.runtime.timing import Rounds, Timing, time_side_by_side
 from gpusq_onnx.workflows.baselines import Entry, Pin, at_size, baseline_entries, given_entry
 from gpusq_onnx.workflows.models import AnyModel, as_file
 from gpusq_onnx.workflows.places import CACHE
@@ -64,15 +64,15 @@ def bench(
 def open_backend(name: Runtime, cache: Path = CACHE) -> Backend:
     """A backend by its name. Raises UsageError for one that there is not."""
     if name in ("onnxruntime", "onnxruntime-cuda"):
-        from gpusq_onnx.runtime.ort_backend import OrtBackend
+        from gpusq_onnx.runtime.bench.ort import OrtBackend
 
         return OrtBackend(gpu=name == "onnxruntime-cuda")
     if name == "tensorrt":
-        from gpusq_onnx.runtime.trt_backend import TrtBackend
+        from gpusq_onnx.runtime.bench.tensorrt import TrtBackend
 
         return TrtBackend(cache)
     if name in ("torch", "torch-cpu"):
-        from gpusq_onnx.torchgraph.backend import TorchBackend
+        from gpusq_onnx.torchgraph.lowering.backend import TorchBackend
 
         return TorchBackend("cpu" if name == "torch-cpu" else "cuda", cache)
     raise UsageError(f"there is no backend named {name!r}", expected=f"one of {', '.join(get_args(Runtime))}")

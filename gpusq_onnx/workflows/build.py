@@ -13,15 +13,15 @@ from gpusq_onnx.files import write_text
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.pin import pin_specs
-from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.engine import EngineReport, make_report
 from gpusq_onnx.report.engine_gates import parse_gate
 from gpusq_onnx.report.inspection import inspect_model
-from gpusq_onnx.runtime.builder import commands
-from gpusq_onnx.runtime.builder.engine import build_engine
-from gpusq_onnx.runtime.builder.library import find_library
-from gpusq_onnx.runtime.builder.options import BuildOptions
-from gpusq_onnx.runtime.builder.profiles import make_profiles, opens_batch, parse_batch, parse_shapes
+from gpusq_onnx.runtime.tensorrt import commands
+from gpusq_onnx.runtime.tensorrt.engine import build_engine
+from gpusq_onnx.runtime.tensorrt.library import find_library
+from gpusq_onnx.runtime.tensorrt.options import BuildOptions
+from gpusq_onnx.runtime.tensorrt.profiles import make_profiles, opens_batch, parse_batch, parse_shapes
 from gpusq_onnx.workflows.models import AnyModel, as_file
 from gpusq_onnx.workflows.sizes import open_sizes
 
@@ -36,7 +36,7 @@ class EngineOptions:
         batches: texts `MIN,OPT,MAX` or `N`: the batches it takes, tuned for OPT; a profile each.
         shapes: texts `INPUT:MIN,OPT,MAX`, all axes of one input.
         crop: side of the images in pixels, where any size goes.
-        tf32, optimization_level, memory, hardware, version_compatible: see `runtime.builder.options.BuildOptions`.
+        tf32, optimization_level, memory, hardware, version_compatible: see `runtime.tensorrt.options.BuildOptions`.
         rtx: TensorRT-RTX instead of TensorRT.
     """
 

@@ -21,15 +21,15 @@ from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import staged, write_text
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.tables import table_rows
-from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.checking import METRICS, CheckResult
 from gpusq_onnx.report.sides import BATCH, Runtime, is_plan, opened
-from gpusq_onnx.runtime.artefacts import Recorder, continuation
-from gpusq_onnx.runtime.compare import Comparison, compare
-from gpusq_onnx.runtime.difference import OutputsMetric
-from gpusq_onnx.runtime.gates import Gates
-from gpusq_onnx.runtime.parser import Verdict, parser_verdict
-from gpusq_onnx.runtime.taps import first_departure
+from gpusq_onnx.runtime.compare.artefacts import Recorder, continuation
+from gpusq_onnx.runtime.compare.difference import OutputsMetric
+from gpusq_onnx.runtime.compare.gates import Gates
+from gpusq_onnx.runtime.compare.outputs import Comparison, compare
+from gpusq_onnx.runtime.compare.taps import first_departure
+from gpusq_onnx.runtime.tensorrt.parser import Verdict, parser_verdict
 from gpusq_onnx.tasks.classification import Classification
 from gpusq_onnx.tasks.detection import Detection
 from gpusq_onnx.tasks.segmentation import Segmentation
@@ -101,13 +101,13 @@ def check(
     Args:
         original, compressed: paths or models in memory; `compressed` may be an engine's path.
         data, data_options: see `workflows.samples`; no data: synthetic images, which say little about accuracy.
-        gates: bounds by name (see `runtime.gates.Gates`), such as {"max_top1_drop": 1.0}; `CheckResult.failures` has
-            what is not met, and `CheckResult.require()` raises it.
+        gates: bounds by name (see `runtime.compare.gates.Gates`), such as {"max_top1_drop": 1.0};
+            `CheckResult.failures` has what is not met, and `CheckResult.require()` raises it.
         parsing: ask a TensorRT parser as well; its refusal is a failure.
 
     Raises:
         UsageError: a missing file, or a gate or a tap that this data or these models cannot answer.
-        UnsupportedModelError, UnsupportedDataError: see `runtime.compare.compare`.
+        UnsupportedModelError, UnsupportedDataError: see `runtime.compare.outputs.compare`.
         EnvironmentLacking: TensorRT, CUDA or a GPU is asked for and missing.
     """
     bounds = gates if isinstance(gates, Gates) else gates_of(gates or {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.inspection import Inspection, inspect_model
 from gpusq_onnx.workflows.models import AnyModel, as_file
 

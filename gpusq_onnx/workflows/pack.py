@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.graph.container import Contents
 from gpusq_onnx.graph.io import file_digest
-from gpusq_onnx.graph.packed import pack_model, read_contents, unpack_model
-from gpusq_onnx.pipeline.progress import NullProgress, Progress
+from gpusq_onnx.graph.pack.archive import pack_model, read_contents, unpack_model
+from gpusq_onnx.graph.pack.container import Contents
+from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.workflows.models import AnyModel, as_file
 
 SUFFIX = ".gpusq"

@@ -25,7 +25,7 @@ from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
 from gpusq_onnx.report import notebook, run
 from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.prediction import Predicted
-from gpusq_onnx.runtime.gates import Gates
+from gpusq_onnx.runtime.compare.gates import Gates
 from gpusq_onnx.workflows import models, samples
 from gpusq_onnx.workflows.check import check
 from gpusq_onnx.workflows.models import AnyModel, name_of

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpusq_onnx import __version__
-from gpusq_onnx.calibration.groups import Groups, find_groups
-from gpusq_onnx.calibration.sensitivity import Sensitivity, measure
-from gpusq_onnx.calibration.subject import Subject
-from gpusq_onnx.calibration.treatments import Treatment, offered
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.files import Scratch, write_text
 from gpusq_onnx.parsing import parse_json
-from gpusq_onnx.pipeline.progress import NullProgress, Progress
-from gpusq_onnx.report.tuning import SensitivityReport
-from gpusq_onnx.runtime.builder.store import Store
+from gpusq_onnx.progress import NullProgress, Progress
+from gpusq_onnx.runtime.tensorrt.store import Store
+from gpusq_onnx.tuning.groups import Groups, find_groups
+from gpusq_onnx.tuning.report import SensitivityReport
+from gpusq_onnx.tuning.sensitivity import Sensitivity, measure
+from gpusq_onnx.tuning.subject import Subject
+from gpusq_onnx.tuning.treatments import Treatment, offered
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions

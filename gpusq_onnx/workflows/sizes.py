@@ -8,7 +8,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.sizes import sizes_for
 from gpusq_onnx.graph.model import TensorSpec
 from gpusq_onnx.graph.pin import is_open, pin_specs
-from gpusq_onnx.runtime.builder.profiles import parse_shapes
+from gpusq_onnx.runtime.tensorrt.profiles import parse_shapes
 
 
 def open_sizes(inputs: Sequence[TensorSpec], shapes: Sequence[str], options: DataOptions) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """`tune`: choose a form for each group of layers under a budget, measure it, and write it as a recipe for `apply`.
 
     sensitivity     what each group costs alone, label-free (`workflows.sensitivity`, kept in the cache)
-    search          the convex road over the sums (`calibration.search`)
+    search          the convex road over the sums (`tuning.search`)
     measurements    each configuration is made for real by the manager and compared with the dense model on samples that
                     nothing was calibrated with
     result          the cheapest configuration that meets the budget, as a recipe; or GateFailed
@@ -19,26 +19,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.calibration.budget import Budget, parse_budget, parse_share, values_of
-from gpusq_onnx.calibration.configuration import pipeline_of
-from gpusq_onnx.calibration.divergence import Divergence
-from gpusq_onnx.calibration.groups import Groups, find_groups
-from gpusq_onnx.calibration.reasons import layers
-from gpusq_onnx.calibration.sensitivity import by_group
-from gpusq_onnx.calibration.subject import Subject
-from gpusq_onnx.calibration.treatments import DENSE, offered
-from gpusq_onnx.calibration.tuning import Point, Tuner
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most as up_to
 from gpusq_onnx.data.subset import split
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import Scratch, Staging, staged, write_text
 from gpusq_onnx.pipeline import manager, recipe
-from gpusq_onnx.pipeline.progress import NullProgress, Progress
-from gpusq_onnx.report.tuning import SensitivityReport, Tuning
-from gpusq_onnx.runtime.compare import compare
+from gpusq_onnx.progress import NullProgress, Progress
+from gpusq_onnx.runtime.compare.outputs import compare
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.tasks.classification import Classification
+from gpusq_onnx.tuning.budget import Budget, parse_budget, parse_share, values_of
+from gpusq_onnx.tuning.configuration import pipeline_of
+from gpusq_onnx.tuning.divergence import Divergence
+from gpusq_onnx.tuning.groups import Groups, find_groups
+from gpusq_onnx.tuning.reasons import layers
+from gpusq_onnx.tuning.report import SensitivityReport, Tuning
+from gpusq_onnx.tuning.rounds import Point, Tuner
+from gpusq_onnx.tuning.sensitivity import by_group
+from gpusq_onnx.tuning.subject import Subject
+from gpusq_onnx.tuning.treatments import DENSE, offered
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.check import judge_of
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of

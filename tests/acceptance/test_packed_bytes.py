@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from acceptance_table import Table, gpusq
 
-from gpusq_onnx.graph.container import Reader
+from gpusq_onnx.graph.pack.container import Reader
 from tools.zoo.checker import ratio, weights_of
 
 pytestmark = pytest.mark.slow
@@ -97,6 +97,6 @@ def test_every_model_comes_back(model: str, exporter: str, export: Callable[[str
 
 def unpacked(packed: Path, target: Path) -> None:
     """By the library: the command line prints no JSON."""
-    from gpusq_onnx.graph.packed import unpack_model
+    from gpusq_onnx.graph.pack.archive import unpack_model
 
     unpack_model(packed, target)

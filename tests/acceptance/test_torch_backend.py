@@ -19,7 +19,7 @@ from gpusq_onnx.pipeline.table import expand
 from gpusq_onnx.runtime.kernels.choose import Chooser
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.torchgraph.convert import convert
-from gpusq_onnx.torchgraph.integer import lower
+from gpusq_onnx.torchgraph.lowering.integer import lower
 
 pytestmark = pytest.mark.slow
 

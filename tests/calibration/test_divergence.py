@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from gpusq_onnx.calibration.divergence import Divergence
-from gpusq_onnx.calibration.estimate import rank_correlation
+from gpusq_onnx.tuning.divergence import Divergence
+from gpusq_onnx.tuning.estimate import rank_correlation
 
 RNG = np.random.default_rng(0)
 

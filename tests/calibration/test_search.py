@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpusq_onnx.calibration.budget import parse_budget
-from gpusq_onnx.calibration.groups import Group, Groups
-from gpusq_onnx.calibration.search import along, hull, moves
-from gpusq_onnx.calibration.treatments import DENSE, TREATMENTS, offered
-from gpusq_onnx.calibration.tuning import Tuner
+from gpusq_onnx.tuning.budget import parse_budget
+from gpusq_onnx.tuning.groups import Group, Groups
+from gpusq_onnx.tuning.rounds import Tuner
+from gpusq_onnx.tuning.search import along, hull, moves
+from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS, offered
 
 FORMS = {"2:4": 8.0, "int8": 1.0, "2:4 int8": 0.5}
 LOSSES = st.fixed_dictionaries({form: st.integers(0, 50).map(float) for form in FORMS})

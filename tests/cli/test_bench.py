@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from command_line import MODEL, call, fresh_model
 
-from gpusq_onnx.torchgraph.backend import TorchBackend
+from gpusq_onnx.torchgraph.lowering.backend import TorchBackend
 from gpusq_onnx.workflows.baselines import given_entry
 
 QUICK = ("--batch", "1,2", "--rounds", "3")
@@ -66,8 +66,8 @@ def test_nothing_falls_back_to_the_cpu(model: Path, monkeypatch: pytest.MonkeyPa
     """Each GPU backend says in one sentence what is missing and what to install, and exits 5."""
     import torch
 
-    monkeypatch.setattr("gpusq_onnx.runtime.builder.gpu.current", lambda: None)
-    monkeypatch.setattr("gpusq_onnx.runtime.builder.library.find_spec", lambda name: None)
+    monkeypatch.setattr("gpusq_onnx.runtime.tensorrt.gpu.current", lambda: None)
+    monkeypatch.setattr("gpusq_onnx.runtime.tensorrt.library.find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for backend, remedy in {
         "tensorrt": "pip install 'gpusq-onnx[tensorrt]'",
@@ -82,7 +82,7 @@ def test_nothing_falls_back_to_the_cpu(model: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_tensorrt_is_the_default(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpusq_onnx.runtime.builder.library.find_spec", lambda name: None)
+    monkeypatch.setattr("gpusq_onnx.runtime.tensorrt.library.find_spec", lambda name: None)
     outcome = call("bench", model)
     assert outcome.code == 5
     assert "TensorRT" in outcome.err

@@ -10,7 +10,7 @@ import pytest
 from command_line import ROOT
 
 from gpusq_onnx.cli import console
-from gpusq_onnx.pipeline.progress import NullProgress
+from gpusq_onnx.progress import NullProgress
 
 
 class Terminal(io.StringIO):

@@ -6,9 +6,9 @@ from onnx.reference import ReferenceEvaluator
 from small_graphs import model
 
 from gpusq_onnx.graph import invariants, io
-from gpusq_onnx.graph.halve import Halved, halve
+from gpusq_onnx.graph.fp16.policy import kept_single
+from gpusq_onnx.graph.fp16.rewrite import Halved, halve
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.precision import kept_single
 from gpusq_onnx.graph.structure import analyse
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper
 
-from gpusq_onnx.graph.canonical import Change, canonicalise
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.rewrites.canonical import Change, canonicalise
 from gpusq_onnx.graph.sites import find_sites
 from tests.graph.small_graphs import FLOAT, HALF, Array, graph, model, node, normal, proto, run
 

@@ -7,8 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gpusq_onnx.graph.float_twin import remove_quantisation
 from gpusq_onnx.graph.io import load, save
+from gpusq_onnx.graph.qdq.float_twin import remove_quantisation
 from gpusq_onnx.runtime.ort import Session
 
 RANDOM = np.random.default_rng(3)

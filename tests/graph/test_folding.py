@@ -9,7 +9,7 @@ from small_graphs import FLOAT, INT64, graph, model, node, normal, proto, run
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import invariants, io
-from gpusq_onnx.graph.folding import fold, foldable
+from gpusq_onnx.graph.rewrites.folding import fold, foldable
 from gpusq_onnx.graph.sites import find_sites
 
 ASSETS = Path(__file__).parents[1] / "assets"

@@ -9,8 +9,8 @@ from half_graphs import casts, halved, reasons, types
 from onnx import TensorProto, helper
 from small_graphs import FLOAT, HALF, INT8, INT64, graph, initializer, model, node, normal, proto, run
 
-from gpusq_onnx.graph.halve import halve
-from gpusq_onnx.graph.precision import kept_single
+from gpusq_onnx.graph.fp16.policy import kept_single
+from gpusq_onnx.graph.fp16.rewrite import halve
 from gpusq_onnx.graph.structure import analyse
 
 X = [("x", FLOAT, ["n", 8])]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gpusq_onnx.graph.half import LARGEST, SMALLEST_NORMAL, scale_to_half, to_half, weight_range
+from gpusq_onnx.graph.fp16.numeric import LARGEST, SMALLEST_NORMAL, scale_to_half, to_half, weight_range
 
 FLOATS = hnp.arrays(np.float32, st.integers(1, 20), elements=st.floats(width=32, allow_nan=False))
 

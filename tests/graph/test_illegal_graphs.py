@@ -8,11 +8,12 @@ import pytest
 from illegal_corpus import CORPUS, Case
 
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
-from gpusq_onnx.graph import invariants, io, placement
+from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.qdq import placement
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
-from gpusq_onnx.runtime.parser import parser_verdict
+from gpusq_onnx.runtime.tensorrt.parser import parser_verdict
 
 LEGAL = (illegal_graphs.legal, illegal_graphs.in_fp16, illegal_graphs.int4_in_blocks_of_64)
 

@@ -11,9 +11,9 @@ from small_graphs import FLOAT, Array, model, node, normal, proto
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import invariants, io, label
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.newer import settle_newer
+from gpusq_onnx.graph.rewrites.newer import settle_newer
 from gpusq_onnx.runtime.ort import Session
-from gpusq_onnx.runtime.parser import parser_verdict
+from gpusq_onnx.runtime.tensorrt.parser import parser_verdict
 
 X = [("x", FLOAT, [2, 8, 32])]
 SWISH = node("Swish", ["a"], ["y"])  # no opset below 24 has it

@@ -8,8 +8,8 @@ from onnx import helper, numpy_helper
 from small_graphs import FLOAT, model, node, normal, proto, run
 
 from gpusq_onnx.graph import io
-from gpusq_onnx.graph.halve import halve
-from gpusq_onnx.graph.norms import find_parts, fuse
+from gpusq_onnx.graph.fp16.rewrite import halve
+from gpusq_onnx.graph.rewrites.norms import find_parts, fuse
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.runtime.ort import Session
 

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.graph.container import KEY
-from gpusq_onnx.graph.packed import pack_model, read_contents, unpack_model
+from gpusq_onnx.graph.pack.archive import pack_model, read_contents, unpack_model
+from gpusq_onnx.graph.pack.container import KEY
 
 
 def weights(seed: int = 0) -> dict[str, np.ndarray]:

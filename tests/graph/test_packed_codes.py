@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from gpusq_onnx.errors import UnsupportedModelError
-from gpusq_onnx.graph.container import FORMAT, KEY, Reader, problems
-from gpusq_onnx.graph.packed import pack_model, unpack_model
+from gpusq_onnx.graph.pack.archive import pack_model, unpack_model
+from gpusq_onnx.graph.pack.container import FORMAT, KEY, Reader, problems
 from gpusq_onnx.quant.formats import FORMATS, Format, dequantize, quantize
 from gpusq_onnx.quant.scales import Scales
 from gpusq_onnx.sparsity.patterns import parse_pattern

@@ -7,7 +7,7 @@ import pytest
 from small_graphs import FLOAT, HALF, initializer, model, node, normal, proto, run, text
 
 from gpusq_onnx.graph import invariants, io
-from gpusq_onnx.graph.qdq import QdqWriter, store_codes
+from gpusq_onnx.graph.qdq.pairs import QdqWriter, store_codes
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.sites import find_sites
 from gpusq_onnx.quant.formats import INT8, fake_quantize, quantize

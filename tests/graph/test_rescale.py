@@ -5,7 +5,7 @@ import pytest
 from small_graphs import FLOAT, HALF, model, node, normal, proto, rng, run
 
 from gpusq_onnx.graph import invariants
-from gpusq_onnx.graph.rescale import foldable_norm, own_bias, rescale_input, rescale_output, shift_bias
+from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias, rescale_input, rescale_output, shift_bias
 from gpusq_onnx.graph.sites import find_sites
 
 K, N = 8, 6

@@ -22,7 +22,7 @@ from gpusq_onnx.learn.loop import History, train
 from gpusq_onnx.learn.masks import Kept, patterns
 from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.learn.setup import Setup, prepare
-from gpusq_onnx.pipeline.progress import NullProgress
+from gpusq_onnx.progress import NullProgress
 from gpusq_onnx.sparsity import magnitude
 from gpusq_onnx.sparsity.patterns import Pattern
 

@@ -18,7 +18,7 @@ from gpusq_onnx.learn.masks import Masks  # noqa: E402
 from gpusq_onnx.learn.objectives import Losses, Objective  # noqa: E402
 from gpusq_onnx.learn.settings import Settings  # noqa: E402
 from gpusq_onnx.learn.teaching import Teaching  # noqa: E402
-from gpusq_onnx.pipeline.progress import NullProgress  # noqa: E402
+from gpusq_onnx.progress import NullProgress  # noqa: E402
 
 
 @pytest.mark.parametrize("options", [{}, {"blockwise": 0.5, "features": "blocks"}, {"average": 0.9}], ids=str)

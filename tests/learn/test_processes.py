@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("accelerate", reason="needs the extra `train`")
 
-from gpusq_onnx.pipeline.progress import NullProgress
+from gpusq_onnx.progress import NullProgress
 
 ROOT = Path(__file__).parents[2]
 LOOKS = {"average": 0.9, "jitter": 0.2, "mix": "both", "blockwise": 0.5, "tokens": 0.5, "features": "blocks"}

@@ -8,26 +8,26 @@ import numpy as np
 import onnx
 import pytest
 
+from gpusq_onnx.calibration.quantising import no_blocks
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, io
-from gpusq_onnx.graph.attention_scale import move_scale, scale_to_move
-from gpusq_onnx.graph.codes import codes_of, quantised, weight_scales_of
-from gpusq_onnx.graph.dynamic import OPERATOR
-from gpusq_onnx.graph.packed import pack_model, unpack_model
-from gpusq_onnx.graph.simulated import NOTES, runs_as, twin_of
+from gpusq_onnx.graph.pack.archive import pack_model, unpack_model
+from gpusq_onnx.graph.qdq.codes import codes_of, quantised, weight_scales_of
+from gpusq_onnx.graph.qdq.dynamic import OPERATOR
+from gpusq_onnx.graph.qdq.simulated import NOTES, runs_as, twin_of
+from gpusq_onnx.graph.rewrites.attention_scale import move_scale, scale_to_move
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.learn.rescaling import recalibrate
 from gpusq_onnx.pipeline import grammar, manager
 from gpusq_onnx.pipeline.outcome import Outcome
-from gpusq_onnx.pipeline.quantising import no_blocks
 from gpusq_onnx.quant.dynamic import dynamic_quantize, two_level
 from gpusq_onnx.quant.formats import FP4, FP8, dequantize, fake_quantize
 from gpusq_onnx.quant.schemes import SCHEMES
 from gpusq_onnx.report.inspection import inspect_model
-from gpusq_onnx.runtime.gates import Gates
+from gpusq_onnx.runtime.compare.gates import Gates
 from gpusq_onnx.runtime.ort import Session
-from gpusq_onnx.runtime.parser import parser_verdict
+from gpusq_onnx.runtime.tensorrt.parser import parser_verdict
 from gpusq_onnx.workflows.check import check
 
 ASSETS = Path(__file__).parents[1] / "assets"

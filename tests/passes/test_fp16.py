@@ -14,14 +14,14 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, open_source
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
 from gpusq_onnx.graph import io
-from gpusq_onnx.graph.codes import codes_of
+from gpusq_onnx.graph.qdq.codes import codes_of
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
-from gpusq_onnx.runtime.compare import compare
+from gpusq_onnx.runtime.compare.outputs import compare
 from gpusq_onnx.runtime.ort import Session
-from gpusq_onnx.runtime.parser import parser_verdict
+from gpusq_onnx.runtime.tensorrt.parser import parser_verdict
 from gpusq_onnx.sparsity.patterns import parse_pattern
 
 ASSETS = Path(__file__).parents[1] / "assets"

@@ -12,16 +12,16 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, io
-from gpusq_onnx.graph.codes import codes_of, weight_scales_of
-from gpusq_onnx.graph.float_twin import remove_quantisation
+from gpusq_onnx.graph.qdq.codes import codes_of, weight_scales_of
+from gpusq_onnx.graph.qdq.float_twin import remove_quantisation
+from gpusq_onnx.graph.qdq.weight_only import find_nbits, read_nbits
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.graph.weight_only import find_nbits, read_nbits
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.quant.formats import dequantize
 from gpusq_onnx.report.inspection import inspect_model
-from gpusq_onnx.runtime.parser import parser_verdict
+from gpusq_onnx.runtime.tensorrt.parser import parser_verdict
 from gpusq_onnx.sparsity.patterns import TWO_FOUR
 from tests.graph.small_graphs import normal, proto, rng
 

@@ -11,7 +11,7 @@ pytest.importorskip("accelerate", reason="needs the extra `train`")
 from gpusq_onnx.data.options import DataOptions  # noqa: E402
 from gpusq_onnx.errors import UnsupportedModelError, UsageError  # noqa: E402
 from gpusq_onnx.graph import io  # noqa: E402
-from gpusq_onnx.graph.codes import codes_of, weight_scales_of  # noqa: E402
+from gpusq_onnx.graph.qdq.codes import codes_of, weight_scales_of  # noqa: E402
 from gpusq_onnx.graph.structure import analyse  # noqa: E402
 from gpusq_onnx.learn.factors import weight_factors  # noqa: E402
 from gpusq_onnx.learn.rescaling import recalibrate, scale_values  # noqa: E402

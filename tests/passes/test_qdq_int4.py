@@ -9,7 +9,7 @@ import pytest
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, io
-from gpusq_onnx.graph.codes import codes_of, quantised
+from gpusq_onnx.graph.qdq.codes import codes_of, quantised
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.grammar import parse
@@ -17,7 +17,7 @@ from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.quant.formats import INT4, INT4_IN_INT8, INT8
 from gpusq_onnx.report.inspection import inspect_model
 from gpusq_onnx.runtime.ort import Session
-from gpusq_onnx.runtime.parser import parser_verdict
+from gpusq_onnx.runtime.tensorrt.parser import parser_verdict
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit_legacy17.onnx"

@@ -12,9 +12,9 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, open_source
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import invariants, io
-from gpusq_onnx.graph.codes import codes_of
 from gpusq_onnx.graph.dataflow import NONLINEAR
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.qdq.codes import codes_of
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.passes.qdq import QdqInt8

@@ -7,12 +7,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from gpusq_onnx.calibration.prefix import PrefixRunner
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, Source, open_source
 from gpusq_onnx.graph import io
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.grammar import parse
-from gpusq_onnx.pipeline.prefix import PrefixRunner
 
 BATCH, SAMPLES = 4, 6
 W = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)

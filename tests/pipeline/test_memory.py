@@ -14,12 +14,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from gpusq_onnx.calibration import activations as calibrate
+from gpusq_onnx.calibration import sizes
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, open_source
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.pipeline import calibrate, sizes
-from gpusq_onnx.pipeline.progress import NullProgress
+from gpusq_onnx.progress import NullProgress
 
 LAYERS, ROWS, WIDTH = 48, 2048, 512  # an activation is 4 MB, all of them are 400 MB
 ROOM = 160  # MB: a batch's inputs, a few activations, the runtime's arena

@@ -7,8 +7,8 @@ import pytest
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.graph import io
-from gpusq_onnx.graph.codes import codes_of, quantised
-from gpusq_onnx.graph.packed import pack_model, unpack_model
+from gpusq_onnx.graph.pack.archive import pack_model, unpack_model
+from gpusq_onnx.graph.qdq.codes import codes_of, quantised
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import grammar, manager
 from gpusq_onnx.quant import formats, schemes

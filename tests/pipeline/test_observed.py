@@ -12,7 +12,7 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.grammar import parse
-from gpusq_onnx.pipeline.observed import observe
+from gpusq_onnx.runtime.observed import observe
 from gpusq_onnx.runtime.trial import Trials
 
 D, TOKENS = 32, 12

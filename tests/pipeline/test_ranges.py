@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpusq_onnx.pipeline.ranges import ContextError, MeanError, Watch
+from gpusq_onnx.calibration.ranges import ContextError, MeanError, Watch
 from gpusq_onnx.quant.formats import INT8, fake_quantize
 from gpusq_onnx.quant.observers import make_observer
 

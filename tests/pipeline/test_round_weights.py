@@ -5,17 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpusq_onnx.calibration.rounding import Grid, round_weights
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, open_source
 from gpusq_onnx.graph import io
-from gpusq_onnx.graph.codes import codes_of, set_weight_scales, weight_scales_of
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.qdq.codes import codes_of, set_weight_scales, weight_scales_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.passes.qdq import Qdq, QdqInt8
 from gpusq_onnx.pipeline.base import Context, Given
-from gpusq_onnx.pipeline.rounding import Grid, round_weights
 from gpusq_onnx.quant import schemes
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import INT4, INT4_IN_INT8, fake_quantize

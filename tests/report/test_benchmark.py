@@ -13,8 +13,8 @@ from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageEr
 from gpusq_onnx.pipeline import grammar, manager, table
 from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.benchmark_page import digest, draw, require_chart
-from gpusq_onnx.runtime.backend import CPU_BASELINES, GPU_BASELINES, Baseline, Variant
-from gpusq_onnx.runtime.timing import Rounds
+from gpusq_onnx.runtime.bench.backend import CPU_BASELINES, GPU_BASELINES, Baseline, Variant
+from gpusq_onnx.runtime.bench.timing import Rounds
 from gpusq_onnx.workflows.baselines import given_entry
 from gpusq_onnx.workflows.bench import run_benchmark
 

@@ -13,10 +13,10 @@ from gpusq_onnx.report.engine import EngineReport, WeightTruth, make_report
 from gpusq_onnx.report.engine_digest import digest
 from gpusq_onnx.report.engine_gates import parse_gate
 from gpusq_onnx.report.inspection import inspect_model
-from gpusq_onnx.runtime.builder.engine import Built
-from gpusq_onnx.runtime.builder.library import Library
-from gpusq_onnx.runtime.builder.options import BuildOptions
-from gpusq_onnx.runtime.builder.profiles import make_profiles, parse_batch
+from gpusq_onnx.runtime.tensorrt.engine import Built
+from gpusq_onnx.runtime.tensorrt.library import Library
+from gpusq_onnx.runtime.tensorrt.options import BuildOptions
+from gpusq_onnx.runtime.tensorrt.profiles import make_profiles, parse_batch
 
 RECORDED = Path(__file__).parents[1] / "runtime" / "recorded"
 H100 = Library("TensorRT 11.4", "11.4.0", {"name": "NVIDIA H100", "capability": "9.0", "driver": "13.0"}, None, False)

@@ -13,7 +13,7 @@ from gpusq_onnx.graph.cost import MEASURES
 from gpusq_onnx.report import page
 from gpusq_onnx.report.benchmark import Benchmark, Cell, Row
 from gpusq_onnx.report.reading import page_of
-from gpusq_onnx.runtime.timing import Rounds
+from gpusq_onnx.runtime.bench.timing import Rounds
 
 pytest.importorskip("jinja2", reason="needs the extra report")
 pytest.importorskip("matplotlib", reason="needs the extra report")

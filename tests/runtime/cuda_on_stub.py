@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from gpusq_onnx.runtime.cuda import Device, Stream
+from gpusq_onnx.runtime.tensorrt.cuda import Device, Stream
 
 
 def main() -> None:

@@ -6,9 +6,9 @@ import pytest
 from runtime_models import linear
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageError
-from gpusq_onnx.runtime.backend import Variant, random_feed
+from gpusq_onnx.runtime.bench.backend import Variant, random_feed
+from gpusq_onnx.runtime.bench.ort import OrtBackend
 from gpusq_onnx.runtime.ort import TensorInfo
-from gpusq_onnx.runtime.ort_backend import OrtBackend
 
 F32, I64 = np.dtype("float32"), np.dtype("int64")
 
@@ -60,7 +60,7 @@ def test_onnxruntime_on_the_cpu_is_timed(tmp_path) -> None:
 
 
 def test_without_a_gpu_the_cuda_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpusq_onnx.runtime.builder.gpu.current", lambda: None)
+    monkeypatch.setattr("gpusq_onnx.runtime.tensorrt.gpu.current", lambda: None)
     with pytest.raises(EnvironmentLacking) as caught:
         OrtBackend(gpu=True).require()
     assert "GPU" in caught.value.details["next"]

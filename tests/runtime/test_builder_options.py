@@ -8,9 +8,9 @@ import pytest
 
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph.model import TensorSpec
-from gpusq_onnx.runtime.builder.commands import polygraphy, trtexec
-from gpusq_onnx.runtime.builder.options import BuildOptions, parse_memory
-from gpusq_onnx.runtime.builder.profiles import (
+from gpusq_onnx.runtime.tensorrt.commands import polygraphy, trtexec
+from gpusq_onnx.runtime.tensorrt.options import BuildOptions, parse_memory
+from gpusq_onnx.runtime.tensorrt.profiles import (
     Bounds,
     make_profiles,
     opens_batch,

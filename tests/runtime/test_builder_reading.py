@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gpusq_onnx.runtime.builder.layers import Layer, nodes_of, read_layers, read_printed_layers
-from gpusq_onnx.runtime.builder.sparsity import read_sparsity
+from gpusq_onnx.runtime.tensorrt.layers import Layer, nodes_of, read_layers, read_printed_layers
+from gpusq_onnx.runtime.tensorrt.sparsity import read_sparsity
 
 RECORDED = Path(__file__).parent / "recorded"
 

@@ -9,7 +9,7 @@ import pytest
 from runtime_models import CLASSES, INPUT, linear, save, two_outputs, weight
 
 from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
-from gpusq_onnx.runtime.compare import compare
+from gpusq_onnx.runtime.compare.outputs import compare
 
 
 @dataclass

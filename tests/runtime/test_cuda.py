@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpusq_onnx.errors import EnvironmentLacking
-from gpusq_onnx.runtime import cuda
+from gpusq_onnx.runtime.tensorrt import cuda
 
 HERE = Path(__file__).parent
 

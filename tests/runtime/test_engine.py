@@ -10,12 +10,12 @@ import pytest
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
 from gpusq_onnx.graph import io
 from gpusq_onnx.report.tapping import choose, tapped
-from gpusq_onnx.runtime.builder.engine import build_engine
-from gpusq_onnx.runtime.builder.library import find_library
-from gpusq_onnx.runtime.builder.options import BuildOptions
-from gpusq_onnx.runtime.builder.profiles import Bounds, make_profiles
-from gpusq_onnx.runtime.compare import compare
-from gpusq_onnx.runtime.engine import Engine, built, require_tensorrt
+from gpusq_onnx.runtime.compare.engine import Engine, built, require_tensorrt
+from gpusq_onnx.runtime.compare.outputs import compare
+from gpusq_onnx.runtime.tensorrt.engine import build_engine
+from gpusq_onnx.runtime.tensorrt.library import find_library
+from gpusq_onnx.runtime.tensorrt.options import BuildOptions
+from gpusq_onnx.runtime.tensorrt.profiles import Bounds, make_profiles
 
 MODEL = Path(__file__).parents[1] / "assets" / "digits_vit.onnx"
 

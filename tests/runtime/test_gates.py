@@ -1,9 +1,9 @@
 import pytest
 
 from gpusq_onnx.errors import GateFailed, UsageError
-from gpusq_onnx.runtime.compare import Comparison
-from gpusq_onnx.runtime.difference import OutputDifference
-from gpusq_onnx.runtime.gates import Gates
+from gpusq_onnx.runtime.compare.difference import OutputDifference
+from gpusq_onnx.runtime.compare.gates import Gates
+from gpusq_onnx.runtime.compare.outputs import Comparison
 
 
 def comparison(*, nonfinite: int = 0, mismatches: int = 0, classifier: bool = True) -> Comparison:

@@ -5,7 +5,7 @@ import pytest
 from runtime_models import linear, qdq_linear, qlinear_matmul, save
 
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
-from gpusq_onnx.runtime.parser import parser_verdict
+from gpusq_onnx.runtime.tensorrt.parser import parser_verdict
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 

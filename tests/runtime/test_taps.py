@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpusq_onnx.runtime.taps import RunningTap, Tap, TapDifference, first_departure
+from gpusq_onnx.runtime.compare.taps import RunningTap, Tap, TapDifference, first_departure
 
 
 def measured(a: np.ndarray, b: np.ndarray, *, batch: int = 4, strict: bool = False) -> TapDifference:

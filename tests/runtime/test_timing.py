@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpusq_onnx.runtime.timing import MOST, Rounds, Timing, WallClock, rotated, time_side_by_side
+from gpusq_onnx.runtime.bench.timing import MOST, Rounds, Timing, WallClock, rotated, time_side_by_side
 
 
 class Made:

@@ -37,7 +37,7 @@ def test_medians_and_the_bar() -> None:
 
 
 def test_the_batch_is_that_of_calibration() -> None:
-    from gpusq_onnx.pipeline import sizes
+    from gpusq_onnx.calibration import sizes
     from tools.bench import cases
 
     assert cases.BATCH == sizes.BATCH

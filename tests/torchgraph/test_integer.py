@@ -20,11 +20,11 @@ from gpusq_onnx.graph.io import load
 from gpusq_onnx.pipeline import grammar, manager, table
 from gpusq_onnx.runtime.kernels.choose import Chooser
 from gpusq_onnx.runtime.ort import Session
-from gpusq_onnx.torchgraph.attention import transposed_attention
 from gpusq_onnx.torchgraph.convert import convert
-from gpusq_onnx.torchgraph.float_baselines import float8_network, float_twin
-from gpusq_onnx.torchgraph.integer import lower
-from gpusq_onnx.torchgraph.linears import find_sites
+from gpusq_onnx.torchgraph.lowering.attention import transposed_attention
+from gpusq_onnx.torchgraph.lowering.float_baselines import float8_network, float_twin
+from gpusq_onnx.torchgraph.lowering.integer import lower
+from gpusq_onnx.torchgraph.lowering.linears import find_sites
 from gpusq_onnx.torchgraph.network import Network
 
 ASSETS = Path(__file__).parents[1] / "assets"

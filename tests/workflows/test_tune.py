@@ -8,10 +8,10 @@ import pytest
 
 import gpusq_onnx
 from gpusq_onnx import errors
-from gpusq_onnx.calibration.groups import find_groups
-from gpusq_onnx.calibration.subject import Subject
-from gpusq_onnx.calibration.treatments import offered
-from gpusq_onnx.report.tuning import Tuning
+from gpusq_onnx.tuning.groups import find_groups
+from gpusq_onnx.tuning.report import Tuning
+from gpusq_onnx.tuning.subject import Subject
+from gpusq_onnx.tuning.treatments import offered
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL, TRAIN = ASSETS / "digits_vit.onnx", ASSETS / "digits_train.npz"
@@ -92,7 +92,7 @@ def test_the_recipe_gives_the_model_that_was_measured(tuned: tuple[Tuning, Path]
 
 
 def test_four_bits_and_eight_in_one_recipe(subject: Subject):
-    from gpusq_onnx.calibration.configuration import pipeline_of
+    from gpusq_onnx.tuning.configuration import pipeline_of
 
     groups = find_groups(subject.model, subject.structure, offered("ampere"))
     choice = {group.name: "int8" for group in groups.groups}

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gpusq_onnx.runtime.bench.timing import Runner, WallClock
 from gpusq_onnx.runtime.kernels import float8
 from gpusq_onnx.runtime.kernels.arithmetic import Tail, quantise
 from gpusq_onnx.runtime.kernels.choose import DENSE_WAYS, WAYS, Chooser
 from gpusq_onnx.runtime.kernels.graphs import CudaRunner
-from gpusq_onnx.runtime.timing import Runner, WallClock
 from tools.bench.vit import Shape, Vit, integer, noted
 from tools.bench.vit import float8 as float8_vit
 

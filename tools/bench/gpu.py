@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from gpusq_onnx.report.markdown import table
+from gpusq_onnx.runtime.bench.timing import Rounds, Timing, time_side_by_side
 from gpusq_onnx.runtime.kernels.choose import Answer, Chooser
 from gpusq_onnx.runtime.kernels.sparse import Operators
 from gpusq_onnx.runtime.machine import cpu_name, read_gpu, versions
-from gpusq_onnx.runtime.timing import Rounds, Timing, time_side_by_side
 from tools.bench.formats import linear_formats, network_formats
 from tools.bench.vit import MODELS
 

@@ -16,21 +16,21 @@ def warm_up() -> None:
     import polygraphy.backend.onnxrt
     import polygraphy.comparator  # noqa: F401
 
+    import gpusq_onnx.calibration.activations
+    import gpusq_onnx.calibration.extremes
+    import gpusq_onnx.calibration.prefix
     import gpusq_onnx.data.arrays
     import gpusq_onnx.data.folder
     import gpusq_onnx.data.parquet
     import gpusq_onnx.data.script
     import gpusq_onnx.data.synthetic
     import gpusq_onnx.data.webdataset
-    import gpusq_onnx.graph.packed
+    import gpusq_onnx.graph.pack.archive
     import gpusq_onnx.passes.fold
     import gpusq_onnx.passes.fp16
     import gpusq_onnx.passes.prune
     import gpusq_onnx.passes.qdq
-    import gpusq_onnx.pipeline.calibrate
-    import gpusq_onnx.pipeline.extremes
     import gpusq_onnx.pipeline.manager
-    import gpusq_onnx.pipeline.prefix
     import gpusq_onnx.report.checking
     import gpusq_onnx.report.inspection
     import gpusq_onnx.report.reading  # noqa: F401

@@ -1,0 +1,57 @@
+"""How large each activation gets over the data, in floating point: what decides whether FP16 can hold it.
+
+Of the tensors nothing leaves the runtime but their extremes, and each is gone when its last reader has run: a batch has
+as many images as leave room for a few of the largest tensor.
+
+Limits: infinities (attention masks) do not count, so a tensor that holds one is judged by its other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from gpusq_onnx.calibration.sizes import Shape, fitting, image_bytes
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.files import Scratch
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.probes import write_probed
+from gpusq_onnx.graph.qdq.simulated import runs_as
+from gpusq_onnx.progress import Progress
+
+_ALIVE = 8  # of the largest tensor, at a time, its copies within onnxruntime's kernels and arena included
+
+
+def magnitudes(
+    model: Model,
+    tensors: Collection[str],
+    shapes: Mapping[str, Shape],
+    source: Source,
+    images: int,
+    progress: Progress,
+) -> tuple[dict[str, float], int]:
+    """The largest finite |x| of each float tensor over about the first `images` samples, and how many were seen."""
+    from gpusq_onnx.runtime.ort import Session
+
+    largest = dict.fromkeys(tensors, 0.0)
+    seen = 0
+    largest_tensor = max(image_bytes(model, tensors, shapes, source).values(), default=0)
+    images_a_run = max(1, fitting(_ALIVE * largest_tensor))
+    with Scratch() as folder:
+        path = folder / "extremes.onnx"
+        outputs = write_probed(model, path, tensors, ("ReduceMin", "ReduceMax"))
+        session = Session(path, file_order=True, exact_qdq=runs_as(model) == "exact")
+        progress.start("looking for FP16 overflow", min(len(source), images))
+        for batch in source.batches(images_a_run):
+            found = session.run(batch.feed)
+            for name, pair in outputs.items():
+                values = np.abs([float(found[end]) for end in pair])
+                largest[name] = max(largest[name], float(np.max(values, initial=0.0, where=np.isfinite(values))))
+            seen += batch.size
+            progress.advance(batch.size)
+            if seen >= images:
+                break
+        progress.finish()
+        del session  # it maps the weights from the folder
+    return largest, seen

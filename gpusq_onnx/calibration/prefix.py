@@ -1,0 +1,134 @@
+"""Run a graph piece by piece over a data set, keeping on disk what the next piece needs.
+
+Layer-wise pruning wants, before each group of weights, the activations that the part already pruned produces. Starting
+from the image each time costs a forward pass a block; here the tensors that cross the current position (the residual
+stream, mostly) wait in a scratch folder, batch by batch, and the next piece starts from them. All groups together then
+cost one forward pass over the data, and memory holds one batch, whatever the number of images.
+
+What is made of constants alone (a weight's Transpose, its Q/DQ pair) belongs to no position: each piece makes what it
+reads, so that it always sees the weights of the moment. Q and DQ run as written.
+
+Limits: scratch space of one boundary's activations for all images (ViT-Base, 1000 images: about 3 GB between fc1 and
+fc2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, NodeProto, numpy_helper
+
+from gpusq_onnx.calibration.activations import require_finite
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.origin import reads
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class PrefixRunner:
+    """A position in a graph's node list, and every batch's tensors there.
+
+    Args:
+        model: the model; weights are read when a piece runs, so a piece sees what was pruned before it.
+        folder: an empty scratch folder.
+    """
+
+    def __init__(self, model: Model, folder: Path) -> None:
+        self._model = model
+        self._nodes: list[NodeProto] = list(model.export()[0].node)
+        self._constants = {c.name: c for c in model.constants()}
+        self._folder = folder
+        self._header = model.header
+        self._rows: list[tuple[int, int]] = []  # of each batch: those that count, and with the filling of a fixed size
+        self._makers: dict[str, int] = {}  # of what is made of constants, by output
+        for index, node in enumerate(self._nodes):
+            read = [name for name in reads(node) if name]
+            if read and all(name in self._constants or name in self._makers for name in read):
+                self._makers |= dict.fromkeys(node.output, index)
+        self._last_use: dict[str, int] = {}
+        for index, node in self._data_nodes(0, len(self._nodes)):
+            self._last_use.update(dict.fromkeys(reads(node), index))
+        self.position = 0
+
+    def start(self, source: Source, batch: int) -> int:
+        """Store the images of `source` as the tensors before the first node; returns their number."""
+        for data in source.batches(batch):
+            self._store(len(self._rows), data.feed)
+            self._rows.append((data.size, len(next(iter(data.feed.values())))))
+        return sum(counting for counting, _ in self._rows)
+
+    def advance(self, position: int) -> None:
+        """Run the nodes up to (not including) `position` for every batch."""
+        from gpusq_onnx.runtime.ort import Session
+
+        if position <= self.position or not self._rows:
+            return
+        live = self._load(0)
+        piece = [node for _, node in self._data_nodes(self.position, position)]
+        made = [name for node in piece for name in node.output if self._last_use.get(name, -1) >= position]
+        kept = [name for name in live if self._last_use.get(name, -1) >= position]
+        session = Session(self._piece(piece, live, made), exact_qdq=True) if made else None
+        wanted = {name for node in piece for name in reads(node)}
+        for index in range(len(self._rows)):
+            arrays = self._load(index)
+            crossing = {name: arrays[name] for name in kept}
+            if session is not None:
+                crossing |= session.run({name: v for name, v in arrays.items() if name in wanted}, made)
+            self._store(index, crossing)
+        self.position = position
+
+    def read(self, tensor: str) -> Iterator[NDArray[Any]]:
+        """The tensor at the current position, batch by batch, without the rows that fill a fixed batch up."""
+        for index, (counting, rows) in enumerate(self._rows):
+            with np.load(self._path(index)) as stored:
+                values = stored[tensor]
+            values = values[: len(values) * counting // rows]
+            require_finite(self._model, {tensor: values})
+            yield values
+
+    def _data_nodes(self, start: int, stop: int) -> Iterator[tuple[int, NodeProto]]:
+        """The nodes from `start` to before `stop` that depend on the data, with their indices."""
+        for index in range(start, stop):
+            if all(self._makers.get(name) != index for name in self._nodes[index].output):
+                yield index, self._nodes[index]
+
+    def _constant_nodes(self, nodes: list[NodeProto]) -> list[NodeProto]:
+        """The nodes that make of constants what `nodes` read, in the graph's order."""
+        needed: set[int] = set()
+        ahead = list(nodes)
+        while ahead:
+            found = {self._makers[name] for name in reads(ahead.pop()) if name in self._makers} - needed
+            needed |= found
+            ahead += [self._nodes[index] for index in found]
+        return [self._nodes[index] for index in sorted(needed)]
+
+    def _piece(self, nodes: list[NodeProto], live: Mapping[str, NDArray[Any]], outputs: list[str]) -> bytes:
+        nodes = [*self._constant_nodes(nodes), *nodes]
+        graph = GraphProto(name="piece", node=nodes)
+        read = {name for node in nodes for name in reads(node)}
+        for name in sorted(read & self._constants.keys()):
+            graph.initializer.append(numpy_helper.from_array(values_of(self._constants[name]), name))
+        for name in (n for n in live if n in read):
+            kind = onnx.helper.np_dtype_to_tensor_dtype(live[name].dtype)
+            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * live[name].ndim))
+        graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
+        model = onnx.ModelProto(ir_version=self._header.ir_version, graph=graph)
+        model.opset_import.extend(self._header.opset_import)
+        model.functions.extend(self._header.functions)
+        return bytes(model.SerializeToString())
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{index}.npz"
+
+    def _store(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        np.savez(self._path(index), **arrays)  # type: ignore[arg-type]  # numpy's stub knows no keyword arrays
+
+    def _load(self, index: int) -> Arrays:
+        with np.load(self._path(index)) as stored:
+            return {name: stored[name] for name in stored.files}

@@ -1,0 +1,277 @@
+"""What every quantising pass shares: which tensors get a pair of which format, as plan rows, from a scheme and options.
+
+    weights      every constant weight that `graph.exclusions` has no reason against
+    inputs       those of the quantised weights, one pair a tensor, outlier channels equalised where that is exact
+    outputs      where the pass wants pairs after Linears: sparse kernels are narrow in, narrow out
+    attention    the operands of both products, where there are few tokens
+
+A pass is a `Scheme` (formats and blocks, `quant.schemes`) plus options; `calibration.quantise` carries the rows out.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeVar
+
+from pydantic import Field
+
+from gpusq_onnx.calibration.quantise import Settings, quantise
+from gpusq_onnx.calibration.ranges import When
+from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounding_of
+from gpusq_onnx.errors import NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
+from gpusq_onnx.graph.exclusions import SMALLEST, excluded
+from gpusq_onnx.graph.model import Model, Tensor
+from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS
+from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias
+from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.graph.structure import Attention, Structure
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, Written
+from gpusq_onnx.pipeline.ends import EndsOptions
+from gpusq_onnx.pipeline.facts import ExplicitQuantisation
+from gpusq_onnx.pipeline.selectors import Selector
+from gpusq_onnx.quant.formats import Format
+from gpusq_onnx.quant.observers import make_observer
+from gpusq_onnx.quant.schemes import Scheme
+
+
+class QuantiseOptions(EndsOptions):
+    """Options of every quantising pass."""
+
+    observer: Literal["minmax", "percentile", "mse", "snr", "entropy"] = Field(
+        "snr", description="of activation ranges"
+    )
+    percentile: float = Field(99.99, gt=50, le=100, description="of |x|, for observer=percentile")
+    attention: bool = Field(True, description="quantise the operands of both attention products")
+    skip_attention: list[int] = Field([], description="attention cores to leave in float, counted from 0")
+    equalise: bool = Field(True, description="move outlier channels into LayerNorms, weights and, where needed, a Mul")
+    bias_correction: bool = Field(True, description="let biases absorb the mean rounding error")
+    softmax: Literal["observed", "fixed"] = Field("observed", description="its scale: calibrated, or ending at 1")
+    clip: Literal["mse", "absmax"] = Field("mse", description="how weight scales are chosen")
+    rounding: Rounding = Field("auto", description=ROUNDING)
+    only: list[str] = Field([], description="roles, operators or name patterns to quantise; empty: all")
+    skip: list[str] = Field([], description="roles, operators or name patterns to leave in float")
+    smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay in float")
+
+
+OptionsT = TypeVar("OptionsT", bound=QuantiseOptions)
+
+
+class QuantisingPass(Pass[OptionsT]):
+    """A pass that plans Q/DQ pairs by a scheme. Subclasses say which, and where they differ."""
+
+    kind = "quantise"
+
+    @property
+    @abstractmethod
+    def scheme(self) -> Scheme:
+        """The formats that this pass gives."""
+
+    def scheme_of(self, site: Site) -> Scheme:
+        """The scheme of one site, where sites differ."""
+        return self.scheme
+
+    def wants_output(self, site: Site, given: Given) -> bool:
+        """Whether a quantised site's output gets a pair, too."""
+        return False
+
+    @property
+    def stores_codes(self) -> bool:
+        """Whether weights are stored as codes, instead of floats before Q/DQ."""
+        return False
+
+    @property
+    def needs_data(self) -> bool:
+        return self.scheme.input is not None or self.scheme.attention is not None
+
+    @property
+    def narrow_outputs(self) -> bool:
+        """Whether it puts pairs on the outputs of sparse Linears."""
+        return False
+
+    def writes(self) -> Written:
+        return Written((self.scheme.form,), narrow_outputs=self.narrow_outputs)
+
+    def requires(self, model: Model, structure: Structure) -> None:
+        require_float(model)
+
+    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+        self._require_observer()
+        selector = Selector(self.options.only, self.options.skip)
+        selector.check(structure.sites, self.name)
+        rows = [self._weight_row(site, selector, given.data) for site in structure.sites]
+        if all(row.skipped for row in rows):
+            raise NothingMatched(
+                "no weight can be quantised",
+                found="; ".join(sorted({row.reason for row in rows})[:4]) or "a graph without constant weights",
+                hint=f"gpusq-onnx plan --full MODEL --passes {self.name} lists every weight; widen with only=ROLE",
+            )
+        chosen = {row.tensor for row in rows if not row.skipped}
+        sites = [site for site in structure.sites if site.name in chosen]
+        inputs = self._input_rows(sites, structure)
+        rows += inputs
+        rows += self._output_rows(sites, structure, given, {row.tensor for row in inputs})
+        if wrong := [n for n in self.options.skip_attention if not 0 <= n < len(structure.attentions)]:
+            raise SelectorUnmatched(
+                f"there is no attention core {wrong[0]}",
+                where=f"{self.name}.skip_attention",
+                expected=f"0 to {len(structure.attentions) - 1}" if structure.attentions else "a model with attention",
+            )
+        if self.scheme.attention is not None:
+            for number, attention in enumerate(structure.attentions):
+                rows += self._attention_rows(number, attention, structure, self.scheme.attention)
+        return rows
+
+    def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
+        options = self.options
+        settings = Settings(
+            observer=lambda importance, fmt: make_observer(
+                options.observer, percentile=options.percentile, importance=importance, fmt=fmt
+            ),
+            bias_correction=options.bias_correction,
+            clip=options.clip,
+            codes=self.stores_codes,
+        )
+        quantise(model, structure, plan, settings, context)
+
+    def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
+        return [ExplicitQuantisation()]
+
+    def _require_observer(self) -> None:
+        """Raise UsageError for an observer that counts steps of equal width, with a float grid."""
+        formats = (self.scheme.input, self.scheme.attention)
+        floats = [fmt.label for fmt in formats if fmt is not None and fmt.grid]
+        if self.options.observer == "entropy" and floats:
+            raise UsageError(
+                f"observer=entropy does not apply to {floats[0]}: it compares histograms of equally wide steps",
+                where=f"{self.name}.observer",
+                expected="snr, mse, percentile or minmax",
+                found="entropy",
+                hint=f"{self.name}{{observer=snr}}, the default",
+            )
+
+    def _weight_row(self, site: Site, selector: Selector, data: bool) -> PlanRow:
+        named = bool(self.options.only) or self.options.includes(site)
+        scheme = self.scheme_of(site)
+        reason = selector.refuses(site) or excluded(site, "quantise", smallest=self.options.smallest, named=named)
+        reason = reason or no_blocks(site, scheme)
+        decision = SKIP if reason else "quantise weight"
+        each = f"one scale for each {scheme.block} weights" if scheme.block else "one scale an output channel"
+        rounding = "nearest" if reason else rounding_of(self.options.rounding, site, scheme.weight, data)
+        detail = {} if reason else {"format": scheme.weight.name, "block": scheme.block, "rounding": rounding}
+        reason = reason or f"{scheme.weight.label}, {each}, {self.options.clip} clip over its non-zero weights"
+        if rounding == "gptq":
+            reason = f"{reason}, rounded by GPTQ"
+        return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
+
+    def _input_rows(self, sites: list[Site], structure: Structure) -> list[PlanRow]:
+        shared: dict[str, tuple[Tensor, list[Site]]] = {}
+        for site in sites:
+            for tensor in site.activations:
+                shared.setdefault(tensor.name, (tensor, []))[1].append(site)
+        rows = []
+        for tensor, readers in shared.values():
+            fmt = _widest(self.scheme_of(site).input for site in readers)
+            if fmt is None:
+                continue
+            why = f"one pair for the input of {' and '.join(dict.fromkeys(site.role for site in readers))}"
+            equalise: When = "never"
+            if any(site.conflicts or len(site.activations) > 1 for site in readers):
+                why = f"{why}; a weight is shared, so its values stay: not equalised"
+            elif self.options.equalise and all(site.is_linear for site in readers):
+                norm = foldable_norm(tensor, readers)
+                equalise = "always" if norm is not None else "outliers"
+                where = "channels equalised in the LayerNorm" if norm is not None else "a Mul if channels are outliers"
+                why = f"{why}; {where}"
+            if fmt.scales:
+                why = f"{why}; scales of {fmt.blocks[0]} values taken at run time"
+            rows.append(_row(tensor, structure, "input", readers, equalise, why, fmt))
+        return rows
+
+    def _output_rows(self, sites: list[Site], structure: Structure, given: Given, taken: set[str]) -> list[PlanRow]:
+        rows = []
+        for site in sites:
+            fmt = self.scheme_of(site).input
+            outputs = [output for output in site.outputs if output.name not in taken]
+            if not outputs or fmt is None or not self.wants_output(site, given):
+                continue
+            why = f"sparse {fmt.label} kernels write {fmt.label}: a pair between the bias and what follows"
+            equalise: When = "never"
+            if self.options.equalise and _rows_can_be_rescaled(site):
+                equalise, why = "outliers", f"{why}; a Mul if channels are outliers"
+            rows += [_row(output, structure, "output", [site], equalise, why, fmt) for output in outputs]
+        return rows
+
+    def _attention_rows(self, number: int, attention: Attention, structure: Structure, fmt: Format) -> list[PlanRow]:
+        score, context = attention.scores, attention.context
+        reason = ""
+        if not self.options.attention:
+            reason = "attention=false"
+        elif number in self.options.skip_attention:
+            reason = f"left out by skip_attention={number}"
+        elif attention.fused:
+            reason = "a fused Attention node: no pair can be put between its products"
+        elif attention.tokens is None:
+            reason = "its number of tokens is not known: no image could be run; give --data, or an input size (--crop)"
+        elif attention.tokens > MAX_TOKENS:
+            reason = f"{attention.tokens} tokens: above {MAX_TOKENS} fused FP16 attention is faster"
+        elif self.options.only:
+            reason = f"not selected by only={';'.join(self.options.only)}"
+        rows = []
+        for node, index, operand in ((score, 0, "Q"), (score, 1, "K"), (context, 0, "softmax"), (context, 1, "V")):
+            tensor = node.inputs[index]
+            fixed = operand == "softmax" and self.options.softmax == "fixed"
+            detail = {"side": "attention", "attention": number, "operand": operand, "fixed": fixed, "format": fmt.name}
+            ends = f" at scale 1/{fmt.largest:g}" if fixed else ""
+            why = reason or f"operand {operand} of an attention product{ends}"
+            shape = structure.shapes.get(tensor.name, ())
+            decision = SKIP if reason else "quantise activation"
+            path = attention.proj.path.rpartition(".")[0] if attention.proj is not None else ""
+            rows.append(PlanRow(tensor.name, path, operand, node.op, shape, decision, why, {} if reason else detail))
+        return rows
+
+
+def require_float(model: Model) -> None:
+    """Raise UnsupportedModelError for a model that has Q/DQ nodes."""
+    pairs = [node for node in model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear")]
+    if pairs:
+        raise UnsupportedModelError(
+            "the model is quantised already",
+            where=f"node {pairs[0].name!r}",
+            expected="a float model",
+            found=f"{len(pairs)} QuantizeLinear and DequantizeLinear nodes",
+            hint="start from the float model; a quantised one is checked by gpusq-onnx inspect",
+        )
+
+
+def _row(
+    tensor: Tensor, structure: Structure, side: str, sites: list[Site], equalise: When, why: str, fmt: Format
+) -> PlanRow:
+    shape = structure.shapes.get(tensor.name, ())
+    detail = {"side": side, "sites": [site.name for site in sites], "equalise": equalise, "format": fmt.name}
+    role = f"{side} of {sites[0].role}"
+    op = next((site.op for site in sites if not site.is_linear), sites[0].op)
+    return PlanRow(tensor.name, sites[0].path, role, op, shape, "quantise activation", why, detail)
+
+
+def no_blocks(site: Site, scheme: Scheme) -> str | None:
+    """Why a weight cannot have the scheme's blocks."""
+    if not scheme.block:
+        return None
+    if not site.is_linear:
+        return f"{scheme.weight.label} in blocks is for MatMul and Gemm"
+    if site.k % scheme.block:
+        return f"K = {site.k} is no multiple of the block of {scheme.block}"
+    return None
+
+
+def _widest(formats: Iterable[Format | None]) -> Format | None:
+    """Of the formats that the readers of one tensor want, the one of most bits."""
+    return max((fmt for fmt in formats if fmt is not None), key=lambda fmt: fmt.bits, default=None)
+
+
+def _rows_can_be_rescaled(site: Site) -> bool:
+    """Whether nobody else reads the weight or the bias."""
+    if site.conflicts:
+        return False
+    return site.is_linear and len(site.readers) == 1 and (site.bias is None or own_bias(site) is not None)

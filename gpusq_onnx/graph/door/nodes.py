@@ -1,0 +1,233 @@
+"""Rules of the door on nodes: attributes, names, operands, circles.
+
+Each is a function from a parsed model to its violations; the list is in `door`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import onnx
+from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto
+
+from gpusq_onnx.graph.door.arrival import DEFAULT_DOMAIN, Arrival, Level, bodies, label
+from gpusq_onnx.graph.opset import NEWEST, OLDEST
+
+_FIELDS = {
+    AttributeProto.FLOAT: "f", AttributeProto.INT: "i", AttributeProto.STRING: "s", AttributeProto.TENSOR: "t",
+    AttributeProto.GRAPH: "g", AttributeProto.SPARSE_TENSOR: "sparse_tensor", AttributeProto.TYPE_PROTO: "tp",
+    AttributeProto.FLOATS: "floats", AttributeProto.INTS: "ints", AttributeProto.STRINGS: "strings",
+    AttributeProto.TENSORS: "tensors", AttributeProto.GRAPHS: "graphs", AttributeProto.TYPE_PROTOS: "type_protos",
+    AttributeProto.SPARSE_TENSORS: "sparse_tensors",
+}  # fmt: skip
+_LISTS = frozenset("floats ints strings tensors graphs type_protos sparse_tensors".split())
+_WEIGHTED = {"MatMul": (0, 1), "Gemm": (1,), "Conv": (1,), "ConvTranspose": (1,)}
+# Operands that are lists of numbers, by operator: a stored one has at most one axis.
+_LISTED = {
+    "Slice": (1, 2, 3, 4), "Squeeze": (1,), "Unsqueeze": (1,), "Split": (1,), "Reshape": (1,), "Expand": (1,),
+    "Tile": (1,), "Pad": (1, 3), "Resize": (1, 2, 3), "ConstantOfShape": (0,),
+    **{f"Reduce{name}": (1,) for name in "Sum Max Min Mean Prod L1 L2 LogSum LogSumExp SumSquare".split()},
+}  # fmt: skip
+
+
+def attributes(arrival: Arrival) -> Iterator[str]:
+    """An attribute has a name of its own, a type that ONNX knows, and a value of that type and no other."""
+    for level, node in arrival.nodes():
+        for name, count in Counter(attribute.name for attribute in node.attribute).items():
+            if not name or count > 1:
+                yield f"{label(node)} has an attribute {name!r} " + ("more than once" if name else "without a name")
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                if not isinstance(level.body, FunctionProto):
+                    yield f"attribute {attribute.name!r} of {label(node)} refers to a function's, and is in none"
+                continue
+            field = _FIELDS.get(attribute.type)
+            if field is None:
+                yield f"attribute {attribute.name!r} of {label(node)} has the unknown type {attribute.type}"
+            elif {name for name in _FIELDS.values() if _is_set(attribute, name)} - {field}:
+                yield f"attribute {attribute.name!r} of {label(node)} has values of several types"
+            elif field not in _LISTS and not _is_set(attribute, field):
+                yield f"attribute {attribute.name!r} of {label(node)} has no value"
+
+
+def _is_set(attribute: AttributeProto, field: str) -> bool:
+    return bool(getattr(attribute, field)) if field in _LISTS else bool(attribute.HasField(field))
+
+
+def names(arrival: Arrival) -> Iterator[str]:
+    """On each level a name means one tensor, every initializer and node output has one maker."""
+    for level in arrival.levels:
+        made = Counter(name for node in level.nodes for name in node.output if name)
+        inputs = _inputs(level)
+        for name, count in Counter(inputs).items():
+            if count > 1:
+                yield f"{level.where} has {count} inputs named {name!r}"
+        if isinstance(level.body, GraphProto):
+            stored = [*level.body.initializer, *(sparse.values for sparse in level.body.sparse_initializer)]
+            for name, count in Counter(tensor.name for tensor in stored).items():
+                if not name or count > 1:
+                    yield f"{level.where} has {count} initializers named {name!r}"
+                made[name] += count
+            inputs = [name for name in inputs if name not in {tensor.name for tensor in stored}]
+        for name in inputs:
+            made[name] += 1
+        for name, count in made.items():
+            if count > 1:
+                yield f"the tensor {name!r} of {level.where} is made {count} times"
+        for node in level.nodes:
+            if not node.op_type:
+                yield f"{label(node)} of {level.where} has no operator"
+
+
+def _inputs(level: Level) -> list[str]:
+    if isinstance(level.body, FunctionProto):
+        return list(level.body.input)
+    return [value.name for value in level.body.input]
+
+
+def schemas(arrival: Arrival) -> Iterator[str]:
+    """A node has as many inputs, outputs and such attributes as its operator's schema says at the model's opset."""
+    local = {(f.domain if f.domain not in DEFAULT_DOMAIN else "", f.name) for f in arrival.proto.functions}
+    for level, node in arrival.nodes():
+        domain = "" if node.domain in DEFAULT_DOMAIN else node.domain
+        version = arrival.opset(level, domain)
+        if (domain, node.op_type) in local:
+            continue
+        if domain and version is None:
+            yield f"{label(node)} is of the domain {domain!r}, which is not imported"
+        elif version is None or (not domain and not OLDEST <= version <= NEWEST):
+            continue  # `opset` refuses it, with what it takes
+        elif schema := _schema(node.op_type, domain, version):
+            yield from _fits(node, schema)
+        elif not domain:
+            yield f"{label(node)} is no operator of opset {version}"
+
+
+@lru_cache(maxsize=1024)
+def _schema(op: str, domain: str, version: int) -> _Schema | None:
+    try:
+        return _Schema(onnx.defs.get_schema(op, version, domain))
+    except onnx.defs.SchemaError:
+        return None
+
+
+class _Schema:
+    """What is asked of an operator's schema, read out once."""
+
+    def __init__(self, schema: Any) -> None:
+        single = onnx.defs.OpSchema.FormalParameterOption.Single
+        self.inputs, self.outputs = (schema.min_input, schema.max_input), (schema.min_output, schema.max_output)
+        self.needed = [place for place, value in enumerate(schema.inputs) if value.option == single]
+        self.made = [place for place, value in enumerate(schema.outputs) if value.option == single]
+        self.types = {name: int(attribute.type.value) for name, attribute in schema.attributes.items()}
+        self.required = [name for name, attribute in schema.attributes.items() if attribute.required]
+        self.deprecated = bool(schema.deprecated)
+
+
+def _fits(node: NodeProto, schema: _Schema) -> Iterator[str]:
+    if schema.deprecated:
+        yield f"{label(node)} is of an operator that was withdrawn"
+    for kind, given, (least, most) in (("inputs", node.input, schema.inputs), ("outputs", node.output, schema.outputs)):
+        if not least <= len(given) <= most:
+            yield f"{label(node)} has {len(given)} {kind}, its operator takes {least} to {most}"
+            return
+    if any(not node.input[place] for place in schema.needed if place < len(node.input)):
+        yield f"{label(node)} lacks an input that its operator needs"
+    if any(not node.output[place] for place in schema.made if place < len(node.output)):
+        yield f"{label(node)} lacks an output that its operator makes"
+    given_types = {attribute.name: attribute.type for attribute in node.attribute}
+    for name, kind in given_types.items():
+        if name not in schema.types:
+            yield f"{label(node)} has the attribute {name!r}, which its operator has not"
+        elif schema.types[name] != kind:
+            yield f"attribute {name!r} of {label(node)} is of another type than its operator's"
+    for name in schema.required:
+        if name not in given_types:
+            yield f"{label(node)} lacks the attribute {name!r}"
+
+
+def acyclic(arrival: Arrival) -> Iterator[str]:
+    """No tensor depends on itself: every walk over the graph ends."""
+    for level in arrival.levels:
+        makers = {name: place for place, node in enumerate(level.nodes) for name in node.output if name}
+        reads = [{makers[name] for name in _read(node) if name in makers} for node in level.nodes]
+        place = _on_a_circle({number: sorted(read) for number, read in enumerate(reads)})
+        if place is not None:
+            yield f"{label(level.nodes[place])} of {level.where} depends on its own output"
+
+
+def _read(node: NodeProto) -> Iterator[str]:
+    """The names that a node reads, those that its subgraphs take from around them included."""
+    yield from node.input
+    for body in bodies(node):
+        own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+        own |= {sparse.values.name for sparse in body.sparse_initializer}
+        own |= {name for inner in body.node for name in inner.output}
+        taken = [name for inner in body.node for name in _read(inner)]
+        yield from (name for name in (*taken, *(value.name for value in body.output)) if name not in own)
+
+
+def calls(arrival: Arrival) -> Iterator[str]:
+    """No local function calls itself, directly or through others."""
+    functions = {(f.domain, f.name): f for f in arrival.proto.functions}
+    called: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    for key, function in functions.items():
+        pending = list(function.node)
+        while pending:
+            node = pending.pop()
+            called[key].append((node.domain, node.op_type))
+            pending += [inner for body in bodies(node) for inner in body.node]
+    found = _on_a_circle({key: [other for other in called[key] if other in functions] for key in functions})
+    if found is not None:
+        yield f"the local function {found[1]!r} calls itself"
+
+
+def _on_a_circle(reads: Mapping[Any, Sequence[Any]]) -> Any | None:
+    """A member of a circle in a graph given as lists of what each member reads; None where there is none."""
+    waits = {member: len(set(read)) for member, read in reads.items()}
+    readers: dict[Hashable, list[Any]] = defaultdict(list)
+    for member, read in reads.items():
+        for other in set(read):
+            readers[other].append(member)
+    ready = [member for member, count in waits.items() if not count]
+    while ready:
+        for reader in readers[ready.pop()]:
+            waits[reader] -= 1
+            if not waits[reader]:
+                ready.append(reader)
+    stuck = next((member for member, count in waits.items() if count), None)
+    if stuck is None:
+        return None
+    seen = set()
+    while stuck not in seen:  # what waits reads something that waits: following it leads onto a circle
+        seen.add(stuck)
+        stuck = next(other for other in reads[stuck] if waits[other])
+    return stuck
+
+
+def lists(arrival: Arrival) -> Iterator[str]:
+    """Axes, sizes, starts and shapes that are stored are scalars or lists, not matrices."""
+    for level in arrival.graphs:
+        ranks = {tensor.name: len(tensor.dims) for tensor in level.body.initializer}
+        for node in level.nodes:
+            if node.op_type == "Constant" and node.output and node.attribute and node.attribute[0].HasField("t"):
+                ranks[node.output[0]] = len(node.attribute[0].t.dims)
+        for node in level.nodes:
+            for at in _LISTED.get(node.op_type, ()) if node.domain in DEFAULT_DOMAIN else ():
+                name = node.input[at] if at < len(node.input) else ""
+                if ranks.get(name, 1) > 1:
+                    yield f"{label(node)} takes a list of numbers, and {name!r} has {ranks[name]} axes"
+
+
+def weights(arrival: Arrival) -> Iterator[str]:
+    """No MatMul, Gemm or Conv has a weight without elements."""
+    for level in arrival.graphs:
+        empty = {tensor.name for tensor in level.body.initializer if 0 in tensor.dims}
+        for node in level.nodes if empty else ():
+            operands = [node.input[at] for at in _WEIGHTED.get(node.op_type, ()) if at < len(node.input)]
+            for name in operands:
+                if name in empty:
+                    yield f"the weight {name!r} of {label(node)} has no elements"

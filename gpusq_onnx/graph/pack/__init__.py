@@ -1,0 +1,1 @@
+"""A model in a file of its own at the size that its sparse and quantised weights need."""

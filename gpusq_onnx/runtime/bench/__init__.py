@@ -1,0 +1,1 @@
+"""What is timed, and how: one backend a file."""

@@ -1,0 +1,1 @@
+"""TensorRT's parser and builder, each in a process of its own, and engines."""

@@ -1,0 +1,1 @@
+"""A trained or compressed network on the integer and sparse kernels of a GPU."""

@@ -1,0 +1,133 @@
+"""What a configuration must meet: `METRIC>=NUMBER` or `METRIC<=NUMBER`, of the metrics in one table.
+
+agreement     share of images (pixels) on which the best class is the dense model's; at least; 0 to 1
+kl            mean divergence from the dense model's outputs (`divergence`); at most
+top1-drop     top-1 lost, in percentage points; at most; needs labels
+ap-drop, mask-ap-drop, miou-drop    the same of the other metrics; need annotations or masks
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.pipeline.grammar import did_you_mean
+from gpusq_onnx.runtime.compare.outputs import Comparison
+
+_TEXT = re.compile(r"\s*([A-Za-z0-9_-]+)\s*([<>]=?|=+)\s*([0-9.eE+-]+)\s*")
+_SHARE = re.compile(r"\s*([0-9.]+)\s*%\s*")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row.
+
+    Attributes:
+        name: as budgets spell it.
+        most: of a bound.
+        least: whether a budget is a least value; else it is a greatest one.
+        truth: what the data must have: the key of the models' metrics; "" for none.
+        needs: the same in words.
+    """
+
+    name: str
+    most: float
+    least: bool = False
+    truth: str = ""
+    needs: str = ""
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            Metric("agreement", 1.0, least=True, needs="a classifier or a segmenter with one output"),
+            Metric("kl", 1e9),
+            Metric("top1-drop", 100.0, truth="top1", needs="labels: --classes FILE, or an .npz with labels"),
+            Metric("ap-drop", 100.0, truth="AP", needs="boxes: --annotations FILE.json"),
+            Metric("mask-ap-drop", 100.0, truth="mask_AP", needs="outlines: --annotations FILE.json"),
+            Metric("miou-drop", 100.0, truth="mIoU", needs="label maps: --masks FOLDER"),
+        )
+    }
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A metric and its bound."""
+
+    metric: Metric
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.metric.name}{'>=' if self.metric.least else '<='}{self.bound:g}"
+
+    def met_by(self, values: Mapping[str, float]) -> bool:
+        """Whether a configuration with these values, by metric, meets it."""
+        value = values[self.metric.name]
+        return value >= self.bound if self.metric.least else value <= self.bound
+
+
+def parse_budget(text: str) -> Budget:
+    """Read `agreement>=0.97`. Raises UsageError for an unknown metric, another direction or a bound out of range."""
+    match = _TEXT.fullmatch(text)
+    if match is None:
+        raise UsageError(f"the budget {text!r} cannot be read", where="--budget", expected="'agreement>=0.97', quoted")
+    name, sign, number = match.groups()
+    metric = METRICS.get(name)
+    if metric is None:
+        raise UsageError(
+            f"there is no budget of {name!r}",
+            where="--budget",
+            expected=f"one of {', '.join(METRICS)}",
+            hint=did_you_mean(name, METRICS),
+        )
+    wanted = ">=" if metric.least else "<="
+    if sign != wanted:
+        raise UsageError(
+            f"a budget of {name} is written with {wanted}",
+            where="--budget",
+            found=sign,
+            hint=f"'{name}{wanted}{number}'",
+        )
+    try:
+        bound = float(number)
+    except ValueError:
+        bound = float("nan")
+    if not 0 <= bound <= metric.most:
+        expected = f"0 to {metric.most:g}" + (" percentage points" if name.endswith("drop") else "")
+        raise UsageError(f"the bound of {name} is out of range", where="--budget", expected=expected, found=number)
+    return Budget(metric, bound)
+
+
+def parse_share(text: str) -> float:
+    """Read `40%` as 0.4. Raises UsageError for anything else, and for a share out of range."""
+    match = _SHARE.fullmatch(text)
+    try:
+        share = float(match[1]) / 100 if match else float("nan")
+    except ValueError:
+        share = float("nan")
+    if not 0 < share <= 1:
+        raise UsageError(
+            "the share of operations cannot be read" if match is None else "the share of operations is out of range",
+            where="--at-most",
+            expected="a percentage above 0% and up to 100%, such as 40%",
+            found=text,
+        )
+    return share
+
+
+def values_of(found: Comparison, divergence: float) -> dict[str, float]:
+    """A configuration's values, by the names of the metrics that this model and this data give."""
+    values = {"kl": divergence}
+    if found.top1_agreement is not None:
+        values["agreement"] = found.top1_agreement
+    before, after = found.reference_metrics or {}, found.candidate_metrics or {}
+    for metric in METRICS.values():
+        if metric.truth in before and metric.truth in after:
+            # 0.84 - 0.83 is a little more than one point in binary
+            values[metric.name] = round(100 * (before[metric.truth] - after[metric.truth]), 9)
+    return values

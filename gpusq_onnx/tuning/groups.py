@@ -1,0 +1,174 @@
+"""What is chosen together: the layers that read one tensor, and each attention core; with what every form would cost.
+
+Layers that read one tensor (q, k and v) share its Q/DQ pair, so they are one group: "block 3 fc1". An attention core is
+the four operands of its two products: "block 3 attention".
+
+    operations = macs * bits(weight) * bits(data) * density      (`graph.cost`, for one image)
+
+Here the attention products count, too, in the float type or in INT8. What `prune24` and `qdq-int8` leave alone by
+default is in no group, and counts as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gpusq_onnx.errors import NothingMatched
+from gpusq_onnx.graph.cost import attention_macs, form_of, site_cost, total_cost
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.graph.structure import Attention, Structure
+from gpusq_onnx.pipeline import table
+from gpusq_onnx.pipeline.base import Given, PlanRow
+from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.quant.schemes import Quantised
+from gpusq_onnx.tuning.treatments import DENSE, Treatment
+
+PRUNE = "prune24"
+QUANTISE: Mapping[str, str] = {"int8": "qdq-int8", "w4a8": "qdq-int4"}  # the pass of each scheme
+ATTENTION = "int8"  # the form of an attention core's operands in every scheme
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that get one form.
+
+    Attributes:
+        name: for people, unique in the model.
+        role: what is alike in other blocks: "fc1".
+        depth: its place in the node list.
+        sites: names of its weights; empty for an attention core.
+        attention: the number of the attention core; None for layers.
+        operations: bit operations for one image, by the names of the forms that it can have.
+    """
+
+    name: str
+    role: str
+    depth: int
+    sites: tuple[str, ...]
+    attention: int | None
+    operations: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """All groups of a model.
+
+    Attributes:
+        groups: in graph order.
+        total: bit operations of the whole dense model, with what is in no group.
+        outside: bit operations of the weights that are in no group, by name.
+        rows: by pass name, the plan with its default options.
+    """
+
+    groups: tuple[Group, ...]
+    total: float
+    outside: Mapping[str, float]
+    rows: Mapping[str, Sequence[PlanRow]]
+
+    def share(self, choice: Mapping[str, str]) -> float:
+        """The share of `total` that is left when each group, by name, has the form of `choice`."""
+        saved = sum(g.operations[DENSE] - g.operations[choice[g.name]] for g in self.groups)
+        return (self.total - saved) / self.total
+
+
+def find_groups(model: Model, structure: Structure, treatments: Sequence[Treatment]) -> Groups:
+    """The groups of a float model, each with the forms among `treatments` that its layers can have.
+
+    Raises:
+        UnsupportedModelError: the model is quantised already.
+        NothingMatched: no layer can be pruned or quantised.
+    """
+    rows = {name: _rows(name, model, structure) for name in dict.fromkeys(n for t in treatments for n in passes_of(t))}
+    treated = {name: {row.tensor for row in found if not row.skipped} for name, found in rows.items()}
+    place = {id(node): index for index, node in enumerate(model.graph.nodes)}
+    by_input: dict[str, list[Site]] = {}
+    for site in structure.sites:
+        if any(site.name in names for names in treated.values()):
+            by_input.setdefault(site.activation.name, []).append(site)
+    groups = [_layers(sites, structure, treatments, treated, place) for sites in by_input.values()]
+    dense = total_cost(model, structure, lambda site: form_of(site, None))["bit_operations"]
+    reached = {row.detail["attention"] for found in rows.values() for row in found if "operand" in row.detail}
+    for number, attention in enumerate(structure.attentions):
+        group = _attention(number, attention, structure, treatments, place)
+        dense += group.operations[DENSE]
+        if number in reached:
+            groups.append(group)
+    groups = [group for group in groups if len(group.operations) > 1]
+    if not groups:
+        raise NothingMatched("no layer can be pruned or quantised", hint="gpusq-onnx plan MODEL -p prune24 says why")
+    inside = {name for group in groups for name in group.sites}
+    outside = [site for site in structure.sites if site.name not in inside]
+    costs = {site.name: site_cost(site, structure, form_of(site, None)).bit_operations for site in outside}
+    return Groups(_unique(sorted(groups, key=lambda group: group.depth)), dense, costs, rows)
+
+
+def passes_of(treatment: Treatment) -> list[str]:
+    """The passes that make a group what a row of the table says, in order."""
+    pruned = [PRUNE] if treatment.pattern is not None else []
+    return pruned + ([QUANTISE[treatment.scheme.name]] if treatment.scheme is not None else [])
+
+
+def _rows(name: str, model: Model, structure: Structure) -> Sequence[PlanRow]:
+    (step,) = table.resolve(parse(name))
+    try:
+        step.requires(model, structure)
+        return step.plan(model, structure, Given(data=True))
+    except NothingMatched:
+        return ()
+
+
+def _layers(
+    sites: Sequence[Site],
+    structure: Structure,
+    treatments: Sequence[Treatment],
+    treated: Mapping[str, set[str]],
+    place: Mapping[int, int],
+) -> Group:
+    operations = {
+        treatment.name: sum(_operations(site, structure, treatment, treated) for site in sites)
+        for treatment in treatments
+        if all(any(site.name in treated[name] for site in sites) for name in passes_of(treatment))
+    }
+    first, role = sites[0], "+".join(dict.fromkeys(site.role for site in sites))
+    name = f"block {first.block} {role}" if first.block is not None else first.path or first.name
+    return Group(name, role, place[id(first.readers[0])], tuple(site.name for site in sites), None, operations)
+
+
+def _operations(site: Site, structure: Structure, treatment: Treatment, treated: Mapping[str, set[str]]) -> float:
+    scheme = treatment.scheme
+    pruned = treatment.pattern is not None and site.name in treated[PRUNE]
+    quantised = scheme is not None and site.name in treated[QUANTISE[scheme.name]]
+    planned = Quantised(scheme.weight, scheme.input) if scheme is not None and quantised else None
+    return site_cost(site, structure, form_of(site, treatment.pattern if pruned else None, planned)).bit_operations
+
+
+def _attention(
+    number: int,
+    attention: Attention,
+    structure: Structure,
+    treatments: Sequence[Treatment],
+    place: Mapping[int, int],
+) -> Group:
+    macs = attention_macs(attention, structure)
+    width = 8 * structure.types.get(attention.context.outputs[0].name, np.dtype(np.float32)).itemsize
+    narrow = next((t.scheme.attention.bits for t in treatments if t.scheme and t.scheme.attention), None)
+    operations = {DENSE: float(macs * width**2)} | ({} if narrow is None else {ATTENTION: float(macs * narrow**2)})
+    block = attention.proj.block if attention.proj is not None else None
+    name = f"block {block} attention" if block is not None else f"attention {number}"
+    return Group(name, "attention", place[id(attention.scores)], (), number, operations)
+
+
+def _unique(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """The groups with a number after names that several have."""
+    seen: Counter[str] = Counter()
+    found = []
+    for group in groups:
+        seen[group.name] += 1
+        repeated = seen[group.name] > 1
+        found.append(replace(group, name=f"{group.name} #{seen[group.name]}") if repeated else group)
+    return tuple(found)

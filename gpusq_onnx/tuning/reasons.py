@@ -1,0 +1,60 @@
+"""Why each layer is what it is: a row for every group, and for every weight that is in none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gpusq_onnx.tuning.groups import Groups
+from gpusq_onnx.tuning.search import hull
+from gpusq_onnx.tuning.treatments import DENSE
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A group, or one weight outside all groups.
+
+    Attributes:
+        name: the group's, or the weight's.
+        weights: names of the initializers.
+        form: what it gets.
+        share: of the dense model's bit operations that its form leaves.
+        loss: of the form alone.
+        reason: one sentence.
+    """
+
+    name: str
+    weights: tuple[str, ...]
+    form: str
+    share: float
+    loss: float
+    reason: str
+
+
+def layers(groups: Groups, losses: Mapping[str, Mapping[str, float]], choice: Mapping[str, str]) -> list[Layer]:
+    """The rows, in graph order, then those outside."""
+    found = []
+    for group in groups.groups:
+        form, own = choice[group.name], losses[group.name]
+        share = {name: operations / groups.total for name, operations in group.operations.items()}
+        stops = hull({name: (group.operations[name], own[name]) for name in group.operations})
+        saved = share[DENSE] - share[form]
+        said = [f"saves {saved:.2%} of the operations for a loss of {own[form]:.2g}" if form != DENSE else "stays"]
+        cheaper = [name for name in stops if share[name] < share[form]]
+        if cheaper:
+            more = share[form] - share[cheaper[0]]
+            said.append(f"{cheaper[0]} would save {more:.2%} more for a loss of {own[cheaper[0]]:.2g}")
+        worse = [n for n in group.operations if n not in stops and share[n] < share[form]]
+        said += [f"{name} loses {own[name]:.2g}" for name in worse]
+        found.append(Layer(group.name, group.sites, form, share[form], own[form], "; ".join(said)))
+    return [*found, *_outside(groups)]
+
+
+def _outside(groups: Groups) -> list[Layer]:
+    reasons: dict[str, list[str]] = {name: [] for name in groups.outside}
+    for row in (row for rows in groups.rows.values() for row in rows if row.tensor in reasons):
+        reasons[row.tensor].append(row.reason)
+    return [
+        Layer(name, (name,), DENSE, groups.outside[name] / groups.total, 0.0, "; ".join(dict.fromkeys(said)))
+        for name, said in reasons.items()
+    ]

@@ -1,0 +1,177 @@
+"""The reports of `plan --sensitivity` and `tune`: plain JSON values, and a Markdown digest that reads as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import Any
+
+from gpusq_onnx import __version__
+from gpusq_onnx.errors import GateFailed
+from gpusq_onnx.report.markdown import assemble, table
+from gpusq_onnx.tuning.groups import Groups
+from gpusq_onnx.tuning.reasons import Layer
+from gpusq_onnx.tuning.rounds import Point
+from gpusq_onnx.tuning.sensitivity import Sensitivity
+from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS
+
+
+@dataclass(frozen=True)
+class SensitivityReport:
+    """What `sensitivity` found.
+
+    Attributes:
+        model, sha256: the file.
+        groups: what is chosen together, with its operations in each form.
+        found: what each group costs in each form.
+        warnings: sentences about the data.
+    """
+
+    model: str
+    sha256: str
+    groups: Groups
+    found: Sensitivity
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Plain JSON values: what `--report` writes."""
+        return {
+            "tool": f"gpusq-onnx {__version__}",
+            "model": {"path": self.model, "sha256": self.sha256},
+            "operations": self.groups.total,
+            "groups": [{**asdict(g), "share": g.operations[DENSE] / self.groups.total} for g in self.groups.groups],
+            "sensitivity": self.found.to_dict(),
+            "warnings": list(self.warnings),
+        }
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """The table: a row for each group, a column for each form; `~` before what is estimated."""
+        forms = [n for n in TREATMENTS if n != DENSE and any(n in g.operations for g in self.groups.groups)]
+        cells = {
+            (loss.group, loss.form): f"{'' if loss.exact is not None else '~'}{loss.value:.2e}"
+            for loss in self.found.losses
+        }
+        rows = [
+            [g.name, f"{g.operations[DENSE] / self.groups.total:.1%}", *(cells.get((g.name, f), "-") for f in forms)]
+            for g in self.groups.groups
+        ]
+        return ["group", "operations", *forms], rows
+
+    def notes(self) -> list[str]:
+        """What the numbers are."""
+        exact = sum(loss.exact is not None for loss in self.found.losses)
+        said = [f"{self.found.measure}, over {self.found.images} images, each group changed alone"]
+        if exact < len(self.found.losses):
+            ranks = self.found.rank_correlation
+            how = "not known" if ranks is None else f"{ranks:.2f}"
+            said.append(
+                f"{exact} of {len(self.found.losses)} measured, ~ estimated; rank correlation of measured ones with "
+                f"their estimates, each left out in turn: {how}"
+            )
+        return said
+
+    def __str__(self) -> str:
+        header, rows = self.rows()
+        notes = [f"- {note}" for note in self.notes()] + [f"- **warning**: {text}" for text in self.warnings]
+        return assemble([f"# Sensitivity of {self.model}", "", *notes, "", *table(header, rows)])
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What `tune` found.
+
+    Attributes:
+        sensitivity: of the model, which the search began with.
+        asked: the budget, or the share of operations, in words.
+        chosen: the configuration that was chosen; None: the budget is missed.
+        pipeline: the chosen passes as one text; "" where the budget is missed.
+        recipe: the same as TOML.
+        layers: what each group of layers gets, and why.
+        points: everything that was measured, in order.
+        calibrated, measured: images that the passes calibrated with, and those that configurations were measured on.
+        failure: why the budget is missed; "" where it is met.
+    """
+
+    sensitivity: SensitivityReport
+    asked: str
+    chosen: Point | None
+    pipeline: str
+    recipe: str
+    layers: tuple[Layer, ...]
+    points: tuple[Point, ...]
+    calibrated: int
+    measured: int
+    failure: str = ""
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Plain JSON values: what `--report` writes."""
+        return {
+            **self.sensitivity.report,
+            "asked": self.asked,
+            "met": self.chosen is not None,
+            "failure": self.failure,
+            "chosen": None if self.chosen is None else asdict(self.chosen),
+            "pipeline": self.pipeline,
+            "layers": [asdict(layer) for layer in self.layers],
+            "points": [{**asdict(point), "pareto": point in self.pareto} for point in self.points],
+            "calibrated": self.calibrated,
+            "measured": self.measured,
+        }
+
+    @property
+    def pareto(self) -> list[Point]:
+        """The points that no other beats in both operations and divergence, cheapest first."""
+        ordered = sorted(self.points, key=lambda point: (point.share, point.values["kl"]))
+        kept: list[Point] = []
+        for point in ordered:
+            if not kept or point.values["kl"] < kept[-1].values["kl"]:
+                kept.append(point)
+        return kept
+
+    def require(self) -> None:
+        """Raise GateFailed where the budget is missed."""
+        if self.chosen is None:
+            hint = "a looser budget, more images to calibrate with, or training: apply --finetune"
+            raise GateFailed("no configuration meets the budget", where=self.asked, found=self.failure, hint=hint)
+
+    def __str__(self) -> str:
+        lines = [f"# Tuning of {self.sensitivity.model}", "", f"- asked: {self.asked}"]
+        if self.chosen is None:
+            lines.append(f"- **missed**: {self.failure}")
+        else:
+            lines.append(f"- chosen: {self.chosen.name}, {self.chosen.share:.1%} of the dense bit operations")
+            lines += [f"- {text}" for text in self._said(self.chosen.values)]
+            lines.append(f"- passes: {self.pipeline}")
+        lines += [f"- calibrated with {self.calibrated} images, measured on {self.measured} others"]
+        lines += [f"- {note}" for note in self.sensitivity.notes()]
+        lines += [f"- **warning**: {text}" for text in self.sensitivity.warnings]
+        return assemble([*lines, "", "## Measured", "", *self._points(), "", "## Layers", "", *self._layers()])
+
+    def _said(self, values: Mapping[str, float]) -> list[str]:
+        found = [f"{name} {value:.4g}" for name, value in values.items()]
+        if "agreement" in values:
+            p = values["agreement"]
+            error = sqrt(p * (1 - p) / max(1, self.measured))
+            found.append(f"one standard error of the agreement on {self.measured} images: {error:.2g}")
+        return found
+
+    def _points(self) -> list[str]:
+        metrics = list(self.points[0].values) if self.points else []
+        rows = [
+            [
+                point.name,
+                f"{point.share:.1%}",
+                f"{point.estimate:.2e}",
+                *(f"{point.values[metric]:.4g}" for metric in metrics),
+                "chosen" if point is self.chosen else "Pareto" if point in self.pareto else "",
+            ]
+            for point in sorted(self.points, key=lambda point: -point.share)
+        ]
+        return table(["configuration", "operations", "sum of losses", *metrics, ""], rows)
+
+    def _layers(self) -> list[str]:
+        rows = [[layer.name, layer.form, f"{layer.share:.2%}", layer.reason] for layer in self.layers]
+        return table(["layers", "form", "operations", "why"], rows)

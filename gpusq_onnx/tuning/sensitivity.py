@@ -1,0 +1,152 @@
+"""What each group costs when it alone is pruned or quantised: the divergence of the outputs from the dense model's.
+
+    exact       the model with one group changed runs on the images (`variants`, `divergence`)
+    estimated   cost = gain(role, depth) * error(group, form)   (`estimate`), where not every pair is measured
+
+One half of the images prunes and calibrates, the other is measured on: a mask fits the images that chose it.
+
+Source: HAWQ (arXiv 1905.03696), whose sensitivities add up, too; here they are measured and not derived. Limits:
+effects of two groups on each other are not seen; what is chosen by the sum must be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.calibration.sizes import BATCH
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.data.subset import halves
+from gpusq_onnx.files import Scratch
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.progress import Progress
+from gpusq_onnx.runtime.ort import Session
+from gpusq_onnx.tuning import estimate
+from gpusq_onnx.tuning.divergence import Divergence
+from gpusq_onnx.tuning.groups import Groups
+from gpusq_onnx.tuning.subject import Subject
+from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS
+from gpusq_onnx.tuning.variants import Variants
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a form of a group costs, measured and estimated, in the unit of `Sensitivity.measure`; None: not made."""
+
+    group: str
+    form: str
+    exact: float | None
+    estimated: float | None
+
+    @property
+    def value(self) -> float:
+        """The measured one where there is one."""
+        found = self.exact if self.exact is not None else self.estimated
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """All groups in all forms.
+
+    Attributes:
+        measure: what the numbers are, in words.
+        images: how many they are means of.
+        losses: in graph order.
+        rank_correlation: Spearman's, between what was measured and what would have been estimated without that
+            measurement; None where nothing is estimated, or fewer than three pairs were measured.
+    """
+
+    measure: str
+    images: int
+    losses: tuple[Loss, ...]
+    rank_correlation: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Sensitivity:
+        """What `to_dict` gave."""
+        return cls(**{**values, "losses": tuple(Loss(**loss) for loss in values["losses"])})
+
+
+def measure(subject: Subject, groups: Groups, source: Source, exact: int | None, progress: Progress) -> Sensitivity:
+    """Measure and estimate every group in every form that it can have.
+
+    Args:
+        source: the images: one half prunes and calibrates, the other is measured on, where they can be divided.
+        exact: how many pairs of group and form are measured: half of them spread evenly, but one of each role, pruned
+            and not, at least; then those that a search would take first. None: all.
+    """
+    pairs = [(group, form) for group in groups.groups for form in group.operations if form != DENSE]
+    count = len(pairs) if exact is None else min(exact, len(pairs))
+    sample = list(range(len(pairs))) if count == len(pairs) else estimate.spread(pairs, count // 2)
+    calibration, held = halves(source)
+    variants = Variants(subject.model, groups, calibration, subject.options.seed)
+    found, guesses, correlation = dict[int, float](), dict[int, float](), None
+    errors = estimate.errors(subject, groups, calibration, held, progress) if len(sample) < len(pairs) else {}
+    with Scratch() as folder:
+        reference = Reference(subject.model, held, folder)
+        progress.start("measuring layers one by one", max(count, len(sample)))
+        waiting = list(sample)
+        while waiting:
+            index = waiting.pop(0)
+            group, form = pairs[index]
+            found[index] = reference.divergence(variants.of(group, TREATMENTS[form]))
+            progress.advance()
+            if not waiting and errors:
+                guesses = estimate.fill(pairs, errors, found)
+                following = estimate.doubtful(pairs, guesses, found) if len(found) < count else None
+                waiting += [] if following is None else [following]
+        progress.finish()
+    if errors:
+        correlation = estimate.left_out(pairs, errors, found, sample)
+    losses = tuple(Loss(g.name, form, found.get(i), guesses.get(i)) for i, (g, form) in enumerate(pairs))
+    return Sensitivity(reference.measure, reference.images, losses, correlation)
+
+
+class Reference:
+    """The dense model's outputs, batch by batch on disk, to which others are compared."""
+
+    def __init__(self, model: Model, source: Source, folder: Path) -> None:
+        self._source, self._folder = source, folder
+        self._image = next((spec.shape for spec in model.inputs() if len(spec.shape) == 4), ())
+        self.images, self.measure = 0, ""
+        for number, (outputs, size) in enumerate(self._run(model)):
+            np.savez(folder / f"{number}.npz", **outputs)  # type: ignore[arg-type]  # numpy's stub
+            self.images += size
+
+    def divergence(self, model: Model) -> float:
+        """How far a model's outputs are."""
+        found = Divergence(self._image)
+        for number, (outputs, _) in enumerate(self._run(model)):
+            with np.load(self._folder / f"{number}.npz") as stored:
+                found.update({name: stored[name] for name in stored.files}, outputs)
+        self.measure = found.measure
+        return found.result()
+
+    def _run(self, model: Model) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
+        path = self._folder / "model.onnx"
+        io.save(model, path)
+        session = Session(path, exact_qdq=True)
+        for batch in self._source.batches(BATCH):
+            found = session.run(batch.feed)
+            rows = len(next(iter(batch.feed.values())))
+            yield {n: x[: batch.size] if x.ndim and len(x) == rows else x for n, x in found.items()}, batch.size
+
+
+def by_group(sensitivity: Sensitivity) -> dict[str, dict[str, float]]:
+    """The losses of each group by form; dense costs nothing."""
+    found: dict[str, dict[str, float]] = {}
+    for loss in sensitivity.losses:
+        found.setdefault(loss.group, {DENSE: 0.0})[loss.form] = max(0.0, loss.value)
+    return found

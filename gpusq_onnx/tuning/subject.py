@@ -1,0 +1,80 @@
+"""A model made ready to be looked into: loaded, its shapes known, `canonical` carried out where it has work to do.
+
+    subject = Subject.of(path, data options)
+
+What is chosen on it is carried out by a pipeline that begins with `subject.first`, so that names stay the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from gpusq_onnx.data import remembered
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import Source, open_source
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.graph.tables import table_rows
+from gpusq_onnx.pipeline import automatic, table
+from gpusq_onnx.pipeline.base import Context, Given
+from gpusq_onnx.pipeline.execute import sample_of
+from gpusq_onnx.pipeline.grammar import Step, parse
+from gpusq_onnx.runtime.observed import observe
+from gpusq_onnx.runtime.trial import Trials
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What sensitivity and tuning look at.
+
+    Attributes:
+        path: the model's file, as it came.
+        sha256: of the file and its external data.
+        model, structure: as passes see it after `first`.
+        first: the steps that every pipeline begins with: `canonical`, or none.
+        source: all samples of the data.
+        options: the data options, complete.
+        warnings: sentences about the data.
+    """
+
+    path: Path
+    sha256: str
+    model: Model
+    structure: Structure
+    first: tuple[Step, ...]
+    source: Source
+    options: DataOptions
+    warnings: Sequence[str]
+
+    @classmethod
+    def of(cls, path: Path, data: DataOptions) -> Subject:
+        """Read a model and open the data.
+
+        Raises:
+            UsageError: a missing file, or no data: what layers cost is not known from made-up images.
+            UnsupportedModelError, UnsupportedDataError: they cannot be used.
+        """
+        if data.path is None:
+            raise UsageError(
+                "what layers cost is measured on data, and there is none",
+                where="--data",
+                hint="give --data FOLDER; a hundred images without labels will do",
+            )
+        model = io.load(path)
+        sha256 = io.file_digest(path, io.data_files(model))
+        settled = remembered.settle(data, [model.metadata], path.parent)
+        source = open_source(settled.options, model.inputs(), partial(table_rows, model))
+        with Trials() as trials:
+            structure = observe(model, analyse(model), sample_of(source), trials)
+        wanted = parse("prune24,qdq-int8")
+        pipeline, passes = automatic.insert(wanted, table.resolve(wanted), model, structure)
+        first = pipeline.steps[: len(pipeline.steps) - len(wanted.steps)]
+        for step in passes[: len(first)]:
+            step.apply(model, structure, step.plan(model, structure, Given()), Context())
+            structure = analyse(model)
+        return cls(path, sha256, model, structure, first, source, settled.options, settled.warnings)
