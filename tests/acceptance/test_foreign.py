@@ -41,8 +41,8 @@ COLUMNS = [
 ]  # fmt: skip
 REASONS = (
     "a first layer", "a head", "depthwise", "groups of", "reduces over", "outputs: below", "its input is constant",
-    "the constant is the left operand", "a ConvTranspose in groups", "one matrix for each of", "multiplies with a vector",
-    "no product with one matrix",
+    "the constant is the left operand", "a ConvTranspose in groups", "one matrix for each of",
+    "multiplies with a vector", "no product with one matrix",
 )  # fmt: skip
 ATTENTION = ("tokens: above", "a fused Attention node")
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum")
