@@ -182,7 +182,7 @@ class _Shifts:
     def update(self, found: Arrays, images: int) -> None:
         """Take in a batch of tensors by name."""
         run_all(partial(self._update_input, found), [name for name in self._inputs if name in found])
-        run_all(partial(_update_context, found), [watched for watched in self._contexts if watched[1] in found])
+        run_all(partial(_update_context, found, images), [watched for watched in self._contexts if watched[1] in found])
 
     def _update_input(self, found: Arrays, name: str) -> None:
         self._inputs[name].update(_channels_last(found[name], name in self._maps))
@@ -200,10 +200,10 @@ class _Shifts:
         return None
 
 
-def _update_context(found: Arrays, watched: tuple[Site | None, str, str, ContextError]) -> None:
+def _update_context(found: Arrays, images: int, watched: tuple[Site | None, str, str, ContextError]) -> None:
     _, softmax, values, error = watched
     every = -(-found[softmax].shape[-2] // ERROR_QUERIES)
-    error.update(found[softmax][..., ::every, :], found[values])
+    error.update(found[softmax][..., ::every, :], found[values], images)
 
 
 def _edit(

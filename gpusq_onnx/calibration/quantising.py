@@ -26,7 +26,7 @@ from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS
 from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Attention, Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, Written
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, Written, leftover_rows
 from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.selectors import Selector
@@ -99,7 +99,7 @@ class QuantisingPass(Pass[OptionsT]):
         self._require_observer()
         selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
-        rows = [self._weight_row(site, selector, given.data) for site in structure.sites]
+        rows = [self._weight_row(site, selector, given.data) for site in structure.sites] + leftover_rows(structure)
         if all(row.skipped for row in rows):
             raise NothingMatched(
                 "no weight can be quantised",

@@ -10,6 +10,7 @@ error is local, each tensor's own; what it does to later layers is not followed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -148,11 +149,22 @@ class ContextError:
         self._squared = np.zeros(len(self._scales))
         self._sums: NDArray[np.float64] = np.zeros(())
         self._rows = 0
+        self._placed = True
 
-    def update(self, softmax: NDArray[Any], values: NDArray[Any]) -> None:
-        """Take in a batch: softmax[..., heads, queries, keys] and values[..., heads, keys, depth]."""
-        (heads, queries, keys), depth = softmax.shape[-3:], values.shape[-1]
-        softmax, values = softmax.reshape(-1, heads, queries, keys), values.reshape(-1, heads, keys, depth)
+    def update(self, softmax: NDArray[Any], values: NDArray[Any], images: int) -> None:
+        """Take in a batch: softmax[..., queries, keys] and values[..., keys, depth], of so many images.
+
+        What is before these axes is broadcast, as MatMul does (keys and values that several heads share): it is
+        (batch, heads) or the two as one. Where it is anything else, the heads' places are unknown: there is no `mean`.
+        """
+        lead = np.broadcast_shapes(softmax.shape[:-2], values.shape[:-2])
+        heads = lead[-1] if len(lead) > 1 else max(1, math.prod(lead) // images)
+        if len(lead) > 2 or math.prod(lead) % heads:
+            heads, self._placed = 1, False
+        queries, keys = softmax.shape[-2:]
+        depth = values.shape[-1]
+        softmax = np.broadcast_to(softmax, (*lead, queries, keys)).reshape(-1, heads, queries, keys)
+        values = np.broadcast_to(values, (*lead, keys, depth)).reshape(-1, heads, keys, depth)
         rounded_values = fake_quantize(values, self._value_scale, self._formats[1])
         rows = max(1, _PIECE // (keys * depth))
         sums = np.zeros((len(self._scales), heads, depth))
@@ -162,8 +174,10 @@ class ContextError:
                 error = fake_quantize(piece, scale, self._formats[0]) @ rounded_values - plain
                 self._squared[index] += float(np.square(error).sum(dtype=np.float64))
                 sums[index] += error.sum(axis=(0, 2), dtype=np.float64)
-        self._sums = self._sums + sums.reshape(len(self._scales), -1)
         self._rows += len(softmax) * queries
+        self._placed &= self._sums.shape in ((), sums.shape)
+        if self._placed:
+            self._sums = self._sums + sums
 
     @property
     def scale(self) -> float:
@@ -172,6 +186,8 @@ class ContextError:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """The mean error [heads * depth] at that scale."""
+        """The mean error [heads * depth] at that scale; of no elements where the heads' places are not known."""
+        if not self._placed:
+            return np.zeros(0)
         sums: NDArray[np.float64] = self._sums[int(np.argmin(self._squared))] / max(1, self._rows)
-        return sums
+        return sums.reshape(-1)

@@ -29,7 +29,7 @@ from gpusq_onnx.graph.door.arrival import Arrival
 from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
 from gpusq_onnx.graph.origin import reads
-from gpusq_onnx.graph.tidy import confirm_declarations, tidy_nodes
+from gpusq_onnx.graph.tidy import confirm_declarations, tidy_nodes, without_functions
 from gpusq_onnx.graph.wire import Writer, write_model
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ _ALIGNMENT = 4096  # external tensors start on a page, so that they can be memor
 def load(path: Path | str) -> Model:
     """Read a model, raised to opset 20 (IR 10) or kept where it is up to opset 25, without what runtimes refuse.
 
+    Calls of local functions become the nodes of these.
+
     Raises:
         UsageError: there is no such file.
         UnsupportedModelError: not ONNX, truncated, an opset that is not supported, external data missing or outside.
@@ -50,6 +52,7 @@ def load(path: Path | str) -> Model:
     proto, embedded = read_proto(path)
     admit(_arrival(proto, embedded, path), USABLE, path)
     raise_opset(proto)
+    proto = without_functions(proto)
     tidy_nodes(proto)
     model = from_proto(proto, path.parent, embedded)
     require_connected(model)

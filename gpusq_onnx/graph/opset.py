@@ -4,9 +4,9 @@ Target: opset 20, IR 10 (QuantizeLinear and DequantizeLinear of float16 and bflo
 onnxruntime and TensorRT both read it). Models from 20 to 25 keep their opset; above 25 TensorRT's parser stops, so they
 are refused. What a model is written with in the end: `graph.label`.
 
-Only operators whose meaning or signature changed on the way need a rewrite; they are the rows of `_RULES`. Everything
-else means the same at 20 as at 13 (onnx/docs/Changelog.md). Limits: below 13 (Softmax and Squeeze changed there) the
-model is refused with the command that converts it.
+Only operators whose meaning or signature changed on the way need a rewrite; they are the rows of `_RULES`, and those of
+`graph.older` from 11 to 13. Everything else means the same at 20 as at 13 (onnx/docs/Changelog.md). Limits: below 11
+(Resize, Slice, Pad and TopK changed there) the model is refused with the command that converts it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, helper
 
 from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.older import OLDER, raise_older, raise_softmax
 
-OLDEST, LOWEST, NEWEST, IR = 13, 20, 25, 10
+OLDEST, LOWEST, NEWEST, IR = OLDER, 20, 25, 10
 STANDARD = ("", "ai.onnx")  # the two spellings of the default domain
 
 Rule = Callable[[NodeProto, GraphProto], None]
@@ -33,7 +34,7 @@ def raise_opset(model: ModelProto) -> None:
     """Bring `model` to opset 20 .. 25 and at least IR 10, in place, subgraphs included.
 
     Raises:
-        UnsupportedModelError: the opset is below 13 or above 25.
+        UnsupportedModelError: the opset is below 11 or above 25.
     """
     found = opset_of(model)
     if not OLDEST <= found <= NEWEST:
@@ -44,6 +45,8 @@ def raise_opset(model: ModelProto) -> None:
             hint=f"export with opset_version={LOWEST}, or convert: "
             f"onnx.version_converter.convert_version(model, {LOWEST})",
         )
+    if found < 13:
+        raise_older(model)
     for graph in _graphs(model.graph):
         for node in list(graph.node):
             for op, since, rule in _RULES:
@@ -55,6 +58,8 @@ def raise_opset(model: ModelProto) -> None:
                 entry.version = LOWEST
         for function in model.functions:
             _raise_function(function)
+        if found < 13:
+            raise_softmax(model)
     model.ir_version = max(model.ir_version, IR)
 
 

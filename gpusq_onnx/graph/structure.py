@@ -21,6 +21,7 @@ from itertools import pairwise
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.leftovers import Leftover, find_leftovers
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.roles import BLOCK_ROLES, name_attention, name_ends, name_mlps
 from gpusq_onnx.graph.shapes import Shapes, Types, infer_shapes
@@ -63,9 +64,11 @@ class Block:
 
 @dataclass
 class Structure:
-    """A model's sites with their roles, its attention cores, blocks and stages, and its shapes for one image."""
+    """A model's sites with their roles, the products that are none, its attention cores, blocks and stages, and its
+    shapes for one image."""
 
     sites: list[Site]
+    leftovers: list[Leftover]
     attentions: list[Attention]
     blocks: list[Block]
     stages: list[list[Block]]
@@ -93,7 +96,8 @@ def analyse(model: Model, snapshot: Snapshot | None = None) -> Structure:
     name_mlps(sites, flow, owner)
     name_ends(sites, model, flow, owner)
     blocks = _find_blocks(sites, flow)
-    return Structure(sites, attentions, blocks, _find_stages(blocks), shapes, types, flow)
+    leftovers = find_leftovers(flow, sites)
+    return Structure(sites, leftovers, attentions, blocks, _find_stages(blocks), shapes, types, flow)
 
 
 def _find_attention(flow: Dataflow, shapes: Shapes, owner: dict[int, Site]) -> list[Attention]:

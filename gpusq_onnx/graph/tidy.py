@@ -1,14 +1,15 @@
-"""Forms that are legal ONNX, or nearly, and that onnxruntime crashes on or refuses: rewritten when a model is read.
+"""Forms that are legal ONNX, or nearly, and that onnxruntime or this tool cannot use: rewritten when a model is read.
 
     1. trailing inputs and outputs that are left out as ""    LayerNormalization(x, scale, "") ends the process of
                                                               onnxruntime 1.31; Squeeze(x, "") is refused
     2. two nodes of one name in a graph                       refused; the later ones get a name of their own
     3. a declared type or shape of an inner tensor that       a wrong type is refused; a wrong size becomes a wrong
        inference does not confirm                             Reshape where onnxruntime fuses MatMul and Add
+    4. calls of local functions                               run, but no walk sees the weights inside
 
 Case 3 is decided once for all: of an inner tensor's declaration (`value_info`) stays what inference finds as well, and
 what inference cannot know (after operators of other domains). Viewers still show shapes, and no runtime reads a wrong
-one. Limits: declarations inside subgraphs stay.
+one. Limits: declarations inside subgraphs stay, and so do functions of another opset than the model's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import onnx_graphsurgeon as gs
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, inliner
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import Model
@@ -51,6 +52,11 @@ def _name_apart(nodes: Sequence[NodeProto]) -> None:
             if f"{name}_{count}" not in taken:
                 node.name = f"{name}_{count}"
         seen.add(node.name)
+
+
+def without_functions(model: ModelProto) -> ModelProto:
+    """Case 4: the model with every call replaced by the function's nodes; the model itself where there are none."""
+    return inliner.inline_local_functions(model) if model.functions else model
 
 
 def confirm_declarations(model: Model) -> None:

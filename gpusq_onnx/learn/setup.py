@@ -27,7 +27,7 @@ from gpusq_onnx.learn.objectives import Pair
 from gpusq_onnx.learn.planning import map_names
 from gpusq_onnx.learn.settings import Settings
 from gpusq_onnx.tasks.kinds import Kind, output_kinds
-from gpusq_onnx.torchgraph.convert import convert
+from gpusq_onnx.torchgraph.convert import ancestors, convert
 from gpusq_onnx.torchgraph.network import Network
 from gpusq_onnx.torchgraph.prefix import selections, trainable_prefix
 
@@ -81,9 +81,9 @@ def prepare(
         structure = analyse(model)
     teacher = pinned(teacher, sizes or {})
     other = analyse(teacher)
-    maps = match_maps(structure, other, settings)
-    names = trainable_prefix(model)
-    others = trainable_prefix(teacher)
+    names, others = trainable_prefix(model), trainable_prefix(teacher)
+    every = match_maps(structure, other, settings)
+    maps = _before(every, model, names) if not settings.maps else every
     outputs = _match_outputs(names, others)
     scores, selected = _match_selections(selections(model, names), selections(teacher, others))
     outputs += tuple(pair for pair in scores if pair not in outputs)
@@ -111,9 +111,9 @@ def prepare(
             forms[apart, True] = form
         elif apart and (True, False) not in forms:
             forms[True, False] = _form(model, student, results, taps, [*given, *chosen])
-    notes = []
+    notes = [f"{len(every) - len(maps)} feature maps lie after what can be trained: not compared"] * (maps != every)
     if any(thinned and (apart, True) not in forms for apart, thinned in wanted):
-        notes = ["all tokens are trained on: this graph's blocks cannot leave some out"]
+        notes.append("all tokens are trained on: this graph's blocks cannot leave some out")
     kinds = output_kinds({name: structure.shapes.get(name, ()) for name in names}, image)
     kinds |= {pair.student: "raw" for pair in scores if pair.student not in kinds}
     return Setup(student, guide, outputs, kinds, maps, selected, forms, some, tokens, tuple(notes))
@@ -151,6 +151,12 @@ def phases(settings: Settings) -> list[tuple[float, bool, bool]]:
     thinned = settings.thinned if settings.tokens < 1 else 0.0
     ends = sorted({end for end in (settings.blockwise, thinned, 1.0) if end > 0})
     return [(end, end <= settings.blockwise, end <= thinned) for end in ends]
+
+
+def _before(maps: tuple[Pair, ...], model: Model, outputs: Sequence[str]) -> tuple[Pair, ...]:
+    """The maps that the outputs are made of: others come after a Loop, or another node that ends what is trained."""
+    made = {tensor.name for node in ancestors(model, outputs) for tensor in node.outputs}
+    return tuple(pair for pair in maps if pair.student in made)
 
 
 def match_maps(structure: Structure, teacher: Structure, settings: Settings) -> tuple[Pair, ...]:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.progress import NullProgress, Progress
 
@@ -77,6 +78,14 @@ class PlanRow:
     def skipped(self) -> bool:
         """Whether the tensor stays as it is."""
         return self.decision == SKIP
+
+
+def leftover_rows(structure: Structure) -> list[PlanRow]:
+    """A row for every product with a constant that is no site: it stays as it is."""
+    return [
+        PlanRow(left.tensor, module_path(left.node), "product", left.node.op, left.shape, SKIP, left.reason)
+        for left in structure.leftovers
+    ]
 
 
 class Fact(Protocol):

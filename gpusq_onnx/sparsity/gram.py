@@ -16,7 +16,8 @@ Each = Callable[[Callable[[Any], None], Iterable[Any]], None]
 """Runs a function on every item of independent work; `pipeline.parallel` has one that does so in threads."""
 
 TILE = 512
-_ROUNDING = 1e-5  # of float32 sums of products
+_ROUNDING = 2.0**-22  # of a float32 sum of products, in units of the sum
+_FEW = 64  # below so many features, the errors of all are not small beside the error of one
 
 
 def one_by_one(work: Callable[[Any], None], items: Iterable[Any]) -> None:
@@ -76,8 +77,9 @@ class Gram:
 
     @property
     def rounding(self) -> float:
-        """How far float32 products may have moved a centred sum: inputs that hardly vary leave little else."""
-        return _ROUNDING * float(np.square(self._sum).mean()) / max(1, self.rows)
+        """How far float32 products may have moved an eigenvalue of the centred sums; inputs that hardly vary leave
+        little else. Errors of single products are a share of s_i s_j / rows, which is a matrix of norm s^T s / rows."""
+        return _ROUNDING * max(self.k, _FEW) * float(np.square(self._sum).mean()) / max(1, self.rows)
 
     def sums(self, *, centred: bool) -> NDArray[np.float64]:
         """The sum of X^T X, float64 [k, k]; centred: of the inputs less their mean."""

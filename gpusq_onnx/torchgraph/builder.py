@@ -114,6 +114,7 @@ class Builder:
         earlier = [node for node in self.graph.nodes if node.op == "placeholder"]
         with self.graph.inserting_after(earlier[-1]) if earlier else nullcontext():
             node = self.graph.placeholder(name)
+        node.target = node.name  # fx makes the name unique, not the argument: `add_1 = add` would undo an `add_1`
         worlds = [torch.empty(self._at(shape, w), dtype=dtype, device="meta") for w in range(len(self.batches))]
         for axis, size in enumerate(shape):
             if isinstance(size, Affine) and self._batch_of is None:

@@ -1,7 +1,7 @@
 """How far a detector can be trained: the tensors before what selects.
 
 A graph is cut before NonMaxSuppression, NonZero, RoiAlign, If, Loop and all else that cannot be converted, and before
- a TopK after which no weight is left to train (the end of a detector: which boxes it takes differs from
+a TopK after which no weight is left to train (the end of a detector: which boxes it takes differs from
 teacher to student). A TopK with weights after it, as between encoder and decoder, is passed. The tail stays in ONNX,
 untouched.
 
@@ -48,6 +48,7 @@ def trainable_prefix(model: Model) -> list[str]:
         if id(node) not in tail
         for tensor in node.outputs
         if tensor.name in trained.learned
+        and flow.is_data(tensor)
         and tensor.name in types
         and is_float(types[tensor.name])
         and (tensor.name in outputs or any(id(reader) in tail for reader in tensor.outputs))

@@ -7,7 +7,7 @@ Random weights, so accuracy means nothing. Of each export:
                 with both sides >= 64
     outputs     cosine of INT8 to float >= 0.995, but for outputs after a choice (TopK of queries), which are named
     sessions    the written file runs in a default session of onnxruntime and in one without optimisations
-    TensorRT    parser and build say of the result what they say of the model that came in
+    TensorRT    parser and build go as far with the result as with the model that came in, or further
     training    pruned, quantised, and trained three steps by `distill` and three by `qat`
 
 One row: `pytest -s -m slow tests/acceptance/test_foreign.py -k segformer_half`. With GPUSQ_RESUME=1, rows that an
@@ -41,10 +41,12 @@ COLUMNS = [
 ]  # fmt: skip
 REASONS = (
     "a first layer", "a head", "depthwise", "groups of", "reduces over", "outputs: below", "its input is constant",
-    "the constant is the left operand", "a ConvTranspose in groups",
+    "the constant is the left operand", "a ConvTranspose in groups", "one matrix for each of",
+    "multiplies with a vector", "no product with one matrix",
 )  # fmt: skip
 ATTENTION = ("tokens: above", "a fused Attention node")
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum")
+VERDICTS = ("REFUSED", "parsed", "built")
 LINEARS = 64  # the side from which a product counts
 LEAST = 0.995
 STEPS = 3
@@ -112,7 +114,7 @@ def test_model(export: str, table: Table, parser_cache: Path, tmp_path: Path) ->
     assert all(any(reason in text for reason in REASONS) for text in left.values()), left
     assert all(any(reason in text for reason in ATTENTION) for text in attention), attention
     assert low.keys() <= after_choice, low
-    assert verdicts[1] == verdicts[0]
+    assert VERDICTS.index(verdicts[1]) >= VERDICTS.index(verdicts[0]), verdicts
     assert report["proof"]["default"] == report["proof"]["unoptimised"] == "ran", report["proof"]
     KEPT.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps({"cells": cells, "record": table.records[-1]}), encoding="utf-8")

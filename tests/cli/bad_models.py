@@ -58,9 +58,9 @@ def opset_26(path: Path) -> None:
     onnx.save(proto, path)
 
 
-def opset_11(path: Path) -> None:
+def opset_10(path: Path) -> None:
     proto = onnx.load(MODEL)
-    proto.opset_import[0].version = 11
+    proto.opset_import[0].version = 10
     onnx.save(proto, path)
 
 

@@ -114,8 +114,8 @@ CORPUS: tuple[Case, ...] = (
         why="the parser reads on; onnxruntime stops",
     ),
     Case(
-        bad.opset_12,
-        "opset 12 is not supported",
+        bad.opset_10,
+        "opset 10 is not supported",
         "load",
         why="Softmax and Squeeze changed at 13",
     ),

@@ -281,5 +281,5 @@ def opset_26() -> ModelProto:
     return made
 
 
-def opset_12() -> ModelProto:
-    return proto([node("MatMul", ["x", "w"], ["y"])], X, Y, {"w": normal(K, N)}, 12)
+def opset_10() -> ModelProto:
+    return proto([node("MatMul", ["x", "w"], ["y"])], X, Y, {"w": normal(K, N)}, 10)

@@ -10,7 +10,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
 from gpusq_onnx.errors import GpusqError, InvariantError, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import blame, io
-from gpusq_onnx.graph.door import admission as door
+from gpusq_onnx.graph.door.admission import admission as door
 from tools.fuzz import seeds
 
 Edit = Callable[[ModelProto], None]
@@ -80,6 +80,7 @@ REFUSED: dict[str, tuple[str, Edit, list[str]]] = {
     "too few inputs": ("block", on("Add", lambda n: n.input.pop()), ["(Add) has 1 inputs", "2 to 2"]),
     "an input left out": ("block", on("Add", lambda n: n.input.__setitem__(0, "") or 1), ["lacks an input"]),
     "no outputs": ("block", on("Relu", lambda n: n.output.pop()), ["Relu", "0 outputs"]),
+    "a graph without outputs": ("block", lambda proto: proto.graph.ClearField("output"), ["has no outputs"]),
     "an unknown attribute": (
         "block",
         on("Softmax", lambda n: n.attribute.append(helper.make_attribute("axle", 1)) or 1),

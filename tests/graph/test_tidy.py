@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
-from small_graphs import FLOAT, INT64, graph, node, normal, proto, run
+from onnx import TensorProto, helper, numpy_helper
+from small_graphs import FLOAT, INT64, graph, model, node, normal, proto, run
 
 from gpusq_onnx.graph import io
+from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.runtime.ort import Session
 
 X = [("x", FLOAT, [2, 4, 8])]
@@ -37,14 +38,34 @@ def test_inputs_and_outputs_that_are_left_out_at_the_end_are_cut(tmp_path: Path)
     np.testing.assert_allclose(run(made, {"x": x})["y"], np.clip(wanted, -0.5, 0.5), atol=1e-5)
 
 
-def test_local_functions_are_cut_too(tmp_path: Path):
+def calling(opset: int = 21) -> onnx.ModelProto:
+    """A call of a local function that calls another one, whose weight is a Constant node, and that reads one."""
     made = proto([helper.make_node("Mine", ["x", "s"], ["y"], domain="local")], X, Y, {"s": normal(8)})
-    body = [node("LayerNormalization", ["a", "b", ""], ["c"])]
-    opsets = [helper.make_opsetid("", 21)]
+    held = numpy_helper.from_array(normal(8, 8, seed=3))
+    inner = [node("Constant", [], ["w"], value=held), node("MatMul", ["a", "w"], ["b"])]
+    body = [
+        node("LayerNormalization", ["a", "b", ""], ["n"]),
+        helper.make_node("Linear", ["n"], ["c"], domain="local"),
+    ]
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("local", 1)]
+    made.functions.append(helper.make_function("local", "Linear", ["a"], ["b"], inner, opsets))
     made.functions.append(helper.make_function("local", "Mine", ["a", "b"], ["c"], body, opsets))
-    made.opset_import.append(helper.make_opsetid("local", 1))
-    after = loaded(made, tmp_path)
-    assert list(after.functions[0].node[0].input) == ["a", "b"]
+    made.opset_import.append(opsets[1])
+    return made
+
+
+def test_calls_of_local_functions_become_their_nodes(tmp_path: Path):
+    after = loaded(calling(), tmp_path)
+    assert not after.functions
+    assert [(n.op_type, len(n.input)) for n in after.graph.node] == [("LayerNormalization", 2), ("MatMul", 2)]
+    (site,) = analyse(model(after)).sites
+    np.testing.assert_array_equal(site.read(), normal(8, 8, seed=3).T)
+    run(after, {"x": normal(2, 4, 8)})
+
+
+def test_functions_of_another_opset_stay_and_are_cut(tmp_path: Path):
+    after = loaded(calling(opset=22), tmp_path)
+    assert {f.name: [len(n.input) for n in f.node] for f in after.functions} == {"Linear": [0, 2], "Mine": [2, 1]}
 
 
 def test_nodes_of_one_name_get_their_own(tmp_path: Path):

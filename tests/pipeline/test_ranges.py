@@ -71,13 +71,49 @@ def test_the_softmax_scale_is_the_one_of_least_product_error() -> None:
     values = (1 + rng.standard_normal((3, heads, tokens, depth))).astype(np.float32)
     scales = [clip / 127 for clip in (1.0, 0.5, 0.1)]
     error = ContextError(scales, 0.02, (INT8, INT8))
-    error.update(flat[:1], values[:1])
-    error.update(flat[1:], values[1:])
+    error.update(flat[:1], values[:1], 1)
+    error.update(flat[1:], values[1:], 2)
     rounded = {s: fake_quantize(flat, s, INT8) @ fake_quantize(values, 0.02, INT8) for s in scales}
     measured = {s: float(np.square(r - flat @ values).sum()) for s, r in rounded.items()}
     assert error.scale == min(measured, key=measured.__getitem__) == scales[2]
     mean = (rounded[scales[2]] - flat @ values).mean(axis=(0, 2)).reshape(-1)
     np.testing.assert_allclose(error.mean, mean, rtol=1e-3, atol=1e-6)
+
+
+def _context(*batches: tuple[np.ndarray, np.ndarray, int]) -> ContextError:
+    error = ContextError([1 / 127], 0.02, (INT8, INT8))
+    for batch in batches:
+        error.update(*batch)
+    return error
+
+
+def test_attention_laid_out_otherwise_gives_the_same_error() -> None:
+    """Heads that share keys and values, batch and heads as one axis, one image without a batch."""
+    rng = _rng()
+    softmax = rng.dirichlet(np.full(20, 5.0), (3, 4, 20)).astype(np.float32)
+    values = (1 + rng.standard_normal((3, 4, 20, 8))).astype(np.float32)
+    plain = _context((softmax[:2], values[:2], 2), (softmax[2:], values[2:], 1))
+    assert plain.mean.shape == (32,)
+    flat = [(s.reshape(-1, 20, 20), v.reshape(-1, 20, 8), len(s))
+            for s, v in ((softmax[:2], values[:2]), (softmax[2:], values[2:]))]  # fmt: skip
+    np.testing.assert_allclose(_context(*flat).mean, plain.mean)
+    shared = _context((softmax, values[:, :1], 3))
+    repeated = _context((softmax, np.repeat(values[:, :1], 4, axis=1), 3))
+    np.testing.assert_allclose(shared.mean, repeated.mean)
+    alone = _context((softmax[0, 0], values[0, 0], 1))
+    np.testing.assert_allclose(alone.mean, _context((softmax[:1, :1], values[:1, :1], 1)).mean)
+
+
+def test_heads_whose_place_is_unknown_have_no_mean() -> None:
+    """[batch, heads, windows, ...], and an axis that changes from batch to batch and is not the batch."""
+    rng = _rng()
+    softmax = rng.dirichlet(np.full(5, 5.0), (2, 4, 3, 5)).astype(np.float32)
+    values = rng.standard_normal((2, 4, 3, 5, 8)).astype(np.float32)
+    error = _context((softmax, values, 2), (softmax, values, 2))
+    assert error.mean.size == 0
+    assert error.scale == 1 / 127
+    moved = _context((softmax[0], values[0], 4), (softmax[0, :, :2], values[0, :, :2], 4))
+    assert moved.mean.size == 0
 
 
 def test_an_input_whose_weights_are_all_zero_still_has_a_scale():

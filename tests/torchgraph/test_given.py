@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from onnx_cases import model_of, values
+from test_shapes import n
 
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph import io
@@ -57,6 +59,18 @@ def test_tensors_are_taken_in_the_callers_order(asset: str) -> None:
     assert apart.inputs[1:] == tuple(ends)
     logits = whole.outputs[0]  # after the last block, which is the first one given
     torch.testing.assert_close(apart(x, features[ends[0]], *others)[logits], features[logits], rtol=0, atol=1e-5)
+
+
+def test_names_that_torch_gives_its_own_nodes() -> None:
+    """As dynamo names tensors: `add`, `add_1`; torch.fx calls the nodes of a converted graph the same, shifted."""
+    ends = ["add", "add_1", "add_2"]
+    nodes = [n("Add", "x w", "add"), n("Add", "add v", "add_1"), n("Add", "add_1 u", "add_2")]
+    constants = {name: values(6) for name in "wvu"}
+    model, _ = model_of([*nodes, n("MatMul", "add_2 m", "y")], {**constants, "m": values(6, 5)}, (4, 6), ["y"])
+    apart = convert(model, taps=ends, given=ends)
+    found = apart(torch.zeros(4, 6), *(torch.full((4, 6), float(size)) for size in (10, 200, 3000)))
+    torch.testing.assert_close(found["add_1"], 10 + torch.from_numpy(constants["v"]).expand(4, 6))
+    torch.testing.assert_close(found["add_2"], 200 + torch.from_numpy(constants["u"]).expand(4, 6))
 
 
 def test_an_unknown_tensor_is_refused() -> None:

@@ -27,6 +27,15 @@ def test_the_end_of_a_detector_is_cut_in_front_of_its_topk() -> None:
     assert set(convert(model).outputs) == {"y", "top"}  # it could be converted; it is just no good to train on
 
 
+def test_a_weight_that_the_rest_reads_as_well_is_no_end() -> None:
+    """The Q/DQ pair's output is made of a trained weight, and is nothing that teacher and student both have."""
+    pair = [n("QuantizeLinear", "w s z", "q"), n("DequantizeLinear", "q s z", "d"), n("MatMul", "x d", "f")]
+    tail = [n("NonZero", "d", "places"), n("Shape", "places", "count"), n("Reshape", "f count", "y")]
+    scale = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
+    model, _ = model_of([*pair, *tail], {**WEIGHTS, **scale}, (4, 6), ["y"])
+    assert trainable_prefix(model) == ["f"]
+
+
 def test_a_topk_with_weights_behind_it_is_passed() -> None:
     nodes = [*HEAD, n("ReduceMax", "f last", "score", keepdims=0), n("TopK", "score k", "top index"),
              n("Unsqueeze", "index last", "places"), n("GatherND", "f places", "chosen", batch_dims=1),

@@ -57,6 +57,12 @@ def _is_set(attribute: AttributeProto, field: str) -> bool:
     return bool(getattr(attribute, field)) if field in _LISTS else bool(attribute.HasField(field))
 
 
+def outputs(arrival: Arrival) -> Iterator[str]:
+    """The graph gives something."""
+    if not arrival.proto.graph.output:
+        yield "the graph has no outputs"
+
+
 def names(arrival: Arrival) -> Iterator[str]:
     """On each level a name means one tensor, every initializer and node output has one maker."""
     for level in arrival.levels:

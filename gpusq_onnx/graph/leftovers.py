@@ -1,0 +1,115 @@
+"""Products of data with a constant that are no site: all of them, each with the reason.
+
+A site is a product whose constant a view lays out as w[out, k] (`graph.sites`). What is left of the operators that
+multiply with constants is found here by exclusion, so that a plan has a row for every product, and none is missed
+because no walk knows its form:
+
+    Einsum         that is no MatMul, or that the pass `canonical` did not see
+    MatMul         with a vector, or with one matrix for each position, head or expert
+    a constant     that only a run computes, since folding leaves it alone
+    the other way  the constant is the input, and the weight is data
+    subgraphs      products inside the branches of an If, or in a Loop
+    other weights  GRU, LSTM, DeformConv, and operators of other domains that read a constant matrix
+
+Limits: inside subgraphs, constants are initializers and Constant nodes, of the subgraph or from around it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from gpusq_onnx.graph.dataflow import Dataflow, has_subgraph
+from gpusq_onnx.graph.opset import STANDARD
+from gpusq_onnx.graph.qdq.weight_only import NBITS
+from gpusq_onnx.graph.sites import OPERATORS, Site
+from gpusq_onnx.graph.trace import trace
+
+_PRODUCTS = frozenset((*OPERATORS, "Einsum"))
+_OTHERS = frozenset("GRU LSTM RNN DeformConv MatMulInteger ConvInteger QLinearMatMul QLinearConv".split())
+_LEAST = 16  # the sides from which a constant that an unknown operator reads is taken for a weight
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """One product that is no site.
+
+    Attributes:
+        tensor: the constant's name; the product's result where the constant is computed.
+        node: the product.
+        shape: of the constant; empty where it is computed.
+        reason: why it is no site, as plans print it.
+    """
+
+    tensor: str
+    node: gs.Node
+    shape: tuple[int, ...]
+    reason: str
+
+
+def find_leftovers(flow: Dataflow, sites: Sequence[Site]) -> list[Leftover]:
+    """Every product of data with a constant that is no site, in graph order."""
+    known = {id(reader) for site in sites for reader in site.readers}
+    found: list[Leftover] = []
+    for node in flow.nodes:
+        if has_subgraph(node):
+            found += _inside(node, f"inside the {node.op} {node.name!r}: branches and loops stay as they are")
+        elif id(node) not in known and flow.data_inputs(node):
+            found += _of(node, flow)
+    return found
+
+
+def _of(node: gs.Node, flow: Dataflow) -> Iterator[Leftover]:
+    standard = node.domain in (None, *STANDARD)
+    if standard and node.op in _PRODUCTS:
+        operands = node.inputs if node.op == "Einsum" else node.inputs[:2]
+        for place, tensor in enumerate(operands):
+            if not tensor.is_empty() and not flow.is_data(tensor):
+                yield _leftover(node, tensor, _why(node, place, tensor))
+                return
+    elif (not standard and node.op != NBITS) or node.op in _OTHERS:
+        matrices = [t for t in node.inputs if isinstance(t, gs.Constant) and _is_matrix(t)]
+        yield from (_leftover(node, t, f"{node.op}: no operator that is pruned or quantised here") for t in matrices)
+
+
+def _inside(node: gs.Node, reason: str) -> Iterator[Leftover]:
+    graphs = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
+    for inner in (inner for graph in graphs for inner in graph.nodes):
+        if has_subgraph(inner):
+            yield from _inside(inner, reason)
+        elif inner.op in _PRODUCTS:
+            constants = [t for t in inner.inputs[:2] if _is_stored(t)]
+            if len(constants) == 1:
+                yield _leftover(inner, constants[0], reason)
+
+
+def _is_stored(tensor: gs.Tensor) -> bool:
+    made_here = bool(tensor.inputs) and tensor.inputs[0].op == "Constant"
+    return isinstance(tensor, gs.Constant) or made_here or trace(tensor) is not None
+
+
+def _is_matrix(tensor: gs.Constant) -> bool:
+    return len(tensor.shape) >= 2 and min(tensor.shape[-2:]) >= _LEAST
+
+
+def _leftover(node: gs.Node, tensor: gs.Tensor, reason: str) -> Leftover:
+    found = trace(tensor)
+    name = node.outputs[0].name if found is None else found.weight.name
+    return Leftover(str(name), node, () if found is None else found.shape, reason)
+
+
+def _why(node: gs.Node, place: int, tensor: gs.Tensor) -> str:
+    found = trace(tensor)
+    if node.op == "Einsum":
+        return "an Einsum that is no product with one matrix"
+    if found is None:
+        return f"its constant is computed by {tensor.inputs[0].op} when the model runs"
+    if place == 0 and node.op != "MatMul":
+        return "the constant is its input, and its weight is data"
+    if len(found.shape) < 2:
+        return "it multiplies with a vector"
+    several = math.prod(found.shape[:-2])
+    return f"one matrix for each of {several} positions, heads or experts: no Linear"

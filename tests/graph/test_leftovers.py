@@ -1,0 +1,101 @@
+"""Products with a constant that are no site: all are found, each with its reason, and plans have a row for each."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto
+
+from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.passes.int4 import Int4Weights
+from gpusq_onnx.passes.prune import Prune24
+from gpusq_onnx.passes.qdq import QdqInt8
+from gpusq_onnx.pipeline.base import Given
+from tests.graph.small_graphs import FLOAT, graph, model, node, normal, proto
+
+X = [("x", FLOAT, [2, 4, 32])]
+Y = [("y", FLOAT, None)]
+LINEAR = [node("MatMul", ["x", "linear"], ["g"]), node("LayerNormalization", ["g", "norm"], ["h"])]
+
+
+def made(nodes: list[Any], **constants: Any) -> ModelProto:
+    """A Linear and a norm, and the nodes that read its output `h`."""
+    return proto([*LINEAR, *nodes], X, Y, {"linear": normal(32, 32), "norm": normal(32), **constants}, opset=20)
+
+
+def experts() -> ModelProto:
+    before = [node("Unsqueeze", ["h", "one"], ["u"]), node("MatMul", ["u", "w"], ["y"])]
+    return made(before, one=np.array([1]), w=normal(3, 32, 64))
+
+
+def learned_query() -> ModelProto:
+    return made(
+        [node("Transpose", ["h"], ["t"], perm=[0, 2, 1]), node("MatMul", ["w", "t"], ["y"])], w=normal(2, 1, 32)
+    )
+
+
+def vector() -> ModelProto:
+    return made([node("MatMul", ["h", "w"], ["y"])], w=normal(32))
+
+
+def einsum() -> ModelProto:
+    return made([node("Einsum", ["h", "w"], ["y"], equation="bnc,nkc->bnk")], w=normal(4, 16, 32))
+
+
+def kernel_of_data() -> ModelProto:
+    nodes = [node("Unsqueeze", ["h", "one"], ["k"]), node("Conv", ["w", "k"], ["y"])]
+    return made(nodes, one=np.array([2]), w=normal(1, 4, 8, 40))
+
+
+def branch() -> ModelProto:
+    inner = graph([node("MatMul", ["h", "w"], ["t"])], [], [("t", FLOAT, [2, 4, 32])], {"w": normal(32, 32)})
+    other = graph([node("Relu", ["h"], ["e"])], [], [("e", FLOAT, [2, 4, 32])], {})
+    largest = node("ReduceMax", ["h"], ["m"], keepdims=0)
+    nodes = [largest, node("Greater", ["m", "zero"], ["c"])]
+    choose = node("If", ["c"], ["y"], name="choose", then_branch=inner, else_branch=other)
+    return made([*nodes, choose], zero=np.array(0, np.float32))
+
+
+def recurrent() -> ModelProto:
+    gru = node("GRU", ["h", "w", "r"], ["y"], hidden_size=16)
+    return made([gru], w=normal(1, 48, 32), r=normal(1, 48, 16))
+
+
+CASES: dict[str, tuple[Callable[[], ModelProto], list[str], str]] = {
+    "experts": (experts, ["w"], "one matrix for each of 3 positions, heads or experts"),
+    "a learned query": (learned_query, ["w"], "one matrix for each of 2 positions, heads or experts"),
+    "a vector": (vector, ["w"], "it multiplies with a vector"),
+    "an Einsum with a matrix for each position": (einsum, ["w"], "an Einsum that is no product with one matrix"),
+    "a Conv whose kernel is data": (kernel_of_data, ["w"], "the constant is its input, and its weight is data"),
+    "a branch": (branch, ["w"], "inside the If 'choose'"),
+    "a GRU": (recurrent, ["w", "r"], "GRU: no operator that is pruned or quantised here"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_has_its_reason(name: str) -> None:
+    build, tensors, reason = CASES[name]
+    structure = analyse(model(build()))
+    assert [left.tensor for left in structure.leftovers] == tensors
+    assert all(reason in left.reason for left in structure.leftovers)
+    assert [site.name for site in structure.sites] == ["linear"]
+
+
+@pytest.mark.parametrize("step", [Prune24, QdqInt8, Int4Weights])
+def test_plans_have_a_row_for_each(step: Any) -> None:
+    found = model(experts())
+    rows = step(step.Options()).plan(found, analyse(found), Given())
+    (row,) = (row for row in rows if row.tensor == "w")
+    assert (row.skipped, row.role, row.op, row.shape) == (True, "product", "MatMul", (3, 32, 64))
+
+
+def test_what_is_no_product_of_data_is_none() -> None:
+    """A product of constants, one of data alone, and a sum with a table."""
+    nodes = [
+        node("MatMul", ["a", "b"], ["table"]),
+        node("Add", ["h", "table"], ["s"]),
+        node("Transpose", ["s"], ["t"], perm=[0, 2, 1]),
+        node("MatMul", ["s", "t"], ["y"]),
+    ]
+    assert analyse(model(made(nodes, a=normal(4, 8), b=normal(8, 32)))).leftovers == []
