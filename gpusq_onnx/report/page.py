@@ -1,72 +1,27 @@
-"""Reports as one HTML page: self-contained, no script, nothing loaded from elsewhere, the same bytes for the same JSON.
+"""Reports as one HTML page: self-contained, nothing loaded from elsewhere, the same bytes for the same JSON.
 
-A page is sections of blocks: facts, notes, tables, pictures. What `apply` and `plan` report becomes sections here, what
-`check` reports in `page_check`; the template knows blocks only. Needs the extra `report` (jinja2, matplotlib).
+A page is sections of blocks (`blocks`), which the template draws. Its one script sorts tables and opens what is folded
+for printing; the page's content security policy names that script by its hash and forbids every other, and every
+address that is not the page's own. Text is escaped by the template, never here. Needs the extra `report` (jinja2,
+matplotlib).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from importlib.resources import files
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
 from gpusq_onnx.report import pictures
+from gpusq_onnx.report.blocks import Block, Facts, Note, Picture, Section, Table, number
 from gpusq_onnx.report.learning import ASIDE
 from gpusq_onnx.report.run import both_totals, ratio
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Names and values, one a line."""
-
-    kind: ClassVar[str] = "facts"
-    rows: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Note:
-    """A sentence; tone "", "good" or "bad"."""
-
-    kind: ClassVar[str] = "note"
-    text: str
-    tone: str = ""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An SVG element and what it shows."""
-
-    kind: ClassVar[str] = "picture"
-    svg: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; `numbers` are the columns to align right; `folded`: opened by a click."""
-
-    kind: ClassVar[str] = "table"
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numbers: Collection[int] = ()
-    folded: bool = False
-
-
-Block = Facts | Note | Picture | Table
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what is below it."""
-
-    title: str
-    blocks: Sequence[Block]
 
 
 def require_page() -> None:
@@ -82,24 +37,30 @@ def render(title: str, sections: Sequence[Section]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8"))
-    return template.render(title=title, sections=sections, version=__version__)
+    script = _part("page.js")
+    return environment.from_string(_part("page.html.jinja")).render(
+        title=title,
+        sections=sections,
+        version=__version__,
+        style=_part("page.css"),
+        script=script,
+        script_hash=b64encode(sha256(script.encode()).digest()).decode("ascii"),
+    )
+
+
+def _part(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8").strip()
 
 
 def of_run(outcome: Outcome) -> Iterator[Section]:
     """What `apply` did, or what `plan` says it would do."""
     yield Section("What was done" if outcome.output else "What would be done", list(_head(outcome)))
     yield Section("Totals", list(_totals(outcome)))
-    for number, step in enumerate(outcome.steps):
+    for place, step in enumerate(outcome.steps):
         if step.findings.get("curve"):
-            yield Section(f"Training: {step.name}", list(_training(step, f"curve{number}")))
+            yield Section(f"Training: {step.name}", list(_training(step, f"curve{place}")))
     yield Section("Weights", list(_weights(outcome)))
     yield Section("Passes", [block for step in outcome.steps for block in _pass(step, outcome)])
-
-
-def number(value: Any, form: str = ".4g") -> str:
-    """A number as text; None is a dash."""
-    return "-" if value is None else format(value, form) if isinstance(value, (int, float)) else str(value)
 
 
 def _head(outcome: Outcome) -> Iterator[Block]:

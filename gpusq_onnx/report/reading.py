@@ -13,8 +13,9 @@ from gpusq_onnx.errors import MACHINE, GpusqError, UsageError
 from gpusq_onnx.parsing import parse_json, read_bytes
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.benchmark import Benchmark
+from gpusq_onnx.report.blocks import Section
 from gpusq_onnx.report.checking import CheckResult
-from gpusq_onnx.report.page import Section, of_run, render, require_page
+from gpusq_onnx.report.page import of_run, render, require_page
 from gpusq_onnx.report.page_check import of_bench, of_check, of_engine
 
 
