@@ -26,11 +26,12 @@ class Note:
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG element and what it shows."""
+    """An SVG element and what it shows; `folded`: opened by a click."""
 
     kind: ClassVar[str] = "picture"
     svg: str
     caption: str
+    folded: bool = False
 
 
 @dataclass(frozen=True)
