@@ -11,6 +11,7 @@ const compare = (a, b) => {
   return a.textContent.localeCompare(b.textContent);
 };
 for (const head of document.querySelectorAll("thead th")) {
+  if (!head.textContent.trim()) continue;
   const button = document.createElement("button");
   button.type = "button";
   button.append(...head.childNodes);

@@ -96,6 +96,7 @@ def curves(rows: Sequence[Mapping[str, Any]], names: Sequence[str], salt: str) -
         if positive:
             axes.set_yscale("log")
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if len(names) <= _NAMED:
             axes.legend(ncols=2)
         axes.grid(alpha=0.3)
@@ -114,6 +115,7 @@ def distances(values: Sequence[float | None], tolerance: float, first: int | Non
         if first is not None:
             axes.axvline(first, color=_MARK, linewidth=1.0, label="first to leave it")
         axes.set_xlabel("inner tensor, in graph order")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("distance")
         axes.legend()
 
@@ -172,7 +174,8 @@ def pareto(points: Sequence[Mapping[str, Any]], chosen: str) -> str:
             place = point["share"], point["values"]["kl"]
             marked = point["name"] == chosen
             axes.plot(*place, "o", color=_MARK if marked else _AFTER, markersize=7 if marked else 5)
-            axes.annotate(_cut(point["name"]), place, xytext=(5, 4), textcoords="offset points", fontsize=7)
+            if marked or not point["name"].startswith("search"):
+                axes.annotate(_cut(point["name"]), place, xytext=(5, 4), textcoords="offset points", fontsize=7)
         if min(kl for _, kl in best) > 0:
             axes.set_yscale("log")
         axes.set_xlabel("share of the dense bit operations")
