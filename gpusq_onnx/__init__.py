@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gpusq_onnx.workflows.apply import compress
     from gpusq_onnx.workflows.bench import bench
     from gpusq_onnx.workflows.build import EngineOptions, build
+    from gpusq_onnx.workflows.cam import cam
     from gpusq_onnx.workflows.check import check
     from gpusq_onnx.workflows.inspect import inspect
     from gpusq_onnx.workflows.models import load, save
@@ -47,6 +48,7 @@ __all__ = [
     "Scheme",
     "bench",
     "build",
+    "cam",
     "check",
     "compress",
     "errors",
@@ -78,6 +80,7 @@ _HOMES = {
     "Scheme": "quant.schemes:Scheme",
     "bench": "workflows.bench:bench",
     "build": "workflows.build:build",
+    "cam": "workflows.cam:cam",
     "check": "workflows.check:check",
     "compress": "workflows.apply:compress",
     "errors": "errors:",

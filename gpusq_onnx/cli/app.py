@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from gpusq_onnx import __version__
-from gpusq_onnx.cli import apply, bench, build, check, inspect, pack, passes, plan, report, tune
+from gpusq_onnx.cli import apply, bench, build, cam, check, inspect, pack, passes, plan, report, tune
 from gpusq_onnx.cli.groups import SectionedCommand, grouped
 from gpusq_onnx.cli.help import help_
 from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, of_the_machine
@@ -82,7 +82,7 @@ def _application() -> typer.Typer:
     app = plain(context_settings=_HELP)
     app.callback()(_before_the_verb)
     working = (apply.apply, plan.plan, tune.tune, inspect.inspect, check.check, build.build, bench.bench)
-    for verb in (*working, report.report, pack.pack, pack.unpack):
+    for verb in (*working, report.report, cam.cam, pack.pack, pack.unpack):
         app.command(cls=SectionedCommand, context_settings=_VERB)(grouped(verb))
     listing = plain(add_completion=False)
     listing.command("list", cls=SectionedCommand, context_settings=_VERB)(passes.list_passes)

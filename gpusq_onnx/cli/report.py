@@ -1,11 +1,11 @@
-"""`gpusq-onnx report REPORT.json...`: the page drawn from what `--report` wrote."""
+"""`gpusq-onnx report REPORT.json...`: the page drawn from what `--report` wrote, and from the models and data given."""
 
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import writable
+from gpusq_onnx.cli.options import DataArgs, Quiet, Seed, writable
 
 
 def report(
@@ -13,13 +13,35 @@ def report(
         list[Path],
         Argument(metavar="REPORT.json...", help="What --report wrote; one page of all.", show_default=False),
     ],
+    data: DataArgs,
+    models: Annotated[
+        list[Path] | None,
+        Option(
+            "--model",
+            metavar="FILE.onnx",
+            show_default=False,
+            help="Show it layer by layer beside the first one; repeatable. Default: the models of the reports.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         Option("--output", "-o", metavar="FILE.html", callback=writable, help="Default: the first report as .html."),
     ] = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Draw one self-contained HTML page from reports: weights, totals, accuracy, training curves."""
-    from gpusq_onnx.cli.console import show
+    """Draw one self-contained HTML page: verdict, sizes, accuracy, layers, curves; with --data, where models look."""
+    from gpusq_onnx.cli.console import open_progress, show
     from gpusq_onnx.workflows.report import report as draw
 
-    show(str(draw(reports, output)))
+    options = data.options(seed)
+    with open_progress(quiet=quiet) as progress:
+        page = draw(
+            reports,
+            output,
+            models=models or (),
+            data=options if options.path is not None else None,
+            progress=progress,
+        )
+    if not quiet:
+        show(str(page))

@@ -58,7 +58,7 @@ class ImageFolder(Images):
                 whole.update(b"unreadable")
         return whole.hexdigest()
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
         return self._chosen[index]
 
     def _file(self, index: int, in_order: bool) -> Path | BytesIO:

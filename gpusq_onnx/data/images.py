@@ -69,7 +69,7 @@ class Images(Source):
             self._opening_notes.append(raw)
 
     @abstractmethod
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
         """What the image is called: for errors and notes."""
 
     @abstractmethod
@@ -91,7 +91,7 @@ class Images(Source):
 
     @property
     def skipped(self) -> list[str]:
-        return [f"{self._name(index)}: {reason}" for index, reason in sorted(self._corrupt.items())]
+        return [f"{self.name(index)}: {reason}" for index, reason in sorted(self._corrupt.items())]
 
     @property
     def notes(self) -> list[str]:

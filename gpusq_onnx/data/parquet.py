@@ -72,7 +72,7 @@ class ParquetImages(Images):
             whole.update(hashlib.sha256(data).digest() + label + b"\0")
         return whole.hexdigest()
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
         return f"row {self._rows[index]}"
 
     def _file(self, index: int, in_order: bool) -> Path | BytesIO:

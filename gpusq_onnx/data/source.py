@@ -177,6 +177,10 @@ class Source(ABC):
             f"{self.kind} data cannot be read by index", hint="go through it in order, or save it as an .npz first"
         )
 
+    def name(self, index: int) -> str:
+        """What sample `index` is called: for errors, notes and captions."""
+        return f"sample {index}"
+
     @abstractmethod
     def digest(self) -> str:
         """SHA-256 (hex) of the content used: names and bytes, in order. No path outside the data, time or host."""

@@ -74,7 +74,7 @@ class WebDataset(Images):
             whole.update(hashlib.sha256(self._bytes(index)).digest() + label + b"\0")
         return whole.hexdigest()
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
         place = self._places[index]
         return f"{self._files[place.file].name}/{place.key}"
 

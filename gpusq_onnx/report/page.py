@@ -1,72 +1,22 @@
-"""Reports as one HTML page: self-contained, no script, nothing loaded from elsewhere, the same bytes for the same JSON.
+"""Reports as one HTML page: self-contained, nothing loaded from elsewhere, the same bytes for the same JSON.
 
-A page is sections of blocks: facts, notes, tables, pictures. What `apply` and `plan` report becomes sections here, what
-`check` reports in `page_check`; the template knows blocks only. Needs the extra `report` (jinja2, matplotlib).
+A page is sections of blocks (`blocks`), which the template draws. Its one script sorts tables and opens what is folded
+for printing; the page's content security policy names that script by its hash and forbids every other, and every
+address that is not the page's own. Text is escaped by the template, never here. Needs the extra `report` (jinja2,
+matplotlib).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from base64 import b64encode
+from collections.abc import Sequence
+from hashlib import sha256
 from importlib.resources import files
 from importlib.util import find_spec
-from typing import Any, ClassVar
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking
-from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
-from gpusq_onnx.report import pictures
-from gpusq_onnx.report.learning import ASIDE
-from gpusq_onnx.report.run import both_totals, ratio
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Names and values, one a line."""
-
-    kind: ClassVar[str] = "facts"
-    rows: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Note:
-    """A sentence; tone "", "good" or "bad"."""
-
-    kind: ClassVar[str] = "note"
-    text: str
-    tone: str = ""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An SVG element and what it shows."""
-
-    kind: ClassVar[str] = "picture"
-    svg: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; `numbers` are the columns to align right; `folded`: opened by a click."""
-
-    kind: ClassVar[str] = "table"
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numbers: Collection[int] = ()
-    folded: bool = False
-
-
-Block = Facts | Note | Picture | Table
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what is below it."""
-
-    title: str
-    blocks: Sequence[Block]
+from gpusq_onnx.report.blocks import Section
 
 
 def require_page() -> None:
@@ -82,121 +32,16 @@ def render(title: str, sections: Sequence[Section]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8"))
-    return template.render(title=title, sections=sections, version=__version__)
+    script = _part("page.js")
+    return environment.from_string(_part("page.html.jinja")).render(
+        title=title,
+        sections=sections,
+        version=__version__,
+        style=_part("page.css"),
+        script=script,
+        script_hash=b64encode(sha256(script.encode()).digest()).decode("ascii"),
+    )
 
 
-def of_run(outcome: Outcome) -> Iterator[Section]:
-    """What `apply` did, or what `plan` says it would do."""
-    yield Section("What was done" if outcome.output else "What would be done", list(_head(outcome)))
-    yield Section("Totals", list(_totals(outcome)))
-    for number, step in enumerate(outcome.steps):
-        if step.findings.get("curve"):
-            yield Section(f"Training: {step.name}", list(_training(step, f"curve{number}")))
-    yield Section("Weights", list(_weights(outcome)))
-    yield Section("Passes", [block for step in outcome.steps for block in _pass(step, outcome)])
-
-
-def number(value: Any, form: str = ".4g") -> str:
-    """A number as text; None is a dash."""
-    return "-" if value is None else format(value, form) if isinstance(value, (int, float)) else str(value)
-
-
-def _head(outcome: Outcome) -> Iterator[Block]:
-    rows = [("pipeline", outcome.pipeline), ("input", _file(outcome.input))]
-    rows += [("output", _file(outcome.output))] if outcome.output else []
-    if outcome.data:
-        rows.append(("data", f"{outcome.data.get('samples')} samples of {outcome.data.get('kind')}"))
-    found = outcome.architecture
-    stages = " + ".join(map(str, found.get("stages", ()))) or "none"
-    rows += [("seed", str(outcome.seed)), ("architecture", f"{found.get('blocks')} blocks in stages of {stages}")]
-    rows += [("critical feature maps", ", ".join(found["feature_maps"]))] if found.get("feature_maps") else []
-    yield Facts(rows)
-    for warning in outcome.warnings:
-        yield Note(f"warning: {warning}", "bad")
-
-
-def _file(facts: FileFacts) -> str:
-    return f"{facts.path}, {facts.bytes:,} bytes, sha256 {facts.sha256}"
-
-
-def _totals(outcome: Outcome) -> Iterator[Block]:
-    both = both_totals(outcome)
-    rows = [[text, f"{a:,.0f}", f"{b:,.0f}", ratio(a, b, 3)] for text, (a, b) in both.items()]
-    estimate = "" if outcome.output else " (estimate)"
-    yield Table("", ["total", "before", f"after{estimate}", "ratio"], rows, (1, 2, 3))
-    changed = {text: sides for text, sides in both.items() if sides[0] != sides[1]}
-    if changed:
-        yield Picture(pictures.ratios(changed), "What is left of each total that changed")
-
-
-def _weights(outcome: Outcome) -> Iterator[Block]:
-    before, after = outcome.before.sites, outcome.after.sites
-    names = [name for name in before if name in after]
-    if not names:
-        yield Note("no weight is in both models under one name")
-        return
-    rows_of = [{row.tensor: row for row in step.rows if row.tensor in before} for step in outcome.steps]
-    sizes = [[site.get("packed_bytes", 0.0) for site in (before[name], after[name])] for name in names]
-    caption = "Packed bytes of each weight, before and after"
-    yield Picture(pictures.bytes_of_weights([a for a, _ in sizes], [b for _, b in sizes]), caption)
-    rows = []
-    for name, (a, b) in zip(names, sizes, strict=True):
-        reported = [row for found in rows_of if (row := found.get(name))]
-        where = reported[0] if reported else None
-        decisions = [_decision(found.get(name)) for found in rows_of]
-        shape = " x ".join(map(str, where.shape)) if where else "-"
-        head = [name, where.module or "-" if where else "-", where.role if where else "-", shape]
-        rows.append([*head, *decisions, f"{a:,.0f}", f"{b:,.0f}", f"{b / a:.3f}" if a else "-"])
-    passes = [step.name for step in outcome.steps]
-    header = ["weight", "module", "role", "[out, k]", *passes, "packed bytes before", "after", "ratio"]
-    numbers = range(len(header) - 3, len(header))
-    yield Table("Every weight, and what each pass decided", header, rows, numbers)
-
-
-def _decision(row: Any) -> str:
-    return "-" if row is None else f"{row.decision}: {row.reason}"
-
-
-def _training(step: StepOutcome, salt: str) -> Iterator[Block]:
-    findings = step.findings
-    rows = [row for row in findings["curve"] if "step" in row]
-    names = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ASIDE | {"step", "epoch"}]
-    features = [name for name in names if name.startswith("feature.")]
-    for part, what in (([name for name in names if name not in features], "losses"), (features, "features")):
-        if part:
-            caption = f"{', '.join(part)}, by step" if part is not features else f"{len(part)} feature maps, by step"
-            yield Picture(pictures.curves(rows, part, f"{salt}.{what}"), caption)
-    if factors := findings.get("factors"):
-        distances = findings.get("distances") or {}
-        cells = [[name, number(distances.get(name)), number(w)] for name, w in factors.items()]
-        yield Table("Weight factors", ["critical feature map", "D_i", "w_i"], cells, (1, 2))
-    if agreement := findings.get("agreement"):
-        share = f"{agreement['before']:.1%} -> {agreement['after']:.1%}"
-        yield Facts([(f"agreement with the teacher, {agreement['images']} images", share)])
-    if masks := findings.get("masks"):
-        yield Facts([("masks", f"{masks['weights']} weights, looked at {masks['checks']} times, never broken")])
-    if movement := findings.get("movement"):
-        cells = [[name, number(a), number(b), number(b / a) if a else "-"] for name, (a, b) in movement.items()]
-        yield Table("Learned scales", ["scale", "before", "after", "ratio"], cells, (1, 2, 3), folded=True)
-
-
-def _pass(step: StepOutcome, outcome: Outcome) -> Iterator[Block]:
-    took = "" if step.seconds is None else f", {step.seconds:.1f} s"
-    options = ", ".join(f"{key} = {_option(value)}" for key, value in step.options.items())
-    decisions = ", ".join(f"{count} x {decision}" for decision, count in step.decisions.items())
-    yield Facts([(f"{step.name}, version {step.version}{took}", options or "no options"), ("decisions", decisions)])
-    others = [row for row in step.rows if row.tensor not in outcome.before.sites]
-    if others:
-        cells = [[row.tensor, row.role, row.op, row.decision, row.reason] for row in others]
-        header = ["tensor", "role", "read by", "decision", "reason"]
-        yield Table(f"{step.name}: other tensors", header, cells, folded=True)
-    if step.facts:
-        rows = [[fact] for fact in step.facts]
-        yield Table(f"{step.name}: checked after this pass and every later one", ["fact"], rows, folded=True)
-
-
-def _option(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {item}" for key, item in value.items()) or "none"
-    return " ".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
+def _part(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8").strip()

@@ -9,8 +9,8 @@ from typing import Any
 from gpusq_onnx.report import pictures
 from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.benchmark_page import columns, machine
+from gpusq_onnx.report.blocks import Block, Facts, Note, Picture, Section, Table, number
 from gpusq_onnx.report.checking import METRICS, CheckResult, summary
-from gpusq_onnx.report.page import Block, Facts, Note, Picture, Section, Table, number
 
 
 def of_check(result: CheckResult) -> Iterator[Section]:

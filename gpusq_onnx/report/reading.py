@@ -13,28 +13,42 @@ from gpusq_onnx.errors import MACHINE, GpusqError, UsageError
 from gpusq_onnx.parsing import parse_json, read_bytes
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.benchmark import Benchmark
+from gpusq_onnx.report.blocks import Section
+from gpusq_onnx.report.cards import Report, summary
 from gpusq_onnx.report.checking import CheckResult
-from gpusq_onnx.report.page import Section, of_run, render, require_page
+from gpusq_onnx.report.page import render, require_page
 from gpusq_onnx.report.page_check import of_bench, of_check, of_engine
+from gpusq_onnx.report.page_run import of_run
+from gpusq_onnx.report.page_tune import of_tune
 
 
-def page_of(paths: Sequence[Path]) -> str:
-    """One page of several reports, in their order.
+def page_of(paths: Sequence[Path], more: Sequence[Section] = (), kernels: Mapping[str, int] | None = None) -> str:
+    """One page of several reports, in their order, after a summary of all.
+
+    Args:
+        more: sections about the models, which follow the summary.
+        kernels: of the result, where they were looked up; see `cards.summary`.
 
     Raises:
         UsageError: a file that is not there, no JSON, or no report of a verb that has `--report`.
         EnvironmentLacking: the extra `report` is not installed.
     """
     require_page()
-    sections: list[Section] = []
-    title = ""
+    reports, sections, title = list[Report](), list[Section](), ""
     for path in paths:
-        document = _read(path)
+        document = _document(path)
         with _reading(path):
-            sections += _sections(document, path)
+            reports.append(_typed(document, path))
+            sections += _sections(reports[-1], path)
             title = title or _title(document)
     with _reading(paths[0]):
-        return render(title, sections)
+        return render(title, [summary(reports, kernels or _predicted(paths)), *more, *sections])
+
+
+def outcomes_of(paths: Sequence[Path]) -> list[Outcome]:
+    """The runs of `apply` among the reports. Raises as `page_of`."""
+    found = [_typed(_document(path), path) for path in paths]
+    return [report for report in found if isinstance(report, Outcome) and report.output]
 
 
 @contextmanager
@@ -48,7 +62,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise _not_ours(path, f"{type(error).__name__}: {error}") from error
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _document(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UsageError("the report does not exist", where=str(path), hint="apply --report FILE.json writes one")
     if path.suffix == ".onnx":
@@ -63,33 +77,53 @@ def _read(path: Path) -> Mapping[str, Any]:
     return document
 
 
-def _sections(document: Mapping[str, Any], path: Path) -> Iterator[Section]:
+def _typed(document: Mapping[str, Any], path: Path) -> Report:
+    """The document as what its verb reports."""
     try:
         if "steps" in document:
-            return of_run(TypeAdapter(Outcome).validate_python(document))
+            return TypeAdapter(Outcome).validate_python(document)
         if "comparison" in document:
-            return of_check(TypeAdapter(CheckResult).validate_python({**document, "artefacts": {}}))
+            return TypeAdapter(CheckResult).validate_python({**document, "artefacts": {}})
         if {"backend", "rounds", "rows"} <= set(document):
-            return of_bench(TypeAdapter(Benchmark).validate_python(document))
+            return TypeAdapter(Benchmark).validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise _not_ours(path, f"{where}: {first['msg']}") from None
-    if {"engine", "library", "sparsity", "weights", "failures"} <= set(document):
-        return of_engine(document)
-    raise _not_ours(path, f"keys {', '.join(sorted(document)[:8]) or 'none'}")
+    return document
+
+
+def _sections(report: Report, path: Path) -> Iterator[Section]:
+    if isinstance(report, Outcome):
+        return of_run(report)
+    if isinstance(report, CheckResult):
+        return of_check(report)
+    if isinstance(report, Benchmark):
+        return of_bench(report)
+    if {"engine", "library", "sparsity", "weights", "failures"} <= set(report):
+        return of_engine(report)
+    if {"groups", "sensitivity"} <= set(report):
+        return of_tune(report)
+    raise _not_ours(path, f"keys {', '.join(sorted(report)[:8]) or 'none'}")
+
+
+def _predicted(paths: Sequence[Path]) -> Mapping[str, int] | None:
+    """What a plan among the reports predicts."""
+    found = (document.get("predicted") for document in map(_document, paths))
+    return next((kernels for kernels in found if isinstance(kernels, dict)), None)
 
 
 def _title(document: Mapping[str, Any]) -> str:
-    output = document.get("output") or document.get("input") or {}
-    return str(document.get("compressed") or document.get("model") or document.get("backend") or output.get("path"))
+    file = document.get("output") or document.get("input") or document.get("model") or {}
+    named = file.get("path") if isinstance(file, Mapping) else file
+    return str(document.get("compressed") or named or document.get("backend"))
 
 
 def _not_ours(path: Path, found: str) -> UsageError:
     return UsageError(
         "the file is no report that a page can be drawn from",
         where=str(path),
-        expected="what --report FILE.json of apply, plan, check, build or bench wrote",
+        expected="what --report FILE.json of apply, plan, tune, check, build or bench wrote",
         found=found,
         hint="write it again with this version of gpusq-onnx",
     )

@@ -1,27 +1,140 @@
-"""`report`: one self-contained HTML page drawn from what `--report` wrote."""
+"""`report`: one self-contained HTML page drawn from what `--report` wrote, and from the models where they are at hand.
+
+    reports      summary, totals, weights, passes, training, comparison, sensitivity, Pareto curve, timings
+    models       layer by layer: sparsity, error, kernels, scales, histograms of weights
+    with data    the distance of each layer's output, histograms of activations, and where the models look (`cam`)
+
+Models that are not named are the files that the reports of `apply` are about, as long as they are what they were.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gpusq_onnx.data import remembered
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import open_source
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import write_text
-from gpusq_onnx.report.reading import page_of
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.blame import blaming
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.pipeline.outcome import FileFacts, Outcome
+from gpusq_onnx.progress import NullProgress, Progress
+from gpusq_onnx.report import gallery, page_models
+from gpusq_onnx.report.blocks import Section
+from gpusq_onnx.report.inspection import inspect_model
+from gpusq_onnx.report.layers import layers_of
+from gpusq_onnx.report.page import require_page
+from gpusq_onnx.report.reading import outcomes_of, page_of
+from gpusq_onnx.report.signals import IMAGES as SEEN
+from gpusq_onnx.report.signals import Signal, signals_of
+from gpusq_onnx.workflows import samples
+from gpusq_onnx.workflows.cam import IMAGES, SHOWN, cam
+from gpusq_onnx.workflows.check import Look, check
+from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 
 
-def report(reports: Sequence[Path], output: Path | None = None) -> Path:
+@dataclass(frozen=True)
+class _Pair:
+    """The first model, and another one beside it."""
+
+    first: Path
+    other: Path
+    dense: Model
+    model: Model
+
+
+def report(
+    reports: Sequence[Path],
+    output: Path | None = None,
+    *,
+    models: Sequence[Path] = (),
+    data: AnyData = None,
+    data_options: AnyOptions = None,
+    seed: int | None = None,
+    progress: Progress = NullProgress(),  # noqa: B008 - it has no state
+) -> Path:
     """Draw the page of all reports, in their order; returns where it is.
 
     Args:
         output: None: the first report's name with the suffix .html.
+        models: the first is what the others are compared with; none: those of the reports.
+        data, data_options: example images; see `workflows.samples`. Needs torch (extra `train`).
 
     Raises:
-        UsageError: a file that is not there or is no report, or a page that would overwrite one.
+        UsageError: a file that is not there or is no report, a page that would overwrite one, or data without models.
+        UnsupportedModelError, UnsupportedDataError: a model or the data cannot be used.
         EnvironmentLacking: the extra `report` is not installed.
     """
+    require_page()
     page = output or reports[0].with_suffix(".html")
-    if page.resolve() in {path.resolve() for path in reports}:
+    if page.resolve() in {path.resolve() for path in (*reports, *models)}:
         raise UsageError("the page would overwrite a report", where=str(page), hint="name another file with -o")
-    write_text(page, page_of(reports))
+    found = list(models) or _models_of(outcomes_of(reports))
+    if data is not None and not found:
+        what = "example images are for models, and the reports' are not where they were"
+        raise UsageError(what, where="--data", hint="name them with --model, the original first")
+    sections, kernels = list[Section](), None
+    if found:
+        loaded = [_loaded(path) for path in found]
+        kernels = inspect_model(loaded[-1]).kernels
+        pairs = [_Pair(found[0], path, loaded[0], model) for path, model in zip(found[1:], loaded[1:], strict=True)]
+        with samples.opened(found[0], data, data_options, seed) as options:
+            few = options if options.samples else options.model_copy(update={"samples": IMAGES})
+            sections = list(_sections(found, pairs, few, progress))
+    write_text(page, page_of(reports, sections, kernels))
     return page
+
+
+def _sections(
+    models: Sequence[Path], pairs: Sequence[_Pair], options: DataOptions, progress: Progress
+) -> Iterator[Section]:
+    seen = options.path is not None
+    for number, pair in enumerate(pairs):
+        layers, shown = layers_of(pair.dense, pair.model)
+        distances = _distances(pair, [layer.output for layer in layers], options, progress) if seen else {}
+        yield page_models.of_layers(pair.other.name, layers, shown, distances, f"model{number}")
+        if seen and (signals := _signals(pair, options)):
+            yield page_models.of_signals(pair.other.name, signals, SEEN, f"model{number}")
+    if seen:
+        looked = cam(*models, data=options, progress=progress)
+        yield gallery.section(looked, replace(looked, examples=tuple(looked.chosen(SHOWN))))
+
+
+def _distances(
+    pair: _Pair, outputs: Sequence[str], options: DataOptions, progress: Progress
+) -> dict[str, float | None]:
+    """How far the layers' outputs are from the first model's, by name; of those that both models have."""
+    both = [{str(t.name) for node in model.graph.nodes for t in node.outputs} for model in (pair.dense, pair.model)]
+    ends = {spec.name for spec in pair.dense.outputs()}
+    names = [name for name in dict.fromkeys(outputs) if name in both[0] & both[1] - ends]
+    if not names:
+        return {}
+    found = check(pair.first, pair.other, data=options, look=Look(taps=tuple(names)), progress=progress)
+    taps = found.comparison.taps
+    return {tap.name: tap.relative if tap.up_to_scale is None else tap.up_to_scale for tap in taps}
+
+
+def _signals(pair: _Pair, options: DataOptions) -> list[Signal]:
+    settled = remembered.settle(options, [pair.model.metadata, pair.dense.metadata], pair.first.parent)
+    return signals_of(pair.model, open_source(settled.options, pair.model.inputs()))
+
+
+def _loaded(path: Path) -> Model:
+    with blaming(path):
+        return io.load(path)
+
+
+def _models_of(outcomes: Sequence[Outcome]) -> list[Path]:
+    """The models that the runs began with and wrote, the first original first; none where a file has changed."""
+    files = [outcome.input for outcome in outcomes[:1]] + [run.output for run in outcomes if run.output]
+    paths = list(dict.fromkeys(Path(file.path) for file in files))
+    return paths if len(paths) > 1 and all(map(_is_there, files)) else []
+
+
+def _is_there(file: FileFacts) -> bool:
+    path = Path(file.path)
+    return path.is_file() and path.suffix == ".onnx" and io.file_digest(path) == file.sha256

@@ -1,0 +1,92 @@
+"""`gpusq-onnx cam MODEL... --data images/`: where models look in example images, side by side."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Seed, keep_apart
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.files import in_the_way
+
+_look = partial(Option, rich_help_panel="How to look", show_default=False)
+
+
+@dataclass(frozen=True)
+class MapArgs:
+    """Which maps are drawn, and of how many images."""
+
+    method: Annotated[
+        str | None,
+        _look("--method", metavar="A,B", help="gradcam, rollout. Default: both, where attention allows."),
+    ] = None
+    layer: Annotated[
+        str | None, _look("--layer", metavar="TENSOR", help="Take Grad-CAM here. Default: the last norm's output.")
+    ] = None
+    show: Annotated[
+        int,
+        Option(
+            "--show", metavar="N", min=1, rich_help_panel="How to look", help="Examples: half agree least, half best."
+        ),
+    ] = 6
+
+    @property
+    def methods(self) -> list[str]:
+        """As the library takes them."""
+        return [name.strip() for name in (self.method or "").split(",") if name.strip()]
+
+
+def cam(
+    models: Annotated[
+        list[Path],
+        Argument(metavar="MODEL...", help="The first is what others are compared with.", show_default=False),
+    ],
+    data: DataArgs,
+    look: MapArgs,
+    output: Annotated[
+        Path | None,
+        Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            show_default=False,
+            help="FILE.html, .png, .svg or .pdf, or a folder. Default: MODEL.cam.html beside the first model.",
+        ),
+    ] = None,
+    seed: Seed = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Draw where models look: class activation maps and attention, side by side, with what each model sees."""
+    from gpusq_onnx.cli.console import open_progress, show, warn, write_json
+    from gpusq_onnx.report.page import require_page
+    from gpusq_onnx.workflows.cam import cam as explain
+    from gpusq_onnx.workflows.cam import draw
+
+    require_page()
+    written = output or models[0].with_suffix(".cam.html")
+    if blocked := in_the_way(written / "index.html" if not written.suffix else written):
+        raise UsageError("the pictures cannot be written there", where=str(blocked), found="a file")
+    keep_apart([*models, written], None, json)
+    if any(model.resolve() == written.resolve() for model in models):
+        raise UsageError("the pictures would overwrite a model", where=str(written), hint="name another file with -o")
+    with open_progress(quiet=quiet) as progress:
+        found = explain(
+            *models,
+            data=data.options(seed),
+            methods=look.methods,
+            layer=look.layer,
+            progress=progress,
+        )
+    for text in (*found.warnings, *found.notes):
+        warn(text)
+    files = draw(found, written, look.show)
+    if json:
+        write_json({**found.to_dict(), "written": [str(file) for file in files]}, json)
+    if quiet or json == STDOUT:
+        return
+    show(str(found))
+    more = f" and {len(files) - 1} pictures beside it" if len(files) > 1 else ""
+    show(f"\n{files[0]}{more}")

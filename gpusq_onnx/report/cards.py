@@ -1,0 +1,175 @@
+"""What is read first: verdict, size, accuracy, agreement, kernels, speed; then warnings, commands and data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gpusq_onnx.pipeline.outcome import Outcome
+from gpusq_onnx.report import again
+from gpusq_onnx.report.benchmark import Benchmark
+from gpusq_onnx.report.blocks import Block, Card, Cards, Command, Facts, Note, Section, number
+from gpusq_onnx.report.checking import METRICS, CheckResult
+from gpusq_onnx.report.preparation import line
+from gpusq_onnx.report.run import both_totals
+
+Report = Outcome | CheckResult | Benchmark | Mapping[str, Any]
+"""What a verb reported; of `build` and `tune`, its plain JSON."""
+
+_PACKED, _FILE = "packed bytes", "file bytes"
+
+
+def summary(reports: Sequence[Report], kernels: Mapping[str, int] | None = None) -> Section:
+    """The section that a page begins with.
+
+    Args:
+        kernels: how many weights of the result get each kernel, where that is known.
+    """
+    cards = [card for make in _MAKERS for card in make(reports)]
+    blocks: list[Block] = [Cards([*cards, *([_kernels(kernels)] if kernels else [])])]
+    for report in reports:
+        blocks += _warnings(report)
+    commands = [text for report in reports if (text := _command(report))]
+    blocks += [Command("To make this again", "\n".join(commands))] if commands else []
+    facts = [("data", fact) for fact in dict.fromkeys(filter(None, map(_data, reports)))]
+    blocks += [Facts(facts)] if facts else []
+    return Section("Summary", blocks)
+
+
+def _verdict(reports: Sequence[Report]) -> Iterator[Card]:
+    failures = [failure for report in reports for failure in _failures(report)]
+    checks = [report for report in reports if isinstance(report, CheckResult)]
+    asked = [f"{name.replace('_', ' ')} {v:g}" for c in checks for name, v in asdict(c.gates).items() if v is not None]
+    runs = [report for report in reports if isinstance(report, Outcome)]
+    if failures:
+        yield Card("verdict", "not met", "; ".join(failures), "bad")
+    elif asked:
+        yield Card("verdict", "gates met", ", ".join(asked), "good")
+    elif any(isinstance(report, Mapping) and report.get("met") for report in reports):
+        yield Card("verdict", "budget met", next(str(r["asked"]) for r in reports if isinstance(r, Mapping)), "good")
+    elif any(run.proof is not None and run.proof.default == "ran" for run in runs):
+        yield Card("verdict", "runs", "proven in onnxruntime; no gates were set", "good")
+    elif any(run.output is None for run in runs):
+        yield Card("verdict", "a plan", "nothing was written")
+    elif checks:
+        yield Card("verdict", "no gates", "the models were compared, and nothing had to hold")
+
+
+def _size(reports: Sequence[Report]) -> Iterator[Card]:
+    for report in reports:
+        totals = both_totals(report) if isinstance(report, Outcome) else {}
+        before, after = totals.get(_PACKED, (0.0, 0.0))
+        if before and after:
+            files = totals.get(_FILE)
+            stored = f"; the file {_bytes(files[0])} → {_bytes(files[1])}" if files else ""
+            smaller = f"{before / after:.1f}x smaller" if after < before else "unchanged"
+            more = f"packed {_bytes(before)} → {_bytes(after)}{stored}"
+            yield Card("size", smaller, more, "good" if after < before else "")
+            return
+
+
+def _accuracy(reports: Sequence[Report]) -> Iterator[Card]:
+    for report in reports:
+        if not isinstance(report, CheckResult):
+            continue
+        before, after = report.comparison.reference_metrics or {}, report.comparison.candidate_metrics or {}
+        for key in ("top1", "AP", "mask_AP", "mIoU"):
+            if key in before and key in after:
+                change = f"{100 * (after[key] - before[key]):+.1f} points"
+                value = f"{before[key]:.1%} → {after[key]:.1%}"
+                yield Card(METRICS[key], value, f"{change} on {report.comparison.samples} samples")
+
+
+def _agreement(reports: Sequence[Report]) -> Iterator[Card]:
+    for report in reports:
+        if not isinstance(report, CheckResult):
+            continue
+        found = report.comparison
+        if found.top1_agreement is not None:
+            yield Card("agreement", f"{found.top1_agreement:.1%}", f"equal best classes, {found.samples} samples")
+            continue
+        cosines = [output.cosine_mean for output in found.outputs if output.cosine_mean is not None]
+        if cosines:
+            yield Card("agreement", f"{min(cosines):.4g}", f"lowest mean cosine of an output, {found.samples} samples")
+
+
+def _speed(reports: Sequence[Report]) -> Iterator[Card]:
+    for report in reports:
+        if not isinstance(report, Benchmark):
+            continue
+        cells = [(row, n, c) for row in report.rows if row.given for n, c in row.cells.items() if c.against_reference]
+        if cells:
+            row, batch, cell = max(cells, key=lambda one: one[2].against_reference or 0.0)
+            yield Card(
+                "speed", f"{cell.against_reference:.2f}x", f"{row.format} over {report.reference}, batch {batch}"
+            )
+
+
+def _chosen(reports: Sequence[Report]) -> Iterator[Card]:
+    for report in reports:
+        if isinstance(report, Mapping) and (chosen := report.get("chosen")):
+            values = ", ".join(f"{name} {value:.4g}" for name, value in chosen["values"].items())
+            yield Card("chosen", f"{chosen['share']:.1%}", f"of the bit operations, {chosen['name']}: {values}")
+
+
+def _engine(reports: Sequence[Report]) -> Iterator[Card]:
+    for report in reports:
+        if isinstance(report, Mapping) and "engine" in report:
+            found = report["sparsity"]
+            value = f"{number(found['chosen'])} of {number(found['eligible'])}"
+            yield Card("sparse layers", value, "that TensorRT chose, of those it found eligible")
+
+
+_MAKERS = (_verdict, _size, _accuracy, _agreement, _speed, _chosen, _engine)
+
+
+def _kernels(found: Mapping[str, int]) -> Card:
+    whole = sum(found.values())
+    sparse = sum(count for kernel, count in found.items() if kernel.startswith("sparse"))
+    best, most = max(found.items(), key=lambda entry: entry[1])
+    value = f"{sparse} of {whole} sparse" if sparse else f"{most} of {whole} {best}"
+    listed = ", ".join(f"{count} {kernel}" for kernel, count in found.items())
+    return Card("kernels", value, f"that TensorRT can choose for the weights: {listed}")
+
+
+def _failures(report: Report) -> Sequence[str]:
+    if isinstance(report, CheckResult):
+        return report.failures
+    if isinstance(report, Mapping):
+        return [*report.get("failures", ()), *filter(None, [report.get("failure")])]
+    return ()
+
+
+def _warnings(report: Report) -> Iterator[Note]:
+    found: Sequence[str] = ()
+    if isinstance(report, Outcome):
+        found = report.warnings
+    elif isinstance(report, CheckResult):
+        found = report.data.get("notes", ())
+    elif isinstance(report, Mapping):
+        found = report.get("warnings", ())
+    yield from (Note(f"warning: {text}", "bad") for text in found)
+
+
+def _command(report: Report) -> str:
+    if isinstance(report, Outcome):
+        return again.of_run(report)
+    return again.of_check(report) if isinstance(report, CheckResult) else ""
+
+
+def _data(report: Report) -> str:
+    data = report.data if isinstance(report, (Outcome, CheckResult)) else None
+    if not data:
+        return ""
+    where = (data.get("options") or {}).get("path")
+    verb = "compared" if isinstance(report, CheckResult) else "calibrated"
+    said = f"{verb} with {data.get('samples')} samples of {data.get('kind')}" + (f" from {where}" if where else "")
+    return "; ".join(filter(None, [said, line(data)]))
+
+
+def _bytes(size: float) -> str:
+    for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= least:
+            return f"{size / least:.3g} {unit}"
+    return f"{size:.0f} B"

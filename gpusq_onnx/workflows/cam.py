@@ -1,0 +1,210 @@
+"""`cam`: where models look, side by side: activation maps and attention on example images, with their predictions.
+
+The first model decides what is explained in each image: its best class, its best queries, the class that fills most
+pixels; the other models are asked for the same. One map answers one question that way, and maps can be compared.
+
+Written is one page (.html), one picture (.png, .svg, .pdf), or a folder of pictures with the page as index.html.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.data import encode, remembered
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import SIZES, Batch, InputSpec, Source, image_inputs, open_source
+from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError, UsageError
+from gpusq_onnx.files import staged
+from gpusq_onnx.graph import io
+from gpusq_onnx.graph.blame import blaming
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.progress import NullProgress, Progress
+from gpusq_onnx.report import gallery
+from gpusq_onnx.report.activation import Activations, Example, View, agreement
+from gpusq_onnx.report.page import require_page
+from gpusq_onnx.workflows import samples
+from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
+from gpusq_onnx.workflows.samples import AnyData, AnyOptions
+
+if TYPE_CHECKING:
+    from gpusq_onnx.torchgraph.activation import Explainer, Look
+
+IMAGES = 16  # looked at by default
+SHOWN = 6
+QUERIES = 2  # of an image of a detector
+_SIDE = 160  # px; smaller images are enlarged
+
+
+def cam(
+    *models: AnyModel,
+    data: AnyData = None,
+    data_options: AnyOptions = None,
+    methods: Sequence[str] = (),
+    layer: str | None = None,
+    seed: int | None = None,
+    progress: Progress = NullProgress(),  # noqa: B008 - it has no state
+) -> Activations:
+    """Explain images with several models; the others are compared with the first.
+
+    Args:
+        models: paths or models in memory, such as a dense one, its sparse and its quantised form.
+        data, data_options: see `workflows.samples`; 16 images unless `samples` says otherwise.
+        methods: "gradcam", "rollout"; none: Grad-CAM, and roll-out where attention allows it.
+        layer: the tensor that Grad-CAM is taken from; None: the last normalisation's output that has positions.
+
+    Raises:
+        UsageError: no model, no data, an unknown method, no tensor of the layer's name.
+        UnsupportedModelError: no image input, no class logits, no layer, or an operator that cannot be converted.
+        UnsupportedDataError: the data does not fit, or is empty.
+        EnvironmentLacking: torch (extra `train`) is not installed.
+    """
+    from gpusq_onnx.torchgraph.activation import METHODS, Explainer
+
+    wrong = [name for name in methods if name not in METHODS]
+    if not models or wrong:
+        what = f"there is no method {wrong[0]!r}" if wrong else "no model is given"
+        raise UsageError(what, where="--method" if wrong else None, expected=f"one of {', '.join(METHODS)}")
+    with ExitStack() as open_files:
+        paths = [open_files.enter_context(as_file(model)) for model in models]
+        options = open_files.enter_context(samples.opened(models[0], data, data_options, seed))
+        if options.path is None:
+            raise UsageError("maps are drawn on example images", hint="give --data, a folder of images")
+        if options.samples is None:
+            options = options.model_copy(update={"samples": IMAGES})
+        loaded = [io.load(path) for path in paths]
+        settled = remembered.settle(options, [model.metadata for model in loaded], paths[0].parent)
+        source = open_source(settled.options, loaded[0].inputs())
+        explainers: list[Explainer] = []
+        progress.start("converting", len(models))
+        for path, model in zip(paths, loaded, strict=True):
+            with blaming(path):
+                explainers.append(Explainer(model, _image_of(model), sizes=SIZES, methods=methods, layer=layer))
+            progress.advance()
+        progress.start("looking", len(source))
+        examples: list[Example] = []
+        classes = _class_names(settled.options)
+        described = source.describe()
+        for batch, row in _rows(source):
+            examples += _examples(explainers, loaded, batch, row, source, classes, described.get("preprocess"))
+            progress.advance()
+        progress.finish()
+    if not examples:
+        raise UnsupportedDataError("the data is empty", hint="point --data at a folder with images")
+    about = {"options": settled.options.echo(), "taken_from": settled.taken_from, **source.describe()}
+    return Activations(
+        tuple(map(name_of, models)),
+        tuple(explainer.layer for explainer in explainers),
+        tuple(sorted(examples, key=lambda example: example.agreement)),
+        {**about, "sha256": source.digest()},
+        settled.warnings,
+        tuple(source.notes),
+    )
+
+
+def draw(found: Activations, output: str | os.PathLike[str], show: int = SHOWN) -> list[Path]:
+    """Write the pictures; returns what was written, the page or picture first.
+
+    Args:
+        output: FILE.html, FILE.png, .svg or .pdf, or a folder, which need not exist.
+        show: how many examples, of which half agree least and half best.
+
+    Raises:
+        EnvironmentLacking: the extra `report` is not installed.
+        OSError: the place cannot be written; nothing is left.
+    """
+    require_page()
+    path, few = Path(output), replace(found, examples=tuple(found.chosen(show)))
+    suffix = path.suffix.lower()
+    with staged() as results:
+        if suffix in gallery.FORMATS:
+            files = {path: gallery.picture(few, suffix)}
+        elif suffix in (".html", ".htm"):
+            files = {path: gallery.page(found, few).encode()}
+        else:
+            named = gallery.pictures(few)
+            files = {path / "index.html": gallery.page(found, few).encode()}
+            files |= {path / name: content for name, content in named.items()}
+        for file, content in files.items():
+            results.place(file).write_bytes(content)
+        results.commit()
+    return list(files)
+
+
+def _image_of(model: Model) -> str:
+    """The name of the model's image input."""
+    inputs = [InputSpec(spec.name, spec.dtype, spec.shape) for spec in model.inputs()]
+    image = image_inputs(inputs, "example images").image
+    if len(image.shape) != 4:
+        what = "maps are drawn over images, and the model takes none"
+        raise UnsupportedModelError(what, expected="[B, C, H, W] or [B, H, W, C]", found=str(image))
+    return image.name
+
+
+def _class_names(options: DataOptions) -> list[str]:
+    return [] if options.classes is None else options.classes.read_text(encoding="utf-8").splitlines()
+
+
+def _rows(source: Source) -> Iterator[tuple[Batch, int]]:
+    for batch in source.batches(1):
+        yield from ((batch, row) for row in range(batch.size))
+
+
+def _examples(
+    explainers: Sequence[Explainer],
+    models: Sequence[Model],
+    batch: Batch,
+    row: int,
+    source: Source,
+    classes: Sequence[str],
+    preprocess: dict[str, Any] | None,
+) -> Iterator[Example]:
+    """One image: an example for each subject."""
+    feed = {name: rows[row : row + 1] for name, rows in batch.feed.items()}
+    first = explainers[0].explain(feed, most=QUERIES)
+    asked = [look.seen for look in first if look.seen is not None]
+    looks = [first, *(explainer.explain(feed, asked) for explainer in explainers[1:])]
+    shown = encode.shown(feed[_image_of(models[0])][0], preprocess)
+    pixels = encode.at_least(shown, _SIDE)
+    name = source.name(int(batch.indices[row])) if batch.indices is not None else "sample"
+    truth = "" if batch.labels is None else _called(int(batch.labels[row]), classes)
+    for number, subject in enumerate(zip(*looks, strict=True)):
+        maps = [_whole(look.maps, pixels) for look in subject]
+        pairs = zip(subject, maps, strict=True)
+        views = tuple(_view(look, own, subject[0], maps[0], pixels, classes) for look, own in pairs)
+        yield Example(name if len(first) == 1 else f"{name}, query {number + 1}", truth, pixels, views)
+
+
+def _view(
+    look: Look,
+    maps: dict[str, NDArray[np.float32]],
+    first: Look,
+    others: dict[str, NDArray[np.float32]],
+    pixels: encode.Pixels,
+    classes: Sequence[str],
+) -> View:
+    agreed = {name: agreement(maps[name], others[name]) for name in maps if name in others}
+    seen = look.seen
+    if seen is None:
+        return View("", 0.0, True, maps, agreed)
+    mask = None
+    if seen.mask is not None:
+        mask = np.rint(encode.enlarged(seen.mask, pixels.shape[:2], smooth=False)).astype(np.int64)
+    same = first.seen is not None and seen.label == first.seen.label
+    return View(_called(seen.label, classes), seen.probability, same, maps, agreed, seen.box, mask)
+
+
+def _whole(maps: dict[str, NDArray[np.float32]], pixels: encode.Pixels) -> dict[str, NDArray[np.float32]]:
+    """The maps over the image's pixels."""
+    return {name: encode.enlarged(values, pixels.shape[:2]) for name, values in maps.items()}
+
+
+def _called(label: int, classes: Sequence[str]) -> str:
+    return classes[label] if label < len(classes) and classes[label].strip() else f"class {label}"

@@ -1,0 +1,150 @@
+"""`cam`: models side by side, from Python and from the command line, and what it writes."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpusq_onnx
+from gpusq_onnx.cli import main
+from gpusq_onnx.data.encode import shown
+from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.report.activation import Activations, agreement
+from gpusq_onnx.workflows.cam import draw
+
+pytest.importorskip("torch", reason="needs the extra train")
+pytest.importorskip("jinja2", reason="needs the extra report")
+pytest.importorskip("matplotlib", reason="needs the extra report")
+
+ASSETS = Path(__file__).parents[1] / "assets"
+MODEL, DATA = ASSETS / "digits_vit.onnx", ASSETS / "digits_test.npz"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Dense, sparse, sparse and quantised."""
+    folder = tmp_path_factory.mktemp("models")
+    made = [MODEL, folder / "sparse.onnx", folder / "small.onnx"]
+    for passes, path in zip(("prune24", "prune24,qdq-int8"), made[1:], strict=True):
+        gpusq_onnx.compress(MODEL, passes, data=DATA, data_options={"samples": 16}, output=path)
+    return made
+
+
+@pytest.fixture(scope="module")
+def found(models: list[Path]) -> Activations:
+    return gpusq_onnx.cam(*models, data=DATA, data_options={"samples": 8})
+
+
+def test_every_model_is_asked_for_the_first_ones_class(found: Activations) -> None:
+    assert len(found.examples) == 8 and found.methods == ["gradcam", "rollout"]
+    assert len(set(found.layers)) == 1
+    for example in found.examples:
+        assert example.pixels.shape == (160, 160, 3)
+        first, *others = example.views
+        assert first.same and first.agreement == pytest.approx({"gradcam": 1.0, "rollout": 1.0})
+        for view in others:
+            assert view.same == (view.label == first.label)
+            assert {name: heat.shape for name, heat in view.maps.items()} == dict.fromkeys(found.methods, (160, 160))
+            for name, value in view.agreement.items():
+                assert value == pytest.approx(agreement(view.maps[name], first.maps[name]))
+    order = [example.agreement for example in found.examples]
+    assert order == sorted(order) and order[0] < 1
+
+
+def test_predictions_are_the_models_own(found: Activations, models: list[Path]) -> None:
+    """The classes are those that `check` counts: agreement on the same eight images."""
+    result = gpusq_onnx.check(*models[::2], data=DATA, data_options={"samples": 8})
+    same = np.mean([example.views[2].same for example in found.examples])
+    assert same == pytest.approx(result.comparison.top1_agreement, abs=0.13)  # one image on the edge
+
+
+def test_the_same_models_agree() -> None:
+    found = gpusq_onnx.cam(MODEL, MODEL, data=DATA, data_options={"samples": 2}, methods=["gradcam"])
+    assert found.names == ["1 digits_vit", "2 digits_vit"] and found.methods == ["gradcam"]
+    assert [example.agreement for example in found.examples] == pytest.approx([1, 1])
+
+
+def test_the_ends_are_chosen(found: Activations) -> None:
+    assert found.chosen(4) == [*found.examples[:2], *found.examples[-2:]]
+    assert found.chosen(3) == [*found.examples[:2], *found.examples[-1:]]
+    assert found.chosen(99) == list(found.examples)
+
+
+def test_agreement_is_a_correlation() -> None:
+    x = np.random.default_rng(0).random((2, 6, 6))
+    assert agreement(x[0], x[1]) == pytest.approx(np.corrcoef(x[0].ravel(), x[1].ravel())[0, 1])
+    assert agreement(x[0], 3 * x[0] + 1) == pytest.approx(1)
+    assert agreement(0 * x[0], 0 * x[0]) == 1 and agreement(0 * x[0], x[0]) == 0
+
+
+def test_a_folder_a_page_and_a_picture(found: Activations, tmp_path: Path) -> None:
+    files = draw(found, tmp_path / "maps", 2)
+    assert files[0] == tmp_path / "maps" / "index.html" and all(file.is_file() for file in files)
+    assert len(files) == 1 + 2 * (1 + 3 * 2)
+    assert {file.read_bytes()[:3] for file in files[1:]} == {b"\xff\xd8\xff"}
+    page = files[0].read_text(encoding="utf-8")
+    assert page.count('<img src="data:image/jpeg;base64,') == 14 and "agrees least" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert draw(found, tmp_path / "one.png", 2) == [tmp_path / "one.png"]
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert draw(found, tmp_path / "one.html", 1) == [tmp_path / "one.html"]
+
+
+def test_the_command_says_what_it_wrote(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["cam", *models, "--data", DATA, "--samples", "3", "--method", "gradcam", "-o", tmp_path / "cam.html"]
+    assert main([*map(str, words), "--json", str(tmp_path / "cam.json")]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(f"\n{tmp_path / 'cam.html'}\n") and "| sparse " in said
+    document = json.loads((tmp_path / "cam.json").read_text())
+    assert [len(example["views"]) for example in document["examples"]] == [3] * 3
+    assert document["written"] == [str(tmp_path / "cam.html")]
+    assert len(said.splitlines()) <= 60
+
+
+def test_what_cannot_be_drawn_is_refused_before_work(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="maps are drawn on example images"):
+        gpusq_onnx.cam(MODEL)
+    with pytest.raises(UsageError, match="no method 'lime'"):
+        gpusq_onnx.cam(MODEL, data=DATA, methods=["lime"])
+    with pytest.raises(UsageError, match="no model"):
+        gpusq_onnx.cam(data=DATA)
+    words = ["cam", str(MODEL), "--data", str(DATA), "--samples", "1"]
+    (tmp_path / "file").write_text("")
+    assert main([*words, "-o", str(tmp_path / "file" / "cam.html")]) == 2
+    assert main([*words, "-o", str(tmp_path / "file")]) == 2
+    assert main([*words, "-o", str(MODEL)]) == 2
+    assert main([*words, "--layer", "nowhere", "-o", str(tmp_path / "x.html")]) == 2
+    assert main([*words, "--method", "lime", "-o", str(tmp_path / "x.html")]) == 2
+    assert main([*words[:2], "-o", str(tmp_path / "x.html")]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_model_without_a_norm_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from onnx import TensorProto, helper, save
+
+    nodes = [helper.make_node("ReduceMax", ["image", "axes"], ["logits"], keepdims=0)]
+    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 32, 32])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])
+    graph = helper.make_graph(nodes, "none", [image], [logits], [axes])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "none.onnx")
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 32, 32), np.float32))
+    with pytest.raises(UnsupportedModelError, match="no norm layer"):
+        gpusq_onnx.cam(tmp_path / "none.onnx", data=tmp_path / "x.npy")
+    assert main(["cam", str(tmp_path / "none.onnx"), "--data", str(tmp_path / "x.npy")]) == 3
+    said = capsys.readouterr().err
+    assert "no norm layer is found" in said and "next: name a tensor with --layer" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["none.onnx", "x.npy"]
+
+
+def test_pixels_come_back_from_the_models_input() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.25]
+    x = ((pixels / 255 - mean) / std).astype(np.float32)
+    way = {"layout": "NCHW", "channels": "BGR", "mean": mean, "std": std}
+    assert (shown(x.transpose(2, 0, 1)[::-1], way) == pixels).all()
+    assert (shown(pixels, {"layout": "NHWC", "channels": "RGB", "mean": None, "std": None}) == pixels).all()
+    grey = shown(np.linspace(-1, 1, 20, dtype=np.float32).reshape(1, 4, 5), None)
+    assert grey.shape == (4, 5, 3) and grey.min() == 0 and grey.max() == 255
