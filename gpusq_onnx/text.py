@@ -18,6 +18,18 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
+def duration(seconds: float) -> str:
+    """A length of time as a person says it.
+
+    >>> duration(41.6), duration(754), duration(8000)
+    ('42 s', '13 min', '2 h 13 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"{max(0.0, seconds):.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def block(text: str, margin: str = "") -> str:
     """Several lines, each printable, those after the first after `margin`."""
     return f"\n{margin}".join(map(printable, text.splitlines()))

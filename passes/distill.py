@@ -53,6 +53,9 @@ class Distill(Pass[DistillOptions]):
     def needs_data(self) -> bool:
         return True
 
+    def work(self, images: int, data: bool) -> float | None:
+        return planning.work(self.options, images)
+
     def requires(self, model: Model, structure: Structure) -> None:
         quantised = [site for site in structure.sites if site.quantised]
         if quantised:

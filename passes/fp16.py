@@ -151,6 +151,9 @@ class Fp16(Pass[Fp16Options]):
         fused = {id(node) for norm in parts for node in norm.nodes}
         return kept_single(model, structure.flow, structure.types, flagged, self._chosen(model), fused)
 
+    def work(self, images: int, data: bool) -> float:
+        return float(min(images, self.options.images))
+
     def _guard(self, model: Model, structure: Structure, parts: Sequence[Parts], context: Context) -> list[str]:
         """Tensors that come near FP16's largest number, by running the model as it is."""
         if not self.options.images:

@@ -24,7 +24,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field
 
 from gpusq_onnx.calibration.quantising import require_float
-from gpusq_onnx.calibration.rounding import ROUNDING, Grid, Rounding, round_weights, rounding_of
+from gpusq_onnx.calibration.rounding import ROUNDING, Grid, Rounding, round_weights, rounded_by_output, rounding_of
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
@@ -35,6 +35,7 @@ from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, 
 from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.parallel import in_order
+from gpusq_onnx.pipeline.schedule import SECOND_ORDER
 from gpusq_onnx.pipeline.selectors import Selector
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import INT4, quantize
@@ -80,6 +81,9 @@ class Int4Weights(Pass[Int4Options]):
     @property
     def needs_data(self) -> bool:
         return self.options.rounding == "gptq"
+
+    def work(self, images: int, data: bool) -> float:
+        return SECOND_ORDER * images if rounded_by_output(self.options.rounding, INT4, data) else 0.0
 
     def writes(self) -> Written:
         nbits = self.options.runtime == "onnxruntime"

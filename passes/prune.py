@@ -34,6 +34,7 @@ from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, 
 from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order, share
+from gpusq_onnx.pipeline.schedule import SECOND_ORDER
 from gpusq_onnx.pipeline.selectors import Selector
 from gpusq_onnx.sparsity import magnitude, sparsegpt
 from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, parse_pattern
@@ -76,6 +77,9 @@ class Prune(Pass[PruneOptions]):
     def needs_data(self) -> bool:
         return self.options.method == "sparsegpt"
 
+    def work(self, images: int, data: bool) -> float:
+        return SECOND_ORDER * images if self._method(data) == "sparsegpt" else 0.0
+
     def writes(self) -> Written:
         return Written(patterns=(self.options.pattern,))
 
@@ -105,7 +109,9 @@ class Prune(Pass[PruneOptions]):
         sites = {site.name: site for site in structure.sites}
         chosen = [(sites[row.tensor], row) for row in plan if not row.skipped]
         kept: dict[str, float] = {}
-        context.progress.start("pruning", len(chosen))
+        images = 0 if context.source is None else len(context.source)
+        second_order = any(row.detail["method"] == "sparsegpt" for _, row in chosen)
+        context.progress.start("pruning", len(chosen), SECOND_ORDER * images if second_order else 0.0)
         simple = [(site, row) for site, row in chosen if row.detail["method"] == "magnitude"]
         for (site, _), (pruned, energy) in zip(simple, in_order(_by_magnitude, simple), strict=True):
             site.write(pruned)
@@ -122,10 +128,14 @@ class Prune(Pass[PruneOptions]):
     def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
         return [SparseWeight(row.tensor, row.detail["pattern"]) for row in plan if not row.skipped]
 
+    def _method(self, data: bool) -> Literal["magnitude", "sparsegpt"]:
+        """How weights are chosen, with data or without."""
+        if self.options.method == "auto":
+            return "sparsegpt" if data else "magnitude"
+        return self.options.method
+
     def _row(self, site: Site, selector: Selector, data: bool) -> PlanRow:
-        method = self.options.method
-        if method == "auto":
-            method = "sparsegpt" if data else "magnitude"
+        method = self._method(data)
         if method == "sparsegpt" and not observable(site):
             method = "magnitude"
         reason = self._refusal(site, selector)

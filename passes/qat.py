@@ -69,6 +69,9 @@ class Qat(Pass[QatOptions]):
     def needs_data(self) -> bool:
         return True
 
+    def work(self, images: int, data: bool) -> float | None:
+        return planning.work(self.options, images, 0 if self.options.factors == "none" else self.options.images)
+
     def ready(self) -> None:
         require_training()
         planning.require_file(self.options.teacher, "qat.teacher")

@@ -23,6 +23,7 @@ from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.pipeline.schedule import CALIBRATING
 from gpusq_onnx.progress import Progress
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class Calibration:
             return 0  # nothing is watched
         seen = 0
         total = min(len(self._source), images or len(self._source))
-        self._progress.start(label, total * len(self.groups))
+        work = CALIBRATING * total if images is None else 0.0
+        self._progress.start(label, total * len(self.groups), work)
         for index in range(len(self.groups)):
             seen = self._run_group(index, visit, images)
         self._progress.finish()

@@ -42,7 +42,8 @@ def magnitudes(
         path = folder / "extremes.onnx"
         outputs = write_probed(model, path, tensors, ("ReduceMin", "ReduceMax"))
         session = Session(path, file_order=True, exact_qdq=runs_as(model) == "exact")
-        progress.start("looking for FP16 overflow", min(len(source), images))
+        count = min(len(source), images)
+        progress.start("looking for FP16 overflow", count, count)
         for batch in source.batches(images_a_run):
             found = session.run(batch.feed)
             for name, pair in outputs.items():

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from gpusq_onnx.calibration.quantise import Settings, quantise
 from gpusq_onnx.calibration.ranges import When
-from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounding_of
+from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounded_by_output, rounding_of
 from gpusq_onnx.errors import NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model, Tensor
@@ -29,6 +29,7 @@ from gpusq_onnx.graph.structure import Attention, Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, Written, leftover_rows
 from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
+from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
 from gpusq_onnx.pipeline.selectors import Selector
 from gpusq_onnx.quant.formats import Format
 from gpusq_onnx.quant.observers import make_observer
@@ -83,6 +84,10 @@ class QuantisingPass(Pass[OptionsT]):
     @property
     def needs_data(self) -> bool:
         return self.scheme.input is not None or self.scheme.attention is not None
+
+    def work(self, images: int, data: bool) -> float:
+        second = rounded_by_output(self.options.rounding, self.scheme.weight, data)
+        return images * ((CALIBRATING if self.needs_data else 0.0) + (SECOND_ORDER if second else 0.0))
 
     @property
     def narrow_outputs(self) -> bool:

@@ -24,6 +24,7 @@ from gpusq_onnx.graph.qdq.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.pipeline.base import Context
 from gpusq_onnx.pipeline.parallel import share
+from gpusq_onnx.pipeline.schedule import SECOND_ORDER
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import Format
 from gpusq_onnx.quant.rounding import round_to_grid
@@ -39,9 +40,15 @@ LOW_BITS = 4  # of a weight format: at or below, rounding to nearest costs too m
 
 def rounding_of(chosen: Rounding, site: Site, fmt: Format, data: bool) -> Rounding:
     """How a site's weight is rounded, "nearest" or "gptq", where there is calibration data or not."""
+    by_output = rounded_by_output(chosen, fmt, data)
+    return "gptq" if by_output and observable(site) and not site.conflicts else "nearest"
+
+
+def rounded_by_output(chosen: Rounding, fmt: Format, data: bool) -> bool:
+    """Whether weights of the format are rounded by the output error, where they can be."""
     if chosen == "auto":
-        chosen = "gptq" if data and fmt.bits <= LOW_BITS and not fmt.grid else "nearest"
-    return chosen if observable(site) and not site.conflicts else "nearest"
+        return data and fmt.bits <= LOW_BITS and not fmt.grid
+    return chosen == "gptq"
 
 
 class Grid(NamedTuple):
@@ -73,7 +80,7 @@ def round_weights(model: Model, grids: Iterable[Grid], context: Context, *, corr
     settle(model)  # the opset that runs its blocks
     by_name = {grid.site.name: grid for grid in grids}
     found = {}
-    context.progress.start("rounding weights", len(by_name))
+    context.progress.start("rounding weights", len(by_name), SECOND_ORDER * len(context.source))
     with Walk(model, [grid.site for grid in by_name.values()], context.source) as walk:
         context.findings["images"] = walk.images
         for site, gram in walk:

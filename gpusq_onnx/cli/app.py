@@ -11,7 +11,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from gpusq_onnx import __version__
 from gpusq_onnx.cli import apply, bench, build, cam, check, inspect, pack, passes, plan, report, tune
 from gpusq_onnx.cli.groups import SectionedCommand, grouped
 from gpusq_onnx.cli.help import help_
+from gpusq_onnx.cli.journal import Settings, one_call
 from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, of_the_machine
 from gpusq_onnx.text import block, printable
 
@@ -30,25 +30,20 @@ _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 _VERB = {**_HELP, "allow_extra_args": True}  # SectionedCommand refuses them
 
 
-@dataclass
-class Settings:
-    """What comes before the verb; lives for one call of `main`."""
-
-    debug: bool = False
-
-
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` when None) and return its exit code."""
-    settings = Settings()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), one_call() as settings:
         if not sys.warnoptions:
             warnings.simplefilter("ignore")  # of libraries, about code and not about the model
-        return _run(argv, settings)
+        code = _run(argv, settings)
+        if settings.journal:
+            settings.journal.write(f"ended with exit code {code}")
+        return code
 
 
 def _run(argv: Sequence[str] | None, settings: Settings) -> int:
     try:
-        _application()(args=None if argv is None else list(argv), prog_name="gpusq-onnx", obj=settings)
+        _application()(args=None if argv is None else list(argv), prog_name="gpusq-onnx")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
@@ -56,6 +51,8 @@ def _run(argv: Sequence[str] | None, settings: Settings) -> int:
     except Exception as error:
         if settings.debug:
             traceback.print_exc()
+        if settings.journal:
+            settings.journal.write_error(error)
         text, code = _explain(error)
         _say(text)
         return code
@@ -73,20 +70,20 @@ def _explain(error: Exception) -> tuple[str, int]:
         what = "not enough memory" if isinstance(machine, MemoryError) else printable(str(machine))
         return f"{EnvironmentLacking.title}: {what}", EnvironmentLacking.exit_code
     text = f"{GpusqError.title}: {type(error).__name__}: {block(str(error), '    ')}"
-    hint = "this is a defect of gpusq-onnx; run gpusq-onnx --debug VERB ... again and report the traceback"
+    hint = "this is a defect of gpusq-onnx; run the command again with --debug and report the traceback"
     return f"{text}\n  next: {hint}", GpusqError.exit_code
 
 
 def _application() -> typer.Typer:
     plain = partial(typer.Typer, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
     app = plain(context_settings=_HELP)
-    app.callback()(_before_the_verb)
+    app.callback()(grouped(_before_the_verb))
     working = (apply.apply, plan.plan, tune.tune, inspect.inspect, check.check, build.build, bench.bench)
     for verb in (*working, report.report, cam.cam, pack.pack, pack.unpack):
         app.command(cls=SectionedCommand, context_settings=_VERB)(grouped(verb))
     listing = plain(add_completion=False)
-    listing.command("list", cls=SectionedCommand, context_settings=_VERB)(passes.list_passes)
-    listing.command("show", cls=SectionedCommand, context_settings=_VERB)(passes.show)
+    listing.command("list", cls=SectionedCommand, context_settings=_VERB)(grouped(passes.list_passes))
+    listing.command("show", cls=SectionedCommand, context_settings=_VERB)(grouped(passes.show))
     app.command("help")(help_)
     app.add_typer(listing, name="passes", help="List the passes and presets, or show one with its options.")
     return app
@@ -99,8 +96,6 @@ def _version(wanted: bool) -> None:
 
 
 def _before_the_verb(
-    context: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -110,7 +105,6 @@ def _before_the_verb(
     Exit codes: 0 done, 1 a gate failed, 2 usage, 3 unsupported model or data, 4 our fault, 5 environment,
     130 interrupted.
     """
-    context.obj.debug = debug
 
 
 def _say(text: str) -> None:

@@ -49,7 +49,8 @@ def apply(
     if output == STDOUT:
         _to_stdout(model, pipeline, data, seed, report, json, quiet, max_memory)
         return
-    from gpusq_onnx.cli.console import open_progress, publish, show, show_verdict, warn, width
+    from gpusq_onnx.cli.console import publish, show, show_verdict, warn, width
+    from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.files import staged
     from gpusq_onnx.report import outline
     from gpusq_onnx.workflows.apply import compress

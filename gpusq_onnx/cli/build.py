@@ -118,7 +118,8 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Build a TensorRT engine and show, weight by weight, what TensorRT made of it; with a gate on sparse kernels."""
-    from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    from gpusq_onnx.cli.console import publish, show, warn
+    from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.report.engine_digest import digest
     from gpusq_onnx.runtime.tensorrt.engine import card_of
     from gpusq_onnx.workflows.build import build as build_model

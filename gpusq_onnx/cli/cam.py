@@ -60,7 +60,8 @@ def cam(
     quiet: Quiet = False,
 ) -> None:
     """Draw where models look: class activation maps and attention, side by side, with what each model sees."""
-    from gpusq_onnx.cli.console import open_progress, show, warn, write_json
+    from gpusq_onnx.cli.console import show, warn, write_json
+    from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.report.page import require_page
     from gpusq_onnx.workflows.cam import cam as explain
     from gpusq_onnx.workflows.cam import draw

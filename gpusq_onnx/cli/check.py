@@ -158,7 +158,8 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Compare two models on the same data: outputs, classes, accuracy; with gates, and a TensorRT parser's verdict."""
-    from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    from gpusq_onnx.cli.console import publish, show, warn
+    from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.workflows.check import check as check_models
 
     parsing = parser.parsing()

@@ -1,4 +1,4 @@
-"""What reaches the terminal: results on stdout, everything else on stderr; progress only where somebody watches.
+"""What reaches the terminal: results on stdout, everything else on stderr. Progress is in `progress`.
 
 rich is imported when something is drawn, never for `--help`.
 """
@@ -8,112 +8,18 @@ import os
 import re
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpusq_onnx.cli.journal import settings
 from gpusq_onnx.cli.options import STDOUT
 from gpusq_onnx.files import Staging, staged, write_text
-from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.text import printable
 
-EVERY = 30  # seconds between two lines of progress in a log
 _GREEN, _YELLOW = 32, 33
 _COLOURS = ((r"\bsparse (INT8|FP16|INT4|FP8)\b", _GREEN), (r"\bdense (INT8|FP16|FP32|BF16)\b", _YELLOW))
 _UNUSUAL = re.compile(r"[^ -~\n]")
-
-
-@contextmanager
-def open_progress(*, quiet: bool) -> Iterator[Progress]:
-    """A progress line on stderr if it is a terminal outside CI, a line every half a minute elsewhere; `quiet`: silence.
-
-    However the block ends, the line is gone then and the cursor is back.
-    """
-    drawn = sys.stderr.isatty() and not os.environ.get("CI")
-    progress: Progress = NullProgress() if quiet else RichProgress() if drawn else LineProgress()
-    try:
-        yield progress
-    finally:
-        progress.finish()
-
-
-class RichProgress:
-    """One line with bar, count, time gone and time left; it vanishes when its stage ends."""
-
-    def __init__(self) -> None:
-        from rich import progress
-        from rich.console import Console
-
-        self._display = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("left"),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[note]}", markup=False),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task: progress.TaskID | None = None
-
-    def start(self, label: str, total: int | None = None) -> None:
-        self.finish()
-        self._display.start()
-        self._task = self._display.add_task(label, total=total, note="")
-
-    def advance(self, n: int = 1) -> None:
-        if self._task is not None:
-            self._display.advance(self._task, n)
-
-    def note(self, text: str) -> None:
-        if self._task is not None:
-            self._display.update(self._task, note=text)
-
-    def finish(self) -> None:
-        if self._task is not None:
-            self._display.remove_task(self._task)
-            self._display.stop()
-            self._task = None
-
-
-class LineProgress:
-    """For logs: what is done, how far, and the time left for it, every `EVERY` seconds; short work says nothing."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._spoken = clock()
-        self._label, self._note = "", ""
-        self._began, self._done, self._total = clock(), 0, 0
-
-    def start(self, label: str, total: int | None = None) -> None:
-        self._label, self._note, self._done, self._total = label, "", 0, total or 0
-        self._began = self._clock()
-        self._speak()
-
-    def advance(self, n: int = 1) -> None:
-        self._done += n
-        self._speak()
-
-    def note(self, text: str) -> None:
-        self._note = text
-
-    def finish(self) -> None:
-        self._label = ""
-
-    def _speak(self) -> None:
-        now = self._clock()
-        if now - self._spoken < EVERY or not self._label:
-            return
-        self._spoken = now
-        parts = [self._label]
-        if self._total and self._done:
-            left = (now - self._began) / self._done * (self._total - self._done)
-            parts.append(f"{self._done} of {self._total}, {max(0.0, left):.0f} s left")
-        parts += [self._note] if self._note else []
-        print(printable("; ".join(parts)), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def show(text: str = "") -> None:
@@ -150,7 +56,10 @@ def width() -> int:
 
 def warn(text: str) -> None:
     """A warning, to stderr: seen whatever `--quiet` and `--json` say."""
-    print(f"warning: {printable(text)}", file=sys.stderr)  # noqa: T201
+    line = f"warning: {printable(text)}"
+    print(line, file=sys.stderr)  # noqa: T201
+    if journal := settings().journal:
+        journal.write(line)
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -16,12 +16,13 @@ from typing import Any, get_type_hints
 
 from typer.core import TyperCommand
 
+from gpusq_onnx.cli.journal import Anywhere
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.pipeline.grammar import shell_damage
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Spread the dataclass parameters of `command` into single options."""
+    """Spread the dataclass parameters of `command` into single options, and add those of `Anywhere`."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     spread: list[inspect.Parameter] = []
@@ -31,7 +32,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         else:
             spread.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
 
+    anywhere = _parameters(Anywhere)
+    spread += anywhere
+
     def run(**given: Any) -> None:
+        for parameter in anywhere:  # they have acted already
+            given.pop(parameter.name, None)
         for name, kind in groups.items():
             given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
         command(**given)

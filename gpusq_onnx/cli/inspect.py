@@ -5,7 +5,8 @@ from gpusq_onnx.cli.options import STDOUT, Full, Json, ModelPath, Quiet, keep_ap
 
 def inspect(model: ModelPath, json: Json = None, full: Full = False, quiet: Quiet = False) -> None:
     """Show each weight: its pattern, Q/DQ, type, the kernel TensorRT can choose, and what is in its way."""
-    from gpusq_onnx.cli.console import open_progress, show, show_table, show_verdict, width, write_json
+    from gpusq_onnx.cli.console import show, show_table, show_verdict, width, write_json
+    from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.report import outline
     from gpusq_onnx.workflows.inspect import inspect as inspect_model
 

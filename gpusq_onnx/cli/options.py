@@ -172,10 +172,16 @@ class DataArgs:
         ),
     ] = None
     samples: Annotated[
-        int | None, _data("--samples", metavar="N", help="Use N of them, spread evenly over the classes.")
+        int | None,
+        _data(
+            "--samples",
+            metavar="N",
+            help="Use N of them, spread over the classes. Default: 128; to train and to score, all.",
+        ),
     ] = None
     calibrate: Annotated[
-        int | None, _data("--calibrate", metavar="N", help="Of these, prune and calibrate with N; train with all.")
+        int | None,
+        _data("--calibrate", metavar="N", help="Where some train: prune and calibrate with N. Default: 128."),
     ] = None
     preset: Annotated[
         str | None,

@@ -18,7 +18,8 @@ def pack(
     quiet: Quiet = False,
 ) -> None:
     """Store a pruned model in the space that its pattern needs; `unpack` restores it bit for bit."""
-    from gpusq_onnx.cli.console import open_progress, show, show_table, write_json
+    from gpusq_onnx.cli.console import show, show_table, write_json
+    from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.workflows.pack import SUFFIX
     from gpusq_onnx.workflows.pack import pack as pack_model
 

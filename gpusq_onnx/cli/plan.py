@@ -37,7 +37,8 @@ def plan(
     look: SensitivityArgs = SensitivityArgs(),
 ) -> None:
     """Show what apply would do to each tensor, and why, with totals before and after; writes no model."""
-    from gpusq_onnx.cli.console import open_progress, publish, show, show_table, show_verdict, warn, width
+    from gpusq_onnx.cli.console import publish, show, show_table, show_verdict, warn, width
+    from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.report import outline, run
     from gpusq_onnx.workflows.plan import plan as plan_model
 
@@ -87,7 +88,8 @@ def _sensitivity(
     json: Path | None,
     quiet: bool,
 ) -> None:
-    from gpusq_onnx.cli.console import open_progress, publish, show, show_table, warn
+    from gpusq_onnx.cli.console import publish, show, show_table, warn
+    from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.workflows.sensitivity import sensitivity
 
     if pipeline.passes or pipeline.recipe:

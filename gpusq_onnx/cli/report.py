@@ -31,7 +31,8 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Draw one self-contained HTML page: verdict, sizes, accuracy, layers, curves; with --data, where models look."""
-    from gpusq_onnx.cli.console import open_progress, show
+    from gpusq_onnx.cli.console import show
+    from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.workflows.report import report as draw
 
     options = data.options(seed)

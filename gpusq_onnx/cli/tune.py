@@ -97,7 +97,8 @@ def tune(
     quiet: Quiet = False,
 ) -> None:
     """Choose a form for each layer under a budget, measure it, and write a recipe for apply."""
-    from gpusq_onnx.cli.console import open_progress, publish, show, warn
+    from gpusq_onnx.cli.console import publish, show, warn
+    from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.files import staged
     from gpusq_onnx.workflows.tune import tune as tune_model
 

@@ -36,9 +36,13 @@ class DataOptions(BaseModel):
         None,
         description="folder of images, .parquet, .tar, .npy, .npz, script FILE.py[:function]; none: synthetic images",
     )
-    samples: int | None = Field(None, ge=1, description="how many samples to use, spread over the classes; none: all")
+    samples: int | None = Field(
+        None, ge=1, description="how many samples to use, spread over the classes; none: 128; to train and score, all"
+    )
     calibrate: int | None = Field(
-        None, ge=1, description="how many of these prune and calibrate; none: all, but 1024 where a pass trains on all"
+        None,
+        ge=1,
+        description="how many of these prune and calibrate; none: 128 where others train, else all of them",
     )
     preset: str | None = Field(None, description=f"values for the keys below that are not given: {', '.join(PRESETS)}")
     resize: int | None = Field(

@@ -1,4 +1,4 @@
-"""Some samples of a source, as a source of its own: training wants all images, calibration a thousand."""
+"""Some samples of a source, as a source of its own: training wants all images, calibration a hundred."""
 
 from __future__ import annotations
 

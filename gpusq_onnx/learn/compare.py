@@ -23,6 +23,7 @@ from gpusq_onnx.errors import UnsupportedDataError
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.setup import Setup
 from gpusq_onnx.learn.stage import Stage
+from gpusq_onnx.pipeline.schedule import LOOKING
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.torchgraph.call import fed
 
@@ -53,7 +54,8 @@ def compare(
     maps = len(objective.maps)
     sums = torch.zeros(3 + 2 * maps, dtype=torch.float64)  # images, agreement, soft, then numerators, denominators
     alone = replace(objective, add=lambda value: value, processes=1)  # batches differ in number between processes
-    progress.start(label, min(images, len(source)))
+    count = min(images, len(source))
+    progress.start(label, count, LOOKING * count)
     for number, (feed, rows) in enumerate(clean(source, images)):
         progress.advance(rows)
         if number % stage.processes != stage.rank:

@@ -16,3 +16,10 @@ def require_training() -> None:
             raise EnvironmentLacking(
                 f"training needs {name}, which is not installed", hint="pip install 'gpusq-onnx[train]'"
             )
+
+
+def on_gpu() -> bool:
+    """Whether training with `device=auto` runs on an accelerator."""
+    import torch
+
+    return bool(torch.accelerator.is_available())

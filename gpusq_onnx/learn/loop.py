@@ -32,7 +32,7 @@ from gpusq_onnx.learn.guard import RETRIES, Guard
 from gpusq_onnx.learn.log import Log
 from gpusq_onnx.learn.masks import Kept, Masks
 from gpusq_onnx.learn.objectives import Objective
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.settings import JUDGED, Settings
 from gpusq_onnx.learn.setup import Setup, phases
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.learn.teaching import Teaching
@@ -44,7 +44,6 @@ from gpusq_onnx.torchgraph.call import fed
 
 ROUNDS, LONGEST = 50, 100  # rounds of a run, and steps of a round at most
 SCALE_FLOOR = 2.0**-6  # of a scale's first value: it may shrink, never vanish
-JUDGED = 256  # images on which agreement is reported before and after
 
 
 @dataclass
@@ -107,7 +106,7 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     stage.wait()
     trainer = _Trainer(setup, source, settings, kept or {}, seed, stage)
-    watch = Watch(progress, label, interval)
+    watch = Watch(progress, label, interval, settings.work)
     thin = None if setup.thin_teacher is None else setup.thin_teacher.to(stage.device)
     with Teaching(setup.teacher.to(stage.device), stage, thin) as teaching:
         objective = Objective(

@@ -17,9 +17,11 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.pin import Sizes, is_open
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.environment import on_gpu
+from gpusq_onnx.learn.settings import JUDGED, Settings
 from gpusq_onnx.pipeline.base import SKIP, Fact, Given, PlanRow
 from gpusq_onnx.pipeline.facts import SparseWeight, pattern_of
+from gpusq_onnx.pipeline.schedule import LOOKING
 
 if TYPE_CHECKING:
     from gpusq_onnx.learn.loop import History
@@ -52,6 +54,15 @@ def require_file(path: Path | None, option: str) -> None:
     """Raise UsageError where an option names a model file that is not there."""
     if path is not None and not path.is_file():
         raise UsageError(f"there is no model {path}", where=option, hint="check the path")
+
+
+def work(settings: Settings, images: int, distances: int = 0) -> float | None:
+    """See `Pass.work`; `distances` is the number of images that D_i is measured on. None: it runs on a GPU."""
+    if settings.device != "cpu" and on_gpu():
+        return None
+    rows = max(1, min(settings.batch, images))
+    steps = settings.steps or settings.epochs * (images // rows)
+    return settings.work * steps * rows + LOOKING * (2 * min(JUDGED, images) + min(distances, images))
 
 
 def model_from(path: Path | None, before: Mapping[str, Model], kind: str) -> Model | None:

@@ -12,6 +12,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from gpusq_onnx.pipeline.base import PassOptions
+from gpusq_onnx.pipeline.schedule import TRAINING
+
+JUDGED = 256  # images on which agreement is reported before and after
 
 Factors = Literal["none", "uniform", "inverse", "raw-inverse", "proportional", "shuffled"]
 
@@ -64,6 +67,11 @@ class Settings(PassOptions):
     def augmented(self) -> bool:
         """Whether an image looks different each time, so that the teacher must look again."""
         return self.crop < 1 or self.flip or self.jitter > 0 or self.mix != "none" or self.tokens < 1
+
+    @property
+    def work(self) -> float:
+        """Runs of one image that training on an image takes as long as."""
+        return TRAINING * (1 - self.thinned * (1 - self.tokens))
 
 
 class LabelFree(Settings):

@@ -11,17 +11,18 @@ from gpusq_onnx.progress import Progress
 
 
 class Watch:
-    """Tells `progress` how a run called `label` goes; checkpoints are `interval` seconds apart."""
+    """Tells `progress` how a run called `label` goes; checkpoints are `interval` seconds apart, an image is `work`."""
 
-    def __init__(self, progress: Progress, label: str, interval: float) -> None:
-        self._progress, self._label, self._interval = progress, label, interval
+    def __init__(self, progress: Progress, label: str, interval: float, work: float = 0.0) -> None:
+        self._progress, self._label, self._interval, self._work = progress, label, interval, work
         self._step = self._rows = 0
         self._told = self._saved = time.perf_counter()
 
     def begin(self, start: int, total: int, rows: int) -> None:
         """Steps `start` to `total` of `rows` images each are about to be done."""
-        self._progress.start(self._label, total)
-        self._progress.advance(start)
+        if start:
+            self._progress.say(f"resuming from training step {start} of {total}, which an earlier run had reached")
+        self._progress.start(self._label, total - start, self._work * (total - start) * rows)
         self._step, self._rows = start, rows
         self._told = self._saved = time.perf_counter()
 

@@ -194,6 +194,18 @@ class Pass(ABC, Generic[OptionsT]):
         """Whether `apply` reads calibration data with these options."""
         return False
 
+    def work(self, images: int, data: bool) -> float | None:
+        """About as many runs of one image through the model as `apply` takes as long as; see `pipeline.schedule`.
+
+        Args:
+            images: that it is given, synthetic ones, too.
+            data: whether they are the caller's.
+
+        Returns:
+            None where nobody can know.
+        """
+        return 0.0
+
     def writes(self) -> Written:
         """What a target must run after this pass."""
         return Written()

@@ -30,12 +30,13 @@ from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
 from gpusq_onnx.pipeline.fingerprint import Fingerprint
 from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.pipeline.parallel import one_blas_thread
-from gpusq_onnx.progress import Labelled, Progress
+from gpusq_onnx.pipeline.schedule import Schedule
+from gpusq_onnx.progress import Progress
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial import Trials
 
 PREFIX = "pkg.gpusq_onnx."
-MOST_CALIBRATE = 1024  # images for pruning and calibrating, where training reads many more (docs/method.md)
+CALIBRATED = 128  # images that prune and calibrate by default: docs/benchmarks.md, "How many images"
 FACTS = f"{PREFIX}facts"  # metadata of a reproducer's model only
 SYNTHETIC = (
     "NO DATA was given (--data): synthetic images are used instead. The model is legal and its "
@@ -56,6 +57,7 @@ class Run:
         worked: the passes that had something to do, so far.
         idle: what was said by those that changed nothing.
         snapshot: of the model as it is, between two passes.
+        schedule: how long the passes take; None: not asked.
         trained: after the last pass of kind "finetune": the number of passes done, the model and the facts then.
     """
 
@@ -77,6 +79,12 @@ class Run:
     idle: list[NothingMatched] = field(default_factory=list)
     snapshot: Snapshot | None = None
     trained: tuple[int, Model, list[Fact]] | None = None
+    schedule: Schedule | None = None
+
+    @property
+    def images(self) -> int:
+        """How many samples there are for all passes together."""
+        return 0 if self.source is None else len(self.source)
 
 
 def begin(
@@ -96,14 +104,38 @@ def begin(
             hint="give --data FOLDER; a thousand images without labels will do",
         )
     if data.path is not None or any(step.needs_data for step in passes):
-        state.source = state.calibration = open_source(data, model.inputs(), partial(table_rows, model))
-        count = data.calibrate or (MOST_CALIBRATE if learning else None)
+        state.source = state.calibration = _opened(data, model, all_of_it=bool(learning))
+        count = data.calibrate or (CALIBRATED if learning else None)
         if count is not None:
             state.calibration = at_most(state.source, count)
         state.sample = sample_of(state.source)
         if data.path is None:
             state.warnings.append(SYNTHETIC)
     return state
+
+
+def _opened(data: DataOptions, model: Model, *, all_of_it: bool) -> Source:
+    """The samples, no more than what calibrating needs where the caller names no number and nothing learns from all."""
+    rows = partial(table_rows, model)
+    source = open_source(data, model.inputs(), rows)
+    if all_of_it or data.path is None or data.samples or data.calibrate:
+        return source
+    if not source.random_access or len(source) <= CALIBRATED:
+        return source
+    return open_source(data.model_copy(update={"samples": CALIBRATED}), model.inputs(), rows)
+
+
+def scheduled(state: Run, seconds: float | None) -> Schedule:
+    """How long the passes take.
+
+    Args:
+        seconds: of a run of `Run.sample`; None: it was not timed.
+    """
+    rows = max([1, *(len(x) for x in (state.sample or {}).values() if x.ndim)])
+    lengths = [0 if source is None else len(source) for source in (state.source, state.calibration)]
+    given = state.data.path is not None
+    works = [(step.name, step.work(lengths[step.kind != "finetune"], given)) for step in state.passes]
+    return Schedule(state.progress, works, None if seconds is None else seconds / rows)
 
 
 def _require_runnable(model: Model, name: str) -> None:
@@ -161,8 +193,9 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
     if learns_later and step.kind in ("prune", "quantise"):
         state.before.setdefault(step.kind, model.clone())
     source = state.source if step.kind == "finetune" else state.calibration
-    progress = Labelled(state.progress, f"step {index + 1} of {len(state.passes)}, {step.name}: ")
-    context = Context(source, state.data.seed, progress, before=state.before)
+    schedule = state.schedule or scheduled(state, None)
+    schedule.step(index)
+    context = Context(source, state.data.seed, schedule, before=state.before)
     if step.kind == "finetune" and state.folder is not None:
         context.folder = state.folder / f"{index + 1}-{step.name}"
     mark = Fingerprint(state.snapshot or take(model))

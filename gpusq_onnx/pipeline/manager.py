@@ -47,6 +47,7 @@ from gpusq_onnx.pipeline.execute import (
     planned,
     require_work,
     sample_of,
+    scheduled,
     take_facts,
 )
 from gpusq_onnx.pipeline.grammar import Pipeline
@@ -181,14 +182,17 @@ def run(
         structure = analyse(model, state.snapshot)
         _require_numbers(model, structure)
         invariants.require(model)
+        seconds = None
         if state.sample is not None:
             state.progress.start("trying the model in onnxruntime")
-            proof.require_survival(model, state.trials.with_feed(state.sample))
+            seconds = proof.require_survival(model, state.trials.with_feed(state.sample))
             state.progress.finish()
         structure = observe(model, structure, state.sample, state.trials)
         if canonical:
             pipeline, passes = automatic.insert(pipeline, passes, model, structure)
             state.passes = passes
+        state.schedule = scheduled(state, seconds)
+        state.schedule.announce(state.images)
         before = measure(model, structure)
         beside = output if reproducible else None
         for index in range(len(passes)):

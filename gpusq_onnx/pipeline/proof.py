@@ -51,14 +51,15 @@ _KILLED = "SIGKILL"
 _RAN = {"default": ("ran", "ran"), "exact": ("unfused: ran", "ran"), "twin": ("twin: ran", "twin: ran")}
 
 
-def require_survival(model: Model, attempt: Attempt) -> None:
-    """Run the model once elsewhere, as it will be run here.
+def require_survival(model: Model, attempt: Attempt) -> float | None:
+    """Run the model once elsewhere, as it will be run here; the seconds of that run, where it ran.
 
     Raises:
         UnsupportedModelError: that ends onnxruntime's process; names the first node that does. A model that onnxruntime
             refuses or fails to run is left to who runs it.
     """
-    for trial in _of_model(model, attempt):
+    trials = _of_model(model, attempt)
+    for trial in trials:
         if trial.outcome == "died":
             raise UnsupportedModelError(
                 "onnxruntime crashes on the model",
@@ -69,6 +70,7 @@ def require_survival(model: Model, attempt: Attempt) -> None:
                 if _KILLED in trial.said
                 else "export the model again without this form of the node, or with another onnxruntime installed",
             )
+    return trials[0].seconds
 
 
 def prove(written: Path, model: Model, types: Types, before: Path, attempt: Attempt) -> Proof:

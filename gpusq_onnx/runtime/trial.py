@@ -40,12 +40,14 @@ class Trial:
             "died": the process ended.
         said: onnxruntime's message, or how the process ended and when.
         outputs: by name, where it ran; those of types that numpy has.
+        seconds: of the run, the session's first.
     """
 
     way: Way
     outcome: Literal["ran", "loaded", "refused", "failed", "died"]
     said: str = ""
     outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
+    seconds: float | None = None
 
     @property
     def went(self) -> bool:
@@ -132,9 +134,10 @@ def _tried(worker: Worker, path: Path, feed: Feed | None, ways: Sequence[Way], s
         answer = found.get(way, {"outcome": "died", "said": "before it began"})
         if answer["outcome"] == "died":
             return [*trials, Trial(way, "died", f"it {end} {answer['said']}")]
-        outputs: dict[str, NDArray[Any]] = {}
-        if answer["outcome"] == "ran":
-            with np.load(scratch / f"{way}.npz") as file:
-                outputs = {name: file[name] for name in file.files}
-        trials.append(Trial(way, answer["outcome"], answer["said"], outputs))
+        if answer["outcome"] != "ran":
+            trials.append(Trial(way, answer["outcome"], answer["said"]))
+            continue
+        with np.load(scratch / f"{way}.npz") as file:
+            outputs = {name: file[name] for name in file.files}
+        trials.append(Trial(way, "ran", "", outputs, float(answer["said"])))
     return trials

@@ -6,6 +6,7 @@ and leaves the outputs in a file a way; its answer grows with each step, so that
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def _work(request: Request) -> Iterator[dict[str, dict[str, str]]]:
-    """Of each way its outcome, as in `trial.Trial`, and what was said; the last answer counts."""
+    """Of each way its outcome, as in `trial.Trial`, and what was said (of a run, its seconds); the last counts."""
     answer: dict[str, dict[str, str]] = {}
     for way in request["ways"]:
         for outcome, said in _steps(request, way):
@@ -66,13 +67,15 @@ def _steps(request: Request, way: str) -> Iterator[tuple[str, str]]:
     except GpusqError as error:
         yield "loaded", _said(error)
         return
+    began = time.perf_counter()
     try:
         found = session.run(feed, [value.name for value in session.handle.get_outputs() if numbers(value)])
     except (GpusqError, MemoryError) as error:
         yield "failed", _said(error)
         return
+    seconds = time.perf_counter() - began
     np.savez(Path(request["outputs"]) / f"{way}.npz", **found)  # type: ignore[arg-type]  # numpy's stub
-    yield "ran", ""
+    yield "ran", f"{seconds:.6f}"
 
 
 def _feed(path: str, session: Session) -> dict[str, NDArray[Any]]:

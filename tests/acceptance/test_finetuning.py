@@ -43,7 +43,8 @@ class Bench:
     def apply(self, name: str, passes: str, model: Path, seed: int = 0, samples: int | None = None) -> dict[str, Any]:
         """Make NAME from `model`; returns the report with "seconds" and "command"."""
         images = self.shared / "data" / "imagenet" / "train"
-        data = ("--data", str(images), *PREPROCESS, *(() if samples is None else ("--samples", str(samples))))
+        few = () if samples is None else ("--samples", str(samples))
+        data = ("--data", str(images), *PREPROCESS, "--calibrate", "1024", *few)
         command = ("apply", "--passes", passes, "--seed", str(seed), *data, "-o", str(self.path(name)), str(model))
         report, seconds = gpusq(*command)
         return {**report, "seconds": seconds, "command": short(command, self.shared)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import ROOT
 
-from gpusq_onnx.cli import console
+from gpusq_onnx.cli import console, progress
 from gpusq_onnx.progress import NullProgress
 
 
@@ -23,7 +23,7 @@ def test_progress_is_drawn_on_a_terminal_and_leaves_stdout_alone() -> None:
     import pty
 
     script = (
-        "import time; from gpusq_onnx.cli.console import open_progress\n"
+        "import time; from gpusq_onnx.cli.progress import open_progress\n"
         "with open_progress(quiet=False) as progress:\n"
         "    progress.start('calibrating', 4)\n"
         "    for _ in range(3): time.sleep(0.15); progress.advance()\n"
@@ -46,26 +46,26 @@ def test_progress_is_drawn_on_terminals_written_in_logs_and_silent_when_quiet(mo
     def opened(stream: io.StringIO, *, quiet: bool = False) -> type:
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", stream)
-            with console.open_progress(quiet=quiet) as progress:
-                return type(progress)
+            with progress.open_progress(quiet=quiet) as opened:
+                return type(opened)
 
     monkeypatch.delenv("CI", raising=False)
-    assert opened(Terminal()) is console.RichProgress
+    assert opened(Terminal()) is progress.RichProgress
     assert opened(Terminal(), quiet=True) is NullProgress
-    assert opened(io.StringIO()) is console.LineProgress
+    assert opened(io.StringIO()) is progress.LineProgress
     monkeypatch.setenv("CI", "true")
-    assert opened(Terminal()) is console.LineProgress
+    assert opened(Terminal()) is progress.LineProgress
     assert opened(io.StringIO(), quiet=True) is NullProgress
 
 
 def test_a_log_gets_a_line_every_half_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
-    progress = console.LineProgress(lambda: now[0])
-    progress.start("step 2 of 4, qdq-int8: calibrating", 100)
+    lines = progress.LineProgress(lambda: now[0])
+    lines.start("step 2 of 4, qdq-int8: calibrating", 100)
     for _ in range(10):
         now[0] += 9
-        progress.advance(10)
-    progress.finish()
+        lines.advance(10)
+    lines.finish()
     assert capsys.readouterr().err.splitlines() == [
         "step 2 of 4, qdq-int8: calibrating; 40 of 100, 54 s left",
         "step 2 of 4, qdq-int8: calibrating; 80 of 100, 18 s left",
@@ -79,8 +79,8 @@ def test_an_error_gives_the_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "stderr", stream)
 
     def work() -> None:
-        with console.open_progress(quiet=False) as progress:
-            progress.start("calibrating", 4)
+        with progress.open_progress(quiet=False) as opened:
+            opened.start("calibrating", 4)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import MODEL, ROOT, call, fresh_model
 
-from gpusq_onnx.cli import console
+from gpusq_onnx.cli import progress
 
 PASSES = ["-p", "prune24{method=magnitude}"]
 
@@ -66,7 +66,7 @@ def test_a_model_for_a_report_and_for_a_packed_file_is_named_as_what_it_is(model
 
 
 def test_progress_says_which_step_it_is(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "EVERY", 0)
+    monkeypatch.setattr(progress, "EVERY", 0)
     outcome = call("apply", "-p", "prune24{method=magnitude},qdq-int8", "--samples", "4", model)
     assert "step 1 of 2, prune24: pruning" in outcome.err and "step 2 of 2, qdq-int8: " in outcome.err
 

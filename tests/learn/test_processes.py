@@ -26,10 +26,14 @@ class Steps(NullProgress):
 
     def __init__(self) -> None:
         self.done: list[int] = []
+        self.said: list[str] = []
         self.training = False
 
-    def start(self, label: str, total: int | None = None) -> None:
+    def start(self, label: str, total: int | None = None, work: float = 0.0) -> None:
         self.training = label == "training"
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def advance(self, n: int = 1) -> None:
         self.done += [n] * self.training
@@ -59,7 +63,8 @@ def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert not output.exists() and (folder / "checkpoint.safetensors").exists()
     watched = Steps()
     resumed, _ = classroom.run(folder=folder, interval=0, progress=watched, **LOOKS)
-    assert watched.done == [4, 1, 1], "four steps were in the checkpoint"
+    assert watched.done == [1, 1], "four steps were in the checkpoint"
+    assert watched.said == ["resuming from training step 4 of 6, which an earlier run had reached"]
     taught, history = classroom.run(**LOOKS)
     again = classroom.weights(resumed)
     for name, value in classroom.weights(taught).items():

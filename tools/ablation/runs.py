@@ -22,7 +22,6 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.base import Context, Given
-from gpusq_onnx.pipeline.execute import MOST_CALIBRATE
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.table import resolve
@@ -30,6 +29,8 @@ from gpusq_onnx.runtime.ort import Session
 from tools.ablation.arms import PAPER, Arm
 from tools.ablation.int4 import to_int4
 from tools.ablation.vit_cifar10 import INPUT, data_options
+
+CALIBRATED = 1024  # images, at most
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Desk:
 
     def _data(self, seed: int) -> DataOptions:
         options = data_options(self.data, "train", self.size.images)
-        return options.model_copy(update={"seed": seed, "calibrate": min(self.size.images, MOST_CALIBRATE)})
+        return options.model_copy(update={"seed": seed, "calibrate": min(self.size.images, CALIBRATED)})
 
 
 def answers(model: Path, data: Path, count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

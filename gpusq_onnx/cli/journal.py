@@ -1,0 +1,114 @@
+"""What may stand before or after any verb: `-v`, `--debug`, `--log-file`, and the file that the last one writes.
+
+The journal has a line with the time for the command, for each stage with its seconds, for warnings, and for how it
+ended; of an error, the traceback. It is written line by line and appended to: what a killed run had done is there.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from gpusq_onnx.errors import UsageError
+from gpusq_onnx.files import in_the_way
+from gpusq_onnx.text import printable
+
+
+class Journal:
+    """Lines with the time, appended to a file.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if blocked := in_the_way(path):
+            raise UsageError("no folder can be made for the log", where=str(blocked), found="a file")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._append("")
+        except OSError as error:
+            raise UsageError("the log cannot be written", where=f"--log-file {path}", found=str(error)) from error
+
+    def write(self, text: str) -> None:
+        """One line."""
+        self._append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
+
+    def write_error(self, error: BaseException) -> None:
+        """The traceback, a line each."""
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            self.write(line)
+
+    def _append(self, text: str) -> None:
+        with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+
+
+@dataclass
+class Settings:
+    """What was said for any verb."""
+
+    debug: bool = False
+    verbose: bool = False
+    journal: Journal | None = None
+
+
+_CURRENT: ContextVar[Settings] = ContextVar("settings")
+
+
+@contextmanager
+def one_call() -> Iterator[Settings]:
+    """New settings, for one command line; `settings` gives them to whoever asks while the block lasts."""
+    token = _CURRENT.set(Settings())
+    try:
+        yield _CURRENT.get()
+    finally:
+        _CURRENT.reset(token)
+
+
+def settings() -> Settings:
+    """Those of the command line under way; the defaults where there is none."""
+    return _CURRENT.get(Settings())
+
+
+def _debug(wanted: bool) -> None:
+    settings().debug |= bool(wanted)
+
+
+def _verbose(wanted: bool) -> None:
+    settings().verbose |= bool(wanted)
+
+
+def _log(path: Path | None) -> None:
+    if path is not None:
+        settings().journal = Journal(path)
+
+
+# Eager: what goes wrong with another option is reported as they say, wherever they stand.
+_anywhere = partial(Option, is_eager=True, show_default=False, rich_help_panel="For any verb, before or after it")
+
+
+@dataclass(frozen=True)
+class Anywhere:
+    """The options that every verb has; they act when they are read."""
+
+    verbose: Annotated[
+        bool, _anywhere("--verbose", "-v", callback=_verbose, help="Report each stage when it ends, and its time.")
+    ] = False
+    debug: Annotated[bool, _anywhere("--debug", callback=_debug, help="Show the traceback of an error.")] = False
+    log_file: Annotated[
+        Path | None,
+        _anywhere(
+            "--log-file", metavar="FILE", callback=_log, help="Append stages, warnings and errors to FILE, with times."
+        ),
+    ] = None
