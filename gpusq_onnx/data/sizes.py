@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import Described, Source, open_source
+from gpusq_onnx.data.source import Described, Source
 
 
 def sizes_of(source: Source) -> dict[str, tuple[int, ...]]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gpusq_onnx.data.source import Box
 from gpusq_onnx.learn.objectives import Labels
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.settings import AugmentationOptions
 
 _IMAGE, _PAIR = 0, 1  # streams of random numbers
 _LOG_ASPECT = math.log(4 / 3)
@@ -48,7 +48,7 @@ class Blend:
     corner: tuple[float, float] | None
 
 
-def look(settings: Settings, seed: int, epoch: int, place: int) -> Look:
+def look(settings: AugmentationOptions, seed: int, epoch: int, place: int) -> Look:
     """How the image at `place` of the epoch's order is shown."""
     draw = np.random.default_rng([seed, _IMAGE, epoch, place]).random(8)
     area = settings.crop + (1 - settings.crop) * draw[0]
@@ -58,7 +58,7 @@ def look(settings: Settings, seed: int, epoch: int, place: int) -> Look:
     return Look(box, settings.flip and bool(draw[4] < 0.5), (red, green, blue))
 
 
-def blend(settings: Settings, seed: int, epoch: int, pair: int) -> Blend | None:
+def blend(settings: AugmentationOptions, seed: int, epoch: int, pair: int) -> Blend | None:
     """How the images at the places 2 pair and 2 pair + 1 are mixed; None for as they are."""
     draw = np.random.default_rng([seed, _PAIR, epoch, pair]).random(5)
     if settings.mix == "none" or draw[0] >= settings.mixed:

@@ -10,7 +10,7 @@ Source: docs/method.md, "Losses". Images are spread evenly over the data; each p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.data.prefetch import stream
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedDataError
+from gpusq_onnx.learn.history import Comparison
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.setup import Setup
 from gpusq_onnx.learn.stage import Stage
@@ -28,16 +29,6 @@ from gpusq_onnx.progress import Progress
 from gpusq_onnx.torchgraph.call import fed
 
 BATCH = 8  # no more images at once than a training step holds by default
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What was found over `images` images; D_i in the order of the objective's maps."""
-
-    images: int
-    agreement: float
-    soft: float
-    distances: tuple[float, ...]
 
 
 @torch.no_grad()

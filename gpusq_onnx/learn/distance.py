@@ -8,14 +8,14 @@ from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.learn.compare import compare
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.planning import sizes
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.settings import TrainingOptions
 from gpusq_onnx.learn.setup import prepare
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.progress import Progress
 
 
 def distances(
-    dense: Model, sparse: Model, source: Source, settings: Settings, images: int, progress: Progress
+    dense: Model, sparse: Model, source: Source, settings: TrainingOptions, images: int, progress: Progress
 ) -> list[float]:
     """D_i of each map, first stage first. Raises as `prepare` and `compare`."""
     settings = settings.model_copy(update={"blockwise": 0.0, "tokens": 1.0})  # the whole form alone

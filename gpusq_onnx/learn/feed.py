@@ -23,7 +23,7 @@ from gpusq_onnx.data.source import Batch, Source
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 from gpusq_onnx.learn.augment import Blend, Look, blend, look, mixed, mixed_labels, shown
 from gpusq_onnx.learn.objectives import Labels
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.settings import TrainingOptions
 from gpusq_onnx.tasks.kinds import Kind
 from gpusq_onnx.torchgraph.call import fed
 
@@ -96,7 +96,7 @@ class Feed:
         UnsupportedDataError: there are no images, or too few for so many processes.
     """
 
-    def __init__(self, source: Source, settings: Settings, seed: int, rank: int = 0, processes: int = 1) -> None:
+    def __init__(self, source: Source, settings: TrainingOptions, seed: int, rank: int = 0, processes: int = 1) -> None:
         self._source, self._settings, self._seed, self._rank = source, settings, seed, rank
         shares = processes * settings.accumulate
         if settings.batch % shares:

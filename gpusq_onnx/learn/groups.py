@@ -18,14 +18,14 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.settings import OptimiserOptions
 
 BETAS = (0.9, 0.99)
 FINAL = 0.01
 
 
 def optimiser(
-    named: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str], settings: Settings
+    named: Iterable[tuple[str, nn.Parameter]], roles: Mapping[str, str], settings: OptimiserOptions
 ) -> torch.optim.AdamW:
     """AdamW over the named parameters, in the groups above; each group's `share` is of the common rate."""
     groups: dict[str, list[nn.Parameter]] = {"weight": [], "scale": [], "other": []}
@@ -42,7 +42,7 @@ def optimiser(
     return torch.optim.AdamW(made, lr=settings.lr, betas=BETAS, fused=True)
 
 
-def rate(step: int, steps: int, settings: Settings) -> float:
+def rate(step: int, steps: int, settings: OptimiserOptions) -> float:
     """The learning rate of step 0 to steps - 1, as a share of its peak."""
     warm = round(settings.warmup * steps)
     if step < warm:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,15 +23,16 @@ from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import PassFailed, UsageError
 from gpusq_onnx.learn import checkpoint as files
 from gpusq_onnx.learn.average import Average
-from gpusq_onnx.learn.compare import Comparison, clean, compare
+from gpusq_onnx.learn.compare import clean, compare
 from gpusq_onnx.learn.feed import Feed, Part, check_labels
 from gpusq_onnx.learn.forms import Forms
 from gpusq_onnx.learn.groups import optimiser, rate, set_rate
 from gpusq_onnx.learn.guard import RETRIES, Guard
+from gpusq_onnx.learn.history import Comparison, History
 from gpusq_onnx.learn.log import Log
 from gpusq_onnx.learn.masks import Kept, Masks
 from gpusq_onnx.learn.objectives import Objective
-from gpusq_onnx.learn.settings import JUDGED, Settings
+from gpusq_onnx.learn.settings import JUDGED, TrainingOptions
 from gpusq_onnx.learn.setup import Setup, phases
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.learn.teaching import Teaching
@@ -46,36 +46,10 @@ ROUNDS, LONGEST = 50, 100  # rounds of a run, and steps of a round at most
 SCALE_FLOOR = 2.0**-6  # of a scale's first value: it may shrink, never vanish
 
 
-@dataclass
-class History:
-    """What happened.
-
-    Attributes:
-        curve: one row a round: step, phase (where there are several), lr, loss, hard, soft, feature.i, agree, norm.
-        before, after: student against teacher on images as they are.
-        steps, batch, processes, bf16: how it was trained.
-        masks, checks: weights with a zero pattern, and how often all were verified.
-        remembered: whether the teacher looked at each image once only.
-        notes: sentences for the user.
-    """
-
-    before: Comparison
-    after: Comparison
-    steps: int
-    batch: int
-    processes: int
-    bf16: bool
-    masks: int
-    checks: int
-    remembered: bool
-    curve: list[dict[str, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
 def train(
     setup: Setup,
     source: Source,
-    settings: Settings,
+    settings: TrainingOptions,
     *,
     factors: Sequence[float] | None = None,
     kept: Mapping[str, Kept] | None = None,
@@ -163,7 +137,7 @@ class _Trainer:
     """One run: what is trained, and with what."""
 
     def __init__(
-        self, setup: Setup, source: Source, settings: Settings, kept: Mapping[str, Kept], seed: int, stage: Stage
+        self, setup: Setup, source: Source, settings: TrainingOptions, kept: Mapping[str, Kept], seed: int, stage: Stage
     ) -> None:
         self.setup, self.source, self.settings, self.stage = setup, source, settings, stage
         self.feed = Feed(source, settings, seed, stage.rank, stage.processes)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.settings import LossOptions
 from gpusq_onnx.tasks.kinds import CLASSES, Kind
 
 EPS = 1e-6
@@ -76,7 +76,7 @@ class Objective:
         processes: how many there are.
     """
 
-    settings: Settings
+    settings: LossOptions
     outputs: Sequence[Pair]
     kinds: Mapping[str, Kind]
     maps: Sequence[Pair]

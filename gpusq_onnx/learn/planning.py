@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpusq_onnx.data.sizes import sizes_of
 from gpusq_onnx.data.source import Source
@@ -18,20 +18,18 @@ from gpusq_onnx.graph.pin import Sizes, is_open
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.learn.environment import on_gpu
-from gpusq_onnx.learn.settings import JUDGED, Settings
+from gpusq_onnx.learn.history import History
+from gpusq_onnx.learn.settings import JUDGED, LossOptions, TrainingOptions
 from gpusq_onnx.pipeline.base import SKIP, Fact, Given, PlanRow
 from gpusq_onnx.pipeline.facts import SparseWeight, pattern_of
 from gpusq_onnx.pipeline.schedule import LOOKING
-
-if TYPE_CHECKING:
-    from gpusq_onnx.learn.loop import History
 
 TRAIN, COMPARE = "train", "compare"
 FLOATS = ("float", "float16", "bfloat16", "double")
 _ROWS = 200  # of a curve in the report
 
 
-def rows(structure: Structure, settings: Settings, given: Given) -> list[PlanRow]:
+def rows(structure: Structure, settings: TrainingOptions, given: Given) -> list[PlanRow]:
     """One row for each weight, then one for each feature map. Raises NothingMatched where nothing can be trained."""
     found = [_weight_row(site, given.facts) for site in structure.sites]
     if all(row.skipped for row in found):
@@ -56,7 +54,7 @@ def require_file(path: Path | None, option: str) -> None:
         raise UsageError(f"there is no model {path}", where=option, hint="check the path")
 
 
-def work(settings: Settings, images: int, distances: int = 0) -> float | None:
+def work(settings: TrainingOptions, images: int, distances: int = 0) -> float | None:
     """See `Pass.work`; `distances` is the number of images that D_i is measured on. None: it runs on a GPU."""
     if settings.device != "cpu" and on_gpu():
         return None
@@ -113,7 +111,7 @@ def _weight_row(site: Site, facts: Sequence[Fact]) -> PlanRow:
     return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
 
 
-def _map_rows(structure: Structure, settings: Settings) -> list[PlanRow]:
+def _map_rows(structure: Structure, settings: LossOptions) -> list[PlanRow]:
     ops = {str(tensor.name): str(node.op) for node in structure.flow.nodes for tensor in node.outputs}
     names = map_names(structure, settings)
     if settings.maps:
@@ -130,7 +128,7 @@ def _map_rows(structure: Structure, settings: Settings) -> list[PlanRow]:
     ]
 
 
-def map_names(structure: Structure, settings: Settings) -> list[str]:
+def map_names(structure: Structure, settings: LossOptions) -> list[str]:
     """The critical feature maps, as the settings choose them."""
     if settings.maps:
         return list(settings.maps)

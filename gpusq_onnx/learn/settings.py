@@ -19,14 +19,32 @@ JUDGED = 256  # images on which agreement is reported before and after
 Factors = Literal["none", "uniform", "inverse", "raw-inverse", "proportional", "shuffled"]
 
 
-class Settings(PassOptions):
-    """Options of every training pass."""
+class ScheduleOptions(PassOptions):
+    """How long is trained, and on what of a network when."""
 
-    teacher: Path | None = Field(None, description="model to learn from; none: the one before this pipeline's edits")
     epochs: int = Field(10, ge=1, description="passes over the training images")
     steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
     batch: int = Field(40, ge=1, description="images in an optimiser step, over all processes")
     accumulate: int = Field(1, ge=1, description="parts that a step's images are worked through in: less memory")
+    blockwise: float = Field(0.0, ge=0, le=1, description="share of the steps, the first, with blocks trained apart")
+    tokens: float = Field(1.0, gt=0, le=1, description="share of the patches' tokens that go through the blocks")
+    thinned: float = Field(0.8, ge=0, le=1, description="share of the steps, the first, with tokens left out")
+
+    @model_validator(mode="after")
+    def _divides(self) -> ScheduleOptions:
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate ({self.accumulate}) must divide batch ({self.batch})")
+        return self
+
+    @property
+    def work(self) -> float:
+        """Runs of one image that training on an image takes as long as."""
+        return TRAINING * (1 - self.thinned * (1 - self.tokens))
+
+
+class OptimiserOptions(PassOptions):
+    """AdamW and its learning rates."""
+
     lr: float = Field(1e-4, gt=0, description="peak learning rate of weights")
     vector_lr: float = Field(1.0, ge=0, description="that of biases, norms and positions, as a share of lr")
     scale_lr: float = Field(0.1, ge=0, description="the scales' learning rate, as a share of lr")
@@ -34,6 +52,11 @@ class Settings(PassOptions):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises to lr")
     clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
     average: float = Field(0.0, ge=0, lt=1, description="decay of the running mean of all weights that is kept; 0: off")
+
+
+class LossOptions(PassOptions):
+    """What the student learns from: weights of the losses, and the tensors that are compared."""
+
     alpha: float = Field(1.0, ge=0, description="weight of the hard-label loss; 0: off")
     beta: float = Field(10.0, ge=0, description="weight of the soft-label loss; 0: off")
     gamma: float = Field(5.0, ge=0, description="weight of the feature loss; 0: off")
@@ -44,38 +67,49 @@ class Settings(PassOptions):
     reduce: Literal["sum", "mean"] = Field("sum", description="of the compared maps' losses")
     maps: list[str] = Field([], description="tensors to compare instead, by name")
     feature_loss: Literal["normalised", "plain"] = Field("normalised", description="squared error over the map's own")
-    blockwise: float = Field(0.0, ge=0, le=1, description="share of the steps, the first, with blocks trained apart")
-    tokens: float = Field(1.0, gt=0, le=1, description="share of the patches' tokens that go through the blocks")
-    thinned: float = Field(0.8, ge=0, le=1, description="share of the steps, the first, with tokens left out")
+
+    @model_validator(mode="after")
+    def _weighs(self) -> LossOptions:
+        if not (self.alpha or self.beta or self.gamma):
+            raise ValueError("alpha, beta and gamma are all 0: nothing to learn from")
+        return self
+
+
+class AugmentationOptions(PassOptions):
+    """How images look from one epoch to the next."""
+
     crop: float = Field(0.35, gt=0, le=1, description="least share of an image in a random crop; 1: no crops")
     flip: bool = Field(True, description="mirror every other image")
     jitter: float = Field(0.0, ge=0, le=1, description="strength of random brightness, contrast and saturation")
     mix: Literal["none", "mixup", "cutmix", "both"] = Field("none", description="blend or patch pairs of images")
     mixed: float = Field(0.5, ge=0, le=1, description="share of the pairs that is mixed")
+
+    @property
+    def varies(self) -> bool:
+        """Whether an image looks different each time."""
+        return self.crop < 1 or self.flip or self.jitter > 0 or self.mix != "none"
+
+
+class ArithmeticOptions(PassOptions):
+    """Where and how precisely is computed."""
+
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="of the arithmetic; auto: bf16 on GPUs")
     device: Literal["auto", "cpu"] = Field("auto", description="auto: what accelerate finds")
 
-    @model_validator(mode="after")
-    def _divides(self) -> Settings:
-        if self.batch % self.accumulate:
-            raise ValueError(f"accumulate ({self.accumulate}) must divide batch ({self.batch})")
-        if not (self.alpha or self.beta or self.gamma):
-            raise ValueError("alpha, beta and gamma are all 0: nothing to learn from")
-        return self
+
+class TrainingOptions(ArithmeticOptions, AugmentationOptions, LossOptions, OptimiserOptions, ScheduleOptions):
+    """Options of every training pass."""
+
+    teacher: Path | None = Field(None, description="model to learn from; none: the one before this pipeline's edits")
 
     @property
-    def augmented(self) -> bool:
-        """Whether an image looks different each time, so that the teacher must look again."""
-        return self.crop < 1 or self.flip or self.jitter > 0 or self.mix != "none" or self.tokens < 1
-
-    @property
-    def work(self) -> float:
-        """Runs of one image that training on an image takes as long as."""
-        return TRAINING * (1 - self.thinned * (1 - self.tokens))
+    def remembers(self) -> bool:
+        """Whether the teacher need see an image once only: it always looks the same, with all its tokens."""
+        return not self.varies and self.tokens == 1
 
 
-class LabelFree(Settings):
-    """The losses that did best without labels (docs/benchmarks.md): the defaults; `Settings` has the paper's."""
+class LabelFree(TrainingOptions):
+    """The losses that did best without labels (docs/benchmarks.md): the defaults; `TrainingOptions` has the paper's."""
 
     alpha: float = Field(0.0, ge=0, description="weight of the hard-label loss; 0: off (paper: 1)")
     beta: float = Field(1.0, ge=0, description="weight of the soft-label loss; 0: off (paper: 10)")

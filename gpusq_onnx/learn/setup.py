@@ -25,7 +25,7 @@ from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.learn.forms import Form, Tokens, thin, tokens_of
 from gpusq_onnx.learn.objectives import Pair
 from gpusq_onnx.learn.planning import map_names
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.settings import LossOptions, ScheduleOptions, TrainingOptions
 from gpusq_onnx.tasks.kinds import Kind, output_kinds
 from gpusq_onnx.torchgraph.convert import ancestors, convert
 from gpusq_onnx.torchgraph.network import Network
@@ -65,7 +65,7 @@ class Setup:
 
 
 def prepare(
-    model: Model, structure: Structure, teacher: Model, settings: Settings, sizes: Sizes | None = None
+    model: Model, structure: Structure, teacher: Model, settings: TrainingOptions, sizes: Sizes | None = None
 ) -> Setup:
     """Convert both models, with taps where they are compared, in the forms that the settings' phases need.
 
@@ -134,7 +134,7 @@ def _thin_teacher(
     other: Structure,
     outputs: Sequence[Pair],
     maps: Sequence[Pair],
-    settings: Settings,
+    settings: TrainingOptions,
     wanted: bool,
 ) -> tuple[Form | None, Tokens | None]:
     """The teacher's thin form, and the student's tokens before the first block, where both are possible."""
@@ -146,7 +146,7 @@ def _thin_teacher(
     return form, own if form is not None else None
 
 
-def phases(settings: Settings) -> list[tuple[float, bool, bool]]:
+def phases(settings: ScheduleOptions) -> list[tuple[float, bool, bool]]:
     """The phases of a run: (share of the steps at which it ends, whether apart, whether thin)."""
     thinned = settings.thinned if settings.tokens < 1 else 0.0
     ends = sorted({end for end in (settings.blockwise, thinned, 1.0) if end > 0})
@@ -159,7 +159,7 @@ def _before(maps: tuple[Pair, ...], model: Model, outputs: Sequence[str]) -> tup
     return tuple(pair for pair in maps if pair.student in made)
 
 
-def match_maps(structure: Structure, teacher: Structure, settings: Settings) -> tuple[Pair, ...]:
+def match_maps(structure: Structure, teacher: Structure, settings: LossOptions) -> tuple[Pair, ...]:
     """The student's maps with the teacher's."""
     if not settings.gamma:
         return ()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gpusq_onnx.errors import EnvironmentLacking
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.settings import ArithmeticOptions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,7 +30,7 @@ class Stage:
         EnvironmentLacking: accelerate is not installed.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ArithmeticOptions) -> None:
         self._accelerator = _accelerator(settings)
         self.device: torch.device = self._accelerator.device
         self.rank, self.processes = self._accelerator.process_index, self._accelerator.num_processes
@@ -58,7 +58,7 @@ class Stage:
         self._accelerator.wait_for_everyone()
 
 
-def _accelerator(settings: Settings) -> Accelerator:
+def _accelerator(settings: ArithmeticOptions) -> Accelerator:
     try:
         from accelerate import Accelerator
     except ImportError as error:

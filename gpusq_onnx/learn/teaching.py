@@ -20,7 +20,7 @@ from gpusq_onnx.data.source import Source
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.learn.feed import Part
 from gpusq_onnx.learn.forms import Form
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.settings import TrainingOptions
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.torchgraph.call import fed
@@ -62,9 +62,9 @@ class Teaching:
             return {name: row.to(self._stage.device, non_blocking=True) for name, row in rows.items()}
         return self.look(inputs)
 
-    def remember(self, source: Source, settings: Settings, progress: Progress) -> bool:
+    def remember(self, source: Source, settings: TrainingOptions, progress: Progress) -> bool:
         """Run over all images now, where the outputs will serve again; says whether they are remembered."""
-        if settings.augmented or self._stage.processes > 1 or not source.random_access or len(source) <= BATCH:
+        if not settings.remembers or self._stage.processes > 1 or not source.random_access or len(source) <= BATCH:
             return False
         chunks = [list(range(start, min(start + BATCH, len(source)))) for start in range(0, len(source), BATCH)]
         progress.start("the teacher's answers", len(source))

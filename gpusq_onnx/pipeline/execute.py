@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import Source, open_source
+from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import InvariantError, NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, label

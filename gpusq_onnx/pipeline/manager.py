@@ -22,9 +22,10 @@ import numpy as np
 
 from gpusq_onnx import __version__
 from gpusq_onnx.data import remembered
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.remembered import Settled
-from gpusq_onnx.data.source import Source, open_source
+from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.files import Staging, in_the_way, staged
 from gpusq_onnx.graph import invariants, io

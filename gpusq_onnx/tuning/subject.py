@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from gpusq_onnx.data import remembered
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import Source, open_source
+from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model

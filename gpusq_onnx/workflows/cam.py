@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data import encode, remembered
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import SIZES, Batch, InputSpec, Source, image_inputs, open_source
+from gpusq_onnx.data.source import SIZES, Batch, InputSpec, Source, image_inputs
 from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError, UsageError
 from gpusq_onnx.files import staged
 from gpusq_onnx.graph import io

@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from gpusq_onnx.data import remembered
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import Source, open_source
+from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import staged, write_text
 from gpusq_onnx.graph import io

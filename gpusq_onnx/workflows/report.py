@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpusq_onnx.data import remembered
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import open_source
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import write_text
 from gpusq_onnx.graph import io

@@ -11,8 +11,9 @@ import pytest
 import torch
 from acceptance_table import Table
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.data.source import InputSpec
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.pipeline import grammar, manager
 from gpusq_onnx.pipeline.table import expand

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import Batch, InputSpec, Source, open_source
+from gpusq_onnx.data.source import Batch, InputSpec, Source
 from gpusq_onnx.errors import UnsupportedDataError
 
 F32 = np.dtype(np.float32)

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from gpusq_onnx.data.listing import list_images, read_classes, sample_order
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, Source, open_source
+from gpusq_onnx.data.source import InputSpec, Source
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 
 SPEC = InputSpec("x", np.dtype(np.float32), ("batch", 3, 8, 8))

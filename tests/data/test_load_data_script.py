@@ -3,8 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, Source, open_source
+from gpusq_onnx.data.source import InputSpec, Source
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 
 X = InputSpec("x", np.dtype(np.float32), ("batch", 2))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, Source, open_source
+from gpusq_onnx.data.source import InputSpec, Source
 from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 

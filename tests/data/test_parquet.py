@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, Source, open_source
+from gpusq_onnx.data.source import InputSpec, Source
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError
 
 pa = pytest.importorskip("pyarrow", reason="pip install 'gpusq-onnx[data]'")

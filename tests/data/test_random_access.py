@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.prefetch import ahead, stream
-from gpusq_onnx.data.source import Batch, Box, InputSpec, Source, open_source
+from gpusq_onnx.data.source import Batch, Box, InputSpec, Source
 from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 
@@ -124,7 +125,7 @@ def test_corrupt_images_are_left_out_and_the_rest_keeps_its_indices(tmp_path: Pa
     source = open_source(DataOptions(path=root, classes=tmp_path / "classes.txt"), [SPEC])
     rows, labels, _ = everything(source, 50)
     assert labels is not None
-    names = [source._name(index) for index in range(300)]  # type: ignore[attr-defined]
+    names = [source.name(index) for index in range(300)]
     for index in (7, 250):
         (root / names[index]).write_bytes(b"no image")
     again = open_source(DataOptions(path=root, classes=tmp_path / "classes.txt"), [SPEC])

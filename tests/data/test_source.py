@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, fill_up, open_source
+from gpusq_onnx.data.source import InputSpec, fill_up
 from gpusq_onnx.data.synthetic import noise_image
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 from gpusq_onnx.tasks.classification import Classification

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.data.source import InputSpec
 from gpusq_onnx.errors import UnsupportedDataError
 
 TOKENS, MASK = InputSpec("ids", np.dtype(np.int64), (2, 9)), InputSpec("mask", np.dtype(np.int64), (2, 9))

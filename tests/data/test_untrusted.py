@@ -12,8 +12,9 @@ from PIL import Image
 
 from gpusq_onnx.data.coco import read_annotations
 from gpusq_onnx.data.listing import list_images
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.data.source import InputSpec
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
 
 IMAGE = InputSpec("image", np.dtype(np.float32), ("N", 3, 8, 8))

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, Source, open_source
+from gpusq_onnx.data.source import InputSpec, Source
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.learn.loop import History, train
+from gpusq_onnx.learn.history import History
+from gpusq_onnx.learn.loop import train
 from gpusq_onnx.learn.masks import Kept, patterns
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.settings import TrainingOptions
 from gpusq_onnx.learn.setup import Setup, prepare
 from gpusq_onnx.progress import NullProgress
 from gpusq_onnx.sparsity import magnitude
@@ -52,15 +54,15 @@ def kept(model: Model) -> dict[str, Kept]:
     return patterns(site for site in analyse(model).sites if site.role in PRUNED)
 
 
-def setup(model: Model, settings: Settings) -> Setup:
+def setup(model: Model, settings: TrainingOptions) -> Setup:
     """The pruned model and its dense teacher."""
     return prepare(model, analyse(model), io.load(MODEL), settings)
 
 
 def run(samples: int = 32, **options: Any) -> tuple[Setup, History]:
-    """Train; options of `train` and of Settings."""
+    """Train; options of `train` and of TrainingOptions."""
     own = {key: options.pop(key) for key in ("folder", "interval", "progress", "seed") if key in options}
-    settings, model = Settings(**{**TOY, **options}), pruned()
+    settings, model = TrainingOptions(**{**TOY, **options}), pruned()
     taught = setup(model, settings)
     return taught, train(taught, data(samples), settings, kept=kept(model), **own)
 

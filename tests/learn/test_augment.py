@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
 from gpusq_onnx.data.source import Box  # noqa: E402
 from gpusq_onnx.learn.augment import Blend, Look, blend, look, mixed, mixed_labels, partner_rows, shown  # noqa: E402
-from gpusq_onnx.learn.settings import Settings  # noqa: E402
+from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
 
 PLAIN = Look(Box(), False, (1.0, 1.0, 1.0))
 
@@ -18,7 +18,7 @@ def _images(channels_last: bool = False) -> torch.Tensor:
 
 
 def test_looks_follow_from_seed_epoch_and_place() -> None:
-    settings = Settings(crop=0.2, jitter=0.4)
+    settings = TrainingOptions(crop=0.2, jitter=0.4)
     looks = [look(settings, 1, 0, place) for place in range(400)]
     assert looks == [look(settings, 1, 0, place) for place in range(400)]
     assert looks != [look(settings, 1, 1, place) for place in range(400)]
@@ -72,9 +72,11 @@ def test_mixup_and_cutmix() -> None:
 
 
 def test_how_often_and_how_pairs_are_mixed() -> None:
-    drawn = [blend(Settings(mix="both", mixed=0.3), 0, 2, pair) for pair in range(600)]
+    drawn = [blend(TrainingOptions(mix="both", mixed=0.3), 0, 2, pair) for pair in range(600)]
     blends = [one for one in drawn if one is not None]
     assert 0.24 < len(blends) / len(drawn) < 0.36
     assert 0.4 < np.mean([one.corner is None for one in blends]) < 0.6
-    assert all(blend(Settings(), 0, 0, pair) is None for pair in range(20))
-    assert all(b is not None and b.corner for b in (blend(Settings(mix="cutmix", mixed=1), 0, 0, p) for p in range(9)))
+    assert all(blend(TrainingOptions(), 0, 0, pair) is None for pair in range(20))
+    assert all(
+        b is not None and b.corner for b in (blend(TrainingOptions(mix="cutmix", mixed=1), 0, 0, p) for p in range(9))
+    )

@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="needs the extra `train`")
 
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.learn.settings import Settings
+from gpusq_onnx.learn.settings import TrainingOptions
 from gpusq_onnx.learn.setup import prepare
 
 MODEL = Path(__file__).parents[1] / "assets" / "digits_vit.onnx"
@@ -37,7 +37,7 @@ def with_a_loop(folder: Path) -> Path:
 def test_maps_after_the_loop_are_left_out_and_it_is_said(tmp_path: Path) -> None:
     student, teacher = (io.load(with_a_loop(tmp_path)) for _ in range(2))
     structure = analyse(student)
-    setup = prepare(student, structure, teacher, Settings())
+    setup = prepare(student, structure, teacher, TrainingOptions())
     end = structure.blocks[0].output
     assert [pair.student for pair in setup.outputs] == [end]
     assert {pair.student for pair in setup.maps} <= {end}

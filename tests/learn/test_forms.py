@@ -10,15 +10,15 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 from gpusq_onnx.graph import io  # noqa: E402
 from gpusq_onnx.graph.structure import analyse  # noqa: E402
 from gpusq_onnx.learn.forms import Tokens, thin, tokens_of  # noqa: E402
-from gpusq_onnx.learn.settings import Settings  # noqa: E402
+from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
 from gpusq_onnx.learn.setup import Setup, phases, prepare  # noqa: E402
 from gpusq_onnx.torchgraph.convert import convert  # noqa: E402
 
-BOTH = Settings(blockwise=0.5, tokens=0.5, thinned=0.75, features="blocks")
+BOTH = TrainingOptions(blockwise=0.5, tokens=0.5, thinned=0.75, features="blocks")
 LEGACY = classroom.ASSETS / "digits_vit_legacy17.onnx"
 
 
-def _lesson(path: Path, settings: Settings = BOTH) -> Setup:
+def _lesson(path: Path, settings: TrainingOptions = BOTH) -> Setup:
     model = io.load(path)
     return prepare(model, analyse(model), classroom.pruned(), settings)
 
@@ -29,10 +29,10 @@ def _images() -> list[torch.Tensor]:
 
 
 def test_phases() -> None:
-    assert phases(Settings()) == [(1.0, False, False)]
+    assert phases(TrainingOptions()) == [(1.0, False, False)]
     assert phases(BOTH) == [(0.5, True, True), (0.75, False, True), (1.0, False, False)]
-    assert phases(Settings(blockwise=0.8, tokens=0.5)) == [(0.8, True, True), (1.0, False, False)]
-    assert phases(Settings(blockwise=0.3)) == [(0.3, True, False), (1.0, False, False)]
+    assert phases(TrainingOptions(blockwise=0.8, tokens=0.5)) == [(0.8, True, True), (1.0, False, False)]
+    assert phases(TrainingOptions(blockwise=0.3)) == [(0.3, True, False), (1.0, False, False)]
 
 
 def test_tokens_in_front_of_the_patches_always_go_through() -> None:
@@ -45,7 +45,7 @@ def test_tokens_in_front_of_the_patches_always_go_through() -> None:
 
 @pytest.mark.parametrize("path", [classroom.MODEL, LEGACY], ids=["dynamo", "legacy"])
 def test_fed_its_own_maps_a_cut_network_is_the_whole_one(path: Path) -> None:
-    setup = _lesson(path, Settings(blockwise=0.5, features="blocks"))
+    setup = _lesson(path, TrainingOptions(blockwise=0.5, features="blocks"))
     x = _images()
     whole = setup.student(*x)
     apart = setup.forms[True, False](x, [whole[pair.student] for pair in setup.maps[:-1]], None)

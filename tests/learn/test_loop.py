@@ -16,7 +16,7 @@ from gpusq_onnx.learn.feed import Part  # noqa: E402
 from gpusq_onnx.learn.guard import Guard  # noqa: E402
 from gpusq_onnx.learn.masks import Masks  # noqa: E402
 from gpusq_onnx.learn.objectives import Losses, Objective  # noqa: E402
-from gpusq_onnx.learn.settings import Settings  # noqa: E402
+from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
 from gpusq_onnx.learn.teaching import Teaching  # noqa: E402
 from gpusq_onnx.progress import NullProgress  # noqa: E402
 
@@ -102,7 +102,7 @@ def test_a_rising_loss_stops_at_the_best(monkeypatch: pytest.MonkeyPatch) -> Non
 def _stopped_at(step: int, options: dict[str, Any]) -> dict[str, Any]:
     """The weights after so many steps of a longer run."""
     seen: dict[str, Any] = {}
-    taught = classroom.setup(model := classroom.pruned(), settings := Settings(**options))
+    taught = classroom.setup(model := classroom.pruned(), settings := TrainingOptions(**options))
 
     class Peek(NullProgress):
         rounds = 0

@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
 from gpusq_onnx.learn.objectives import Labels, Objective, Pair  # noqa: E402
-from gpusq_onnx.learn.settings import Settings  # noqa: E402
+from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
 
 B, C = 6, 5
 LOGITS = Pair("logits", "logits")
@@ -25,7 +25,7 @@ def _pair(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tenso
 
 
 def _objective(**settings: object) -> Objective:
-    return Objective(Settings(**settings), [LOGITS], {"logits": "logits"}, MAPS, [2.0, 0.5])
+    return Objective(TrainingOptions(**settings), [LOGITS], {"logits": "logits"}, MAPS, [2.0, 0.5])
 
 
 def _softmax(z: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
@@ -91,9 +91,9 @@ def test_two_halves_average_to_the_whole_batch() -> None:
     agree = _objective().agreements(student, teacher)["logits"].sum()
     assert agree[None].item() >= 2
     halves = [
-        Objective(Settings(), [LOGITS], {"logits": "logits"}, MAPS, [2.0, 0.5], add=lambda _: agree, processes=2)(
-            {k: v[part] for k, v in student.items()}, {k: v[part] for k, v in teacher.items()}
-        )
+        Objective(
+            TrainingOptions(), [LOGITS], {"logits": "logits"}, MAPS, [2.0, 0.5], add=lambda _: agree, processes=2
+        )({k: v[part] for k, v in student.items()}, {k: v[part] for k, v in teacher.items()})
         for part in (slice(0, 3), slice(3, 6))
     ]
     assert (halves[0].total + halves[1].total).item() / 2 == pytest.approx(whole.total.item(), rel=1e-5)
@@ -109,7 +109,7 @@ def test_tokens_first_maps_are_matched_image_by_image() -> None:
 
 
 def test_boxes_in_pixels_count_as_shares_of_the_image() -> None:
-    objective = Objective(Settings(alpha=0, beta=1, gamma=0), [Pair("box", "box")], {"box": "boxes"}, [], [])
+    objective = Objective(TrainingOptions(alpha=0, beta=1, gamma=0), [Pair("box", "box")], {"box": "boxes"}, [], [])
     box, off = torch.tensor([[[0.5, 0.5, 1.0, 0.2], [0.1, 0.2, 0.3, 0.4]]]), torch.tensor([0.1, 0, 0, 0])
     for extent in (1, 400):
         found = objective({"box": extent * (box + off)}, {"box": extent * box})
@@ -123,7 +123,7 @@ def _detector(sigmoid: bool) -> tuple[Objective, dict[str, torch.Tensor], dict[s
     student["cls"][:, :4] = -student["cls"][:, :4]
     outputs = [Pair("cls", "cls"), Pair("box", "box")]
     kinds = {"cls": "queries", "box": "boxes"}
-    return Objective(Settings(), outputs, kinds, [], [], sigmoid), student, teacher  # type: ignore[arg-type]
+    return Objective(TrainingOptions(), outputs, kinds, [], [], sigmoid), student, teacher  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
@@ -144,7 +144,7 @@ def test_pixels_and_raw_outputs() -> None:
     rng = torch.Generator().manual_seed(4)
     teacher = {"mask": torch.randn(2, C, 4, 4, generator=rng), "raw": torch.randn(2, 9, generator=rng)}
     outputs = [Pair("mask", "mask"), Pair("raw", "raw")]
-    objective = Objective(Settings(), outputs, {"mask": "pixels", "raw": "raw"}, [], [])
+    objective = Objective(TrainingOptions(), outputs, {"mask": "pixels", "raw": "raw"}, [], [])
     same = objective(teacher, teacher)
     assert same.parts["soft"].item() == pytest.approx(0, abs=1e-6) and same.parts["agree"].item() == 1
     student = {"mask": teacher["mask"].clone(), "raw": 2 * teacher["raw"]}

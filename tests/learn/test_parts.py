@@ -19,7 +19,7 @@ from gpusq_onnx.learn.groups import optimiser, rate, set_rate  # noqa: E402
 from gpusq_onnx.learn.guard import RETRIES, Guard  # noqa: E402
 from gpusq_onnx.learn.log import Log  # noqa: E402
 from gpusq_onnx.learn.masks import Masks  # noqa: E402
-from gpusq_onnx.learn.settings import Settings  # noqa: E402
+from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -52,7 +52,7 @@ def test_a_mask_clears_gradients_rewrites_zeros_and_tells() -> None:
 def test_groups_by_role() -> None:
     names = {"w": "weight", "b": "bias", "n": "norm", "p": "position", "s": "scale"}
     named = [(name, nn.Parameter(torch.ones(2))) for name in names]
-    made = optimiser(named, names, Settings(lr=1e-3, decay=0.05, scale_lr=0.1))
+    made = optimiser(named, names, TrainingOptions(lr=1e-3, decay=0.05, scale_lr=0.1))
     set_rate(made, 2e-4)
     found = {g["role"]: (len(g["params"]), g["lr"], g["weight_decay"]) for g in made.param_groups}
     assert found == {
@@ -63,12 +63,12 @@ def test_groups_by_role() -> None:
 
 
 def test_the_rate_rises_and_falls_to_one_percent() -> None:
-    rates = [rate(step, 100, Settings(warmup=0.1)) for step in range(100)]
+    rates = [rate(step, 100, TrainingOptions(warmup=0.1)) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == 1 and rates[-1] == pytest.approx(0.01)
     assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[54] == pytest.approx(0.505, abs=0.02), "half way down a cosine"
-    assert rate(0, 1, Settings()) == 1
+    assert rate(0, 1, TrainingOptions()) == 1
 
 
 def test_the_mean_follows_and_can_be_off() -> None:

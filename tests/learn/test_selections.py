@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 from gpusq_onnx.graph import io  # noqa: E402
 from gpusq_onnx.graph.model import Model  # noqa: E402
 from gpusq_onnx.graph.structure import analyse  # noqa: E402
-from gpusq_onnx.learn.settings import Settings  # noqa: E402
+from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
 from gpusq_onnx.learn.setup import Setup, prepare  # noqa: E402
 from gpusq_onnx.torchgraph.prefix import selections, trainable_prefix  # noqa: E402
 
@@ -47,7 +47,7 @@ def two_stage(path: Path, seed: int) -> Model:
 @pytest.fixture
 def setup(tmp_path: Path) -> Setup:
     student, teacher = (two_stage(tmp_path / f"{seed}.onnx", seed) for seed in (1, 2))
-    return prepare(student, analyse(student), teacher, Settings(gamma=0))
+    return prepare(student, analyse(student), teacher, TrainingOptions(gamma=0))
 
 
 def test_what_selects_is_found(tmp_path: Path) -> None:

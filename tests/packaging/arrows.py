@@ -10,6 +10,7 @@ The package itself, `gpusq_onnx/__init__.py`, imports workflows as the command l
 import ast
 import sys
 from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,6 +110,22 @@ def violations(found: Iterable[Import]) -> list[str]:
         elif here in NUMPY_ONLY and library not in {"numpy", "ml_dtypes", *sys.stdlib_module_names, *HOMES}:
             broken.append(f"{source} imports {target}: {here} is numpy only")
     return broken
+
+
+def circles(found: Iterable[Import]) -> list[str]:
+    """Files that import each other in a circle, at any depth of their code: the first such circle, else nothing."""
+    names = {name for name, _ in modules()}
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for source, target in found:
+        while target and target not in names:
+            target = target.rpartition(".")[0]
+        if target not in ("", "gpusq_onnx", source):
+            graph[source].add(target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def cycles(found: Iterable[Import]) -> list[str]:

@@ -3,7 +3,7 @@
 import ast
 
 import pytest
-from arrows import FLOORS, ROOT, Import, area, cycles, imports, modules, violations
+from arrows import FLOORS, ROOT, Import, area, circles, cycles, imports, modules, violations
 
 MODULES = list(modules())
 IMPORTS = [found for name, path in MODULES for found in imports(name, path)]
@@ -15,6 +15,12 @@ def test_no_import_breaks_the_architecture():
 
 def test_no_two_areas_import_each_other():
     assert cycles(IMPORTS) == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert circles(IMPORTS) == []
+    back = Import("gpusq_onnx.data.options", "gpusq_onnx.data.source.Source")
+    assert set(circles([*IMPORTS, back])) == {"gpusq_onnx.data.options", "gpusq_onnx.data.source"}
 
 
 def test_every_area_has_a_floor():

@@ -10,8 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.data.source import InputSpec
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.qdq.codes import codes_of

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.data.source import InputSpec
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model

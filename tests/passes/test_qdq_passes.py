@@ -8,8 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.data.source import InputSpec
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.dataflow import NONLINEAR

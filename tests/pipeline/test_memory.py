@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gpusq_onnx.calibration import activations as calibrate
 from gpusq_onnx.calibration import sizes
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.data.source import InputSpec
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.progress import NullProgress

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from gpusq_onnx.calibration.rounding import Grid, round_weights
+from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import InputSpec, open_source
+from gpusq_onnx.data.source import InputSpec
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.codes import codes_of, set_weight_scales, weight_scales_of

@@ -97,8 +97,8 @@ def test_a_quantised_weight_is_judged_by_what_it_is_worth(small: gpusq_onnx.Resu
 
 
 def test_activations_are_counted_against_their_grid(small: gpusq_onnx.Result) -> None:
+    from gpusq_onnx.data.opening import open_source
     from gpusq_onnx.data.options import DataOptions
-    from gpusq_onnx.data.source import open_source
 
     model = small.load()
     source = open_source(DataOptions.from_values({"path": DATA, "samples": 4}), model.inputs())
