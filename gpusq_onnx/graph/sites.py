@@ -253,7 +253,7 @@ def _behind_bias(node: gs.Node) -> tuple[gs.Tensor, gs.Constant | None]:
 
 def _unfit(node: gs.Node, operand: int, flow: Dataflow) -> Iterator[str]:
     if operand == 0:
-        yield "the constant is the left operand: a table that mixes positions, no layer's weight"
+        yield "the constant is the left operand: it mixes positions, or channels that come first"
     elif not flow.data_inputs(node):
         yield "its input is constant, too: the product is folded when the engine is built"
     plain = {"transA": 0, "alpha": 1, "beta": 1}
