@@ -2,7 +2,7 @@
 
     mean <- d mean + (1 - d) weights,   d = min(decay, (1 + t) / (10 + t))
 
-Source: Polyak averaging with the usual warm-up of its decay. Zeros stay zeros; scales stay positive.
+Source: Polyak averaging, torch's own, with the usual warm-up of its decay. Zeros stay zeros; scales stay positive.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
@@ -30,8 +31,8 @@ class Average:
     def update(self, step: int) -> None:
         """Take in the parameters after step 0, 1, ..."""
         if self.values:
-            weight = 1 - min(self._decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(self.values, [p.detach() for p in self._parameters], weight)
+            blend = get_ema_multi_avg_fn(min(self._decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
+            blend(self.values, [p.detach() for p in self._parameters], None)
 
     @torch.no_grad()
     def store(self) -> None:

@@ -12,10 +12,11 @@ integers, decimals, booleans and flat lists of these. Limits: nothing but `pass`
 an error and not silence.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+
+import tomli_w
 
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.parsing import parse_toml, read_bytes
@@ -56,12 +57,9 @@ def loads(text: str, *, where: str = "recipe") -> Pipeline:
 
 def dumps(pipeline: Pipeline) -> str:
     """The recipe's text, options in alphabetical order."""
-    blocks = []
-    for step in pipeline.steps:
-        lines = ["[[pass]]", f"name = {_toml(step.name)}"]
-        lines += [f"{key} = {_toml(step.options[key])}" for key in sorted(step.options)]
-        blocks.append("\n".join(lines) + "\n")
-    return "\n".join(blocks)
+    # Table by table, because tomli-w writes a list of short ones inline, which nobody edits with pleasure.
+    tables = ({"name": step.name, **dict(sorted(step.options.items()))} for step in pipeline.steps)
+    return "\n".join(f"[[pass]]\n{tomli_w.dumps(table)}" for table in tables)
 
 
 def _step(table: Mapping[str, object], where: str) -> Step:
@@ -85,14 +83,3 @@ def _scalar(value: object, where: str) -> Scalar:
         expected="a string, a finite number, a boolean or a flat list of these",
         found=f"{value!r} ({type(value).__name__})",
     )
-
-
-def _toml(value: Value) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(_toml(item) for item in value)}]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        # JSON's escapes are TOML's, except that TOML wants DEL escaped as well.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)

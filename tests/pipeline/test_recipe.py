@@ -20,7 +20,8 @@ def test_round_trip_through_toml(pipeline: Pipeline) -> None:
 
 
 def test_text_of_a_recipe() -> None:
-    text = '[[pass]]\nname = "prune24"\nmethod = "sparsegpt"\nroles = ["fc1", "fc2"]\n\n[[pass]]\nname = "qdq-int8"\n'
+    roles = 'roles = [\n    "fc1",\n    "fc2",\n]\n'
+    text = f'[[pass]]\nname = "prune24"\nmethod = "sparsegpt"\n{roles}\n[[pass]]\nname = "qdq-int8"\n'
     pipeline = parse("prune24{method=sparsegpt,roles=[fc1;fc2]},qdq-int8")
     assert recipe.dumps(pipeline) == text
     assert recipe.loads(text) == pipeline
