@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from gpusq_onnx import errors
     from gpusq_onnx.data.options import DataOptions
     from gpusq_onnx.graph.model import Model
-    from gpusq_onnx.pipeline.base import Context, Pass, PassOptions, PlanRow
-    from gpusq_onnx.pipeline.base import Given as PlanContext
+    from gpusq_onnx.pipeline.base import Context, Pass, PassOptions, PlanContext, PlanRow
     from gpusq_onnx.quant.formats import Format
     from gpusq_onnx.quant.schemes import Scheme
     from gpusq_onnx.runtime.compare.gates import Gates
@@ -74,7 +73,7 @@ _HOMES = {
     "PassOptions": "pipeline.base:PassOptions",
     "Pattern": "sparsity.patterns:Pattern",
     "Plan": "workflows.result:Plan",
-    "PlanContext": "pipeline.base:Given",
+    "PlanContext": "pipeline.base:PlanContext",
     "PlanRow": "pipeline.base:PlanRow",
     "Result": "workflows.result:Result",
     "Scheme": "quant.schemes:Scheme",

@@ -19,7 +19,7 @@ from pydantic import Field
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.canonical import RULES, Change, canonicalise, has_candidates
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Given, Pass, PassOptions, PlanRow
+from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PassOptions, PlanContext, PlanRow
 from gpusq_onnx.runtime.ort import silenced
 
 
@@ -41,7 +41,7 @@ class Canonical(Pass[CanonicalOptions]):
     def _operators(self) -> tuple[str, ...]:
         return tuple(op for op in RULES if op != "Attention" or self.options.attention)
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         if not has_candidates(model, structure.flow, self._operators()):
             return []
         with silenced():

@@ -23,7 +23,7 @@ from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.learn import planning
 from gpusq_onnx.learn.environment import require_training
 from gpusq_onnx.learn.settings import LabelFree
-from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
+from gpusq_onnx.pipeline.base import Context, Fact, Pass, PlanContext, PlanRow
 
 
 class DistillOptions(LabelFree):
@@ -69,7 +69,7 @@ class Distill(Pass[DistillOptions]):
         require_training()
         planning.require_file(self.options.teacher, "distill.teacher")
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         planning.require_file(self.options.teacher, "distill.teacher")
         if self.options.teacher is None and "prune" not in given.before:
             raise UsageError(

@@ -18,7 +18,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.folding import MIB, Fold, fold, foldable
 from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Given, Pass, PassOptions, PlanRow
+from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PassOptions, PlanContext, PlanRow
 from gpusq_onnx.runtime.ort import silenced
 
 
@@ -37,7 +37,7 @@ class FoldConstants(Pass[FoldOptions]):
     structural = True
     Options = FoldOptions
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         return [_row(found) for found in foldable(model, int(self.options.growth * MIB))]
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:

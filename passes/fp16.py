@@ -31,7 +31,7 @@ from gpusq_onnx.graph.qdq.simulated import runs_as
 from gpusq_onnx.graph.rewrites.norms import Parts, find_parts, fuse
 from gpusq_onnx.graph.sites import OPERATORS, module_path
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PassOptions, PlanRow, Written
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Pass, PassOptions, PlanContext, PlanRow, Written
 from gpusq_onnx.pipeline.facts import HalfPrecision
 
 LOST = 0.01  # share of a weight's norm that may be lost below FP16's normal numbers without a word
@@ -79,7 +79,7 @@ class Fp16(Pass[Fp16Options]):
                     hint="TensorRT takes it as it is; or export the model in float32 and start again",
                 )
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         parts = self._parts(model, structure)
         kept = self._reasons(model, structure, parts)
         rows = [*_constant_rows(model, structure, kept, parts), *_border_rows(model, structure, self.options.io)]

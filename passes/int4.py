@@ -31,7 +31,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.weight_only import NBITS, find_nbits, write_dequantized, write_nbits
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, Written, leftover_rows
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Pass, PlanContext, PlanRow, Written, leftover_rows
 from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.parallel import in_order
@@ -100,7 +100,7 @@ class Int4Weights(Pass[Int4Options]):
                 hint="start from the float model; a quantised one is checked by gpusq-onnx inspect",
             )
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
         rows = [self._row(site, structure, selector, given.data) for site in structure.sites]

@@ -21,7 +21,7 @@ from gpusq_onnx.graph.rewrites.patches import RULE, declared, is_tiling, tiles_o
 from gpusq_onnx.graph.rewrites.rule import Known, Unfit
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Given, Pass, PassOptions, PlanRow
+from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PassOptions, PlanContext, PlanRow
 
 
 class PatchMatMulOptions(PassOptions):
@@ -39,7 +39,7 @@ class PatchMatMul(Pass[PatchMatMulOptions]):
     structural = True
     Options = PatchMatMulOptions
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         known = declared(model, structure)
         rows = [self._row(site, known) for site in structure.sites if is_tiling(site)]
         if all(row.skipped for row in rows):

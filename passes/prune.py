@@ -30,7 +30,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, Written, leftover_rows
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Pass, PlanContext, PlanRow, Written, leftover_rows
 from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order, share
@@ -92,7 +92,7 @@ class Prune(Pass[PruneOptions]):
                 hint="prune the float model first: --passes prune24,qdq-int8",
             )
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
         rows = [self._row(site, selector, given.data) for site in structure.sites] + leftover_rows(structure)

@@ -34,7 +34,7 @@ from gpusq_onnx.learn.environment import require_training
 from gpusq_onnx.learn.factors import weight_factors
 from gpusq_onnx.learn.rescaling import recalibrate, scale_values
 from gpusq_onnx.learn.settings import Factors, LabelFree
-from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
+from gpusq_onnx.pipeline.base import Context, Fact, Pass, PlanContext, PlanRow
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 
 
@@ -77,7 +77,7 @@ class Qat(Pass[QatOptions]):
         planning.require_file(self.options.teacher, "qat.teacher")
         planning.require_file(self.options.dense, "qat.dense")
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         planning.require_file(self.options.teacher, "qat.teacher")
         planning.require_file(self.options.dense, "qat.dense")
         if "quantise" not in given.before and not any(node.op == "QuantizeLinear" for node in model.graph.nodes):

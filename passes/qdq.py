@@ -25,7 +25,7 @@ from pydantic import Field, field_validator
 
 from gpusq_onnx.calibration.quantising import QuantiseOptions, QuantisingPass
 from gpusq_onnx.graph.sites import Site
-from gpusq_onnx.pipeline.base import Given
+from gpusq_onnx.pipeline.base import PlanContext
 from gpusq_onnx.pipeline.facts import pattern_of
 from gpusq_onnx.quant.schemes import SCHEMES, Scheme
 
@@ -47,7 +47,7 @@ class ProfiledPass(QuantisingPass[OptionsT]):
     def narrow_outputs(self) -> bool:
         return self.options.profile == "sparse-int8"
 
-    def wants_output(self, site: Site, given: Given) -> bool:
+    def wants_output(self, site: Site, given: PlanContext) -> bool:
         if not self.narrow_outputs:
             return False
         return self.options.outputs == "all" or pattern_of(site, given.facts) is not None

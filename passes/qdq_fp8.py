@@ -26,7 +26,7 @@ from gpusq_onnx.calibration.quantising import QuantiseOptions, QuantisingPass
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.attention_scale import move_scale, scale_to_move
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.pipeline.base import Context, Given, PlanRow
+from gpusq_onnx.pipeline.base import Context, PlanContext, PlanRow
 from gpusq_onnx.quant.schemes import SCHEMES, Scheme
 
 
@@ -55,7 +55,7 @@ class QdqFp8(QuantisingPass[QdqFp8Options]):
     def stores_codes(self) -> bool:
         return self.options.weights == "fp8"
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         rows = super().plan(model, structure, given)
         return [self._with_scale(row, structure) for row in rows]
 

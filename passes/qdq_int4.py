@@ -26,7 +26,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.passes.qdq import ProfiledPass, ProfileOptions
-from gpusq_onnx.pipeline.base import Context, Fact, Given, PlanRow
+from gpusq_onnx.pipeline.base import Context, Fact, PlanContext, PlanRow
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.selectors import matches, require_matches
 from gpusq_onnx.quant.formats import INT4
@@ -91,7 +91,7 @@ class QdqInt4(ProfiledPass[QdqInt4Options]):
                 hint="--passes int4-weights has blocks, beside float data; qdq-int4 without block has 8- or 4-bit data",
             )
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         require_matches(self.options.eight, structure.sites, f"{self.name}.eight")
         return super().plan(model, structure, given)
 

@@ -42,7 +42,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Settings:
+class QuantiseSettings:
     """How scales are found.
 
     Attributes:
@@ -58,7 +58,9 @@ class Settings:
     codes: bool
 
 
-def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settings: Settings, context: Context) -> None:
+def quantise(
+    model: Model, structure: Structure, plan: Sequence[PlanRow], settings: QuantiseSettings, context: Context
+) -> None:
     """Insert the planned pairs into `model`; scales and equalised tensors go into the context's findings."""
     sites = {site.name: site for site in structure.sites}
     rows = [row for row in plan if row.decision == "quantise activation"]
@@ -90,7 +92,7 @@ def quantise(model: Model, structure: Structure, plan: Sequence[PlanRow], settin
     _finish(model, weights, settings, context)
 
 
-def _finish(model: Model, weights: Sequence[_Weight], settings: Settings, context: Context) -> None:
+def _finish(model: Model, weights: Sequence[_Weight], settings: QuantiseSettings, context: Context) -> None:
     """What is stored in the end: weights rounded by their output error, on a grid that their type carries, or codes."""
     planned = {weight.site.name: weight for weight in weights}
     written = [(site, planned[site.name]) for site in find_sites(model) if site.name in planned]
@@ -131,7 +133,7 @@ def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str,
     return [(softmax, values) for softmax, values in pairs if softmax in softmaxes]
 
 
-def _watch(row: PlanRow, sites: Mapping[str, Site], settings: Settings) -> Watch:
+def _watch(row: PlanRow, sites: Mapping[str, Site], settings: QuantiseSettings) -> Watch:
     readers = [sites[name] for name in row.detail["sites"]] if row.detail["side"] == "input" else []
     dense = all(site.op != "ConvTranspose" and site.group == 1 for site in readers)
     w = partial(_rows_of, readers) if readers and dense else None
@@ -214,7 +216,7 @@ def _edit(
     watches: Mapping[str, Watch],
     scales: Mapping[str, float],
     shifts: _Shifts,
-    settings: Settings,
+    settings: QuantiseSettings,
     context: Context,
 ) -> None:
     tensors = model.graph.tensors()
@@ -254,7 +256,7 @@ def _edit(
 
 
 def _rounded(
-    errors: Mapping[str, tuple[MeanError | None, Float32 | None]], settings: Settings, weight: _Weight
+    errors: Mapping[str, tuple[MeanError | None, Float32 | None]], settings: QuantiseSettings, weight: _Weight
 ) -> tuple[Scales, Float32 | None]:
     """A weight's scales, and what its bias absorbs."""
     site, w = weight.site, weight.site.read().astype(np.float32, copy=False)

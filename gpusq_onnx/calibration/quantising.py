@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from gpusq_onnx.calibration.quantise import Settings, quantise
+from gpusq_onnx.calibration.quantise import QuantiseSettings, quantise
 from gpusq_onnx.calibration.ranges import When
 from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounded_by_output, rounding_of
 from gpusq_onnx.errors import NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
@@ -26,7 +26,7 @@ from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS
 from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Attention, Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Given, Pass, PlanRow, Written, leftover_rows
+from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Pass, PlanContext, PlanRow, Written, leftover_rows
 from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
@@ -72,7 +72,7 @@ class QuantisingPass(Pass[OptionsT]):
         """The scheme of one site, where sites differ."""
         return self.scheme
 
-    def wants_output(self, site: Site, given: Given) -> bool:
+    def wants_output(self, site: Site, given: PlanContext) -> bool:
         """Whether a quantised site's output gets a pair, too."""
         return False
 
@@ -100,7 +100,7 @@ class QuantisingPass(Pass[OptionsT]):
     def requires(self, model: Model, structure: Structure) -> None:
         require_float(model)
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         self._require_observer()
         selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
@@ -129,7 +129,7 @@ class QuantisingPass(Pass[OptionsT]):
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         options = self.options
-        settings = Settings(
+        settings = QuantiseSettings(
             observer=lambda importance, fmt: make_observer(
                 options.observer, percentile=options.percentile, importance=importance, fmt=fmt
             ),
@@ -193,7 +193,9 @@ class QuantisingPass(Pass[OptionsT]):
             rows.append(_row(tensor, structure, "input", readers, equalise, why, fmt))
         return rows
 
-    def _output_rows(self, sites: list[Site], structure: Structure, given: Given, taken: set[str]) -> list[PlanRow]:
+    def _output_rows(
+        self, sites: list[Site], structure: Structure, given: PlanContext, taken: set[str]
+    ) -> list[PlanRow]:
         rows = []
         for site in sites:
             fmt = self.scheme_of(site).input

@@ -20,7 +20,7 @@ from gpusq_onnx import __version__
 from gpusq_onnx.cli import apply, bench, build, cam, check, inspect, pack, passes, plan, report, tune
 from gpusq_onnx.cli.groups import SectionedCommand, grouped
 from gpusq_onnx.cli.help import help_
-from gpusq_onnx.cli.journal import Settings, one_call
+from gpusq_onnx.cli.journal import JournalSettings, one_call
 from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, of_the_machine
 from gpusq_onnx.text import block, printable
 
@@ -41,7 +41,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def _run(argv: Sequence[str] | None, settings: Settings) -> int:
+def _run(argv: Sequence[str] | None, settings: JournalSettings) -> int:
     try:
         _application()(args=None if argv is None else list(argv), prog_name="gpusq-onnx")
     except SystemExit as end:

@@ -20,7 +20,7 @@ from gpusq_onnx.errors import UsageError
 
 if TYPE_CHECKING:
     from gpusq_onnx.runtime.compare.gates import Gates
-    from gpusq_onnx.workflows.check import Look, Parsing
+    from gpusq_onnx.workflows.check import CheckSettings, Parsing
 
 _gate = partial(Option, rich_help_panel="Gates (exit code 1 when one is not met)")
 _share = partial(_gate, metavar="0..1", min=0, max=1)
@@ -52,7 +52,7 @@ class GateArgs:
 
 
 class Where(str, Enum):
-    """What runs COMPRESSED; the names are those of `runtime of `workflows.check.Look``."""
+    """What runs COMPRESSED; the names are those of `runtime` of `workflows.check.CheckSettings`."""
 
     cpu = "cpu"
     cuda = "cuda"
@@ -96,11 +96,11 @@ class LookArgs:
         ),
     ] = None
 
-    def look(self) -> "Look":
+    def look(self) -> "CheckSettings":
         """As the library takes them."""
-        from gpusq_onnx.workflows.check import Look
+        from gpusq_onnx.workflows.check import CheckSettings
 
-        return Look(self.on.value, tuple(self.taps or ()), self.tap_tolerance, self.artefacts)
+        return CheckSettings(self.on.value, tuple(self.taps or ()), self.tap_tolerance, self.artefacts)
 
 
 @dataclass(frozen=True)

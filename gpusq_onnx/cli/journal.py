@@ -55,7 +55,7 @@ class Journal:
 
 
 @dataclass
-class Settings:
+class JournalSettings:
     """What was said for any verb."""
 
     debug: bool = False
@@ -63,22 +63,22 @@ class Settings:
     journal: Journal | None = None
 
 
-_CURRENT: ContextVar[Settings] = ContextVar("settings")
+_CURRENT: ContextVar[JournalSettings] = ContextVar("settings")
 
 
 @contextmanager
-def one_call() -> Iterator[Settings]:
+def one_call() -> Iterator[JournalSettings]:
     """New settings, for one command line; `settings` gives them to whoever asks while the block lasts."""
-    token = _CURRENT.set(Settings())
+    token = _CURRENT.set(JournalSettings())
     try:
         yield _CURRENT.get()
     finally:
         _CURRENT.reset(token)
 
 
-def settings() -> Settings:
+def settings() -> JournalSettings:
     """Those of the command line under way; the defaults where there is none."""
-    return _CURRENT.get(Settings())
+    return _CURRENT.get(JournalSettings())
 
 
 def _debug(wanted: bool) -> None:

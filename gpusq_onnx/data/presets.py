@@ -18,7 +18,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
-class Preset:
+class DataPreset:
     """One row: the values, the models that want them, and the source."""
 
     values: Mapping[str, Any]
@@ -26,8 +26,8 @@ class Preset:
     source: str
 
 
-def _row(models: str, source: str, mean: object, std: object, **more: object) -> Preset:
-    return Preset(MappingProxyType({"mean": mean, "std": std, **more}), models, source)
+def _row(models: str, source: str, mean: object, std: object, **more: object) -> DataPreset:
+    return DataPreset(MappingProxyType({"mean": mean, "std": std, **more}), models, source)
 
 
 _TIMM = "timm/data/constants.py and the model's default_cfg"
@@ -65,4 +65,4 @@ _ROWS = {
         fit="stretch",
     ),
 }
-PRESETS: Mapping[str, Preset] = MappingProxyType(_ROWS)
+PRESETS: Mapping[str, DataPreset] = MappingProxyType(_ROWS)

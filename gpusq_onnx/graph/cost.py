@@ -47,7 +47,7 @@ MEASURES: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Form:
+class CostForm:
     """What a site is computed in.
 
     Attributes:
@@ -73,21 +73,21 @@ class SiteCost:
     bit_operations: float
 
 
-def form_of(site: Site, pattern: Pattern | None, planned: Quantised | None = None) -> Form:
+def form_of(site: Site, pattern: Pattern | None, planned: Quantised | None = None) -> CostForm:
     """The form of a site as it is stored, or as it is `planned`."""
     found, single = planned or quantised(site), float_format(site)
     weight = found.weight or natural(site.dtype) or single
-    return Form(weight, (found.input if found.weight else None) or single, pattern)
+    return CostForm(weight, (found.input if found.weight else None) or single, pattern)
 
 
-def site_cost(site: Site, structure: Structure, form: Form) -> SiteCost:
+def site_cost(site: Site, structure: Structure, form: CostForm) -> SiteCost:
     """The cost of a site in a form."""
     parameters = site.out * site.k
     macs = sum(parameters * _rows(site.out, reader.outputs[0].name, structure) for reader in site.readers)
     return _cost(parameters, macs, form)
 
 
-def _cost(parameters: int, macs: int, form: Form) -> SiteCost:
+def _cost(parameters: int, macs: int, form: CostForm) -> SiteCost:
     density, places = (1.0, 0.0) if form.pattern is None else (form.pattern.density, form.pattern.metadata_bits)
     stored = parameters * (density * form.weight.bits + places)
     bit_operations = macs * density * form.weight.bits * form.input.bits
@@ -112,7 +112,7 @@ def _product(node: Node, structure: Structure) -> int:
 
 
 def total_cost(
-    model: Model, structure: Structure, form: Callable[[Site], Form], sites: Iterable[Site] | None = None
+    model: Model, structure: Structure, form: Callable[[Site], CostForm], sites: Iterable[Site] | None = None
 ) -> dict[str, float]:
     """Totals over the model; `form` tells that of a site.
 
@@ -147,7 +147,7 @@ def _nbits_cost(found: NBits, structure: Structure) -> SiteCost:
     parameters = found.out * found.k
     macs = parameters * _rows(found.out, found.node.outputs[0].name, structure)
     codes = natural(f"uint{found.bits}") or data
-    return _cost(parameters, macs, Form(codes, data))
+    return _cost(parameters, macs, CostForm(codes, data))
 
 
 def _rows(out: int, output: str, structure: Structure) -> int:

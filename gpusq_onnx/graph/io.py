@@ -30,7 +30,7 @@ from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, requi
 from gpusq_onnx.graph.opset import raise_opset
 from gpusq_onnx.graph.origin import reads
 from gpusq_onnx.graph.tidy import confirm_declarations, tidy_nodes, without_functions
-from gpusq_onnx.graph.wire import Writer, write_model
+from gpusq_onnx.graph.wire import BinaryWriter, write_model
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -253,7 +253,7 @@ def _place(graph: GraphProto, location: str, large: Sequence[Large]) -> list[int
     return starts
 
 
-def _write_data(file: Writer, starts: Sequence[int], large: Sequence[Large]) -> None:
+def _write_data(file: BinaryWriter, starts: Sequence[int], large: Sequence[Large]) -> None:
     offset = 0
     for start, (_, length, values) in zip(starts, large, strict=True):
         file.write(b"\0" * (start - offset))

@@ -14,12 +14,12 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.model import type_name, values_of
-from gpusq_onnx.graph.views import Cut, Kernel, Permute, Squeeze, Step, TransposedKernel, View
+from gpusq_onnx.graph.views import Cut, Kernel, Permute, Squeeze, TransposedKernel, View, ViewStep
 
 _TRANSPARENT = frozenset("Identity Cast DequantizeLinear QuantizeLinear".split())
 _FOLLOWED = _TRANSPARENT | {"Transpose", "Squeeze", "Split", "Slice"}
 
-Steps = tuple[Step, ...]
+Steps = tuple[ViewStep, ...]
 
 
 @dataclass(frozen=True)

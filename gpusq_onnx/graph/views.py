@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-class Step(Protocol):
+class ViewStep(Protocol):
     """One reversible look at an array."""
 
     def forward(self, stored: Array) -> Array:
@@ -131,11 +131,11 @@ class TransposedKernel:
 class View:
     """The steps from the stored array to w[out, k], first step first."""
 
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ViewStep, ...] = ()
 
-    def then(self, *steps: Step) -> View:
+    def then(self, *steps: ViewStep) -> View:
         """This view followed by more steps; transposes in a row become one, or none, so that equal views are equal."""
-        merged: list[Step] = list(self.steps)
+        merged: list[ViewStep] = list(self.steps)
         for step in steps:
             last = merged[-1] if merged else None
             if isinstance(step, Permute) and isinstance(last, Permute):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class Writer(Protocol):
+class BinaryWriter(Protocol):
     """Anything with a binary `write`."""
 
     def write(self, data: Buffer, /) -> object:
@@ -49,7 +49,7 @@ def prefix(field: int, length: int) -> bytes:
 
 
 def write_model(
-    file: Writer,
+    file: BinaryWriter,
     header: ModelProto,
     graph: GraphProto,
     large: Iterable[tuple[TensorProto, int, Callable[[], NDArray[np.uint8]]]],
@@ -76,6 +76,6 @@ def write_model(
         _write_exactly(file, values(), length)
 
 
-def _write_exactly(file: Writer, values: NDArray[Any], length: int) -> None:
+def _write_exactly(file: BinaryWriter, values: NDArray[Any], length: int) -> None:
     assert values.nbytes == length, (values.nbytes, length)
     file.write(values.data)

@@ -32,7 +32,7 @@ _LOG_ASPECT = math.log(4 / 3)
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageAugmentation:
     """How one image is shown: the crop, whether it is mirrored, and three colour factors."""
 
     box: Box
@@ -48,14 +48,14 @@ class Blend:
     corner: tuple[float, float] | None
 
 
-def look(settings: AugmentationOptions, seed: int, epoch: int, place: int) -> Look:
+def look(settings: AugmentationOptions, seed: int, epoch: int, place: int) -> ImageAugmentation:
     """How the image at `place` of the epoch's order is shown."""
     draw = np.random.default_rng([seed, _IMAGE, epoch, place]).random(8)
     area = settings.crop + (1 - settings.crop) * draw[0]
     aspect = math.exp(_LOG_ASPECT * (2 * draw[1] - 1))
     box = Box(float(area), aspect, float(draw[2]), float(draw[3])) if settings.crop < 1 else Box()
     red, green, blue = (float(1 + settings.jitter * (2 * value - 1)) for value in draw[5:8])
-    return Look(box, settings.flip and bool(draw[4] < 0.5), (red, green, blue))
+    return ImageAugmentation(box, settings.flip and bool(draw[4] < 0.5), (red, green, blue))
 
 
 def blend(settings: AugmentationOptions, seed: int, epoch: int, pair: int) -> Blend | None:
@@ -67,7 +67,7 @@ def blend(settings: AugmentationOptions, seed: int, epoch: int, pair: int) -> Bl
     return Blend(float(draw[2]), (float(draw[3]), float(draw[4])) if patched else None)
 
 
-def shown(x: Tensor, looks: Sequence[Look]) -> Tensor:
+def shown(x: Tensor, looks: Sequence[ImageAugmentation]) -> Tensor:
     """Images x[B, C, H, W] or [B, H, W, C] mirrored and coloured as `looks` say; the crop was made when reading."""
     if x.ndim != 4:
         return x
@@ -82,7 +82,7 @@ def shown(x: Tensor, looks: Sequence[Look]) -> Tensor:
     return _coloured(x, looks, channels) if coloured else x
 
 
-def _coloured(x: Tensor, looks: Sequence[Look], channels: int) -> Tensor:
+def _coloured(x: Tensor, looks: Sequence[ImageAugmentation], channels: int) -> Tensor:
     factors = torch.tensor([one.colour for one in looks], dtype=torch.float32, device=x.device)
     brightness, contrast, saturation = (f.reshape(-1, 1, 1, 1) for f in factors.unbind(1))
     y, low = x.float(), x.float().amin((1, 2, 3), keepdim=True)

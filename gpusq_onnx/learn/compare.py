@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.data.prefetch import stream
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedDataError
-from gpusq_onnx.learn.history import Comparison
+from gpusq_onnx.learn.history import StudentComparison
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.setup import Setup
 from gpusq_onnx.learn.stage import Stage
@@ -40,7 +40,7 @@ def compare(
     images: int,
     progress: Progress,
     label: str,
-) -> Comparison:
+) -> StudentComparison:
     """Student and teacher over about `images` images. Raises UnsupportedDataError where there are none."""
     maps = len(objective.maps)
     sums = torch.zeros(3 + 2 * maps, dtype=torch.float64)  # images, agreement, soft, then numerators, denominators
@@ -57,7 +57,7 @@ def compare(
                 for network in (setup.student, setup.teacher)
             )
             taught = setup.teacher(*other)
-            seen = setup.forms[False, False](own, setup.handed(taught, apart=False), None), taught
+            seen = setup.views[False, False](own, setup.handed(taught, apart=False), None), taught
         gate = objective.gate(objective.agreements(*seen), seen[0])
         parts = alone(*seen).parts
         sums[:3] += torch.tensor([rows, rows * parts["agree"].item(), rows * parts["soft"].item()], dtype=torch.float64)
@@ -70,7 +70,7 @@ def compare(
     if not count:
         raise UnsupportedDataError("the training data is empty", hint="point --data at a folder with images")
     distances = tuple(a / max(1.0, b) for a, b in zip(found[:maps], found[maps:], strict=True))
-    return Comparison(int(count), agree / count, soft / count, distances)
+    return StudentComparison(int(count), agree / count, soft / count, distances)
 
 
 def clean(source: Source, images: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:

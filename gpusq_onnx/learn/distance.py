@@ -18,7 +18,7 @@ def distances(
     dense: Model, sparse: Model, source: Source, settings: TrainingOptions, images: int, progress: Progress
 ) -> list[float]:
     """D_i of each map, first stage first. Raises as `prepare` and `compare`."""
-    settings = settings.model_copy(update={"blockwise": 0.0, "tokens": 1.0})  # the whole form alone
+    settings = settings.model_copy(update={"blockwise": 0.0, "tokens": 1.0})  # the whole view alone
     setup, stage = prepare(sparse, analyse(sparse), dense, settings, sizes(sparse, source)), Stage(settings)
     objective = Objective(
         settings,
@@ -29,7 +29,7 @@ def distances(
         add=stage.add,
         processes=stage.processes,
     )
-    for network in (setup.teacher, setup.forms[False, False]):
+    for network in (setup.teacher, setup.views[False, False]):
         network.to(stage.device)
     label = "distances between dense and sparse"
     return list(compare(setup, source, objective, stage, images, progress, label).distances)

@@ -21,7 +21,7 @@ from torch import Tensor
 from gpusq_onnx.data.prefetch import MOST, ahead
 from gpusq_onnx.data.source import Batch, Source
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
-from gpusq_onnx.learn.augment import Blend, Look, blend, look, mixed, mixed_labels, shown
+from gpusq_onnx.learn.augment import Blend, ImageAugmentation, blend, look, mixed, mixed_labels, shown
 from gpusq_onnx.learn.objectives import Labels
 from gpusq_onnx.learn.settings import TrainingOptions
 from gpusq_onnx.tasks.kinds import Kind
@@ -45,7 +45,7 @@ class Part:
     labels: NDArray[np.int64] | None
     indices: NDArray[np.int64] | None
     places: Sequence[int]
-    looks: Sequence[Look]
+    looks: Sequence[ImageAugmentation]
     blends: Sequence[Blend | None]
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StudentComparison:
     """Student against teacher over `images` images as they are (`learn.compare`); D_i in the order of the maps."""
 
     images: int
@@ -28,8 +28,8 @@ class History:
         notes: sentences for the user.
     """
 
-    before: Comparison
-    after: Comparison
+    before: StudentComparison
+    after: StudentComparison
     steps: int
     batch: int
     processes: int

@@ -25,18 +25,18 @@ from gpusq_onnx.learn import checkpoint as files
 from gpusq_onnx.learn.average import Average
 from gpusq_onnx.learn.compare import clean, compare
 from gpusq_onnx.learn.feed import Feed, Part, check_labels
-from gpusq_onnx.learn.forms import Forms
 from gpusq_onnx.learn.groups import optimiser, rate, set_rate
 from gpusq_onnx.learn.guard import RETRIES, Guard
-from gpusq_onnx.learn.history import Comparison, History
+from gpusq_onnx.learn.history import History, StudentComparison
 from gpusq_onnx.learn.log import Log
 from gpusq_onnx.learn.masks import Kept, Masks
+from gpusq_onnx.learn.meter import ProgressMeter
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.settings import JUDGED, TrainingOptions
 from gpusq_onnx.learn.setup import Setup, phases
 from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.learn.teaching import Teaching
-from gpusq_onnx.learn.watch import Watch
+from gpusq_onnx.learn.views import NetworkViews
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.runtime.machine import freed_memory_kept
 from gpusq_onnx.tasks.kinds import per_class
@@ -80,7 +80,7 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
     stage.wait()
     trainer = _Trainer(setup, source, settings, kept or {}, seed, stage)
-    watch = Watch(progress, label, interval, settings.work)
+    watch = ProgressMeter(progress, label, interval, settings.work)
     thin = None if setup.thin_teacher is None else setup.thin_teacher.to(stage.device)
     with Teaching(setup.teacher.to(stage.device), stage, thin) as teaching:
         objective = Objective(
@@ -95,7 +95,7 @@ def train(
         )
         remembered = teaching.remember(source, settings, progress)
 
-        def judged(when: str) -> Comparison:
+        def judged(when: str) -> StudentComparison:
             what = f"{label}: agreement {when}"
             return compare(setup, source, objective, stage, JUDGED, progress, what)
 
@@ -146,7 +146,7 @@ class _Trainer:
         facts = {"settings": settings.model_dump(mode="json"), "seed": seed, "images": len(source)}
         facts |= {"data": source.describe().get("preprocess"), "torch": torch.__version__}
         self.key = files.key_of(facts, [*(p for _, p in named), *setup.teacher.buffers()])
-        self.network = stage.place(Forms(setup.forms))
+        self.network = stage.place(NetworkViews(setup.views))
         self.seed = seed
         self.ends = [(round(share * self.feed.total), apart, thin) for share, apart, thin in phases(settings)]
         self.parameters = [parameter for _, parameter in named]
@@ -159,7 +159,7 @@ class _Trainer:
         self.curve: list[dict[str, float]] = []
         self.notes = [*setup.notes, *self.feed.notes]
 
-    def run(self, objective: Objective, teaching: Teaching, folder: Path | None, watch: Watch) -> None:
+    def run(self, objective: Objective, teaching: Teaching, folder: Path | None, watch: ProgressMeter) -> None:
         """All steps that are left."""
         total = self.feed.total
         ends = {end for end, _, _ in self.ends}
@@ -202,14 +202,14 @@ class _Trainer:
     ) -> None:
         set_rate(self.optimiser, self.settings.lr * rate(step, total, self.settings) * self.guard.rate)
         self.optimiser.zero_grad(set_to_none=True)
-        form, keep = self._form(step)
+        view, keep = self._view(step)
         for number, part in enumerate(parts):
             inputs = part.tensors(self.setup.student.inputs, self.stage.device)
             taught = teaching(part, inputs, keep)
-            given = self.setup.handed(taught, apart=form[0])
+            given = self.setup.handed(taught, apart=view[0])
             with self.stage.silent(self.network, number + 1 == len(parts)):
                 with self.stage.autocast():
-                    seen = self.network(form, inputs, given, keep)
+                    seen = self.network(view, inputs, given, keep)
                 check_labels(part, seen, self.setup.kinds)
                 losses = objective(seen, taught, part.targets(self.stage.device))
                 (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
@@ -225,14 +225,14 @@ class _Trainer:
                 torch.maximum(scale, floor, out=scale)
         self.average.update(step)
 
-    def _form(self, step: int) -> tuple[tuple[bool, bool], Tensor | None]:
-        """The form of this step, as far as there is one, and the tokens that go through."""
+    def _view(self, step: int) -> tuple[tuple[bool, bool], Tensor | None]:
+        """The view of this step, as far as there is one, and the tokens that go through."""
         apart, thin = next((apart, thin) for end, apart, thin in self.ends if step < end)
-        apart = apart and any(cut for cut, _ in self.setup.forms)
-        thin = thin and (apart, True) in self.setup.forms
-        form = (apart and (True, thin) in self.setup.forms, thin)
+        apart = apart and any(cut for cut, _ in self.setup.views)
+        thin = thin and (apart, True) in self.setup.views
+        view = (apart and (True, thin) in self.setup.views, thin)
         tokens = self.setup.tokens
-        return form, tokens.draw(self.seed, step).to(self.stage.device) if thin and tokens is not None else None
+        return view, tokens.draw(self.seed, step).to(self.stage.device) if thin and tokens is not None else None
 
     def _row(self, sums: dict[str, Tensor], step: int, steps: int) -> dict[str, float]:
         """Means over the round's steps and all processes; empties `sums`."""

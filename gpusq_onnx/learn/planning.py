@@ -20,7 +20,7 @@ from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.learn.environment import on_gpu
 from gpusq_onnx.learn.history import History
 from gpusq_onnx.learn.settings import JUDGED, LossOptions, TrainingOptions
-from gpusq_onnx.pipeline.base import SKIP, Fact, Given, PlanRow
+from gpusq_onnx.pipeline.base import SKIP, Fact, PlanContext, PlanRow
 from gpusq_onnx.pipeline.facts import SparseWeight, pattern_of
 from gpusq_onnx.pipeline.schedule import LOOKING
 
@@ -29,7 +29,7 @@ FLOATS = ("float", "float16", "bfloat16", "double")
 _ROWS = 200  # of a curve in the report
 
 
-def rows(structure: Structure, settings: TrainingOptions, given: Given) -> list[PlanRow]:
+def rows(structure: Structure, settings: TrainingOptions, given: PlanContext) -> list[PlanRow]:
     """One row for each weight, then one for each feature map. Raises NothingMatched where nothing can be trained."""
     found = [_weight_row(site, given.facts) for site in structure.sites]
     if all(row.skipped for row in found):

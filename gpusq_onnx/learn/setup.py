@@ -22,10 +22,10 @@ from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.pin import Sizes, is_open, pinned
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.learn.forms import Form, Tokens, thin, tokens_of
 from gpusq_onnx.learn.objectives import Pair
 from gpusq_onnx.learn.planning import map_names
 from gpusq_onnx.learn.settings import LossOptions, ScheduleOptions, TrainingOptions
+from gpusq_onnx.learn.views import NetworkView, Tokens, thin, tokens_of
 from gpusq_onnx.tasks.kinds import Kind, output_kinds
 from gpusq_onnx.torchgraph.convert import ancestors, convert
 from gpusq_onnx.torchgraph.network import Network
@@ -40,10 +40,10 @@ class Setup:
         student, teacher: the networks; the teacher has no trainable parameters.
         outputs, kinds: the outputs that are compared, and what they are, by the student's names.
         maps: the critical feature maps, first stage first.
-        selections: indices that the teacher's TopKs found, handed to the student's forms.
-        forms: the student's forms, by (apart, thin): always the whole one, others where a phase needs them.
+        selections: indices that the teacher's TopKs found, handed to the student's views.
+        views: the student's views, by (apart, thin): always the whole one, others where a phase needs them.
         thin_teacher: the teacher on some tokens, where a phase needs it.
-        tokens: which tokens go through thin forms.
+        tokens: which tokens go through thin views.
         notes: what could not be done, for the user.
     """
 
@@ -53,13 +53,13 @@ class Setup:
     kinds: dict[str, Kind]
     maps: tuple[Pair, ...]
     selections: tuple[Pair, ...]
-    forms: dict[tuple[bool, bool], Form]
-    thin_teacher: Form | None = None
+    views: dict[tuple[bool, bool], NetworkView]
+    thin_teacher: NetworkView | None = None
     tokens: Tokens | None = None
     notes: tuple[str, ...] = ()
 
     def handed(self, taught: Mapping[str, Tensor], apart: bool) -> list[Tensor]:
-        """What a form of the student takes besides the inputs, of what the teacher found."""
+        """What a view of the student takes besides the inputs, of what the teacher found."""
         maps = [taught[pair.teacher].float() for pair in self.maps[:-1]] if apart else []
         return [*maps, *(taught[pair.teacher].long() for pair in self.selections)]
 
@@ -67,7 +67,7 @@ class Setup:
 def prepare(
     model: Model, structure: Structure, teacher: Model, settings: TrainingOptions, sizes: Sizes | None = None
 ) -> Setup:
-    """Convert both models, with taps where they are compared, in the forms that the settings' phases need.
+    """Convert both models, with taps where they are compared, in the views that the settings' phases need.
 
     Args:
         sizes: shapes of the images that will be fed, for models that leave height and width open.
@@ -100,32 +100,34 @@ def prepare(
             hint="give the model from which this one was made as the teacher",
         )
     image = next((spec.shape for spec in model.inputs() if len(spec.shape) == 4), ())
-    forms = {(False, False): _form(model, student, results, taps, chosen)}
-    wanted = {(apart and len(taps) > 1, thinned) for _, apart, thinned in phases(settings)} - set(forms)
+    views = {(False, False): _view(model, student, results, taps, chosen)}
+    wanted = {(apart and len(taps) > 1, thinned) for _, apart, thinned in phases(settings)} - set(views)
     thins = any(t for _, t in wanted) and not chosen  # a pick names one of all tokens
     some, tokens = _thin_teacher(structure, teacher, other, outputs, maps, settings, thins)
     for apart, thinned in sorted(wanted):
         given = taps[:-1] if apart else []
-        form = thin(model, tokens, results, taps, given, student) if thinned and tokens is not None else None
-        if form is not None:
-            forms[apart, True] = form
-        elif apart and (True, False) not in forms:
-            forms[True, False] = _form(model, student, results, taps, [*given, *chosen])
+        view = thin(model, tokens, results, taps, given, student) if thinned and tokens is not None else None
+        if view is not None:
+            views[apart, True] = view
+        elif apart and (True, False) not in views:
+            views[True, False] = _view(model, student, results, taps, [*given, *chosen])
     notes = [f"{len(every) - len(maps)} feature maps lie after what can be trained: not compared"] * (maps != every)
-    if any(thinned and (apart, True) not in forms for apart, thinned in wanted):
+    if any(thinned and (apart, True) not in views for apart, thinned in wanted):
         notes.append("all tokens are trained on: this graph's blocks cannot leave some out")
     kinds = output_kinds({name: structure.shapes.get(name, ()) for name in names}, image)
     kinds |= {pair.student: "raw" for pair in scores if pair.student not in kinds}
-    return Setup(student, guide, outputs, kinds, maps, selected, forms, some, tokens, tuple(notes))
+    return Setup(student, guide, outputs, kinds, maps, selected, views, some, tokens, tuple(notes))
 
 
-def _form(model: Model, like: Network, outputs: Sequence[str], taps: Sequence[str], given: Sequence[str]) -> Form:
+def _view(
+    model: Model, like: Network, outputs: Sequence[str], taps: Sequence[str], given: Sequence[str]
+) -> NetworkView:
     """The network, or the same on all tokens with tensors handed in."""
     if not given:
-        return Form(like)
+        return NetworkView(like)
     parts = convert(model, outputs=outputs, taps=taps, given=given)
     parts.share(like)
-    return Form(parts)
+    return NetworkView(parts)
 
 
 def _thin_teacher(
@@ -136,14 +138,14 @@ def _thin_teacher(
     maps: Sequence[Pair],
     settings: TrainingOptions,
     wanted: bool,
-) -> tuple[Form | None, Tokens | None]:
-    """The teacher's thin form, and the student's tokens before the first block, where both are possible."""
+) -> tuple[NetworkView | None, Tokens | None]:
+    """The teacher's thin view, and the student's tokens before the first block, where both are possible."""
     own = tokens_of(structure, [pair.student for pair in maps], settings.tokens) if wanted else None
     his = tokens_of(other, [pair.teacher for pair in maps], settings.tokens) if wanted else None
     if own is None or his is None or own.count != his.count:
         return None, None
-    form = thin(teacher, his, [pair.teacher for pair in outputs], [pair.teacher for pair in maps])
-    return form, own if form is not None else None
+    view = thin(teacher, his, [pair.teacher for pair in outputs], [pair.teacher for pair in maps])
+    return view, own if view is not None else None
 
 
 def phases(settings: ScheduleOptions) -> list[tuple[float, bool, bool]]:

@@ -19,9 +19,9 @@ from gpusq_onnx.data.prefetch import stream
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.learn.feed import Part
-from gpusq_onnx.learn.forms import Form
 from gpusq_onnx.learn.settings import TrainingOptions
 from gpusq_onnx.learn.stage import Stage
+from gpusq_onnx.learn.views import NetworkView
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.torchgraph.call import fed
 from gpusq_onnx.torchgraph.network import Network
@@ -33,7 +33,7 @@ LIMIT = 8 << 30
 class Teaching:
     """A teacher on a stage; a context manager, since it may hold files."""
 
-    def __init__(self, network: Network, stage: Stage, thin: Form | None = None) -> None:
+    def __init__(self, network: Network, stage: Stage, thin: NetworkView | None = None) -> None:
         self._network, self._stage, self._thin = network, stage, thin
         self._folder: Scratch | None = None
         self._files: dict[str, NDArray[Any]] = {}

@@ -12,7 +12,7 @@ from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import table
-from gpusq_onnx.pipeline.base import Context, Given, Pass
+from gpusq_onnx.pipeline.base import Context, Pass, PlanContext
 from gpusq_onnx.pipeline.grammar import Pipeline, Step
 
 NAME = "canonical"
@@ -28,7 +28,7 @@ def insert(
     first = compress[0]
     for step in (step for step in passes[:first] if step.structural):
         try:
-            rows = step.plan(model, structure, Given())
+            rows = step.plan(model, structure, PlanContext())
         except NothingMatched:
             continue
         model = model.clone()
@@ -37,7 +37,7 @@ def insert(
     quantises = any(step.kind == "quantise" for step in passes)
     inserted = Step(NAME, {} if quantises else {"attention": False})  # in float, the fused kernel is the better one
     (canonical,) = table.resolve(Pipeline((inserted,)))
-    if all(row.skipped for row in canonical.plan(model, structure, Given())):
+    if all(row.skipped for row in canonical.plan(model, structure, PlanContext())):
         return pipeline, passes
     longer = Pipeline((*pipeline.steps[:first], inserted, *pipeline.steps[first:]))
     return longer, [*passes[:first], canonical, *passes[first:]]

@@ -117,7 +117,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Given:
+class PlanContext:
     """What a plan may rely on beside the model.
 
     Attributes:
@@ -217,7 +217,7 @@ class Pass(ABC, Generic[OptionsT]):
         """Raise UnsupportedModelError where the pass cannot work at all."""
 
     @abstractmethod
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         """One row for every tensor that the pass considered.
 
         Raises:

@@ -27,7 +27,7 @@ from gpusq_onnx.graph.snapshot import Snapshot, take
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.graph.tables import table_rows
 from gpusq_onnx.pipeline import facts
-from gpusq_onnx.pipeline.base import Context, Fact, Given, Pass, PlanRow
+from gpusq_onnx.pipeline.base import Context, Fact, Pass, PlanContext, PlanRow
 from gpusq_onnx.pipeline.fingerprint import Fingerprint
 from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.pipeline.parallel import one_blas_thread
@@ -183,7 +183,7 @@ def kinds_before(passes: Sequence[Pass[Any]]) -> frozenset[str]:
 def execute(state: Run, index: int, structure: Structure) -> Structure:
     """The pass at `index` with all its checks; `structure` is the model's, and that of the result is returned."""
     model, step = state.model, state.passes[index]
-    given = Given(state.data.path is not None, tuple(state.facts), kinds_before(state.worked))
+    given = PlanContext(state.data.path is not None, tuple(state.facts), kinds_before(state.worked))
     rows = planned(step, model, structure, given)
     if isinstance(rows, NothingMatched):
         state.idle.append(rows)
@@ -229,7 +229,7 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
     return structure
 
 
-def planned(step: Pass[Any], model: Model, structure: Structure, given: Given) -> list[PlanRow] | NothingMatched:
+def planned(step: Pass[Any], model: Model, structure: Structure, given: PlanContext) -> list[PlanRow] | NothingMatched:
     """The pass's plan, or why it has nothing to do; a selector without a match is raised, whatever other passes do."""
     try:
         step.requires(model, structure)

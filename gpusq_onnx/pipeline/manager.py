@@ -36,7 +36,7 @@ from gpusq_onnx.graph.rewrites import newer
 from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import automatic, proof, table, targets
-from gpusq_onnx.pipeline.base import Context, Given, Pass, PlanRow
+from gpusq_onnx.pipeline.base import Context, Pass, PlanContext, PlanRow
 from gpusq_onnx.pipeline.execute import (
     PREFIX,
     Run,
@@ -98,7 +98,7 @@ def plan(
         steps, worked = list[StepOutcome](), list[Pass[Any]]()
         idle, warnings = list[NothingMatched](), [*settled.warnings, *notes]
         for step in passes:
-            given = Given(data.path is not None, tuple(facts), kinds_before(worked))
+            given = PlanContext(data.path is not None, tuple(facts), kinds_before(worked))
             found = planned(step, model, structure, given)
             if isinstance(found, NothingMatched):
                 idle.append(found)

@@ -50,7 +50,7 @@ class StepOutcome:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class OutputAgreement:
     """One output of the written file, with onnxruntime's defaults against every node run as written.
 
     Attributes:
@@ -82,7 +82,7 @@ class Proof:
 
     default: str
     unoptimised: str
-    outputs: tuple[Agreement, ...] = ()
+    outputs: tuple[OutputAgreement, ...] = ()
     note: str | None = None
 
 

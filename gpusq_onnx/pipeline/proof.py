@@ -40,7 +40,7 @@ from gpusq_onnx.graph.qdq.float_twin import remove_quantisation
 from gpusq_onnx.graph.qdq.simulated import NOTES, runs_as, twin_of
 from gpusq_onnx.graph.qdq.weight_only import find_nbits, rounds_data
 from gpusq_onnx.graph.shapes import Types
-from gpusq_onnx.pipeline.outcome import Agreement, Proof
+from gpusq_onnx.pipeline.outcome import OutputAgreement, Proof
 from gpusq_onnx.runtime.trial import WAYS, Attempt, Trial, Way
 from gpusq_onnx.tasks.classification import cosine
 
@@ -167,8 +167,8 @@ def _is_half(types: Types) -> bool:
 
 
 def _without_saturation(
-    written: Path, model: Model, attempt: Attempt, plain: Trial, shown: Proof, apart: list[Agreement]
-) -> tuple[list[Agreement], Proof]:
+    written: Path, model: Model, attempt: Attempt, plain: Trial, shown: Proof, apart: list[OutputAgreement]
+) -> tuple[list[OutputAgreement], Proof]:
     """Those of a quantised model's outputs that are too far off with precise kernels too, or for its own rounding."""
     noise = _rounding(model, attempt, plain)
     bounds = {one.output: max(_QUANTISED, 2 * noise.get(one.output, 0.0)) for one in apart}
@@ -196,17 +196,17 @@ def _rounding(model: Model, attempt: Attempt, plain: Trial) -> dict[str, float]:
     return {name: distance for name, distance in distances.items() if distance is not None}
 
 
-def _agreement(name: str, plain: Values, default: Values, smooth: bool) -> Agreement:
+def _agreement(name: str, plain: Values, default: Values, smooth: bool) -> OutputAgreement:
     relative, judged = _distance(plain, default), smooth and plain.dtype.kind == "f"
     if plain.shape != default.shape:
-        return Agreement(name, None, None, judged, finite=True, same_shape=False)
+        return OutputAgreement(name, None, None, judged, finite=True, same_shape=False)
     alike = None if relative is None else float(cosine(plain.reshape(1, -1), default.reshape(1, -1))[0])
     alike = alike if alike is not None and np.isfinite(alike) else None
     finite = not (np.isfinite(plain) & ~np.isfinite(default)).any()
-    return Agreement(name, relative, alike, judged, finite, same_shape=True)
+    return OutputAgreement(name, relative, alike, judged, finite, same_shape=True)
 
 
-def _within(one: Agreement, bound: float) -> bool:
+def _within(one: OutputAgreement, bound: float) -> bool:
     near = one.same_shape and (one.relative is None or one.relative <= bound)
     return one.finite and (near or not one.judged)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gpusq_onnx.graph.cost import Form, form_of, site_cost, total_cost
+from gpusq_onnx.graph.cost import CostForm, form_of, site_cost, total_cost
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
@@ -15,7 +15,7 @@ from gpusq_onnx.pipeline.facts import pattern_of
 from gpusq_onnx.quant.formats import FORMATS, Format
 from gpusq_onnx.quant.schemes import Quantised
 
-FormOf = Callable[[Site], Form]
+FormOf = Callable[[Site], CostForm]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def as_planned(rows: Iterable[PlanRow], facts: Sequence[Fact]) -> FormOf:
         elif row.detail.get("side") == "input":
             inputs |= dict.fromkeys(row.detail["sites"], fmt)
 
-    def form(site: Site) -> Form:
+    def form(site: Site) -> CostForm:
         planned = Quantised(weights[site.name], inputs.get(site.name)) if site.name in weights else None
         return form_of(site, pattern_of(site, facts), planned)
 
@@ -65,5 +65,5 @@ def architecture(structure: Structure) -> dict[str, Any]:
     }
 
 
-def _as_stored(site: Site) -> Form:
+def _as_stored(site: Site) -> CostForm:
     return form_of(site, pattern_of(site, ()))

@@ -85,7 +85,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Row:
+class PassRow:
     """One pass: its name, `module:Class`, and the distribution it comes from (None: this one)."""
 
     name: str
@@ -108,13 +108,13 @@ class Row:
             ) from error
 
 
-def rows() -> dict[str, Row]:
+def rows() -> dict[str, PassRow]:
     """All passes by name: our own, then the plug-ins' by alphabet.
 
     Raises:
         EnvironmentLacking: two distributions define the same name.
     """
-    found = {name: Row(name, target) for name, target in BUILTIN.items()}
+    found = {name: PassRow(name, target) for name, target in BUILTIN.items()}
     for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
         owner = point.dist.name if point.dist else point.value
         if point.name in found or point.name in PRESETS:
@@ -125,11 +125,11 @@ def rows() -> dict[str, Row]:
                 found=f"{taken or 'gpusq-onnx'} and {owner}",
                 hint=f"uninstall {owner}, or ask its authors to rename the pass",
             )
-        found[point.name] = Row(point.name, point.value, owner)
+        found[point.name] = PassRow(point.name, point.value, owner)
     return found
 
 
-def expand(pipeline: Pipeline, known: Mapping[str, Row] | None = None) -> Pipeline:
+def expand(pipeline: Pipeline, known: Mapping[str, PassRow] | None = None) -> Pipeline:
     """Replace presets by their steps and check that every name is a pass.
 
     Args:
@@ -171,7 +171,7 @@ def resolve(pipeline: Pipeline) -> "list[Pass[Any]]":
     return [_instantiate(load(step, known), step) for step in expand(pipeline, known).steps]
 
 
-def load(step: Step, table: Mapping[str, Row]) -> "type[Pass[Any]]":
+def load(step: Step, table: Mapping[str, PassRow]) -> "type[Pass[Any]]":
     """The class of a step's pass: the caller's own, else the one that `table` (see `rows`) has.
 
     Raises:

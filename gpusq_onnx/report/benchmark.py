@@ -39,8 +39,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model in one format (see `workflows.baselines.Entry`), with its cells by batch size."""
+class BenchmarkRow:
+    """One model in one format (see `workflows.baselines.TimedModel`), with its cells by batch size."""
 
     model: str
     format: str
@@ -65,7 +65,7 @@ class Benchmark:
     machine: dict[str, Any]
     rounds: Rounds
     reference: str
-    rows: tuple[Row, ...]
+    rows: tuple[BenchmarkRow, ...]
     notes: tuple[str, ...]
     choices: tuple[str, ...] = ()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
-from gpusq_onnx.report.benchmark import Benchmark, Cell, Row
+from gpusq_onnx.report.benchmark import Benchmark, BenchmarkRow, Cell
 from gpusq_onnx.report.markdown import assemble, table
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -47,7 +47,7 @@ def columns(found: Benchmark) -> tuple[list[str], list[list[str]]]:
     return header, [_cells(row, found) for row in found.rows]
 
 
-def _cells(row: Row, found: Benchmark) -> list[str]:
+def _cells(row: BenchmarkRow, found: Benchmark) -> list[str]:
     cells = [row.model, row.format, f"{row.parameters:.3g}", f"{row.flops:.3g}"]
     cells += [_figure(row.cells[batch], batch) if batch in row.cells else "-" for batch in found.batches]
     last = row.cells[max(row.cells)]

@@ -35,7 +35,7 @@ _NEVER, _LARGEST = -1, 1 << 30
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuState:
     """One GPU at one moment, in nvidia-smi's words and units, by query field; "not reported" where it has none."""
 
     facts: Mapping[str, str]
@@ -52,7 +52,7 @@ class Gpu:
         return f"SM {reported['clocks.sm']} of {reported['clocks.max.sm']}, memory {reported['clocks.mem']}"
 
 
-def read_gpu(index: int = 0) -> Gpu | None:
+def read_gpu(index: int = 0) -> GpuState | None:
     """GPU `index` as it is now; None where there is no GPU or no driver that answers."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
@@ -65,13 +65,13 @@ def read_gpu(index: int = 0) -> Gpu | None:
     return parse_gpu(done.stdout)
 
 
-def parse_gpu(text: str) -> Gpu | None:
+def parse_gpu(text: str) -> GpuState | None:
     """The first line of nvidia-smi's CSV without header; None where it is something else (`No devices were found`)."""
     cells = [cell.strip() for cell in (text.splitlines() or [""])[0].split(", ")]
     if len(cells) != len(FIELDS):
         return None
     reported = (UNKNOWN if cell.startswith("[") or not cell else cell for cell in cells)
-    return Gpu(dict(zip(FIELDS, reported, strict=True)))
+    return GpuState(dict(zip(FIELDS, reported, strict=True)))
 
 
 def cpu_name() -> str:

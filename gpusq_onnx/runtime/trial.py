@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.runtime.child import Worker
 from gpusq_onnx.runtime.ort import Feed
-from gpusq_onnx.runtime.trial_worker import Request
+from gpusq_onnx.runtime.trial_worker import TrialRequest
 
 Way = Literal["default", "unoptimised", "in order", "exact", "precise"]
 WAYS: tuple[Way, ...] = ("default", "unoptimised")
@@ -120,7 +120,7 @@ def _tried(worker: Worker, path: Path, feed: Feed | None, ways: Sequence[Way], s
     stored = scratch / "feed.npz"
     if feed is not None:
         np.savez(stored, **feed)  # type: ignore[arg-type]  # numpy's stub knows no keyword arrays
-    request: Request = {
+    request: TrialRequest = {
         "model": str(path.resolve()),
         "feed": str(stored) if feed is not None else "",
         "ways": list(ways),

@@ -22,7 +22,7 @@ from gpusq_onnx.runtime.ort import Session, numbers
 MEMORY = "there is not enough memory"
 
 
-class Request(TypedDict):
+class TrialRequest(TypedDict):
     """What the parent asks: `feed` is an .npz with the batch, empty for a random one; `outputs` a folder."""
 
     model: str
@@ -38,7 +38,7 @@ def main() -> None:
     serve(_work, "onnxruntime")
 
 
-def _work(request: Request) -> Iterator[dict[str, dict[str, str]]]:
+def _work(request: TrialRequest) -> Iterator[dict[str, dict[str, str]]]:
     """Of each way its outcome, as in `trial.Trial`, and what was said (of a run, its seconds); the last counts."""
     answer: dict[str, dict[str, str]] = {}
     for way in request["ways"]:
@@ -47,7 +47,7 @@ def _work(request: Request) -> Iterator[dict[str, dict[str, str]]]:
             yield answer
 
 
-def _steps(request: Request, way: str) -> Iterator[tuple[str, str]]:
+def _steps(request: TrialRequest, way: str) -> Iterator[tuple[str, str]]:
     yield "died", "while loading it"
     try:
         session = Session(

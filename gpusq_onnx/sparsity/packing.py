@@ -51,9 +51,9 @@ class Packed:
     indices: Bytes
 
     @property
-    def form(self) -> "Form":
+    def form(self) -> "PackedForm":
         """Its pattern and width."""
-        return Form(self.pattern, self.width)
+        return PackedForm(self.pattern, self.width)
 
     @property
     def bits(self) -> float:
@@ -74,7 +74,7 @@ def bits_a_weight(pattern: str, width: int) -> float:
 
 
 @dataclass(frozen=True)
-class Form:
+class PackedForm:
     """How a matrix is packed: the name of a pattern, or "dense", and the bits of a value."""
 
     pattern: str
@@ -102,7 +102,7 @@ class Form:
         return (kept * rule.unit * self.width + 7) // 8, (kept * rule.place_bits + 7) // 8
 
 
-def smallest_form(w: NDArray[Any]) -> Form | None:
+def smallest_form(w: NDArray[Any]) -> PackedForm | None:
     """The form of w[rows, k] (any type of 1, 2 or 4 bytes) that takes the fewest bits; None: none is smaller than w.
 
     Raises:
@@ -110,14 +110,14 @@ def smallest_form(w: NDArray[Any]) -> Form | None:
     """
     codes = _codes(w)
     width = 4 if _fits_four_bits(codes) else 8 * codes.itemsize
-    known = (Form(rule.name, width) for rule in (patterns_of(codes) if codes.size else ()))
+    known = (PackedForm(rule.name, width) for rule in (patterns_of(codes) if codes.size else ()))
     best = min(known, key=lambda form: form.bits, default=None)
     if best is None and width < 8 * codes.itemsize:
-        return Form(DENSE, width)
+        return PackedForm(DENSE, width)
     return best
 
 
-def pack(w: NDArray[Any], form: Form | None = None) -> Packed | None:
+def pack(w: NDArray[Any], form: PackedForm | None = None) -> Packed | None:
     """w[rows, k] in a form that it has, by default `smallest_form`; None where there is none. Raises as that."""
     codes = _codes(w)
     form = form or smallest_form(codes)

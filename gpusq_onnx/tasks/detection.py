@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError
-from gpusq_onnx.tasks.detectors import BEST, Found, Outputs, Reader
+from gpusq_onnx.tasks.detectors import BEST, DetectionReader, Found, Outputs
 from gpusq_onnx.tasks.pixels import resized
 
 LIKELY = 0.5  # a pixel is the object's from here on, as in torchvision and Detectron
@@ -45,7 +45,7 @@ class Detection:
         self._truth = COCO({**annotations, "annotations": list(_whole(annotations["annotations"]))})
         self._outlined = all("segmentation" in row for row in annotations["annotations"])
         self._categories = np.array(sorted(self._truth.getCatIds()), np.int64)
-        self._read = Reader(size)
+        self._read = DetectionReader(size)
         self._boxes: list[dict[str, Any]] = []
         self._masks: list[dict[str, Any]] | None = None  # None: no batch had any
         self._images: list[int] = []

@@ -52,7 +52,7 @@ class Found:
     masks: NDArray[Any] | None = None
 
 
-class Reader:
+class DetectionReader:
     """Reads the outputs of one model.
 
     Args:

@@ -20,7 +20,7 @@ Emitted = Value | Sequence[Value]
 Emit = Callable[["Call"], Emitted]
 
 
-class Row(NamedTuple):
+class OperatorRow(NamedTuple):
     """One implementation: of `op`, as it has been since opset `since`."""
 
     op: str
@@ -184,15 +184,15 @@ def tensor_of(values: np.ndarray[Any, np.dtype[Any]]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(wide).reshape(values.shape))
 
 
-def table(*rows: Sequence[Row]) -> Mapping[str, Sequence[Row]]:
+def table(*rows: Sequence[OperatorRow]) -> Mapping[str, Sequence[OperatorRow]]:
     """Rows by operator, newest first."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[OperatorRow]] = {}
     for row in (row for part in rows for row in part):
         found.setdefault(row.op, []).append(row)
     return {op: sorted(same, key=lambda row: -row.since) for op, same in found.items()}
 
 
-def newest(rows: Sequence[Row], opset: int) -> Row | None:
+def newest(rows: Sequence[OperatorRow], opset: int) -> OperatorRow | None:
     """The newest row that is not newer than `opset`."""
     return next((row for row in rows if row.since <= opset), None)
 

@@ -14,7 +14,7 @@ import torch
 
 from gpusq_onnx.torchgraph import functions
 from gpusq_onnx.torchgraph.builder import Size, Unsupported, Value
-from gpusq_onnx.torchgraph.call import Call, Emitted, Row, tensor_of
+from gpusq_onnx.torchgraph.call import Call, Emitted, OperatorRow, tensor_of
 
 
 def _identity(c: Call) -> Value:
@@ -227,31 +227,31 @@ def _varies(value: Value, axis: int) -> bool:
 
 
 ROWS = (
-    Row("Identity", 1, _identity),
-    Row("Dropout", 12, _identity),
-    Row("Constant", 9, _constant),
-    Row("Shape", 13, _shape),
-    Row("Size", 1, _size),
-    Row("Reshape", 5, _reshape),
-    Row("Flatten", 9, _flatten),
-    Row("Squeeze", 13, _squeeze),
-    Row("Unsqueeze", 13, _unsqueeze),
-    Row("Transpose", 1, _transpose),
-    Row("Expand", 8, _expand),
-    Row("Concat", 4, _concat),
-    Row("Split", 13, _split),
-    Row("Slice", 10, _slice),
-    Row("Gather", 1, _gather),
-    Row("GatherElements", 11, _gather_elements),
-    Row("GatherND", 12, _gather_nd),
-    Row("ScatterND", 11, _scatter_nd),
-    Row("ScatterElements", 11, _scatter_elements),
-    Row("Tile", 6, _tile),
-    Row("ConstantOfShape", 9, _filled),
-    Row("Range", 11, _range),
-    Row("NonZero", 9, _nonzero),
-    Row("OneHot", 9, _one_hot),
-    Row("Trilu", 14, _triangle),
-    Row("DepthToSpace", 11, _depth_to_space),
-    Row("SpaceToDepth", 1, _space_to_depth),
+    OperatorRow("Identity", 1, _identity),
+    OperatorRow("Dropout", 12, _identity),
+    OperatorRow("Constant", 9, _constant),
+    OperatorRow("Shape", 13, _shape),
+    OperatorRow("Size", 1, _size),
+    OperatorRow("Reshape", 5, _reshape),
+    OperatorRow("Flatten", 9, _flatten),
+    OperatorRow("Squeeze", 13, _squeeze),
+    OperatorRow("Unsqueeze", 13, _unsqueeze),
+    OperatorRow("Transpose", 1, _transpose),
+    OperatorRow("Expand", 8, _expand),
+    OperatorRow("Concat", 4, _concat),
+    OperatorRow("Split", 13, _split),
+    OperatorRow("Slice", 10, _slice),
+    OperatorRow("Gather", 1, _gather),
+    OperatorRow("GatherElements", 11, _gather_elements),
+    OperatorRow("GatherND", 12, _gather_nd),
+    OperatorRow("ScatterND", 11, _scatter_nd),
+    OperatorRow("ScatterElements", 11, _scatter_elements),
+    OperatorRow("Tile", 6, _tile),
+    OperatorRow("ConstantOfShape", 9, _filled),
+    OperatorRow("Range", 11, _range),
+    OperatorRow("NonZero", 9, _nonzero),
+    OperatorRow("OneHot", 9, _one_hot),
+    OperatorRow("Trilu", 14, _triangle),
+    OperatorRow("DepthToSpace", 11, _depth_to_space),
+    OperatorRow("SpaceToDepth", 1, _space_to_depth),
 )

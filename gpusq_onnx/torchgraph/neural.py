@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from gpusq_onnx.torchgraph import functions
 from gpusq_onnx.torchgraph.builder import Unsupported, Value
-from gpusq_onnx.torchgraph.call import Call, Emitted, Row, binary
+from gpusq_onnx.torchgraph.call import Call, Emitted, OperatorRow, binary
 
 
 def _gemm(c: Call) -> Value:
@@ -211,23 +211,23 @@ def _grid_sample(c: Call) -> Value:
 
 
 ROWS = (
-    Row("MatMul", 1, binary(torch.matmul)),
-    Row("Gemm", 7, _gemm),
-    Row("Einsum", 12, _einsum),
-    Row("Conv", 1, _conv),
-    Row("ConvTranspose", 1, _conv_transpose),
-    Row("MaxPool", 8, _max_pool),
-    Row("AveragePool", 7, _average_pool),
-    Row("GlobalAveragePool", 1, _global(torch.mean)),
-    Row("GlobalMaxPool", 1, _global(torch.amax)),
-    Row("LayerNormalization", 17, _layer_norm),
-    Row("RMSNormalization", 23, _rms_norm),
-    Row("BatchNormalization", 7, _batch_norm),
-    Row("InstanceNormalization", 6, _instance_norm),
-    Row("GroupNormalization", 21, _group_norm),
-    Row("Softmax", 13, _softmax(torch.softmax)),
-    Row("LogSoftmax", 13, _softmax(torch.log_softmax)),
-    Row("Attention", 23, _attention),
-    Row("TopK", 10, _top_k),
-    Row("GridSample", 16, _grid_sample),
+    OperatorRow("MatMul", 1, binary(torch.matmul)),
+    OperatorRow("Gemm", 7, _gemm),
+    OperatorRow("Einsum", 12, _einsum),
+    OperatorRow("Conv", 1, _conv),
+    OperatorRow("ConvTranspose", 1, _conv_transpose),
+    OperatorRow("MaxPool", 8, _max_pool),
+    OperatorRow("AveragePool", 7, _average_pool),
+    OperatorRow("GlobalAveragePool", 1, _global(torch.mean)),
+    OperatorRow("GlobalMaxPool", 1, _global(torch.amax)),
+    OperatorRow("LayerNormalization", 17, _layer_norm),
+    OperatorRow("RMSNormalization", 23, _rms_norm),
+    OperatorRow("BatchNormalization", 7, _batch_norm),
+    OperatorRow("InstanceNormalization", 6, _instance_norm),
+    OperatorRow("GroupNormalization", 21, _group_norm),
+    OperatorRow("Softmax", 13, _softmax(torch.softmax)),
+    OperatorRow("LogSoftmax", 13, _softmax(torch.log_softmax)),
+    OperatorRow("Attention", 23, _attention),
+    OperatorRow("TopK", 10, _top_k),
+    OperatorRow("GridSample", 16, _grid_sample),
 )

@@ -31,7 +31,7 @@ from gpusq_onnx.graph.trace import trace
 from gpusq_onnx.quant.formats import FORMATS, Format, format_of, natural
 from gpusq_onnx.quant.formats import quantize as quantized
 from gpusq_onnx.torchgraph.builder import Unsupported, Value
-from gpusq_onnx.torchgraph.call import Call, Row
+from gpusq_onnx.torchgraph.call import Call, OperatorRow
 from gpusq_onnx.torchgraph.rounding import (
     FloatGrid,
     along,
@@ -243,7 +243,7 @@ def _range(quantize: Node, codes: Codes) -> tuple[float, float, FloatGrid | None
 
 
 ROWS = (
-    Row("QuantizeLinear", 10, _quantize),
-    Row("DequantizeLinear", 10, _dequantize),
-    Row(OPERATOR, 1, _quantize_at_run_time),
+    OperatorRow("QuantizeLinear", 10, _quantize),
+    OperatorRow("DequantizeLinear", 10, _dequantize),
+    OperatorRow(OPERATOR, 1, _quantize_at_run_time),
 )

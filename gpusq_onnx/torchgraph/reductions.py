@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from gpusq_onnx.torchgraph import functions
 from gpusq_onnx.torchgraph.builder import Unsupported, Value
-from gpusq_onnx.torchgraph.call import Call, Row
+from gpusq_onnx.torchgraph.call import Call, OperatorRow
 
 
 def _reduce(function: Callable[..., Any]) -> Callable[[Call], Value]:
@@ -143,16 +143,16 @@ def _text(c: Call, name: str, default: str) -> str:
 
 ROWS = (
     *(
-        Row(f"Reduce{name}", 13, _reduce(function))
+        OperatorRow(f"Reduce{name}", 13, _reduce(function))
         for name, function in (
             ("Mean", torch.mean), ("Sum", torch.sum), ("Max", torch.amax), ("Min", torch.amin),
             ("Prod", functions.product_along), ("L1", functions.norm_l1), ("L2", functions.norm_l2),
             ("SumSquare", functions.squares), ("LogSumExp", functions.logsumexp_of),
         )
     ),
-    Row("ArgMax", 13, _arg(torch.argmax)),
-    Row("ArgMin", 13, _arg(torch.argmin)),
-    Row("CumSum", 11, _cumsum),
-    Row("Pad", 11, _pad),
-    Row("Resize", 11, _resize),
+    OperatorRow("ArgMax", 13, _arg(torch.argmax)),
+    OperatorRow("ArgMin", 13, _arg(torch.argmin)),
+    OperatorRow("CumSum", 11, _cumsum),
+    OperatorRow("Pad", 11, _pad),
+    OperatorRow("Resize", 11, _resize),
 )  # fmt: skip

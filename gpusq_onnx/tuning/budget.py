@@ -22,7 +22,7 @@ _SHARE = re.compile(r"\s*([0-9.]+)\s*%\s*")
 
 
 @dataclass(frozen=True)
-class Metric:
+class BudgetMetric:
     """One row.
 
     Attributes:
@@ -40,16 +40,16 @@ class Metric:
     needs: str = ""
 
 
-METRICS: Mapping[str, Metric] = MappingProxyType(
+METRICS: Mapping[str, BudgetMetric] = MappingProxyType(
     {
         row.name: row
         for row in (
-            Metric("agreement", 1.0, least=True, needs="a classifier or a segmenter with one output"),
-            Metric("kl", 1e9),
-            Metric("top1-drop", 100.0, truth="top1", needs="labels: --classes FILE, or an .npz with labels"),
-            Metric("ap-drop", 100.0, truth="AP", needs="boxes: --annotations FILE.json"),
-            Metric("mask-ap-drop", 100.0, truth="mask_AP", needs="outlines: --annotations FILE.json"),
-            Metric("miou-drop", 100.0, truth="mIoU", needs="label maps: --masks FOLDER"),
+            BudgetMetric("agreement", 1.0, least=True, needs="a classifier or a segmenter with one output"),
+            BudgetMetric("kl", 1e9),
+            BudgetMetric("top1-drop", 100.0, truth="top1", needs="labels: --classes FILE, or an .npz with labels"),
+            BudgetMetric("ap-drop", 100.0, truth="AP", needs="boxes: --annotations FILE.json"),
+            BudgetMetric("mask-ap-drop", 100.0, truth="mask_AP", needs="outlines: --annotations FILE.json"),
+            BudgetMetric("miou-drop", 100.0, truth="mIoU", needs="label maps: --masks FOLDER"),
         )
     }
 )
@@ -59,7 +59,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 class Budget:
     """A metric and its bound."""
 
-    metric: Metric
+    metric: BudgetMetric
     bound: float
 
     def __str__(self) -> str:

@@ -23,7 +23,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Attention, Structure
 from gpusq_onnx.pipeline import table
-from gpusq_onnx.pipeline.base import Given, PlanRow
+from gpusq_onnx.pipeline.base import PlanContext, PlanRow
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.tuning.treatments import DENSE, Treatment
@@ -117,7 +117,7 @@ def _rows(name: str, model: Model, structure: Structure) -> Sequence[PlanRow]:
     (step,) = table.resolve(parse(name))
     try:
         step.requires(model, structure)
-        return step.plan(model, structure, Given(data=True))
+        return step.plan(model, structure, PlanContext(data=True))
     except NothingMatched:
         return ()
 

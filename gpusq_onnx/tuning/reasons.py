@@ -11,7 +11,7 @@ from gpusq_onnx.tuning.treatments import DENSE
 
 
 @dataclass(frozen=True)
-class Layer:
+class ReasonedLayer:
     """A group, or one weight outside all groups.
 
     Attributes:
@@ -31,7 +31,7 @@ class Layer:
     reason: str
 
 
-def layers(groups: Groups, losses: Mapping[str, Mapping[str, float]], choice: Mapping[str, str]) -> list[Layer]:
+def layers(groups: Groups, losses: Mapping[str, Mapping[str, float]], choice: Mapping[str, str]) -> list[ReasonedLayer]:
     """The rows, in graph order, then those outside."""
     found = []
     for group in groups.groups:
@@ -46,15 +46,15 @@ def layers(groups: Groups, losses: Mapping[str, Mapping[str, float]], choice: Ma
             said.append(f"{cheaper[0]} would save {more:.2%} more for a loss of {own[cheaper[0]]:.2g}")
         worse = [n for n in group.operations if n not in stops and share[n] < share[form]]
         said += [f"{name} loses {own[name]:.2g}" for name in worse]
-        found.append(Layer(group.name, group.sites, form, share[form], own[form], "; ".join(said)))
+        found.append(ReasonedLayer(group.name, group.sites, form, share[form], own[form], "; ".join(said)))
     return [*found, *_outside(groups)]
 
 
-def _outside(groups: Groups) -> list[Layer]:
+def _outside(groups: Groups) -> list[ReasonedLayer]:
     reasons: dict[str, list[str]] = {name: [] for name in groups.outside}
     for row in (row for rows in groups.rows.values() for row in rows if row.tensor in reasons):
         reasons[row.tensor].append(row.reason)
     return [
-        Layer(name, (name,), DENSE, groups.outside[name] / groups.total, 0.0, "; ".join(dict.fromkeys(said)))
+        ReasonedLayer(name, (name,), DENSE, groups.outside[name] / groups.total, 0.0, "; ".join(dict.fromkeys(said)))
         for name, said in reasons.items()
     ]

@@ -11,7 +11,7 @@ from gpusq_onnx import __version__
 from gpusq_onnx.errors import GateFailed
 from gpusq_onnx.report.markdown import assemble, table
 from gpusq_onnx.tuning.groups import Groups
-from gpusq_onnx.tuning.reasons import Layer
+from gpusq_onnx.tuning.reasons import ReasonedLayer
 from gpusq_onnx.tuning.rounds import Point
 from gpusq_onnx.tuning.sensitivity import Sensitivity
 from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS
@@ -99,7 +99,7 @@ class Tuning:
     chosen: Point | None
     pipeline: str
     recipe: str
-    layers: tuple[Layer, ...]
+    layers: tuple[ReasonedLayer, ...]
     points: tuple[Point, ...]
     calibrated: int
     measured: int

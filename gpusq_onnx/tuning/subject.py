@@ -22,7 +22,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.graph.tables import table_rows
 from gpusq_onnx.pipeline import automatic, table
-from gpusq_onnx.pipeline.base import Context, Given
+from gpusq_onnx.pipeline.base import Context, PlanContext
 from gpusq_onnx.pipeline.execute import sample_of
 from gpusq_onnx.pipeline.grammar import Step, parse
 from gpusq_onnx.runtime.observed import observe
@@ -76,6 +76,6 @@ class Subject:
         pipeline, passes = automatic.insert(wanted, table.resolve(wanted), model, structure)
         first = pipeline.steps[: len(pipeline.steps) - len(wanted.steps)]
         for step in passes[: len(first)]:
-            step.apply(model, structure, step.plan(model, structure, Given()), Context())
+            step.apply(model, structure, step.plan(model, structure, PlanContext()), Context())
             structure = analyse(model)
         return cls(path, sha256, model, structure, first, source, settled.options, settled.warnings)

@@ -41,7 +41,7 @@ _PASSES = {"half": "fp16", "int8": "qdq-int8", "int8-half": "qdq-int8,fp16"}
 
 
 @dataclass(frozen=True)
-class Entry:
+class TimedModel:
     """One row to be timed.
 
     Attributes:
@@ -69,18 +69,18 @@ def at_size(path: Path, scratch: Path, sizes: Pin) -> Path:
     return scratch / path.name
 
 
-def given_entry(path: Path) -> Entry:
+def given_entry(path: Path) -> TimedModel:
     """The row of a model as it is. Raises as `graph.io.load`."""
     model = io.load(path)
     name, sparse = _format(model)
     precision = "FP32" if name == "FP32" and not sparse else "as is"
     label = f"{name} 2:4" if sparse else name
-    return Entry(path.stem, label, True, *_cost(model), Variant(path, precision, sparse))
+    return TimedModel(path.stem, label, True, *_cost(model), Variant(path, precision, sparse))
 
 
 def baseline_entries(
-    given: Sequence[Entry], backend: Backend, scratch: Path, notes: list[str], progress: Progress
-) -> Iterator[Entry]:
+    given: Sequence[TimedModel], backend: Backend, scratch: Path, notes: list[str], progress: Progress
+) -> Iterator[TimedModel]:
     """The backend's formats that nobody gave; files go into `scratch`, what could not be made into `notes`."""
     formats = {entry.format: entry for entry in given}
     wanted = [baseline for baseline in backend.baselines if baseline.format not in formats]
@@ -104,7 +104,7 @@ def baseline_entries(
             parameters, flops = _cost(io.load(path), dense=True)
             if baseline.source == "float" and baseline.format in ("FP16", "BF16"):  # cast by the backend
                 parameters, flops = parameters / 2, flops / 4
-            yield Entry(name, baseline.format, False, parameters, flops, Variant(path, baseline.precision))
+            yield TimedModel(name, baseline.format, False, parameters, flops, Variant(path, baseline.precision))
 
 
 def _format(model: Model) -> tuple[str, bool]:
@@ -127,7 +127,7 @@ def _cost(model: Model, *, dense: bool = False) -> tuple[float, float]:
     return total["stored_parameters"] / 1e6, 2 * total["bit_operations"] / 32**2 / 1e9
 
 
-def _float_twin(entry: Entry, scratch: Path, notes: list[str]) -> Path | None:
+def _float_twin(entry: TimedModel, scratch: Path, notes: list[str]) -> Path | None:
     model = io.load(entry.variant.path)
     remove_quantisation(model)
     name, _ = _format(model)

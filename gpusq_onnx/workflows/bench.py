@@ -16,11 +16,11 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import GpusqError, UsageError
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report.benchmark import Benchmark, Cell, Row
+from gpusq_onnx.report.benchmark import Benchmark, BenchmarkRow, Cell
 from gpusq_onnx.runtime.bench.backend import Backend
 from gpusq_onnx.runtime.bench.timing import Rounds, Timing, time_side_by_side
 from gpusq_onnx.runtime.machine import cpu_name, read_gpu
-from gpusq_onnx.workflows.baselines import Entry, Pin, at_size, baseline_entries, given_entry
+from gpusq_onnx.workflows.baselines import Pin, TimedModel, at_size, baseline_entries, given_entry
 from gpusq_onnx.workflows.models import AnyModel, as_file
 from gpusq_onnx.workflows.places import CACHE
 from gpusq_onnx.workflows.sizes import open_sizes
@@ -101,7 +101,7 @@ def run_benchmark(
         entries += list(baseline_entries(entries, backend, scratch, notes, progress))
         formats = {entry.format for entry in entries}
         reference = next((name for name in ("TF32", "FP32") if name in formats), "")
-        rows = [Row(e.model, e.format, e.given, e.parameters, e.flops, {}) for e in entries]
+        rows = [BenchmarkRow(e.model, e.format, e.given, e.parameters, e.flops, {}) for e in entries]
         gpu = None
         for batch in sorted(set(batches)):
             timings = _time(entries, backend, batch, rounds, notes, progress)
@@ -117,7 +117,7 @@ def run_benchmark(
 
 
 def _time(
-    entries: Sequence[Entry], backend: Backend, batch: int, rounds: Rounds, notes: list[str], progress: Progress
+    entries: Sequence[TimedModel], backend: Backend, batch: int, rounds: Rounds, notes: list[str], progress: Progress
 ) -> dict[int, Timing]:
     """Timings by the entry's place."""
     runners = {}
@@ -138,7 +138,7 @@ def _time(
     return {int(place): timing for place, timing in found.items()}
 
 
-def _cells(entries: Sequence[Entry], timings: dict[int, Timing], reference: str) -> dict[int, Cell]:
+def _cells(entries: Sequence[TimedModel], timings: dict[int, Timing], reference: str) -> dict[int, Cell]:
     def row(name: str) -> Timing | None:
         return next((timing for place, timing in timings.items() if entries[place].format == name), None)
 

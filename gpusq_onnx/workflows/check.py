@@ -24,7 +24,7 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.tables import table_rows
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.checking import METRICS, CheckResult
-from gpusq_onnx.report.sides import BATCH, Runtime, is_plan, opened
+from gpusq_onnx.report.compared_models import BATCH, Runtime, is_plan, opened
 from gpusq_onnx.runtime.compare.artefacts import Recorder, continuation
 from gpusq_onnx.runtime.compare.difference import OutputsMetric
 from gpusq_onnx.runtime.compare.gates import Gates
@@ -54,12 +54,12 @@ _BATCH_OF_ALL = 1  # every inner tensor of both models is in memory at once
 
 
 @dataclass(frozen=True)
-class Look:
+class CheckSettings:
     """How to compare.
 
     Attributes:
         on: what runs the compressed model; an engine file runs on TensorRT anyway. The original runs on the CPU.
-        taps: "blocks", "all" or names of inner tensors; see `report.tapping`.
+        taps: "blocks", "all" or names of inner tensors; see `report.taps`.
         tolerance: the relative distance that a tap may have.
         artefacts: folder for Polygraphy's files, made where it is not there.
     """
@@ -92,7 +92,7 @@ def check(
     data: AnyData = None,
     data_options: AnyOptions = None,
     gates: Gates | Mapping[str, float] | None = None,
-    look: Look = Look(),
+    look: CheckSettings = CheckSettings(),
     parsing: Parsing | None = None,
     seed: int | None = None,
     progress: Progress = NullProgress(),  # noqa: B008 - it has no state
@@ -137,7 +137,7 @@ def gates_of(bounds: Mapping[str, float]) -> Gates:
 
 
 def _compared(
-    original: Path, compressed: Path, options: DataOptions, gates: Gates, progress: Progress, look: Look
+    original: Path, compressed: Path, options: DataOptions, gates: Gates, progress: Progress, look: CheckSettings
 ) -> CheckResult:
     """Run both models on the data and judge the gates."""
     settled = remembered.settle(options, [_metadata(compressed), _metadata(original)], original.parent)

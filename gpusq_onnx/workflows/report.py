@@ -33,7 +33,7 @@ from gpusq_onnx.report.signals import IMAGES as SEEN
 from gpusq_onnx.report.signals import Signal, signals_of
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.cam import IMAGES, SHOWN, cam
-from gpusq_onnx.workflows.check import Look, check
+from gpusq_onnx.workflows.check import CheckSettings, check
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 
 
@@ -113,7 +113,7 @@ def _distances(
     names = [name for name in dict.fromkeys(outputs) if name in both[0] & both[1] - ends]
     if not names:
         return {}
-    found = check(pair.first, pair.other, data=options, look=Look(taps=tuple(names)), progress=progress)
+    found = check(pair.first, pair.other, data=options, look=CheckSettings(taps=tuple(names)), progress=progress)
     taps = found.comparison.taps
     return {tap.name: tap.relative if tap.up_to_scale is None else tap.up_to_scale for tap in taps}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from acceptance_table import Table, gpusq
 
-from gpusq_onnx.graph.pack.container import Reader
+from gpusq_onnx.graph.pack.container import ContainerReader
 from tools.zoo.checker import ratio, weights_of
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,7 @@ def test_as_small_as_the_paper_says(
     gpusq("apply", "--passes", passes, "--samples", "2", "-o", str(written), str(original))
     hashing = seconds(lambda: sha256(written.read_bytes()))
     packing = seconds(lambda: gpusq("pack", str(written), "-o", str(packed)))
-    contents = Reader(packed).contents
+    contents = ContainerReader(packed).contents
     unpacking = seconds(lambda: unpacked(packed, back))
     assert back.read_bytes() == written.read_bytes()
     found = ratio(packed, original)
@@ -92,7 +92,7 @@ def test_every_model_comes_back(model: str, exporter: str, export: Callable[[str
     gpusq("pack", str(written), "-o", str(packed))
     unpacked(packed, back)
     assert back.read_bytes() == written.read_bytes()
-    assert all(weight.bits == 5 for weight in Reader(packed).contents.weights if weight.scaling is not None)
+    assert all(weight.bits == 5 for weight in ContainerReader(packed).contents.weights if weight.scaling is not None)
 
 
 def unpacked(packed: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline import table
-from gpusq_onnx.pipeline.base import Context, Given, Pass, PassOptions, PlanRow
+from gpusq_onnx.pipeline.base import Context, Pass, PassOptions, PlanContext, PlanRow
 
 
 class ToyOptions(PassOptions):
@@ -27,7 +27,7 @@ class Toy(Pass[ToyOptions]):
     summary, source = "goes wrong", "a test"
     Options = ToyOptions
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         return [
             PlanRow(s.name, s.path, s.role, s.op, (s.out, s.k), "prune", "a test") for s in structure.sites if s.block
         ]

@@ -11,7 +11,7 @@ from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.passes.int4 import Int4Weights
 from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.passes.qdq import QdqInt8
-from gpusq_onnx.pipeline.base import Given
+from gpusq_onnx.pipeline.base import PlanContext
 from tests.graph.small_graphs import FLOAT, graph, model, node, normal, proto
 
 X = [("x", FLOAT, [2, 4, 32])]
@@ -85,7 +85,7 @@ def test_each_has_its_reason(name: str) -> None:
 @pytest.mark.parametrize("step", [Prune24, QdqInt8, Int4Weights])
 def test_plans_have_a_row_for_each(step: Any) -> None:
     found = model(experts())
-    rows = step(step.Options()).plan(found, analyse(found), Given())
+    rows = step(step.Options()).plan(found, analyse(found), PlanContext())
     (row,) = (row for row in rows if row.tensor == "w")
     assert (row.skipped, row.role, row.op, row.shape) == (True, "product", "MatMul", (3, 32, 64))
 

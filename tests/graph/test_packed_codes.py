@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.pack.archive import pack_model, unpack_model
-from gpusq_onnx.graph.pack.container import FORMAT, KEY, Reader, problems
+from gpusq_onnx.graph.pack.container import FORMAT, KEY, ContainerReader, problems
 from gpusq_onnx.quant.formats import FORMATS, Format, dequantize, quantize
 from gpusq_onnx.quant.scales import Scales
 from gpusq_onnx.sparsity.patterns import parse_pattern
@@ -147,7 +147,7 @@ def test_two_elements_a_byte(tmp_path: Path, kind: str, size: tuple[int, int], s
 
 def old_container(path: Path) -> None:
     """What version 1 wrote of the same weights: the rest as it is, and no scales."""
-    reader = Reader(path)
+    reader = ContainerReader(path)
     with safe_open(path, framework="np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     tensors["rest:0"] = np.frombuffer(b"".join(reader.rest(0)), np.uint8)
@@ -183,7 +183,7 @@ def test_external_data_without_a_matrix_comes_back_too(tmp_path: Path) -> None:
 def test_what_is_declared_is_checked_before_anything_is_written(tmp_path: Path) -> None:
     w, scale = on_grid(INT8, "2:4", "float32")
     pack_model(model_of(tmp_path / "m.onnx", INT8, w, scale), tmp_path / "m.gpusq")
-    contents = Reader(tmp_path / "m.gpusq").contents
+    contents = ContainerReader(tmp_path / "m.gpusq").contents
     with safe_open(tmp_path / "m.gpusq", framework="np") as file:
         sizes = {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118
     assert list(problems(contents, sizes)) == []

@@ -6,10 +6,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
 from gpusq_onnx.data.source import Box  # noqa: E402
-from gpusq_onnx.learn.augment import Blend, Look, blend, look, mixed, mixed_labels, partner_rows, shown  # noqa: E402
+from gpusq_onnx.learn.augment import Blend, ImageAugmentation, blend, look, mixed, mixed_labels, partner_rows, shown  # noqa: E402
 from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
 
-PLAIN = Look(Box(), False, (1.0, 1.0, 1.0))
+PLAIN = ImageAugmentation(Box(), False, (1.0, 1.0, 1.0))
 
 
 def _images(channels_last: bool = False) -> torch.Tensor:
@@ -34,7 +34,7 @@ def test_looks_follow_from_seed_epoch_and_place() -> None:
 @pytest.mark.parametrize("last", [False, True])
 def test_flip_mirrors_the_width(last: bool) -> None:
     x = _images(last)
-    y = shown(x, [PLAIN, Look(Box(), True, (1.0, 1.0, 1.0)), PLAIN, PLAIN])
+    y = shown(x, [PLAIN, ImageAugmentation(Box(), True, (1.0, 1.0, 1.0)), PLAIN, PLAIN])
     width = 2 if last else 3
     assert torch.equal(y[1], x[1].flip(width - 1)) and torch.equal(y[0], x[0])
 
@@ -42,14 +42,14 @@ def test_flip_mirrors_the_width(last: bool) -> None:
 def test_colours() -> None:
     x = _images()
     brighter, greyer, flat = shown(
-        x[:3], [Look(Box(), False, c) for c in ((1.5, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 1.0))]
+        x[:3], [ImageAugmentation(Box(), False, c) for c in ((1.5, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 1.0))]
     )
     low = x[0].min()
     torch.testing.assert_close(brighter, (x[0] - low) * 1.5 + low)
     assert float(greyer.std(0).max()) < 1e-6 and float(greyer.std()) > 0.1
     assert float(flat.std()) < 1e-6
     pixels = (x * 255).to(torch.uint8)
-    assert shown(pixels, [Look(Box(), False, (3.0, 1.0, 1.0))] * 4).dtype == torch.uint8
+    assert shown(pixels, [ImageAugmentation(Box(), False, (3.0, 1.0, 1.0))] * 4).dtype == torch.uint8
 
 
 def test_partners_are_neighbours_and_odd_ones_stay() -> None:

@@ -59,7 +59,7 @@ def test_on_the_teachers_picks_equal_weights_give_equal_boxes(setup: Setup) -> N
     x = torch.randn(4, TOKENS, WIDTH)
     taught, alone = setup.teacher(x), setup.student(x)
     assert not torch.allclose(alone["boxes"], taught["boxes"])  # another score selects other rows
-    found = setup.forms[False, False]([x], setup.handed(taught, apart=False), None)
+    found = setup.views[False, False]([x], setup.handed(taught, apart=False), None)
     torch.testing.assert_close(found["boxes"], taught["boxes"])
 
 
@@ -74,7 +74,7 @@ def test_the_score_is_learned_though_no_gradient_goes_through_what_it_picks(setu
     assert setup.kinds["score"] == "raw"
     x = torch.randn(4, TOKENS, WIDTH)
     taught = setup.teacher(x)
-    found = setup.forms[False, False]([x], setup.handed(taught, apart=False), None)
+    found = setup.views[False, False]([x], setup.handed(taught, apart=False), None)
     (found["score"] - taught["score"]).square().sum().backward()
     by_name = {setup.student.initializers[name]: p.grad for name, p in setup.student.named_parameters()}
     assert by_name["s"] is not None

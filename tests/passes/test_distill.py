@@ -18,7 +18,7 @@ from gpusq_onnx.learn import environment, planning  # noqa: E402
 from gpusq_onnx.learn.masks import Masks  # noqa: E402
 from gpusq_onnx.passes.distill import Distill, DistillOptions  # noqa: E402
 from gpusq_onnx.pipeline import manager  # noqa: E402
-from gpusq_onnx.pipeline.base import Given  # noqa: E402
+from gpusq_onnx.pipeline.base import PlanContext  # noqa: E402
 from gpusq_onnx.pipeline.grammar import parse  # noqa: E402
 from gpusq_onnx.sparsity.patterns import PAIRS_48, Pattern  # noqa: E402
 
@@ -84,7 +84,7 @@ def test_an_export_of_another_kind_can_teach(pruned: Path, tmp_path: Path) -> No
 def test_the_plan_shows_patterns_and_maps() -> None:
     model = io.load(MODEL)
     structure = analyse(model)
-    rows = Distill(DistillOptions(features="stages")).plan(model, structure, Given(before=frozenset({"prune"})))
+    rows = Distill(DistillOptions(features="stages")).plan(model, structure, PlanContext(before=frozenset({"prune"})))
     weights = [row for row in rows if row.role != "feature map"]
     assert [row.tensor for row in weights] == [site.name for site in structure.sites]
     assert {row.reason for row in weights} == {"dense"}, "nothing is pruned yet, and no fact says it will be"

@@ -13,7 +13,7 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.passes.prune import Prune24
-from gpusq_onnx.pipeline.base import Context, Given, PlanRow
+from gpusq_onnx.pipeline.base import Context, PlanContext, PlanRow
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.sparsity.patterns import parse_pattern
 
@@ -32,7 +32,7 @@ def _data(model: Model, file: str = "digits_train.npz"):  # type: ignore[no-unty
 def _run(model: Model, **options: object) -> tuple[list[PlanRow], Context]:
     prune = Prune24(Prune24.Options(**options))
     structure = analyse(model)
-    plan = prune.plan(model, structure, Given(data=True))
+    plan = prune.plan(model, structure, PlanContext(data=True))
     context = Context(source=_data(model))
     prune.apply(model, structure, plan, context)
     return plan, context
@@ -51,7 +51,7 @@ def _accuracy(model: Model) -> float:
 def test_the_plan_names_every_weight_with_a_reason(name: str) -> None:
     model = _load(name)
     structure = analyse(model)
-    plan = Prune24(Prune24.Options()).plan(model, structure, Given())
+    plan = Prune24(Prune24.Options()).plan(model, structure, PlanContext())
     assert [row.tensor for row in plan] == [site.name for site in structure.sites]
     assert all(row.reason for row in plan)
     skipped = [row for row in plan if row.skipped]
@@ -62,7 +62,7 @@ def test_auto_means_magnitude_without_data_and_sparsegpt_with() -> None:
     model = _load()
     structure = analyse(model)
     for data, method in ((False, "magnitude"), (True, "sparsegpt")):
-        plan = Prune24(Prune24.Options()).plan(model, structure, Given(data=data))
+        plan = Prune24(Prune24.Options()).plan(model, structure, PlanContext(data=data))
         assert {row.detail["method"] for row in plan if not row.skipped} == {method}
 
 
@@ -106,7 +106,7 @@ def test_bias_correction_keeps_the_mean_output() -> None:
 
 def test_a_selector_chooses_and_the_rest_is_explained() -> None:
     model = _load()
-    plan = Prune24(Prune24.Options(only=["fc1", "fc2"])).plan(model, analyse(model), Given())
+    plan = Prune24(Prune24.Options(only=["fc1", "fc2"])).plan(model, analyse(model), PlanContext())
     assert {row.role for row in plan if not row.skipped} == {"fc1", "fc2"}
     assert all("only=fc1;fc2" in row.reason for row in plan if row.skipped)
 
@@ -114,7 +114,7 @@ def test_a_selector_chooses_and_the_rest_is_explained() -> None:
 def test_nothing_to_prune_says_why() -> None:
     model = _load()
     with pytest.raises(NothingMatched, match="channels 3 is not a multiple of 4"):
-        Prune24(Prune24.Options(only=["patch_embed"])).plan(model, analyse(model), Given())
+        Prune24(Prune24.Options(only=["patch_embed"])).plan(model, analyse(model), PlanContext())
 
 
 def test_a_broken_mask_is_caught_by_the_fact() -> None:
@@ -132,5 +132,5 @@ def test_a_broken_mask_is_caught_by_the_fact() -> None:
 @pytest.mark.parametrize("options", [{"head": True}, {"only": ["head"]}])
 def test_the_head_is_pruned_on_demand(options: dict[str, object]) -> None:
     model = _load()
-    plan = Prune24(Prune24.Options(**options)).plan(model, analyse(model), Given())
+    plan = Prune24(Prune24.Options(**options)).plan(model, analyse(model), PlanContext())
     assert [row.decision for row in plan if row.role == "head"] == ["prune"]

@@ -19,7 +19,7 @@ from gpusq_onnx.graph.qdq.codes import codes_of
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.passes.qdq import QdqInt8
-from gpusq_onnx.pipeline.base import Context, Given, PlanRow
+from gpusq_onnx.pipeline.base import Context, PlanContext, PlanRow
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.sparsity.patterns import Pattern
 
@@ -40,7 +40,7 @@ def _run(model: Model, **options: object) -> tuple[list[PlanRow], Context]:
     quantise = QdqInt8(QdqInt8.Options(**options))
     structure = analyse(model)
     quantise.requires(model, structure)
-    plan = quantise.plan(model, structure, Given(data=True))
+    plan = quantise.plan(model, structure, PlanContext(data=True))
     context = Context(source=_data(model, "digits_train.npz"))
     quantise.apply(model, structure, plan, context)
     return plan, context
@@ -54,7 +54,7 @@ def _logits(model: Model) -> np.ndarray:
 def _prune(model: Model) -> None:
     prune = Prune24(Prune24.Options(method="magnitude"))
     structure = analyse(model)
-    prune.apply(model, structure, prune.plan(model, structure, Given()), Context())
+    prune.apply(model, structure, prune.plan(model, structure, PlanContext()), Context())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -190,7 +190,7 @@ def test_a_tied_weight_gets_a_pair_for_each_input_that_its_readers_read(tmp_path
     model, wanted = io.load(path), Session(path).run({"x": x})["y"]
     quantise = QdqInt8(QdqInt8.Options(only=["w"], observer="minmax", smallest=8))
     structure = analyse(model)
-    plan = quantise.plan(model, structure, Given(data=True))
+    plan = quantise.plan(model, structure, PlanContext(data=True))
     assert [row.tensor for row in plan if row.role.startswith("input")] == ["x", "big"]
     spec = InputSpec("x", np.dtype(np.float32), ("batch", 8))
     context = Context(source=open_source(DataOptions(path=tmp_path / "x.npy"), [spec]))

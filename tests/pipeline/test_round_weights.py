@@ -16,7 +16,7 @@ from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.passes.qdq import Qdq, QdqInt8
-from gpusq_onnx.pipeline.base import Context, Given
+from gpusq_onnx.pipeline.base import Context, PlanContext
 from gpusq_onnx.quant import schemes
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import INT4, INT4_IN_INT8, fake_quantize
@@ -39,7 +39,7 @@ def _data(model: Model, file: str):  # type: ignore[no-untyped-def]
 def _quantise(model: Model, **options: object) -> None:
     quantise, structure = Qdq(Qdq.Options(**options)), analyse(model)
     context = Context(source=_data(model, "digits_train.npz"))
-    quantise.apply(model, structure, quantise.plan(model, structure, Given(data=True)), context)
+    quantise.apply(model, structure, quantise.plan(model, structure, PlanContext(data=True)), context)
 
 
 def _divergence(model: Model) -> float:
@@ -72,7 +72,7 @@ def test_it_is_closer_to_the_dense_model_than_rounding_to_nearest(name: str) -> 
 def test_weights_lie_on_their_grid_and_keep_their_pattern() -> None:
     model = _load()
     prune, structure = Prune24(Prune24.Options(method="magnitude")), analyse(model)
-    prune.apply(model, structure, prune.plan(model, structure, Given()), Context())
+    prune.apply(model, structure, prune.plan(model, structure, PlanContext()), Context())
     _quantise(model, scheme="w4a8")
     sites = [site for site in analyse(model).sites if site.quantised]
     assert len(sites) == 12
@@ -138,6 +138,8 @@ def test_auto_is_gptq_for_four_bits_with_data() -> None:
         (QdqInt8(QdqInt8.Options()), True, "nearest"),
         (QdqInt8(QdqInt8.Options(rounding="gptq")), True, "gptq"),
     ):
-        rows = [row for row in quantise.plan(model, structure, Given(data=data)) if row.decision == "quantise weight"]
+        rows = [
+            row for row in quantise.plan(model, structure, PlanContext(data=data)) if row.decision == "quantise weight"
+        ]
         assert {row.detail["rounding"] for row in rows} == {expected}
         assert all(("GPTQ" in row.reason) == (expected == "gptq") for row in rows)

@@ -14,7 +14,7 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import table
-from gpusq_onnx.pipeline.base import Context, Given, Pass, PassOptions, PlanRow
+from gpusq_onnx.pipeline.base import Context, Pass, PassOptions, PlanContext, PlanRow
 
 
 class ToyOptions(PassOptions):
@@ -37,7 +37,7 @@ class Learner(Pass[ToyOptions]):
     def needs_data(self) -> bool:
         return True
 
-    def plan(self, model: Model, structure: Structure, given: Given) -> list[PlanRow]:
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         if self.options.teacher is None and self.models["teacher"] not in given.before:
             raise UsageError("no teacher")
         return [PlanRow(s.name, s.path, s.role, s.op, (s.out, s.k), "train", "a test") for s in structure.sites]

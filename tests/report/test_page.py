@@ -13,7 +13,7 @@ from gpusq_onnx.cli import main
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
 from gpusq_onnx.graph.cost import MEASURES
 from gpusq_onnx.report import page
-from gpusq_onnx.report.benchmark import Benchmark, Cell, Row
+from gpusq_onnx.report.benchmark import Benchmark, BenchmarkRow, Cell
 from gpusq_onnx.report.reading import page_of
 from gpusq_onnx.runtime.bench.timing import Rounds
 
@@ -134,7 +134,12 @@ def test_a_benchmark_shows_its_table_and_its_machine(tmp_path: Path) -> None:
     cell = Cell(0.5, 0.4, 0.6, 3, 2.0, None, (0.5,))
     machine = {"gpu": {"name": "H100"}, "cpu": "a CPU", "versions": {"torch": "2.13"}}
     found = Benchmark(
-        "torch", machine, Rounds(), "TF32", (Row("m.onnx", "INT8 2:4", True, 1.0, 2.0, {8: cell}),), ("a note",)
+        "torch",
+        machine,
+        Rounds(),
+        "TF32",
+        (BenchmarkRow("m.onnx", "INT8 2:4", True, 1.0, 2.0, {8: cell}),),
+        ("a note",),
     )
     (tmp_path / "bench.json").write_text(json.dumps(found.to_dict()))
     page = read(page_of([tmp_path / "bench.json"]))

@@ -9,7 +9,7 @@ import pytest
 
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
 from gpusq_onnx.graph import io
-from gpusq_onnx.report.tapping import choose, tapped
+from gpusq_onnx.report.taps import choose, tapped
 from gpusq_onnx.runtime.compare.engine import Engine, built, require_tensorrt
 from gpusq_onnx.runtime.compare.outputs import compare
 from gpusq_onnx.runtime.tensorrt.engine import build_engine

@@ -21,7 +21,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
-from gpusq_onnx.pipeline.base import Context, Given
+from gpusq_onnx.pipeline.base import Context, PlanContext
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.table import resolve
@@ -131,7 +131,7 @@ class Desk:
         loaded = io.load(model)
         structure = analyse(loaded)
         source = open_source(self._data(seed), [INPUT])
-        rows = step.plan(loaded, structure, Given(data=True))
+        rows = step.plan(loaded, structure, PlanContext(data=True))
         step.apply(loaded, structure, rows, Context(source, seed))
         changed = analyse(loaded)
         broken = [fact.broken(loaded, changed) for fact in step.ensures(rows) if isinstance(fact, SparseWeight)]

@@ -25,7 +25,7 @@ import torch
 
 from gpusq_onnx.report.markdown import table
 from gpusq_onnx.runtime.bench.timing import Rounds, Timing, time_side_by_side
-from gpusq_onnx.runtime.kernels.choose import Answer, Chooser
+from gpusq_onnx.runtime.kernels.choose import Chooser, KernelChoice
 from gpusq_onnx.runtime.kernels.sparse import Operators
 from gpusq_onnx.runtime.machine import cpu_name, read_gpu, versions
 from tools.bench.formats import linear_formats, network_formats
@@ -40,7 +40,7 @@ class Result:
 
     machine: dict[str, Any]
     lines: list[dict[str, Any]] = field(default_factory=list)
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[KernelChoice] = field(default_factory=list)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,7 +110,7 @@ def _cell(key: str, value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def _answers(answers: list[Answer]) -> list[str]:
+def _answers(answers: list[KernelChoice]) -> list[str]:
     rows = []
     for answer in answers:
         times = ", ".join(f"{way} {time:g}" for way, time in answer.microseconds.items()) or "-"

@@ -30,12 +30,12 @@ from gpusq_onnx.files import atomic_write
 from gpusq_onnx.graph.io import Digest, file_digest
 from gpusq_onnx.graph.pack.container import (
     FORMAT,
+    ContainerReader,
+    ContainerWriter,
     Contents,
-    Reader,
     StoredFile,
     StoredScale,
     StoredWeight,
-    Writer,
     compressed,
     write,
 )
@@ -43,7 +43,7 @@ from gpusq_onnx.graph.pack.scaling import Scaling
 from gpusq_onnx.graph.pack.stored import Stored, read_initializers
 from gpusq_onnx.graph.payload import SUB_BYTE
 from gpusq_onnx.progress import NullProgress, Progress, track
-from gpusq_onnx.sparsity.packing import Form, Packed, joined_nibbles, pack, smallest_form, split_nibbles, unpack
+from gpusq_onnx.sparsity.packing import Packed, PackedForm, joined_nibbles, pack, smallest_form, split_nibbles, unpack
 
 
 def pack_model(path: Path, target: Path, progress: Progress = NullProgress()) -> Contents:  # noqa: B008 - stateless
@@ -60,7 +60,7 @@ def pack_model(path: Path, target: Path, progress: Progress = NullProgress()) ->
     by_name = {one.name: one for one in read.stored}
     matrices = [one for one in read.stored if len(one.dims) > 1 and one.name not in read.scales]
 
-    def fill(writer: Writer) -> Contents:
+    def fill(writer: ContainerWriter) -> Contents:
         with ThreadPoolExecutor(1) as pool:
             digests = [pool.submit(file_digest, file) for file in paths]
             weights = list[StoredWeight]()
@@ -88,7 +88,7 @@ def pack_model(path: Path, target: Path, progress: Progress = NullProgress()) ->
 
 def read_contents(path: Path) -> Contents:
     """What is in the packed file at `path`. Raises UsageError where there is none, UnsupportedModelError for others."""
-    return Reader(path).contents
+    return ContainerReader(path).contents
 
 
 def unpack_model(path: Path, target: Path) -> Contents:
@@ -98,7 +98,7 @@ def unpack_model(path: Path, target: Path) -> Contents:
         UsageError: no such file, or a file of that name with other contents is in the way of the external data.
         UnsupportedModelError: no packed model, or a damaged one; nothing is written.
     """
-    reader = Reader(path)
+    reader = ContainerReader(path)
     files = reader.contents.files
     places = [target, *(target.with_name(file.name) for file in files[1:])]
     if len(set(places)) < len(places):
@@ -125,7 +125,7 @@ class _Best:
     """The axis and the form that take the fewest bits, and the codes with that axis last."""
 
     axis: int
-    form: Form
+    form: PackedForm
     codes: NDArray[Any]
 
 
@@ -138,7 +138,7 @@ def _packed(
         scaling, codes = None, _raw(one)
     if codes is None:
         return None
-    plain = Form("dense", 8) if scaling is not None or _nibbles(one) else None
+    plain = PackedForm("dense", 8) if scaling is not None or _nibbles(one) else None
     best: _Best | None = None
     for axis in range(codes.ndim):
         moved = np.moveaxis(codes, axis, -1).reshape(-1, codes.shape[axis])
@@ -199,7 +199,7 @@ def _between(path: Path, pieces: Sequence[StoredWeight | StoredScale]) -> Iterat
     yield whole[at:]
 
 
-def _parts(number: int, reader: Reader) -> Iterator[bytes | memoryview]:
+def _parts(number: int, reader: ContainerReader) -> Iterator[bytes | memoryview]:
     """The bytes of one file in order."""
     rest, at, waiting = reader.rest(number), 0, b""
     try:
@@ -222,7 +222,7 @@ def _parts(number: int, reader: Reader) -> Iterator[bytes | memoryview]:
         raise reader.damaged(str(error)) from None
 
 
-def _restored(weight: StoredWeight, reader: Reader) -> memoryview:
+def _restored(weight: StoredWeight, reader: ContainerReader) -> memoryview:
     """The bytes of a weight as they were in the model."""
     values, indices = reader.tensor(f"values:{weight.name}"), reader.tensor(f"indices:{weight.name}")
     packed = Packed(weight.pattern, weight.width, weight.matrix, weight.itemsize, values, indices)
@@ -236,11 +236,11 @@ def _restored(weight: StoredWeight, reader: Reader) -> memoryview:
     return weight.scaling.floats(codes, weight.scaling.factor(scale, outer)).reshape(-1).view(np.uint8).data
 
 
-def _scale_bytes(name: str, reader: Reader) -> memoryview:
+def _scale_bytes(name: str, reader: ContainerReader) -> memoryview:
     return reader.tensor(f"scale:{name}").data
 
 
-def _scale_values(name: str, reader: Reader) -> NDArray[Any]:
+def _scale_values(name: str, reader: ContainerReader) -> NDArray[Any]:
     scale = next(scale for scale in reader.contents.scales if scale.name == name)
     return np.frombuffer(_scale_bytes(name, reader), np.dtype(scale.element)).reshape(scale.dims)
 

@@ -30,7 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.files import Scratch, atomic_write
 from gpusq_onnx.graph.pack.scaling import ELEMENTS, GRIDS, Scaling
-from gpusq_onnx.sparsity.packing import Form
+from gpusq_onnx.sparsity.packing import PackedForm
 
 KEY, FORMAT = "gpusq_onnx", 2
 
@@ -73,7 +73,7 @@ class StoredWeight:
     Attributes:
         axis: the one that the groups run along.
         itemsize: bytes of a code.
-        pattern, width: see `sparsity.packing.Form`.
+        pattern, width: see `sparsity.packing.PackedForm`.
         nibbles: the model stores two elements a byte.
         scaling: what makes the model's floats of the codes; None: the model stores the codes.
     """
@@ -98,9 +98,9 @@ class StoredWeight:
         return (count + 1) // 2 if self.nibbles else count * self.itemsize
 
     @property
-    def form(self) -> Form:
+    def form(self) -> PackedForm:
         """Pattern and width."""
-        return Form(self.pattern, self.width)
+        return PackedForm(self.pattern, self.width)
 
     @property
     def bits(self) -> float:
@@ -146,7 +146,7 @@ class Contents:
         return sum(sum(w.form.sizes(*w.matrix)) for w in self.weights), sum(s.bytes for s in self.scales)
 
 
-class Writer:
+class ContainerWriter:
     """Writes a container; the tensors wait in a scratch file, since the header with their sizes comes first."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -170,7 +170,7 @@ class Writer:
         shutil.copyfileobj(self._file, out, 1 << 22)
 
 
-class Reader:
+class ContainerReader:
     """A container's tensors, read when they are asked for."""
 
     def __init__(self, path: Path) -> None:
@@ -236,10 +236,10 @@ def _size(found: Any) -> int:
     return math.prod(found.get_shape()) if found.get_dtype() == "U8" and len(found.get_shape()) == 1 else -1
 
 
-def write(target: Path, fill: Callable[[Writer], Contents]) -> Contents:
+def write(target: Path, fill: Callable[[ContainerWriter], Contents]) -> Contents:
     """A container at `target`, complete or not at all; `fill(writer)` adds the tensors and returns the contents."""
     with Scratch(target.parent) as folder, (folder / "tensors").open("w+b") as tensors:
-        writer = Writer(tensors)
+        writer = ContainerWriter(tensors)
         contents = fill(writer)
         with atomic_write(target) as (out,):
             writer.finish(out, contents)

@@ -29,7 +29,7 @@ _PAST, _LENGTHS = (4, 5), 6
 
 
 @dataclass(frozen=True)
-class Form:
+class AttentionForm:
     """What the operator computes.
 
     Attributes:
@@ -57,7 +57,7 @@ class Form:
     softmax: np.dtype[Any]
 
 
-def check_attention(node: gs.Node, known: Known) -> Form:
+def check_attention(node: gs.Node, known: Known) -> AttentionForm:
     """What the node computes. Raises Unfit."""
     given = [not tensor.is_empty() for tensor in node.inputs]
     if any(given[i] for i in _PAST if i < len(given)) or any(t.name for t in node.outputs[1:]):
@@ -82,7 +82,7 @@ def check_attention(node: gs.Node, known: Known) -> Form:
     dtype = known.type(node.inputs[0])
     precision = int(node.attrs.get("softmax_precision") or 0)
     softmax = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(precision)) if precision else dtype
-    return Form(
+    return AttentionForm(
         flat,
         heads,
         key_heads,
@@ -99,7 +99,7 @@ def check_attention(node: gs.Node, known: Known) -> Form:
     )
 
 
-def rewrite_attention(node: gs.Node, form: Form, editor: Editor) -> gs.Tensor:
+def rewrite_attention(node: gs.Node, form: AttentionForm, editor: Editor) -> gs.Tensor:
     """The nodes that compute it; returns the context."""
     heads = (form.heads, form.key_heads, form.key_heads)
     q, k, v = (_by_head(editor, tensor, n, form) for tensor, n in zip(node.inputs[:3], heads, strict=True))
@@ -127,13 +127,13 @@ def rewrite_attention(node: gs.Node, form: Form, editor: Editor) -> gs.Tensor:
     return editor.reshape(editor.add("Transpose", context, perm=[0, 2, 1, 3]), [0, 0, -1])
 
 
-def _by_head(editor: Editor, tensor: gs.Tensor, heads: int, form: Form) -> gs.Tensor:
+def _by_head(editor: Editor, tensor: gs.Tensor, heads: int, form: AttentionForm) -> gs.Tensor:
     if not form.flat:
         return tensor
     return editor.add("Transpose", editor.reshape(tensor, [0, 0, heads, -1]), perm=[0, 2, 1, 3])
 
 
-def _masked(editor: Editor, scores: gs.Tensor, form: Form) -> gs.Tensor:
+def _masked(editor: Editor, scores: gs.Tensor, form: AttentionForm) -> gs.Tensor:
     if form.causal:
         seen = np.tri(form.rows, form.columns, dtype=np.bool_)
         scores = editor.add("Add", scores, editor.constant("causal", _additive(seen, form)))
@@ -149,7 +149,7 @@ def _masked(editor: Editor, scores: gs.Tensor, form: Form) -> gs.Tensor:
     return editor.add("Add", scores, mask)
 
 
-def _additive(seen: Any, form: Form) -> Any:
+def _additive(seen: Any, form: AttentionForm) -> Any:
     return np.where(seen, 0.0, -np.inf).astype(form.dtype)
 
 

@@ -33,7 +33,7 @@ from gpusq_onnx.tasks.kinds import output_kinds
 Outputs = Mapping[str, NDArray[Any]]
 
 
-class Batch(Protocol):
+class ComparedBatch(Protocol):
     """What `gpusq_onnx.data` yields: arrays by input name, labels or truth where there are any, the number of samples.
 
     A last batch that is short of a fixed size is filled up in `feed`; `size`, `labels` and `truth` leave it out.
@@ -49,10 +49,10 @@ class Batch(Protocol):
     def size(self) -> int: ...
 
 
-class Source(Protocol):
+class ComparedData(Protocol):
     """Data that can be read in batches of a given size, the last one possibly short."""
 
-    def batches(self, batch: int) -> Iterable[Batch]: ...
+    def batches(self, batch: int) -> Iterable[ComparedBatch]: ...
 
 
 class Loaded(Fed, Protocol):
@@ -93,7 +93,7 @@ class Comparison:
 def compare(
     reference: Path | str | Loaded,
     candidate: Path | str | Loaded,
-    source: Source,
+    source: ComparedData,
     *,
     metric: Callable[[], Metric] | None = None,
     judge: Callable[[], OutputsMetric] | None = None,
@@ -167,7 +167,7 @@ class _Side:
         self._classes = RunningAgreement(metric) if classifies else None
         self._judges = (judge(), judge()) if judge else ()
 
-    def update(self, expected: Outputs, found: Outputs, piece: Batch, fixed: int | None) -> None:
+    def update(self, expected: Outputs, found: Outputs, piece: ComparedBatch, fixed: int | None) -> None:
         """Take in one batch of the reference's and the candidate's outputs."""
         for name, difference in self._differences.items():
             a, b = (_counted(output[name], piece, fixed) for output in (expected, found))
@@ -230,7 +230,7 @@ def common_batch(reference: Loaded, candidate: Loaded) -> int | None:
     return sizes.pop() if sizes else None
 
 
-def _counted(output: NDArray[Any], piece: Batch, fixed: int | None) -> NDArray[Any]:
+def _counted(output: NDArray[Any], piece: ComparedBatch, fixed: int | None) -> NDArray[Any]:
     """The output without the rows that filled a fixed batch up."""
     return output[: piece.size] if output.ndim and len(output) == fixed else output
 

@@ -37,7 +37,7 @@ Build = Callable[[], tuple[nn.Module, Setting]]
 
 
 @dataclass(frozen=True)
-class Answer:
+class KernelChoice:
     """What was found for one shape.
 
     Attributes:
@@ -68,10 +68,10 @@ class Chooser:
         self.operators: sparse.Operators | str = (
             sparse.Operators.find(device) if self._timed else "cuSPARSELt needs a GPU"
         )
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, KernelChoice] = {}
 
     @property
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[KernelChoice]:
         """One a shape and tail, in the order in which they were asked for."""
         return list(self._answers.values())
 
@@ -88,13 +88,13 @@ class Chooser:
             return FusedLinear(codes, tail, Tile(*answer.settings[way]))
         return dense.DenseLinear(codes, tail)
 
-    def ask(self, codes: Tensor, tail: Tail, rows: int, *, is_sparse: bool) -> Answer:
+    def ask(self, codes: Tensor, tail: Tail, rows: int, *, is_sparse: bool) -> KernelChoice:
         """The times of all ways for this shape: remembered, read from the store, or taken now."""
         n, k = codes.shape
         key = f"{rows}x{n}x{k} {tail.kind}{'' if is_sparse else ' dense'}"
         if key not in self._answers:
             if not self._timed:
-                self._answers[key] = Answer((rows, n, k), tail.kind)
+                self._answers[key] = KernelChoice((rows, n, k), tail.kind)
             elif found := self._read(key):
                 self._answers[key] = found
             else:
@@ -102,10 +102,10 @@ class Chooser:
                 self._write(key, self._answers[key])
         return self._answers[key]
 
-    def _measure(self, codes: Tensor, tail: Tail, rows: int, is_sparse: bool) -> Answer:
+    def _measure(self, codes: Tensor, tail: Tail, rows: int, is_sparse: bool) -> KernelChoice:
         n, k = codes.shape
         x = torch.randint(-127, 128, (rows, k), dtype=torch.int8, device=self.device)
-        answer = Answer((rows, n, k), tail.kind)
+        answer = KernelChoice((rows, n, k), tail.kind)
         for way in WAYS:
             if reason := self._why_not(way, n, k, is_sparse):
                 answer.refused[way] = reason
@@ -162,14 +162,14 @@ class Chooser:
         library = self.operators.version if isinstance(self.operators, sparse.Operators) else None
         return " | ".join([_name(self.device), f"torch {torch.__version__}", f"cuSPARSELt {library}", key])
 
-    def _read(self, key: str) -> Answer | None:
+    def _read(self, key: str) -> KernelChoice | None:
         found = _load(self._store).get(self._key(key))
         try:
             return None if found is None else _answer(found)
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
-    def _write(self, key: str, answer: Answer) -> None:
+    def _write(self, key: str, answer: KernelChoice) -> None:
         if self._store is None:
             return
         self._store.parent.mkdir(parents=True, exist_ok=True)
@@ -191,11 +191,11 @@ def _set(module: nn.Module, setting: Setting) -> tuple[nn.Module, Setting]:
     return module, setting
 
 
-def _answer(found: dict[str, Any]) -> Answer:
+def _answer(found: dict[str, Any]) -> KernelChoice:
     """As it was written; JSON has lists where an answer has tuples."""
     rows, n, k = found["shape"]
     settings = {way: tuple(setting) for way, setting in found["settings"].items()}
-    return Answer((rows, n, k), found["tail"], dict(found["microseconds"]), settings, dict(found["refused"]))
+    return KernelChoice((rows, n, k), found["tail"], dict(found["microseconds"]), settings, dict(found["refused"]))
 
 
 def _load(store: Path | None) -> dict[str, Any]:

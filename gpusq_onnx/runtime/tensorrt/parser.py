@@ -13,7 +13,7 @@ from pathlib import Path
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.runtime.child import ask
-from gpusq_onnx.runtime.tensorrt.parser_worker import Request
+from gpusq_onnx.runtime.tensorrt.parser_worker import ParseRequest
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def parser_verdict(
     model = Path(path)
     if not model.is_file():
         raise UsageError("the model file does not exist", where=str(model))
-    request: Request = {
+    request: ParseRequest = {
         "model": str(model.resolve()),
         "site": None,
         "build": build,
@@ -93,7 +93,7 @@ def parser_verdict(
     return verdict
 
 
-def _ask(request: Request, timeout: float) -> tuple[Verdict | None, str]:
+def _ask(request: ParseRequest, timeout: float) -> tuple[Verdict | None, str]:
     """A verdict; or None and the reason why this TensorRT cannot give one."""
     with Scratch() as scratch:
         reply = ask("gpusq_onnx.runtime.tensorrt.parser_worker", request, scratch, timeout)

@@ -15,7 +15,7 @@ _HARNESS_NOISE = "catchCudaError"
 """Marks the line that TensorRT adds to an error on a machine with no driver; it says nothing about the model."""
 
 
-class Request(TypedDict):
+class ParseRequest(TypedDict):
     """What the parent asks: `site` goes to the start of sys.path (the harness), `shapes` fixes inputs of the build."""
 
     model: str
@@ -25,7 +25,7 @@ class Request(TypedDict):
     answer: str
 
 
-class Answer(TypedDict, total=False):
+class ParseAnswer(TypedDict, total=False):
     """What the child found. No `library`: TensorRT did not start, `unusable` says why. No `errors`: it did not finish.
 
     `shapes` is what is wrong with the shapes that the request gave, or did not give.
@@ -43,7 +43,7 @@ def main() -> None:
     serve(_work)
 
 
-def _work(request: Request) -> Iterator[Answer]:
+def _work(request: ParseRequest) -> Iterator[ParseAnswer]:
     """The answer as it grows; the last one counts."""
     try:
         import tensorrt as trt

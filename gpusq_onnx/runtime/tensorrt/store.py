@@ -25,7 +25,7 @@ FORMAT = 1  # of the entries; another number, another key
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredEngine:
     """What was found: the file, and what was noted beside it."""
 
     file: Path
@@ -38,7 +38,7 @@ class Store:
     def __init__(self, folder: Path, kind: str) -> None:
         self._folder = folder / kind
 
-    def find(self, key: Mapping[str, Any]) -> Entry | None:
+    def find(self, key: Mapping[str, Any]) -> StoredEngine | None:
         """The entry for exactly this key, if it is there and whole."""
         file, card = self._files(key)
         try:
@@ -46,7 +46,7 @@ class Store:
                 return None  # an engine is executed: nobody else's is taken
             noted = parse_json(card.read_text(encoding="utf-8"))
             if noted["key"] == _plain(key) and noted["sha256"] == _digest(file, noted["notes"]):
-                return Entry(file, noted["notes"])
+                return StoredEngine(file, noted["notes"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # missing, cut short, or somebody else's
         return None

@@ -20,7 +20,7 @@ Sizes = Mapping[str, Mapping[str, Sequence[int]]]
 """One profile: {"input": {"min": [...], "opt": [...], "max": [...]}}."""
 
 
-class Request(TypedDict, total=False):
+class BuildRequest(TypedDict, total=False):
     """What the parent asks; all but `task`, `rtx` and `site` are of "build". Files are paths; empty: none.
 
     `site` is the folder of the harness for machines with no GPU, at the start of sys.path.
@@ -37,7 +37,7 @@ class Request(TypedDict, total=False):
     new_timings: str
 
 
-class Answer(TypedDict, total=False):
+class BuildAnswer(TypedDict, total=False):
     """What the child found. `unusable` and `stage` ("import", "version", "start"): why TensorRT is of no use here.
 
     No `errors` in the answer to a build: it did not finish. `inspector` is the engine inspector's JSON text, or why
@@ -60,9 +60,9 @@ def main() -> None:
     serve(_work)
 
 
-def _work(request: Request) -> Iterator[Answer]:
+def _work(request: BuildRequest) -> Iterator[BuildAnswer]:
     """The answer as it grows; the last one counts."""
-    answer: Answer = {"gpu": None if request["site"] else gpu.current()}
+    answer: BuildAnswer = {"gpu": None if request["site"] else gpu.current()}
     stage = "import"
     try:
         from polygraphy import config
@@ -91,7 +91,7 @@ def _work(request: Request) -> Iterator[Answer]:
         yield from _build(trt, builder, network, request, answer)
 
 
-def _tensorrt(request: Request) -> Any:
+def _tensorrt(request: BuildRequest) -> Any:
     """The module that Polygraphy will find. The harness is TensorRT-RTX, so it answers to that name, too."""
     if not request["rtx"]:
         import tensorrt
@@ -106,7 +106,7 @@ def _tensorrt(request: Request) -> Any:
     return tensorrt_rtx
 
 
-def _build(trt: Any, builder: Any, network: Any, request: Request, answer: Answer) -> Iterator[Answer]:
+def _build(trt: Any, builder: Any, network: Any, request: BuildRequest, answer: BuildAnswer) -> Iterator[BuildAnswer]:
     from polygraphy.backend.trt import engine_bytes_from_network, util
     from polygraphy.exception import PolygraphyException
 
@@ -130,7 +130,7 @@ def _build(trt: Any, builder: Any, network: Any, request: Request, answer: Answe
         yield {**answer, "uninspected": f"{type(error).__name__}: {error}"}
 
 
-def _config(trt: Any, request: Request) -> Any:
+def _config(trt: Any, request: BuildRequest) -> Any:
     """Polygraphy's loader of the builder configuration."""
     from polygraphy.backend.trt import CreateConfig, Profile
 

@@ -26,7 +26,7 @@ from gpusq_onnx.graph.io import load
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.runtime.bench.backend import Baseline, Variant, random_feed
 from gpusq_onnx.runtime.bench.timing import Runner, WallClock
-from gpusq_onnx.runtime.kernels.choose import DENSE_WAYS, WAYS, Answer, Chooser
+from gpusq_onnx.runtime.kernels.choose import DENSE_WAYS, WAYS, Chooser, KernelChoice
 from gpusq_onnx.runtime.kernels.graphs import CudaRunner, compiled
 from gpusq_onnx.runtime.machine import versions
 from gpusq_onnx.runtime.ort import TensorInfo
@@ -161,7 +161,7 @@ class _products_in:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
 
 
-def _told(answer: Answer) -> str:
+def _told(answer: KernelChoice) -> str:
     shape = "x".join(map(str, answer.shape))
     times = ", ".join(f"{way} {time:g} µs" for way, time in answer.microseconds.items())
     refused = "".join(f"; no {way}: {reason}" for way, reason in answer.refused.items())

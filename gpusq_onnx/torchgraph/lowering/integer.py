@@ -22,7 +22,7 @@ from gpusq_onnx.runtime.kernels.arithmetic import Tail, dequantise
 from gpusq_onnx.runtime.kernels.choose import WAYS, Chooser
 from gpusq_onnx.torchgraph.lowering.attention import replace_attention
 from gpusq_onnx.torchgraph.lowering.codes import add_scale, codes_at
-from gpusq_onnx.torchgraph.lowering.linears import Site, find_sites, is_plain, note_shapes, quantiser_of, scale_at
+from gpusq_onnx.torchgraph.lowering.linears import LinearSite, find_sites, is_plain, note_shapes, quantiser_of, scale_at
 from gpusq_onnx.torchgraph.network import Network
 
 
@@ -32,7 +32,7 @@ def lower(
     chooser: Chooser,
     dtype: torch.dtype = torch.float32,
     ways: Sequence[str] = WAYS,
-) -> tuple[fx.GraphModule, list[Site]]:
+) -> tuple[fx.GraphModule, list[LinearSite]]:
     """`network` for inputs of these shapes on the chooser's device, and the Linears that run on integers.
 
     Args:
@@ -63,7 +63,7 @@ def lower(
 
 def _replace(
     body: fx.GraphModule,
-    site: Site,
+    site: LinearSite,
     number: int,
     build: Callable[..., nn.Module],
     codes: dict[fx.Node, fx.Node],

@@ -29,7 +29,7 @@ _GRID = 1e-3  # of a step: how far a weight may lie from its grid, which FP32 di
 
 
 @dataclass
-class Site:
+class LinearSite:
     """One quantised Linear of the graph.
 
     Attributes:
@@ -63,13 +63,13 @@ class Site:
         return k % 4 == 0 and int((self.codes.view(n, k // 4, 4) != 0).sum(-1).max()) <= 2
 
 
-def find_sites(body: fx.GraphModule) -> list[Site]:
+def find_sites(body: fx.GraphModule) -> list[LinearSite]:
     """The quantised Linears, in graph order."""
     known = _constants(body)
     return [site for node in body.graph.nodes if (site := _site(body, node, known)) is not None]
 
 
-def _site(body: fx.GraphModule, node: fx.Node, known: set[fx.Node]) -> Site | None:
+def _site(body: fx.GraphModule, node: fx.Node, known: set[fx.Node]) -> LinearSite | None:
     if node.op != "call_function" or node.target not in (torch.matmul, functional.linear):
         return None
     left, right = node.args[0], node.args[1]
@@ -86,7 +86,7 @@ def _site(body: fx.GraphModule, node: fx.Node, known: set[fx.Node]) -> Site | No
     if scale is None:
         return None
     given = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    site = Site(node, left, quantise(w, scale[:, None]), scale, None, node)
+    site = LinearSite(node, left, quantise(w, scale[:, None]), scale, None, node)
     if isinstance(given, fx.Node):
         if given not in known:
             return None
@@ -95,7 +95,7 @@ def _site(body: fx.GraphModule, node: fx.Node, known: set[fx.Node]) -> Site | No
     return site
 
 
-def _follow(body: fx.GraphModule, site: Site, known: set[fx.Node]) -> None:
+def _follow(body: fx.GraphModule, site: LinearSite, known: set[fx.Node]) -> None:
     """Take along what follows the product."""
     after = only_reader(site.last)
     if after is not None and site.bias is None and after.target is operator.add:

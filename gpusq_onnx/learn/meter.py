@@ -10,7 +10,7 @@ import time
 from gpusq_onnx.progress import Progress
 
 
-class Watch:
+class ProgressMeter:
     """Tells `progress` how a run called `label` goes; checkpoints are `interval` seconds apart, an image is `work`."""
 
     def __init__(self, progress: Progress, label: str, interval: float, work: float = 0.0) -> None:

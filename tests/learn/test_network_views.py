@@ -1,4 +1,4 @@
-"""Forms of one network: cut at the maps and on some tokens, they compute what the whole one would."""
+"""Views of one network: cut at the maps and on some tokens, they compute what the whole one would."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
 from gpusq_onnx.graph import io  # noqa: E402
 from gpusq_onnx.graph.structure import analyse  # noqa: E402
-from gpusq_onnx.learn.forms import Tokens, thin, tokens_of  # noqa: E402
 from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
 from gpusq_onnx.learn.setup import Setup, phases, prepare  # noqa: E402
+from gpusq_onnx.learn.views import Tokens, thin, tokens_of  # noqa: E402
 from gpusq_onnx.torchgraph.convert import convert  # noqa: E402
 
 BOTH = TrainingOptions(blockwise=0.5, tokens=0.5, thinned=0.75, features="blocks")
@@ -48,7 +48,7 @@ def test_fed_its_own_maps_a_cut_network_is_the_whole_one(path: Path) -> None:
     setup = _lesson(path, TrainingOptions(blockwise=0.5, features="blocks"))
     x = _images()
     whole = setup.student(*x)
-    apart = setup.forms[True, False](x, [whole[pair.student] for pair in setup.maps[:-1]], None)
+    apart = setup.views[True, False](x, [whole[pair.student] for pair in setup.maps[:-1]], None)
     for name in whole:
         torch.testing.assert_close(apart[name], whole[name], rtol=0, atol=1e-5)
 
@@ -61,23 +61,23 @@ def test_with_all_tokens_a_thin_network_is_the_whole_one(path: Path) -> None:
     tokens = tokens_of(structure, taps, 1.0)
     assert tokens is not None and (tokens.count, tokens.patches, tokens.kept) == (17, 16, 17)
     whole = convert(model, taps=taps)
-    form = thin(model, tokens, whole.outputs[:1], taps, like=whole)
-    assert form is not None
-    found, wanted = form(_images(), (), tokens.draw(0, 0)), whole(*_images())
+    view = thin(model, tokens, whole.outputs[:1], taps, like=whole)
+    assert view is not None
+    found, wanted = view(_images(), (), tokens.draw(0, 0)), whole(*_images())
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-5)
 
 
 def test_what_one_form_learns_all_have() -> None:
     setup = _lesson(classroom.MODEL)
-    assert set(setup.forms) == {(False, False), (False, True), (True, True)}
+    assert set(setup.views) == {(False, False), (False, True), (True, True)}
     with torch.no_grad():
         for parameter in setup.student.parameters():
             parameter.mul_(0.5)
     own = {id(p) for p in setup.student.parameters()}
-    for form in setup.forms.values():
-        assert {id(p) for p in form.parameters()} <= own
-    assert {id(p) for p in setup.forms[False, True].parameters()} == own
+    for view in setup.views.values():
+        assert {id(p) for p in view.parameters()} <= own
+    assert {id(p) for p in setup.views[False, True].parameters()} == own
 
 
 def test_no_gradient_crosses_from_part_to_part() -> None:
@@ -87,7 +87,7 @@ def test_no_gradient_crosses_from_part_to_part() -> None:
     taught = setup.thin_teacher(_images(), (), keep)
     assert taught[setup.maps[0].teacher].shape[1] == setup.tokens.kept == 9
     given = [taught[pair.teacher] for pair in setup.maps[:-1]]
-    found = setup.forms[True, True](_images(), given, keep)
+    found = setup.views[True, True](_images(), given, keep)
     found[setup.maps[1].student].square().sum().backward()
     names = setup.student.initializers
     moved = {names[n] for n, p in setup.student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
@@ -99,5 +99,5 @@ def test_no_gradient_crosses_from_part_to_part() -> None:
 def test_a_graph_that_cannot_leave_tokens_out_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpusq_onnx.learn.setup.tokens_of", lambda *rest: None)
     setup = _lesson(classroom.MODEL)
-    assert set(setup.forms) == {(False, False), (True, False)}
+    assert set(setup.views) == {(False, False), (True, False)}
     assert any("all tokens are trained on" in note for note in setup.notes)

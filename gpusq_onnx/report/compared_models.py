@@ -22,7 +22,7 @@ from gpusq_onnx.graph.io import load, write_tapped
 from gpusq_onnx.graph.qdq.simulated import NOTES, runs_as, twin_of
 from gpusq_onnx.pipeline.proof import require_survival
 from gpusq_onnx.progress import Progress
-from gpusq_onnx.report.tapping import choose, tapped
+from gpusq_onnx.report.taps import choose, tapped
 from gpusq_onnx.runtime.compare.engine import SUFFIXES, Engine, built, require_tensorrt
 from gpusq_onnx.runtime.compare.outputs import Loaded
 from gpusq_onnx.runtime.compare.taps import Tap
@@ -64,7 +64,7 @@ def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str],
 
     Args:
         on: what runs the compressed model where that is an ONNX file; the original runs on the CPU.
-        wanted: see `report.tapping`.
+        wanted: see `report.taps`.
 
     Raises:
         EnvironmentLacking: TensorRT, CUDA or a GPU is asked for and missing.

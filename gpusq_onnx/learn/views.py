@@ -1,11 +1,11 @@
-"""The forms in which one network is trained: whole or cut at the compared maps, on all tokens or on some of them.
+"""The views in which one network is trained: whole or cut at the compared maps, on all tokens or on some of them.
 
     apart   each part between two maps is fed the teacher's map instead of the student's: no gradient crosses, and every
             part learns its piece of the teacher's function at once, from clean inputs
     thin    a random subset of the patches' tokens goes through the blocks, the same one in both networks, besides the
             tokens before them (class, distillation, registers)
 
-All forms of a network hold the same parameters. Thin forms are the graph from the first block on, with the number of
+All views of a network hold the same parameters. Thin views are the graph from the first block on, with the number of
 tokens changed in its reshapes, and are tried out on a batch before they are used.
 
 Source: ours, after layer-wise reconstruction (BRECQ), all parts in one step; token dropping: PatchDropout
@@ -30,12 +30,12 @@ _SHAPED = ("reshape", "broadcast_to", "view", "expand")
 _STREAM = 2  # of random numbers, beside those of `augment`
 
 
-class Form(nn.Module):
-    """One form of a network.
+class NetworkView(nn.Module):
+    """One view of a network.
 
     Args:
         body: takes the graph's inputs, then the tokens before the first block (if there is `front`), then maps.
-        front: makes these tokens from the graph's inputs; None for forms on all tokens.
+        front: makes these tokens from the graph's inputs; None for views on all tokens.
     """
 
     def __init__(self, body: Network, front: Network | None = None) -> None:
@@ -50,19 +50,19 @@ class Form(nn.Module):
         return self.body(*inputs, tokens[:, keep], *given)  # type: ignore[no-any-return]
 
 
-class Forms(nn.Module):
-    """All forms of one network in one module, for whatever wraps modules; by (apart, thin)."""
+class NetworkViews(nn.Module):
+    """All views of one network in one module, for whatever wraps modules; by (apart, thin)."""
 
-    def __init__(self, forms: Mapping[tuple[bool, bool], Form]) -> None:
+    def __init__(self, views: Mapping[tuple[bool, bool], NetworkView]) -> None:
         super().__init__()
-        self._order = list(forms)
-        self.members = nn.ModuleList(forms.values())
+        self._order = list(views)
+        self.members = nn.ModuleList(views.values())
 
     def forward(
-        self, form: tuple[bool, bool], inputs: Sequence[Tensor], given: Sequence[Tensor], keep: Tensor | None
+        self, view: tuple[bool, bool], inputs: Sequence[Tensor], given: Sequence[Tensor], keep: Tensor | None
     ) -> dict[str, Tensor]:
-        """As `Form.forward`, of the form that is named."""
-        return self.members[self._order.index(form)](inputs, given, keep)  # type: ignore[no-any-return]
+        """As `NetworkView.forward`, of the view that is named."""
+        return self.members[self._order.index(view)](inputs, given, keep)  # type: ignore[no-any-return]
 
 
 class Tokens:
@@ -115,8 +115,8 @@ def thin(
     taps: Sequence[str],
     given: Sequence[str] = (),
     like: Network | None = None,
-) -> Form | None:
-    """The thin form of a model; None where its graph does not allow it.
+) -> NetworkView | None:
+    """The thin view of a model; None where its graph does not allow it.
 
     Args:
         outputs, taps: as of `convert`.
@@ -131,8 +131,8 @@ def thin(
     if like is not None:
         front.share(like)
         body.share(like)
-    form = Form(body, front)
-    return form if _works(form, model, tokens, taps, len(given)) else None
+    view = NetworkView(body, front)
+    return view if _works(view, model, tokens, taps, len(given)) else None
 
 
 def _recount(graph: fx.Graph, old: int, new: int) -> None:
@@ -150,14 +150,14 @@ def _recount(graph: fx.Graph, old: int, new: int) -> None:
 
 
 @torch.no_grad()
-def _works(form: Form, model: Model, tokens: Tokens, taps: Sequence[str], given: int) -> bool:
-    """Whether the form runs on two images and every map has as many tokens as it should."""
-    batch = 2 * (form.body.fixed or 1)
-    inputs = [torch.zeros(batch, *spec.shape[1:]) for spec in model.inputs() if spec.name in form.body.inputs]  # type: ignore[arg-type]
-    assert form.front is not None
+def _works(view: NetworkView, model: Model, tokens: Tokens, taps: Sequence[str], given: int) -> bool:
+    """Whether the view runs on two images and every map has as many tokens as it should."""
+    batch = 2 * (view.body.fixed or 1)
+    inputs = [torch.zeros(batch, *spec.shape[1:]) for spec in model.inputs() if spec.name in view.body.inputs]  # type: ignore[arg-type]
+    assert view.front is not None
     try:
-        width = next(iter(form.front(*inputs).values())).shape[2]
-        found = form(inputs, [torch.zeros(batch, tokens.kept, width)] * given, tokens.draw(0, 0))
+        width = next(iter(view.front(*inputs).values())).shape[2]
+        found = view(inputs, [torch.zeros(batch, tokens.kept, width)] * given, tokens.draw(0, 0))
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False
     return all(tuple(found[name].shape) == (batch, tokens.kept, width) for name in taps)
