@@ -28,8 +28,8 @@ def summary(reports: Sequence[Report], kernels: Mapping[str, int] | None = None)
     """
     cards = [card for make in _MAKERS for card in make(reports)]
     blocks: list[Block] = [Cards([*cards, *([_kernels(kernels)] if kernels else [])])]
-    for report in reports:
-        blocks += _warnings(report)
+    warnings = dict.fromkeys(warning for report in reports for warning in _warnings(report))
+    blocks += [Note(f"warning: {warning}", "bad") for warning in warnings]
     commands = [text for report in reports if (text := _command(report))]
     blocks += [Command("To make this again", "\n".join(commands))] if commands else []
     facts = [("data", fact) for fact in dict.fromkeys(filter(None, map(_data, reports)))]
@@ -136,20 +136,17 @@ def _kernels(found: Mapping[str, int]) -> Card:
 def _failures(report: Report) -> Sequence[str]:
     if isinstance(report, CheckResult):
         return report.failures
-    if isinstance(report, Mapping):
-        return [*report.get("failures", ()), *filter(None, [report.get("failure")])]
-    return ()
+    return [*_listed(report, "failures"), *filter(None, [report.get("failure") if isinstance(report, Mapping) else ""])]
 
 
-def _warnings(report: Report) -> Iterator[Note]:
-    found: Sequence[str] = ()
+def _listed(report: Report, key: str) -> Sequence[str]:
+    return [str(text) for text in report.get(key, ())] if isinstance(report, Mapping) else ()
+
+
+def _warnings(report: Report) -> Sequence[str]:
     if isinstance(report, Outcome):
-        found = report.warnings
-    elif isinstance(report, CheckResult):
-        found = report.data.get("notes", ())
-    elif isinstance(report, Mapping):
-        found = report.get("warnings", ())
-    yield from (Note(f"warning: {text}", "bad") for text in found)
+        return report.warnings
+    return report.data.get("notes", ()) if isinstance(report, CheckResult) else _listed(report, "warnings")
 
 
 def _command(report: Report) -> str:

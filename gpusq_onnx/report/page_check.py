@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.report import pictures
@@ -15,7 +16,7 @@ from gpusq_onnx.report.checking import METRICS, CheckResult, summary
 
 def of_check(result: CheckResult) -> Iterator[Section]:
     """The comparison, the gates, and what a parser said."""
-    yield Section(f"Comparison: {result.compressed}", list(_comparison(result)))
+    yield Section(f"Comparison: {Path(result.compressed).name}", list(_comparison(result)))
     if result.comparison.taps:
         yield Section("Inner tensors", list(_taps(result)))
 

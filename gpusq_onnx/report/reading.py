@@ -116,7 +116,7 @@ def _predicted(paths: Sequence[Path]) -> Mapping[str, int] | None:
 def _title(document: Mapping[str, Any]) -> str:
     file = document.get("output") or document.get("input") or document.get("model") or {}
     named = file.get("path") if isinstance(file, Mapping) else file
-    return str(document.get("compressed") or named or document.get("backend"))
+    return Path(str(document.get("compressed") or named or document.get("backend"))).name
 
 
 def _not_ours(path: Path, found: str) -> UsageError:

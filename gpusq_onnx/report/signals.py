@@ -76,11 +76,11 @@ class Signal:
         return Histogram(self.name, self.edges.tolist(), self.counts.astype(float).tolist(), (self.low, self.high))
 
 
-def signals_of(model: Model, source: Source, images: int = IMAGES) -> list[Signal]:
-    """The quantised activations of a model in graph order, over the first images."""
+def signals_of(model: Model, source: Source, images: int = IMAGES) -> tuple[list[Signal], int]:
+    """The quantised activations of a model in graph order, and on how many images they were seen: the first ones."""
     found = _pairs(model)
     if not found:
-        return []
+        return [], 0
     with Scratch() as folder:
         path = folder / "tapped.onnx"
         write_tapped(model, path, list(found), infer_shapes(model)[1])
@@ -93,7 +93,7 @@ def signals_of(model: Model, source: Source, images: int = IMAGES) -> list[Signa
             seen += batch.size
             if seen >= images:
                 break
-    return list(found.values())
+    return list(found.values()), seen
 
 
 def _pairs(model: Model) -> dict[str, Signal]:

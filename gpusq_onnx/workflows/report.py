@@ -29,7 +29,6 @@ from gpusq_onnx.report.inspection import inspect_model
 from gpusq_onnx.report.layers import layers_of
 from gpusq_onnx.report.page import require_page
 from gpusq_onnx.report.reading import outcomes_of, page_of
-from gpusq_onnx.report.signals import IMAGES as SEEN
 from gpusq_onnx.report.signals import Signal, signals_of
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.cam import IMAGES, SHOWN, cam
@@ -97,8 +96,9 @@ def _sections(
         layers, shown = layers_of(pair.dense, pair.model)
         distances = _distances(pair, [layer.output for layer in layers], options, progress) if seen else {}
         yield page_models.of_layers(pair.other.name, layers, shown, distances, f"model{number}")
-        if seen and (signals := _signals(pair, options)):
-            yield page_models.of_signals(pair.other.name, signals, SEEN, f"model{number}")
+        signals, images = _signals(pair, options) if seen else ([], 0)
+        if signals:
+            yield page_models.of_signals(pair.other.name, signals, images, f"model{number}")
     if seen:
         looked = cam(*models, data=options, progress=progress)
         yield gallery.section(looked, replace(looked, examples=tuple(looked.chosen(SHOWN))))
@@ -118,7 +118,7 @@ def _distances(
     return {tap.name: tap.relative if tap.up_to_scale is None else tap.up_to_scale for tap in taps}
 
 
-def _signals(pair: _Pair, options: DataOptions) -> list[Signal]:
+def _signals(pair: _Pair, options: DataOptions) -> tuple[list[Signal], int]:
     settled = remembered.settle(options, [pair.model.metadata, pair.dense.metadata], pair.first.parent)
     return signals_of(pair.model, open_source(settled.options, pair.model.inputs()))
 
@@ -137,4 +137,7 @@ def _models_of(outcomes: Sequence[Outcome]) -> list[Path]:
 
 def _is_there(file: FileFacts) -> bool:
     path = Path(file.path)
-    return path.is_file() and path.suffix == ".onnx" and io.file_digest(path) == file.sha256
+    try:
+        return path.suffix == ".onnx" and path.is_file() and io.file_digest(path) == file.sha256
+    except (OSError, ValueError):  # a report may name anything
+        return False

@@ -102,9 +102,10 @@ def test_activations_are_counted_against_their_grid(small: gpusq_onnx.Result) ->
 
     model = small.load()
     source = open_source(DataOptions.from_values({"path": DATA, "samples": 4}), model.inputs())
-    found = {signal.name: signal for signal in signals_of(model, source, 3)}
+    signals, images = signals_of(model, source, 3)
+    found = {signal.name: signal for signal in signals}
     norm = found["layer_norm"]
-    assert norm.seen == 3 * 17 * 48 == norm.counts.sum() and norm.format == "int8"
+    assert images == 3 and norm.seen == 3 * 17 * 48 == norm.counts.sum() and norm.format == "int8"
     assert norm.high == pytest.approx(127 * norm.scale) and 0 <= norm.clipped < 0.05
     assert norm.least < 0 < norm.largest
 
