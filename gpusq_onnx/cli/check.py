@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed, default_cache, keep_apart
+from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed, TruthArgs, default_cache, keep_apart
 from gpusq_onnx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def check(
         Path, Argument(metavar="COMPRESSED", help="The model after: ONNX, or an engine (.plan).", show_default=False)
     ],
     data: DataArgs,
+    truth: TruthArgs,
     look: LookArgs,
     gates: GateArgs,
     parser: ParserArgs,
@@ -164,7 +165,7 @@ def check(
 
     parsing = parser.parsing()
     keep_apart([original, compressed], report, json)
-    options = data.options(seed)
+    options = data.options(seed, truth)
     if options.path is None:
         warn("no --data: comparing on synthetic images, which say little about accuracy")
     with open_progress(quiet=quiet) as progress:

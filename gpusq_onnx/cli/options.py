@@ -113,16 +113,16 @@ class PipelineArgs:
     ] = None
     overrides: Annotated[
         list[str] | None,
-        _what("--set", metavar="PASS.KEY=VALUE", help="Set one option of a pass; needs no quotes; repeatable."),
+        _what("--set", metavar="PASS.KEY=VALUE", help="Set an option of a pass; repeatable; no quotes."),
     ] = None
     target: Annotated[
         str | None,
         _what("--target", metavar="NAME", help="Fit the passes to ampere, ada, hopper, blackwell, orin, rtx or cpu."),
     ] = None
     allow_noop: Annotated[bool, _what("--allow-noop", help="That no pass changes anything is no error.")] = False
-    no_canonical: Annotated[
-        bool, _what("--no-canonical", help="Do not rewrite Einsum, branches and computed weights first.")
-    ] = False
+    no_canonical: Annotated[bool, _what("--no-canonical", help="Leave Einsum, branches, computed weights alone.")] = (
+        False
+    )
     finetune: Annotated[
         int | None, _what("--finetune", metavar="EPOCHS", min=1, help="Distil after pruning, learn scales after INT8.")
     ] = None
@@ -160,6 +160,21 @@ class PipelineArgs:
 
 
 @dataclass(frozen=True)
+class TruthArgs:
+    """What the images show, beside `--classes`, for the verbs that score."""
+
+    annotations: Annotated[
+        Path | None, _data("--annotations", metavar="FILE.json", help="COCO boxes of the folder's images: gives AP.")
+    ] = None
+    masks: Annotated[
+        Path | None, _data("--masks", metavar="FOLDER", help="Label maps, NAME.png for NAME.jpg: gives mean IoU.")
+    ] = None
+    reduce_zero_label: Annotated[
+        bool, _data("--reduce-zero-label", help="In label maps 0 is no class, and 1 the first (ADE20K).")
+    ] = False
+
+
+@dataclass(frozen=True)
 class DataArgs:
     """Where images come from and how they become inputs; the names are those of `data.options.DataOptions`."""
 
@@ -181,7 +196,7 @@ class DataArgs:
     ] = None
     calibrate: Annotated[
         int | None,
-        _data("--calibrate", metavar="N", help="Where some train: prune and calibrate with N. Default: 128."),
+        _data("--calibrate", metavar="N", help="Where some train, prune and calibrate with N; 128."),
     ] = None
     preset: Annotated[
         str | None,
@@ -192,7 +207,7 @@ class DataArgs:
         _data("--resize", metavar="PX", help="Shorter side; a smaller image is only cropped. Default: crop / 0.875."),
     ] = None
     crop: Annotated[
-        int | None, _data("--crop", metavar="PX", help="Side of the centre crop. Default: what the model takes.")
+        int | None, _data("--crop", metavar="PX", help="Side of the centre crop. Default: the model's.")
     ] = None
     fit: Annotated[
         str | None,
@@ -209,15 +224,6 @@ class DataArgs:
     classes: Annotated[
         Path | None, _data("--classes", metavar="FILE", help="Line i is the folder of class i; none: no labels.")
     ] = None
-    annotations: Annotated[
-        Path | None, _data("--annotations", metavar="FILE.json", help="COCO boxes of the folder's images: gives AP.")
-    ] = None
-    masks: Annotated[
-        Path | None, _data("--masks", metavar="FOLDER", help="Label maps, NAME.png for NAME.jpg: gives mean IoU.")
-    ] = None
-    reduce_zero_label: Annotated[
-        bool, _data("--reduce-zero-label", help="In label maps 0 is no class, and 1 the first (ADE20K).")
-    ] = False
     layout: Annotated[str | None, _data("--layout", metavar="NCHW|NHWC", help="Order of the axes.")] = None
     channels: Annotated[
         str | None, _data("--channels", metavar="RGB|BGR", help="Order of the channels. Default: RGB.")
@@ -233,7 +239,7 @@ class DataArgs:
         _data("--data-options", metavar="FILE.toml", help="The same keys as TOML; what is given here wins."),
     ] = None
 
-    def options(self, seed: int | None) -> "DataOptions":
+    def options(self, seed: int | None, truth: TruthArgs = TruthArgs()) -> "DataOptions":
         """What was given, over the file's keys. Raises UsageError for a key or a value that there is not."""
         from gpusq_onnx.data.options import DataOptions
 
@@ -248,9 +254,9 @@ class DataArgs:
             "mean": self.mean,
             "std": self.std,
             "classes": self.classes,
-            "annotations": self.annotations,
-            "masks": self.masks,
-            "reduce_zero_label": self.reduce_zero_label or None,
+            "annotations": truth.annotations,
+            "masks": truth.masks,
+            "reduce_zero_label": truth.reduce_zero_label or None,
             "layout": self.layout,
             "channels": self.channels,
             "interpolation": self.interpolation,

@@ -18,6 +18,7 @@ from gpusq_onnx.cli.options import (
     Quiet,
     Report,
     Seed,
+    TruthArgs,
     default_cache,
     keep_apart,
     writable,
@@ -84,6 +85,7 @@ def tune(
     model: ModelPath,
     goal: GoalArgs,
     data: DataArgs,
+    truth: TruthArgs,
     look: SensitivityArgs,
     output: Annotated[
         Path | None,
@@ -110,7 +112,7 @@ def tune(
         with open_progress(quiet=quiet) as progress:
             found = tune_model(
                 model,
-                data=data.options(seed),
+                data=data.options(seed, truth),
                 budget=goal.budget,
                 at_most=goal.at_most,
                 output=None if goal.analysis_only else recipe,

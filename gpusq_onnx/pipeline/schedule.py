@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.text import duration
 
-CALIBRATING = 1.3  # runs of one image that an image takes whose activations are watched
-SECOND_ORDER = 4.0  # that takes part in the second-order choice of all weights
+CALIBRATING = 1.6  # runs of one image that an image takes whose activations are watched
+SECOND_ORDER = 3.0  # that takes part in the second-order choice of all weights
 LOOKING = 3.0  # that a student and its teacher are compared on, in torch
 TRAINING = 5.0  # that a student learns from, whole
 WORTH_SAYING = 10.0  # seconds

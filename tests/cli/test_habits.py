@@ -1,11 +1,12 @@
 """What hands expect: a dry run, stdout, no file of somebody else's lost, and what a wrong kind of file is."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from command_line import MODEL, ROOT, call, fresh_model
+from command_line import LABELLED, MODEL, ROOT, call, fresh_model
 
 from gpusq_onnx.cli import progress
 
@@ -84,3 +85,34 @@ def test_folders_above_an_output_are_made_and_go_again_where_nothing_comes(model
 def test_a_file_in_the_way_of_a_folder_is_named(model: Path) -> None:
     refused = call("apply", *PASSES, "-o", model / "small.onnx", model)
     assert refused.code == 2 and "no folder can be made" in refused.err
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the verb", "after it"])
+def test_options_for_any_verb_stand_before_or_after_it(model: Path, tmp_path: Path, before: bool) -> None:
+    log = tmp_path / "logs" / "log.txt"
+    anywhere = ["-v", "--debug", "--log-file", log]
+    for words in (["inspect", model], ["passes", "list"]):
+        outcome = call(*anywhere, *words) if before else call(*words, *anywhere)
+        assert outcome.code == 0, outcome.err
+    assert "inspecting weights: " in call("-v", "inspect", model).err
+    missing = ["inspect", model.with_name("none.onnx")]
+    assert "Traceback" in (call(*anywhere, *missing) if before else call(*missing, *anywhere)).err
+    text = log.read_text()
+    assert "inspecting weights: " in text and "ended with exit code 0" in text
+    assert "no such model file" in text and "Traceback" in text and text.endswith("ended with exit code 2\n")
+
+
+def test_a_log_that_cannot_be_written_is_a_usage_error(model: Path) -> None:
+    refused = call("inspect", model, "--log-file", model / "log.txt")
+    assert refused.code == 2 and "the log" in refused.err
+
+
+def test_more_images_than_calibration_needs_are_left_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpusq_onnx.pipeline import execute
+
+    monkeypatch.setattr(execute, "CALIBRATED", 4)
+    report = model.with_name("r.json")
+    images = [*PASSES[:1], "qdq-int8", "--data", LABELLED, "--report", report, "-o", model.with_name("s.onnx"), model]
+    for more, used in (([], 4), (["--samples", "6"], 6)):
+        assert call("apply", *images, *more).code == 0
+        assert json.loads(report.read_text())["data"]["samples"] == used
