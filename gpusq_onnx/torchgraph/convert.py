@@ -128,10 +128,12 @@ class _Conversion:
             root.add_module(name, module)
         body = fx.GraphModule(root, graph)
         kept = {name: initializer for name, initializer in self.parameters.items() if hasattr(body, name)}
-        joined = [result.ndim > 0 and result.worlds[0].shape[0] == self.fixed for result in results]
+        values = {**dict(zip(self.wanted, results, strict=True)), **{name: self.values[name] for name in handed}}
+        batched = {name: x.ndim > 0 and x.worlds[0].shape[0] == self.fixed for name, x in values.items()}
+        batched |= {spec.name: True for spec in specs}
         roles = {name: self.roles[initializer] for name, initializer in kept.items()}
         inputs = [*(spec.name for spec in specs), *handed]
-        return Network(body, inputs, self.wanted, roles, kept, self.fixed, joined)
+        return Network(body, inputs, self.wanted, roles, kept, self.fixed, batched)
 
     def input(self, spec: TensorSpec) -> Value:
         """A graph input as a placeholder."""

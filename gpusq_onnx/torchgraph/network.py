@@ -1,12 +1,13 @@
 """The trainable module that a converted graph is: any batch in, tensors by their ONNX names out.
 
 A graph whose batch is fixed runs under `torch.vmap`, group of images by group: gradients are those of a loop. Its
-outputs are joined along their first axis where that axis is the fixed batch, and stacked along a new one elsewhere.
+outputs are joined along their first axis where that axis is the fixed batch, and stacked along a new one elsewhere; so
+are the inner tensors that it is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,6 +25,8 @@ class Network(nn.Module):
         initializers: the ONNX initializer of each parameter.
         quantisers: the Q/DQ pairs, in graph order.
         fixed: the batch size that the graph was exported with, None where it is free.
+
+    `batched` says of inputs and outputs whether their first axis is the batch.
     """
 
     def __init__(
@@ -34,14 +37,14 @@ class Network(nn.Module):
         roles: dict[str, str],
         initializers: dict[str, str],
         fixed: int | None,
-        joined: Sequence[bool],
+        batched: Mapping[str, bool],
     ) -> None:
         super().__init__()
         self.body = body
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.roles = {f"body.{name}": role for name, role in roles.items()}
         self.initializers = {f"body.{name}": initializer for name, initializer in initializers.items()}
-        self.fixed, self._joined = fixed, tuple(joined)
+        self.fixed, self._batched = fixed, dict(batched)
 
     @property
     def quantisers(self) -> list[Quantiser]:
@@ -59,13 +62,12 @@ class Network(nn.Module):
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Outputs and taps by ONNX tensor name; the inputs share their first axis, the batch.
 
-        Where the batch is fixed at k, it must be a multiple of k.
+        Where the batch is fixed at k, it must be a multiple of k; tensors that are given come as they are returned.
         """
+        run = self.body.forward  # and no call of the module, which prints a traceback of its own where a trial fails
         if self.fixed is None:
-            return dict(zip(self.outputs, self.body(*inputs), strict=True))
-        groups = [x.reshape(-1, self.fixed, *x.shape[1:]) for x in inputs]
-        found = torch.vmap(self.body)(*groups)
-        return {
-            name: value.flatten(0, 1) if joined else value
-            for name, value, joined in zip(self.outputs, found, self._joined, strict=True)
-        }
+            return dict(zip(self.outputs, run(*inputs), strict=True))
+        named = zip(self.inputs, inputs, strict=True)
+        groups = [x.reshape(-1, self.fixed, *x.shape[1:]) if self._batched[name] else x for name, x in named]
+        found = zip(self.outputs, torch.vmap(run)(*groups), strict=True)
+        return {name: value.flatten(0, 1) if self._batched[name] else value for name, value in found}

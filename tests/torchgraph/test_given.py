@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from onnx_cases import model_of, values
@@ -11,6 +12,8 @@ from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.torchgraph.convert import convert
+from tests.graph import small_graphs
+from tests.graph.small_graphs import FLOAT, proto
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODELS = ["digits_vit.onnx", "digits_vit_legacy17.onnx"]
@@ -76,3 +79,21 @@ def test_names_that_torch_gives_its_own_nodes() -> None:
 def test_an_unknown_tensor_is_refused() -> None:
     with pytest.raises(UsageError, match="no tensor of this name"):
         convert(io.load(ASSETS / MODELS[0]), given=["nothing"])
+
+
+def test_maps_without_a_batch_axis_in_front_are_given_as_they_are_returned() -> None:
+    """As of a fixed batch with tokens first ([T, 1, d]), or with patches as the batch (MobileViT)."""
+    nodes = [
+        n("Transpose", "x", "first", perm=[1, 0, 2]),
+        n("Add", "first w", "one"),
+        n("MatMul", "one m", "two"),
+        n("ReduceMean", "two zero", "y", keepdims=0),
+    ]
+    constants = {"w": values(6), "m": values(6, 5), "zero": np.array([0])}
+    fixed = small_graphs.model(proto(nodes, [("x", FLOAT, [1, 4, 6])], [("y", FLOAT, [1, 5])], constants))
+    whole, apart = convert(fixed, taps=["one"]), convert(fixed, taps=["one"], given=["one"])
+    x = torch.randn(3, 4, 6)
+    expected = whole(x)
+    assert expected["one"].shape == (3, 4, 1, 6)
+    torch.testing.assert_close(apart(x, expected["one"])["y"], expected["y"])
+    assert expected["y"].shape == (3, 5)
