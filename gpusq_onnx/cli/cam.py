@@ -62,7 +62,7 @@ def cam(
     """Draw where models look: class activation maps and attention, side by side, with what each model sees."""
     from gpusq_onnx.cli.console import show, warn, write_json
     from gpusq_onnx.cli.progress import open_progress
-    from gpusq_onnx.report.page import require_page
+    from gpusq_onnx.report.page.html import require_page
     from gpusq_onnx.workflows.cam import cam as explain
     from gpusq_onnx.workflows.cam import draw
 

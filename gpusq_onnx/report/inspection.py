@@ -21,7 +21,7 @@ from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.progress import NullProgress, Progress, track
 from gpusq_onnx.quant.formats import INT4
 from gpusq_onnx.report.advice import for_file
-from gpusq_onnx.report.kernels import Facts, Obstacle, eligible, find_obstacles, kernel
+from gpusq_onnx.report.kernels import Obstacle, WeightFacts, eligible, find_obstacles, kernel
 from gpusq_onnx.sparsity.patterns import patterns_of
 
 _FOR_TENSORRT = "--passes int4-weights on the float model writes the form that TensorRT reads"
@@ -104,7 +104,7 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
 
 def _weight(site: Site, research: str) -> WeightReport:
     w = site.read()
-    facts = Facts(
+    facts = WeightFacts(
         op=site.op,
         out=site.out,
         k=site.k,

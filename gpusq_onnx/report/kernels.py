@@ -44,7 +44,7 @@ class Obstacle:
 
 
 @dataclass(frozen=True)
-class Facts:
+class WeightFacts:
     """What the rules look at.
 
     Attributes:
@@ -97,7 +97,7 @@ def _as_carried(fmt: Format) -> str:
     return (natural(fmt.element) or fmt).label
 
 
-def kernel(facts: Facts, obstacles: Iterable[Obstacle]) -> str:
+def kernel(facts: WeightFacts, obstacles: Iterable[Obstacle]) -> str:
     """The class that TensorRT can choose: "sparse INT8", "dense FP16", …"""
     return f"{'dense' if any(o.decides for o in obstacles) else 'sparse'} {facts.precision}"
 
@@ -107,12 +107,12 @@ def eligible(obstacles: Iterable[Obstacle]) -> bool:
     return not any(o.decides and o.kind != "output" for o in obstacles)
 
 
-def find_obstacles(facts: Facts) -> tuple[Obstacle, ...]:
+def find_obstacles(facts: WeightFacts) -> tuple[Obstacle, ...]:
     """All that is between the weight and a sparse kernel, what decides first."""
     return (*_deciding(facts), *_remarks(facts))
 
 
-def _deciding(facts: Facts) -> Iterable[Obstacle]:
+def _deciding(facts: WeightFacts) -> Iterable[Obstacle]:
     for text in facts.conflicts:
         yield Obstacle("shared", text, "", True)
     if facts.grouped % 4:
@@ -133,13 +133,13 @@ def _deciding(facts: Facts) -> Iterable[Obstacle]:
         yield Obstacle("output", text, "--passes 'qdq-int8{profile=sparse-int8}'", True)
 
 
-def _found(facts: Facts) -> str:
+def _found(facts: WeightFacts) -> str:
     if not facts.patterns:
         return "not 2:4"
     return f"{facts.patterns[0].name}, for which TensorRT has no kernel, and not 2:4"
 
 
-def _remarks(facts: Facts) -> Iterable[Obstacle]:
+def _remarks(facts: WeightFacts) -> Iterable[Obstacle]:
     if not facts.sparse:
         return
     if min(facts.out, facts.k) < USEFUL_SIDE:

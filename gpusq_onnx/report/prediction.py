@@ -13,7 +13,7 @@ from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import PlanRow
 from gpusq_onnx.quant.formats import FORMATS, Format
 from gpusq_onnx.quant.schemes import Quantised
-from gpusq_onnx.report.kernels import Facts, Obstacle, eligible, find_obstacles, kernel
+from gpusq_onnx.report.kernels import Obstacle, WeightFacts, eligible, find_obstacles, kernel
 from gpusq_onnx.sparsity.patterns import Pattern, parse_pattern, patterns_of
 
 HALF = {"float16": "fp16", "bfloat16": "bf16"}
@@ -55,7 +55,7 @@ def _of(site: Site, pattern: Pattern | None, pairs: dict[str, Format], float_typ
     values = site.read() if pattern is None else None
     patterns = tuple(filter(None, [pattern])) if values is None else patterns_of(values, site.channels)
     formats: Quantised = replace(quantised(site), **pairs)
-    facts = Facts(
+    facts = WeightFacts(
         op=site.op,
         out=site.out,
         k=site.k,

@@ -13,13 +13,13 @@ from gpusq_onnx.errors import MACHINE, GpusqError, UsageError
 from gpusq_onnx.parsing import parse_json, read_bytes
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.benchmark import Benchmark
-from gpusq_onnx.report.blocks import Section
-from gpusq_onnx.report.cards import Report, summary
 from gpusq_onnx.report.checking import CheckResult
-from gpusq_onnx.report.page import render, require_page
-from gpusq_onnx.report.page_check import of_bench, of_check, of_engine
-from gpusq_onnx.report.page_run import of_run
-from gpusq_onnx.report.page_tune import of_tune
+from gpusq_onnx.report.page.blocks import Section
+from gpusq_onnx.report.page.cards import Report, summary
+from gpusq_onnx.report.page.check import of_bench, of_check, of_engine
+from gpusq_onnx.report.page.html import render, require_page
+from gpusq_onnx.report.page.run import of_run
+from gpusq_onnx.report.page.tune import of_tune
 
 
 def page_of(paths: Sequence[Path], more: Sequence[Section] = (), kernels: Mapping[str, int] | None = None) -> str:

@@ -44,7 +44,7 @@ Map = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Look:
+class Explanation:
     """One image explained: what the model sees, and the maps by method, [h, w], 0 to 1."""
 
     seen: Seen | None
@@ -105,7 +105,7 @@ class Explainer:
             )
         self._network = convert(model, outputs=names, taps=[*self._places, *self._weights])
 
-    def explain(self, feed: Mapping[str, NDArray[Any]], asked: Sequence[Seen] = (), most: int = 1) -> list[Look]:
+    def explain(self, feed: Mapping[str, NDArray[Any]], asked: Sequence[Seen] = (), most: int = 1) -> list[Explanation]:
         """One image, each subject.
 
         Args:
@@ -122,14 +122,14 @@ class Explainer:
         size = _size(feed[self._image].shape)
         rolled = self._rolled(values, size)
         if self._subjects is None:
-            return [Look(None, rolled)]
+            return [Explanation(None, rolled)]
         sizes = feed.get(self._sizes)
         seen = asked or self._subjects.seen(values, sizes, most)
         found = []
         for one in seen:
             own = self._subjects.like(values, sizes, one) if asked else one
             score = self._subjects.score(values, one, own)
-            found.append(Look(own, {GRADCAM: self._map(values, score, size), **rolled}))
+            found.append(Explanation(own, {GRADCAM: self._map(values, score, size), **rolled}))
         return found
 
     def _map(self, values: Mapping[str, Tensor], score: Tensor, size: tuple[int, int]) -> Map:

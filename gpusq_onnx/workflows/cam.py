@@ -28,15 +28,15 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report import gallery
-from gpusq_onnx.report.activation import Activations, Example, View, agreement
-from gpusq_onnx.report.page import require_page
+from gpusq_onnx.report.page import gallery
+from gpusq_onnx.report.page.activation import Activations, ActivationView, Example, agreement
+from gpusq_onnx.report.page.html import require_page
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 
 if TYPE_CHECKING:
-    from gpusq_onnx.torchgraph.activation import Explainer, Look
+    from gpusq_onnx.torchgraph.activation import Explainer, Explanation
 
 IMAGES = 16  # looked at by default
 SHOWN = 6
@@ -184,22 +184,22 @@ def _examples(
 
 
 def _view(
-    look: Look,
+    look: Explanation,
     maps: dict[str, NDArray[np.float32]],
-    first: Look,
+    first: Explanation,
     others: dict[str, NDArray[np.float32]],
     pixels: encode.Pixels,
     classes: Sequence[str],
-) -> View:
+) -> ActivationView:
     agreed = {name: agreement(maps[name], others[name]) for name in maps if name in others}
     seen = look.seen
     if seen is None:
-        return View("", 0.0, True, maps, agreed)
+        return ActivationView("", 0.0, True, maps, agreed)
     mask = None
     if seen.mask is not None:
         mask = np.rint(encode.enlarged(seen.mask, pixels.shape[:2], smooth=False)).astype(np.int64)
     same = first.seen is not None and seen.label == first.seen.label
-    return View(_called(seen.label, classes), seen.probability, same, maps, agreed, seen.box, mask)
+    return ActivationView(_called(seen.label, classes), seen.probability, same, maps, agreed, seen.box, mask)
 
 
 def _whole(maps: dict[str, NDArray[np.float32]], pixels: encode.Pixels) -> dict[str, NDArray[np.float32]]:

@@ -23,13 +23,14 @@ from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report import gallery, page_models
-from gpusq_onnx.report.blocks import Section
 from gpusq_onnx.report.inspection import inspect_model
-from gpusq_onnx.report.layers import layers_of
-from gpusq_onnx.report.page import require_page
+from gpusq_onnx.report.page import gallery
+from gpusq_onnx.report.page import models as page_models
+from gpusq_onnx.report.page.blocks import Section
+from gpusq_onnx.report.page.html import require_page
+from gpusq_onnx.report.page.layers import layers_of
+from gpusq_onnx.report.page.signals import Signal, signals_of
 from gpusq_onnx.report.reading import outcomes_of, page_of
-from gpusq_onnx.report.signals import Signal, signals_of
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.cam import IMAGES, SHOWN, cam
 from gpusq_onnx.workflows.check import CheckSettings, check

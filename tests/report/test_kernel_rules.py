@@ -6,14 +6,14 @@ import pytest
 
 from gpusq_onnx.quant.formats import FORMATS, INT8
 from gpusq_onnx.quant.schemes import Quantised
-from gpusq_onnx.report.kernels import Facts, eligible, find_obstacles, kernel, why_dense
+from gpusq_onnx.report.kernels import WeightFacts, eligible, find_obstacles, kernel, why_dense
 from gpusq_onnx.sparsity.patterns import TWO_FOUR
 
-BEST = Facts("MatMul", 768, 768, 768, (TWO_FOUR,), 0.5, Quantised(INT8, INT8, INT8), FORMATS["fp16"])
+BEST = WeightFacts("MatMul", 768, 768, 768, (TWO_FOUR,), 0.5, Quantised(INT8, INT8, INT8), FORMATS["fp16"])
 BOTH = Quantised(INT8, INT8)
 
 
-def kinds(facts: Facts) -> list[str]:
+def kinds(facts: WeightFacts) -> list[str]:
     return [obstacle.kind for obstacle in find_obstacles(facts)]
 
 

@@ -12,8 +12,8 @@ from test_engine_report import recorded
 from gpusq_onnx.cli import main
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
 from gpusq_onnx.graph.cost import MEASURES
-from gpusq_onnx.report import page
 from gpusq_onnx.report.benchmark import Benchmark, BenchmarkRow, Cell
+from gpusq_onnx.report.page import html as page
 from gpusq_onnx.report.reading import page_of
 from gpusq_onnx.runtime.bench.timing import Rounds
 

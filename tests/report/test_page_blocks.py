@@ -14,12 +14,13 @@ import gpusq_onnx
 from gpusq_onnx.cli import main
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.graph.model import from_proto
-from gpusq_onnx.report import again, cards, page_models, pictures
-from gpusq_onnx.report.blocks import Cards, Gallery, Section, Shot
-from gpusq_onnx.report.layers import Layer, layers_of
-from gpusq_onnx.report.page import render
-from gpusq_onnx.report.page_tune import of_tune
-from gpusq_onnx.report.signals import signals_of
+from gpusq_onnx.report.page import again, cards, pictures
+from gpusq_onnx.report.page import models as page_models
+from gpusq_onnx.report.page.blocks import Cards, Gallery, Section, Shot
+from gpusq_onnx.report.page.html import render
+from gpusq_onnx.report.page.layers import LayerRow, layers_of
+from gpusq_onnx.report.page.signals import signals_of
+from gpusq_onnx.report.page.tune import of_tune
 
 pytest.importorskip("jinja2", reason="needs the extra report")
 pytest.importorskip("matplotlib", reason="needs the extra report")
@@ -149,8 +150,8 @@ def test_a_tuned_model_has_a_page(tmp_path: Path) -> None:
 
 
 def test_names_of_models_stay_text() -> None:
-    layer = Layer(EVIL, EVIL, EVIL, (4, 4), EVIL, EVIL, EVIL, 0.5, 0.1, (1.0, 1.0, 1.0))
-    histogram = pictures.Histogram(EVIL, [0, 1, 2], [1.0, 2.0])
+    layer = LayerRow(EVIL, EVIL, EVIL, (4, 4), EVIL, EVIL, EVIL, 0.5, 0.1, (1.0, 1.0, 1.0))
+    histogram = pictures.HistogramBars(EVIL, [0, 1, 2], [1.0, 2.0])
     section = page_models.of_layers(EVIL, [layer], [histogram], {EVIL: 0.5}, "salt")
     gallery = Section(EVIL, [Gallery(EVIL, [Shot("data:image/png;base64,AA==", EVIL, EVIL)])])
     text = render(EVIL, [section, gallery])

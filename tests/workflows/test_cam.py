@@ -11,7 +11,7 @@ import gpusq_onnx
 from gpusq_onnx.cli import main
 from gpusq_onnx.data.encode import shown
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.report.activation import Activations, agreement
+from gpusq_onnx.report.page.activation import Activations, agreement
 from gpusq_onnx.workflows.cam import draw
 
 pytest.importorskip("torch", reason="needs the extra train")

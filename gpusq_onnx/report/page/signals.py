@@ -20,7 +20,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.codes import scales_of
 from gpusq_onnx.graph.qdq.quantize_nodes import activation_format
 from gpusq_onnx.graph.shapes import infer_shapes
-from gpusq_onnx.report.pictures import Histogram
+from gpusq_onnx.report.page.pictures import HistogramBars
 from gpusq_onnx.runtime.ort import Session
 
 IMAGES = 8
@@ -71,9 +71,9 @@ class Signal:
             self.beyond += int(np.count_nonzero((x < self.low - self.scale / 2) | (x > self.high + self.scale / 2)))
             self.counts += np.histogram(np.clip(x, self.edges[0], self.edges[-1]), self.edges)[0]
 
-    def histogram(self) -> Histogram:
+    def histogram(self) -> HistogramBars:
         """The picture; what is beyond its edges is in the last bins."""
-        return Histogram(self.name, self.edges.tolist(), self.counts.astype(float).tolist(), (self.low, self.high))
+        return HistogramBars(self.name, self.edges.tolist(), self.counts.astype(float).tolist(), (self.low, self.high))
 
 
 def signals_of(model: Model, source: Source, images: int = IMAGES) -> tuple[list[Signal], int]:

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from gpusq_onnx.pipeline.outcome import Outcome
-from gpusq_onnx.report import again
 from gpusq_onnx.report.benchmark import Benchmark
-from gpusq_onnx.report.blocks import Block, Card, Cards, Command, Facts, Note, Section, number
 from gpusq_onnx.report.checking import METRICS, CheckResult
+from gpusq_onnx.report.page import again
+from gpusq_onnx.report.page.blocks import Block, Card, Cards, Command, FactList, Note, Section, number
 from gpusq_onnx.report.preparation import line
 from gpusq_onnx.report.run import both_totals
 
@@ -33,7 +33,7 @@ def summary(reports: Sequence[Report], kernels: Mapping[str, int] | None = None)
     commands = [text for report in reports if (text := _command(report))]
     blocks += [Command("To make this again", "\n".join(commands))] if commands else []
     facts = [("data", fact) for fact in dict.fromkeys(filter(None, map(_data, reports)))]
-    blocks += [Facts(facts)] if facts else []
+    blocks += [FactList(facts)] if facts else []
     return Section("Summary", blocks)
 
 

@@ -20,7 +20,7 @@ from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.quant.formats import dequantize
 from gpusq_onnx.report.inspection import inspect_model
-from gpusq_onnx.report.pictures import Histogram
+from gpusq_onnx.report.page.pictures import HistogramBars
 
 SHOWN = 12  # histograms
 _BINS = 61
@@ -29,7 +29,7 @@ Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerRow:
     """One weight.
 
     Attributes:
@@ -58,13 +58,13 @@ class Layer:
         return self.module or self.name
 
 
-def layers_of(dense: Model, other: Model) -> tuple[list[Layer], list[Histogram]]:
+def layers_of(dense: Model, other: Model) -> tuple[list[LayerRow], list[HistogramBars]]:
     """Every weight of `other` against that of `dense`; and the histograms of the worst, in graph order."""
     known = {site.name: site for site in analyse(dense).sites}
     reports = {weight.name: weight for weight in inspect_model(other).weights}
     sites = {site.name: site for site in analyse(other).sites}
     found = [
-        Layer(
+        LayerRow(
             name,
             report.module,
             report.role,
@@ -117,11 +117,11 @@ def _scales(site: Site) -> Iterator[float]:
         yield from (float(values.min()), float(np.median(values)), float(values.max()))
 
 
-def _histogram(layer: Layer, before: Site, after: Site) -> Histogram:
+def _histogram(layer: LayerRow, before: Site, after: Site) -> HistogramBars:
     a, b = worth(before), worth(after)
     end = float(max(np.abs(a).max(), np.abs(b).max())) or 1.0
     edges = np.linspace(-end, end, _BINS + 1)
     counts = [np.histogram(x, edges)[0].astype(float).tolist() for x in (b, a)]
     fmt = weight_format(after)
     grid = (fmt.lowest * layer.scales[1], fmt.largest * layer.scales[1]) if fmt and layer.scales else ()
-    return Histogram(layer.label, edges.tolist(), counts[0], grid, counts[1])
+    return HistogramBars(layer.label, edges.tolist(), counts[0], grid, counts[1])

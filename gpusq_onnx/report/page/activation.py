@@ -23,7 +23,7 @@ NAMES = {"gradcam": "Grad-CAM", "rollout": "attention roll-out", "mask": "mask"}
 
 
 @dataclass(frozen=True)
-class View:
+class ActivationView:
     """One model's view of an example.
 
     Attributes:
@@ -63,7 +63,7 @@ class Example:
     name: str
     truth: str
     pixels: NDArray[np.uint8]
-    views: tuple[View, ...]
+    views: tuple[ActivationView, ...]
 
     @property
     def agreement(self) -> float:

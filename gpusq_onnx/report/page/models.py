@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from gpusq_onnx.report import pictures
-from gpusq_onnx.report.blocks import Block, Note, Picture, Section, Table, number
-from gpusq_onnx.report.layers import SHOWN, Layer
-from gpusq_onnx.report.pictures import Histogram
-from gpusq_onnx.report.signals import Signal
+from gpusq_onnx.report.page import pictures
+from gpusq_onnx.report.page.blocks import Block, Note, Picture, Section, Table, number
+from gpusq_onnx.report.page.layers import SHOWN, LayerRow
+from gpusq_onnx.report.page.pictures import HistogramBars
+from gpusq_onnx.report.page.signals import Signal
 
 _CHART = 64  # layers in a picture
 
 
 def of_layers(
-    name: str, layers: Sequence[Layer], shown: Sequence[Histogram], distances: Mapping[str, float | None], salt: str
+    name: str,
+    layers: Sequence[LayerRow],
+    shown: Sequence[HistogramBars],
+    distances: Mapping[str, float | None],
+    salt: str,
 ) -> Section:
     """The weights of the model `name`.
 
@@ -31,7 +35,7 @@ def of_signals(name: str, signals: Sequence[Signal], images: int, salt: str) -> 
 
 
 def _layers(
-    layers: Sequence[Layer], shown: Sequence[Histogram], distances: Mapping[str, float | None], salt: str
+    layers: Sequence[LayerRow], shown: Sequence[HistogramBars], distances: Mapping[str, float | None], salt: str
 ) -> Iterator[Block]:
     worst = sorted(layers, key=lambda layer: -(layer.error or 0.0))[:_CHART]
     chart = [layer for layer in layers if layer in worst]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gpusq_onnx.report import pictures
-from gpusq_onnx.report.blocks import Block, Facts, Note, Picture, Section, Table
+from gpusq_onnx.report.page import pictures
+from gpusq_onnx.report.page.blocks import Block, FactList, Note, Picture, Section, Table
 
 _CHART = 64  # groups in a picture
 
@@ -23,7 +23,7 @@ def _choice(document: Mapping[str, Any]) -> Iterator[Block]:
     name = chosen["name"] if chosen else ""
     rows = [("asked", str(document["asked"])), ("passes", str(document["pipeline"] or "none"))]
     images = f"calibrated with {document['calibrated']}, measured on {document['measured']} others"
-    yield Facts([*rows, ("images", images)])
+    yield FactList([*rows, ("images", images)])
     if document["failure"]:
         yield Note(str(document["failure"]), "bad")
     if not points:

@@ -34,7 +34,7 @@ _STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Histogram:
+class HistogramBars:
     """One histogram.
 
     Attributes:
@@ -139,7 +139,7 @@ def layers(names: Sequence[str], columns: Mapping[str, Sequence[float | None]], 
     return _drawn(_WIDE, 0.7 + 0.155 * len(names), draw, salt)
 
 
-def histograms(panels: Sequence[Histogram], salt: str) -> str:
+def histograms(panels: Sequence[HistogramBars], salt: str) -> str:
     """Small histograms, four in a row: what is compared in front, the ends of the grid as lines."""
     rows = -(-len(panels) // _ACROSS)
 

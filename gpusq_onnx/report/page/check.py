@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpusq_onnx.report import pictures
 from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.benchmark_page import columns, machine
-from gpusq_onnx.report.blocks import Block, Facts, Note, Picture, Section, Table, number
 from gpusq_onnx.report.checking import METRICS, CheckResult, summary
+from gpusq_onnx.report.page import pictures
+from gpusq_onnx.report.page.blocks import Block, FactList, Note, Picture, Section, Table, number
 
 
 def of_check(result: CheckResult) -> Iterator[Section]:
@@ -33,7 +33,7 @@ def of_engine(document: Mapping[str, Any]) -> Iterator[Section]:
     notes = [Note(f"gate: {failure}", "bad") for failure in document["failures"]]
     keys = ("name", "module", "predicted", "precision", "tactic", "chosen", "verdict", "reason", "remedy")
     rows = [[str(number(weight.get(key))) for key in keys] for weight in document["weights"]]
-    yield Section("Engine", [Facts(facts), *notes, Table("Prediction and truth, weight by weight", keys, rows)])
+    yield Section("Engine", [FactList(facts), *notes, Table("Prediction and truth, weight by weight", keys, rows)])
 
 
 def of_bench(found: Benchmark) -> Iterator[Section]:
@@ -46,7 +46,7 @@ def of_bench(found: Benchmark) -> Iterator[Section]:
 def _comparison(result: CheckResult) -> Iterator[Block]:
     found = result.comparison
     data = f"{found.samples} samples of {result.data.get('kind')}"
-    yield Facts(
+    yield FactList(
         [("original", result.original), ("compressed", result.compressed), ("runs on", result.runtime), ("data", data)]
     )
     yield from _verdict(result)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
-from gpusq_onnx.report import pictures
-from gpusq_onnx.report.blocks import Block, Facts, Fold, Note, Picture, Section, Table, number
 from gpusq_onnx.report.learning import ASIDE
+from gpusq_onnx.report.page import pictures
+from gpusq_onnx.report.page.blocks import Block, FactList, FoldedSection, Note, Picture, Section, Table, number
 from gpusq_onnx.report.run import both_totals, ratio
 
 _ROWS = 20  # of a table that is not folded
@@ -35,7 +35,7 @@ def _head(outcome: Outcome) -> Iterator[Block]:
     stages = " + ".join(map(str, found.get("stages", ()))) or "none"
     rows += [("seed", str(outcome.seed)), ("architecture", f"{found.get('blocks')} blocks in stages of {stages}")]
     rows += [("critical feature maps", ", ".join(found["feature_maps"]))] if found.get("feature_maps") else []
-    yield Facts(rows)
+    yield FactList(rows)
 
 
 def _file(facts: FileFacts) -> str:
@@ -68,7 +68,12 @@ def _weights(outcome: Outcome) -> Iterator[Block]:
         where = reported[0] if reported else None
         decisions = [_decision(found.get(name)) for found in rows_of]
         shape = " x ".join(map(str, where.shape)) if where else "-"
-        head: list[str | Fold] = [name, where.module or "-" if where else "-", where.role if where else "-", shape]
+        head: list[str | FoldedSection] = [
+            name,
+            where.module or "-" if where else "-",
+            where.role if where else "-",
+            shape,
+        ]
         rows.append([*head, *decisions, f"{a:,.0f}", f"{b:,.0f}", f"{b / a:.3f}" if a else "-"])
     passes = [step.name for step in outcome.steps]
     header = ["weight", "module", "role", "[out, k]", *passes, "packed bytes before", "after", "ratio"]
@@ -76,8 +81,8 @@ def _weights(outcome: Outcome) -> Iterator[Block]:
     yield Table("Every weight, and what each pass decided", header, rows, numbers, folded=len(rows) > _ROWS)
 
 
-def _decision(row: Any) -> str | Fold:
-    return "-" if row is None else Fold(row.decision, row.reason)
+def _decision(row: Any) -> str | FoldedSection:
+    return "-" if row is None else FoldedSection(row.decision, row.reason)
 
 
 def _training(step: StepOutcome, salt: str) -> Iterator[Block]:
@@ -95,9 +100,9 @@ def _training(step: StepOutcome, salt: str) -> Iterator[Block]:
         yield Table("Weight factors", ["critical feature map", "D_i", "w_i"], cells, (1, 2))
     if agreement := findings.get("agreement"):
         share = f"{agreement['before']:.1%} -> {agreement['after']:.1%}"
-        yield Facts([(f"agreement with the teacher, {agreement['images']} images", share)])
+        yield FactList([(f"agreement with the teacher, {agreement['images']} images", share)])
     if masks := findings.get("masks"):
-        yield Facts([("masks", f"{masks['weights']} weights, looked at {masks['checks']} times, never broken")])
+        yield FactList([("masks", f"{masks['weights']} weights, looked at {masks['checks']} times, never broken")])
     if movement := findings.get("movement"):
         cells = [[name, number(a), number(b), number(b / a) if a else "-"] for name, (a, b) in movement.items()]
         yield Table("Learned scales", ["scale", "before", "after", "ratio"], cells, (1, 2, 3), folded=True)
@@ -106,7 +111,7 @@ def _training(step: StepOutcome, salt: str) -> Iterator[Block]:
 def _pass(step: StepOutcome, outcome: Outcome) -> Iterator[Block]:
     took = "" if step.seconds is None else f", {step.seconds:.1f} s"
     decisions = ", ".join(f"{count} x {decision}" for decision, count in step.decisions.items())
-    yield Facts([(f"{step.name}, version {step.version}{took}", decisions or "nothing to decide")])
+    yield FactList([(f"{step.name}, version {step.version}{took}", decisions or "nothing to decide")])
     options = [[key, _option(value)] for key, value in step.options.items()]
     if options:
         yield Table(f"{step.name}: options", ["option", "value"], options, folded=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
-class Facts:
+class FactList:
     """Names and values, one a line."""
 
     kind: ClassVar[str] = "facts"
@@ -62,7 +62,7 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Fold:
+class FoldedSection:
     """A cell that shows `short`, and `text` when it is opened."""
 
     short: str
@@ -76,7 +76,7 @@ class Table:
     kind: ClassVar[str] = "table"
     caption: str
     header: Sequence[str]
-    rows: Sequence[Sequence[str | Fold]]
+    rows: Sequence[Sequence[str | FoldedSection]]
     numbers: Collection[int] = ()
     folded: bool = False
 
@@ -105,7 +105,7 @@ class Gallery:
     shots: Sequence[Shot]
 
 
-Block = Cards | Command | Facts | Note | Picture | Table | Gallery
+Block = Cards | Command | FactList | Note | Picture | Table | Gallery
 
 
 @dataclass(frozen=True)

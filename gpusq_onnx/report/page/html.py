@@ -16,7 +16,7 @@ from importlib.util import find_spec
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking
-from gpusq_onnx.report.blocks import Section
+from gpusq_onnx.report.page.blocks import Section
 
 
 def require_page() -> None:

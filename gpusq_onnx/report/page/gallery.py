@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.data.encode import Pixels, encoded
-from gpusq_onnx.report import overlay
-from gpusq_onnx.report.activation import NAMES, Activations, Example, View
-from gpusq_onnx.report.blocks import Block, Gallery, Note, Section, Shot, Table
-from gpusq_onnx.report.page import render
+from gpusq_onnx.report.page import overlay
+from gpusq_onnx.report.page.activation import NAMES, Activations, ActivationView, Example
+from gpusq_onnx.report.page.blocks import Block, Gallery, Note, Section, Shot, Table
+from gpusq_onnx.report.page.html import render
 from gpusq_onnx.report.preparation import line
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -96,7 +96,7 @@ def _row(few: Activations, example: Example) -> Iterator[tuple[Pixels, str, str,
             yield drawn[place][method], f"{model}: {NAMES[method]}", ", ".join(filter(None, [view.said, said])), tone
 
 
-def _drawn(example: Example, view: View) -> Iterator[tuple[str, Pixels]]:
+def _drawn(example: Example, view: ActivationView) -> Iterator[tuple[str, Pixels]]:
     """The pictures of one model, by what they show."""
     if view.mask is not None:
         yield "mask", overlay.classes(example.pixels, view.mask)
