@@ -21,6 +21,8 @@ from gpusq_onnx.cli.options import (
 from gpusq_onnx.cli.tune import SensitivityArgs
 from gpusq_onnx.errors import UsageError
 
+SCREEN = 40  # groups of layers
+
 
 def plan(
     models: Models,
@@ -44,7 +46,7 @@ def plan(
     def one(model: Path, alone: bool) -> str:
         keep_apart([model], report, json)
         if sensitivity:
-            return _sensitivity(model, pipeline, data, look, seed, report, json, quiet, alone=alone)
+            return _sensitivity(model, pipeline, data, look, seed, report, json, quiet, full=full, alone=alone)
         return _planned(model, pipeline, data, seed, report, json, quiet, full=full, alone=alone)
 
     several.for_each(several.matched(models), one, quiet=quiet, report=report, json=json)
@@ -109,6 +111,7 @@ def _sensitivity(
     json: Path | None,
     quiet: bool,
     *,
+    full: bool,
     alone: bool,
 ) -> str:
     """What each group of layers costs; the look at it, where the model is alone."""
@@ -135,6 +138,9 @@ def _sensitivity(
     publish(found.report, str(found), report=report, json_target=json)
     notes = found.notes()
     if not quiet and json != STDOUT and alone:
-        show_table(*found.rows())
+        header, rows = found.rows(None if full else SCREEN)
+        show_table(header, rows)
+        if len(rows) < len(found.groups.groups):
+            notes.append(f"the {len(rows)} of {len(found.groups.groups)} groups that cost most; --full has all")
         show("\n" + "\n".join(notes))
     return notes[0] if notes else ""

@@ -77,7 +77,7 @@ def for_file(weights: Sequence[Weighed]) -> list[str]:
     number = len([weight for weight in weights if _can_be_helped(weight)])
     if any(weight.quantised for weight in weights):
         return [f"for sparse kernels ({number} weights), start from the float model: apply --passes {PASSES}"]
-    if kinds["pattern"]:
+    if kinds["pattern"] >= max(2, len(weights) * _WORTH):
         return [f"for sparse kernels ({number} weights): apply --passes {PASSES}, or 'prune24,fp16'"]
     return [f"for sparse kernels ({number} weights): apply --passes 'qdq-int8{{profile=sparse-int8}}', or fp16"]
 
