@@ -79,6 +79,23 @@ def made_folders(folder: Path) -> list[Path]:
     return missing
 
 
+@contextmanager
+def present(folder: Path) -> Iterator[None]:
+    """Make a folder, and those above it, for the block; of them, what is empty at its end goes again."""
+    made = made_folders(folder)
+    try:
+        yield
+    finally:
+        _remove_empty(made)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove those of `folders`, the outermost first, that hold nothing."""
+    for made in reversed(folders):
+        with contextlib.suppress(OSError):  # something lies in it now
+            made.rmdir()
+
+
 def in_the_way(path: Path) -> Path | None:
     """What keeps a folder for `path` from being made: the nearest thing above it that exists and is no folder."""
     nearest = next((above for above in path.parents if above.exists()), None)
@@ -189,9 +206,7 @@ class Staging:
         """Remove what was not named, and do what was to be done afterwards."""
         for folder in self._folders.values():
             folder.remove()
-        for made in reversed(self._made):
-            with contextlib.suppress(OSError):  # something lies in it now
-                made.rmdir()
+        _remove_empty(self._made)
         for act in self._afterwards:
             act()
 

@@ -1,14 +1,9 @@
-"""The typer application, and the one place where an exception becomes a message and an exit code.
+"""The typer application: one command line in, an exit code out.
 
-    0 done · 1 a gate failed · 2 usage · 3 unsupported model or data · 4 our fault · 5 environment · 130 interrupted
-
-Errors raised on purpose (`errors.GpusqError`) print what, where, expected, found and next, on stderr. Anything else is
-a bug: a short message that asks for `--debug`, which shows the traceback.
+0 done · 1 a gate failed · 2 usage · 3 unsupported model or data · 4 our fault · 5 environment · 130 interrupted
 """
 
-import errno
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -18,11 +13,10 @@ import typer
 
 from gpusq_onnx import __version__
 from gpusq_onnx.cli import apply, bench, build, cam, check, inspect, pack, passes, plan, report, tune
+from gpusq_onnx.cli.failures import reported
 from gpusq_onnx.cli.groups import SectionedCommand, grouped
 from gpusq_onnx.cli.help import help_
-from gpusq_onnx.cli.journal import JournalSettings, one_call
-from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, of_the_machine
-from gpusq_onnx.text import block, printable
+from gpusq_onnx.cli.journal import one_call
 
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 
@@ -35,13 +29,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings(), one_call() as settings:
         if not sys.warnoptions:
             warnings.simplefilter("ignore")  # of libraries, about code and not about the model
-        code = _run(argv, settings)
+        code = _run(argv)
         if settings.journal:
             settings.journal.write(f"ended with exit code {code}")
         return code
 
 
-def _run(argv: Sequence[str] | None, settings: JournalSettings) -> int:
+def _run(argv: Sequence[str] | None) -> int:
     try:
         _application()(args=None if argv is None else list(argv), prog_name="gpusq-onnx")
     except SystemExit as end:
@@ -49,29 +43,8 @@ def _run(argv: Sequence[str] | None, settings: JournalSettings) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        if settings.debug:
-            traceback.print_exc()
-        if settings.journal:
-            settings.journal.write_error(error)
-        text, code = _explain(error)
-        _say(text)
-        return code
+        return reported(error)
     return 0
-
-
-def _explain(error: Exception) -> tuple[str, int]:
-    """What to print for an error, and the exit code."""
-    machine = of_the_machine(error)
-    if isinstance(machine, OSError) and machine.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        return f"{UsageError.title}: {printable(str(machine))}", UsageError.exit_code
-    if isinstance(error, GpusqError) and not machine:
-        return f"{error.title}: {error}", error.exit_code  # whose text is printable already
-    if machine is not None:
-        what = "not enough memory" if isinstance(machine, MemoryError) else printable(str(machine))
-        return f"{EnvironmentLacking.title}: {what}", EnvironmentLacking.exit_code
-    text = f"{GpusqError.title}: {type(error).__name__}: {block(str(error), '    ')}"
-    hint = "this is a defect of gpusq-onnx; run the command again with --debug and report the traceback"
-    return f"{text}\n  next: {hint}", GpusqError.exit_code
 
 
 def _application() -> typer.Typer:
@@ -105,7 +78,3 @@ def _before_the_verb(
     Exit codes: 0 done, 1 a gate failed, 2 usage, 3 unsupported model or data, 4 our fault, 5 environment,
     130 interrupted.
     """
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201

@@ -1,23 +1,26 @@
-"""`gpusq-onnx apply MODEL`: run a pipeline and write the new model; or refuse, and leave nothing.
+"""`gpusq-onnx apply MODEL...`: run a pipeline and write the new models, each whole; or refuse, and leave nothing.
 
 Under `torchrun` and `accelerate launch` every process runs it; the one of rank 0 writes and speaks.
 """
 
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
 from gpusq_onnx.cli import plan as dry
+from gpusq_onnx.cli import several
 from gpusq_onnx.cli.memory import MaxMemory, at_most
 from gpusq_onnx.cli.options import (
     STDOUT,
     DataArgs,
     Full,
     Json,
-    ModelPath,
+    Models,
     Output,
     PipelineArgs,
     Quiet,
@@ -29,7 +32,7 @@ from gpusq_onnx.errors import UsageError
 
 
 def apply(
-    model: ModelPath,
+    models: Models,
     pipeline: PipelineArgs,
     data: DataArgs,
     output: Output = None,
@@ -44,73 +47,91 @@ def apply(
 ) -> None:
     """Prune and quantise: run the passes, check the result, write the new model."""
     if dry_run:
-        dry.plan(model, pipeline, data, seed, report, json, full, quiet)
+        dry.plan(models, pipeline, data, seed, report, json, full, quiet)
         return
-    if output == STDOUT:
-        _to_stdout(model, pipeline, data, seed, report, json, quiet, max_memory)
+    files = several.matched(models)
+    job = _Job(pipeline, data, seed, report, json, full, force, quiet, max_memory)
+    if output == str(STDOUT):
+        job.to_stdout(files)
         return
-    from gpusq_onnx.cli.console import publish, show, show_verdict, warn, width
-    from gpusq_onnx.cli.progress import open_progress
-    from gpusq_onnx.files import staged
-    from gpusq_onnx.report import outline
-    from gpusq_onnx.workflows.apply import compress
-
-    written = output or model.with_suffix(".gpusq.onnx")
-    keep_apart([model, written], report, json)
-    if not force:
-        _spare(written, model)
-    leader = os.environ.get("RANK", "0") == "0"
-    with at_most(max_memory, model), staged() as results:
-        with open_progress(quiet=quiet or not leader) as progress:
-            result = compress(
-                model,
-                pipeline.pipeline(),
-                data=data.options(seed),
-                output=written,
-                allow_noop=pipeline.allow_noop,
-                canonical=not pipeline.no_canonical,
-                progress=progress,
-                leader=leader,
-                target=pipeline.target,
-                results=results,
-            )
-        if not leader:
-            return
-        for warning in result.warnings:
-            warn(warning)
-        publish(result.report, str(result), report=report, json_target=json, results=results)
-        results.commit()
-        if quiet or json == STDOUT:
-            return
-        if full:
-            show(str(result))
-        else:
-            show_verdict(outline.of_run(result.outcome, width()))
+    places = several.targets(files, output, lambda model: model.with_suffix(".gpusq.onnx"))
+    several.for_each(
+        files, lambda model, alone: job.run(model, places[model], alone=alone), quiet=quiet, report=report, json=json
+    )
 
 
-def _to_stdout(
-    model: Path,
-    pipeline: PipelineArgs,
-    data: DataArgs,
-    seed: int | None,
-    report: Path | None,
-    json: Path | None,
-    quiet: bool,
-    max_memory: str | None,
-) -> None:
-    """The new model's bytes on stdout, and nothing else there. Raises UsageError where they are not one file."""
-    from gpusq_onnx.files import Scratch
-    from gpusq_onnx.graph.io import data_beside
+@dataclass(frozen=True)
+class _Job:
+    """What is done to each model; the fields are the verb's options."""
 
-    if json == STDOUT:
-        raise UsageError("the model and --json cannot both go to stdout", where="-o -", hint="name a file for one")
-    with Scratch() as folder:
-        written = folder / model.name
-        apply(model, pipeline, data, written, seed, report, json, quiet=True, max_memory=max_memory)
-        if data_beside(written).exists():
-            raise UsageError("a model with external data is two files", where="-o -", hint="name a file with -o")
-        sys.stdout.buffer.write(written.read_bytes())
-        sys.stdout.buffer.flush()
+    pipeline: PipelineArgs
+    data: DataArgs
+    seed: int | None
+    report: Path | None
+    json: Path | None
+    full: bool
+    force: bool
+    quiet: bool
+    max_memory: str | None
+
+    def run(self, model: Path, written: Path, *, alone: bool) -> str:
+        """Make one model, and show it where it is alone; returns what came of it."""
+        from gpusq_onnx.cli.console import publish, show, show_verdict, warn, width
+        from gpusq_onnx.cli.progress import open_progress
+        from gpusq_onnx.files import staged
+        from gpusq_onnx.report import outline
+        from gpusq_onnx.workflows.apply import compress
+
+        keep_apart([model, written], self.report, self.json)
+        if not self.force:
+            _spare(written, model)
+        leader = os.environ.get("RANK", "0") == "0"
+        with at_most(self.max_memory, model), staged() as results:
+            with open_progress(quiet=self.quiet or not leader) as progress:
+                result = compress(
+                    model,
+                    self.pipeline.pipeline(),
+                    data=self.data.options(self.seed),
+                    output=written,
+                    allow_noop=self.pipeline.allow_noop,
+                    canonical=not self.pipeline.no_canonical,
+                    progress=progress,
+                    leader=leader,
+                    target=self.pipeline.target,
+                    results=results,
+                )
+            if not leader:
+                return ""
+            for warning in result.warnings:
+                warn(warning)
+            publish(result.report, str(result), report=self.report, json_target=self.json, results=results)
+            results.commit()
+            made = result.outcome.output
+            said = f"{written}: {made.bytes:,} bytes of {result.outcome.input.bytes:,}" if made else ""
+            if self.quiet or self.json == STDOUT or not (alone or self.full):
+                return said
+            if self.full:
+                show(str(result))
+            else:
+                show_verdict(outline.of_run(result.outcome, width()))
+        return said
+
+    def to_stdout(self, models: Sequence[Path]) -> None:
+        """The new model's bytes on stdout, and nothing else there. Raises UsageError where they are not one file."""
+        from gpusq_onnx.files import Scratch
+        from gpusq_onnx.graph.io import data_beside
+
+        if self.json == STDOUT:
+            raise UsageError("the model and --json cannot both go to stdout", where="-o -", hint="name a file for one")
+        if len(models) > 1:
+            raise UsageError(f"{len(models)} models cannot all go to stdout", where="-o -", hint="name a folder, DIR/")
+        with Scratch() as folder:
+            written = folder / models[0].name
+            replace(self, quiet=True).run(models[0], written, alone=True)
+            if data_beside(written).exists():
+                raise UsageError("a model with external data is two files", where="-o -", hint="name a file with -o")
+            sys.stdout.buffer.write(written.read_bytes())
+            sys.stdout.buffer.flush()
 
 
 def _spare(written: Path, model: Path) -> None:

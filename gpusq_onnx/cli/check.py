@@ -1,4 +1,4 @@
-"""`gpusq-onnx check ORIGINAL COMPRESSED`: how far apart two models are, with gates, and what a TensorRT parser says.
+"""`gpusq-onnx check ORIGINAL COMPRESSED...`: how far apart two models are, with gates, and what a TensorRT parser says.
 
 COMPRESSED may be a TensorRT engine, or an ONNX file that runs on TensorRT (`--on tensorrt`); what is asked for and not
 there is exit code 5.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from gpusq_onnx.cli import several
 from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed, TruthArgs, default_cache, keep_apart
 from gpusq_onnx.errors import UsageError
 
@@ -146,7 +147,12 @@ class ParserArgs:
 def check(
     original: Annotated[Path, Argument(metavar="ORIGINAL", help="The model before.", show_default=False)],
     compressed: Annotated[
-        Path, Argument(metavar="COMPRESSED", help="The model after: ONNX, or an engine (.plan).", show_default=False)
+        list[Path],
+        Argument(
+            metavar="COMPRESSED...",
+            help="The model after: ONNX, or an engine (.plan). Several: each against ORIGINAL.",
+            show_default=False,
+        ),
     ],
     data: DataArgs,
     truth: TruthArgs,
@@ -161,26 +167,35 @@ def check(
     """Compare two models on the same data: outputs, classes, accuracy; with gates, and a TensorRT parser's verdict."""
     from gpusq_onnx.cli.console import publish, show, warn
     from gpusq_onnx.cli.progress import open_progress
+    from gpusq_onnx.report.checking import summary
     from gpusq_onnx.workflows.check import check as check_models
 
     parsing = parser.parsing()
-    keep_apart([original, compressed], report, json)
     options = data.options(seed, truth)
     if options.path is None:
         warn("no --data: comparing on synthetic images, which say little about accuracy")
-    with open_progress(quiet=quiet) as progress:
-        result = check_models(
-            original,
-            compressed,
-            data=options,
-            gates=gates.gates(),
-            look=look.look(),
-            parsing=parsing,
-            progress=progress,
-        )
-    for note in result.data["notes"]:
-        warn(note)
-    publish(result.to_dict(), str(result), report=report, json_target=json)
-    if not quiet and json != STDOUT:
-        show(str(result))
-    result.require()
+
+    def one(candidate: Path, alone: bool) -> str:
+        keep_apart([original, candidate], report, json)
+        with open_progress(quiet=quiet) as progress:
+            result = check_models(
+                original,
+                candidate,
+                data=options,
+                gates=gates.gates(),
+                look=look.look(),
+                parsing=parsing,
+                progress=progress,
+            )
+        for note in result.data["notes"]:
+            warn(note)
+        publish(result.to_dict(), str(result), report=report, json_target=json)
+        if not quiet and json != STDOUT and alone:
+            show(str(result))
+        result.require()
+        return summary(result.comparison)
+
+    files = several.matched(compressed)
+    if look.artefacts and len(files) > 1:
+        raise UsageError("--artefacts is about one model", found=f"{len(files)} models", hint="give them one at a time")
+    several.for_each(files, one, quiet=quiet, report=report, json=json)

@@ -71,7 +71,8 @@ class SectionedCommand(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Refuse surplus arguments, then run."""
         positional = [ctx.params[p.name] for p in self.params if p.param_type_name == "argument"]
-        words = [str(word) for word in [*positional, *ctx.args] if word is not None]
+        given = [word for one in positional for word in (one if isinstance(one, (list, tuple)) else [one])]
+        words = [str(word) for word in [*given, *ctx.args] if word is not None]
         damage = shell_damage([word for word in words if not Path(word).exists()])
         if damage:
             raise damage

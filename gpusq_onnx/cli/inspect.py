@@ -1,10 +1,22 @@
-"""`gpusq-onnx inspect MODEL`: each weight, the kernel that TensorRT can choose for it, and what is in the way."""
+"""`gpusq-onnx inspect MODEL...`: each weight, the kernel that TensorRT can choose for it, and what is in the way."""
 
-from gpusq_onnx.cli.options import STDOUT, Full, Json, ModelPath, Quiet, keep_apart
+from pathlib import Path
+
+from gpusq_onnx.cli import several
+from gpusq_onnx.cli.options import STDOUT, Full, Json, Models, Quiet, keep_apart
 
 
-def inspect(model: ModelPath, json: Json = None, full: Full = False, quiet: Quiet = False) -> None:
+def inspect(models: Models, json: Json = None, full: Full = False, quiet: Quiet = False) -> None:
     """Show each weight: its pattern, Q/DQ, type, the kernel TensorRT can choose, and what is in its way."""
+    several.for_each(
+        several.matched(models),
+        lambda model, alone: _inspected(model, json, full=full, quiet=quiet, alone=alone),
+        quiet=quiet,
+        json=json,
+    )
+
+
+def _inspected(model: Path, json: Path | None, *, full: bool, quiet: bool, alone: bool) -> str:
     from gpusq_onnx.cli.console import show, show_table, show_verdict, width, write_json
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.report import outline
@@ -15,11 +27,12 @@ def inspect(model: ModelPath, json: Json = None, full: Full = False, quiet: Quie
         found = inspect_model(model, progress=progress)
     if json:
         write_json({"model": str(model), **found.to_dict()}, json)
-    if quiet or json == STDOUT:
-        return
+    kernels = ", ".join(f"{number} {kernel}" for kernel, number in found.kernels.items())
+    if quiet or json == STDOUT or not (alone or full):
+        return kernels
     if not full:
         show_verdict(outline.of_inspection(str(model), found, width()))
-        return
+        return kernels
     rows = [
         [
             weight.name,
@@ -37,10 +50,10 @@ def inspect(model: ModelPath, json: Json = None, full: Full = False, quiet: Quie
     ]
     columns = ["tensor", "module", "role", "op", "[out, k]", "type", "pattern", "Q/DQ on", "kernel", "in its way"]
     show_table(columns, rows)
-    kernels = ", ".join(f"{number} {kernel}" for kernel, number in found.kernels.items())
     fit = sum(weight.eligible for weight in found.weights)
     show(f"\n{len(found.weights)} weights, opset {found.opset}: {kernels}; {fit} fit for sparse kernels")
     for line in found.advice:
         show(line)
     for key, value in sorted(found.metadata.items()):
         show(f"{key} = {value}")
+    return kernels

@@ -58,6 +58,9 @@ def default_cache() -> Path:
 
 
 ModelPath = Annotated[Path, Argument(metavar="MODEL", help="The ONNX model.", show_default=False)]
+Models = Annotated[
+    list[Path], Argument(metavar="MODEL...", help="The ONNX models; one, several or a pattern.", show_default=False)
+]
 Full = Annotated[bool, Option("--full", help="Everything, a line each, instead of a screen of it.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no summary: errors and warnings only.")]
 Json = Annotated[
@@ -79,12 +82,11 @@ Report = Annotated[
     ),
 ]
 Output = Annotated[
-    Path | None,
+    str | None,
     Option(
         "--output",
         "-o",
-        metavar="FILE",
-        callback=writable,
+        metavar="FILE|DIR/",
         help="The new model; default: MODEL.gpusq.onnx beside MODEL. With -, to stdout and nothing else there.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""`gpusq-onnx pack MODEL` and `unpack FILE`: sparse weights at the size that they need, for storage and transfer."""
+"""`gpusq-onnx pack MODEL...` and `unpack FILE`: sparse weights at the size that they need, for storage and transfer."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,41 +6,55 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import STDOUT, Json, ModelPath, Quiet, keep_apart, writable
+from gpusq_onnx.cli import several
+from gpusq_onnx.cli.options import STDOUT, Json, Models, Quiet, keep_apart, writable
 
 
 def pack(
-    model: ModelPath,
+    models: Models,
     output: Annotated[
-        Path | None, Option("--output", "-o", metavar="FILE", callback=writable, help="Default: MODEL.gpusq.")
+        str | None, Option("--output", "-o", metavar="FILE|DIR/", help="Default: MODEL.gpusq beside MODEL.")
     ] = None,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Store a pruned model in the space that its pattern needs; `unpack` restores it bit for bit."""
+    from gpusq_onnx.workflows.pack import SUFFIX
+
+    files = several.matched(models)
+    places = several.targets(files, output, lambda model: model.with_suffix(SUFFIX))
+    several.for_each(
+        files,
+        lambda model, alone: _packed(model, places[model], json, quiet=quiet, alone=alone),
+        quiet=quiet,
+        json=json,
+    )
+
+
+def _packed(model: Path, target: Path, json: Path | None, *, quiet: bool, alone: bool) -> str:
     from gpusq_onnx.cli.console import show, show_table, write_json
     from gpusq_onnx.cli.progress import open_progress
-    from gpusq_onnx.workflows.pack import SUFFIX
     from gpusq_onnx.workflows.pack import pack as pack_model
 
-    target = output or model.with_suffix(SUFFIX)
     keep_apart([model, target], None, json)
     with open_progress(quiet=quiet) as progress:
         contents = pack_model(model, target, progress=progress)
     before, after = sum(file.bytes for file in contents.files), target.stat().st_size
     if json:
         write_json({"model": str(model), "packed": str(target), "bytes": after, **contents.to_dict()}, json)
-    if quiet or json == STDOUT:
-        return
+    said = f"{target}: {after:,} bytes, {after / before:.1%} of {before:,}"
+    if quiet or json == STDOUT or not alone:
+        return said
     groups = Counter((weight.pattern, weight.width, weight.bits) for weight in contents.weights)
     rows = [[str(count), pattern, f"{width}", f"{bits:g}"] for (pattern, width, bits), count in groups.items()]
     show_table(["weights", "pattern", "bits a value", "bits a weight"], rows)
     weights, scales = contents.sizes
     rest = after - weights - scales
     show(f"\nweights {weights:,} bytes, their scales {scales:,}, all else, compressed, {rest:,}")
-    show(f"{target}: {after:,} bytes, {after / before:.1%} of {before:,}")
+    show(said)
     if any(weight.width == 32 for weight in contents.weights):
         show("32-bit values stay 32 bits wide: qdq-int8 gives them 8-bit codes, 5 bits a weight at 2:4")
+    return said
 
 
 def unpack(

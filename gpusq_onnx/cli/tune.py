@@ -13,6 +13,7 @@ from typer import Option
 from gpusq_onnx.cli.options import (
     STDOUT,
     DataArgs,
+    Full,
     Json,
     ModelPath,
     Quiet,
@@ -96,6 +97,7 @@ def tune(
     seed: Seed = None,
     report: Report = None,
     json: Json = None,
+    full: Full = False,
     quiet: Quiet = False,
 ) -> None:
     """Choose a form for each layer under a budget, measure it, and write a recipe for apply."""
@@ -128,5 +130,5 @@ def tune(
             publish(found.report, str(found), report=report, json_target=json, results=results)
         results.commit()
     if not quiet and json != STDOUT:
-        show(str(found))
+        show(str(found) if full else found.screen())
     found.require()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.options import CROPPED_BOXES, DataOptions
 from gpusq_onnx.data.source import SIZES, Described, InputSpec, Source, image_inputs
 from gpusq_onnx.errors import UsageError
 
@@ -21,6 +21,8 @@ def open_source(
 
     A missing path raises UsageError; data that does not fit the inputs raises UnsupportedDataError.
     """
+    if options.annotations is not None and options.fit != "stretch":
+        raise UsageError(CROPPED_BOXES, where="--annotations", hint="give --fit stretch")
     source = _open(options, [InputSpec(given.name, given.dtype, given.shape) for given in inputs], rows)
     for option, asked, met in (
         ("--annotations", options.annotations, source.annotations is not None),

@@ -22,6 +22,7 @@ from gpusq_onnx.errors import UsageError
 from gpusq_onnx.parsing import parse_toml, read_bytes
 
 MOST_PIXELS = 178_956_970  # Pillow refuses more by itself
+CROPPED_BOXES = "annotations need fit=stretch: a crop moves the boxes"
 LONGEST = 16_384  # a side of what goes into a model, px
 TRUTHS = ("classes", "annotations", "masks")
 """The keys that say what images show; files or folders."""
@@ -115,8 +116,8 @@ class DataOptions(BaseModel):
             raise ValueError(f"{' and '.join(given)} are labels of different kinds: give one of them")
         if self.reduce_zero_label and self.masks is None:
             raise ValueError("reduce_zero_label is about label maps, and masks names none")
-        if self.annotations is not None and self.fit != "stretch":
-            raise ValueError("annotations need fit=stretch: a crop moves the boxes")
+        if self.annotations is not None and self.fit != "stretch" and "fit" in self.model_fields_set:
+            raise ValueError(CROPPED_BOXES)  # where it is not given, the model may remember it
         return self
 
     @classmethod

@@ -39,6 +39,10 @@ _PROTOBUF_LIMIT = 2**31 - 2**20
 _ALIGNMENT = 4096  # external tensors start on a page, so that they can be memory-mapped
 
 
+_EXPORTS = 'models are ONNX files here: docs/how-to/classifier.md, "Export it", has the commands that export one'
+_ELSEWHERE = dict.fromkeys(("timm", "hf", "hf-hub", "https", "http"), _EXPORTS)  # names of other tools for models
+
+
 def load(path: Path | str) -> Model:
     """Read a model, raised to opset 20 (IR 10) or kept where it is up to opset 25, without what runtimes refuse.
 
@@ -68,7 +72,8 @@ def read_proto(path: Path, least: int = INLINE_BYTES) -> tuple[ModelProto, scan.
         UnsupportedModelError: not ONNX, truncated, or a rule of `door.READABLE` is broken.
     """
     if not path.exists():
-        raise UsageError("no such model file", where=str(path), hint="check the path")
+        hint = _ELSEWHERE.get(str(path).partition(":")[0], "check the path")
+        raise UsageError("no such model file", where=str(path), hint=hint)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "a device or a pipe"
         raise UsageError(f"the model path is {found}", where=str(path), hint="name the .onnx file in it")

@@ -57,7 +57,7 @@ def deciding(weight: Weighed) -> list[str]:
 
 def for_plan(weights: Sequence[Weighed], pipeline: str) -> list[str]:
     """What would make more of the plan's weights sparse: changes of the pipeline."""
-    kinds = Counter({kind: n for kind, n in _curable(weights).items() if n >= max(2, len(weights) * _WORTH)})
+    kinds = Counter({kind: n for kind, n in _curable(weights).items() if n >= _few(weights)})
     lines = []
     if number := kinds["output"]:
         step = next((name for name in ("qdq-int8", "qdq") if name in pipeline), "qdq-int8")
@@ -72,14 +72,19 @@ def for_plan(weights: Sequence[Weighed], pipeline: str) -> list[str]:
 def for_file(weights: Sequence[Weighed]) -> list[str]:
     """What would make more of a file's weights sparse: commands that this file can still take."""
     kinds = _curable(weights)
-    if not kinds:
-        return []
     number = len([weight for weight in weights if _can_be_helped(weight)])
+    if not number or number < _few(weights):
+        return []
     if any(weight.quantised for weight in weights):
         return [f"for sparse kernels ({number} weights), start from the float model: apply --passes {PASSES}"]
-    if kinds["pattern"]:
+    if kinds["pattern"] >= _few(weights):
         return [f"for sparse kernels ({number} weights): apply --passes {PASSES}, or 'prune24,fp16'"]
     return [f"for sparse kernels ({number} weights): apply --passes 'qdq-int8{{profile=sparse-int8}}', or fp16"]
+
+
+def _few(weights: Sequence[Weighed]) -> float:
+    """Fewer than this many are not worth advice; a graph of one or two weights is."""
+    return min(len(weights), max(2, len(weights) * _WORTH))
 
 
 def _can_be_helped(weight: Weighed) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import GateFailed
 from gpusq_onnx.report.markdown import assemble, table
-from gpusq_onnx.tuning.groups import Groups
+from gpusq_onnx.tuning.groups import Group, Groups
 from gpusq_onnx.tuning.reasons import ReasonedLayer
 from gpusq_onnx.tuning.rounds import Point
 from gpusq_onnx.tuning.sensitivity import Sensitivity
@@ -46,8 +46,12 @@ class SensitivityReport:
             "warnings": list(self.warnings),
         }
 
-    def rows(self) -> tuple[list[str], list[list[str]]]:
-        """The table: a row for each group, a column for each form; `~` before what is estimated."""
+    def rows(self, most: int | None = None) -> tuple[list[str], list[list[str]]]:
+        """The table: a row for each group, a column for each form; `~` before what is estimated.
+
+        Args:
+            most: of the groups, those that cost most, in their order; None: all.
+        """
         forms = [n for n in TREATMENTS if n != DENSE and any(n in g.operations for g in self.groups.groups)]
         cells = {
             (loss.group, loss.form): f"{'' if loss.exact is not None else '~'}{loss.value:.2e}"
@@ -55,9 +59,19 @@ class SensitivityReport:
         }
         rows = [
             [g.name, f"{g.operations[DENSE] / self.groups.total:.1%}", *(cells.get((g.name, f), "-") for f in forms)]
-            for g in self.groups.groups
+            for g in self._costliest(most)
         ]
         return ["group", "operations", *forms], rows
+
+    def _costliest(self, most: int | None) -> list[Group]:
+        groups = list(self.groups.groups)
+        if most is None or len(groups) <= most:
+            return groups
+        cost: dict[str, float] = {}
+        for loss in self.found.losses:
+            cost[loss.group] = max(cost.get(loss.group, 0.0), loss.value)
+        kept = {group.name for group in sorted(groups, key=lambda group: -cost.get(group.name, 0.0))[:most]}
+        return [group for group in groups if group.name in kept]
 
     def notes(self) -> list[str]:
         """What the numbers are."""
@@ -137,7 +151,17 @@ class Tuning:
             hint = "a looser budget, more images to calibrate with, or training: apply --finetune"
             raise GateFailed("no configuration meets the budget", where=self.asked, found=self.failure, hint=hint)
 
+    def screen(self) -> str:
+        """The digest with a line for each form in place of one for each group of layers."""
+        forms = dict.fromkeys(layer.form for layer in self.layers)
+        of = {form: [layer for layer in self.layers if layer.form == form] for form in forms}
+        rows = [[form, str(len(of[form])), f"{sum(layer.share for layer in of[form]):.1%}"] for form in forms]
+        return self._digest(["## Layers", "", *table(["form", "groups", "operations"], rows)])
+
     def __str__(self) -> str:
+        return self._digest(["## Layers", "", *self._layers()])
+
+    def _digest(self, end: list[str]) -> str:
         lines = [f"# Tuning of {self.sensitivity.model}", "", f"- asked: {self.asked}"]
         if self.chosen is None:
             lines.append(f"- **missed**: {self.failure}")
@@ -148,7 +172,7 @@ class Tuning:
         lines += [f"- calibrated with {self.calibrated} images, measured on {self.measured} others"]
         lines += [f"- {note}" for note in self.sensitivity.notes()]
         lines += [f"- **warning**: {text}" for text in self.sensitivity.warnings]
-        return assemble([*lines, "", "## Measured", "", *self._points(), "", "## Layers", "", *self._layers()])
+        return assemble([*lines, "", "## Measured", "", *self._points(), "", *end])
 
     def _said(self, values: Mapping[str, float]) -> list[str]:
         found = [f"{name} {value:.4g}" for name, value in values.items()]

@@ -66,7 +66,7 @@ def test_help_is_quick() -> None:
         (["nonsense"], "No such command"),
         (["inspect"], "Missing argument"),
         (["inspect", "no.onnx"], "no such model file"),
-        (["inspect", "no.onnx", "other.onnx"], "unexpected argument 'other.onnx'"),
+        (["unpack", "no.gpusq", "other.gpusq"], "unexpected argument 'other.gpusq'"),
         (["apply", "no.onnx"], "one of --passes and --recipe"),
         (["apply", "no.onnx", "--passes", "prune42"], "did you mean 'prune24'"),
         (["apply", "no.onnx", "--passes", "prune24{methd=magnitude}"], "did you mean 'method'"),

@@ -64,6 +64,15 @@ def test_inspect_in_full_prints_one_line_a_weight(model: Path) -> None:
     assert lines[-1].startswith("for sparse kernels (13 weights): apply --passes 'prune24,")
 
 
+def test_advice_names_only_what_is_missing(model: Path) -> None:
+    """Of a pruned model the dense head alone is not 2:4: what it lacks is a type with sparse kernels."""
+    pruned = model.with_name("pruned.onnx")
+    assert call("apply", "-p", "prune24{method=magnitude}", "-o", pruned, model, "-q").code == 0
+    advice = call("inspect", pruned, "--full").out.splitlines()
+    (line,) = [line for line in advice if line.startswith("for sparse kernels")]
+    assert "prune24" not in line and "qdq-int8{profile=sparse-int8}" in line
+
+
 def test_check_of_equal_models(model: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     outcome = call(

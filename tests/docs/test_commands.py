@@ -43,6 +43,7 @@ FOR_THE_DIGITS |= {"--masks ADE20K/annotations/validation/ --reduce-zero-label":
 MADE_BY = {
     "small.onnx": "apply --passes prune24,qdq-int8 --report report.json -o small.onnx model.onnx",
     "pruned.onnx": "apply --passes prune24 -o pruned.onnx model.onnx",
+    "compressed/first.onnx": "apply --passes prune24,qdq-int8 -o compressed/ models/first.onnx models/second.onnx",
     "report.json": "apply --passes qdq-int8 --report report.json -o other.onnx model.onnx",
     "check.json": "check --report check.json model.onnx model.onnx",
     "small.gpusq": "pack small.onnx",
@@ -62,7 +63,9 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the documents' reader has: model.onnx, images/ in one folder a class, classes.txt."""
     desk = tmp_path_factory.mktemp("desk")
     assets = ROOT / "tests" / "assets"
-    (desk / "model.onnx").write_bytes((assets / "digits_vit.onnx").read_bytes())
+    (desk / "models").mkdir()
+    for name in ("model.onnx", "models/first.onnx", "models/second.onnx"):
+        (desk / name).write_bytes((assets / "digits_vit.onnx").read_bytes())
     with np.load(assets / "digits_test.npz") as data:
         pixels = np.rint((data["pixel_values"] * 0.5 + 0.5) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
         labels = data["labels"]

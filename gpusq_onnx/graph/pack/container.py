@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.files import Scratch, atomic_write
+from gpusq_onnx.files import Scratch, atomic_write, present
 from gpusq_onnx.graph.pack.scaling import ELEMENTS, GRIDS, Scaling
 from gpusq_onnx.sparsity.packing import PackedForm
 
@@ -238,7 +238,7 @@ def _size(found: Any) -> int:
 
 def write(target: Path, fill: Callable[[ContainerWriter], Contents]) -> Contents:
     """A container at `target`, complete or not at all; `fill(writer)` adds the tensors and returns the contents."""
-    with Scratch(target.parent) as folder, (folder / "tensors").open("w+b") as tensors:
+    with present(target.parent), Scratch(target.parent) as folder, (folder / "tensors").open("w+b") as tensors:
         writer = ContainerWriter(tensors)
         contents = fill(writer)
         with atomic_write(target) as (out,):
