@@ -40,6 +40,8 @@ def inspect(model: ModelPath, json: Json = None, full: Full = False, quiet: Quie
     kernels = ", ".join(f"{number} {kernel}" for kernel, number in found.kernels.items())
     fit = sum(weight.eligible for weight in found.weights)
     show(f"\n{len(found.weights)} weights, opset {found.opset}: {kernels}; {fit} fit for sparse kernels")
+    for other in found.others:
+        show(f"{other.name}, read by {other.node} ({other.op}): no weight matrix: {other.reason}")
     for line in found.advice:
         show(line)
     for key, value in sorted(found.metadata.items()):

@@ -70,7 +70,8 @@ def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
     ]
     header = ["", "role", "type", "pattern", "Q/DQ on", "kernel", "in its way"]
     lines += ["", *_within(columns(header, rows, width), LINES)]
-    remarks = found.advice
+    reasons = Counter(other.reason for other in found.others)
+    remarks = [f"{count} x no weight matrix: {reason}" for reason, count in reasons.items()] + found.advice
     if made := found.metadata.get("pkg.gpusq_onnx.pipeline"):
         remarks.append(f"made by gpusq-onnx {found.metadata.get('pkg.gpusq_onnx.version', '')}: {made}")
     return [*lines, *([""] if remarks else []), *(line for text in remarks for line in folded(text, width))]
