@@ -50,7 +50,9 @@ def of_run(outcome: Outcome, width: int) -> list[str]:
     lines += _steps(outcome.steps, width)
     lines += ["", *_totals(outcome), ""]
     if outcome.proof:
-        shown = f"proven: onnxruntime's defaults {outcome.proof.default}, as written {outcome.proof.unoptimised}"
+        said = outcome.proof.default, outcome.proof.unoptimised
+        word = "proven" if any(text.endswith("ran") for text in said) else "not proven"
+        shown = f"{word}: onnxruntime's defaults {said[0]}, as written {said[1]}"
         cosines = [o.cosine for o in outcome.proof.outputs if o.cosine is not None]
         lines += folded(shown + (f"; lowest cosine of the two {min(cosines):.4g}" if cosines else ""), width)
     model = outcome.input.path
