@@ -34,6 +34,7 @@ from gpusq_onnx.data.source import (
     InputSpec,
     Source,
     check_finite,
+    common_batch,
     ready_made,
     require_whole,
     too_few,
@@ -104,7 +105,7 @@ class ArrayFile(Source):
     def __init__(self, path: Path, options: DataOptions, inputs: Sequence[InputSpec]) -> None:
         self._path = path
         self._inputs = inputs
-        self.static_batch = next((spec.static_batch for spec in inputs if spec.static_batch), None)
+        self.static_batch = common_batch(inputs)
         with reading(path, _unreadable):
             columns = _npz_columns(path) if path.suffix == ".npz" else _npy_column(path, inputs)
         names = [spec.name for spec in inputs]

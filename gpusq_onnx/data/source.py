@@ -235,6 +235,25 @@ def check_finite(name: str, rows: NDArray[Any], where: str) -> None:
     )
 
 
+def common_batch(inputs: Sequence[InputSpec]) -> int | None:
+    """The batch that the model fixes, None where it is free.
+
+    Raises:
+        UnsupportedDataError: an input has no axis 0, or fixes it at another size than the first that fixes it: it is no
+            batch, and rows of arrays cannot feed it.
+    """
+    static = next((spec.static_batch for spec in inputs if spec.static_batch), None)
+    for spec in inputs:
+        if not spec.shape or (static is not None and spec.static_batch not in (None, static)):
+            raise UnsupportedDataError(
+                f"the model's input {spec.name!r} has no batch axis",
+                expected="axis 0 of every input is the batch" if static is None else f"{static} in front, as of others",
+                found=str(spec),
+                hint="give a Polygraphy script whose load_data() yields whole feed dicts: --data load_data.py",
+            )
+    return static
+
+
 def require_whole(kind: str, boxes: Sequence[Box] | None) -> None:
     """Raise UsageError when boxes are asked of tensors that go in as they are."""
     if boxes is not None:

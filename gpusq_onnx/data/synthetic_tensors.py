@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import Batch, Box, InputSpec, Source, ready_made, require_whole
+from gpusq_onnx.data.source import Batch, Box, InputSpec, Source, common_batch, ready_made, require_whole
 from gpusq_onnx.data.synthetic import DEFAULT_SAMPLES
 from gpusq_onnx.errors import UnsupportedDataError
 
@@ -46,7 +46,7 @@ class SyntheticTensors(Source):
         self._inputs, self._rows, self._seed = list(inputs), dict(rows), options.seed
         self._count = options.samples or DEFAULT_SAMPLES
         self._notes = ready_made(options, "synthetic tensors")
-        self.static_batch = next((spec.static_batch for spec in inputs if spec.static_batch), None)
+        self.static_batch = common_batch(inputs)
 
     def __len__(self) -> int:
         return self._count

@@ -102,7 +102,7 @@ def prepare(
     image = next((spec.shape for spec in model.inputs() if len(spec.shape) == 4), ())
     views = {(False, False): _view(model, student, results, taps, chosen)}
     wanted = {(apart and len(taps) > 1, thinned) for _, apart, thinned in phases(settings)} - set(views)
-    thins = any(t for _, t in wanted) and not chosen  # a pick names one of all tokens
+    thins = any(t for _, t in wanted) and not chosen and bool(maps or not every)  # a pick names one of all tokens
     some, tokens = _thin_teacher(structure, teacher, other, outputs, maps, settings, thins)
     for apart, thinned in sorted(wanted):
         given = taps[:-1] if apart else []

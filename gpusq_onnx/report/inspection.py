@@ -68,11 +68,23 @@ class WeightReport:
 
 
 @dataclass(frozen=True)
+class OtherConstant:
+    """A constant that a product reads and that is no weight matrix; see `graph.leftovers.Leftover`."""
+
+    name: str
+    node: str
+    op: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """A whole model: its weights in graph order."""
+    """A whole model: its weights in graph order, and what is multiplied with besides."""
 
     opset: int
     weights: tuple[WeightReport, ...]
+    others: tuple[OtherConstant, ...]
     metadata: dict[str, str]
 
     @property
@@ -92,14 +104,19 @@ class Inspection:
 
 def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspection:  # noqa: B008 - it has no state
     """Look at every weight. Reads each one once; nothing is changed."""
-    sites = analyse(model).sites
+    structure = analyse(model)
+    sites = structure.sites
     research = model.metadata.get(RESEARCH, "")
     found = [_weight(site, research) for site in track(progress, sites, "inspecting weights", len(sites))]
     order = {str(node.name): number for number, node in enumerate(model.graph.nodes)}
     found += map(_nbits, find_nbits(model))
     weights = tuple(sorted(found, key=lambda weight: order[weight.nodes[0]]))
     ours = {key: value for key, value in model.metadata.items() if key.startswith("pkg.gpusq_onnx.")}
-    return Inspection(model.opset, weights, ours)
+    others = (
+        OtherConstant(left.tensor, str(left.node.name), str(left.node.op), left.shape, left.reason)
+        for left in structure.leftovers
+    )
+    return Inspection(model.opset, weights, tuple(others), ours)
 
 
 def _weight(site: Site, research: str) -> WeightReport:

@@ -50,7 +50,9 @@ def of_run(outcome: Outcome, width: int) -> list[str]:
     lines += _steps(outcome.steps, width)
     lines += ["", *_totals(outcome), ""]
     if outcome.proof:
-        shown = f"proven: onnxruntime's defaults {outcome.proof.default}, as written {outcome.proof.unoptimised}"
+        said = outcome.proof.default, outcome.proof.unoptimised
+        word = "proven" if any(text.endswith("ran") for text in said) else "not proven"
+        shown = f"{word}: onnxruntime's defaults {said[0]}, as written {said[1]}"
         cosines = [o.cosine for o in outcome.proof.outputs if o.cosine is not None]
         lines += folded(shown + (f"; lowest cosine of the two {min(cosines):.4g}" if cosines else ""), width)
     model = outcome.input.path
@@ -70,7 +72,8 @@ def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
     ]
     header = ["", "role", "type", "pattern", "Q/DQ on", "kernel", "in its way"]
     lines += ["", *_within(columns(header, rows, width), LINES)]
-    remarks = found.advice
+    reasons = Counter(other.reason for other in found.others)
+    remarks = [f"{count} x no weight matrix: {reason}" for reason, count in reasons.items()] + found.advice
     if made := found.metadata.get("pkg.gpusq_onnx.pipeline"):
         remarks.append(f"made by gpusq-onnx {found.metadata.get('pkg.gpusq_onnx.version', '')}: {made}")
     return [*lines, *([""] if remarks else []), *(line for text in remarks for line in folded(text, width))]

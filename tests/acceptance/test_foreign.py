@@ -149,9 +149,11 @@ def _among(product: Product, named: set[str]) -> bool:
 
 
 def _with_equal_ones(written: Path, names: Collection[str]) -> set[str]:
-    """These initializers and all of the same values: a weight that an export holds twice is one site."""
-    constants = onnx.load(written).graph.initializer
-    held = {i.name: (i.data_type, *i.dims, onnx.numpy_helper.to_array(i).tobytes()) for i in constants}
+    """These constants and all of the same values, stored or by Identity: a weight that an export holds twice is one."""
+    graph = onnx.load(written).graph
+    held = {i.name: (i.data_type, *i.dims, onnx.numpy_helper.to_array(i).tobytes()) for i in graph.initializer}
+    same = [node for node in graph.node if node.op_type == "Identity" and node.input[0] in held]
+    held |= {node.output[0]: held[node.input[0]] for node in same}
     values = {held[name] for name in names if name in held}
     return {*names, *(name for name, value in held.items() if value in values)}
 

@@ -1,5 +1,7 @@
 """Made-up tensors are legal inputs: ids that the table has, masks that keep everything, and the same each time."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -31,3 +33,14 @@ def test_an_open_dimension_is_named() -> None:
     open_ids = InputSpec("ids", np.dtype(np.int64), ("batch", "tokens"))
     with pytest.raises(UnsupportedDataError, match=r"(?s)'ids'.*ids: int64 \[batch, tokens\].*--data FILE\.npz"):
         open_source(DataOptions(), [open_ids])
+
+
+@pytest.mark.parametrize("lone", [(), (3,)])
+@pytest.mark.parametrize("file", [True, False])
+def test_an_input_without_a_batch_axis_is_named(lone: tuple[int, ...], file: bool, tmp_path: Path) -> None:
+    """A threshold, or a size, as SAM's decoder has: one array of rows cannot feed it, a script can."""
+    inputs = [FEATURES, InputSpec("size", np.dtype(np.float32), lone)]
+    path = tmp_path / "data.npz"
+    np.savez(path, features=np.zeros((2, 3, 4), np.float16), size=np.zeros((2, *lone), np.float32))
+    with pytest.raises(UnsupportedDataError, match=r"(?s)'size' has no batch axis.*load_data"):
+        open_source(DataOptions(path=str(path)) if file else DataOptions(), inputs)

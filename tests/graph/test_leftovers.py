@@ -12,6 +12,8 @@ from gpusq_onnx.passes.int4 import Int4Weights
 from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.passes.qdq import QdqInt8
 from gpusq_onnx.pipeline.base import PlanContext
+from gpusq_onnx.report.inspection import inspect_model
+from gpusq_onnx.report.outline import of_inspection
 from tests.graph.small_graphs import FLOAT, graph, model, node, normal, proto
 
 X = [("x", FLOAT, [2, 4, 32])]
@@ -88,6 +90,14 @@ def test_plans_have_a_row_for_each(step: Any) -> None:
     rows = step(step.Options()).plan(found, analyse(found), PlanContext())
     (row,) = (row for row in rows if row.tensor == "w")
     assert (row.skipped, row.role, row.op, row.shape) == (True, "product", "MatMul", (3, 32, 64))
+
+
+def test_inspect_names_them() -> None:
+    found = inspect_model(model(recurrent()))
+    assert [other.name for other in found.others] == ["w", "r"]
+    assert [weight.name for weight in found.weights] == ["linear"]
+    lines = of_inspection("m.onnx", found, 120)
+    assert "2 x no weight matrix: GRU: no operator that is pruned or quantised here" in lines
 
 
 def test_what_is_no_product_of_data_is_none() -> None:

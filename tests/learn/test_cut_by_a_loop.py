@@ -16,9 +16,8 @@ from gpusq_onnx.learn.setup import prepare
 MODEL = Path(__file__).parents[1] / "assets" / "digits_vit.onnx"
 
 
-def with_a_loop(folder: Path) -> Path:
-    """The embedded model, with a Loop of two rounds that change nothing after its first block."""
-    end = analyse(io.load(MODEL)).blocks[0].output
+def with_a_loop(folder: Path, end: str) -> Path:
+    """The embedded model, with a Loop of two rounds that change nothing after the tensor `end`."""
     proto = onnx.load(MODEL)
     for node in proto.graph.node:
         node.input[:] = ["looped" if name == end else name for name in node.input]
@@ -35,11 +34,20 @@ def with_a_loop(folder: Path) -> Path:
 
 
 def test_maps_after_the_loop_are_left_out_and_it_is_said(tmp_path: Path) -> None:
-    student, teacher = (io.load(with_a_loop(tmp_path)) for _ in range(2))
+    end = analyse(io.load(MODEL)).blocks[0].output
+    student, teacher = (io.load(with_a_loop(tmp_path, end)) for _ in range(2))
     structure = analyse(student)
     setup = prepare(student, structure, teacher, TrainingOptions())
-    end = structure.blocks[0].output
     assert [pair.student for pair in setup.outputs] == [end]
     assert {pair.student for pair in setup.maps} <= {end}
     assert len(structure.feature_maps) > len(setup.maps)
     assert any("not compared" in note for note in setup.notes)
+
+
+def test_a_loop_before_the_first_block_leaves_the_patch_embedding(tmp_path: Path) -> None:
+    (patches,) = (site for site in analyse(io.load(MODEL)).sites if site.role == "patch_embed")
+    student, teacher = (io.load(with_a_loop(tmp_path, patches.output.name)) for _ in range(2))
+    setup = prepare(student, analyse(student), teacher, TrainingOptions())
+    assert [pair.student for pair in setup.outputs] == [patches.output.name]
+    assert not setup.maps
+    assert setup.tokens is None

@@ -16,6 +16,7 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.pipeline import manager, proof
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
+from gpusq_onnx.report.outline import of_run
 from gpusq_onnx.report.run import digest
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -123,6 +124,7 @@ def test_a_model_that_came_in_unable_to_run_is_written_with_a_warning(tmp_path: 
     assert outcome.proof is not None
     assert (outcome.proof.default, outcome.proof.outputs) == ("refused", ())
     assert any("nothing is proven" in warning and "mine" in warning for warning in outcome.warnings)
+    assert "not proven: onnxruntime's defaults refused, as written refused" in of_run(outcome, 120)
 
 
 def test_a_model_that_is_chaotic_itself_is_not_our_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
