@@ -211,10 +211,18 @@ def _check_network(network: Vit, base: Vit, images: Tensor, name: str, outputs: 
 
 
 def _check(found: Tensor, expected: Tensor, name: str, most: float) -> None:
-    """Codes may differ by one step next to a tie, floats by rounding: by `most` in BF16, by a thousandth in FP32."""
-    if found.dtype == torch.int8:
-        wrong = float(((found.int() - expected.int()).abs() > 1).double().mean())
-    else:
-        wrong = float((found.double() - expected.double()).norm() / expected.double().norm())
-    if not wrong < (most if found.dtype == torch.bfloat16 else 1e-3):
+    wrong = difference(found, expected)
+    if not wrong < allowed(found, most):
         raise RuntimeError(f"{name} is wrong: {wrong:.3g} away from the reference")
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Of codes, the share that is more than one step away, since ties round either way; of floats, the relative one."""
+    if found.dtype == torch.int8:
+        return float(((found.int() - expected.int()).abs() > 1).double().mean())
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def allowed(found: Tensor, most: float) -> float:
+    """The difference that rounding explains: `most` in BF16, a thousandth of codes and in FP32."""
+    return most if found.dtype == torch.bfloat16 else 1e-3

@@ -44,10 +44,16 @@ class Shape:
         c = self.width
         return {"qkv": (3 * c, c), "proj": (c, c), "fc1": (4 * c, c), "fc2": (c, 4 * c)}
 
+    @property
+    def products(self) -> dict[str, tuple[int, int, int, bool]]:
+        """(rows an image, N, K, whether GELU follows) of each kind of Linear."""
+        return {name: (self.tokens, n, k, name == "fc1") for name, (n, k) in self.linears.items()}
+
 
 MODELS = {
     "vit_base": Shape(768, 12, 12),
     "deit_base": Shape(768, 12, 12, extra=2),
+    "deit_small": Shape(384, 12, 6, extra=2),
     "tiny": Shape(64, 2, 2, image=32, patch=8),
 }
 
