@@ -2,12 +2,12 @@
 
     python -m tools.gpu.wheels [--into out/wheels] [--most 60] [--list]
 
-What is wanted is not written down: it is the closure of the project's requirements, of accelerate, pytest and
-hypothesis, at the versions of constraints.txt, without what such a machine has (PyTorch with Triton, onnx, onnxruntime,
+What is wanted is not written down: it is the closure of the project's requirements, of accelerate and pytest, at
+the versions of constraints.txt, without what such a machine has (PyTorch with Triton, onnx, onnxruntime,
 timm, numpy, and what these bring of their own). And cuSPARSELt, newer than the one that PyTorch 2.11 pins. A folder
 holds at most `--most` MB; a larger wheel is split into NAME.whl.1of3, …, which `tools.gpu.install` joins.
 
-Needs pip, the registry, and an environment made from constraints.txt, whose metadata tells what requires what.
+Needs pip, the registry, Python 3.11, and an environment of constraints.txt, whose metadata tells what requires what.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tools.zoo.exports import ROOT
 
-WANTED = ("gpusq-onnx", "accelerate", "pytest", "hypothesis")
+BESIDES = ("accelerate", "pytest")
 THERE = frozenset("torch triton onnx onnxruntime onnxruntime-gpu timm numpy ml-dtypes protobuf setuptools".split())
-NEWER = ("nvidia-cusparselt-cu13==0.9.0",)
+NEWER = ("nvidia-cusparselt-cu13==0.10.0",)
 PYTHON = {"python_version": "3.12", "python_full_version": "3.12.0", "sys_platform": "linux", "extra": ""}
 PYTHON |= {"platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix"}
 PYTHON |= {"implementation_name": "cpython", "platform_python_implementation": "CPython"}
@@ -43,28 +44,35 @@ def pins() -> dict[str, str]:
     return {canonicalize_name(name): number.strip() for name, number in found}
 
 
-def closure(wanted: Iterable[str] = WANTED, there: frozenset[str] = THERE) -> list[str]:
-    """Canonical names of all that `wanted` requires on the GPU machine's Python, itself and `there` left out."""
+def wanted() -> list[str]:
+    """What the project and its GPU tests require themselves: pyproject.toml, and `BESIDES`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [*_names(project["dependencies"]), *BESIDES]
+
+
+def closure(names: Iterable[str], there: frozenset[str] = THERE) -> list[str]:
+    """Canonical names of all that these need on the GPU machine's Python, themselves included, without `there`."""
     found: set[str] = set()
-    ahead = [canonicalize_name(name) for name in wanted]
+    ahead = [canonicalize_name(name) for name in names]
     while ahead:
         name = ahead.pop()
-        if name in found or name in there:
-            continue
-        found.add(name)
-        ahead += [canonicalize_name(requirement.name) for requirement in _required(name)]
-    return sorted(found - {"gpusq-onnx"})
+        if name not in found and name not in there:
+            found.add(name)
+            ahead += _required(name)
+    return sorted(found)
 
 
-def _required(name: str) -> Iterator[Requirement]:
+def _required(name: str) -> list[str]:
     try:
-        lines = requires(name) or []
+        return _names(requires(name) or [])
     except PackageNotFoundError:
-        lines = []  # for another system or Python than this one: nothing more is known of it
-    for line in lines:
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate(PYTHON):
-            yield requirement
+        return []  # for another system or Python than this one: nothing more is known of it
+
+
+def _names(lines: Iterable[str]) -> list[str]:
+    """Canonical names of the requirements that hold on the GPU machine."""
+    found = [Requirement(line) for line in lines]
+    return [canonicalize_name(r.name) for r in found if r.marker is None or r.marker.evaluate(PYTHON)]
 
 
 def download(names: Iterable[str], into: Path) -> None:
@@ -131,7 +139,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=60, help="MB a folder")
     parser.add_argument("--list", action="store_true", help="print what would be downloaded, and end")
     options = parser.parse_args()
-    names = [*pinned(closure(), pins()), *NEWER]
+    names = [*pinned(closure(wanted()), pins()), *NEWER]
     if options.list:
         print("\n".join(names))
         return 0
