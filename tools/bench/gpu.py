@@ -30,7 +30,7 @@ from gpusq_onnx.runtime.kernels.sparse import Operators
 from gpusq_onnx.runtime.machine import cpu_name, read_gpu, versions
 from tools.bench.formats import linear_formats, network_formats
 from tools.bench.lines import line_table
-from tools.bench.vit import MODELS
+from tools.bench.models import MODELS
 
 REFERENCES = ("TF32", "INT8")
 

@@ -26,7 +26,7 @@ from gpusq_onnx.runtime.kernels import attention, float8
 from gpusq_onnx.runtime.kernels.arithmetic import Tail
 from gpusq_onnx.runtime.kernels.choose import WAYS, Chooser
 from tools.bench.formats import Exact, allowed, difference
-from tools.bench.vit import MODELS
+from tools.bench.models import MODELS
 
 KINDS = ("float", "gelu", "codes", "both")
 CRASHED = "CUDA error"  # in what torch raises after a kernel that broke the context
