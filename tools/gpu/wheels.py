@@ -85,10 +85,9 @@ def download(names: Iterable[str], into: Path) -> None:
 
 
 def parts(size: int, most: int) -> list[tuple[int, int]]:
-    """(offset, bytes) of the pieces of a file, each at most `most`, nearly equal."""
-    count = max(1, -(-size // most))
-    piece = -(-size // count)
-    return [(start, min(piece, size - start)) for start in range(0, max(size, 1), piece)]
+    """(offset, bytes) of the pieces of a file that is not empty, each at most `most`, nearly equal."""
+    piece = -(-size // -(-size // most))
+    return [(start, min(piece, size - start)) for start in range(0, size, piece)]
 
 
 def pack(wheels: Iterable[Path], into: Path, most: int) -> dict[str, list[str]]:
