@@ -10,7 +10,7 @@ export GPUSQ_SHARED ?= $(CURDIR)/../shared
 export GPUSQ_ZOO ?= $(CURDIR)/.zoo
 export GPUSQ_ZOO_VENV ?= $(CURDIR)/.venv-zoo
 
-.PHONY: help venv demo test acceptance bench fuzz lint format docs clean
+.PHONY: help venv demo test acceptance bench gpu fuzz lint format docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,6 +36,10 @@ acceptance: $(STAMP) ## the slow tests and the tables of measured numbers, into 
 
 bench: $(STAMP) ## time and memory against the bars, as ratios, in one run; wants ../shared and a quiet machine
 	$(BIN)/python -m tools.bench
+
+# No .venv: the torch of the machine is the one that sees its GPU.
+gpu: ## every figure and check that wants a GPU, 8.5 minutes a call, resumable, into out/gpu; docs/gpu.md
+	$(PYTHON) -m tools.gpu $(if $(wildcard out/wheels),--wheels out/wheels)
 
 fuzz: $(STAMP) ## broken models, options, data, containers and reports by the thousand: an hour or two, into out/fuzz
 	$(BIN)/python -m tools.fuzz --models 20000 --options 5000 --data 5000 --containers 5000 --reports 2000

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from gpusq_onnx.runtime.kernels import sparse
-from gpusq_onnx.runtime.kernels.arithmetic import Tail
 from gpusq_onnx.runtime.kernels.attention import attention, reference
 from gpusq_onnx.runtime.kernels.choose import DENSE_WAYS, WAYS, Chooser
 from gpusq_onnx.runtime.kernels.graphs import CudaRunner, compiled
+from tools.gpu.exact import KINDS, codes, tail
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,32 +20,12 @@ pytestmark = [
 GPU = torch.device("cuda")
 
 
-def codes(rows: int, k: int, *, pruned: bool = False) -> Tensor:
-    made = torch.randint(-127, 128, (rows, k), generator=torch.Generator().manual_seed(rows + k), dtype=torch.int8)
-    if pruned:
-        made.view(rows, k // 4, 4)[:, :, 1::2] = 0
-    return made.to(GPU)
-
-
-def tail(n: int, kind: str) -> Tail:
-    random = torch.Generator().manual_seed(n)
-    alpha, bias = torch.rand(n, generator=random) * 1e-5 + 1e-6, torch.randn(n, generator=random)
-    middle, out = torch.tensor(0.05), torch.tensor(0.03)
-    made = {
-        "float": Tail(alpha, bias, dtype=torch.bfloat16),
-        "gelu": Tail(alpha, bias, activation="gelu", out=out),
-        "codes": Tail(alpha, bias, out=middle),
-        "both": Tail(alpha, bias, middle=middle, activation="gelu", out=out),
-    }
-    return made[kind].to(GPU)
-
-
-@pytest.mark.parametrize("kind", ["float", "gelu", "codes", "both"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [197, 197 * 32])
 @pytest.mark.parametrize(("n", "k"), [(2304, 768), (768, 768), (3072, 768), (768, 3072)])
 def test_every_way_is_exact(rows: int, n: int, k: int, kind: str, tmp_path: Path) -> None:
-    chooser, given = Chooser(GPU, store=tmp_path / "kernels.json"), codes(rows, k)
-    weight, after = codes(n, k, pruned=True), tail(n, kind)
+    chooser, given = Chooser(GPU, store=tmp_path / "kernels.json"), codes(rows, k, GPU)
+    weight, after = codes(n, k, GPU, pruned=True), tail(n, kind, GPU)
     expected = after(given.double() @ weight.double().t())
     answer = chooser.ask(weight, after, rows, is_sparse=True)
     assert answer.microseconds, answer.refused
@@ -72,7 +52,7 @@ def test_what_of_cusparselt_works_is_known() -> None:
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("tokens", [17, 197, 512])
 def test_attention_is_exact(tokens: int) -> None:
-    q, k, v = (codes(2 * 3 * tokens, 64).reshape(2, 3, tokens, 64) for _ in range(3))
+    q, k, v = (codes(2 * 3 * tokens, 64, GPU).reshape(2, 3, tokens, 64) for _ in range(3))
     scales = torch.tensor([0.02, 0.015, 1 / 127, 0.03], device=GPU)
     for out in (None, torch.tensor(0.01, device=GPU)):
         found = attention(q, k, v, scales, out, torch.bfloat16)

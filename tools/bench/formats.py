@@ -20,7 +20,7 @@ from gpusq_onnx.runtime.kernels import float8
 from gpusq_onnx.runtime.kernels.arithmetic import Tail, quantise
 from gpusq_onnx.runtime.kernels.choose import DENSE_WAYS, WAYS, Chooser
 from gpusq_onnx.runtime.kernels.graphs import CudaRunner
-from tools.bench.vit import Shape, Vit, integer, noted
+from tools.bench.vit import Network, NetworkShape, integer, noted
 from tools.bench.vit import float8 as float8_vit
 
 COPIES = 64  # of one Linear, at most
@@ -68,7 +68,7 @@ def linear_formats(rows: int, n: int, k: int, chooser: Chooser, *, gelu: bool) -
 
 
 @contextmanager
-def network_formats(shape: Shape, batch: int, chooser: Chooser) -> Iterator[dict[str, Runner]]:
+def network_formats(shape: NetworkShape, batch: int, chooser: Chooser) -> Iterator[dict[str, Runner]]:
     """Runners of one network by format, closed at the end. Raises RuntimeError where an integer one is wrong."""
     device = chooser.device
     random = torch.Generator().manual_seed(batch)
@@ -85,7 +85,7 @@ def network_formats(shape: Shape, batch: int, chooser: Chooser) -> Iterator[dict
             runner.close()
 
 
-def _networks(base: Vit, images: Tensor, chooser: Chooser) -> Iterator[tuple[str, Vit, torch.dtype]]:
+def _networks(base: Network, images: Tensor, chooser: Chooser) -> Iterator[tuple[str, Network, torch.dtype]]:
     """(format, network on the device, type of its images)."""
     device, rest = chooser.device, _rest(chooser.device)
     floats = {"TF32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
@@ -178,7 +178,7 @@ def _runner(calls: Calls, device: torch.device, *, tf32: bool) -> Runner:
 
 def _compiled(run: Callable[..., object]) -> Callable[..., object]:
     """Through torch.compile; a network block by block, so that its twelve blocks are compiled once."""
-    if isinstance(run, Vit):
+    if isinstance(run, Network):
         for block in run.blocks:
             block.compile(dynamic=False, fullgraph=True)
         return run
@@ -200,7 +200,7 @@ def _copies(rows: int, n: int, k: int, device: torch.device) -> int:
     return max(1, min(COPIES, -(-2 * cache // (n * k + rows * (n + k)))))
 
 
-def _check_network(network: Vit, base: Vit, images: Tensor, name: str, outputs: bool) -> None:
+def _check_network(network: Network, base: Network, images: Tensor, name: str, outputs: bool) -> None:
     """The network, on its whole batch, against the reference on the first images of it."""
     device, rest = network.head.weight.device, network.head.weight.dtype
     some = min(len(images), 4)
@@ -211,10 +211,18 @@ def _check_network(network: Vit, base: Vit, images: Tensor, name: str, outputs: 
 
 
 def _check(found: Tensor, expected: Tensor, name: str, most: float) -> None:
-    """Codes may differ by one step next to a tie, floats by rounding: by `most` in BF16, by a thousandth in FP32."""
-    if found.dtype == torch.int8:
-        wrong = float(((found.int() - expected.int()).abs() > 1).double().mean())
-    else:
-        wrong = float((found.double() - expected.double()).norm() / expected.double().norm())
-    if not wrong < (most if found.dtype == torch.bfloat16 else 1e-3):
+    wrong = difference(found, expected)
+    if not wrong < allowed(found, most):
         raise RuntimeError(f"{name} is wrong: {wrong:.3g} away from the reference")
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Of codes, the share that is more than one step away, since ties round either way; of floats, the relative one."""
+    if found.dtype == torch.int8:
+        return float(((found.int() - expected.int()).abs() > 1).double().mean())
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def allowed(found: Tensor, most: float) -> float:
+    """The difference that rounding explains: `most` in BF16, a thousandth of codes and in FP32."""
+    return most if found.dtype == torch.bfloat16 else 1e-3

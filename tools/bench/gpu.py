@@ -29,7 +29,8 @@ from gpusq_onnx.runtime.kernels.choose import Chooser, KernelChoice
 from gpusq_onnx.runtime.kernels.sparse import Operators
 from gpusq_onnx.runtime.machine import cpu_name, read_gpu, versions
 from tools.bench.formats import linear_formats, network_formats
-from tools.bench.vit import MODELS
+from tools.bench.lines import line_table
+from tools.bench.models import MODELS
 
 REFERENCES = ("TF32", "INT8")
 
@@ -50,13 +51,13 @@ def main(arguments: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print(f"torch {torch.__version__} finds no GPU: install a CUDA build on a machine with one", file=sys.stderr)
         return 5
-    chooser = Chooser(device, store=options.out / "kernels.json")
+    chooser = Chooser(device, store=options.store or options.out / "kernels.json")
     result = Result(_machine(device, chooser))
     print("\n".join(f"{key}: {value}" for key, value in result.machine.items()), flush=True)
     rounds = Rounds(options.rounds, options.warm, options.least)
     for line in _lines(options, chooser, rounds):
         result.lines.append(line)
-        print("\n".join(["", line["title"], "", *_table(line)]), flush=True)
+        print("\n".join(["", line["title"], "", *line_table(line)]), flush=True)
     result.answers = chooser.answers
     result.machine["under load"] = _clocks() if device.type == "cuda" else "-"
     options.out.mkdir(parents=True, exist_ok=True)
@@ -73,11 +74,11 @@ def _lines(options: argparse.Namespace, chooser: Chooser, rounds: Rounds) -> Ite
         shape = MODELS[name]
         for batch in map(int, options.batch.split(",")):
             if options.part in ("", "linears"):
-                for linear, (n, k) in shape.linears.items():
-                    rows = batch * shape.tokens
+                for linear, (tokens, n, k, gelu) in shape.products.items():
+                    rows = batch * tokens
                     work = 2.0 * rows * n * k
                     title = f"{name} {linear}, batch {batch}: [{rows}, {k}] x [{k}, {n}]"
-                    with linear_formats(rows, n, k, chooser, gelu=linear == "fc1") as runners:
+                    with linear_formats(rows, n, k, chooser, gelu=gelu) as runners:
                         yield _line(title, time_side_by_side(runners, rounds), work=work)
             if options.part in ("", "networks"):
                 with network_formats(shape, batch, chooser) as runners:
@@ -96,18 +97,6 @@ def _line(title: str, timings: Mapping[str, Timing], *, batch: int = 0, work: fl
             "samples": timing.samples,
         }
     return {"title": title, "rows": rows}
-
-
-def _table(line: Mapping[str, Any]) -> list[str]:
-    keys = [key for key in next(iter(line["rows"].values())) if key != "samples"]
-    cells = [[name, *(_cell(key, row[key]) for key in keys)] for name, row in line["rows"].items()]
-    return table(["format", *keys], cells)
-
-
-def _cell(key: str, value: float) -> str:
-    if key == "spread":
-        return f"{value:.1%}"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _answers(answers: list[KernelChoice]) -> list[str]:
@@ -156,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--warm", type=float, default=0.5, help="seconds of warm-up for each format")
     parser.add_argument("--least", type=float, default=0.02, help="seconds of a sample")
     parser.add_argument("--out", type=Path, default=Path("out/gpu"), help="where all numbers go")
+    parser.add_argument("--store", type=Path, help="where searched kernels are kept; default: kernels.json in --out")
     return parser
 
 

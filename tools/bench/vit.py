@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,30 @@ from torch.nn import functional
 from gpusq_onnx.runtime.kernels.arithmetic import Tail, quantise
 from gpusq_onnx.runtime.kernels.choose import Chooser
 from gpusq_onnx.runtime.kernels.float8 import Float8Linear, float8_scale, to_float8
+
+
+def linears_of(c: int) -> dict[str, tuple[int, int]]:
+    """[N, K] of the four Linears of a block of width `c`."""
+    return {"qkv": (3 * c, c), "proj": (c, c), "fc1": (4 * c, c), "fc2": (c, 4 * c)}
+
+
+class NetworkShape(Protocol):
+    """What a benchmark asks of a shape."""
+
+    @property
+    def width(self) -> int:
+        """Of the first block."""
+
+    @property
+    def image(self) -> int:
+        """Side in pixels."""
+
+    @property
+    def products(self) -> dict[str, tuple[int, int, int, bool]]:
+        """(rows an image, N, K, whether GELU follows) of each kind of Linear."""
+
+    def network(self, seed: int = 0) -> Network:
+        """With random weights."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +63,20 @@ class Shape:
         """Patches and class tokens."""
         return (self.image // self.patch) ** 2 + self.extra
 
+    def network(self, seed: int = 0) -> Vit:
+        """With random weights."""
+        return Vit(self, seed)
+
     @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """[N, K] of a block's four Linears."""
-        c = self.width
-        return {"qkv": (3 * c, c), "proj": (c, c), "fc1": (4 * c, c), "fc2": (c, 4 * c)}
+    def products(self) -> dict[str, tuple[int, int, int, bool]]:
+        """(rows an image, N, K, whether GELU follows) of each kind of Linear."""
+        return {name: (self.tokens, n, k, name == "fc1") for name, (n, k) in linears_of(self.width).items()}
 
 
 MODELS = {
     "vit_base": Shape(768, 12, 12),
     "deit_base": Shape(768, 12, 12, extra=2),
+    "deit_small": Shape(384, 12, 6, extra=2),
     "tiny": Shape(64, 2, 2, image=32, patch=8),
 }
 
@@ -96,25 +125,38 @@ class Float8(Integer):
 
 
 class Block(nn.Module):
-    """One block; its Linears are replaced by name."""
+    """One block on [B, tokens, width]; its Linears, `linears`, are replaced by name."""
 
-    def __init__(self, shape: Shape, random: torch.Generator) -> None:
+    linears = ("qkv", "proj", "fc1", "fc2")
+
+    def __init__(self, width: int, heads: int, tokens: int, random: torch.Generator) -> None:
         super().__init__()
-        self.heads = shape.heads
-        self.norm1, self.norm2 = nn.LayerNorm(shape.width), nn.LayerNorm(shape.width)
-        for name, (n, k) in shape.linears.items():
+        self.heads, self.tokens = heads, tokens
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        for name, (n, k) in linears_of(width).items():
             setattr(self, name, Linear(n, k, gelu=name == "fc1", random=random))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        heads = functional.scaled_dot_product_attention(q, k, v)
-        x = x + self.proj(heads.transpose(1, 2).reshape(batch, tokens, width))
+        x = x + self.attend(self.norm1(x))
         return x + self.fc2(self.fc1(self.norm2(x)))
 
+    def attend(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        heads = functional.scaled_dot_product_attention(q, k, v)
+        y: Tensor = self.proj(heads.transpose(1, 2).reshape(batch, tokens, width))
+        return y
 
-class Vit(nn.Module):
+
+class Network(nn.Module):
+    """A network of blocks, each with the names of its Linears, `linears`, and its rows an image, `tokens`."""
+
+    blocks: nn.ModuleList
+    shape: NetworkShape
+
+
+class Vit(Network):
     """Images [B, 3, S, S] to logits [B, 1000]."""
 
     def __init__(self, shape: Shape, seed: int = 0) -> None:
@@ -123,7 +165,7 @@ class Vit(nn.Module):
         self.shape = shape
         self.embed = nn.Conv2d(3, shape.width, shape.patch, shape.patch)
         self.positions = nn.Parameter(torch.randn(1, shape.tokens, shape.width, generator=random) * 0.02)
-        self.blocks = nn.ModuleList(Block(shape, random) for _ in range(shape.depth))
+        self.blocks = nn.ModuleList(Block(shape.width, shape.heads, shape.tokens, random) for _ in range(shape.depth))
         self.norm, self.head = nn.LayerNorm(shape.width), nn.Linear(shape.width, 1000)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -135,11 +177,11 @@ class Vit(nn.Module):
         return logits
 
 
-def noted(shape: Shape, images: Tensor, seed: int = 0) -> Vit:
+def noted(shape: NetworkShape, images: Tensor, seed: int = 0) -> Network:
     """A float network that has seen `images`, so that its integer forms have scales."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Vit(shape, seed).eval()
+        network = shape.network(seed).eval()
     linears = [module for module in network.modules() if isinstance(module, Linear)]
     for linear in linears:
         linear.noting = True
@@ -151,36 +193,36 @@ def noted(shape: Shape, images: Tensor, seed: int = 0) -> Vit:
 
 
 def integer(
-    network: Vit, batch: int, chooser: Chooser, dtype: torch.dtype, *, outputs: bool, ways: Sequence[str]
-) -> Vit:
+    network: Network, batch: int, chooser: Chooser, dtype: torch.dtype, *, outputs: bool, ways: Sequence[str]
+) -> Network:
     """Replace the Linears of a noted network by INT8 kernels, in place; all else in `dtype` on the chooser's device."""
     network.to(chooser.device, dtype)
-    rows = batch * network.shape.tokens
     for block in network.blocks:
-        following = block.fc2.largest["in"] / 127
-        for name in network.shape.linears:
+        for name in block.linears:
             linear = getattr(block, name)
             step = torch.tensor(linear.largest["in"] / 127)
             w = linear.weight.detach().float().cpu()
             scale = w.abs().amax(1) / 127
             middle = torch.tensor(linear.largest["middle"] / 127) if outputs else None
-            out = torch.tensor(following) if name == "fc1" else None
-            bias, act = linear.bias.detach().cpu(), "gelu" if name == "fc1" else ""
+            out = torch.tensor(block.fc2.largest["in"] / 127) if linear.gelu else None
+            bias, act = linear.bias.detach().cpu(), "gelu" if linear.gelu else ""
             tail = Tail(step * scale, bias, middle=middle, activation=act, out=out, dtype=dtype)
-            kernel = chooser.build(quantise(w, scale[:, None], -127), tail, rows, is_sparse=True, ways=ways)
+            kernel = chooser.build(
+                quantise(w, scale[:, None], -127), tail, batch * block.tokens, is_sparse=True, ways=ways
+            )
             setattr(block, name, Integer(kernel, step).to(chooser.device))
     return network
 
 
-def float8(network: Vit, device: torch.device) -> Vit:
+def float8(network: Network, device: torch.device) -> Network:
     """Replace the Linears of a noted network by FP8 ones, in place; all else in BF16."""
     network.to(device, torch.bfloat16)
     for block in network.blocks:
-        for name in network.shape.linears:
+        for name in block.linears:
             linear = getattr(block, name)
             scale = float8_scale(torch.tensor(linear.largest["in"] / 127))
             w, bias = linear.weight.detach().float(), linear.bias.detach()
-            act = "gelu" if name == "fc1" else ""
+            act = "gelu" if linear.gelu else ""
             tail = Tail(torch.ones_like(bias), bias, activation=act, dtype=torch.bfloat16)
             setattr(block, name, Float8(Float8Linear(w.cpu(), scale, tail.cpu()), scale).to(device))
     return network

@@ -102,15 +102,39 @@ class Chooser:
                 self._write(key, self._answers[key])
         return self._answers[key]
 
+    def candidates(self, way: str, codes: Tensor, tail: Tail, x: Tensor) -> Iterator[Build]:
+        """What builds one way at each of its settings; building is where one that does not fit raises."""
+        if way == "sparse" and isinstance(self.operators, sparse.Operators):
+            yield partial(_searched, codes, tail, self.operators, x)
+        elif way == "fused":
+            from gpusq_onnx.runtime.kernels.fused import TILES, FusedLinear
+
+            yield from (partial(_set, FusedLinear(codes, tail, tile), tuple(asdict(tile).values())) for tile in TILES)
+        else:
+            yield partial(_set, dense.DenseLinear(codes, tail), ())
+
+    def why_not(self, way: str, n: int, k: int, *, is_sparse: bool) -> str | None:
+        """Why one way cannot serve a weight [n, k]; None: it can."""
+        if way == "sparse":
+            reason = sparse.why_not(n, k, is_sparse)
+            return reason or (self.operators if isinstance(self.operators, str) else None)
+        if way == "fused":
+            if find_spec("triton") is None:
+                return "Triton is not installed"
+            from gpusq_onnx.runtime.kernels import fused
+
+            return fused.why_not(k)
+        return dense.why_not(n, k, self.device)
+
     def _measure(self, codes: Tensor, tail: Tail, rows: int, is_sparse: bool) -> KernelChoice:
         n, k = codes.shape
         x = torch.randint(-127, 128, (rows, k), dtype=torch.int8, device=self.device)
         answer = KernelChoice((rows, n, k), tail.kind)
         for way in WAYS:
-            if reason := self._why_not(way, n, k, is_sparse):
+            if reason := self.why_not(way, n, k, is_sparse=is_sparse):
                 answer.refused[way] = reason
                 continue
-            for build in self._candidates(way, codes, tail, x):
+            for build in self.candidates(way, codes, tail, x):
                 try:
                     module, setting = build()
                     time = round(1e6 * self._seconds(module, x), 2)
@@ -122,28 +146,6 @@ class Chooser:
             if way in answer.microseconds:
                 answer.refused.pop(way, None)
         return answer
-
-    def _candidates(self, way: str, codes: Tensor, tail: Tail, x: Tensor) -> Iterator[Build]:
-        if way == "sparse" and isinstance(self.operators, sparse.Operators):
-            yield partial(_searched, codes, tail, self.operators, x)
-        elif way == "fused":
-            from gpusq_onnx.runtime.kernels.fused import TILES, FusedLinear
-
-            yield from (partial(_set, FusedLinear(codes, tail, tile), tuple(asdict(tile).values())) for tile in TILES)
-        else:
-            yield partial(_set, dense.DenseLinear(codes, tail), ())
-
-    def _why_not(self, way: str, n: int, k: int, is_sparse: bool) -> str | None:
-        if way == "sparse":
-            reason = sparse.why_not(n, k, is_sparse)
-            return reason or (self.operators if isinstance(self.operators, str) else None)
-        if way == "fused":
-            if find_spec("triton") is None:
-                return "Triton is not installed"
-            from gpusq_onnx.runtime.kernels import fused
-
-            return fused.why_not(k)
-        return dense.why_not(n, k, self.device)
 
     def _seconds(self, module: nn.Module, x: Tensor) -> float:
         """Of one execution with its tail compiled, as it runs inside a compiled network."""
