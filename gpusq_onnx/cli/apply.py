@@ -14,7 +14,8 @@ from typer import Option
 
 from gpusq_onnx.cli import plan as dry
 from gpusq_onnx.cli import several
-from gpusq_onnx.cli.memory import MaxMemory, at_most
+from gpusq_onnx.cli.journal import settings
+from gpusq_onnx.cli.memory import require_room
 from gpusq_onnx.cli.options import (
     STDOUT,
     DataArgs,
@@ -43,14 +44,13 @@ def apply(
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, as plan does; write nothing.")] = False,
     force: Annotated[bool, Option("--force", help="Write over a file that is not ours.")] = False,
     quiet: Quiet = False,
-    max_memory: MaxMemory = None,
 ) -> None:
     """Prune and quantise: run the passes, check the result, write the new model."""
     if dry_run:
         dry.plan(models, pipeline, data, seed, report, json, full, quiet)
         return
     files = several.matched(models)
-    job = _Job(pipeline, data, seed, report, json, full, force, quiet, max_memory)
+    job = _Job(pipeline, data, seed, report, json, full, force, quiet)
     if output == str(STDOUT):
         job.to_stdout(files)
         return
@@ -72,7 +72,6 @@ class _Job:
     full: bool
     force: bool
     quiet: bool
-    max_memory: str | None
 
     def run(self, model: Path, written: Path, *, alone: bool) -> str:
         """Make one model, and show it where it is alone; returns what came of it."""
@@ -86,7 +85,8 @@ class _Job:
         if not self.force:
             _spare(written, model)
         leader = os.environ.get("RANK", "0") == "0"
-        with at_most(self.max_memory, model), staged() as results:
+        require_room(settings().max_memory, model)
+        with staged() as results:
             with open_progress(quiet=self.quiet or not leader) as progress:
                 result = compress(
                     model,

@@ -120,13 +120,14 @@ def build(
     """Build a TensorRT engine and show, weight by weight, what TensorRT made of it; with a gate on sparse kernels."""
     from gpusq_onnx.cli.console import publish, show, warn
     from gpusq_onnx.cli.progress import open_progress
+    from gpusq_onnx.files import staged
     from gpusq_onnx.report.engine_digest import digest
     from gpusq_onnx.runtime.tensorrt.engine import card_of
     from gpusq_onnx.workflows.build import build as build_model
 
     plan = output or model.with_suffix(".plan")
     keep_apart([model, plan, card_of(plan)], report, json)
-    with open_progress(quiet=quiet) as progress:
+    with staged() as results, open_progress(quiet=quiet) as progress:
         found = build_model(
             model,
             plan,
@@ -137,8 +138,9 @@ def build(
             log=log,
             progress=progress,
             warn=warn,
+            results=results,
         )
-    publish(found.to_dict(), digest(found, every_layer=True), report=report, json_target=json)
+        publish(found.to_dict(), digest(found, every_layer=True), report=report, json_target=json, results=results)
     if not quiet and json != STDOUT:
         show(digest(found))
     if found.failures:

@@ -167,6 +167,7 @@ def check(
     """Compare two models on the same data: outputs, classes, accuracy; with gates, and a TensorRT parser's verdict."""
     from gpusq_onnx.cli.console import publish, show, warn
     from gpusq_onnx.cli.progress import open_progress
+    from gpusq_onnx.files import staged
     from gpusq_onnx.report.checking import summary
     from gpusq_onnx.workflows.check import check as check_models
 
@@ -177,7 +178,7 @@ def check(
 
     def one(candidate: Path, alone: bool) -> str:
         keep_apart([original, candidate], report, json)
-        with open_progress(quiet=quiet) as progress:
+        with staged() as results, open_progress(quiet=quiet) as progress:
             result = check_models(
                 original,
                 candidate,
@@ -186,10 +187,11 @@ def check(
                 look=look.look(),
                 parsing=parsing,
                 progress=progress,
+                results=results,
             )
+            publish(result.to_dict(), str(result), report=report, json_target=json, results=results)
         for note in result.data["notes"]:
             warn(note)
-        publish(result.to_dict(), str(result), report=report, json_target=json)
         if not quiet and json != STDOUT and alone:
             show(str(result))
         result.require()

@@ -16,7 +16,8 @@ from typing import Any, get_type_hints
 
 from typer.core import TyperCommand
 
-from gpusq_onnx.cli.journal import Anywhere
+from gpusq_onnx.cli.journal import Anywhere, settings
+from gpusq_onnx.cli.memory import at_most
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.pipeline.grammar import shell_damage
 
@@ -40,7 +41,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             given.pop(parameter.name, None)
         for name, kind in groups.items():
             given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
-        command(**given)
+        with at_most(settings().max_memory):
+            command(**given)
 
     run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
     run.__signature__ = inspect.Signature(spread)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What may stand before or after any verb: `-v`, `--debug`, `--log-file`, and the file that the last one writes.
+"""What may stand before or after any verb: `-v`, `--debug`, `--log-file` and its file, `--max-memory`.
 
 The journal has a line with the time for the command, for each stage with its seconds, for warnings, and for how it
 ended; of an error, the traceback. It is written line by line and appended to: what a killed run had done is there.
@@ -18,6 +18,7 @@ from typing import Annotated
 
 from typer import Option
 
+from gpusq_onnx.cli.memory import parse
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import in_the_way
 from gpusq_onnx.text import printable
@@ -61,6 +62,7 @@ class JournalSettings:
     debug: bool = False
     verbose: bool = False
     journal: Journal | None = None
+    max_memory: int | None = None
 
 
 _CURRENT: ContextVar[JournalSettings] = ContextVar("settings")
@@ -94,6 +96,11 @@ def _log(path: Path | None) -> None:
         settings().journal = Journal(path)
 
 
+def _memory(text: str | None) -> None:
+    if text is not None:
+        settings().max_memory = parse(text)
+
+
 # Eager: what goes wrong with another option is reported as they say, wherever they stand.
 _anywhere = partial(Option, is_eager=True, show_default=False, rich_help_panel="For any verb, before or after it")
 
@@ -111,4 +118,8 @@ class Anywhere:
         _anywhere(
             "--log-file", metavar="FILE", callback=_log, help="Append stages, warnings and errors to FILE, with times."
         ),
+    ] = None
+    max_memory: Annotated[
+        str | None,
+        _anywhere("--max-memory", metavar="N[M|G]", callback=_memory, help="Refuse what needs more; stop at this."),
     ] = None

@@ -12,44 +12,31 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
-
-from typer import Option
 
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
 
-MaxMemory = Annotated[
-    str | None,
-    Option("--max-memory", metavar="N[M|G]", help="Refuse at once what needs more, and stop before taking more."),
-]
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _BASE = 100 << 20  # the libraries, before a model is read
 _TIMES = 1.2  # the bytes of the model's files that a pipeline holds at least: what it replaces, and what it compares
 
 
-@contextmanager
-def at_most(text: str | None, model: Path) -> Iterator[None]:
-    """Run the block with no more memory than `text` says; None: as much as there is.
+def require_room(limit: int | None, model: Path) -> None:
+    """Refuse a pipeline on a model that needs more than `limit` bytes whatever it does; None: there is no limit.
 
     Raises:
-        UsageError: no amount of memory.
-        EnvironmentLacking: the model at `path` needs more.
+        EnvironmentLacking: the model needs more.
     """
-    if text is None:
-        yield
+    if limit is None:
         return
-    limit = parse(text)
     needed = _BASE + int(_TIMES * sum(part.stat().st_size for part in _files(model)))
     if needed > limit:
         raise EnvironmentLacking(
             "the model needs more memory than --max-memory allows",
             where=str(model),
             expected=f"{needed >> 20} MiB at least",
-            found=text,
+            found=f"{limit >> 20} MiB",
             hint="allow more, or work on a machine that has it",
         )
-    with _limited(limit):
-        yield
 
 
 def parse(text: str) -> int:
@@ -71,8 +58,9 @@ def _files(model: Path) -> list[Path]:
 
 
 @contextmanager
-def _limited(limit: int) -> Iterator[None]:
-    if sys.platform != "linux":
+def at_most(limit: int | None) -> Iterator[None]:
+    """Run the block, and each process that it starts, with no more than so many bytes; None: with all there is."""
+    if limit is None or sys.platform != "linux":
         yield
         return
     import resource

@@ -34,14 +34,16 @@ def pack(
 def _packed(model: Path, target: Path, json: Path | None, *, quiet: bool, alone: bool) -> str:
     from gpusq_onnx.cli.console import show, show_table, write_json
     from gpusq_onnx.cli.progress import open_progress
+    from gpusq_onnx.files import staged
     from gpusq_onnx.workflows.pack import pack as pack_model
 
     keep_apart([model, target], None, json)
-    with open_progress(quiet=quiet) as progress:
-        contents = pack_model(model, target, progress=progress)
-    before, after = sum(file.bytes for file in contents.files), target.stat().st_size
-    if json:
-        write_json({"model": str(model), "packed": str(target), "bytes": after, **contents.to_dict()}, json)
+    with staged() as results, open_progress(quiet=quiet) as progress:
+        contents = pack_model(model, target, progress=progress, results=results)
+        before, after = sum(file.bytes for file in contents.files), results.place(target).stat().st_size
+        if json:
+            document = {"model": str(model), "packed": str(target), "bytes": after, **contents.to_dict()}
+            write_json(document, json, results)
     said = f"{target}: {after:,} bytes, {after / before:.1%} of {before:,}"
     if quiet or json == STDOUT or not alone:
         return said

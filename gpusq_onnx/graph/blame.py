@@ -19,11 +19,11 @@ from gpusq_onnx.graph.snapshot import take
 
 
 @contextmanager
-def blaming(path: Path) -> Iterator[None]:
-    """Around work on the model at `path`: where it ends in a fault of ours, see whether the model is to blame.
+def blaming(*paths: Path) -> Iterator[None]:
+    """Around work on the models at `paths`: where it ends in a fault of ours, see whether one of them is to blame.
 
     Raises:
-        UnsupportedModelError: the work failed, and the model contradicts its own shapes or types, or ONNX's checker
+        UnsupportedModelError: the work failed, and a model contradicts its own shapes or types, or ONNX's checker
             refuses it.
     """
     try:
@@ -31,15 +31,15 @@ def blaming(path: Path) -> Iterator[None]:
     except Exception as error:
         if of_the_machine(error) or (isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code):
             raise
-        problem = contradiction(path)
-        if problem is None:
-            raise
-        raise UnsupportedModelError(
-            "the model contradicts itself",
-            where=str(path),
-            found=problem,
-            hint="onnx.checker.check_model(path, full_check=True) shows the whole message",
-        ) from error
+        for path in paths:
+            if (problem := contradiction(path)) is not None:
+                raise UnsupportedModelError(
+                    "the model contradicts itself",
+                    where=str(path),
+                    found=problem,
+                    hint="onnx.checker.check_model(path, full_check=True) shows the whole message",
+                ) from error
+        raise
 
 
 def contradiction(path: Path) -> str | None:

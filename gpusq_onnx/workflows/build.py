@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import write_text
+from gpusq_onnx.files import Staging, write_text
 from gpusq_onnx.graph import io
+from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.pin import pin_specs
 from gpusq_onnx.progress import NullProgress, Progress
@@ -18,7 +19,7 @@ from gpusq_onnx.report.engine import EngineReport, make_report
 from gpusq_onnx.report.engine_gates import parse_gate
 from gpusq_onnx.report.inspection import inspect_model
 from gpusq_onnx.runtime.tensorrt import commands
-from gpusq_onnx.runtime.tensorrt.engine import build_engine
+from gpusq_onnx.runtime.tensorrt.engine import build_engine, card_of
 from gpusq_onnx.runtime.tensorrt.library import find_library
 from gpusq_onnx.runtime.tensorrt.options import BuildOptions
 from gpusq_onnx.runtime.tensorrt.profiles import make_profiles, opens_batch, parse_batch, parse_shapes
@@ -78,6 +79,7 @@ def build(
     log: Path | None = None,
     progress: Progress = NullProgress(),  # noqa: B008 - it has no state
     warn: Callable[[str], None] = lambda text: None,
+    results: Staging | None = None,
 ) -> EngineReport:
     """Build an engine and put what TensorRT made of each weight beside what was predicted.
 
@@ -88,6 +90,7 @@ def build(
         min_sparse_chosen: gate, `10` layers or `80%` of the eligible ones; see `EngineReport.failures`.
         log: write the builder's log there.
         warn: gets what a user should know before the build, which takes minutes.
+        results: write engine and card there, and leave it to the caller to commit; the log is there however it ends.
 
     Raises:
         UsageError: an option that cannot be read or does not fit the model, or an engine that would overwrite it.
@@ -102,7 +105,7 @@ def build(
             where="--cpu-harness",
             hint="leave one of them out; gpusq-onnx inspect predicts the kernels",
         )
-    with as_file(model) as path:
+    with as_file(model) as path, blaming(path):
         if plan.resolve() == path.resolve():
             raise UsageError("the engine would overwrite the model", where=str(plan), hint="name another file with -o")
         graph = io.load(path)
@@ -116,7 +119,10 @@ def build(
         if not library.deployable:
             warn(f"{library.name} builds without a GPU: the engine is NOT FOR DEPLOYMENT")
         progress.start(f"building with {library.name}")
-        built = build_engine(path, sha256, plan, options, library, cache=cache)
+        place = plan if results is None else results.place(plan)
+        if results is not None:
+            results.place(card_of(plan))
+        built = replace(build_engine(path, sha256, place, options, library, cache=cache), plan=plan)
         if log:
             write_text(log, "\n".join(built.log) + "\n")
         built.require(path)

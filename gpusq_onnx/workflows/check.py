@@ -10,6 +10,7 @@ where that can be known: a gate that never fails would be worse than none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,9 @@ from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import staged, write_text
+from gpusq_onnx.files import Staging, staged, write_text
 from gpusq_onnx.graph import io
+from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.tables import table_rows
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.checking import METRICS, CheckResult
@@ -96,6 +98,7 @@ def check(
     parsing: Parsing | None = None,
     seed: int | None = None,
     progress: Progress = NullProgress(),  # noqa: B008 - it has no state
+    results: Staging | None = None,
 ) -> CheckResult:
     """Compare two models on the same data.
 
@@ -105,6 +108,7 @@ def check(
         gates: bounds by name (see `runtime.compare.gates.Gates`), such as {"max_top1_drop": 1.0};
             `CheckResult.failures` has what is not met, and `CheckResult.require()` raises it.
         parsing: ask a TensorRT parser as well; its refusal is a failure.
+        results: write artefacts there, and leave it to the caller to commit.
 
     Raises:
         UsageError: a missing file, or a gate or a tap that this data or these models cannot answer.
@@ -116,14 +120,14 @@ def check(
         if parsing is not None and is_plan(after):
             raise UsageError("--parser reads ONNX files", where=str(after), hint="give the ONNX file, or no --parser")
         with samples.opened(original, data, data_options, seed) as options:
-            found = _compared(before, after, options, bounds, progress, look)
+            with blaming(*(path for path in (before, after) if not is_plan(path))):
+                found = _compared(before, after, options, bounds, progress, look)
             if parsing is not None:
                 found = found.with_verdict(_ask(after, parsing, options, progress))
     if look.artefacts:
-        look.artefacts.mkdir(parents=True, exist_ok=True)
-        with staged() as results:
+        with staged() if results is None else nullcontext(results) as staging:
             for name, text in found.artefacts.items():
-                write_text(look.artefacts / name, text, results)
+                write_text(look.artefacts / name, text, staging)
     return replace(found, original=name_of(original), compressed=name_of(compressed))
 
 

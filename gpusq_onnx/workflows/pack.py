@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.files import Staging
+from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.graph.pack.archive import pack_model, read_contents, unpack_model
 from gpusq_onnx.graph.pack.container import Contents
@@ -20,8 +22,12 @@ def pack(
     output: str | os.PathLike[str],
     *,
     progress: Progress = NullProgress(),  # noqa: B008 - it has no state
+    results: Staging | None = None,
 ) -> Contents:
     """Store a pruned model in `output`, which appears complete or not at all.
+
+    Args:
+        results: write there, and leave it to the caller to commit.
 
     Raises:
         UsageError: there is no such file, or the packed file would overwrite the model.
@@ -29,11 +35,11 @@ def pack(
         NothingMatched: no weight can be packed.
     """
     target = Path(output)
-    with as_file(model) as path:
+    with as_file(model) as path, blaming(path):
         if target.resolve() == path.resolve():
             what = "the packed file would overwrite the model"
             raise UsageError(what, where=str(target), hint="name another with -o")
-        return pack_model(path, target, progress)
+        return pack_model(path, target if results is None else results.place(target), progress)
 
 
 def unpack(packed: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:

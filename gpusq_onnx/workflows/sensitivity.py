@@ -13,6 +13,7 @@ from gpusq_onnx import __version__
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.files import Scratch, write_text
+from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.parsing import parse_json
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.runtime.tensorrt.store import Store
@@ -59,7 +60,7 @@ def sensitivity(
         UnsupportedModelError, UnsupportedDataError, NothingMatched: as `compress`.
     """
     treatments = offered(target, forms)
-    with as_file(model) as path, samples.opened(model, data, data_options, seed) as options:
+    with as_file(model) as path, blaming(path), samples.opened(model, data, data_options, seed) as options:
         subject = Subject.of(path, options)
         groups = find_groups(subject.model, subject.structure, treatments)
         source = at_most(subject.source, images)

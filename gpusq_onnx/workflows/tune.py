@@ -24,6 +24,7 @@ from gpusq_onnx.data.subset import at_most as up_to
 from gpusq_onnx.data.subset import split
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import Scratch, Staging, staged, write_text
+from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.pipeline import manager, recipe
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.runtime.compare.outputs import compare
@@ -96,7 +97,7 @@ def tune(
     wanted = None if budget is None else parse_budget(budget)
     share = None if at_most is None else parse_share(at_most)
     treatments = offered(target, forms)
-    with as_file(model) as path, samples.opened(model, data, data_options, seed) as options:
+    with as_file(model) as path, blaming(path), samples.opened(model, data, data_options, seed) as options:
         subject = Subject.of(path, options)
         count = subject.options.calibrate or max(1, min(_MOST_CALIBRATE, len(subject.source) // 2))
         calibration, held = split(subject.source, count)
