@@ -87,7 +87,7 @@ def test_ctrl_c_in_the_middle_of_a_build_leaves_nothing(tmp_path: Path, harness:
         command = [sys.executable, "-c", code, *words]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
             deadline = time.monotonic() + 60
-            while not list(model.parent.glob(".gpusq-onnx-*/log.txt")) and time.monotonic() < deadline:
+            while not list(model.parent.glob(".gpusq-onnx-*/**/log.txt")) and time.monotonic() < deadline:
                 time.sleep(0.02)
             running.send_signal(signal.SIGINT)
             out, err = running.communicate(timeout=60)
