@@ -10,8 +10,8 @@ import torch
 
 from gpusq_onnx.runtime.kernels.choose import Chooser
 from gpusq_onnx.runtime.kernels.dense import DenseLinear
-from tools.bench import formats
-from tools.bench.vit import MODELS
+from tools.bench import formats, models
+from tools.bench.swin import Merge, WindowBlock
 
 ROOT = Path(__file__).parents[2]
 ABSENT = "onnx onnxruntime onnx_graphsurgeon polygraphy pydantic typer rich PIL tensorrt ml_dtypes matplotlib".split()
@@ -69,5 +69,30 @@ def test_a_wrong_kernel_ends_the_run() -> None:
     chooser = BrokenChooser(torch.device("cpu"))
     with pytest.raises(RuntimeError, match="INT8 is wrong"), formats.linear_formats(64, 32, 32, chooser, gelu=False):
         pass
-    with pytest.raises(RuntimeError, match="INT8 is wrong"), formats.network_formats(MODELS["tiny"], 2, chooser):
+    with pytest.raises(RuntimeError, match="INT8 is wrong"), formats.network_formats(models.MODELS["tiny"], 2, chooser):
         pass
+
+
+def test_a_shifted_window_sees_its_neighbours_in_the_image_alone() -> None:
+    block = WindowBlock(32, 2, 8, 4, 2, torch.Generator().manual_seed(0)).eval()
+    x = torch.randn(1, 64, 32)
+    changed = x.clone()
+    changed[:, 0] += 1  # the corner: its shifted window holds the 2 x 2 tokens of the corner, and other corners' tokens
+    with torch.no_grad():
+        moved = (block.attend(x) - block.attend(changed)).abs().amax(2).view(8, 8) > 1e-6
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[:2, :2] = True
+    assert torch.equal(moved, expected)
+
+
+def test_swin_tiny_has_the_papers_size() -> None:
+    network = models.MODELS["swin_tiny"].network()
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(28.3, abs=0.1)
+    assert [(b.linears, b.tokens) for b in network.blocks if isinstance(b, Merge)] == [
+        (("reduction",), tokens) for tokens in (784, 196, 49)
+    ]
+
+
+def test_every_format_of_a_network_with_windows_is_right() -> None:
+    with formats.network_formats(models.MODELS["tiny_swin"], 2, Chooser(torch.device("cpu"))) as runners:
+        assert set(runners) == {"FP32", "INT8", "INT8 2:4", "INT8, INT8 out", "INT8 2:4, INT8 out"}
