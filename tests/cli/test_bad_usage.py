@@ -39,7 +39,10 @@ MISTYPED = {
     ),
     "unknown pattern": (["apply", "{model}", "-p", "prune24{pattern=5:4}"], ["'pattern'", "5:4"]),
     "samples out of range": (["apply", "{model}", "-p", "qdq-int8", "--samples", "0"], ["samples", "greater than"]),
-    "a folder as the output": (["apply", "{model}", "-p", "prune24", "-o", "{dir}"], ["folder", "name a file"]),
+    "a file for two models": (
+        ["apply", "{model}", "{dir}/../b.onnx", "-p", "prune24", "-o", "{dir}/c.onnx"],
+        ["one file", "DIR/"],
+    ),
     "a file for a folder of the output": (
         ["apply", "{model}", "-p", "prune24", "-o", "{model}/b.onnx"],
         ["no folder can"],
