@@ -21,7 +21,7 @@ from gpusq_onnx.runtime.machine import cpu_name, read_gpu, versions
 from tools.gpu.install import newer_cusparselt
 from tools.gpu.page import page
 from tools.gpu.plan import full, rehearsal, steps
-from tools.gpu.runner import Book, Step, carry_out
+from tools.gpu.runner import PATIENCE, Book, Step, carry_out
 from tools.zoo.exports import ROOT, shared_folder
 
 PACKAGES = ("torch", "triton", "nvidia-cusparselt-cu13", "onnx", "onnxruntime", "timm", "numpy")
@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run(some: list[Step]) -> list[str]:
         seconds = 60 * options.minutes - (time.monotonic() - began)
-        left = carry_out(some, book, python=python, folder=work / "logs", seconds=seconds, say=_say)
+        patience = 1000 * PATIENCE if options.rehearse else PATIENCE  # no CPU is too slow to rehearse on
+        left = carry_out(some, book, python=python, folder=work / "logs", seconds=seconds, say=_say, patience=patience)
         with atomic_write(out / "results.md") as (file,):
             file.write(page({"machines": book.machines, "steps": book.steps}).encode())
         return left

@@ -31,7 +31,7 @@ from gpusq_onnx.files import atomic_write
 
 SETTLED = ("done", "failed", "timed out")
 TAIL = 4000  # characters of a step's output that are kept
-PATIENCE = 3.0  # times what a step is expected to take, and a minute, it may take
+PATIENCE = 3.0
 WHOLE = 0.9  # share of a call's time that counts as a whole call
 
 
@@ -109,6 +109,7 @@ def carry_out(
     folder: Path,
     seconds: float,
     say: Say,
+    patience: float = PATIENCE,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[str]:
     """Run what is not settled and fits into `seconds`; returns the names of the steps that are left.
@@ -116,6 +117,7 @@ def carry_out(
     Args:
         python: the interpreter.
         folder: where the steps' whole outputs go, NAME.log.
+        patience: times what a step is expected to take, and a minute, that it may take.
     """
     began, left = clock(), []
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +132,8 @@ def carry_out(
             left.append(step.name)
             continue
         say(f"{step.name} …")
-        record = _run(step, python, folder / f"{step.name}.log", remaining, whole=remaining >= WHOLE * seconds)
+        limit, whole = 60 + patience * step.expected, remaining >= WHOLE * seconds
+        record = _run(step, python, folder / f"{step.name}.log", limit, remaining, whole=whole)
         book.put(step, record)
         say(f"{step.name}: {record['status']}, {record['seconds']:.0f} s{_why(record)}")
         if record["status"] == "cut":
@@ -154,8 +157,7 @@ def _why(record: Mapping[str, Any]) -> str:
     return f", {record['reason']}" if record["reason"] else ""
 
 
-def _run(step: Step, python: Path, log: Path, remaining: float, *, whole: bool) -> dict[str, Any]:
-    limit = 60 + PATIENCE * step.expected
+def _run(step: Step, python: Path, log: Path, limit: float, remaining: float, *, whole: bool) -> dict[str, Any]:
     if step.result:
         step.result.unlink(missing_ok=True)
     began = time.monotonic()
