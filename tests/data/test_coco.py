@@ -90,7 +90,7 @@ def test_classes_and_annotations_contradict_each_other() -> None:
 
 def test_a_crop_would_move_the_boxes() -> None:
     with pytest.raises(UsageError, match="need fit=stretch"):
-        DataOptions.from_values({"annotations": "a.json"})
+        DataOptions.from_values({"annotations": "a.json", "fit": "crop"})
 
 
 def test_annotations_of_no_folder_are_refused(annotated: DataOptions) -> None:

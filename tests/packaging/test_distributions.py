@@ -50,7 +50,7 @@ def shipped_files() -> set[str]:
     """Every file of the source packages that a wheel must hold, by its installed name."""
     python = {path.relative_to(ROOT).as_posix() for _, path in modules()}
     others = {"gpusq_onnx/py.typed", "gpusq_onnx/runtime/trt_cpu/shim.c"}
-    others |= {f"gpusq_onnx/report/page.{kind}" for kind in ("css", "html.jinja", "js")}
+    others |= {f"gpusq_onnx/report/page/page.{kind}" for kind in ("css", "html.jinja", "js")}
     return python | others
 
 
