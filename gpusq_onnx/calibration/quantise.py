@@ -136,9 +136,7 @@ def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str,
     return [(softmax, values) for softmax, values in pairs if softmax in softmaxes]
 
 
-def _watch(
-    row: PlanRow, sites: Mapping[str, Site], formats: Mapping[str, Format], settings: QuantiseSettings
-) -> Watch:
+def _watch(row: PlanRow, sites: Mapping[str, Site], formats: Mapping[str, Format], settings: QuantiseSettings) -> Watch:
     readers = [sites[name] for name in row.detail["sites"]] if row.detail["side"] == "input" else []
     dense = all(site.op != "ConvTranspose" and site.group == 1 for site in readers)
     w = partial(_rows_of, readers) if readers and dense else None
