@@ -39,7 +39,7 @@ MISTYPED = {
     ),
     "unknown pattern": (["apply", "{model}", "-p", "prune24{pattern=5:4}"], ["'pattern'", "5:4"]),
     "samples out of range": (["apply", "{model}", "-p", "qdq-int8", "--samples", "0"], ["samples", "greater than"]),
-    "a folder as the output": (["apply", "{model}", "-p", "prune24", "-o", "{dir}"], ["folder", "name a file"]),
+    "a folder as the page": (["report", "{model}", "-o", "{dir}"], ["folder", "name a file"]),
     "a file for a folder of the output": (
         ["apply", "{model}", "-p", "prune24", "-o", "{model}/b.onnx"],
         ["no folder can"],
