@@ -43,6 +43,7 @@ MISTYPED = {
         ["apply", "{model}", "{dir}/../b.onnx", "-p", "prune24", "-o", "{dir}/c.onnx"],
         ["one file", "DIR/"],
     ),
+    "a folder as the page": (["report", "{model}", "-o", "{dir}"], ["folder", "name a file"]),
     "a file for a folder of the output": (
         ["apply", "{model}", "-p", "prune24", "-o", "{model}/b.onnx"],
         ["no folder can"],
