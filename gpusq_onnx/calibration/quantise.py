@@ -65,10 +65,7 @@ def quantise(
     sites = {site.name: site for site in structure.sites}
     rows = [row for row in plan if row.decision == "quantise activation"]
     weights = [_Weight.of(row, sites) for row in plan if row.decision == "quantise weight"]
-    formats = {weight.site.name: weight.format for weight in weights}
-    watches = {
-        row.tensor: _watch(row, sites, formats, settings) for row in rows if row.detail.get("operand") != "softmax"
-    }
+    watches = {row.tensor: _watch(row, sites, settings) for row in rows if row.detail.get("operand") != "softmax"}
     softmaxes = [row.tensor for row in rows if row.detail.get("operand") == "softmax"]
     maps = {row.tensor for row in rows if _reads_maps(row)}
     operands = _contexts(structure, softmaxes)
@@ -136,13 +133,12 @@ def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str,
     return [(softmax, values) for softmax, values in pairs if softmax in softmaxes]
 
 
-def _watch(row: PlanRow, sites: Mapping[str, Site], formats: Mapping[str, Format], settings: QuantiseSettings) -> Watch:
+def _watch(row: PlanRow, sites: Mapping[str, Site], settings: QuantiseSettings) -> Watch:
     readers = [sites[name] for name in row.detail["sites"]] if row.detail["side"] == "input" else []
     dense = all(site.op != "ConvTranspose" and site.group == 1 for site in readers)
     w = partial(_rows_of, readers) if readers and dense else None
     fmt, when = FORMATS[row.detail["format"]], row.detail.get("equalise", "never")
-    narrowest = min((formats[site.name].largest for site in readers), default=fmt.largest)
-    return Watch(settings.observer, fmt, when, w, fmt.blocks[0] if fmt.scales else 0, fmt.largest / narrowest)
+    return Watch(settings.observer, fmt, when, w, fmt.blocks[0] if fmt.scales else 0)
 
 
 def _rows_of(readers: Sequence[Site]) -> NDArray[Any]:

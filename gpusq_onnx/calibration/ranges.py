@@ -42,7 +42,6 @@ class Watch:
         when: whether to equalise: never, where the first batch shows outlier channels, or always (it costs no node).
         w: reads the rows [out, k] of all weights that read the tensor; None for an output or an attention operand.
         block: elements that share a scale at run time, for a format whose activations get theirs there; 0 elsewhere.
-        finer: how many times as many levels it has as the weights that read it.
         factors: chosen at the first batch; None where nothing is to be equalised.
     """
 
@@ -51,7 +50,6 @@ class Watch:
     when: When = "never"
     w: Callable[[], NDArray[Any]] | None = None
     block: int = 0
-    finer: float = 1.0
     factors: Float32 | None = None
     _observer: Observer | None = None
 
@@ -89,10 +87,8 @@ class Watch:
             return
         flat = x.reshape(-1, x.shape[-1])
         power = column_dots(flat, flat) / max(1, len(flat))
-        if self.when == "outliers" and input_factors(peak, power, w)[1] < WORTH_A_NODE:
-            return
-        factors, gain = input_factors(peak, power, w, self.finer)
-        self.factors = factors if gain >= 1 else None
+        factors, gain = input_factors(peak, power, w)
+        self.factors = factors if gain >= (1.0 if self.when == "always" else WORTH_A_NODE) else None
 
     def _importance(self, w: NDArray[Any] | None) -> NDArray[np.float64] | None:
         """|w_k s_k|^2: what a squared error in channel k does to the output; None where the weights are all zero."""

@@ -11,13 +11,12 @@ w's rows are quantised one by one, so they can be divided by any s[out] and the 
 SmoothQuant leaves a to the user; here it is the one of least expected output error under uniform rounding noise,
 
     E(s) = dx^2 sum_k s_k^2 |w_k|^2  +  sum_n dw_n^2 sum_k E[x_k^2] / s_k^2,
-    dx = max_k peak(x_k) / s_k / r,  dw_n = max_k |w_nk| s_k      (r: the activation's levels over the weights')
+    dx = max_k peak(x_k) / s_k,  dw_n = max_k |w_nk| s_k      (both over 127, which cancels)
 
-With r = 1 for 4-bit weights beside INT8 data, weights take in outliers that the data can carry: on ViT-Tiny that gave
-W4A8 a KL divergence from the dense model of 0.195, and r = 127 / 7 gives 0.157 (GPTQ rounding, 128 calibration
-images, 400 others).
-
-Limits: peaks of dead channels are floored, so that no factor is zero or infinite; clipping is not modelled.
+Limits: peaks of dead channels are floored, so that no factor is zero or infinite; clipping is not modelled; 4-bit
+weights count as if they had 127 levels. Counting their 7 was tried for W4A8 with GPTQ (ViT-Tiny, 872 training images
+that calibrated nothing): the KL divergence from the dense model fell from 0.192 to 0.164, top-1 stayed (78.1, 78.2 %),
+agreement fell from 86.2 to 85.4 %, and on 650 validation images top-1 fell from 82.3 to 78.8 %.
 """
 
 from __future__ import annotations
@@ -46,32 +45,29 @@ def outlier_ratio(peak: Float32) -> float:
     return float(peak.max() / max(float(np.median(peak)), 1e-30)) if peak.size else 1.0
 
 
-def input_factors(x_peak: Float32, x_power: Float64, w: NDArray[Any], finer: float = 1.0) -> tuple[Float32, float]:
+def input_factors(x_peak: Float32, x_power: Float64, w: NDArray[Any]) -> tuple[Float32, float]:
     """The best factors s[k] for one activation and the weights that read it.
 
     Args:
         x_peak: largest |x| of each channel, [k].
         x_power: mean x^2 of each channel, [k].
         w: [out, k]; the rows of all readers.
-        finer: how many times as many levels the activation has as the weights: 127 / 7 for INT8 beside 4 bits.
 
     Returns:
         s[k], and how many times smaller the expected squared output error is than with no factors at all.
     """
     rows = np.abs(w[:: max(1, len(w) // _ROWS)].astype(np.float32))
     power = np.square(rows).sum(axis=0, dtype=np.float64)
-    plain = _expected_error(np.ones(len(x_peak), np.float32), x_peak, x_power, rows, power, finer)
+    plain = _expected_error(np.ones(len(x_peak), np.float32), x_peak, x_power, rows, power)
     w_peak = _alive(rows.max(axis=0))
     candidates = [_normal(_alive(x_peak) ** a / w_peak ** (1 - a)) for a in _EXPONENTS]
-    errors = [_expected_error(s, x_peak, x_power, rows, power, finer) for s in candidates]
+    errors = [_expected_error(s, x_peak, x_power, rows, power) for s in candidates]
     best = int(np.argmin(errors))
     return candidates[best], plain / errors[best] if errors[best] > 0 else 1.0
 
 
-def _expected_error(
-    s: Float32, x_peak: Float32, x_power: Float64, rows: Float32, power: Float64, finer: float
-) -> float:
-    dx = float((x_peak / s).max()) / finer
+def _expected_error(s: Float32, x_peak: Float32, x_power: Float64, rows: Float32, power: Float64) -> float:
+    dx = float((x_peak / s).max())
     dw = (rows * s).max(axis=1).astype(np.float64)
     return float(dx**2 * (power * s**2).sum() + np.square(dw).sum() * (x_power / np.square(s)).sum())
 
