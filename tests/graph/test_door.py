@@ -10,7 +10,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
 from gpusq_onnx.errors import GpusqError, InvariantError, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import blame, io
-from gpusq_onnx.graph.door.admission import admission as door
+from gpusq_onnx.graph.door import admission as door
 from tools.fuzz import seeds
 
 Edit = Callable[[ModelProto], None]

@@ -86,7 +86,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     both = [_start(outputs[rank], "", 0, options, RANK=str(rank), LOCAL_RANK=str(rank), **mesh) for rank in range(2)]
     assert [_end(process) for process in both] == [0, 0]
     alone, _ = classroom.run(**looks)
-    start = classroom.weights(classroom.setup(classroom.pruned(), classroom.Settings()))
+    start = classroom.weights(classroom.setup(classroom.pruned(), classroom.TrainingOptions()))
     learned = classroom.weights(alone)
     with np.load(outputs[0]) as first, np.load(outputs[1]) as second:
         assert all(first[name].tobytes() == second[name].tobytes() for name in learned)
