@@ -6,8 +6,8 @@ import pytest
 
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.grammar import parse
-from gpusq_onnx.pipeline.progress import NullProgress
 from gpusq_onnx.pipeline.schedule import Schedule
+from gpusq_onnx.progress import NullProgress
 
 
 class Listener(NullProgress):
