@@ -112,7 +112,8 @@ def test_model(export: str, table: Table, parser_cache: Path, tmp_path: Path) ->
     named |= {row["tensor"] for step in report["steps"] for row in step["rows"] if row["decision"] == "skip"}
     unexplained = [product for product in counted.products if not product.int8 and not _among(product, named)]
     assert not unexplained, unexplained
-    assert len(counted.products) == len(count(original, shapes).products)
+    lost = len(count(original, shapes).products) - len(counted.products)
+    assert lost <= 0, lost  # an Attention that was taken apart shows a product more where its queries are constant
     assert counted.inner == 0
     assert all(any(reason in text for reason in REASONS) for text in left.values()), left
     assert all(any(reason in text for reason in ATTENTION) for text in attention), attention
