@@ -10,8 +10,12 @@ from pathlib import Path
 from gpusq_onnx.cli import main
 
 ROOT = Path(__file__).parents[2]
-# Code for the start of a process: what a script runs in its background starts deaf to SIGINT, and so do its children.
-HEARS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+# Code for the start of a process: what a script runs in its background starts deaf to SIGINT, what nohup runs to SIGHUP, and
+# so do their children.
+HEARS_SIGNALS = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+)
 ASSETS = ROOT / "tests" / "assets"
 MODEL = ASSETS / "digits_vit.onnx"
 IMAGES = ASSETS / "digits_train.npz"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from command_line import HEARS_CTRL_C, ROOT, call, fresh_model
+from command_line import HEARS_SIGNALS, ROOT, call, fresh_model
 from desk import unchanged
 from onnx import TensorProto, helper, numpy_helper
 
@@ -81,7 +81,7 @@ def test_json_alone_on_stdout_and_quiet(model: Path, harness: Path) -> None:
 def test_ctrl_c_in_the_middle_of_a_build_leaves_nothing(tmp_path: Path, harness: Path) -> None:
     model = fresh_model(tmp_path)
     words = ["build", str(model), "--batch", "2", "--cpu-harness", str(harness), "--cache", str(model.parent / "cache")]
-    code = f"{HEARS_CTRL_C}; import sys; from gpusq_onnx.cli import main; sys.exit(main())"
+    code = f"{HEARS_SIGNALS}; import sys; from gpusq_onnx.cli import main; sys.exit(main())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with unchanged(model.parent):
         command = [sys.executable, "-c", code, *words]

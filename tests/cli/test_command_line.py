@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import HEARS_CTRL_C, IMAGES, ROOT, call, fresh_model, spawn
+from command_line import HEARS_SIGNALS, IMAGES, ROOT, call, fresh_model, spawn
 
 from gpusq_onnx import cli as cli_package
 from gpusq_onnx.cli import app
@@ -134,7 +134,7 @@ def test_an_interrupt_in_a_verb_exits_130(monkeypatch: pytest.MonkeyPatch, model
 
 def test_a_signal_exits_130() -> None:
     script = (
-        f"{HEARS_CTRL_C}\n"
+        f"{HEARS_SIGNALS}\n"
         "import sys, time, gpusq_onnx.graph.io as io\n"
         "from gpusq_onnx.cli import main\n"
         "def slow(path):\n    print('ready', flush=True); time.sleep(30)\n"

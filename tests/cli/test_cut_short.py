@@ -10,7 +10,7 @@ from pathlib import Path
 
 import bad_models
 import pytest
-from command_line import HEARS_CTRL_C, ROOT, fresh_model
+from command_line import HEARS_SIGNALS, ROOT, fresh_model
 from desk import contents, unchanged
 
 PIPELINE = "prune24{method=sparsegpt},qdq-int8"
@@ -19,7 +19,7 @@ SCRATCH = "TMPDIR"  # where tempfile puts activations and tapped models
 
 def start(model: Path, scratch: Path, *words: str, before: str = "") -> subprocess.Popen[str]:
     """`apply` in a process of its own, with its own scratch folder; `before` is code that runs first."""
-    code = f"{HEARS_CTRL_C}\n{before}\nimport sys\nfrom gpusq_onnx.cli import main\nsys.exit(main())"
+    code = f"{HEARS_SIGNALS}\n{before}\nimport sys\nfrom gpusq_onnx.cli import main\nsys.exit(main())"
     command = [sys.executable, "-c", code, "apply", str(model), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), SCRATCH: str(scratch), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

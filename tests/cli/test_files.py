@@ -12,7 +12,7 @@ from pathlib import Path
 
 import bad_models
 import pytest
-from command_line import HEARS_CTRL_C, IMAGES, ROOT, call, fresh_model
+from command_line import HEARS_SIGNALS, IMAGES, ROOT, call, fresh_model
 from desk import contents, unchanged
 
 from gpusq_onnx import files
@@ -191,7 +191,7 @@ def test_onnxruntime_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_during_imports_is_no_traceback(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    started = f"{HEARS_CTRL_C}\nimport os, sys, builtins\nreal = builtins.__import__\n" + (
+    started = f"{HEARS_SIGNALS}\nimport os, sys, builtins\nreal = builtins.__import__\n" + (
         f"def watched(name, *more, **rest):\n    if name == 'typer': os.kill(os.getpid(), {int(number)})\n"
         "    return real(name, *more, **rest)\n"
         "from gpusq_onnx.cli import main\nbuiltins.__import__ = watched\nsys.exit(main(['passes', 'list']))"
@@ -231,7 +231,7 @@ def test_random_signals_at_random_moments_leave_the_output_whole_or_absent(store
     else:
         bad_models.external(model)
     before = contents(folder)
-    command = [sys.executable, "-c", f"{HEARS_CTRL_C}\nimport sys; from gpusq_onnx.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", f"{HEARS_SIGNALS}\nimport sys; from gpusq_onnx.cli import main; sys.exit(main())"]
     words = [
         "apply",
         str(model),
