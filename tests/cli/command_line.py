@@ -10,8 +10,8 @@ from pathlib import Path
 from gpusq_onnx.cli import main
 
 ROOT = Path(__file__).parents[2]
-# Code for the start of a process: what a script runs in its background starts deaf to SIGINT, what nohup runs to SIGHUP, and
-# so do their children.
+# Code for the start of a process: what a script runs in its background starts deaf to SIGINT, what nohup runs to
+# SIGHUP, and so do their children.
 HEARS_SIGNALS = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "signal.signal(signal.SIGHUP, signal.SIG_DFL)"
