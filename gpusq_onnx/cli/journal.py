@@ -1,4 +1,4 @@
-"""What may stand before or after any verb: `-v`, `--debug`, `--log-file` and its file, `--max-memory`.
+"""The options that are taken before or after any verb: `-v`, `--debug`, `--log-file` and its file, `--max-memory`.
 
 The journal has a line with the time for the command, for each stage with its seconds, for warnings, and for how it
 ended; of an error, the traceback. It is written line by line and appended to: what a killed run had done is there.
@@ -101,7 +101,7 @@ def _memory(text: str | None) -> None:
         settings().max_memory = parse(text)
 
 
-# Eager: what goes wrong with another option is reported as they say, wherever they stand.
+# Eager: what goes wrong with another option is reported as they say, wherever they are given.
 _anywhere = partial(Option, is_eager=True, show_default=False, rich_help_panel="For any verb, before or after it")
 
 

@@ -1,7 +1,8 @@
 """`gpusq-onnx plan MODEL...`: what `apply` would do to each tensor, and why; no model is written."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -24,6 +25,32 @@ from gpusq_onnx.errors import UsageError
 SCREEN = 40  # groups of layers
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a look at a model takes and where its result goes, of a plan and of sensitivity alike."""
+
+    pipeline: PipelineArgs
+    data: DataArgs
+    seed: int | None
+    report: Path | None
+    json: Path | None
+    quiet: bool
+    full: bool
+
+    def publish(self, found: Any) -> None:
+        """The warnings, and what `--report` and `--json` ask for."""
+        from gpusq_onnx.cli.console import publish, warn
+
+        for warning in found.warnings:
+            warn(warning)
+        publish(found.report, str(found), report=self.report, json_target=self.json)
+
+    @property
+    def shown(self) -> bool:
+        """Whether stdout is free for a screen."""
+        return not self.quiet and self.json != STDOUT
+
+
 def plan(
     models: Models,
     pipeline: PipelineArgs,
@@ -43,49 +70,37 @@ def plan(
     if look.given and not sensitivity:
         raise UsageError("--forms, --images, --exact and --no-cache go with --sensitivity", hint="add --sensitivity")
 
+    asked = _Asked(pipeline, data, seed, report, json, quiet, full)
+
     def one(model: Path, alone: bool) -> str:
         keep_apart([model], report, json)
-        if sensitivity:
-            return _sensitivity(model, pipeline, data, look, seed, report, json, quiet, full=full, alone=alone)
-        return _planned(model, pipeline, data, seed, report, json, quiet, full=full, alone=alone)
+        return _sensitivity(model, asked, look, alone) if sensitivity else _planned(model, asked, alone)
 
     several.for_each(several.matched(models), one, quiet=quiet, report=report, json=json)
 
 
-def _planned(
-    model: Path,
-    pipeline: PipelineArgs,
-    data: DataArgs,
-    seed: int | None,
-    report: Path | None,
-    json: Path | None,
-    quiet: bool,
-    *,
-    full: bool,
-    alone: bool,
-) -> str:
-    from gpusq_onnx.cli.console import publish, show, show_table, show_verdict, warn, width
+def _planned(model: Path, asked: _Asked, alone: bool) -> str:
+    from gpusq_onnx.cli.console import show, show_table, show_verdict, width
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.report import outline, run
     from gpusq_onnx.workflows.plan import plan as plan_model
 
-    with open_progress(quiet=quiet) as progress:
+    pipeline = asked.pipeline
+    with open_progress(quiet=asked.quiet) as progress:
         found = plan_model(
             model,
             pipeline.pipeline(),
-            data=data.options(seed),
+            data=asked.data.options(asked.seed),
             allow_noop=pipeline.allow_noop,
             canonical=not pipeline.no_canonical,
             target=pipeline.target,
             progress=progress,
         )
-    for warning in found.warnings:
-        warn(warning)
-    publish(found.report, str(found), report=report, json_target=json)
+    asked.publish(found)
     said = ", ".join(f"{number} {kernel}" for kernel, number in found.kernels.items())
-    if quiet or json == STDOUT or not (alone or full):
+    if not asked.shown or not (alone or asked.full):
         return said
-    if not full:
+    if not asked.full:
         show_verdict(outline.of_plan(found.outcome, found.weights, width()))
         return said
     show(f"{found.pipeline}\n")
@@ -101,44 +116,31 @@ def _planned(
     return said
 
 
-def _sensitivity(
-    model: Path,
-    pipeline: PipelineArgs,
-    data: DataArgs,
-    look: SensitivityArgs,
-    seed: int | None,
-    report: Path | None,
-    json: Path | None,
-    quiet: bool,
-    *,
-    full: bool,
-    alone: bool,
-) -> str:
+def _sensitivity(model: Path, asked: _Asked, look: SensitivityArgs, alone: bool) -> str:
     """What each group of layers costs; the look at it, where the model is alone."""
-    from gpusq_onnx.cli.console import publish, show, show_table, warn
+    from gpusq_onnx.cli.console import show, show_table
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.workflows.sensitivity import sensitivity
 
+    pipeline = asked.pipeline
     if pipeline.passes or pipeline.recipe:
         raise UsageError(
             "--sensitivity looks at every form that a target has, not at passes",
             found="--passes" if pipeline.passes else "--recipe",
             hint="leave it out; --forms names the forms",
         )
-    with open_progress(quiet=quiet) as progress:
+    with open_progress(quiet=asked.quiet) as progress:
         found = sensitivity(
             model,
-            data=data.options(seed),
+            data=asked.data.options(asked.seed),
             target=pipeline.target,
             progress=progress,
             **look.options(),  # type: ignore[arg-type]  # by name
         )
-    for warning in found.warnings:
-        warn(warning)
-    publish(found.report, str(found), report=report, json_target=json)
+    asked.publish(found)
     notes = found.notes()
-    if not quiet and json != STDOUT and alone:
-        header, rows = found.rows(None if full else SCREEN)
+    if asked.shown and alone:
+        header, rows = found.rows(None if asked.full else SCREEN)
         show_table(header, rows)
         if len(rows) < len(found.groups.groups):
             notes.append(f"the {len(rows)} of {len(found.groups.groups)} groups that cost most; --full has all")

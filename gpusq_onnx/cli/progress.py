@@ -30,11 +30,11 @@ def open_progress(*, quiet: bool) -> Iterator[Progress]:
     chosen = settings()
     drawn = sys.stderr.isatty() and not os.environ.get("CI")
     progress: Progress = NullProgress() if quiet else RichProgress() if drawn else LineProgress()
-    told: list[Callable[[str], None]] = [chosen.journal.write] if chosen.journal else []
+    listeners: list[Callable[[str], None]] = [chosen.journal.write] if chosen.journal else []
     if chosen.verbose:
-        told.append(progress.say)
-    if told:
-        progress = Stages(progress, told, chosen.journal)
+        listeners.append(progress.say)
+    if listeners:
+        progress = Stages(progress, listeners, chosen.journal)
     try:
         yield progress
     finally:
@@ -168,8 +168,8 @@ class Remains:
 class Stages:
     """Says of each stage, when it ends, how long it took; hands everything on to `progress`."""
 
-    def __init__(self, progress: Progress, told: list[Callable[[str], None]], journal: Journal | None) -> None:
-        self._progress, self._told, self._journal = progress, told, journal
+    def __init__(self, progress: Progress, listeners: list[Callable[[str], None]], journal: Journal | None) -> None:
+        self._progress, self._listeners, self._journal = progress, listeners, journal
         self._label, self._note, self._began = "", "", time.monotonic()
 
     def start(self, label: str, total: int | None = None, work: float = 0.0) -> None:
@@ -201,5 +201,5 @@ class Stages:
             return
         line = f"{self._label}: {time.monotonic() - self._began:.1f} s" + (f"; {self._note}" if self._note else "")
         self._label = ""
-        for tell in self._told:
+        for tell in self._listeners:
             tell(line)

@@ -1,7 +1,7 @@
 """One command for several models: each whole or not at all, one line each at the end, and the worst exit code.
 
 What fails for one model is printed where it happens and keeps no other from its turn. A name with `*`, `?` or `[` that
-no shell has replaced (it was quoted, or the shell is Windows's) stands for the files that it matches.
+no shell has replaced (it was quoted, or the shell is Windows's) means the files that it matches.
 """
 
 from __future__ import annotations

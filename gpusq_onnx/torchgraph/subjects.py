@@ -4,11 +4,11 @@
     queries [B, Q, C] with boxes [B, Q, 4]   a query's class; where a detector selects at its end, the tensors before
     pixels [B, C, H, W]                      a class over the pixels where the first model sees it (Seg-Grad-CAM)
 
-An output that an ArgMax made stands for what the ArgMax reads. A query of one model is set beside that query of another
-whose box overlaps most (times its score for the class): two models order their queries differently.
+Of an output that an ArgMax made, what the ArgMax reads is taken. A query of one model is paired with that query of
+another whose box overlaps most (times its score for the class): two models order their queries differently.
 
-Source: Selvaraju et al., Grad-CAM, ICCV 2017; Vinogradova et al., Seg-Grad-CAM, AAAI 2020. Limits: outputs are told
-apart by their shapes (`tasks.kinds`); instance masks are not drawn.
+Source: Selvaraju et al., Grad-CAM, ICCV 2017; Vinogradova et al., Seg-Grad-CAM, AAAI 2020. Limits: outputs are
+distinguished by their shapes (`tasks.kinds`); instance masks are not drawn.
 """
 
 from __future__ import annotations

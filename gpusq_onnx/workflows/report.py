@@ -23,7 +23,7 @@ from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report.inspection import inspect_model
+from gpusq_onnx.report.inspection import Inspection, inspect_model
 from gpusq_onnx.report.page import gallery
 from gpusq_onnx.report.page import models as page_models
 from gpusq_onnx.report.page.blocks import Section
@@ -45,6 +45,7 @@ class _Pair:
     other: Path
     dense: Model
     model: Model
+    inspected: Inspection
 
 
 def report(
@@ -80,8 +81,9 @@ def report(
     sections, kernels = list[Section](), None
     if found:
         loaded = [_loaded(path) for path in found]
-        kernels = inspect_model(loaded[-1]).kernels
-        pairs = [_Pair(found[0], path, loaded[0], model) for path, model in zip(found[1:], loaded[1:], strict=True)]
+        others = [(path, model, inspect_model(model)) for path, model in zip(found[1:], loaded[1:], strict=True)]
+        kernels = (others[-1][2] if others else inspect_model(loaded[0])).kernels
+        pairs = [_Pair(found[0], path, loaded[0], model, inspected) for path, model, inspected in others]
         with samples.opened(found[0], data, data_options, seed) as options:
             few = options if options.samples else options.model_copy(update={"samples": IMAGES})
             sections = list(_sections(found, pairs, few, progress))
@@ -94,7 +96,7 @@ def _sections(
 ) -> Iterator[Section]:
     seen = options.path is not None
     for number, pair in enumerate(pairs):
-        layers, shown = layers_of(pair.dense, pair.model)
+        layers, shown = layers_of(pair.dense, pair.model, pair.inspected)
         distances = _distances(pair, [layer.output for layer in layers], options, progress) if seen else {}
         yield page_models.of_layers(pair.other.name, layers, shown, distances, f"model{number}")
         signals, images = _signals(pair, options) if seen else ([], 0)

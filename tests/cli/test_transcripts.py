@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from command_line import ASSETS, LABELLED, MODEL, ROOT, call
 
+from tests.terminal import terminal
+
 TRANSCRIPTS = Path(__file__).with_name("transcripts")
 WIDTHS = (80, 120)
 SCREEN = 60
@@ -32,18 +34,10 @@ SHARED = Path(os.environ.get("GPUSQ_SHARED", ROOT.parent / "shared")) / "data" /
 @contextlib.contextmanager
 def desk(columns: int) -> Iterator[None]:
     """A folder with the embedded model, a terminal of so many columns, and nothing else."""
-    here, before = Path.cwd(), os.environ.get("COLUMNS")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "model.onnx").write_bytes(MODEL.read_bytes())
-        os.chdir(folder)
-        os.environ["COLUMNS"] = str(columns)
-        try:
+        with terminal(Path(folder), columns):
             yield
-        finally:
-            os.chdir(here)
-            os.environ.pop("COLUMNS")
-            if before is not None:
-                os.environ["COLUMNS"] = before
 
 
 def transcripts(columns: int) -> dict[str, str]:

@@ -5,7 +5,6 @@ python tests/docs/test_tasks.py    writes what they print into the page, to be l
 
 import contextlib
 import io
-import os
 import re
 import shlex
 import tempfile
@@ -16,6 +15,7 @@ import pytest
 from pages import ROOT
 
 from gpusq_onnx.cli import main
+from tests.terminal import terminal
 from tools.digits import desk
 
 PAGE = ROOT / "docs" / "tasks.md"
@@ -57,16 +57,8 @@ def _printed(command: str, codes: list[int]) -> str:
 def in_desk(folder: Path) -> Iterator[None]:
     """The desk is the current folder, and the terminal has 80 columns."""
     desk.write(folder)
-    here, before = Path.cwd(), os.environ.get("COLUMNS")
-    os.chdir(folder)
-    os.environ["COLUMNS"] = COLUMNS
-    try:
+    with terminal(folder, COLUMNS):
         yield
-    finally:
-        os.chdir(here)
-        os.environ.pop("COLUMNS")
-        if before is not None:
-            os.environ["COLUMNS"] = before
 
 
 def normal(text: str) -> str:

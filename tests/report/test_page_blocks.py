@@ -14,6 +14,7 @@ import gpusq_onnx
 from gpusq_onnx.cli import main
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.graph.model import from_proto
+from gpusq_onnx.report.inspection import inspect_model
 from gpusq_onnx.report.page import again, cards, pictures
 from gpusq_onnx.report.page import models as page_models
 from gpusq_onnx.report.page.blocks import Cards, Gallery, Section, Shot
@@ -80,16 +81,18 @@ def test_layers_have_their_sparsity_and_error() -> None:
     w = np.float32([[1, 2, 3, 4]] * 4).T
     half = w.copy()
     half[:2] = 0
-    (layer,), (shown,) = layers_of(matmul(w), matmul(half))
+    (layer,), (shown,) = layers_of(matmul(w), matmul(half), inspect_model(matmul(half)))
     assert layer.pattern == "2:4" and layer.zeros == 0.5 and layer.scales == ()
     assert layer.error == pytest.approx(np.sqrt(5 / 30))
     assert sum(shown.counts) == sum(shown.before) == 16 and shown.ends == ()
-    (same,), none = layers_of(matmul(w), matmul(np.float32([[1], [2], [0.5], [3]]) * w))
+    other = matmul(np.float32([[1], [2], [0.5], [3]]) * w)
+    (same,), none = layers_of(matmul(w), other, inspect_model(other))
     assert same.error == pytest.approx(0, abs=1e-6) and not none, "equalising is no error"
 
 
 def test_a_quantised_weight_is_judged_by_what_it_is_worth(small: gpusq_onnx.Result) -> None:
-    layers, shown = layers_of(load(MODEL), small.load())
+    other = small.load()
+    layers, shown = layers_of(load(MODEL), other, inspect_model(other))
     by_role = {layer.role: layer for layer in layers}
     assert by_role["patch_embed"].error == 0 and by_role["patch_embed"].scales == ()
     low, middle, high = by_role["qkv"].scales

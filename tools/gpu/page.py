@@ -3,7 +3,7 @@
     python -m tools.gpu.page out/gpu/results.json              # prints it
     python -m tools.gpu.page out/gpu/results.json docs/gpu.md  # puts it into docs/gpu.md, between its marks
 
-A section without a result says so. Every figure stands under the machine that it was measured on.
+A section without a result says so. Every figure is under the machine that it was measured on.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from gpusq_onnx.graph.qdq.codes import codes_of, weight_format, weight_scales_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.quant.formats import dequantize
-from gpusq_onnx.report.inspection import inspect_model
+from gpusq_onnx.report.inspection import Inspection
 from gpusq_onnx.report.page.pictures import HistogramBars
 
 SHOWN = 12  # histograms
@@ -58,10 +58,13 @@ class LayerRow:
         return self.module or self.name
 
 
-def layers_of(dense: Model, other: Model) -> tuple[list[LayerRow], list[HistogramBars]]:
-    """Every weight of `other` against that of `dense`; and the histograms of the worst, in graph order."""
+def layers_of(dense: Model, other: Model, inspected: Inspection) -> tuple[list[LayerRow], list[HistogramBars]]:
+    """Every weight of `other` against that of `dense`; and the histograms of the worst, in graph order.
+
+    `inspected`: what `inspect_model` says of `other`.
+    """
     known = {site.name: site for site in analyse(dense).sites}
-    reports = {weight.name: weight for weight in inspect_model(other).weights}
+    reports = {weight.name: weight for weight in inspected.weights}
     sites = {site.name: site for site in analyse(other).sites}
     found = [
         LayerRow(

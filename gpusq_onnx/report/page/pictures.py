@@ -1,7 +1,7 @@
 """The pictures of the page, as SVG text for HTML: drawn by matplotlib, the same bytes from the same values.
 
 Text stays text, so that it can be searched and follows the page's font. Colours are those of the page's theme: what is
-drawn in a stand-in becomes a CSS variable, and the ink becomes `currentColor`. Needs the extra `report`.
+drawn in a placeholder colour becomes a CSS variable, and the ink becomes `currentColor`. Needs the extra `report`.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def signals_of(model: Model, source: Source, images: int = IMAGES) -> tuple[list
 
 
 def _pairs(model: Model) -> dict[str, Signal]:
-    flow = Dataflow(model)
+    flow, given = Dataflow(model), {str(tensor.name) for tensor in model.graph.inputs}
     found = {}
     for node in model.graph.nodes:
         if node.op != "QuantizeLinear" or not flow.is_data(node.inputs[0]):
@@ -109,6 +109,6 @@ def _pairs(model: Model) -> dict[str, Signal]:
         if source.inputs and source.inputs[0].op == "Clip" and fmt.carried:
             source = source.inputs[0].inputs[0]
         name = str(source.name)
-        if name not in {str(tensor.name) for tensor in model.graph.inputs}:
+        if name not in given:
             found[name] = Signal(name, fmt.name, scale, fmt.lowest * scale, fmt.largest * scale)
     return found
