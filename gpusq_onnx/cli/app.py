@@ -6,22 +6,17 @@
 import sys
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated
 
 import typer
 
 from gpusq_onnx import __version__
-from gpusq_onnx.cli import apply, bench, build, cam, check, inspect, pack, passes, plan, report, tune
 from gpusq_onnx.cli.failures import reported
-from gpusq_onnx.cli.groups import SectionedCommand, grouped
-from gpusq_onnx.cli.help import help_
+from gpusq_onnx.cli.groups import grouped
 from gpusq_onnx.cli.journal import one_call
+from gpusq_onnx.cli.verbs import HELP, Verbs, plain
 
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
-
-_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-_VERB = {**_HELP, "allow_extra_args": True}  # SectionedCommand refuses them
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -48,17 +43,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _application() -> typer.Typer:
-    plain = partial(typer.Typer, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-    app = plain(context_settings=_HELP)
+    app = plain(cls=Verbs, context_settings=HELP)
     app.callback()(grouped(_before_the_verb))
-    working = (apply.apply, plan.plan, tune.tune, inspect.inspect, check.check, build.build, bench.bench)
-    for verb in (*working, report.report, cam.cam, pack.pack, pack.unpack):
-        app.command(cls=SectionedCommand, context_settings=_VERB)(grouped(verb))
-    listing = plain(add_completion=False)
-    listing.command("list", cls=SectionedCommand, context_settings=_VERB)(grouped(passes.list_passes))
-    listing.command("show", cls=SectionedCommand, context_settings=_VERB)(grouped(passes.show))
-    app.command("help")(help_)
-    app.add_typer(listing, name="passes", help="List the passes and presets, or show one with its options.")
     return app
 
 

@@ -4,8 +4,8 @@ typer reads one option per parameter of a function. Verbs here share a dozen (da
 takes a dataclass and `grouped` spreads its fields into the signature that typer sees, then collects the values again.
 Each field is `Annotated[type, typer.Option(..., rich_help_panel="Data")] = default`.
 
-`SectionedCommand` prints the panels as plain sections: rich's help costs 0.15 s of imports, and the whole of `--help`
-may cost 0.3 s.
+`SectionedCommand` prints the panels as plain sections: rich's help costs 0.15 s of imports, more than the
+whole of `--help` may (`python -m tools.bench`).
 """
 
 import inspect

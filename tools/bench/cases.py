@@ -129,7 +129,7 @@ def _forwards(model: str, images: int) -> float:
 def waiting(setting: Setting) -> Iterator[Line]:
     """What somebody at a terminal waits for: --help, and a plan."""
     helps = [gpusq("--help") for _ in range(max(5, setting.repeat))]
-    yield Line("--help", seconds_of(helps), 0.3, 0.3, "s", "0.3 s")
+    yield Line("--help", seconds_of(helps), 0.1, 0.1, "s", "0.1 s")
     plans = [
         gpusq("plan", "--quiet", "--passes", "prune24,qdq-int8", str(setting.model)) for _ in range(setting.repeat)
     ]
