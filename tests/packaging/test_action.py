@@ -31,7 +31,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def act(desk: Path, commands: Path, event: str = "push", **inputs: str) -> Job:
-    given = {"model": "model.onnx", "passes": "qdq-int8", "data": "images.npz", **inputs}
+    given = {"model": "model.onnx", "passes": "qdq-int8", "data": "images.npz", "data_args": "--samples 16", **inputs}
     path = f"{commands}{os.pathsep}{os.environ['PATH']}"
     given = {name.replace("_", "-"): value for name, value in given.items()}
     return run(ACTION, given, desk, {"PATH": path, "PYTHONPATH": str(ROOT), "GITHUB_ACTION_PATH": str(ROOT)}, event)
@@ -101,7 +101,7 @@ def test_it_compresses_checks_and_tells(desk: Path, commands: Path) -> None:
 
 
 def test_a_gate_that_fails_fails_the_job_and_the_summary_says_why(desk: Path, commands: Path) -> None:
-    job = act(desk, commands, check_args="--min-cosine 1 --samples 8")
+    job = act(desk, commands, check_args="--min-cosine 1")
     assert job.code == 1
     assert (job.outputs["passed"], job.outputs["exit-code"]) == ("false", "1")
     assert "gates: min_cosine = 1: NOT MET" in job.summary
@@ -151,7 +151,7 @@ def test_a_recipe_gates_and_a_baseline_are_taken(desk: Path, commands: Path) -> 
 
 def test_classes_reach_both_verbs(desk: Path, commands: Path) -> None:
     (desk / "classes.txt").write_text("zero\n")
-    assert act(desk, commands, classes="classes.txt", data_args="--samples 8", page="false").code == 0
+    assert act(desk, commands, classes="classes.txt", page="false").code == 0
     for name in ("apply.log", "check.log"):  # arrays have labels of their own
         assert "classes not applied" in (desk / "gpusq-artefacts" / name).read_text()
 
@@ -164,7 +164,7 @@ def test_a_comment_is_written_into_a_pull_request(
 ) -> None:
     (commands / "gh").write_text(f'#!/usr/bin/env bash\necho "$*" >> {desk}/gh.log\n')
     (commands / "gh").chmod(0o755)
-    job = act(desk, commands, event, comment=comment, page="false", data_args="--samples 8", gates="--min-cosine 1")
+    job = act(desk, commands, event, comment=comment, page="false", gates="--min-cosine 1")
     assert job.code == 1  # the comment says that a gate failed
     log = desk / "gh.log"
     lines = log.read_text().splitlines() if log.exists() else []
@@ -182,7 +182,7 @@ def test_the_model_is_among_what_is_uploaded_for_as_long_as_asked() -> None:
 
 
 def test_a_quote_that_is_not_closed_loses_no_gate(desk: Path, commands: Path) -> None:
-    job = act(desk, commands, data_args="--samples 8", check_args="--min-cosine '1")
+    job = act(desk, commands, check_args="--min-cosine '1")
     assert job.code != 0
     assert job.outputs["passed"] == ""
 
@@ -206,7 +206,7 @@ def evil_model(path: Path) -> None:
 
 def test_names_in_a_model_are_neither_commands_nor_markup(desk: Path, commands: Path) -> None:
     evil_model(desk / "model.onnx")
-    job = act(desk, commands, passes="prune24,qdq-int8", check_args="--min-cosine 1 --samples 8")
+    job = act(desk, commands, passes="prune24,qdq-int8", check_args="--min-cosine 1")
     assert job.outputs["passed"] == "false", job.log
     assert all(line.startswith("::error title=gpusq-onnx, a gate failed::") for line in workflow_commands(job.log))
     for text in (job.summary, (desk / "gpusq-artefacts" / "apply.json").read_text()):

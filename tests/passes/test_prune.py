@@ -25,8 +25,9 @@ def _load(name: str = MODELS[0]) -> Model:
     return io.load(ASSETS / name)
 
 
-def _data(model: Model, file: str = "digits_train.npz"):  # type: ignore[no-untyped-def]
-    return open_source(DataOptions(path=ASSETS / file), [InputSpec(s.name, s.dtype, s.shape) for s in model.inputs()])
+def _data(model: Model, file: str = "digits_train.npz", samples: int = 64):  # type: ignore[no-untyped-def]
+    inputs = [InputSpec(s.name, s.dtype, s.shape) for s in model.inputs()]
+    return open_source(DataOptions(path=ASSETS / file, samples=samples), inputs)
 
 
 def _run(model: Model, **options: object) -> tuple[list[PlanRow], Context]:
@@ -42,7 +43,7 @@ def _accuracy(model: Model) -> float:
     session = Session(io.to_bytes(model))
     hits = [
         session.run(batch.feed)["logits"].argmax(axis=1) == batch.labels
-        for batch in _data(model, "digits_test.npz").batches(64)
+        for batch in _data(model, "digits_test.npz", 355).batches(64)
     ]
     return float(np.concatenate(hits).mean())
 

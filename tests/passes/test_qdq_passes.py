@@ -32,8 +32,9 @@ def _load(name: str = MODELS[0]) -> Model:
     return io.load(ASSETS / name)
 
 
-def _data(model: Model, file: str):  # type: ignore[no-untyped-def]
-    return open_source(DataOptions(path=ASSETS / file), [InputSpec(s.name, s.dtype, s.shape) for s in model.inputs()])
+def _data(model: Model, file: str, samples: int):  # type: ignore[no-untyped-def]
+    inputs = [InputSpec(s.name, s.dtype, s.shape) for s in model.inputs()]
+    return open_source(DataOptions(path=ASSETS / file, samples=samples), inputs)
 
 
 def _run(model: Model, **options: object) -> tuple[list[PlanRow], Context]:
@@ -41,14 +42,14 @@ def _run(model: Model, **options: object) -> tuple[list[PlanRow], Context]:
     structure = analyse(model)
     quantise.requires(model, structure)
     plan = quantise.plan(model, structure, PlanContext(data=True))
-    context = Context(source=_data(model, "digits_train.npz"))
+    context = Context(source=_data(model, "digits_train.npz", 64))
     quantise.apply(model, structure, plan, context)
     return plan, context
 
 
 def _logits(model: Model) -> np.ndarray:
     session = Session(io.to_bytes(model), exact_qdq=True)
-    return np.concatenate([session.run(b.feed)["logits"] for b in _data(model, "digits_test.npz").batches(64)])
+    return np.concatenate([session.run(b.feed)["logits"] for b in _data(model, "digits_test.npz", 128).batches(64)])
 
 
 def _prune(model: Model) -> None:

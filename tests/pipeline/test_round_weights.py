@@ -32,13 +32,14 @@ def _load(name: str = MODELS[0]) -> Model:
     return io.load(ASSETS / name)
 
 
-def _data(model: Model, file: str):  # type: ignore[no-untyped-def]
-    return open_source(DataOptions(path=ASSETS / file), [InputSpec(s.name, s.dtype, s.shape) for s in model.inputs()])
+def _data(model: Model, file: str, samples: int):  # type: ignore[no-untyped-def]
+    inputs = [InputSpec(s.name, s.dtype, s.shape) for s in model.inputs()]
+    return open_source(DataOptions(path=ASSETS / file, samples=samples), inputs)
 
 
 def _quantise(model: Model, **options: object) -> None:
     quantise, structure = Qdq(Qdq.Options(**options)), analyse(model)
-    context = Context(source=_data(model, "digits_train.npz"))
+    context = Context(source=_data(model, "digits_train.npz", 64))
     quantise.apply(model, structure, quantise.plan(model, structure, PlanContext(data=True)), context)
 
 
@@ -47,7 +48,7 @@ def _divergence(model: Model) -> float:
 
     def logs(of: Model) -> np.ndarray:
         session = Session(io.to_bytes(of), exact_qdq=True)
-        z = np.concatenate([session.run(b.feed)["logits"] for b in _data(of, "digits_test.npz").batches(64)])
+        z = np.concatenate([session.run(b.feed)["logits"] for b in _data(of, "digits_test.npz", 128).batches(64)])
         z = z.astype(np.float64) - z.max(axis=1, keepdims=True)
         return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
@@ -90,9 +91,9 @@ def test_weights_alone_are_rounded_before_they_have_pairs(name: str) -> None:
         sites = _linears(model)
         plain = {site.name: Scales(weight_scales(site.read(), INT4, block=16), 1, 16) for site in sites}
         if second_order:
-            context = Context(source=_data(model, "digits_train.npz"))
+            context = Context(source=_data(model, "digits_train.npz", 64))
             scales = round_weights(model, [Grid(site, INT4, plain[site.name]) for site in sites], context)
-            assert context.findings["images"] == 256
+            assert context.findings["images"] == 64
             for site in sites:
                 np.testing.assert_array_equal(fake_quantize(site.read(), scales[site.name], INT4), site.read())
         else:
