@@ -124,11 +124,13 @@ class PlanContext:
         data: whether the caller gives calibration data (synthetic images do not count).
         facts: what earlier passes of the same pipeline establish, whether or not they have run yet.
         before: the kinds of pass whose input will be in `Context.before`.
+        idle: the kinds of pass that came earlier and had nothing to do.
     """
 
     data: bool = False
     facts: tuple[Fact, ...] = ()
     before: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
 
 
 @dataclass

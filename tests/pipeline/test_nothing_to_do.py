@@ -75,6 +75,25 @@ def test_training_after_a_quantisation_with_nothing_to_do_has_nothing_to_do_eith
     assert [text.split(" ")[0] for text in outcome.warnings if "nothing to do" in text] == ["qdq-int8", "qat"]
 
 
+@pytest.mark.parametrize("plan", [False, True])
+def test_training_after_a_pruning_with_nothing_to_do_has_nothing_to_do_either(plan: bool, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    passes = parse(f"{IDLE},distill{{steps=1}},qdq-int8,qat{{steps=1,batch=2,against=dense,factors=none}}")
+    run = manager.plan(MODEL, passes, data=DATA) if plan else manager.run(MODEL, tmp_path / "o.onnx", passes, data=DATA)
+    assert [text.split(" ")[0] for text in run.warnings if "nothing to do" in text] == ["prune24", "distill"]
+
+
+def test_a_model_that_was_pruned_elsewhere_is_not_its_own_teacher(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pruned = tmp_path / "pruned.onnx"
+    manager.run(MODEL, pruned, parse("prune24{method=magnitude}"), data=DATA)
+    passes = parse("prune24{method=magnitude},distill{steps=1}")
+    with pytest.raises(NothingMatched, match="changed nothing"):
+        manager.run(pruned, tmp_path / "out.onnx", passes, data=DATA)
+    outcome = manager.run(pruned, tmp_path / "out.onnx", passes, data=DATA, allow_noop=True)
+    assert any("distill had nothing to do" in text for text in outcome.warnings)
+
+
 def test_one_value_for_a_list_is_a_list_of_it() -> None:
     for text in ("prune24{only=fc1}", "prune24{only=[fc1]}", 'qdq-int8{only="fc1"}'):
         (made,) = table.resolve(parse(text))
