@@ -98,6 +98,10 @@ class Model:
         """Every initializer of the main graph that a node there or in a subgraph reads."""
         return (tensor for tensor in _constants(self.graph) if tensor.name not in self.inner)
 
+    def inner_constants(self) -> Iterator[gs.Constant]:
+        """Every initializer of a subgraph that a node reads."""
+        return (tensor for tensor in _constants(self.graph) if tensor.name in self.inner)
+
     def clone(self) -> Model:
         """The model as it is now, for a later look: its graph is independent, values that nobody replaces are shared.
 

@@ -11,6 +11,7 @@ A pass knows the graph, the maths and its context; it never reads files, the clo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_origi
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from gpusq_onnx.data.source import Source
+from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.structure import Structure
@@ -86,6 +88,15 @@ def leftover_rows(structure: Structure) -> list[PlanRow]:
         PlanRow(left.tensor, module_path(left.node), "product", left.node.op, left.shape, SKIP, left.reason)
         for left in structure.leftovers
     ]
+
+
+def require_any(rows: Sequence[PlanRow], what: str, *, else_found: str, hint: str) -> None:
+    """Raise NothingMatched, with the rows and their commonest reasons, where all are skipped; `else_found`: of none."""
+    if all(row.skipped for row in rows):
+        reasons = [reason for reason, _ in Counter(row.reason for row in rows).most_common(4)]
+        error = NothingMatched(what, found="; ".join(reasons) or else_found, hint=hint)
+        error.rows = rows
+        raise error
 
 
 class Fact(Protocol):

@@ -191,7 +191,7 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
     if isinstance(rows, NothingMatched):
         state.idle.append(rows)
         state.warnings.append(nothing_done(step, rows))
-        state.steps.append(outcome_of(step, ()))
+        state.steps.append(outcome_of(step, rows.rows))
         return structure
     learns_later = any(later.kind == "finetune" for later in state.passes[index + 1 :])
     first = step.kind in ("prune", "quantise") and step.kind not in state.before

@@ -103,7 +103,7 @@ def plan(
             if isinstance(found, NothingMatched):
                 idle.append(found)
                 warnings.append(nothing_done(step, found))
-                steps.append(outcome_of(step, ()))
+                steps.append(outcome_of(step, found.rows))
                 continue
             worked.append(step)
             made = step.ensures(found)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
+from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.passes.int4 import Int4Weights
 from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.passes.qdq import QdqInt8
 from gpusq_onnx.pipeline.base import PlanContext
+from gpusq_onnx.pipeline.summary import measure
 from gpusq_onnx.report.inspection import inspect_model
 from gpusq_onnx.report.outline import of_inspection
 from tests.graph.small_graphs import FLOAT, graph, model, node, normal, proto
@@ -98,6 +100,21 @@ def test_inspect_names_them() -> None:
     assert [weight.name for weight in found.weights] == ["linear"]
     lines = of_inspection("m.onnx", found, 120)
     assert "2 x no weight matrix: GRU: no operator that is pruned or quantised here" in lines
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_a_model_of_nothing_else_is_inspected_and_says_why(width: int) -> None:
+    nodes = [node("ReduceMax", ["x"], ["m"], keepdims=0), node("Greater", ["m", "zero"], ["c"])]
+    inner = [graph([node("MatMul", ["x", w], [f"{w}_y"])], [], [(f"{w}_y", FLOAT, [2, 4, 32])], {w: normal(32, 32)})
+             for w in ("a", "b")]  # fmt: skip
+    choose = node("If", ["c"], ["y"], name="choose", then_branch=inner[0], else_branch=inner[1])
+    found = model(proto([*nodes, choose], X, Y, {"zero": np.array(0, np.float32)}, opset=20))
+    said = " ".join(of_inspection("m.onnx", inspect_model(found), width))
+    assert "2 x no weight matrix: inside the If 'choose'" in " ".join(said.split())
+    with pytest.raises(NothingMatched, match="inside the If 'choose'") as caught:
+        Prune24(Prune24.Options()).plan(found, analyse(found), PlanContext())
+    assert {row.tensor for row in caught.value.rows} == {"a", "b"}
+    assert measure(found, analyse(found)).total["parameters"] == 2 * 32 * 32 + 1, "both branches are in the file"
 
 
 def test_what_is_no_product_of_data_is_none() -> None:
