@@ -201,11 +201,11 @@ class Prune(Pass[PruneOptions]):
                 w, gram, pattern, damping=self.options.damping, centred=bias is not None, each=share
             )
         except np.linalg.LinAlgError as error:
-            raise UsageError(
+            raise UnsupportedModelError(
                 f"the second-order error of {site.name!r} cannot be solved for",
-                where=f"{self.name}.damping",
-                found=f"{self.options.damping:g}: {error}",
-                hint="a damping of 0.01 or more",
+                where=f"read by node {site.readers[0].name!r} ({site.readers[0].op})",
+                found=f"its inputs are too large to be squared: {error}",
+                hint="method=magnitude",
             ) from error
         if bias is not None:
             shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
