@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.qdq.weight_only import NBITS, nbits_of
 from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.progress import NullProgress, Progress
@@ -83,11 +84,15 @@ class PlanRow:
 
 
 def leftover_rows(structure: Structure) -> list[PlanRow]:
-    """A row for every product with a constant that is no site: it stays as it is."""
-    return [
+    """A row for every product with a constant that is no site, and for every MatMulNBits: it stays as it is."""
+    rows = [
         PlanRow(left.tensor, module_path(left.node), "product", left.node.op, left.shape, SKIP, left.reason)
         for left in structure.leftovers
     ]
+    for nbits in nbits_of(structure.flow.nodes):
+        reason = f"stored as codes of {nbits.bits} bits: start from the float model"
+        rows.append(PlanRow(nbits.weight, nbits.path, "product", NBITS, (nbits.out, nbits.k), SKIP, reason))
+    return rows
 
 
 def require_any(rows: Sequence[PlanRow], what: str, *, else_found: str, hint: str) -> None:

@@ -12,6 +12,7 @@ Source: Frantar and Alistarh, "SparseGPT", ICML 2023 (arXiv 2301.00774), algorit
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,7 @@ def inverse_factor(h: Float64, each: Each = one_by_one) -> Float64:
     return _inverse_upper(lower.astype(np.float64, copy=False), each)
 
 
-def _cholesky(h: Float64) -> Float64:
+def _cholesky(h: Float64) -> NDArray[np.floating[Any]]:
     """The lower L of J h J."""
     more = _RAISED * float(np.abs(np.diag(h)).mean())
     for _ in range(_ATTEMPTS):

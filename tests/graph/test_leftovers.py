@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.structure import analyse
@@ -126,3 +126,17 @@ def test_what_is_no_product_of_data_is_none() -> None:
         node("MatMul", ["s", "t"], ["y"]),
     ]
     assert analyse(model(made(nodes, a=normal(4, 8), b=normal(8, 32)))).leftovers == []
+
+
+def test_codes_of_a_few_bits_have_a_row_and_a_reason() -> None:
+    """A model of onnxruntime's weight-only quantiser: nothing to prune, which is said of the weights themselves."""
+    codes = {"q": np.zeros((32, 1, 16), np.uint8), "s": np.ones(32, np.float32)}
+    nbits = helper.make_node(
+        "MatMulNBits", ["x", "q", "s"], ["y"], domain="com.microsoft", N=32, K=32, bits=4, block_size=32
+    )
+    made = proto([nbits], X, Y, codes, opset=20)
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    found = model(made)
+    with pytest.raises(NothingMatched, match="stored as codes of 4 bits: start from the float model") as caught:
+        Prune24(Prune24.Options()).plan(found, analyse(found), PlanContext())
+    assert [(row.tensor, row.shape) for row in caught.value.rows] == [("q", (32, 32))]
