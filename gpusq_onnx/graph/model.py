@@ -57,6 +57,7 @@ class Model:
         data_files: the external data files that it came with.
         inner: names of the initializers that belong to subgraphs.
         observed: shapes of tensors for one image, seen in a run where inference does not know them.
+        typed: types of what operators of other domains make (`graph.foreign_types`).
     """
 
     graph: gs.Graph
@@ -66,6 +67,7 @@ class Model:
     data_files: frozenset[Path] = frozenset()
     inner: frozenset[str] = frozenset()
     observed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    typed: dict[str, np.dtype[Any]] = field(default_factory=dict)
 
     @property
     def opset(self) -> int:
