@@ -6,7 +6,8 @@ exactly that and exits with `exit_code`; nothing else decides exit codes.
     0 done · 1 a gate failed · 2 usage · 3 unsupported model or data · 4 our fault · 5 environment · 130 interrupted
 """
 
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from gpusq_onnx.text import block, printable
 
@@ -46,6 +47,12 @@ class GpusqError(Exception):
         self.details = {"where": where, "expected": expected, "found": found, "next": hint}
         super().__init__(str(self))
 
+    def reword(self, change: Callable[[str], str]) -> None:
+        """Put every text of the error through `change`."""
+        self.what = change(self.what)
+        self.details = {key: value and change(str(value)) for key, value in self.details.items()}
+        self.args = (str(self),)
+
     def __str__(self) -> str:
         lines = [printable(self.what)]
         lines += [f"  {key}: {block(str(value), _MARGIN)}" for key, value in self.details.items() if value]
@@ -74,9 +81,14 @@ class UnsupportedModelError(GpusqError):
 
 
 class NothingMatched(UnsupportedModelError):
-    """A selector, or a whole pass, found nothing to work on."""
+    """A selector, or a whole pass, found nothing to work on.
+
+    Attributes:
+        rows: of a pass, its plan: all that it looked at, each with the reason why it stays as it is.
+    """
 
     title = "nothing matched"
+    rows: Sequence[Any] = ()
 
 
 class SelectorUnmatched(NothingMatched):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -26,11 +27,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from gpusq_onnx.errors import GpusqError
+
 HAS_LOCKS = find_spec("fcntl") is not None
 if HAS_LOCKS:
     import fcntl
 
 PREFIX = ".gpusq-onnx-"
+_IN_SCRATCH = re.compile(rf"[^\s'\"]*{re.escape(PREFIX)}\w+(/[^\s'\":,;]+)*")
 
 
 class Scratch:
@@ -60,6 +64,19 @@ class Scratch:
     def remove(self) -> None:
         """Remove it now."""
         self._remove()
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Around work on `name` that goes by copies in scratch folders: errors from it say `name`, not a path that is gone.
+
+    The innermost block counts.
+    """
+    try:
+        yield
+    except GpusqError as error:
+        error.reword(lambda text: _IN_SCRATCH.sub(lambda found: name, text))
+        raise
 
 
 def writable_by_all(path: Path) -> bool:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from pydantic import Field
 
-from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.learn import planning
@@ -71,6 +71,12 @@ class Distill(Pass[DistillOptions]):
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         planning.require_file(self.options.teacher, "distill.teacher")
+        if self.options.teacher is None and "prune" in given.idle:
+            raise NothingMatched(
+                "distill trains what was pruned, and nothing was",
+                found="the pruning before it had nothing to do",
+                hint="a model that was pruned elsewhere learns from a file: distill{teacher=dense.onnx}",
+            )
         if self.options.teacher is None and "prune" not in given.before:
             raise UsageError(
                 "distill has no teacher: nothing was pruned earlier in this pipeline",

@@ -32,13 +32,23 @@ from pydantic import AliasChoices, Field
 
 from gpusq_onnx.calibration.quantising import require_float
 from gpusq_onnx.calibration.rounding import ROUNDING, Grid, Rounding, round_weights, rounded_by_output, rounding_of
-from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
+from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.weight_only import NBITS, find_nbits, write_dequantized, write_nbits
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Pass, PlanContext, PlanRow, Written, leftover_rows
+from gpusq_onnx.pipeline.base import (
+    SKIP,
+    Context,
+    Fact,
+    Pass,
+    PlanContext,
+    PlanRow,
+    Written,
+    leftover_rows,
+    require_any,
+)
 from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.parallel import in_order
@@ -112,12 +122,13 @@ class Int4Weights(Pass[Int4Options]):
         selector.check(structure.sites, self.name)
         rows = [self._row(site, structure, selector, given.data) for site in structure.sites]
         rows += leftover_rows(structure)
-        if all(row.skipped for row in rows):
-            raise NothingMatched(
-                "no weight can be stored in 4 bits",
-                found="; ".join(sorted({row.reason for row in rows})[:4]) or "a graph without constant weights",
-                hint=f"gpusq-onnx plan MODEL --passes {self.name} lists every weight; widen the choice with only=ROLE",
-            )
+        require_any(
+            rows,
+            "no weight can be stored in 4 bits",
+            else_found="a graph without constant weights",
+            hint=f"gpusq-onnx plan --full --allow-noop MODEL --passes {self.name} lists every weight; "
+            "widen with only=ROLE",
+        )
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.patches import RULE, declared, is_tiling, tiles_of, to_product
 from gpusq_onnx.graph.rewrites.rule import Known, Unfit
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PassOptions, PlanContext, PlanRow
+from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PassOptions, PlanContext, PlanRow, require_any
 
 
 class PatchMatMulOptions(PassOptions):
@@ -42,12 +41,12 @@ class PatchMatMul(Pass[PatchMatMulOptions]):
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         known = declared(model, structure)
         rows = [self._row(site, known) for site in structure.sites if is_tiling(site)]
-        if all(row.skipped for row in rows):
-            raise NothingMatched(
-                "no patch embedding can become a product",
-                found="; ".join(sorted({row.reason for row in rows})[:4]) or "no Conv whose stride is its kernel",
-                hint="pruning and quantising take it as it is where its channels allow",
-            )
+        require_any(
+            rows,
+            "no patch embedding can become a product",
+            else_found="no Conv whose stride is its kernel",
+            hint="pruning and quantising take it as it is where its channels allow",
+        )
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:

@@ -24,13 +24,23 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from gpusq_onnx.calibration.walk import Walk, observable
-from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
+from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Pass, PlanContext, PlanRow, Written, leftover_rows
+from gpusq_onnx.pipeline.base import (
+    SKIP,
+    Context,
+    Fact,
+    Pass,
+    PlanContext,
+    PlanRow,
+    Written,
+    leftover_rows,
+    require_any,
+)
 from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order, share
@@ -96,13 +106,12 @@ class Prune(Pass[PruneOptions]):
         selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
         rows = [self._row(site, selector, given.data) for site in structure.sites] + leftover_rows(structure)
-        if all(row.skipped for row in rows):
-            reasons = sorted({row.reason for row in rows})
-            raise NothingMatched(
-                "no weight can be pruned",
-                found="; ".join(reasons[:4]) if reasons else "a graph without MatMul, Gemm or Conv weights",
-                hint=f"gpusq-onnx plan --full MODEL --passes {self.name} lists every weight",
-            )
+        require_any(
+            rows,
+            "no weight can be pruned",
+            else_found="a graph without MatMul, Gemm or Conv weights",
+            hint=f"gpusq-onnx plan --full --allow-noop MODEL --passes {self.name} lists every weight",
+        )
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
@@ -192,11 +201,11 @@ class Prune(Pass[PruneOptions]):
                 w, gram, pattern, damping=self.options.damping, centred=bias is not None, each=share
             )
         except np.linalg.LinAlgError as error:
-            raise UsageError(
+            raise UnsupportedModelError(
                 f"the second-order error of {site.name!r} cannot be solved for",
-                where=f"{self.name}.damping",
-                found=f"{self.options.damping:g}: {error}",
-                hint="a damping of 0.01 or more",
+                where=f"read by node {site.readers[0].name!r} ({site.readers[0].op})",
+                found=f"its inputs are too large to be squared: {error}",
+                hint="method=magnitude",
             ) from error
         if bias is not None:
             shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))

@@ -87,7 +87,7 @@ class Qat(Pass[QatOptions]):
                 hint="--passes qdq-int8,qat; a float model is trained by distill",
             )
         dense = self.options.dense or self.options.teacher
-        if self.options.against == "dense" and dense is None and "prune" not in given.before:
+        if self.options.against == "dense" and dense is None and not {"prune"} & (given.before | given.idle):
             raise UsageError(
                 "against=dense needs the dense model, and nothing was pruned in this pipeline",
                 where="qat.against",

@@ -19,14 +19,24 @@ from pydantic import Field
 from gpusq_onnx.calibration.quantise import QuantiseSettings, quantise
 from gpusq_onnx.calibration.ranges import When
 from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounded_by_output, rounding_of
-from gpusq_onnx.errors import NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
+from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model, Tensor
 from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS
 from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Attention, Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Pass, PlanContext, PlanRow, Written, leftover_rows
+from gpusq_onnx.pipeline.base import (
+    SKIP,
+    Context,
+    Fact,
+    Pass,
+    PlanContext,
+    PlanRow,
+    Written,
+    leftover_rows,
+    require_any,
+)
 from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
@@ -105,12 +115,13 @@ class QuantisingPass(Pass[OptionsT]):
         selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
         rows = [self._weight_row(site, selector, given.data) for site in structure.sites] + leftover_rows(structure)
-        if all(row.skipped for row in rows):
-            raise NothingMatched(
-                "no weight can be quantised",
-                found="; ".join(sorted({row.reason for row in rows})[:4]) or "a graph without constant weights",
-                hint=f"gpusq-onnx plan --full MODEL --passes {self.name} lists every weight; widen with only=ROLE",
-            )
+        require_any(
+            rows,
+            "no weight can be quantised",
+            else_found="a graph without constant weights",
+            hint=f"gpusq-onnx plan --full --allow-noop MODEL --passes {self.name} lists every weight; "
+            "widen with only=ROLE",
+        )
         chosen = {row.tensor for row in rows if not row.skipped}
         sites = [site for site in structure.sites if site.name in chosen]
         inputs = self._input_rows(sites, structure)

@@ -102,7 +102,7 @@ def _round(grid: Grid, gram: Gram, correct: bool) -> Scales:
         raise UnsupportedModelError(
             f"the second-order error of {site.name!r} cannot be solved for",
             where=f"read by node {site.readers[0].name!r} ({site.readers[0].op})",
-            found=str(error),
+            found=f"its inputs are too large to be squared: {error}",
             hint="rounding=nearest",
         ) from error
     if bias is not None:

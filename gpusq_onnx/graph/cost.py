@@ -126,7 +126,8 @@ def total_cost(
         named.append(found.weight)
     stored = dict(zip(named, costs, strict=True)).values()  # a tied weight is there once
     weights = {site.weight.name for site in chosen}
-    others = [(c, natural(type_name(c))) for c in model.constants() if c.name not in weights]
+    rest = [c for c in (*model.constants(), *model.inner_constants()) if c.name not in weights]
+    others = [(c, natural(type_name(c))) for c in rest]
     elements = [(math.prod(c.shape), fmt.bits) for c, fmt in others if fmt is not None and fmt.stored]
     other, other_bytes = sum(count for count, _ in elements), sum(count * bits // 8 for count, bits in elements)
     packed = sum(c.packed_bytes for c in stored) + other_bytes

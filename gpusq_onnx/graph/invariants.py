@@ -9,6 +9,7 @@ must be zero, scales positive, per-tensor or per-axis scale shapes, no INT32 Deq
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -220,13 +221,26 @@ def require(model: Model) -> None:
         UnsupportedModelError: with the first violations.
     """
     found = violations(model)
-    if found:
+    if not found:
+        return
+    kinds = Counter(node.op for node in model.graph.nodes if _is_quantised(node.op))
+    if kinds:
         raise UnsupportedModelError(
-            f"the model breaks {len(found)} rule(s) that hold for every output",
-            expected="a connected graph whose Q/DQ nodes TensorRT's parser takes",
-            found="; ".join(found[:3]),
-            hint="start from the float model",
+            "the model is quantised already, in a form that TensorRT does not take",
+            expected="a float model, or Q/DQ of symmetric INT8, INT4, FP8 or FP4",
+            found=f"{', '.join(f'{count} {op}' for op, count in kinds.items())}; {found[0]}",
+            hint="start from the float model that it was made of",
         )
+    raise UnsupportedModelError(
+        f"the model breaks {len(found)} rule(s) that hold for every output",
+        expected="a connected graph",
+        found="; ".join(found[:3]),
+        hint="export the model again",
+    )
+
+
+def _is_quantised(op: str) -> bool:
+    return "QuantizeLinear" in op or "DequantizeLinear" in op or op.startswith("QLinear") or op.endswith("Integer")
 
 
 def check(model: Model, where: str, snapshot: Snapshot | None = None) -> None:

@@ -26,6 +26,7 @@ from gpusq_onnx.files import Staging, staged
 from gpusq_onnx.graph import scan
 from gpusq_onnx.graph.door.admission import READABLE, USABLE, admit
 from gpusq_onnx.graph.door.arrival import Arrival
+from gpusq_onnx.graph.foreign_types import settle_foreign_types
 from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import raise_opset
 from gpusq_onnx.graph.origin import reads
@@ -61,6 +62,7 @@ def load(path: Path | str) -> Model:
     model = from_proto(proto, path.parent, embedded)
     require_connected(model)
     confirm_declarations(model)
+    settle_foreign_types(model)
     return model
 
 

@@ -29,6 +29,8 @@ from gpusq_onnx.graph.snapshot import Snapshot, take
 
 _IR_OF = {20: IR, 21: IR, 22: IR}  # later opsets brought types that need a later IR
 
+_VERSIONS = range(LOWEST, NEWEST + 1)
+
 Types = Mapping[str, str]
 
 
@@ -75,10 +77,10 @@ def lowest(model: ModelProto) -> int:
     found = opset_of(model)
     if found > LOWEST:
         model = _inferred(model)
-    nodes = [(node, types, found) for node, types in _nodes(model.graph, {})]
+    nodes = [(node, _credible(node, types, found), found) for node, types in _nodes(model.graph, {})]
     for function in model.functions:
         nodes += [(node, {}, opset_of(function)) for node in function.node]
-    for version in range(LOWEST, NEWEST + 1):
+    for version in _VERSIONS:
         if all(_takes(node, types, version, own) for node, types, own in nodes):
             return version
     odd = next((node for node, types, own in nodes if not _takes(node, types, found, own)), nodes[0][0])
@@ -112,13 +114,18 @@ def _nodes(graph: GraphProto, outer: Types) -> Iterator[tuple[NodeProto, Types]]
                 yield from _nodes(inner, types)
 
 
+def _credible(node: NodeProto, types: Types, found: int) -> Types:
+    """The types, or none where no opset takes the node with them: files may claim wrong ones, which runtimes ignore."""
+    return types if any(_takes(node, types, version, found) for version in _VERSIONS) else {}
+
+
 def _takes(node: NodeProto, types: Types, version: int, found: int) -> bool:
     """Whether a node of opset `found` means the same at `version`."""
     if node.domain not in STANDARD:
         return True
     asked, own = _schema(node, version), _schema(node, found)
     if asked is None:  # an operator that onnx does not know at all says nothing about labels
-        return not any(_schema(node, other) for other in range(LOWEST, NEWEST + 1))
+        return not any(_schema(node, other) for other in _VERSIONS)
     same = own is not None and own.since_version == asked.since_version
     if own is not None and not same and (asked.deprecated or own.deprecated):
         return False

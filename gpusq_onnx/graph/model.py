@@ -57,6 +57,7 @@ class Model:
         data_files: the external data files that it came with.
         inner: names of the initializers that belong to subgraphs.
         observed: shapes of tensors for one image, seen in a run where inference does not know them.
+        typed: types of what operators of other domains make (`graph.foreign_types`).
     """
 
     graph: gs.Graph
@@ -66,6 +67,7 @@ class Model:
     data_files: frozenset[Path] = frozenset()
     inner: frozenset[str] = frozenset()
     observed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    typed: dict[str, np.dtype[Any]] = field(default_factory=dict)
 
     @property
     def opset(self) -> int:
@@ -97,6 +99,10 @@ class Model:
     def constants(self) -> Iterator[gs.Constant]:
         """Every initializer of the main graph that a node there or in a subgraph reads."""
         return (tensor for tensor in _constants(self.graph) if tensor.name not in self.inner)
+
+    def inner_constants(self) -> Iterator[gs.Constant]:
+        """Every initializer of a subgraph that a node reads."""
+        return (tensor for tensor in _constants(self.graph) if tensor.name in self.inner)
 
     def clone(self) -> Model:
         """The model as it is now, for a later look: its graph is independent, values that nobody replaces are shared.

@@ -43,6 +43,9 @@ def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | N
         if one_image and value.name in fed and len(dims) and not dims[0].HasField("dim_value"):
             dims[0].dim_value = 1
     del skeleton.graph.value_info[:]
+    for name, kind in model.typed.items():
+        number = onnx.helper.np_dtype_to_tensor_dtype(kind)
+        skeleton.graph.value_info.append(onnx.helper.make_tensor_value_info(name, number, None))
     _spell_out(skeleton.graph)
     without_dynamic(skeleton.graph)
     try:

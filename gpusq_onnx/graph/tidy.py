@@ -6,6 +6,7 @@
     3. a declared type or shape of an inner tensor that       a wrong type is refused; a wrong size becomes a wrong
        inference does not confirm                             Reshape where onnxruntime fuses MatMul and Add
     4. calls of local functions                               run, but no walk sees the weights inside
+    5. nodes after those that read them                       run, as every runtime sorts; walks here go in order
 
 Case 3 is decided once for all: of an inner tensor's declaration (`value_info`) stays what inference finds as well, and
 what inference cannot know (after operators of other domains). Viewers still show shapes, and no runtime reads a wrong
@@ -14,12 +15,15 @@ one. Limits: declarations inside subgraphs stay, and so do functions of another 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
 
 import onnx_graphsurgeon as gs
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, inliner
 
 from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.door.nodes import read_names
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.opset import STANDARD
 from gpusq_onnx.graph.origin import subgraphs
@@ -27,12 +31,13 @@ from gpusq_onnx.graph.shapes import Dim, infer_shapes
 
 
 def tidy_nodes(model: ModelProto) -> None:
-    """Cases 1 and 2, in place, in subgraphs and local functions too."""
+    """Cases 1, 2 and 5, in place, in subgraphs and local functions too."""
     bodies: Iterable[GraphProto | FunctionProto] = (model.graph, *subgraphs(model.graph), *model.functions)
-    for body in bodies:
+    for body in list(bodies)[::-1]:  # the inner ones first: sorting copies
         for node in body.node:
             _cut(node)
         _name_apart(body.node)
+        _sort(body)
 
 
 def _cut(node: NodeProto) -> None:
@@ -52,6 +57,29 @@ def _name_apart(nodes: Sequence[NodeProto]) -> None:
             if f"{name}_{count}" not in taken:
                 node.name = f"{name}_{count}"
         seen.add(node.name)
+
+
+def _sort(body: GraphProto | FunctionProto) -> None:
+    """Put each node after those that it reads; of those that may come next, the first. The graph has no circle."""
+    maker = {name: place for place, node in enumerate(body.node) for name in node.output if name}
+    awaited = [{maker[name] for name in read_names(node) if name in maker} for node in body.node]
+    if all(place > max(others, default=-1) for place, others in enumerate(awaited)):
+        return
+    readers: dict[int, list[int]] = defaultdict(list)
+    for place, others in enumerate(awaited):
+        for other in others:
+            readers[other].append(place)
+    ready = [place for place, others in enumerate(awaited) if not others]
+    order = []
+    while ready:
+        order.append(place := heappop(ready))
+        for reader in readers[place]:
+            awaited[reader].remove(place)
+            if not awaited[reader]:
+                heappush(ready, reader)
+    nodes = GraphProto(node=[body.node[place] for place in order])
+    del body.node[:]
+    body.node.extend(nodes.node)
 
 
 def without_functions(model: ModelProto) -> ModelProto:

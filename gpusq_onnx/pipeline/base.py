@@ -11,6 +11,7 @@ A pass knows the graph, the maths and its context; it never reads files, the clo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,9 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_origi
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from gpusq_onnx.data.source import Source
+from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.qdq.weight_only import NBITS, nbits_of
 from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.progress import NullProgress, Progress
@@ -81,11 +84,24 @@ class PlanRow:
 
 
 def leftover_rows(structure: Structure) -> list[PlanRow]:
-    """A row for every product with a constant that is no site: it stays as it is."""
-    return [
+    """A row for every product with a constant that is no site, and for every MatMulNBits: it stays as it is."""
+    rows = [
         PlanRow(left.tensor, module_path(left.node), "product", left.node.op, left.shape, SKIP, left.reason)
         for left in structure.leftovers
     ]
+    for nbits in nbits_of(structure.flow.nodes):
+        reason = f"stored as codes of {nbits.bits} bits: start from the float model"
+        rows.append(PlanRow(nbits.weight, nbits.path, "product", NBITS, (nbits.out, nbits.k), SKIP, reason))
+    return rows
+
+
+def require_any(rows: Sequence[PlanRow], what: str, *, else_found: str, hint: str) -> None:
+    """Raise NothingMatched, with the rows and their commonest reasons, where all are skipped; `else_found`: of none."""
+    if all(row.skipped for row in rows):
+        reasons = [reason for reason, _ in Counter(row.reason for row in rows).most_common(4)]
+        error = NothingMatched(what, found="; ".join(reasons) or else_found, hint=hint)
+        error.rows = rows
+        raise error
 
 
 class Fact(Protocol):
@@ -124,11 +140,13 @@ class PlanContext:
         data: whether the caller gives calibration data (synthetic images do not count).
         facts: what earlier passes of the same pipeline establish, whether or not they have run yet.
         before: the kinds of pass whose input will be in `Context.before`.
+        idle: the kinds of pass that came earlier and had nothing to do.
     """
 
     data: bool = False
     facts: tuple[Fact, ...] = ()
     before: frozenset[str] = frozenset()
+    idle: frozenset[str] = frozenset()
 
 
 @dataclass

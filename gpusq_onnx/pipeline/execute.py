@@ -175,24 +175,28 @@ def take_facts(model: Model) -> list[Fact]:
     return found
 
 
-def kinds_before(passes: Sequence[Pass[Any]]) -> frozenset[str]:
-    """Of the passes before another one, the kinds whose input is kept for it if it learns."""
-    return frozenset(step.kind for step in passes) & {"prune", "quantise"}
+def given_after(
+    passes: Sequence[Pass[Any]], worked: Sequence[Pass[Any]], facts: Sequence[Fact], *, data: bool
+) -> PlanContext:
+    """What a plan may rely on after `passes`, of which `worked` had something to do."""
+    done, all_kinds = (frozenset(step.kind for step in some) & {"prune", "quantise"} for some in (worked, passes))
+    return PlanContext(data, tuple(facts), done, all_kinds - done)
 
 
 def execute(state: Run, index: int, structure: Structure) -> Structure:
     """The pass at `index` with all its checks; `structure` is the model's, and that of the result is returned."""
     model, step = state.model, state.passes[index]
-    given = PlanContext(state.data.path is not None, tuple(state.facts), kinds_before(state.worked))
+    given = given_after(state.passes[:index], state.worked, state.facts, data=state.data.path is not None)
     rows = planned(step, model, structure, given)
     if isinstance(rows, NothingMatched):
         state.idle.append(rows)
         state.warnings.append(nothing_done(step, rows))
-        state.steps.append(outcome_of(step, ()))
+        state.steps.append(outcome_of(step, rows.rows))
         return structure
     learns_later = any(later.kind == "finetune" for later in state.passes[index + 1 :])
-    if learns_later and step.kind in ("prune", "quantise"):
-        state.before.setdefault(step.kind, model.clone())
+    first = step.kind in ("prune", "quantise") and step.kind not in state.before
+    if learns_later and first:
+        state.before[step.kind] = model.clone()
     source = state.source if step.kind == "finetune" else state.calibration
     schedule = state.schedule or scheduled(state, None)
     schedule.step(index)
@@ -206,9 +210,12 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
     with nullcontext() if step.kind == "finetune" else one_blas_thread():
         step.apply(model, structure, rows, context)
     seconds = time.perf_counter() - began
-    state.worked.append(step)
     after = state.snapshot = take(model)
-    if not mark.differs_from(after):
+    if mark.differs_from(after):
+        state.worked.append(step)
+    else:
+        if first:
+            state.before.pop(step.kind, None)  # the model is no other than it was: it teaches nothing
         error = NothingMatched(
             f"the pass {step.name!r} changed nothing",
             found="the weights already are as the pass would make them",

@@ -36,13 +36,13 @@ from gpusq_onnx.graph.rewrites import newer
 from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import automatic, proof, table, targets
-from gpusq_onnx.pipeline.base import Context, Pass, PlanContext, PlanRow
+from gpusq_onnx.pipeline.base import Context, Pass, PlanRow
 from gpusq_onnx.pipeline.execute import (
     PREFIX,
     Run,
     begin,
     execute,
-    kinds_before,
+    given_after,
     nothing_done,
     outcome_of,
     planned,
@@ -97,13 +97,13 @@ def plan(
         facts = take_facts(model)
         steps, worked = list[StepOutcome](), list[Pass[Any]]()
         idle, warnings = list[NothingMatched](), [*settled.warnings, *notes]
-        for step in passes:
-            given = PlanContext(data.path is not None, tuple(facts), kinds_before(worked))
+        for index, step in enumerate(passes):
+            given = given_after(passes[:index], worked, facts, data=data.path is not None)
             found = planned(step, model, structure, given)
             if isinstance(found, NothingMatched):
                 idle.append(found)
                 warnings.append(nothing_done(step, found))
-                steps.append(outcome_of(step, ()))
+                steps.append(outcome_of(step, found.rows))
                 continue
             worked.append(step)
             made = step.ensures(found)

@@ -60,7 +60,7 @@ def round_to_grid(
 
     Raises:
         ValueError: shapes that do not fit, NaN or infinity in w, damping <= 0.
-        numpy.linalg.LinAlgError: H cannot be inverted.
+        numpy.linalg.LinAlgError: H holds infinities.
     """
     if w.ndim != 2 or w.shape[1] != gram.k:
         raise ValueError(f"found w of shape {w.shape} and inputs of k = {gram.k}")

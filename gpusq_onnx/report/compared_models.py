@@ -95,7 +95,8 @@ def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str],
             models = [load(path) for path in (paths if not plan else paths[:1])]
             taps = choose(models[0], models[-1], wanted)
             paths[: len(models)] = scratch.enter_context(tapped(models, taps))
-        reference = Session(paths[0], exact_qdq=True)
+        names = [str(original), str(compressed)]  # a scratch copy's own name would tell the reader nothing
+        reference = Session(paths[0], name=names[0], exact_qdq=True)
         if plan:
             candidate: Loaded = Engine.load(compressed)
             _require_outputs(candidate, taps)
@@ -105,9 +106,8 @@ def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str],
             progress.finish()
         else:
             provider = "CUDAExecutionProvider" if on == "cuda" else "CPUExecutionProvider"
-            candidate = Session(paths[1], exact_qdq=True, provider=provider)
-        for side, path in ((reference, original), (candidate, compressed)):
-            side.name = str(path)  # a scratch copy's own name would tell the reader nothing
+            candidate = Session(paths[1], name=names[1], exact_qdq=True, provider=provider)
+        candidate.name = names[1]
         yield Sides(reference, candidate, taps, default, refusal, notes)
 
 

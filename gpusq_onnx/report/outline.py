@@ -80,7 +80,12 @@ def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Columns as wide as their cells, at most `WIDEST`, and the last one as wide as there is room; cells are folded."""
+    """Columns as wide as their cells, at most `WIDEST`, and the last one as wide as there is room; cells are folded.
+
+    No rows, no lines.
+    """
+    if not rows:
+        return []
     cells = [[printable(cell) for cell in row] for row in (header, *rows) if any(row)]
     sizes = [min(WIDEST, max(len(row[column]) for row in cells)) for column in range(len(cells[0]) - 1)]
     words = [max(len(word) for row in cells for word in row[column].split() or [""]) for column in range(len(sizes))]

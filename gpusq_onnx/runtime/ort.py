@@ -46,6 +46,7 @@ class Session:
 
     Args:
         model: a file (external data is found beside it) or a serialised model.
+        name: what errors call it; None: its path.
         optimize: onnxruntime's graph optimisations; off, every node runs as written.
         exact_qdq: Q and DQ nodes run as written even when optimising.
         file_order: nodes run as early as the file has them, where onnxruntime's own order may put one off to the end
@@ -68,6 +69,7 @@ class Session:
         self,
         model: Path | str | bytes,
         *,
+        name: str | None = None,
         optimize: bool = True,
         exact_qdq: bool = False,
         file_order: bool = False,
@@ -77,7 +79,7 @@ class Session:
         provider: str = "CPUExecutionProvider",
         provider_options: Mapping[str, str] | None = None,
     ) -> None:
-        self.name = "a serialised model" if isinstance(model, bytes) else str(model)
+        self.name = name or ("a serialised model" if isinstance(model, bytes) else str(model))
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise UsageError("the model file does not exist", where=self.name)
         entries = {
@@ -226,7 +228,8 @@ def _load(
                 model if isinstance(model, bytes) else str(model), sess_options=options, providers=[chosen]
             )
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise UnsupportedModelError("onnxruntime cannot load the model", where=name, found=str(error)) from error
+        said = str(error).replace(f"Load model from {model!s} failed:", "")  # `where` says it, by the reader's name
+        raise UnsupportedModelError("onnxruntime cannot load the model", where=name, found=said) from error
     if provider not in session.get_providers():
         raise EnvironmentLacking(
             f"onnxruntime could not start {provider}",

@@ -11,6 +11,8 @@ Source: Frantar and Alistarh, "SparseGPT", ICML 2023 (arXiv 2301.00774), algorit
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ Settle = Callable[[slice, Float32, Float32], Column]
 """Looks at a group before its first column is settled: its place, its columns[group, out] as updated so far, and the
 pivots U_ii[group, 1]."""
 
+_RAISED, _ATTEMPTS = 0.1, 8  # of the mean of the diagonal, fourfold each time
 CHANNELS = 256  # output channels that are worked through together: their columns of a block fit a core's cache
 
 
@@ -76,9 +79,24 @@ def inverse_factor(h: Float64, each: Each = one_by_one) -> Float64:
     """The upper triangular U with h^-1 = U^T U, without ever forming h^-1.
 
     With J the reversal, J h J = L L^T gives h = (J L J)(J L J)^T, and J L J is upper triangular: U is its inverse.
+    Where rounding left h an eigenvalue below zero (inputs that hardly vary), its diagonal is raised, in place.
+
+    Raises:
+        numpy.linalg.LinAlgError: infinities.
     """
-    lower = np.linalg.cholesky(h[::-1, ::-1]).astype(np.float64, copy=False)
-    return _inverse_upper(lower[::-1, ::-1], each)
+    lower = _cholesky(h)[::-1, ::-1]
+    return _inverse_upper(lower.astype(np.float64, copy=False), each)
+
+
+def _cholesky(h: Float64) -> NDArray[np.floating[Any]]:
+    """The lower L of J h J."""
+    more = _RAISED * float(np.abs(np.diag(h)).mean())
+    for _ in range(_ATTEMPTS):
+        with suppress(np.linalg.LinAlgError):
+            return np.linalg.cholesky(h[::-1, ::-1])
+        h[np.diag_indices_from(h)] += more
+        more *= 4
+    return np.linalg.cholesky(h[::-1, ::-1])
 
 
 def _inverse_upper(u: Float64, each: Each) -> Float64:

@@ -42,22 +42,24 @@ def trainable_prefix(model: Model) -> list[str]:
         if any(producer_id in tail for t in node.inputs for producer_id in map(id, t.inputs)):
             tail.add(id(node))
     outputs = {tensor.name for tensor in model.graph.outputs}
-    edge = [
+    before = {id(node): node for node in model.graph.nodes if id(node) not in tail}
+    edge = [  # a reader that is not among them lies after the cut, or in a branch
         str(tensor.name)
-        for node in model.graph.nodes
-        if id(node) not in tail
+        for node in before.values()
         for tensor in node.outputs
         if tensor.name in trained.learned
         and flow.is_data(tensor)
         and tensor.name in types
         and is_float(types[tensor.name])
-        and (tensor.name in outputs or any(id(reader) in tail for reader in tensor.outputs))
+        and (tensor.name in outputs or any(id(reader) not in before for reader in tensor.outputs))
     ]
     if not edge:
+        first = next((node for node in model.graph.nodes if id(node) in tail), None)
         raise NothingMatched(
             "no trained tensor lies before what cannot be converted",
-            found=f"{len(tail)} of {len(model.graph.nodes)} nodes cannot be trained through",
-            hint="export the network without its post-processing",
+            where=first and f"node {first.name!r} ({first.op})",
+            found=f"{len(tail)} of {len(model.graph.nodes)} nodes cannot be trained through, this one first",
+            hint="export the network without it; operators that are trained: docs/torchgraph.md",
         )
     return edge
 

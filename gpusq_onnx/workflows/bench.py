@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import GpusqError, UsageError
-from gpusq_onnx.files import Scratch
+from gpusq_onnx.files import Scratch, naming
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.benchmark import Benchmark, BenchmarkRow, Cell
@@ -98,8 +98,10 @@ def run_benchmark(
     notes: list[str] = []
     with Scratch() as scratch:
         files = [at_size(path, scratch / str(i), sizes) if sizes else path for i, path in enumerate(models)]
-        with blaming(*files):
-            entries = [given_entry(path) for path in files]
+        entries = []
+        for path, file in zip(models, files, strict=True):
+            with blaming(file), naming(str(path)):
+                entries.append(given_entry(file))
         entries += list(baseline_entries(entries, backend, scratch, notes, progress))
         formats = {entry.format for entry in entries}
         reference = next((name for name in ("TF32", "FP32") if name in formats), "")

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import onnx
 
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import Scratch, staged
+from gpusq_onnx.files import Scratch, naming, staged
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model, from_proto
 
@@ -30,18 +30,19 @@ IN_MEMORY = "model.onnx"
 
 @contextmanager
 def as_file(model: AnyModel) -> Iterator[Path]:
-    """The model's file, for as long as the block lasts.
+    """The model's file, for as long as the block lasts. Errors from the block that name a copy of it name it instead.
 
     Raises:
         UsageError: neither a path nor a model.
     """
-    if isinstance(model, (str, os.PathLike)):
-        yield Path(model)
-        return
-    with Scratch() as folder:
-        path = folder / IN_MEMORY
-        save(model, path)
-        yield path
+    with naming(name_of(model)):
+        if isinstance(model, (str, os.PathLike)):
+            yield Path(model)
+            return
+        with Scratch() as folder:
+            path = folder / IN_MEMORY
+            save(model, path)
+            yield path
 
 
 def name_of(model: AnyModel) -> str:

@@ -3,12 +3,13 @@
 import illegal_graphs
 import ml_dtypes
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto
 from small_graphs import FLOAT, INT8, graph, model, node, normal, proto
 
-from gpusq_onnx.errors import InvariantError
+from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.graph import invariants
 
 X = [("x", FLOAT, [5, 8])]
@@ -177,3 +178,23 @@ def test_broken_graphs_are_named(damage, says: str):
         invariants.check(loaded, "damage")
     assert caught.value.exit_code == 4
     assert "after damage" in str(caught.value)
+
+
+@pytest.mark.parametrize(("op", "opset"), [("MatMulInteger", 20), ("QuantizeLinear", 20)])
+def test_a_model_that_was_quantised_elsewhere_is_called_that(op: str, opset: int):
+    quantised = {
+        "MatMulInteger": [
+            onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+            onnx.helper.make_node("MatMulInteger", ["q", "w"], ["p"]),
+            onnx.helper.make_node("Cast", ["p"], ["y"], to=FLOAT),
+        ],
+        "QuantizeLinear": [
+            onnx.helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+            onnx.helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+        ],
+    }
+    constants = {"w": np.ones((8, 6), np.int8), "scale": np.array(0.1, np.float32), "zero": np.array(3, np.uint8)}
+    made = model(proto(quantised[op], X, Y, constants, opset=opset))
+    with pytest.raises(UnsupportedModelError, match="quantised already, in a form") as caught:
+        invariants.require(made)
+    assert op in str(caught.value.details["found"])

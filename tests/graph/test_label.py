@@ -133,6 +133,20 @@ def test_what_inference_does_not_know_is_not_lowered():
         made.opset_import.append(helper.make_opsetid("mine", 1))
 
 
+def test_types_that_no_opset_takes_say_nothing():
+    """What a converter to float16 left declared as float32 after an operator that inference does not know."""
+    nodes = [
+        *pair("x", "d"),
+        helper.make_node("Strange", ["d"], ["u"], domain="mine"),
+        node("Gemm", ["u", "w", "b"], ["y"]),
+    ]
+    half = {"w": normal(4, 4).astype(np.float16), "b": normal(4).astype(np.float16)}
+    made = proto(nodes, X, [("y", TensorProto.FLOAT16, None)], SCALE | half, opset=21)
+    made.graph.value_info.append(helper.make_tensor_value_info("u", FLOAT, None))
+    made.opset_import.append(helper.make_opsetid("mine", 1))
+    assert label.lowest(made) == 20
+
+
 def test_local_functions_count():
     made = proto([*pair("x", "d"), helper.make_node("Mine", ["d"], ["y"], domain="local")], X, Y, SCALE, opset=24)
     body = [node("Swish", ["a"], ["b"])]

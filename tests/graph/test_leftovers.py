@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
+from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.passes.int4 import Int4Weights
 from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.passes.qdq import QdqInt8
 from gpusq_onnx.pipeline.base import PlanContext
+from gpusq_onnx.pipeline.summary import measure
 from gpusq_onnx.report.inspection import inspect_model
 from gpusq_onnx.report.outline import of_inspection
 from tests.graph.small_graphs import FLOAT, graph, model, node, normal, proto
@@ -100,6 +102,21 @@ def test_inspect_names_them() -> None:
     assert "2 x no weight matrix: GRU: no operator that is pruned or quantised here" in lines
 
 
+@pytest.mark.parametrize("width", [40, 120])
+def test_a_model_of_nothing_else_is_inspected_and_says_why(width: int) -> None:
+    nodes = [node("ReduceMax", ["x"], ["m"], keepdims=0), node("Greater", ["m", "zero"], ["c"])]
+    inner = [graph([node("MatMul", ["x", w], [f"{w}_y"])], [], [(f"{w}_y", FLOAT, [2, 4, 32])], {w: normal(32, 32)})
+             for w in ("a", "b")]  # fmt: skip
+    choose = node("If", ["c"], ["y"], name="choose", then_branch=inner[0], else_branch=inner[1])
+    found = model(proto([*nodes, choose], X, Y, {"zero": np.array(0, np.float32)}, opset=20))
+    said = " ".join(of_inspection("m.onnx", inspect_model(found), width))
+    assert "2 x no weight matrix: inside the If 'choose'" in " ".join(said.split())
+    with pytest.raises(NothingMatched, match="inside the If 'choose'") as caught:
+        Prune24(Prune24.Options()).plan(found, analyse(found), PlanContext())
+    assert {row.tensor for row in caught.value.rows} == {"a", "b"}
+    assert measure(found, analyse(found)).total["parameters"] == 2 * 32 * 32 + 1, "both branches are in the file"
+
+
 def test_what_is_no_product_of_data_is_none() -> None:
     """A product of constants, one of data alone, and a sum with a table."""
     nodes = [
@@ -109,3 +126,17 @@ def test_what_is_no_product_of_data_is_none() -> None:
         node("MatMul", ["s", "t"], ["y"]),
     ]
     assert analyse(model(made(nodes, a=normal(4, 8), b=normal(8, 32)))).leftovers == []
+
+
+def test_codes_of_a_few_bits_have_a_row_and_a_reason() -> None:
+    """A model of onnxruntime's weight-only quantiser: nothing to prune, which is said of the weights themselves."""
+    codes = {"q": np.zeros((32, 1, 16), np.uint8), "s": np.ones(32, np.float32)}
+    nbits = helper.make_node(
+        "MatMulNBits", ["x", "q", "s"], ["y"], domain="com.microsoft", N=32, K=32, bits=4, block_size=32
+    )
+    made = proto([nbits], X, Y, codes, opset=20)
+    made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    found = model(made)
+    with pytest.raises(NothingMatched, match="stored as codes of 4 bits: start from the float model") as caught:
+        Prune24(Prune24.Options()).plan(found, analyse(found), PlanContext())
+    assert [(row.tensor, row.shape) for row in caught.value.rows] == [("q", (32, 32))]

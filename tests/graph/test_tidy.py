@@ -120,3 +120,20 @@ def test_what_inference_cannot_know_stays_as_declared(tmp_path: Path):
     after = loaded(made, tmp_path)
     assert declared(after) == {"m": (FLOAT, [2, 4, 8])}
     Session(after.SerializeToString()).run({"x": normal(2, 4, 8)})
+
+
+def test_what_another_domain_makes_has_the_type_of_the_products_after_it(tmp_path: Path):
+    """Declared as float32, as a converter to float16 leaves it beside a fused operator; no runtime looks."""
+    nodes = [
+        helper.make_node("Strange", ["x"], ["u"], domain="mine"),
+        node("Reshape", ["u", "to"], ["r"]),
+        node("MatMul", ["r", "w"], ["h"]),
+        node("Transpose", ["h"], ["y"], perm=[1, 0]),
+    ]
+    half = {"w": normal(8, 8).astype(np.float16), "to": np.array([-1, 8])}
+    made = proto(nodes, [("x", TensorProto.FLOAT16, [2, 4, 8])], [("y", TensorProto.FLOAT16, None)], half)
+    made.graph.value_info.extend(helper.make_tensor_value_info(name, FLOAT, None) for name in ("u", "r", "h"))
+    made.opset_import.append(helper.make_opsetid("mine", 1))
+    onnx.save(made, tmp_path / "m.onnx")
+    types = analyse(io.load(tmp_path / "m.onnx")).types
+    assert {types[name] for name in ("u", "r", "h", "y")} == {np.dtype(np.float16)}

@@ -28,7 +28,8 @@ def test_a_pass_with_nothing_to_do_beside_one_that_had_is_a_warning(passes: str,
         (warning,) = (text for text in found.warnings if "nothing to do" in text)
         assert warning.startswith("prune24 had nothing to do: no weight can be pruned (")
         assert "channels 3 is not a multiple of 4" in warning
-        assert [len(step.rows) == 0 for step in found.steps].count(True) == 1
+        (idle,) = (step for step in found.steps if all(row.skipped for row in step.rows))
+        assert len(idle.rows) == len(found.steps[0].rows), "what it looked at, and why it stays"
 
 
 def test_what_is_pruned_already_is_a_warning_too(tmp_path: Path) -> None:
@@ -73,6 +74,25 @@ def test_training_after_a_quantisation_with_nothing_to_do_has_nothing_to_do_eith
     skip = next(site.name for site in sites if site.role == "patch_embed")
     outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(passes.replace("conv", f'"{skip}"')), data=DATA)
     assert [text.split(" ")[0] for text in outcome.warnings if "nothing to do" in text] == ["qdq-int8", "qat"]
+
+
+@pytest.mark.parametrize("plan", [False, True])
+def test_training_after_a_pruning_with_nothing_to_do_has_nothing_to_do_either(plan: bool, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    passes = parse(f"{IDLE},distill{{steps=1}},qdq-int8,qat{{steps=1,batch=2,against=dense,factors=none}}")
+    run = manager.plan(MODEL, passes, data=DATA) if plan else manager.run(MODEL, tmp_path / "o.onnx", passes, data=DATA)
+    assert [text.split(" ")[0] for text in run.warnings if "nothing to do" in text] == ["prune24", "distill"]
+
+
+def test_a_model_that_was_pruned_elsewhere_is_not_its_own_teacher(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pruned = tmp_path / "pruned.onnx"
+    manager.run(MODEL, pruned, parse("prune24{method=magnitude}"), data=DATA)
+    passes = parse("prune24{method=magnitude},distill{steps=1}")
+    with pytest.raises(NothingMatched, match="changed nothing"):
+        manager.run(pruned, tmp_path / "out.onnx", passes, data=DATA)
+    outcome = manager.run(pruned, tmp_path / "out.onnx", passes, data=DATA, allow_noop=True)
+    assert any("distill had nothing to do" in text for text in outcome.warnings)
 
 
 def test_one_value_for_a_list_is_a_list_of_it() -> None:

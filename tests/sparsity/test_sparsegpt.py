@@ -7,6 +7,7 @@ import pytest
 from gpusq_onnx.sparsity import magnitude
 from gpusq_onnx.sparsity.patterns import PAIRS_48, Pattern
 from gpusq_onnx.sparsity.sparsegpt import Gram, bias_correction, prune
+from gpusq_onnx.sparsity.sweep import inverse_factor
 
 PATTERN = Pattern(2, 4)
 
@@ -191,3 +192,16 @@ def test_inputs_that_never_vary_leave_rounding_alone(k):
     pruned = prune(weights(k=k), gram, PATTERN, centred=True)
     assert PATTERN.holds(pruned)
     assert np.isfinite(pruned).all()
+
+
+@pytest.mark.parametrize("lowest", [-1e-3, -0.1, -1.0])
+def test_a_matrix_that_rounding_left_indefinite_is_raised_until_it_has_a_factor(lowest):
+    rng = np.random.default_rng(0)
+    turn, _ = np.linalg.qr(rng.standard_normal((48, 48)))
+    h = turn * np.concatenate([[lowest], np.linspace(0.01, 1, 47)]) @ turn.T
+    raised = h.copy()
+    upper = inverse_factor(raised)
+    more = raised - h
+    np.testing.assert_allclose(more, more[0, 0] * np.eye(48), atol=1e-12)
+    assert more[0, 0] < 10 * abs(lowest) + 0.1
+    np.testing.assert_allclose(upper.T @ upper @ raised, np.eye(48), atol=1e-6)

@@ -1,8 +1,10 @@
 """How far a detector is trained: up to what selects, through a TopK that has weights after it."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper
 from onnx_cases import ints, model_of, values
 from test_shapes import n
 
@@ -60,3 +62,29 @@ def test_a_graph_that_selects_before_any_weight_is_refused() -> None:
     model, _ = model_of(nodes, {"square": values(6, 3)}, (4, 6), ["y"])
     with pytest.raises(NothingMatched, match="cannot be converted"):
         trainable_prefix(model)
+
+
+def test_what_only_a_branch_reads_is_an_end() -> None:
+    """An If has no input but its condition: what its branches read is not in its list."""
+    sides = {
+        f"{name}_branch": helper.make_graph(
+            [n(op, "f", name)], name, [], [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)]
+        )
+        for name, op in (("then", "Neg"), ("else", "Abs"))
+    }
+    nodes = [
+        *HEAD,
+        n("ReduceMax", "x", "largest", keepdims=0),
+        n("Greater", "largest zero", "c"),
+        n("If", "c", "y", **sides),
+    ]
+    model, _ = model_of(nodes, {**WEIGHTS, "zero": np.array(0, np.float32)}, (4, 6), ["y"])
+    assert trainable_prefix(model) == ["f"]
+
+
+def test_the_first_node_that_stands_in_the_way_is_named() -> None:
+    nodes = [n("NonZero", "x", "places"), n("Cast", "places", "floats", to=1), n("MatMul", "square floats", "y")]
+    model, _ = model_of(nodes, {"square": values(6, 3)}, (4, 6), ["y"])
+    with pytest.raises(NothingMatched) as caught:
+        trainable_prefix(model)
+    assert "(NonZero)" in str(caught.value.details["where"])

@@ -159,20 +159,20 @@ def acyclic(arrival: Arrival) -> Iterator[str]:
     """No tensor depends on itself: every walk over the graph ends."""
     for level in arrival.levels:
         makers = {name: place for place, node in enumerate(level.nodes) for name in node.output if name}
-        reads = [{makers[name] for name in _read(node) if name in makers} for node in level.nodes]
+        reads = [{makers[name] for name in read_names(node) if name in makers} for node in level.nodes]
         place = _on_a_circle({number: sorted(read) for number, read in enumerate(reads)})
         if place is not None:
             yield f"{label(level.nodes[place])} of {level.where} depends on its own output"
 
 
-def _read(node: NodeProto) -> Iterator[str]:
+def read_names(node: NodeProto) -> Iterator[str]:
     """The names that a node reads, those that its subgraphs take from around them included."""
     yield from node.input
     for body in bodies(node):
         own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
         own |= {sparse.values.name for sparse in body.sparse_initializer}
         own |= {name for inner in body.node for name in inner.output}
-        taken = [name for inner in body.node for name in _read(inner)]
+        taken = [name for inner in body.node for name in read_names(inner)]
         yield from (name for name in (*taken, *(value.name for value in body.output)) if name not in own)
 
 

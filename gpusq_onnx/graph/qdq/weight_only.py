@@ -13,7 +13,7 @@ Source: ONNX DequantizeLinear-21; onnxruntime's contrib operators, MatMulNBits. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,12 @@ class NBits:
 
 def find_nbits(model: Model) -> Iterator[NBits]:
     """The MatMulNBits nodes of the main graph, in graph order."""
-    for node in model.graph.nodes:
+    return nbits_of(model.graph.nodes)
+
+
+def nbits_of(nodes: Iterable[gs.Node]) -> Iterator[NBits]:
+    """Those among these nodes."""
+    for node in nodes:
         if node.op == NBITS and node.domain == DOMAIN:
             out, k, block = (int(node.attrs.get(key, 0)) for key in ("N", "K", "block_size"))
             yield NBits(node, out, k, int(node.attrs.get("bits", 4)), block)
