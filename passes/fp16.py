@@ -27,6 +27,7 @@ from gpusq_onnx.graph.fp16.numeric import LARGEST, SMALLEST_NORMAL, is_single, w
 from gpusq_onnx.graph.fp16.policy import kept_single
 from gpusq_onnx.graph.fp16.rewrite import halve
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
+from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.simulated import runs_as
 from gpusq_onnx.graph.rewrites.norms import Parts, find_parts, fuse
 from gpusq_onnx.graph.sites import OPERATORS, module_path
@@ -237,9 +238,7 @@ def _border_rows(model: Model, structure: Structure, io: str) -> Iterable[PlanRo
 
 
 def _is_scale(constant: Tensor) -> bool:
-    return any(
-        node.op in ("QuantizeLinear", "DequantizeLinear") and node.inputs[1] is constant for node in constant.outputs
-    )
+    return any(node.op in QDQ and node.inputs[1] is constant for node in constant.outputs)
 
 
 def _node_row(node: Node, structure: Structure, role: str, decision: str, reason: str) -> PlanRow:

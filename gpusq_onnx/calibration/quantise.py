@@ -22,10 +22,11 @@ from gpusq_onnx.calibration.activations import Calibration
 from gpusq_onnx.calibration.ranges import ContextError, MakeObserver, MeanError, Watch
 from gpusq_onnx.calibration.rounding import Grid, round_weights
 from gpusq_onnx.graph.model import Model, Node
+from gpusq_onnx.graph.operators import LINEAR
 from gpusq_onnx.graph.qdq.codes import codes_of, store_on_grid, weight_scales_of
 from gpusq_onnx.graph.qdq.pairs import QdqWriter, store_codes
 from gpusq_onnx.graph.qdq.rescale import own_bias, rescale_input, rescale_output, shift_bias
-from gpusq_onnx.graph.sites import LINEAR, Site, find_sites
+from gpusq_onnx.graph.sites import Site, find_sites
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Context, PlanRow
 from gpusq_onnx.pipeline.parallel import in_order, run_all

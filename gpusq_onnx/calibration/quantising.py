@@ -22,6 +22,7 @@ from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounded_by_outpu
 from gpusq_onnx.errors import NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model, Tensor
+from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS
 from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
@@ -240,7 +241,7 @@ class QuantisingPass(Pass[OptionsT]):
 
 def require_float(model: Model) -> None:
     """Raise UnsupportedModelError for a model that has Q/DQ nodes."""
-    pairs = [node for node in model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear")]
+    pairs = [node for node in model.graph.nodes if node.op in QDQ]
     if pairs:
         raise UnsupportedModelError(
             "the model is quantised already",

@@ -11,19 +11,15 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.operators import NORMS
 from gpusq_onnx.graph.rewrites.norms import squares
-
-_NODES = frozenset(
-    "LayerNormalization RMSNormalization SimplifiedLayerNormalization BatchNormalization GroupNormalization "
-    "InstanceNormalization".split()
-)
 
 
 def norm_outputs(model: Model) -> list[str]:
     """The names of what normalisations give, in graph order."""
     found = []
     for node in model.graph.nodes:
-        if node.op in _NODES:
+        if node.op in NORMS:
             found.append(str(node.outputs[0].name))
         elif node.op == "Sqrt" and _is_of_squares(node) and (end := _end(node)) is not None:
             found.append(str(end.name))

@@ -21,7 +21,7 @@ from torch import fx
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Model, Node, Tensor, TensorSpec, values_of
-from gpusq_onnx.graph.opset import STANDARD
+from gpusq_onnx.graph.operators import is_standard
 from gpusq_onnx.graph.qdq.dynamic import DOMAIN
 from gpusq_onnx.torchgraph import elementwise, layout, neural, peepholes, quantiser, reductions
 from gpusq_onnx.torchgraph.builder import BATCHES, SHAPES, Affine, Builder, Size, Unsupported, Value
@@ -182,7 +182,7 @@ class _Conversion:
 
     def convert(self, node: Node) -> None:
         """Call what the node's row of the table says."""
-        row = newest(TABLE.get(node.op, ()), self.model.opset) if node.domain in (None, *STANDARD, DOMAIN) else None
+        row = newest(TABLE.get(node.op, ()), self.model.opset) if is_standard(node) or node.domain == DOMAIN else None
         where = f"node {node.name!r} ({node.op}, opset {self.model.opset})"
         if row is None:
             domain = f"{node.domain}." if node.domain else ""

@@ -22,6 +22,7 @@ from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.opset import LOWEST
 
+# What onnxruntime moves pairs over, and no more of what only moves values.
 _LAYOUT = frozenset("Reshape Transpose Squeeze Unsqueeze Slice Flatten".split())
 
 
