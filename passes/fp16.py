@@ -27,9 +27,9 @@ from gpusq_onnx.graph.fp16.numeric import LARGEST, SMALLEST_NORMAL, is_single, w
 from gpusq_onnx.graph.fp16.policy import kept_single
 from gpusq_onnx.graph.fp16.rewrite import halve
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
+from gpusq_onnx.graph.norms import LayerNorm, fuse, layer_norms
 from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.simulated import runs_as
-from gpusq_onnx.graph.rewrites.norms import Parts, find_parts, fuse
 from gpusq_onnx.graph.sites import OPERATORS, module_path
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Pass, PassOptions, PlanContext, PlanRow, Written
@@ -81,7 +81,7 @@ class Fp16(Pass[Fp16Options]):
                 )
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
-        parts = self._parts(model, structure)
+        parts, apart = self._parts(model, structure)
         kept = self._reasons(model, structure, parts)
         rows = [*_constant_rows(model, structure, kept, parts), *_border_rows(model, structure, self.options.io)]
         if all(row.skipped for row in rows):
@@ -97,12 +97,13 @@ class Fp16(Pass[Fp16Options]):
         rows += [_node_row(norm.nodes[-1], structure, "norm", FUSE, reason) for norm in parts]
         for node in model.graph.nodes:
             if id(node) in kept and any(structure.flow.is_data(tensor) for tensor in node.outputs):
-                rows.append(_node_row(node, structure, "kept", SKIP, f"FP32: {kept[id(node)]}"))
+                why = f"; no {NORM}: {apart[id(node)]}" if id(node) in apart else ""
+                rows.append(_node_row(node, structure, "kept", SKIP, f"FP32: {kept[id(node)]}{why}"))
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         planned = {row.tensor for row in plan if row.decision == FUSE}
-        parts = [norm for norm in self._parts(model, structure) if norm.output.name in planned]
+        parts = [norm for norm in self._parts(model, structure)[0] if norm.output.name in planned]
         flagged = self._guard(model, structure, parts, context)
         for norm in parts:
             fuse(model, norm)
@@ -140,14 +141,14 @@ class Fp16(Pass[Fp16Options]):
             chosen |= hits
         return chosen
 
-    def _parts(self, model: Model, structure: Structure) -> list[Parts]:
+    def _parts(self, model: Model, structure: Structure) -> tuple[list[LayerNorm], dict[int, str]]:
+        """The LayerNorms in parts that become one node; by node id, why others do not."""
         chosen = self._chosen(model)
-        return [
-            norm for norm in find_parts(model, structure.shapes) if not any(id(node) in chosen for node in norm.nodes)
-        ]
+        found, refused = layer_norms(model, structure.shapes)
+        return [norm for norm in found if not any(id(node) in chosen for node in norm.nodes)], refused
 
     def _reasons(
-        self, model: Model, structure: Structure, parts: Sequence[Parts] = (), flagged: Collection[str] = ()
+        self, model: Model, structure: Structure, parts: Sequence[LayerNorm] = (), flagged: Collection[str] = ()
     ) -> dict[int, str]:
         fused = {id(node) for norm in parts for node in norm.nodes}
         return kept_single(model, structure.flow, structure.types, flagged, self._chosen(model), fused)
@@ -155,7 +156,7 @@ class Fp16(Pass[Fp16Options]):
     def work(self, images: int, data: bool) -> float:
         return float(min(images, self.options.images))
 
-    def _guard(self, model: Model, structure: Structure, parts: Sequence[Parts], context: Context) -> list[str]:
+    def _guard(self, model: Model, structure: Structure, parts: Sequence[LayerNorm], context: Context) -> list[str]:
         """Tensors that come near FP16's largest number, by running the model as it is."""
         if not self.options.images:
             return []
@@ -188,7 +189,7 @@ class Fp16(Pass[Fp16Options]):
 
 
 def _constant_rows(
-    model: Model, structure: Structure, kept: dict[int, str], parts: Sequence[Parts]
+    model: Model, structure: Structure, kept: dict[int, str], parts: Sequence[LayerNorm]
 ) -> Iterable[PlanRow]:
     gone = {id(node) for norm in parts for node in norm.nodes}
     stay = {id(constant) for norm in parts for constant in (norm.gamma, norm.beta)}

@@ -29,8 +29,8 @@ import onnx_graphsurgeon as gs
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.fp16.numeric import WeightRange, is_single, weight_range
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.norms import decomposed
 from gpusq_onnx.graph.operators import MEASURES, MOVES, QDQ, Is, is_standard, operators
-from gpusq_onnx.graph.rewrites.norms import squares
 from gpusq_onnx.graph.shapes import Types
 
 SINGLE, HALF = np.dtype(np.float32), np.dtype(np.float16)
@@ -53,7 +53,6 @@ _COORDINATES = frozenset("Log Sin Cos CumSum Mod Floor Ceil Round".split())
 _OF_NETWORKS = operators(Is.PRODUCT | Is.NORM) | {"Attention", "Softmax", "Gelu"}
 _ARITHMETIC = frozenset("Add Sub Mul Div Neg Abs Sqrt Reciprocal Clip Max Min Where Sigmoid Tanh Sign".split())
 _CHEAP = MOVES | _ARITHMETIC | {"Cast", "DequantizeLinear"}
-_NORM_TAIL = frozenset("Add Max Clip Sqrt Reciprocal Pow Div Mul".split())
 _SATURATING = frozenset("Where Clip Max Min Pad".split())  # a limit or a mask may be 65504 instead of more
 
 
@@ -158,18 +157,9 @@ class _Walk:
     def _norms(self) -> None:
         """Rule 3: from the mean of squares up to the difference that is squared, and down to the quotient."""
         reason = "part of a decomposed normalisation, whose squares overflow FP16"
-        for node in self.nodes:
-            if node.op not in ("ReduceMean", "ReduceSum") or not node.inputs[0].inputs:
-                continue
-            square = node.inputs[0].inputs[0]
-            if not squares(square) or not self.flow.is_data(node.outputs[0]):
-                continue
-            island = [square, node]
-            for above in square.inputs[0].inputs:
-                if above.op == "Sub":
-                    island += [above, *(mean for t in above.inputs for mean in t.inputs if mean.op == "ReduceMean")]
-            island += _tail(node)
-            self.reasons.update({id(inside): reason for inside in island if id(inside) not in self.reasons})
+        for norm in decomposed(self.nodes):
+            if self.flow.is_data(norm.mean.outputs[0]):
+                self.reasons = {id(node): reason for node in norm.core} | self.reasons
 
     def _coordinates(self) -> None:
         """Rule 6: what counts, and the cheap operators after it."""
@@ -210,18 +200,6 @@ class _Walk:
 
 def _tensors(node: gs.Node) -> Iterable[gs.Tensor]:
     return (*node.inputs, *node.outputs)
-
-
-def _tail(mean: gs.Node) -> list[gs.Node]:
-    """What follows a mean of squares: + eps, root, the quotient."""
-    found: list[gs.Node] = []
-    step = mean
-    while len(step.outputs[0].outputs) == 1 and step.op not in ("Div", "Mul"):
-        step = step.outputs[0].outputs[0]
-        if step.op not in _NORM_TAIL:
-            break
-        found.append(step)
-    return found
 
 
 def computes(node: gs.Node) -> bool:
