@@ -21,6 +21,7 @@ from gpusq_onnx.learn.environment import on_gpu
 from gpusq_onnx.learn.history import History
 from gpusq_onnx.learn.settings import JUDGED, LossOptions, TrainingOptions
 from gpusq_onnx.pipeline.base import SKIP, Fact, PlanContext, PlanRow
+from gpusq_onnx.pipeline.details import Following, rows_with
 from gpusq_onnx.pipeline.facts import SparseWeight, pattern_of
 from gpusq_onnx.pipeline.schedule import LOOKING
 
@@ -39,12 +40,12 @@ def rows(structure: Structure, settings: TrainingOptions, given: PlanContext) ->
 
 def sparse_facts(plan: Sequence[PlanRow]) -> list[Fact]:
     """That the weights that came sparse still are."""
-    return [SparseWeight(row.tensor, row.detail["pattern"]) for row in plan if row.detail.get("pattern")]
+    return [SparseWeight(row.tensor, detail.pattern) for row, detail in rows_with(plan, Following)]
 
 
 def sparse_sites(structure: Structure, plan: Sequence[PlanRow]) -> list[Site]:
     """The sites whose zeros must stay."""
-    sparse = {row.tensor for row in plan if row.detail.get("pattern")}
+    sparse = {row.tensor for row, _ in rows_with(plan, Following)}
     return [site for site in structure.sites if site.name in sparse]
 
 
@@ -101,14 +102,14 @@ def findings(history: History, factors: Mapping[str, float], distances: Mapping[
 
 
 def _weight_row(site: Site, facts: Sequence[Fact]) -> PlanRow:
-    pattern, detail, decision = None, {}, TRAIN
+    head = site.name, site.path, site.role, site.op, (site.out, site.k)
     if site.dtype not in FLOATS:
-        decision, reason = SKIP, f"stored as {site.dtype} codes: only their scale can be learned"
-    else:
-        pattern = pattern_of(site, facts)
-        detail = {"pattern": pattern.name} if pattern else {}
-        reason = f"{pattern.name} stays: zeros are written again after every step" if pattern else "dense"
-    return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
+        return PlanRow(*head, SKIP, f"stored as {site.dtype} codes: only their scale can be learned")
+    pattern = pattern_of(site, facts)
+    if pattern is None:
+        return PlanRow(*head, TRAIN, "dense")
+    reason = f"{pattern.name} stays: zeros are written again after every step"
+    return PlanRow(*head, TRAIN, reason, Following(pattern.name))
 
 
 def _map_rows(structure: Structure, settings: LossOptions) -> list[PlanRow]:

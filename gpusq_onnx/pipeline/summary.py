@@ -11,8 +11,9 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Fact, PlanRow
+from gpusq_onnx.pipeline.details import TensorPair, WeightPair
 from gpusq_onnx.pipeline.facts import pattern_of
-from gpusq_onnx.quant.formats import FORMATS, Format
+from gpusq_onnx.quant.formats import Format
 from gpusq_onnx.quant.schemes import Quantised
 
 FormOf = Callable[[Site], CostForm]
@@ -41,12 +42,11 @@ def as_planned(rows: Iterable[PlanRow], facts: Sequence[Fact]) -> FormOf:
     """The forms that a plan leads to: what its rows quantise, and the patterns that its passes will establish."""
     weights: dict[str, Format] = {}
     inputs: dict[str, Format] = {}
-    for row in (row for row in rows if not row.skipped and "format" in row.detail):
-        fmt = FORMATS[row.detail["format"]]
-        if row.decision == "quantise weight":
-            weights[row.tensor] = fmt
-        elif row.detail.get("side") == "input":
-            inputs |= dict.fromkeys(row.detail["sites"], fmt)
+    for row in rows:
+        if isinstance(row.detail, WeightPair):
+            weights[row.tensor] = row.detail.numbers
+        elif isinstance(row.detail, TensorPair) and row.detail.side == "input":
+            inputs |= dict.fromkeys(row.detail.sites, row.detail.numbers)
 
     def form(site: Site) -> CostForm:
         planned = Quantised(weights[site.name], inputs.get(site.name)) if site.name in weights else None

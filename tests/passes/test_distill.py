@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpusq_onnx.pipeline.details import Following
+
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 pytest.importorskip("accelerate", reason="needs the extra `train`")
 
@@ -91,7 +93,7 @@ def test_the_plan_shows_patterns_and_maps() -> None:
     maps = [row for row in rows if row.role == "feature map"]
     assert [row.tensor for row in maps] == structure.feature_maps
     planned = manager.plan(MODEL, parse("prune24,distill"), data=DATA)
-    sparse = [row for row in planned.steps[1].rows if row.detail.get("pattern") == "2:4"]
+    sparse = [row for row in planned.steps[1].rows if row.detail == Following("2:4")]
     assert len(sparse) == 12 and "zeros are written again" in sparse[0].reason
 
 

@@ -20,6 +20,7 @@ from gpusq_onnx.graph.rewrites.attention_scale import move_scale, scale_to_move
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.learn.rescaling import recalibrate
 from gpusq_onnx.pipeline import grammar, manager
+from gpusq_onnx.pipeline.details import OperandPair, rows_with
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.quant.dynamic import dynamic_quantize, two_level
 from gpusq_onnx.quant.formats import FP4, FP8, dequantize, fake_quantize
@@ -180,7 +181,7 @@ def test_inspect_and_cost(name: str, label: str, request: pytest.FixtureRequest)
     bits = {"FP8": 8, "FP4": 4}[label]
     assert planned.after.sites[row.tensor]["packed_bytes"] == planned.before.sites[row.tensor]["parameters"] * bits / 8
     if name == "fp8":
-        rows = [row for row in planned.steps[0].rows if row.detail.get("operand") == "Q"]
+        rows = [row for row, pair in rows_with(planned.steps[0].rows, OperandPair) if pair.operand == "Q"]
         assert rows and all("moves before it" in row.reason for row in rows)
 
 

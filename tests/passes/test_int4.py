@@ -271,7 +271,7 @@ def test_blocks_divide_k_and_are_no_longer_than_asked(asked: str, found: int, tm
     onnx.save_model(matmul(), str(tmp_path / "model.onnx"))
     planned = manager.plan(tmp_path / "model.onnx", parse(f"int4-weights{{{asked},only=*}}"), data=NO_DATA)
     (row,) = planned.steps[-1].rows
-    assert row.detail["block"] == found
+    assert row.detail.block == found
     assert f"one scale for each {found} weights along K" in row.reason
     assert ("TensorRT documents" in row.reason) == (found < 64 and "onnxruntime" not in asked)
 

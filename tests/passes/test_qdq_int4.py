@@ -12,6 +12,7 @@ from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.qdq.codes import codes_of, quantised
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.details import TensorPair, rows_with
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.quant.formats import INT4, INT4_IN_INT8, INT8
@@ -96,12 +97,12 @@ def test_native_codes_are_marked_as_research_and_run_on_a_cpu(more: str, tmp_pat
 def test_what_eight_names_keeps_eight_bits(tmp_path: Path) -> None:
     outcome = manager.plan(MODEL, parse("qdq-int4{activations=int4,eight=[fc2;blocks.0.*]}"), data=DATA)
     weights = [row for row in outcome.steps[-1].rows if row.decision == "quantise weight"]
-    assert {row.detail["format"] for row in weights if row.role == "fc2" or row.module.startswith("blocks.0.")} == {
-        "int8"
-    }
+    assert {row.detail.format for row in weights if row.role == "fc2" or row.module.startswith("blocks.0.")} == {"int8"}
     others = [row for row in weights if row.role != "fc2" and not row.module.startswith("blocks.0.")]
-    assert {row.detail["format"] for row in others} == {"int4-in-int8"}
-    inputs = {row.role: row.detail["format"] for row in outcome.steps[-1].rows if row.detail.get("side") == "input"}
+    assert {row.detail.format for row in others} == {"int4-in-int8"}
+    inputs = {
+        row.role: pair.format for row, pair in rows_with(outcome.steps[-1].rows, TensorPair) if pair.side == "input"
+    }
     assert inputs["input of fc2"] == "int8"
     with pytest.raises(SelectorUnmatched) as caught:
         manager.plan(MODEL, parse("qdq-int4{eight=nonesuch}"), data=DATA)
