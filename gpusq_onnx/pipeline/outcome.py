@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpusq_onnx.pipeline.base import PlanRow
+from gpusq_onnx.pipeline.learned import Learned
 from gpusq_onnx.pipeline.summary import Cost
 
 
@@ -42,6 +43,11 @@ class StepOutcome:
     findings: Mapping[str, Any] = field(default_factory=dict)
     facts: tuple[str, ...] = ()
     seconds: float | None = None
+
+    @property
+    def learned(self) -> Learned:
+        """What a learning pass measured; of others, whose findings are their own, nothing."""
+        return Learned.of(self.findings) if "curve" in self.findings else Learned()
 
     @property
     def decisions(self) -> dict[str, int]:

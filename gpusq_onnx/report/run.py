@@ -107,7 +107,7 @@ def _step(step: StepOutcome) -> Iterator[str]:
     yield f"## {step.name}{took}"
     yield ""
     yield from table(DECISIONS, decision_rows(step))
-    yield from learning(step.findings)
+    yield from learning(step.learned)
     if step.facts:
         yield ""
         yield f"Checked after this pass and every later one: {len(step.facts)} facts, e.g. {step.facts[0]}."
