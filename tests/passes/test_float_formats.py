@@ -21,6 +21,7 @@ from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.learn.rescaling import recalibrate
 from gpusq_onnx.pipeline import grammar, manager
 from gpusq_onnx.pipeline.details import OperandPair, rows_with
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.quant.dynamic import dynamic_quantize, two_level
 from gpusq_onnx.quant.formats import FP4, FP8, dequantize, fake_quantize
@@ -39,7 +40,7 @@ LINEARS = 12
 
 
 def apply(passes: str, target: Path, model: Path = LEGACY) -> Outcome:
-    return manager.run(model, target, grammar.parse(passes), data=DATA)
+    return manager.run(model, target, grammar.parse(passes), RunOptions(DATA))
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def test_inspect_and_cost(name: str, label: str, request: pytest.FixtureRequest)
     found = inspect_model(io.load(request.getfixturevalue(name)))
     assert found.kernels[f"dense {label}"] == LINEARS
     passes = grammar.parse(f"qdq-{name}")
-    planned = manager.plan(DYNAMO, passes, data=DATA)
+    planned = manager.plan(DYNAMO, passes, RunOptions(DATA))
     row = next(row for row in planned.steps[0].rows if row.role == "fc1" and not row.skipped)
     bits = {"FP8": 8, "FP4": 4}[label]
     assert planned.after.sites[row.tensor]["packed_bytes"] == planned.before.sites[row.tensor]["parameters"] * bits / 8
