@@ -30,7 +30,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field
 
-from gpusq_onnx.calibration.quantising import require_float
+from gpusq_onnx.calibration.quantising_pass import require_float
 from gpusq_onnx.calibration.rounding import ROUNDING, Grid, Rounding, round_weights, rounded_by_output, rounding_of
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
@@ -40,11 +40,10 @@ from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Pass, PlanContext, PlanRow, Written, leftover_rows
 from gpusq_onnx.pipeline.details import WeightPair, rows_with
-from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.parallel import in_order
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
-from gpusq_onnx.pipeline.selectors import Selector
+from gpusq_onnx.pipeline.selectors import EndsOptions, Selector
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import INT4, quantize
 from gpusq_onnx.quant.scales import Scales

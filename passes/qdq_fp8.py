@@ -22,7 +22,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from gpusq_onnx.calibration.quantising import QuantiseOptions, QuantisingPass
+from gpusq_onnx.calibration.quantising_pass import QuantiseOptions, QuantisingPass
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.attention_scale import move_scale, scale_to_move
 from gpusq_onnx.graph.structure import Structure, analyse

@@ -21,9 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gpusq_onnx.graph.edits import unlink
+from gpusq_onnx.graph.edits import Names, unlink
 from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.operators import NORMS
 from gpusq_onnx.graph.shapes import Shapes
 

@@ -22,10 +22,10 @@ from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import InvariantError, NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, label
+from gpusq_onnx.graph.id_ranges import table_rows
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.snapshot import Snapshot, take
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.graph.tables import table_rows
 from gpusq_onnx.pipeline import facts
 from gpusq_onnx.pipeline.base import Context, Fact, Pass, PlanContext, PlanRow
 from gpusq_onnx.pipeline.fingerprint import Fingerprint

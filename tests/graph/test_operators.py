@@ -5,9 +5,9 @@ import onnx
 import pytest
 from small_graphs import FLOAT, INT64, Array, model, node, normal, proto, run
 
+from gpusq_onnx.graph.id_ranges import table_rows
 from gpusq_onnx.graph.operators import FP4_QUANTISER, MOVES, WEIGHTS, Is, operators
 from gpusq_onnx.graph.qdq.placement import pairs
-from gpusq_onnx.graph.tables import table_rows
 
 ANY = ~Is(0)
 INTS = {"axis": np.array([0]), "shape": np.array([2, 12]), "four": np.array([4, 3, 2]), "twice": np.array([2, 1, 1])}

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from gpusq_onnx.calibration.quantising import no_blocks
+from gpusq_onnx.calibration.quantising_pass import no_blocks
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, io

@@ -12,8 +12,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageError
 from gpusq_onnx.pipeline import grammar, manager, table
 from gpusq_onnx.pipeline.execute import RunOptions
-from gpusq_onnx.report.benchmark import Benchmark
-from gpusq_onnx.report.benchmark_page import digest, draw, require_chart
+from gpusq_onnx.report.benchmark import Benchmark, digest, draw, require_chart
 from gpusq_onnx.runtime.bench.backend import CPU_BASELINES, GPU_BASELINES, Baseline, Variant
 from gpusq_onnx.runtime.bench.timing import Rounds
 from gpusq_onnx.workflows.baselines import given_entry
@@ -188,7 +187,7 @@ def test_a_chart_that_cannot_be_drawn_is_refused_before_the_work(monkeypatch: py
         require_chart(Path("chart.docx"))
     with pytest.raises(UsageError, match="folder does not exist"):
         require_chart(Path("nowhere") / "chart.png")
-    monkeypatch.setattr("gpusq_onnx.report.benchmark_page.find_spec", lambda name: None)
+    monkeypatch.setattr("gpusq_onnx.report.benchmark.find_spec", lambda name: None)
     with pytest.raises(EnvironmentLacking, match=r"gpusq-onnx\[report\]"):
         require_chart(Path("chart.png"))
 

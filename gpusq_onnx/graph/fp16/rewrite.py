@@ -19,11 +19,10 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from gpusq_onnx.graph.edits import rewire, unlink
+from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.fp16.numeric import is_single, scale_to_half, to_half
 from gpusq_onnx.graph.fp16.policy import HALF, SINGLE, computes, half_slots
 from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
-from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.shapes import Types
 from gpusq_onnx.quant.formats import natural

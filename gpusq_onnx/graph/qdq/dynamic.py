@@ -16,7 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, TensorProto, helper
 
-from gpusq_onnx.graph.naming import Names
+from gpusq_onnx.graph.edits import Names
 from gpusq_onnx.graph.operators import FP4_QUANTISER
 from gpusq_onnx.quant.formats import FP4, FP8
 

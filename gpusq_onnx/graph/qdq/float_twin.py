@@ -15,9 +15,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.edits import rewire, unlink
+from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.model import Model, type_name, values_of
-from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.operators import QUANTISERS
 from gpusq_onnx.graph.qdq.codes import scales_another, scales_of
 from gpusq_onnx.graph.qdq.quantize_nodes import activation_format

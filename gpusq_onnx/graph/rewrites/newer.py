@@ -17,9 +17,8 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gpusq_onnx.graph.edits import rewire, unlink
+from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.opset import LOWEST
 
 # What onnxruntime moves pairs over, and no more of what only moves values.

@@ -28,10 +28,9 @@ from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Attention, Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Pass, PlanContext, PlanRow, Written, leftover_rows
 from gpusq_onnx.pipeline.details import Operand, OperandPair, TensorPair, WeightPair, When
-from gpusq_onnx.pipeline.ends import EndsOptions
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
-from gpusq_onnx.pipeline.selectors import Selector
+from gpusq_onnx.pipeline.selectors import EndsOptions, Selector
 from gpusq_onnx.quant.formats import Format
 from gpusq_onnx.quant.observers import make_observer
 from gpusq_onnx.quant.schemes import Scheme
