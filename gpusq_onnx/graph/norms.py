@@ -130,13 +130,20 @@ def fuse(model: Model, parts: LayerNorm) -> None:
         inputs.append(constant)
     attributes = {"axis": -parts.axes, "epsilon": parts.epsilon}
     position = next(index for index, node in enumerate(model.graph.nodes) if node is last)
+    copies = {
+        id(node): node for part in parts.nodes for tensor in part.inputs for node in tensor.inputs if _copies(node)
+    }
     for node in parts.nodes:
+        unlink(node)
+    ends = set(map(id, model.graph.outputs))
+    unread = [c for c in copies.values() if not c.outputs[0].outputs and id(c.outputs[0]) not in ends]
+    for node in unread:
         unlink(node)
     made = gs.Node("LayerNormalization", last.name, attributes, inputs, [output])
     if hasattr(last, "origin"):
         made.origin = last.origin
     model.graph.nodes[position] = made
-    gone = {id(node) for node in parts.nodes}
+    gone = {id(node) for node in (*parts.nodes, *unread)}
     model.graph.nodes[:] = [node for node in model.graph.nodes if id(node) not in gone]
 
 
@@ -217,9 +224,19 @@ def _reader(node: gs.Node | None, op: str) -> gs.Node | None:
     return reader if reader is not None and reader.op == op else None
 
 
+def _copies(node: gs.Node) -> bool:
+    """Whether a node gives a constant under another name."""
+    return bool(node.op == "Identity") and isinstance(node.inputs[0], gs.Constant)
+
+
 def _constant(node: gs.Node | None) -> gs.Constant | None:
-    inputs = node.inputs if node is not None else []
-    return next((tensor for tensor in inputs if isinstance(tensor, gs.Constant)), None)
+    """The first constant that a node reads, if through Identity: exporters store equal ones once."""
+    for tensor in node.inputs if node is not None else ():
+        maker = _maker(tensor)
+        found = maker.inputs[0] if maker is not None and _copies(maker) else tensor
+        if isinstance(found, gs.Constant):
+            return found
+    return None
 
 
 def _trailing(node: gs.Node, x: gs.Tensor, shapes: Shapes) -> int:

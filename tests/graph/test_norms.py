@@ -67,6 +67,19 @@ def test_a_whole_layernorm_in_parts_is_one_node(square: str) -> None:
     np.testing.assert_allclose(Session(io.to_bytes(half)).run({"x": x})["y"], wanted, atol=0.02)
 
 
+def test_a_factor_that_the_exporter_shares_through_identity_is_a_constant() -> None:
+    made, x = norm(), normal(4, 8)
+    made.graph.node.insert(0, node("Identity", ["gamma"], ["gamma_again"]))
+    (scaled,) = (n for n in made.graph.node if n.name == "Mul_g")
+    scaled.input[1] = "gamma_again"
+    loaded = model(made)
+    assert norm_outputs(loaded) == ["z"]
+    ((parts,), _) = layer_norms(loaded, analyse(loaded).shapes)
+    fuse(loaded, parts)
+    assert [n.op for n in loaded.graph.nodes] == ["MatMul", "LayerNormalization", "MatMul"]
+    np.testing.assert_allclose(run(loaded, {"x": x})["y"], run(made, {"x": x})["y"], rtol=1e-4, atol=1e-4)
+
+
 def without(made: onnx.ModelProto, change: str) -> onnx.ModelProto:
     """`norm` with something that is not a LayerNorm's."""
     nodes = {n.name: n for n in made.graph.node}
