@@ -55,7 +55,7 @@ from gpusq_onnx.pipeline.execute import (
 from gpusq_onnx.pipeline.grammar import Pipeline
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, Proof, StepOutcome
 from gpusq_onnx.pipeline.reproducer import reproducer
-from gpusq_onnx.pipeline.summary import architecture, as_planned, measure
+from gpusq_onnx.pipeline.summary import Architecture, as_planned, measure
 from gpusq_onnx.runtime.observed import observe
 from gpusq_onnx.runtime.trial import Trials
 
@@ -113,7 +113,7 @@ def plan(
         after = measure(model, structure, as_planned(rows, facts))
         look(structure, rows)
         facts_of_file = file.result()
-    made_of = architecture(structure), tuple(warnings)
+    made_of = Architecture.of(structure), tuple(warnings)
     before = before.in_files(facts_of_file.bytes)
     return Outcome(str(pipeline), data.seed, facts_of_file, None, None, tuple(steps), before, after, *made_of)
 
@@ -204,7 +204,7 @@ def run(
         tuple(state.steps),
         before.in_files(found.bytes),
         after if written is None else after.in_files(written.bytes),
-        architecture(structure),
+        Architecture.of(structure),
         tuple(
             [*settled.warnings, *state.warnings]
             + (source.notes if source is not None and state.data.path is not None else [])

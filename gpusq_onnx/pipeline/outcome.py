@@ -11,7 +11,7 @@ from typing import Any
 
 from gpusq_onnx.pipeline.base import PlanRow
 from gpusq_onnx.pipeline.learned import Learned
-from gpusq_onnx.pipeline.summary import Cost
+from gpusq_onnx.pipeline.summary import Architecture, Cost
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Outcome:
         steps: the passes in order.
         before, after: the measures of `graph.cost`, in all and for each site. In a plan, `after` is the
             estimate.
-        architecture: blocks, stages, attention and critical feature maps, as recognised in the result.
+        architecture: as recognised in the result.
         warnings: sentences for the user.
         proof: of the written file; None in a plan.
     """
@@ -118,6 +118,6 @@ class Outcome:
     steps: tuple[StepOutcome, ...]
     before: Cost
     after: Cost
-    architecture: Mapping[str, Any]
+    architecture: Architecture
     warnings: tuple[str, ...] = ()
     proof: Proof | None = None

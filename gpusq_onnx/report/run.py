@@ -68,10 +68,9 @@ def _number(value: float | None) -> str:
 def architecture(outcome: Outcome) -> list[str]:
     """How the model was understood: blocks, stages, and the feature maps that matter for distillation."""
     found = outcome.architecture
-    stages = " + ".join(map(str, found["stages"])) or "none"
-    lines = [f"- {found['blocks']} blocks in stages of {stages}; {len(found['attention_tokens'])} attention cores"]
-    if found["feature_maps"]:
-        lines.append(f"- critical feature maps: {', '.join(found['feature_maps'])}")
+    lines = [f"- {found.text}; {len(found.attention_tokens)} attention cores"]
+    if found.feature_maps:
+        lines.append(f"- critical feature maps: {', '.join(found.feature_maps)}")
     return lines
 
 

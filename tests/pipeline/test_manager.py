@@ -57,7 +57,7 @@ def test_costs_are_told_for_each_site_and_in_all(tmp_path: Path) -> None:
         assert after["dense_macs"] == before["dense_macs"] > 0
         assert after["bit_operations"] == before["bit_operations"] / (2 if name in pruned else 1)
     assert found.before.total["dense_macs"] == sum(site["dense_macs"] for site in found.before.sites.values())
-    assert found.architecture["blocks"] == 3 and len(found.architecture["feature_maps"]) == 1
+    assert found.architecture.blocks == 3 and len(found.architecture.feature_maps) == 1
 
 
 def test_a_model_pruned_before_counts_as_sparse(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_plan_knows_the_tokens_that_a_run_shows(tmp_path: Path, data: bool):
     assert [a.tokens for a in analyse(io.load(model)).attentions] == [None]
     options = DataOptions(path=tmp_path / "x.npy") if data else DataOptions()
     planned = manager.plan(model, parse("qdq-int8"), RunOptions(options))
-    assert planned.architecture["attention_tokens"] == [TOKENS]
+    assert planned.architecture.attention_tokens == (TOKENS,)
     rows = {row.role: row for row in planned.steps[-1].rows if row.role in ("Q", "K", "softmax", "V")}
     assert len(rows) == 4 and not any(row.skipped for row in rows.values())
     assert planned.before.sites["wq"]["dense_macs"] == D * D * TOKENS

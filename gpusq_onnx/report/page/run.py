@@ -33,9 +33,8 @@ def _head(outcome: Outcome) -> Iterator[Block]:
     if outcome.data:
         rows.append(("data", f"{outcome.data.get('samples')} samples of {outcome.data.get('kind')}"))
     found = outcome.architecture
-    stages = " + ".join(map(str, found.get("stages", ()))) or "none"
-    rows += [("seed", str(outcome.seed)), ("architecture", f"{found.get('blocks')} blocks in stages of {stages}")]
-    rows += [("critical feature maps", ", ".join(found["feature_maps"]))] if found.get("feature_maps") else []
+    rows += [("seed", str(outcome.seed)), ("architecture", found.text)]
+    rows += [("critical feature maps", ", ".join(found.feature_maps))] if found.feature_maps else []
     yield FactList(rows)
 
 
