@@ -105,7 +105,7 @@ class Distill(Pass[DistillOptions]):
             label="distilling",
         )
         changed = write_back(setup.student, model)
-        context.findings.update(planning.findings(history, {}, {}), learned=len(changed))
+        context.findings |= planning.learned(history, len(changed)).findings()
         context.warnings.extend(history.notes)
 
     def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:

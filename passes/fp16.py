@@ -16,8 +16,9 @@ of If, Loop and Scan stay as they are.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -27,11 +28,13 @@ from gpusq_onnx.graph.fp16.numeric import LARGEST, SMALLEST_NORMAL, is_single, w
 from gpusq_onnx.graph.fp16.policy import kept_single
 from gpusq_onnx.graph.fp16.rewrite import halve
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
+from gpusq_onnx.graph.norms import LayerNorm, fuse, layer_norms
+from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.simulated import runs_as
-from gpusq_onnx.graph.rewrites.norms import Parts, find_parts, fuse
 from gpusq_onnx.graph.sites import OPERATORS, module_path
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.pipeline.base import SKIP, Context, Fact, Pass, PassOptions, PlanContext, PlanRow, Written
+from gpusq_onnx.pipeline.base import SKIP, Context, Detail, Fact, Pass, PassOptions, PlanContext, PlanRow, Written
+from gpusq_onnx.pipeline.details import rows_with
 from gpusq_onnx.pipeline.facts import HalfPrecision
 
 LOST = 0.01  # share of a weight's norm that may be lost below FP16's normal numbers without a word
@@ -80,7 +83,7 @@ class Fp16(Pass[Fp16Options]):
                 )
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
-        parts = self._parts(model, structure)
+        parts, apart = self._parts(model, structure)
         kept = self._reasons(model, structure, parts)
         rows = [*_constant_rows(model, structure, kept, parts), *_border_rows(model, structure, self.options.io)]
         if all(row.skipped for row in rows):
@@ -89,27 +92,28 @@ class Fp16(Pass[Fp16Options]):
                 found="no float32 weight that an operator takes in FP16",
                 hint="gpusq-onnx inspect --full MODEL lists the types of the weights",
             )
-        over = [row for row in rows if row.detail.get("overflow")]
+        over = rows_with(rows, Overflow)
         if over and self.options.overflow == "refuse":
-            raise _refusal([f"{row.tensor} (up to {row.detail['largest']:.3g})" for row in over])
+            raise _refusal([f"{row.tensor} (up to {found.largest:.3g})" for row, found in over])
         reason = f"one {NORM}, which computes in FP32 inside, for its {len(parts[0].nodes) if parts else 0} parts"
         rows += [_node_row(norm.nodes[-1], structure, "norm", FUSE, reason) for norm in parts]
         for node in model.graph.nodes:
             if id(node) in kept and any(structure.flow.is_data(tensor) for tensor in node.outputs):
-                rows.append(_node_row(node, structure, "kept", SKIP, f"FP32: {kept[id(node)]}"))
+                why = f"; no {NORM}: {apart[id(node)]}" if id(node) in apart else ""
+                rows.append(_node_row(node, structure, "kept", SKIP, f"FP32: {kept[id(node)]}{why}"))
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         planned = {row.tensor for row in plan if row.decision == FUSE}
-        parts = [norm for norm in self._parts(model, structure) if norm.output.name in planned]
+        parts = [norm for norm in self._parts(model, structure)[0] if norm.output.name in planned]
         flagged = self._guard(model, structure, parts, context)
         for norm in parts:
             fuse(model, norm)
         structure = analyse(model) if parts else structure
         kept = self._reasons(model, structure, flagged=flagged)
-        lost = [row for row in plan if row.detail.get("lost", 0) > LOST]
-        if lost:
-            texts = (f"{row.tensor} ({row.detail['lost']:.0%})" for row in lost)
+        small = rows_with(plan, Loss)
+        if small:
+            texts = (f"{row.tensor} ({loss.lost:.0%})" for row, loss in small)
             context.warnings.append(f"weights too small for FP16, with the share that it loses: {_first(texts)}")
         done = halve(model, structure.types, set(kept), io=self.options.io == "float16")
         context.findings |= {"casts": done.casts, "clamped_scales": done.clamped}
@@ -139,14 +143,14 @@ class Fp16(Pass[Fp16Options]):
             chosen |= hits
         return chosen
 
-    def _parts(self, model: Model, structure: Structure) -> list[Parts]:
+    def _parts(self, model: Model, structure: Structure) -> tuple[list[LayerNorm], dict[int, str]]:
+        """The LayerNorms in parts that become one node; by node id, why others do not."""
         chosen = self._chosen(model)
-        return [
-            norm for norm in find_parts(model, structure.shapes) if not any(id(node) in chosen for node in norm.nodes)
-        ]
+        found, refused = layer_norms(model, structure.shapes)
+        return [norm for norm in found if not any(id(node) in chosen for node in norm.nodes)], refused
 
     def _reasons(
-        self, model: Model, structure: Structure, parts: Sequence[Parts] = (), flagged: Collection[str] = ()
+        self, model: Model, structure: Structure, parts: Sequence[LayerNorm] = (), flagged: Collection[str] = ()
     ) -> dict[int, str]:
         fused = {id(node) for norm in parts for node in norm.nodes}
         return kept_single(model, structure.flow, structure.types, flagged, self._chosen(model), fused)
@@ -154,7 +158,7 @@ class Fp16(Pass[Fp16Options]):
     def work(self, images: int, data: bool) -> float:
         return float(min(images, self.options.images))
 
-    def _guard(self, model: Model, structure: Structure, parts: Sequence[Parts], context: Context) -> list[str]:
+    def _guard(self, model: Model, structure: Structure, parts: Sequence[LayerNorm], context: Context) -> list[str]:
         """Tensors that come near FP16's largest number, by running the model as it is."""
         if not self.options.images:
             return []
@@ -186,8 +190,23 @@ class Fp16(Pass[Fp16Options]):
         return list(near)
 
 
+@dataclass(frozen=True)
+class Overflow(Detail):
+    """A constant that is too large for FP16, and its largest magnitude."""
+
+    overflow: bool
+    largest: float
+
+
+@dataclass(frozen=True)
+class Loss(Detail):
+    """A constant that FP16 is too coarse for, and the share of it that is lost."""
+
+    lost: float
+
+
 def _constant_rows(
-    model: Model, structure: Structure, kept: dict[int, str], parts: Sequence[Parts]
+    model: Model, structure: Structure, kept: dict[int, str], parts: Sequence[LayerNorm]
 ) -> Iterable[PlanRow]:
     gone = {id(node) for norm in parts for node in norm.nodes}
     stay = {id(constant) for norm in parts for constant in (norm.gamma, norm.beta)}
@@ -200,13 +219,13 @@ def _constant_rows(
         site = sites.get(constant.name)
         role = site.role if site is not None else "scale" if _is_scale(constant) else "constant"
         path = site.path if site is not None else module_path(readers[0]) if readers else ""
-        detail: dict[str, Any] = {}
+        detail: Detail | None = None
         found = weight_range(values_of(constant))
         if readers and id(constant) not in stay and all(id(node) in gone for node in readers):
             decision, reason = FUSE, f"goes into a {NORM}"
         elif len(single) == len(readers):
             decision, reason = SKIP, f"FP32: {kept[id(single[0])] if single else 'read in a subgraph'}"
-            detail = {"overflow": found.overflows, "largest": found.largest} if found.overflows else {}
+            detail = Overflow(True, found.largest) if found.overflows else None
         else:
             decision, reason = "float16", "rounded to FP16"
             if role == "scale":
@@ -215,12 +234,12 @@ def _constant_rows(
                 reason = "a limit or mask: saturates at 65504"
             elif found.error > LOST:
                 reason = f"rounded to FP16, which loses {found.error:.1%} of numbers below {SMALLEST_NORMAL:.3g}"
-            detail = {"lost": found.error} if found.error > LOST else {}
+            detail = Loss(found.error) if found.error > LOST else None
             if single:
                 decision, reason = "float16 and float32", f"{reason}; a copy stays for {single[0].op} in FP32"
         shape = (site.out, site.k) if site is not None else tuple(constant.shape)
         op = readers[0].op if readers else ""
-        yield PlanRow(constant.name, path, role, op, shape, decision, reason, detail)
+        yield PlanRow(constant.name, path, role, op, shape, decision, reason, detail or {})
 
 
 def _border_rows(model: Model, structure: Structure, io: str) -> Iterable[PlanRow]:
@@ -237,9 +256,7 @@ def _border_rows(model: Model, structure: Structure, io: str) -> Iterable[PlanRo
 
 
 def _is_scale(constant: Tensor) -> bool:
-    return any(
-        node.op in ("QuantizeLinear", "DequantizeLinear") and node.inputs[1] is constant for node in constant.outputs
-    )
+    return any(node.op in QDQ and node.inputs[1] is constant for node in constant.outputs)
 
 
 def _node_row(node: Node, structure: Structure, role: str, decision: str, reason: str) -> PlanRow:

@@ -30,7 +30,7 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field
 
-from gpusq_onnx.calibration.quantising import require_float
+from gpusq_onnx.calibration.quantising_pass import require_float
 from gpusq_onnx.calibration.rounding import ROUNDING, Grid, Rounding, round_weights, rounded_by_output, rounding_of
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
@@ -49,11 +49,11 @@ from gpusq_onnx.pipeline.base import (
     leftover_rows,
     require_any,
 )
-from gpusq_onnx.pipeline.ends import EndsOptions
+from gpusq_onnx.pipeline.details import WeightPair, rows_with
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.parallel import in_order
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
-from gpusq_onnx.pipeline.selectors import Selector
+from gpusq_onnx.pipeline.selectors import EndsOptions, Selector
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import INT4, quantize
 from gpusq_onnx.quant.scales import Scales
@@ -133,10 +133,11 @@ class Int4Weights(Pass[Int4Options]):
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         sites = {site.name: site for site in structure.sites}
-        chosen = [(sites[row.tensor], int(row.detail["block"])) for row in plan if not row.skipped]
+        pairs = rows_with(plan, WeightPair)
+        chosen = [(sites[row.tensor], pair.block) for row, pair in pairs]
         plain = in_order(partial(_scales_of, self.options.clip), chosen)
         scales_of = {site.name: scales for (site, _), scales in zip(chosen, plain, strict=True)}
-        second_order = {row.tensor for row in plan if row.detail.get("rounding") == "gptq"}
+        second_order = {row.tensor for row, pair in pairs if pair.rounding == "gptq"}
         if second_order:
             search, correct = self.options.clip == "mse", self.options.bias_correction
             grids = [Grid(site, INT4, scales_of[site.name], search) for site, _ in chosen if site.name in second_order]
@@ -168,16 +169,16 @@ class Int4Weights(Pass[Int4Options]):
         reason = reason or excluded(site, "quantise", smallest=self.options.smallest, named=named) or ""
         if not reason and not block:
             reason = f"no block of {' or '.join(map(str, self._sizes))} divides K = {site.k}"
-        decision, detail = SKIP, {}
-        if not reason:
-            rounding = rounding_of(self.options.rounding, site, INT4, data)
-            decision, detail = "quantise weight", {"format": INT4.name, "block": block, "rounding": rounding}
-            where = "DequantizeLinear along axis 0" if self.options.runtime == "tensorrt" else "MatMulNBits"
-            how = "rounded by GPTQ; " if rounding == "gptq" else ""
-            reason = f"INT4, one scale for each {block} weights along K, {self.options.clip} clip; {how}{where}"
-            if self.options.runtime == "tensorrt" and block < DOCUMENTED:
-                reason += "; TensorRT documents blocks of 64 and 128"
-        return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
+        head = site.name, site.path, site.role, site.op, (site.out, site.k)
+        if reason:
+            return PlanRow(*head, SKIP, reason)
+        rounding = rounding_of(self.options.rounding, site, INT4, data)
+        where = "DequantizeLinear along axis 0" if self.options.runtime == "tensorrt" else "MatMulNBits"
+        how = "rounded by GPTQ; " if rounding == "gptq" else ""
+        reason = f"INT4, one scale for each {block} weights along K, {self.options.clip} clip; {how}{where}"
+        if self.options.runtime == "tensorrt" and block < DOCUMENTED:
+            reason += "; TensorRT documents blocks of 64 and 128"
+        return PlanRow(*head, "quantise weight", reason, WeightPair(format=INT4.name, block=block, rounding=rounding))
 
     @property
     def _sizes(self) -> tuple[int, ...]:

@@ -41,13 +41,13 @@ from gpusq_onnx.pipeline.base import (
     leftover_rows,
     require_any,
 )
-from gpusq_onnx.pipeline.ends import EndsOptions
+from gpusq_onnx.pipeline.details import Pruned, rows_with
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order, share
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
-from gpusq_onnx.pipeline.selectors import Selector
+from gpusq_onnx.pipeline.selectors import EndsOptions, Selector
 from gpusq_onnx.sparsity import magnitude, sparsegpt
-from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, parse_pattern
+from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, Pattern, parse_pattern
 
 USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a side below this (docs/tensorrt.md)
 
@@ -116,26 +116,26 @@ class Prune(Pass[PruneOptions]):
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         sites = {site.name: site for site in structure.sites}
-        chosen = [(sites[row.tensor], row) for row in plan if not row.skipped]
+        chosen = [(sites[row.tensor], detail) for row, detail in rows_with(plan, Pruned)]
         kept: dict[str, float] = {}
         images = 0 if context.source is None else len(context.source)
-        second_order = any(row.detail["method"] == "sparsegpt" for _, row in chosen)
+        second_order = any(detail.method == "sparsegpt" for _, detail in chosen)
         context.progress.start("pruning", len(chosen), SECOND_ORDER * images if second_order else 0.0)
-        simple = [(site, row) for site, row in chosen if row.detail["method"] == "magnitude"]
+        simple = [(site, detail.shape) for site, detail in chosen if detail.method == "magnitude"]
         for (site, _), (pruned, energy) in zip(simple, in_order(_by_magnitude, simple), strict=True):
             site.write(pruned)
             kept[site.name] = energy
             context.progress.advance()
         # A weight that follows the pattern already stays, to the bit: on its own output the pass has nothing to do.
-        sequential = [(site, row) for site, row in chosen if row.detail["method"] == "sparsegpt"]
-        sequential = [(s, row) for s, row in sequential if not parse_pattern(row.detail["pattern"]).holds(s.read())]
+        sequential = [(site, detail.shape) for site, detail in chosen if detail.method == "sparsegpt"]
+        sequential = [(site, pattern) for site, pattern in sequential if not pattern.holds(site.read())]
         if sequential:
             self._sparsegpt(model, sequential, context, kept)
         context.progress.finish()
         context.findings["energy_kept"] = kept
 
     def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
-        return [SparseWeight(row.tensor, row.detail["pattern"]) for row in plan if not row.skipped]
+        return [SparseWeight(row.tensor, detail.pattern) for row, detail in rows_with(plan, Pruned)]
 
     def _method(self, data: bool) -> Literal["magnitude", "sparsegpt"]:
         """How weights are chosen, with data or without."""
@@ -148,13 +148,13 @@ class Prune(Pass[PruneOptions]):
         if method == "sparsegpt" and not observable(site):
             method = "magnitude"
         reason = self._refusal(site, selector)
-        decision = SKIP if reason else "prune"
-        if not reason:
-            reason = f"{self.options.pattern} along axis {site.k_axis} by {method}"
-            if min(site.out, site.k) < USEFUL_SIDE:
-                reason += f"; below {USEFUL_SIDE} x {USEFUL_SIDE} TensorRT rarely runs it faster sparse"
-        detail: dict[str, Any] = {} if decision == SKIP else {"method": method, "pattern": self.options.pattern}
-        return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
+        head = site.name, site.path, site.role, site.op, (site.out, site.k)
+        if reason:
+            return PlanRow(*head, SKIP, reason)
+        reason = f"{self.options.pattern} along axis {site.k_axis} by {method}"
+        if min(site.out, site.k) < USEFUL_SIDE:
+            reason += f"; below {USEFUL_SIDE} x {USEFUL_SIDE} TensorRT rarely runs it faster sparse"
+        return PlanRow(*head, "prune", reason, Pruned(self.options.pattern, method))
 
     def _refusal(self, site: Site, selector: Selector) -> str | None:
         group = parse_pattern(self.options.pattern).group
@@ -173,17 +173,17 @@ class Prune(Pass[PruneOptions]):
         return None
 
     def _sparsegpt(
-        self, model: Model, chosen: list[tuple[Site, PlanRow]], context: Context, kept: dict[str, float]
+        self, model: Model, chosen: list[tuple[Site, Pattern]], context: Context, kept: dict[str, float]
     ) -> None:
         assert context.source is not None
-        rows = {site.name: row for site, row in chosen}
+        patterns = {site.name: pattern for site, pattern in chosen}
         with Walk(model, [site for site, _ in chosen], context.source) as walk:
             context.findings["images"] = walk.images
             for site, gram in walk:
-                self._prune_one(site, rows[site.name], gram, kept)
+                self._prune_one(site, patterns[site.name], gram, kept)
                 context.progress.advance()
 
-    def _prune_one(self, site: Site, row: PlanRow, gram: sparsegpt.Gram, kept: dict[str, float]) -> None:
+    def _prune_one(self, site: Site, pattern: Pattern, gram: sparsegpt.Gram, kept: dict[str, float]) -> None:
         w = site.read()
         largest = float(np.abs(w).max(initial=0))
         if largest > LARGEST:
@@ -195,7 +195,6 @@ class Prune(Pass[PruneOptions]):
                 hint="the export or the training went wrong: check the original checkpoint",
             )
         bias = own_bias(site) if self.options.bias_correction else None
-        pattern = parse_pattern(row.detail["pattern"])
         try:
             pruned = sparsegpt.prune(
                 w, gram, pattern, damping=self.options.damping, centred=bias is not None, each=share
@@ -248,8 +247,8 @@ class PruneNm(Prune):
     Options = PruneNmOptions
 
 
-def _by_magnitude(chosen: tuple[Site, PlanRow]) -> tuple[NDArray[Any], float]:
-    site, row = chosen
+def _by_magnitude(chosen: tuple[Site, Pattern]) -> tuple[NDArray[Any], float]:
+    site, pattern = chosen
     w = site.read()
-    pruned = magnitude.prune(w, parse_pattern(row.detail["pattern"]))
+    pruned = magnitude.prune(w, pattern)
     return pruned, magnitude.energy_kept(w, pruned)

@@ -19,6 +19,7 @@ codes stay as they are, their scales learn.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -133,10 +134,13 @@ class Qat(Pass[QatOptions]):
         for site, fmt in carried:
             store_on_grid(site, fmt)
         after = scale_values(model)
-        factors = dict(zip(names, w, strict=True))
-        distances = dict(zip(names, d, strict=False))
-        context.findings.update(planning.findings(history, factors, distances), learned=len(changed))
-        context.findings["movement"] = {name: [value, after[name]] for name, value in before.items()}
+        learned = replace(
+            planning.learned(history, len(changed)),
+            factors=dict(zip(names, w, strict=True)) or None,
+            distances=dict(zip(names, d, strict=False)) or None,
+            movement={name: (value, after[name]) for name, value in before.items()},
+        )
+        context.findings |= learned.findings()
         context.warnings.extend(history.notes)
 
     def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:

@@ -23,7 +23,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, field_validator
 
-from gpusq_onnx.calibration.quantising import QuantiseOptions, QuantisingPass
+from gpusq_onnx.calibration.quantising_pass import QuantiseOptions, QuantisingPass
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.pipeline.base import PlanContext
 from gpusq_onnx.pipeline.facts import pattern_of

@@ -22,11 +22,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from gpusq_onnx.calibration.quantising import QuantiseOptions, QuantisingPass
+from gpusq_onnx.calibration.quantising_pass import QuantiseOptions, QuantisingPass
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.attention_scale import move_scale, scale_to_move
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline.base import Context, PlanContext, PlanRow
+from gpusq_onnx.pipeline.details import OperandPair, ScaledOperandPair, rows_with
 from gpusq_onnx.quant.schemes import SCHEMES, Scheme
 
 
@@ -60,7 +61,7 @@ class QdqFp8(QuantisingPass[QdqFp8Options]):
         return [self._with_scale(row, structure) for row in rows]
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
-        moved = [row.detail["attention"] for row in plan if "scale" in row.detail]
+        moved = [pair.attention for _, pair in rows_with(plan, ScaledOperandPair)]
         for number in moved:
             move_scale(model, structure.attentions[number])
         if moved:
@@ -70,18 +71,19 @@ class QdqFp8(QuantisingPass[QdqFp8Options]):
 
     def _with_scale(self, row: PlanRow, structure: Structure) -> PlanRow:
         """The row of a Q operand says that the scores' factor moves before it, or why it does not."""
-        if row.skipped or row.detail.get("operand") != "Q":
+        pair = row.detail
+        if not isinstance(pair, OperandPair) or pair.operand != "Q":
             return row
-        found = scale_to_move(structure.attentions[row.detail["attention"]])
+        found = scale_to_move(structure.attentions[pair.attention])
         if isinstance(found, str):
             return replace(row, reason=f"{row.reason}; {found}")
-        detail = {**row.detail, "scale": found}
+        detail = ScaledOperandPair(**vars(pair), scale=found)
         return replace(row, reason=f"{row.reason}; the factor {found:g} of the scores moves before it", detail=detail)
 
 
 def _renamed(row: PlanRow, structure: Structure) -> PlanRow:
     """The row of an attention operand after factors moved: the products read other tensors."""
-    number, operand = row.detail.get("attention"), row.detail.get("operand")
-    if number is None or operand not in ("Q", "K"):
+    pair = row.detail
+    if not isinstance(pair, OperandPair) or pair.operand not in ("Q", "K"):
         return row
-    return replace(row, tensor=str(structure.attentions[number].scores.inputs["QK".index(operand)].name))
+    return replace(row, tensor=str(structure.attentions[pair.attention].scores.inputs["QK".index(pair.operand)].name))

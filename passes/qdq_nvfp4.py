@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from gpusq_onnx.calibration.quantising import QuantiseOptions, QuantisingPass
+from gpusq_onnx.calibration.quantising_pass import QuantiseOptions, QuantisingPass
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.simulated import NOTES

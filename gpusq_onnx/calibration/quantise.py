@@ -21,17 +21,19 @@ from numpy.typing import NDArray
 from gpusq_onnx.calibration.activations import Calibration
 from gpusq_onnx.calibration.ranges import ContextError, MakeObserver, MeanError, Watch
 from gpusq_onnx.calibration.rounding import Grid, round_weights
-from gpusq_onnx.graph.model import Model, Node
+from gpusq_onnx.graph.model import Model, Node, Tensor
+from gpusq_onnx.graph.operators import LINEAR
 from gpusq_onnx.graph.qdq.codes import codes_of, store_on_grid, weight_scales_of
 from gpusq_onnx.graph.qdq.pairs import QdqWriter, store_codes
 from gpusq_onnx.graph.qdq.rescale import own_bias, rescale_input, rescale_output, shift_bias
-from gpusq_onnx.graph.sites import LINEAR, Site, find_sites
+from gpusq_onnx.graph.sites import Site, find_sites
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Context, PlanRow
+from gpusq_onnx.pipeline.details import OperandPair, Pair, TensorPair, WeightPair, rows_with
 from gpusq_onnx.pipeline.parallel import in_order, run_all
 from gpusq_onnx.quant.dynamic import scales_for
 from gpusq_onnx.quant.equalise import Float32
-from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale, fake_quantize
+from gpusq_onnx.quant.formats import Format, clamp_scale, fake_quantize
 from gpusq_onnx.quant.scales import Scales
 
 ERROR_IMAGES = 4  # about 800 tokens of a ViT: the mean of a rounding error needs no more
@@ -63,11 +65,14 @@ def quantise(
 ) -> None:
     """Insert the planned pairs into `model`; scales and equalised tensors go into the context's findings."""
     sites = {site.name: site for site in structure.sites}
-    rows = [row for row in plan if row.decision == "quantise activation"]
-    weights = [_Weight.of(row, sites) for row in plan if row.decision == "quantise weight"]
-    watches = {row.tensor: _watch(row, sites, settings) for row in rows if row.detail.get("operand") != "softmax"}
-    softmaxes = [row.tensor for row in rows if row.detail.get("operand") == "softmax"]
-    maps = {row.tensor for row in rows if _reads_maps(row)}
+    rows = _Rows.of(plan)
+    weights = [
+        _Weight(sites[row.tensor], pair.numbers, pair.block, pair.rounding == "gptq")
+        for row, pair in rows_with(plan, WeightPair)
+    ]
+    softmaxes = [row.tensor for row, pair in rows.operands if pair.operand == "softmax"]
+    watches = {row.tensor: _watch(pair, sites, settings) for row, pair in rows.all if row.tensor not in softmaxes}
+    maps = {row.tensor for row, _ in rows.inputs if _reads_maps(row)}
     operands = _contexts(structure, softmaxes)
     tensors = [*watches, *softmaxes]
     if not tensors:  # weights alone
@@ -108,6 +113,25 @@ def _finish(model: Model, weights: Sequence[_Weight], settings: QuantiseSettings
 
 
 @dataclass(frozen=True)
+class _Rows:
+    """The rows about activations, each with its pair."""
+
+    inputs: list[tuple[PlanRow, TensorPair]]
+    outputs: list[tuple[PlanRow, TensorPair]]
+    operands: list[tuple[PlanRow, OperandPair]]
+
+    @classmethod
+    def of(cls, plan: Sequence[PlanRow]) -> _Rows:
+        tensors = rows_with(plan, TensorPair)
+        inputs, outputs = ([found for found in tensors if found[1].side == side] for side in ("input", "output"))
+        return cls(inputs, outputs, rows_with(plan, OperandPair))
+
+    @property
+    def all(self) -> list[tuple[PlanRow, Pair]]:
+        return [*self.inputs, *self.outputs, *self.operands]
+
+
+@dataclass(frozen=True)
 class _Weight:
     """A site whose weight is quantised, its format, the length of its blocks (0: one scale an output channel), and
     whether it is rounded by what that does to the output."""
@@ -117,15 +141,6 @@ class _Weight:
     block: int
     second_order: bool
 
-    @classmethod
-    def of(cls, row: PlanRow, sites: Mapping[str, Site]) -> _Weight:
-        return cls(
-            sites[row.tensor],
-            FORMATS[row.detail["format"]],
-            row.detail.get("block", 0),
-            row.detail.get("rounding") == "gptq",
-        )
-
 
 def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str, str]]:
     """Softmax output and V of the attention products whose softmax is quantised: they are multiplied together."""
@@ -133,11 +148,11 @@ def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str,
     return [(softmax, values) for softmax, values in pairs if softmax in softmaxes]
 
 
-def _watch(row: PlanRow, sites: Mapping[str, Site], settings: QuantiseSettings) -> Watch:
-    readers = [sites[name] for name in row.detail["sites"]] if row.detail["side"] == "input" else []
+def _watch(pair: Pair, sites: Mapping[str, Site], settings: QuantiseSettings) -> Watch:
+    readers = [sites[name] for name in pair.sites] if isinstance(pair, TensorPair) and pair.side == "input" else []
     dense = all(site.op != "ConvTranspose" and site.group == 1 for site in readers)
     w = partial(_rows_of, readers) if readers and dense else None
-    fmt, when = FORMATS[row.detail["format"]], row.detail.get("equalise", "never")
+    fmt, when = pair.numbers, pair.equalise if isinstance(pair, TensorPair) else "never"
     return Watch(settings.observer, fmt, when, w, fmt.blocks[0] if fmt.scales else 0)
 
 
@@ -148,8 +163,8 @@ def _rows_of(readers: Sequence[Site]) -> NDArray[Any]:
 
 
 def _reads_maps(row: PlanRow) -> bool:
-    """Whether the row is about the input of a convolution, whose channels are axis 1."""
-    return row.detail["side"] == "input" and row.op not in LINEAR
+    """Whether an input's row is about that of a convolution, whose channels are axis 1."""
+    return row.op not in LINEAR
 
 
 def _channels_last(x: NDArray[Any], maps: bool) -> NDArray[Any]:
@@ -160,22 +175,19 @@ class _Shifts:
     """The bias shifts of all Linears, gathered over a few batches."""
 
     def __init__(
-        self, structure: Structure, rows: Sequence[PlanRow], watches: Mapping[str, Watch], scales: Mapping[str, float]
+        self, structure: Structure, rows: _Rows, watches: Mapping[str, Watch], scales: Mapping[str, float]
     ) -> None:
-        inputs = [row for row in rows if row.detail["side"] == "input"]
+        inputs = [row for row, _ in rows.inputs]
         self._inputs = {row.tensor: MeanError(watches[row.tensor], scales[row.tensor]) for row in inputs}
         self._maps = {row.tensor for row in inputs if _reads_maps(row)}
         self._contexts: list[tuple[Site | None, str, str, ContextError]] = []
-        softmaxes = {row.detail["attention"]: row for row in rows if row.detail.get("operand") == "softmax"}
-        for number, attention in enumerate(structure.attentions):
-            row = softmaxes.get(number)
-            if row is not None:
-                softmax, values = (tensor.name for tensor in attention.context.inputs[:2])
-                fmt = FORMATS[row.detail["format"]]
-                clips = (1.0,) if row.detail["fixed"] else SOFTMAX_CLIPS
-                formats = fmt, watches[values].format
-                error = ContextError([clip * (1 / fmt.largest) for clip in clips], scales[values], formats)
-                self._contexts.append((attention.proj, softmax, values, error))
+        for pair in (pair for _, pair in rows.operands if pair.operand == "softmax"):
+            attention, fmt = structure.attentions[pair.attention], pair.numbers
+            softmax, values = (tensor.name for tensor in attention.context.inputs[:2])
+            clips = (1.0,) if pair.fixed else SOFTMAX_CLIPS
+            formats = fmt, watches[values].format
+            error = ContextError([clip * (1 / fmt.largest) for clip in clips], scales[values], formats)
+            self._contexts.append((attention.proj, softmax, values, error))
 
     def softmax_scales(self) -> dict[str, float]:
         """The scale of each quantised softmax output."""
@@ -211,7 +223,7 @@ def _update_context(found: Arrays, images: int, watched: tuple[Site | None, str,
 def _edit(
     model: Model,
     structure: Structure,
-    rows: Sequence[PlanRow],
+    rows: _Rows,
     weights: Sequence[_Weight],
     watches: Mapping[str, Watch],
     scales: Mapping[str, float],
@@ -221,16 +233,16 @@ def _edit(
 ) -> None:
     tensors = model.graph.tensors()
     sites = {site.name: site for site in structure.sites}
-    targets = {row.tensor: tensors[row.tensor] for row in rows}
+    targets = {row.tensor: tensors[row.tensor] for row, _ in rows.all}
     equalised = []
-    for row in (row for row in rows if row.detail["side"] == "output"):
+    for row, pair in rows.outputs:
         factors = watches[row.tensor].factors
         if factors is not None:
-            targets[row.tensor] = rescale_output(model, sites[row.detail["sites"][0]], factors)
+            targets[row.tensor] = rescale_output(model, sites[pair.sites[0]], factors)
             equalised.append(row.tensor)
     errors: dict[str, tuple[MeanError | None, Float32 | None]] = {}
-    for row in (row for row in rows if row.detail["side"] == "input"):
-        chosen = [sites[name] for name in row.detail["sites"]]
+    for row, pair in rows.inputs:
+        chosen = [sites[name] for name in pair.sites]
         errors |= {site.name: (shifts.of_input(row), shifts.of_context(site)) for site in chosen}
         factors = watches[row.tensor].factors
         if factors is not None:
@@ -244,12 +256,13 @@ def _edit(
             shift_bias(bias, shift)
         writer.weight(weight.site, scales_of, weight.format)
         context.progress.advance()
-    for row in rows:
-        fmt, readers = FORMATS[row.detail["format"]], _readers(row, sites, structure, targets)
+    for row, each in rows.all:
+        fmt, target = each.numbers, targets[row.tensor]
+        readers = _readers(each, target, sites, structure)
         if fmt.scales:
-            writer.dynamic(targets[row.tensor], scales[row.tensor], readers, fmt.blocks[0])
+            writer.dynamic(target, scales[row.tensor], readers, fmt.blocks[0])
         else:
-            writer.activation(targets[row.tensor], scales[row.tensor], readers, fmt)
+            writer.activation(target, scales[row.tensor], readers, fmt)
     writer.finish()
     context.progress.finish()
     context.findings |= {"scales": dict(scales), "equalised": equalised}
@@ -277,14 +290,13 @@ def _over_positions(site: Site, w: Float32) -> Float32:
     return w if positions == 1 else w.reshape(len(w), positions, -1).sum(axis=1)
 
 
-def _readers(row: PlanRow, sites: Mapping[str, Site], structure: Structure, targets: Mapping[str, Any]) -> list[Node]:
-    side = row.detail["side"]
-    if side == "input":
-        return [reader for name in row.detail["sites"] for reader in sites[name].readers]
-    if side == "output":
-        return list(targets[row.tensor].outputs)
-    attention = structure.attentions[row.detail["attention"]]
-    return [attention.scores if row.detail["operand"] in "QK" else attention.context]
+def _readers(pair: Pair, target: Tensor, sites: Mapping[str, Site], structure: Structure) -> list[Node]:
+    if isinstance(pair, OperandPair):
+        attention = structure.attentions[pair.attention]
+        return [attention.scores if pair.operand in ("Q", "K") else attention.context]
+    if isinstance(pair, TensorPair) and pair.side == "input":
+        return [reader for name in pair.sites for reader in sites[name].readers]
+    return list(target.outputs)
 
 
 def _store_codes(model: Model, names: set[str]) -> dict[str, list[str]]:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusq_onnx.pipeline.details import When
 from gpusq_onnx.quant.dynamic import dynamic_quantize, outer_scale
 from gpusq_onnx.quant.equalise import Float32, input_factors, outlier_ratio, output_factors, peaks
 from gpusq_onnx.quant.formats import FORMATS, Format, fake_quantize
@@ -28,7 +29,6 @@ OUTPUT_OUTLIERS = 8.0  # an output whose largest channel peak is this many times
 _PIECE = 1 << 18  # multiplications in one product of the attention error: its temporaries stay in a core's cache
 WORTH_A_NODE = 20.0  # an input gets a Mul where that makes the expected error this much smaller; clipping mends less
 
-When = Literal["never", "outliers", "always"]
 MakeObserver = Callable[[NDArray[np.float64] | None, Format], Observer]
 
 

@@ -38,7 +38,7 @@ ROUNDING = "of weights; gptq: by the output error; auto: that for 4 bits where t
 LOW_BITS = 4  # of a weight format: at or below, rounding to nearest costs too much
 
 
-def rounding_of(chosen: Rounding, site: Site, fmt: Format, data: bool) -> Rounding:
+def rounding_of(chosen: Rounding, site: Site, fmt: Format, data: bool) -> Literal["nearest", "gptq"]:
     """How a site's weight is rounded, "nearest" or "gptq", where there is calibration data or not."""
     by_output = rounded_by_output(chosen, fmt, data)
     return "gptq" if by_output and observable(site) and not site.conflicts else "nearest"

@@ -55,7 +55,7 @@ def bench(
     """Time models side by side, beside dense FP32, TF32, FP16 and INT8 of the same runtime; in the paper's format."""
     from gpusq_onnx.cli.console import publish, show, warn
     from gpusq_onnx.cli.progress import open_progress
-    from gpusq_onnx.report.benchmark_page import digest, draw, require_chart
+    from gpusq_onnx.report.benchmark import digest, draw, require_chart
     from gpusq_onnx.workflows.bench import bench as time_models
 
     keep_apart(models, report, json)

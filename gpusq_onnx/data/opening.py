@@ -17,7 +17,7 @@ def open_source(
     """The source that `options.path` names, checked against the model's inputs as far as this is cheap.
 
     Without a path, images are made up; where the inputs are not one image, tensors, with integers below what `rows`
-    gives (`graph.tables`).
+    gives (`graph.id_ranges`).
 
     A missing path raises UsageError; data that does not fit the inputs raises UnsupportedDataError.
     """

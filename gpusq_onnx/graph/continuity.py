@@ -17,16 +17,12 @@ import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.dataflow import Dataflow, has_subgraph
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.operators import Is, operators
 from gpusq_onnx.graph.shapes import Types
 
-_NO_CHOICE = frozenset("QuantizeLinear DynamicQuantizeLinear Shape Size IsNaN IsInf".split())
-_MOVES = frozenset(
-    "Cast Identity Reshape Transpose Squeeze Unsqueeze Flatten Concat Split Slice Gather Expand Tile Pad Where".split()
-)
-_STEPS = frozenset(
-    "Round Floor Ceil Sign Mod RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli "
-    "Multinomial".split()
-)
+_NO_CHOICE = operators(Is.QUANTISES | Is.MEASURES) | {"DynamicQuantizeLinear", "IsNaN", "IsInf"}
+_EXACT = operators(Is.MOVES | Is.RETYPES) | {"Where"}
+_STEPS = operators(Is.RANDOM) | {"Round", "Floor", "Ceil", "Sign", "Mod"}
 
 
 def smooth_outputs(model: Model, types: Types) -> set[str]:
@@ -37,7 +33,7 @@ def smooth_outputs(model: Model, types: Types) -> set[str]:
     for node in flow.nodes:
         if not has_subgraph(node) and all(tensor.name in exact for tensor in flow.data_inputs(node)):
             whole = [t.name for t in node.outputs if t.name in types and types[t.name].kind in "iub"]
-            exact.update(tensor.name for tensor in node.outputs if node.op in _MOVES or tensor.name in whole)
+            exact.update(tensor.name for tensor in node.outputs if node.op in _EXACT or tensor.name in whole)
         if any(tensor.name in chosen for tensor in node.inputs) or _is_step(node, flow):
             chosen.update(tensor.name for tensor in node.outputs)
         elif node.op not in _NO_CHOICE and any(_real(t, types) and t.name not in exact for t in flow.data_inputs(node)):

@@ -11,22 +11,14 @@ from collections.abc import Callable, Iterable
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.qdq.dynamic import OPERATOR
+from gpusq_onnx.graph.operators import MEASURES, NORMS, Is, operators
 from gpusq_onnx.graph.qdq.quantize_nodes import is_grid_clip
 
 # What a residual branch may go through between a Linear and the Add that joins it: layout, layer scale, drop path, and
-# what follows a Linear where norms come last (SwinV2's LayerNorm, LeViT's BatchNorm).
-NORMS = frozenset("LayerNormalization BatchNormalization InstanceNormalization GroupNormalization "
-                  "SimplifiedLayerNormalization RMSNormalization".split())  # fmt: skip
-CARRIERS = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Flatten Cast Identity Slice Split Concat Gather Pad Mul Div Add Sub Expand "
-    "QuantizeLinear DequantizeLinear Dropout BatchNormalization".split()
-) | {OPERATOR}
-# What an activation function is made of, fused or taken apart (GELU, SiLU, ReLU and their approximations).
-NONLINEAR = frozenset(
-    "Gelu Erf Tanh Sigmoid Relu LeakyRelu HardSwish HardSigmoid Elu Selu Softplus Mish Swish Pow".split()
-)
-ELEMENTWISE = CARRIERS | NONLINEAR | NORMS | {"Clip", "Max", "Min", "Neg", "Exp", "DepthToSpace"}
+# what follows a Linear where norms come last (LeViT's BatchNorm; with NORMS, SwinV2's LayerNorm).
+CARRIERS = operators(Is.MOVES | Is.RETYPES | Is.QUANTISES | Is.DEQUANTISES | Is.AFFINE) - operators(Is.WRITES)
+# And between the two Linears of an MLP.
+ELEMENTWISE = CARRIERS | NORMS | operators(Is.ACTIVATES) | {"Clip", "Max", "Min", "Neg", "Exp"}
 
 
 class Dataflow:
@@ -40,7 +32,7 @@ class Dataflow:
         self.outputs = {tensor.name for tensor in model.graph.outputs}
         self._data = {tensor.name for tensor in model.graph.inputs}
         for node in self.nodes:
-            if node.op in ("Shape", "Size"):
+            if node.op in MEASURES:
                 continue
             if any(t.name in self._data for t in node.inputs) or has_subgraph(node):
                 self._data.update(t.name for t in node.outputs)

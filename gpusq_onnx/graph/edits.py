@@ -1,4 +1,4 @@
-"""The two edits that rewriting a graph is made of: give readers another tensor, and cut a node off.
+"""What rewriting a graph is made of: give readers another tensor, cut a node off, and name what is new.
 
 A node that is cut off stays in the graph's list of nodes; who cuts it takes it out.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import onnx_graphsurgeon as gs
+
+from gpusq_onnx.graph.model import Model
 
 
 def rewire(readers: Iterable[gs.Node], old: gs.Tensor, new: gs.Tensor) -> None:
@@ -22,3 +24,22 @@ def unlink(node: gs.Node) -> None:
     """Cut a node off from what it reads and makes."""
     node.inputs.clear()
     node.outputs.clear()
+
+
+class Names:
+    """The names taken in a model, and fresh ones beside them; subgraphs see outer names, so theirs count, too."""
+
+    def __init__(self, model: Model) -> None:
+        self._taken: set[str] = set()
+        for graph in (model.graph, *model.graph.subgraphs(recursive=True)):
+            self._taken.update(graph.tensors())
+            self._taken.update(node.name for node in graph.nodes)
+
+    def fresh(self, name: str) -> str:
+        """`name`, or `name_2`, `name_3`, ... where it is taken; taken from now on."""
+        candidate, count = name, 1
+        while candidate in self._taken:
+            count += 1
+            candidate = f"{name}_{count}"
+        self._taken.add(candidate)
+        return candidate

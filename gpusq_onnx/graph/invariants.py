@@ -21,8 +21,9 @@ from onnx import TensorProto
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, check_names, data_type_of, type_name, values_of
+from gpusq_onnx.graph.operators import LINEAR, NORMS, QDQ, QUANTISERS, Is, operators
 from gpusq_onnx.graph.qdq.codes import scales_another
-from gpusq_onnx.graph.qdq.dynamic import FORMAT, QUANTISERS, is_dynamic
+from gpusq_onnx.graph.qdq.dynamic import FORMAT, is_dynamic
 from gpusq_onnx.graph.qdq.quantize_nodes import code_type
 from gpusq_onnx.graph.snapshot import Snapshot, take
 from gpusq_onnx.quant.formats import FORMATS, natural
@@ -33,6 +34,7 @@ RESEARCH = "pkg.gpusq_onnx.research"  # metadata: the quantisation is of a form 
 
 _TAKEN = ("int8", "int4", "float8e4m3fn", "float4e2m1")  # by TensorRT, as codes
 _TAKEN_NAMES = ", ".join(element.upper() for element in _TAKEN)
+_OF_ONE_TYPE = operators(Is.PRODUCT | Is.AFFINE) - NORMS  # their operands all have one type
 _SCALES_OF_ANY_TYPE = 23  # from this opset on QuantizeLinear's scale has a type of its own
 _SMALLEST_FP16_SCALE = 6.1e-5  # below, a half-precision scale is subnormal or zero
 
@@ -171,7 +173,7 @@ def scale_types(model: Model) -> Iterator[str]:
     for node in _nodes(model):
         if node.op == "QuantizeLinear" and model.opset < _SCALES_OF_ANY_TYPE:
             found = {t.name: _known_type(t) for t in node.inputs[:2]}
-        elif node.op in ("MatMul", "Gemm", "Conv", "Add", "Mul"):
+        elif node.op in _OF_ONE_TYPE:
             dequantised = any(p.op == "DequantizeLinear" for t in node.inputs for p in t.inputs)
             found = {t.name: _known_type(t) for t in node.inputs} if dequantised else {}
         else:
@@ -273,11 +275,11 @@ def check(model: Model, where: str, snapshot: Snapshot | None = None) -> None:
 
 
 def _qdq(model: Model) -> Iterator[gs.Node]:
-    return (node for node in _nodes(model) if node.op in ("QuantizeLinear", "DequantizeLinear"))
+    return (node for node in _nodes(model) if node.op in QDQ)
 
 
 def _quantisers(model: Model) -> Iterator[gs.Node]:
-    return (node for node in _nodes(model) if node.op in (*QUANTISERS, "DequantizeLinear"))
+    return (node for node in _nodes(model) if node.op in QUANTISERS | QDQ)
 
 
 def _gives_block_scales(maker: gs.Node) -> bool:
@@ -322,7 +324,7 @@ def _out_axis(reader: gs.Node, weight: gs.Constant) -> int | None:
 
 def _reads_rounded_data(reader: gs.Node) -> bool:
     """Whether the left operand of a matrix product comes through a Q/DQ pair."""
-    made = reader.inputs[0].inputs if reader.op in ("MatMul", "Gemm") else []
+    made = reader.inputs[0].inputs if reader.op in LINEAR else []
     return bool(made) and made[0].op == "DequantizeLinear" and not isinstance(made[0].inputs[0], gs.Constant)
 
 

@@ -24,7 +24,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TypeProto, defs, shape_infer
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.opset import IR, LOWEST, NEWEST, STANDARD, opset_of
+from gpusq_onnx.graph.operators import QDQ, STANDARD
+from gpusq_onnx.graph.opset import IR, LOWEST, NEWEST, opset_of
 from gpusq_onnx.graph.snapshot import Snapshot, take
 
 _IR_OF = {20: IR, 21: IR, 22: IR}  # later opsets brought types that need a later IR
@@ -50,7 +51,7 @@ def settle(model: Model, snapshot: Snapshot | None = None) -> None:
     Raises:
         UnsupportedModelError: no opset up to 25 has all its operators; names the node.
     """
-    if not any(node.op in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.nodes):
+    if not any(node.op in QDQ for node in model.graph.nodes):
         return
     found = model.opset
     wanted = lowest((snapshot or take(model)).skeleton())

@@ -23,12 +23,11 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.dataflow import Dataflow, has_subgraph
-from gpusq_onnx.graph.opset import STANDARD
+from gpusq_onnx.graph.operators import PRODUCTS, WEIGHTS, factors, is_standard
 from gpusq_onnx.graph.qdq.weight_only import NBITS
-from gpusq_onnx.graph.sites import OPERATORS, Site
+from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.trace import trace
 
-_PRODUCTS = frozenset((*OPERATORS, "Einsum"))
 _OTHERS = frozenset("GRU LSTM RNN DeformConv MatMulInteger ConvInteger QLinearMatMul QLinearConv".split())
 _LEAST = 16  # the sides from which a constant that an unknown operator reads is taken for a weight
 
@@ -63,10 +62,9 @@ def find_leftovers(flow: Dataflow, sites: Sequence[Site]) -> list[Leftover]:
 
 
 def _of(node: gs.Node, flow: Dataflow) -> Iterator[Leftover]:
-    standard = node.domain in (None, *STANDARD)
-    if standard and node.op in _PRODUCTS:
-        operands = node.inputs if node.op == "Einsum" else node.inputs[:2]
-        for place, tensor in enumerate(operands):
+    standard = is_standard(node)
+    if standard and node.op in PRODUCTS:
+        for place, tensor in enumerate(factors(node)):
             if not tensor.is_empty() and not flow.is_data(tensor):
                 yield _leftover(node, tensor, _why(node, place, tensor))
                 return
@@ -80,7 +78,7 @@ def _inside(node: gs.Node, reason: str) -> Iterator[Leftover]:
     for inner in (inner for graph in graphs for inner in graph.nodes):
         if has_subgraph(inner):
             yield from _inside(inner, reason)
-        elif inner.op in _PRODUCTS:
+        elif inner.op in PRODUCTS:
             constants = [t for t in inner.inputs[:2] if _is_stored(t)]
             if len(constants) == 1:
                 yield _leftover(inner, constants[0], reason)
@@ -107,7 +105,7 @@ def _why(node: gs.Node, place: int, tensor: gs.Tensor) -> str:
         return "an Einsum that is no product with one matrix"
     if found is None:
         return f"its constant is computed by {tensor.inputs[0].op} when the model runs"
-    if place == 0 and node.op != "MatMul":
+    if place not in WEIGHTS[node.op]:
         return "the constant is its input, and its weight is data"
     if len(found.shape) < 2:
         return "it multiplies with a vector"

@@ -18,9 +18,9 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.older import OLDER, raise_older, raise_softmax
+from gpusq_onnx.graph.operators import STANDARD, Is, operators
 
 OLDEST, LOWEST, NEWEST, IR = OLDER, 20, 25, 10
-STANDARD = ("", "ai.onnx")  # the two spellings of the default domain
 
 Rule = Callable[[NodeProto, GraphProto], None]
 
@@ -128,9 +128,8 @@ def _refuse(since: int) -> Rule:
     return refuse
 
 
-_REDUCTIONS = ("Max", "Min", "Mean", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 _RULES: tuple[tuple[str, int, Rule], ...] = (
-    *((f"Reduce{name}", 18, _axes_to_input) for name in _REDUCTIONS),
+    *((name, 18, _axes_to_input) for name in sorted(operators(Is.REDUCES) - {"ReduceSum"})),
     ("Split", 18, _split_count),
     ("RoiAlign", 16, _roi_align_mode),
     ("GridSample", 20, _grid_sample_mode),

@@ -15,9 +15,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph import io
-from gpusq_onnx.graph.edits import unlink
+from gpusq_onnx.graph.edits import Names, unlink
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.naming import Names
 
 _PROBES: dict[str, tuple[type[np.generic], dict[str, int]]] = {
     "ReduceMin": (np.float32, {"keepdims": 0}),

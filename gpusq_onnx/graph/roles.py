@@ -19,21 +19,20 @@ from collections.abc import Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
-from gpusq_onnx.graph.dataflow import CARRIERS, ELEMENTWISE, NONLINEAR, NORMS, Dataflow
+from gpusq_onnx.graph.dataflow import CARRIERS, ELEMENTWISE, Dataflow
 from gpusq_onnx.graph.model import Model, TensorSpec
-from gpusq_onnx.graph.qdq.dynamic import OPERATOR
+from gpusq_onnx.graph.operators import NORMS, PRODUCTS, Is, operators
 from gpusq_onnx.graph.sites import Site
 
 BLOCK_ROLES = frozenset("qkv q k v qk kv proj fc1 fc2".split())
 ROLES = (*sorted(BLOCK_ROLES), "patch_embed", "stem", "head", "linear", "conv")
 
-_TO_PROJECTION = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Flatten Cast Identity Concat Slice Mul Div LayerNormalization "
-    "QuantizeLinear DequantizeLinear Dropout Gather".split()
-) | {OPERATOR}
-_BETWEEN_LAYERS = frozenset("MatMul Gemm Conv ConvTranspose Einsum Attention Softmax".split())
-_SUMS = frozenset("Add Sub Mul Div".split())
-_CHOICES = frozenset("TopK ArgMax ArgMin NonMaxSuppression".split())
+# From attention's output to the projection: no sum, which may be a residual one.
+_TO_PROJECTION = CARRIERS - {"Add", "Sub"} | NORMS
+_BETWEEN_LAYERS = PRODUCTS | {"Attention", "Softmax"}
+_OF_TWO = operators(Is.AFFINE) - NORMS
+_ACTIVATIONS = operators(Is.ACTIVATES)
+_CHOICES = operators(Is.CHOOSES)
 _COLOURS = (1, 3, 4)
 
 Owner = Mapping[int, Site]
@@ -66,7 +65,7 @@ def name_mlps(sites: Sequence[Site], flow: Dataflow, owner: Owner) -> None:
     for siblings in by_input.values():
         free = [s for s in siblings if not s.role and s.is_linear]  # SwiGLU: gate and up read one tensor
         region = flow.reach([s.output for s in free], ELEMENTWISE, depthwise=True)
-        if not any(n.op in NONLINEAR for t in region.values() for n in t.inputs):
+        if not any(n.op in _ACTIVATIONS for t in region.values() for n in t.inputs):
             continue
         for tensor in region.values():
             for node in tensor.outputs:
@@ -120,7 +119,7 @@ def _together(node: gs.Node, parts: Sequence[set[Site] | None]) -> set[Site] | N
         if part is None:
             return None
         union |= part
-    return None if not union or (node.op in _SUMS and len(union) > 1) else union
+    return None if not union or (node.op in _OF_TWO and len(union) > 1) else union
 
 
 def _assign(site: Site, letters: str) -> None:
@@ -152,7 +151,7 @@ def _reads(tensor: gs.Tensor, images: set[str], flow: Dataflow) -> bool:
         if current.name in images:
             return True
         for producer in current.inputs:
-            if producer.op in CARRIERS | {"SpaceToDepth", "Resize"}:
+            if producer.op in CARRIERS | {"Resize"}:
                 new = [t for t in flow.data_inputs(producer) if t.name not in seen]
                 seen.update(t.name for t in new)
                 queue.extend(new)

@@ -29,13 +29,12 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
-from gpusq_onnx.graph.qdq.dynamic import QUANTISERS
+from gpusq_onnx.graph.operators import LINEAR, QUANTISERS, WEIGHTS
 from gpusq_onnx.graph.qdq.quantize_nodes import code_type, is_grid_clip
 from gpusq_onnx.graph.trace import weight_of
 from gpusq_onnx.graph.views import View
 
-LINEAR = ("MatMul", "Gemm")
-OPERATORS = (*LINEAR, "Conv", "ConvTranspose")
+OPERATORS = tuple(WEIGHTS)
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -187,9 +186,7 @@ def find_sites(model: Model, flow: Dataflow | None = None) -> list[Site]:
     flow = flow or Dataflow(model)
     found: dict[tuple[str, View], Site] = {}
     for node in model.graph.nodes:
-        if node.op not in OPERATORS:
-            continue
-        for operand in (1, 0):
+        for operand in WEIGHTS.get(node.op, ()):
             trace = weight_of(node, operand)
             if trace is None:
                 continue
@@ -213,7 +210,7 @@ def find_sites(model: Model, flow: Dataflow | None = None) -> list[Site]:
 def before_qdq(tensor: gs.Tensor) -> gs.Tensor:
     """The tensor before a QuantizeLinear/DequantizeLinear pair, and before its Clip to a grid; or the tensor itself."""
     before = tensor
-    for ops in (("DequantizeLinear",), QUANTISERS):
+    for ops in ({"DequantizeLinear"}, QUANTISERS):
         if not before.inputs or before.inputs[0].op not in ops:
             return tensor
         before = before.inputs[0].inputs[0]

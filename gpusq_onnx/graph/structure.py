@@ -23,13 +23,16 @@ import onnx_graphsurgeon as gs
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.leftovers import Leftover, find_leftovers
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.operators import Is, is_standard, operators
 from gpusq_onnx.graph.roles import BLOCK_ROLES, name_attention, name_ends, name_mlps
 from gpusq_onnx.graph.shapes import Shapes, Types, infer_shapes
 from gpusq_onnx.graph.sites import Site, find_sites
 from gpusq_onnx.graph.snapshot import Snapshot
 
 # From the scores to the Softmax's reader: masks and casts.
-_AFTER_SOFTMAX = frozenset("Cast Identity Dropout Where IsNaN Mul Reshape QuantizeLinear DequantizeLinear".split())
+_AFTER_SOFTMAX = operators(Is.RETYPES | Is.QUANTISES | Is.DEQUANTISES) | {
+    *("Identity", "Dropout", "Where", "IsNaN", "Mul", "Reshape")
+}
 
 
 @dataclass(eq=False)
@@ -108,7 +111,7 @@ def _find_attention(flow: Dataflow, shapes: Shapes, owner: dict[int, Site]) -> l
         return node.op == "MatMul" and id(node) not in owner and len(flow.data_inputs(node)) == 2
 
     for node in flow.nodes:
-        if node.op == "Attention" and node.domain in (None, "", "ai.onnx"):
+        if node.op == "Attention" and is_standard(node):
             shape = shapes.get(node.inputs[0].name, ())
             found.append(Attention(node, node, shape[-2] if len(shape) > 1 and isinstance(shape[-2], int) else None))
         if node.op != "Softmax" or not flow.is_data(node.inputs[0]):

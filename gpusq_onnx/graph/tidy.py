@@ -25,7 +25,7 @@ from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, inliner
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.door.nodes import read_names
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.opset import STANDARD
+from gpusq_onnx.graph.operators import is_standard
 from gpusq_onnx.graph.origin import subgraphs
 from gpusq_onnx.graph.shapes import Dim, infer_shapes
 
@@ -102,7 +102,7 @@ def confirm_declarations(model: Model) -> None:
     except UnsupportedModelError:
         return  # the graph contradicts itself: who works with its shapes says so
     for tensor in declared:
-        foreign = any(node.domain not in (None, *STANDARD) for node in tensor.inputs)
+        foreign = any(not is_standard(node) for node in tensor.inputs)
         kind, shape = types.get(tensor.name), shapes.get(tensor.name)
         if foreign and kind is None:
             continue

@@ -14,9 +14,10 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.model import type_name, values_of
+from gpusq_onnx.graph.operators import QDQ, WEIGHTS
 from gpusq_onnx.graph.views import Cut, Kernel, Permute, Squeeze, TransposedKernel, View, ViewStep
 
-_TRANSPARENT = frozenset("Identity Cast DequantizeLinear QuantizeLinear".split())
+_TRANSPARENT = QDQ | {"Identity", "Cast"}
 _FOLLOWED = _TRANSPARENT | {"Transpose", "Squeeze", "Split", "Slice"}
 
 Steps = tuple[ViewStep, ...]
@@ -64,7 +65,7 @@ def trace(tensor: gs.Tensor) -> Trace | None:
 
 def weight_of(node: gs.Node, operand: int) -> Trace | None:
     """The trace of an operand with its view continued to w[out, k]; None where it is no weight matrix."""
-    if operand >= len(node.inputs) or (operand == 0 and node.op != "MatMul"):
+    if operand >= len(node.inputs) or operand not in WEIGHTS[node.op]:
         return None
     found = trace(node.inputs[operand])
     last = None if found is None else _last_steps(node, operand, found.shape)

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from gpusq_onnx.data.prefetch import stream
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedDataError
+from gpusq_onnx.learn.hardware import Hardware
 from gpusq_onnx.learn.history import StudentComparison
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.setup import Setup
-from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.pipeline.schedule import LOOKING
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.torchgraph.call import fed
@@ -36,7 +36,7 @@ def compare(
     setup: Setup,
     source: Source,
     objective: Objective,
-    stage: Stage,
+    hardware: Hardware,
     images: int,
     progress: Progress,
     label: str,
@@ -49,11 +49,11 @@ def compare(
     progress.start(label, count, LOOKING * count)
     for number, (feed, rows) in enumerate(clean(source, images)):
         progress.advance(rows)
-        if number % stage.processes != stage.rank:
+        if number % hardware.processes != hardware.rank:
             continue
-        with stage.autocast():
+        with hardware.autocast():
             own, other = (
-                [fed(feed[name]).to(stage.device) for name in network.inputs]
+                [fed(feed[name]).to(hardware.device) for name in network.inputs]
                 for network in (setup.student, setup.teacher)
             )
             taught = setup.teacher(*other)
@@ -66,7 +66,7 @@ def compare(
             sums[3 + i] += float((gate * each).sum()) if each.numel() > 1 else float(each.mean() * gate.sum())
             sums[3 + maps + i] += float(gate.sum())
     progress.finish()
-    count, agree, soft, *found = stage.add(sums.to(stage.device)).tolist()
+    count, agree, soft, *found = hardware.add(sums.to(hardware.device)).tolist()
     if not count:
         raise UnsupportedDataError("the training data is empty", hint="point --data at a folder with images")
     distances = tuple(a / max(1.0, b) for a, b in zip(found[:maps], found[maps:], strict=True))

@@ -6,11 +6,11 @@ from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.learn.compare import compare
+from gpusq_onnx.learn.hardware import Hardware
 from gpusq_onnx.learn.objectives import Objective
 from gpusq_onnx.learn.planning import sizes
 from gpusq_onnx.learn.settings import TrainingOptions
 from gpusq_onnx.learn.setup import prepare
-from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.progress import Progress
 
 
@@ -19,17 +19,17 @@ def distances(
 ) -> list[float]:
     """D_i of each map, first stage first. Raises as `prepare` and `compare`."""
     settings = settings.model_copy(update={"blockwise": 0.0, "tokens": 1.0})  # the whole view alone
-    setup, stage = prepare(sparse, analyse(sparse), dense, settings, sizes(sparse, source)), Stage(settings)
+    setup, hardware = prepare(sparse, analyse(sparse), dense, settings, sizes(sparse, source)), Hardware(settings)
     objective = Objective(
         settings,
         setup.outputs,
         setup.kinds,
         setup.maps,
         [1.0] * len(setup.maps),
-        add=stage.add,
-        processes=stage.processes,
+        add=hardware.add,
+        processes=hardware.processes,
     )
     for network in (setup.teacher, setup.views[False, False]):
-        network.to(stage.device)
+        network.to(hardware.device)
     label = "distances between dense and sparse"
-    return list(compare(setup, source, objective, stage, images, progress, label).distances)
+    return list(compare(setup, source, objective, hardware, images, progress, label).distances)

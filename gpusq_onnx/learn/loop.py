@@ -25,16 +25,16 @@ from gpusq_onnx.learn import checkpoint as files
 from gpusq_onnx.learn.average import Average
 from gpusq_onnx.learn.compare import clean, compare
 from gpusq_onnx.learn.feed import Feed, Part, check_labels
-from gpusq_onnx.learn.groups import optimiser, rate, set_rate
 from gpusq_onnx.learn.guard import RETRIES, Guard
+from gpusq_onnx.learn.hardware import Hardware
 from gpusq_onnx.learn.history import History, StudentComparison
 from gpusq_onnx.learn.log import Log
 from gpusq_onnx.learn.masks import Kept, Masks
 from gpusq_onnx.learn.meter import ProgressMeter
 from gpusq_onnx.learn.objectives import Objective
+from gpusq_onnx.learn.optimiser import optimiser, rate, set_rate
 from gpusq_onnx.learn.settings import JUDGED, TrainingOptions
 from gpusq_onnx.learn.setup import Setup, phases
-from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.learn.teaching import Teaching
 from gpusq_onnx.learn.views import NetworkViews
 from gpusq_onnx.progress import NullProgress, Progress
@@ -75,29 +75,29 @@ def train(
         InvariantError: a pruned weight has moved away from zero.
         UsageError, UnsupportedDataError, EnvironmentLacking: what cannot be trained, or not here.
     """
-    stage, progress = Stage(settings), progress or NullProgress()
-    if folder is not None and stage.leads:
+    hardware, progress = Hardware(settings), progress or NullProgress()
+    if folder is not None and hardware.leads:
         folder.mkdir(parents=True, exist_ok=True)
-    stage.wait()
-    trainer = _Trainer(setup, source, settings, kept or {}, seed, stage)
+    hardware.wait()
+    trainer = _Trainer(setup, source, settings, kept or {}, seed, hardware)
     watch = ProgressMeter(progress, label, interval, settings.work)
-    thin = None if setup.thin_teacher is None else setup.thin_teacher.to(stage.device)
-    with Teaching(setup.teacher.to(stage.device), stage, thin) as teaching:
+    thin = None if setup.thin_teacher is None else setup.thin_teacher.to(hardware.device)
+    with Teaching(setup.teacher.to(hardware.device), hardware, thin) as teaching:
         objective = Objective(
             settings,
             setup.outputs,
             setup.kinds,
             setup.maps,
             [1.0] * len(setup.maps) if factors is None else list(factors),
-            _sigmoid(setup, source, stage, teaching),
-            stage.add,
-            stage.processes,
+            _sigmoid(setup, source, hardware, teaching),
+            hardware.add,
+            hardware.processes,
         )
         remembered = teaching.remember(source, settings, progress)
 
         def judged(when: str) -> StudentComparison:
             what = f"{label}: agreement {when}"
-            return compare(setup, source, objective, stage, JUDGED, progress, what)
+            return compare(setup, source, objective, hardware, JUDGED, progress, what)
 
         before = judged("before")
         with freed_memory_kept():
@@ -113,8 +113,8 @@ def train(
         after,
         trainer.feed.total,
         trainer.feed.rows,
-        stage.processes,
-        stage.bf16,
+        hardware.processes,
+        hardware.bf16,
         len(trainer.masks),
         trainer.masks.checks,
         remembered,
@@ -123,13 +123,13 @@ def train(
     )
 
 
-def _sigmoid(setup: Setup, source: Source, stage: Stage, teaching: Teaching) -> bool:
+def _sigmoid(setup: Setup, source: Source, hardware: Hardware, teaching: Teaching) -> bool:
     """Whether the teacher's class logits of queries, on some images, look like one sigmoid per class."""
     queries = [pair.teacher for pair in setup.outputs if setup.kinds[pair.student] == "queries"]
     if not queries:
         return False
     feed, _ = next(clean(source, JUDGED))
-    found = teaching.look([fed(feed[name]).to(stage.device) for name in setup.teacher.inputs])
+    found = teaching.look([fed(feed[name]).to(hardware.device) for name in setup.teacher.inputs])
     return per_class(found[queries[0]].float().cpu().numpy())
 
 
@@ -137,16 +137,22 @@ class _Trainer:
     """One run: what is trained, and with what."""
 
     def __init__(
-        self, setup: Setup, source: Source, settings: TrainingOptions, kept: Mapping[str, Kept], seed: int, stage: Stage
+        self,
+        setup: Setup,
+        source: Source,
+        settings: TrainingOptions,
+        kept: Mapping[str, Kept],
+        seed: int,
+        hardware: Hardware,
     ) -> None:
-        self.setup, self.source, self.settings, self.stage = setup, source, settings, stage
-        self.feed = Feed(source, settings, seed, stage.rank, stage.processes)
+        self.setup, self.source, self.settings, self.hardware = setup, source, settings, hardware
+        self.feed = Feed(source, settings, seed, hardware.rank, hardware.processes)
         student = setup.student.train()
         named = list(student.named_parameters())
         facts = {"settings": settings.model_dump(mode="json"), "seed": seed, "images": len(source)}
         facts |= {"data": source.describe().get("preprocess"), "torch": torch.__version__}
         self.key = files.key_of(facts, [*(p for _, p in named), *setup.teacher.buffers()])
-        self.network = stage.place(NetworkViews(setup.views))
+        self.network = hardware.place(NetworkViews(setup.views))
         self.seed = seed
         self.ends = [(round(share * self.feed.total), apart, thin) for share, apart, thin in phases(settings)]
         self.parameters = [parameter for _, parameter in named]
@@ -165,7 +171,7 @@ class _Trainer:
         ends = {end for end, _, _ in self.ends}
         length = max(1, min(LONGEST, math.ceil(total / ROUNDS)))
         start = self._start(folder)
-        log = Log(folder if self.stage.leads else None, start)
+        log = Log(folder if self.hardware.leads else None, start)
         self.notes += [note for note in (log.note,) if note and note not in self.notes]
         watch.begin(start, total, self.feed.rows)
         sums: dict[str, Tensor] = {}
@@ -184,7 +190,7 @@ class _Trainer:
                 break
             if step + 1 in ends:
                 self.guard.forget()
-            if folder is not None and self.stage.leads and watch.save_now(step + 1 == total):
+            if folder is not None and self.hardware.leads and watch.save_now(step + 1 == total):
                 self._save(folder, step + 1)
         log.close()
         watch.end()
@@ -204,14 +210,14 @@ class _Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         view, keep = self._view(step)
         for number, part in enumerate(parts):
-            inputs = part.tensors(self.setup.student.inputs, self.stage.device)
+            inputs = part.tensors(self.setup.student.inputs, self.hardware.device)
             taught = teaching(part, inputs, keep)
             given = self.setup.handed(taught, apart=view[0])
-            with self.stage.silent(self.network, number + 1 == len(parts)):
-                with self.stage.autocast():
+            with self.hardware.silent(self.network, number + 1 == len(parts)):
+                with self.hardware.autocast():
                     seen = self.network(view, inputs, given, keep)
                 check_labels(part, seen, self.setup.kinds)
-                losses = objective(seen, taught, part.targets(self.stage.device))
+                losses = objective(seen, taught, part.targets(self.hardware.device))
                 (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.parts.items():
                 sums[name] = sums.get(name, 0) + value / len(parts)
@@ -232,11 +238,13 @@ class _Trainer:
         thin = thin and (apart, True) in self.setup.views
         view = (apart and (True, thin) in self.setup.views, thin)
         tokens = self.setup.tokens
-        return view, tokens.draw(self.seed, step).to(self.stage.device) if thin and tokens is not None else None
+        return view, tokens.draw(self.seed, step).to(self.hardware.device) if thin and tokens is not None else None
 
     def _row(self, sums: dict[str, Tensor], step: int, steps: int) -> dict[str, float]:
         """Means over the round's steps and all processes; empties `sums`."""
-        found = self.stage.add(torch.stack([value.float() for value in sums.values()])) / (steps * self.stage.processes)
+        found = self.hardware.add(torch.stack([value.float() for value in sums.values()])) / (
+            steps * self.hardware.processes
+        )
         means = dict(zip(sums, found.tolist(), strict=True))
         sums.clear()
         phase = 1 + sum(step >= end for end, _, _ in self.ends)
@@ -257,7 +265,7 @@ class _Trainer:
             self.notes.append(f"{rose}: training stopped at step {step + 1}, {best}")
             return False
         if verdict == "fail":
-            if folder is not None and self.stage.leads:
+            if folder is not None and self.hardware.leads:
                 student = self.setup.student
                 tensors = {student.initializers[name]: p for name, p in student.named_parameters()}
                 files.write(folder / files.BEST, tensors)
@@ -285,7 +293,7 @@ class _Trainer:
     def _start(self, folder: Path | None) -> int:
         """The step to begin with, the same in every process."""
         start = self._resume(folder)
-        if int(self.stage.add(torch.tensor(start, device=self.stage.device))) != start * self.stage.processes:
+        if int(self.hardware.add(torch.tensor(start, device=self.hardware.device))) != start * self.hardware.processes:
             raise UsageError(
                 "not every process finds the checkpoint",
                 where=str(folder),
@@ -296,7 +304,7 @@ class _Trainer:
     @torch.no_grad()
     def _resume(self, folder: Path | None) -> int:
         """Take up a checkpoint, if there is one; the step to go on with."""
-        found = None if folder is None else files.load(folder, self.key, self.stage.device)
+        found = None if folder is None else files.load(folder, self.key, self.hardware.device)
         if found is None:
             if folder is not None and (folder / files.NAME).exists():
                 self.notes.append(f"{folder} holds a checkpoint of another run (model, data or options): begun anew")

@@ -1,4 +1,4 @@
-"""What `distill` and `qat` plan and report alike: a row for each weight and each critical feature map, and findings.
+"""What `distill` and `qat` plan and report alike: a row for each weight and each feature map, and what was learned.
 
 No torch here: plans are made without it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from gpusq_onnx.data.sizes import sizes_of
 from gpusq_onnx.data.source import Source
@@ -21,7 +20,9 @@ from gpusq_onnx.learn.environment import on_gpu
 from gpusq_onnx.learn.history import History
 from gpusq_onnx.learn.settings import JUDGED, LossOptions, TrainingOptions
 from gpusq_onnx.pipeline.base import SKIP, Fact, PlanContext, PlanRow
+from gpusq_onnx.pipeline.details import Following, rows_with
 from gpusq_onnx.pipeline.facts import SparseWeight, pattern_of
+from gpusq_onnx.pipeline.learned import Agreement, Change, Learned, Masks, Training
 from gpusq_onnx.pipeline.schedule import LOOKING
 
 TRAIN, COMPARE = "train", "compare"
@@ -39,12 +40,12 @@ def rows(structure: Structure, settings: TrainingOptions, given: PlanContext) ->
 
 def sparse_facts(plan: Sequence[PlanRow]) -> list[Fact]:
     """That the weights that came sparse still are."""
-    return [SparseWeight(row.tensor, row.detail["pattern"]) for row in plan if row.detail.get("pattern")]
+    return [SparseWeight(row.tensor, detail.pattern) for row, detail in rows_with(plan, Following)]
 
 
 def sparse_sites(structure: Structure, plan: Sequence[PlanRow]) -> list[Site]:
     """The sites whose zeros must stay."""
-    sparse = {row.tensor for row in plan if row.detail.get("pattern")}
+    sparse = {row.tensor for row, _ in rows_with(plan, Following)}
     return [site for site in structure.sites if site.name in sparse]
 
 
@@ -73,42 +74,29 @@ def sizes(model: Model, source: Source) -> Sizes:
     return sizes_of(source) if is_open(model.inputs()) else {}
 
 
-def findings(history: History, factors: Mapping[str, float], distances: Mapping[str, float]) -> dict[str, Any]:
-    """What the report shows; plain values, nothing that depends on time."""
+def learned(history: History, changed: int) -> Learned:
+    """What the report shows; nothing that depends on time."""
     step = max(1, -(-len(history.curve) // _ROWS))
-    found: dict[str, Any] = {
-        "curve": history.curve[::step] + (history.curve[-1:] if (len(history.curve) - 1) % step else []),
-        "masks": {"weights": history.masks, "checks": history.checks},
-        "agreement": {
-            "images": history.after.images,
-            "before": history.before.agreement,
-            "after": history.after.agreement,
-        },
-        "soft": {"before": history.before.soft, "after": history.after.soft},
-        "training": {
-            "steps": history.steps,
-            "batch": history.batch,
-            "processes": history.processes,
-            "bf16": history.bf16,
-            "teacher_remembered": history.remembered,
-        },
-    }
-    if factors:
-        found["factors"] = dict(factors)
-    if distances:
-        found["distances"] = dict(distances)
-    return found
+    before, after = history.before, history.after
+    return Learned(
+        curve=history.curve[::step] + (history.curve[-1:] if (len(history.curve) - 1) % step else []),
+        masks=Masks(history.masks, history.checks),
+        agreement=Agreement(before.agreement, after.agreement, images=after.images),
+        soft=Change(before.soft, after.soft),
+        training=Training(history.steps, history.batch, history.processes, history.bf16, history.remembered),
+        learned=changed,
+    )
 
 
 def _weight_row(site: Site, facts: Sequence[Fact]) -> PlanRow:
-    pattern, detail, decision = None, {}, TRAIN
+    head = site.name, site.path, site.role, site.op, (site.out, site.k)
     if site.dtype not in FLOATS:
-        decision, reason = SKIP, f"stored as {site.dtype} codes: only their scale can be learned"
-    else:
-        pattern = pattern_of(site, facts)
-        detail = {"pattern": pattern.name} if pattern else {}
-        reason = f"{pattern.name} stays: zeros are written again after every step" if pattern else "dense"
-    return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
+        return PlanRow(*head, SKIP, f"stored as {site.dtype} codes: only their scale can be learned")
+    pattern = pattern_of(site, facts)
+    if pattern is None:
+        return PlanRow(*head, TRAIN, "dense")
+    reason = f"{pattern.name} stays: zeros are written again after every step"
+    return PlanRow(*head, TRAIN, reason, Following(pattern.name))
 
 
 def _map_rows(structure: Structure, settings: LossOptions) -> list[PlanRow]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.codes import set_weight_scales, weight_format, weight_scales_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.quant.clipping import weight_scales
@@ -28,7 +29,7 @@ def recalibrate(sites: Iterable[Site]) -> int:
     """Choose the weight scales of quantised sites again; returns how many tensors of scales were set."""
     done: set[str] = set()
     for site in sites:
-        pair = {node.op: node for node in site.trail if node.op in ("QuantizeLinear", "DequantizeLinear")}
+        pair = {node.op: node for node in site.trail if node.op in QDQ}
         if site.quantised != "qdq" or len(pair) != 2:
             continue
         scale, other = (node.inputs[1] for node in pair.values())
@@ -55,7 +56,7 @@ def scale_values(model: Model) -> dict[str, float]:
     """The scales of all Q/DQ pairs by initializer; of a tensor of scales its mean."""
     found: dict[str, float] = {}
     for node in model.graph.nodes:
-        if node.op in ("QuantizeLinear", "DequantizeLinear") and hasattr(node.inputs[1], "values"):
+        if node.op in QDQ and hasattr(node.inputs[1], "values"):
             values: NDArray[Any] = values_of(node.inputs[1])
             found[str(node.inputs[1].name)] = float(np.mean(values, dtype=np.float64))
     return found

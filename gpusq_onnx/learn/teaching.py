@@ -19,8 +19,8 @@ from gpusq_onnx.data.prefetch import stream
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.learn.feed import Part
+from gpusq_onnx.learn.hardware import Hardware
 from gpusq_onnx.learn.settings import TrainingOptions
-from gpusq_onnx.learn.stage import Stage
 from gpusq_onnx.learn.views import NetworkView
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.torchgraph.call import fed
@@ -31,10 +31,10 @@ LIMIT = 8 << 30
 
 
 class Teaching:
-    """A teacher on a stage; a context manager, since it may hold files."""
+    """A teacher on its device; a context manager, since it may hold files."""
 
-    def __init__(self, network: Network, stage: Stage, thin: NetworkView | None = None) -> None:
-        self._network, self._stage, self._thin = network, stage, thin
+    def __init__(self, network: Network, hardware: Hardware, thin: NetworkView | None = None) -> None:
+        self._network, self._hardware, self._thin = network, hardware, thin
         self._folder: Scratch | None = None
         self._files: dict[str, NDArray[Any]] = {}
 
@@ -54,22 +54,22 @@ class Teaching:
         With `keep`, only these tokens go through.
         """
         if keep is not None and self._thin is not None:
-            with torch.no_grad(), self._stage.autocast():
+            with torch.no_grad(), self._hardware.autocast():
                 return self._thin(inputs, (), keep)  # type: ignore[no-any-return]
         if self._files:
             assert part.indices is not None
             rows = {name: torch.from_numpy(file[part.indices]) for name, file in self._files.items()}
-            return {name: row.to(self._stage.device, non_blocking=True) for name, row in rows.items()}
+            return {name: row.to(self._hardware.device, non_blocking=True) for name, row in rows.items()}
         return self.look(inputs)
 
     def remember(self, source: Source, settings: TrainingOptions, progress: Progress) -> bool:
         """Run over all images now, where the outputs will serve again; says whether they are remembered."""
-        if not settings.remembers or self._stage.processes > 1 or not source.random_access or len(source) <= BATCH:
+        if not settings.remembers or self._hardware.processes > 1 or not source.random_access or len(source) <= BATCH:
             return False
         chunks = [list(range(start, min(start + BATCH, len(source)))) for start in range(0, len(source), BATCH)]
         progress.start("the teacher's answers", len(source))
         for batch in stream(source, [(chunk, None) for chunk in chunks]):
-            feed = [fed(batch.feed[name]).to(self._stage.device) for name in self._network.inputs]
+            feed = [fed(batch.feed[name]).to(self._hardware.device) for name in self._network.inputs]
             found = {name: value.float().cpu().numpy() for name, value in self.look(feed).items()}
             if not self._files and not self._open(found, batch.size, len(source)):
                 break
@@ -82,7 +82,7 @@ class Teaching:
     @torch.no_grad()
     def look(self, inputs: list[Tensor]) -> dict[str, Tensor]:
         """Outputs and taps, computed now."""
-        with self._stage.autocast():
+        with self._hardware.autocast():
             found: dict[str, Tensor] = self._network(*inputs)
         return found
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, get_origin
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, model_validator
 
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import NothingMatched
@@ -54,6 +54,11 @@ OptionsT = TypeVar("OptionsT", bound=PassOptions)
 
 
 @dataclass(frozen=True)
+class Detail:
+    """Base of what a row holds beside its decision: frozen dataclasses with plain values (`pipeline.details`)."""
+
+
+@dataclass(frozen=True)
 class PlanRow:
     """What will happen to one tensor.
 
@@ -65,7 +70,7 @@ class PlanRow:
         shape: [out, k] of a weight; the activation's shape otherwise.
         decision: "prune", "quantise", ... or "skip".
         reason: one sentence: why.
-        detail: what `apply` needs beside (pattern, axis, observer, ...); plain values.
+        detail: what `apply` needs beside; by key where it was read back from a report.
     """
 
     tensor: str
@@ -75,7 +80,7 @@ class PlanRow:
     shape: tuple[int | str | None, ...]
     decision: str
     reason: str
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] | SerializeAsAny[Detail] = field(default_factory=dict)
 
     @property
     def skipped(self) -> bool:

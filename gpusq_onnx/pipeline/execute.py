@@ -22,17 +22,17 @@ from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import InvariantError, NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, label
+from gpusq_onnx.graph.id_ranges import table_rows
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.snapshot import Snapshot, take
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.graph.tables import table_rows
 from gpusq_onnx.pipeline import facts
 from gpusq_onnx.pipeline.base import Context, Fact, Pass, PlanContext, PlanRow
 from gpusq_onnx.pipeline.fingerprint import Fingerprint
 from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.pipeline.parallel import one_blas_thread
 from gpusq_onnx.pipeline.schedule import Schedule
-from gpusq_onnx.progress import Progress
+from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial import Trials
 
@@ -43,6 +43,25 @@ SYNTHETIC = (
     "NO DATA was given (--data): synthetic images are used instead. The model is legal and its "
     "accuracy is unknown; calibrate with real images (--data FOLDER) before anybody ships it"
 )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a pipeline is planned and run.
+
+    Attributes:
+        data: calibration data; without a path, passes that need data get synthetic images, with a warning.
+        allow_noop: that no pass changes anything is no error.
+        canonical: put the pass `canonical` first where it has something to do (see `pipeline.automatic`).
+        target: a name of `pipeline.targets`, which the pipeline is made to fit.
+        progress: where long work reports.
+    """
+
+    data: DataOptions
+    allow_noop: bool = False
+    canonical: bool = True
+    target: str | None = None
+    progress: Progress = field(default_factory=NullProgress)
 
 
 @dataclass
@@ -88,11 +107,10 @@ class Run:
         return 0 if self.source is None else len(self.source)
 
 
-def begin(
-    model: Model, passes: Sequence[Pass[Any]], data: DataOptions, allow_noop: bool, trials: Trials, progress: Progress
-) -> Run:
+def begin(model: Model, passes: Sequence[Pass[Any]], options: RunOptions, trials: Trials) -> Run:
     """See that every pass can work here, and open the data. Raises UsageError where one would learn from no data."""
-    state = Run(model, passes, None, data, progress, allow_noop, trials, facts=take_facts(model))
+    data = options.data
+    state = Run(model, passes, None, data, options.progress, options.allow_noop, trials, facts=take_facts(model))
     for step in passes:
         step.ready()
         if step.needs_data and step.kind != "finetune":

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ import numpy as np
 from gpusq_onnx import __version__
 from gpusq_onnx.data import remembered
 from gpusq_onnx.data.opening import open_source
-from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.remembered import Settled
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
@@ -40,6 +40,7 @@ from gpusq_onnx.pipeline.base import Context, Pass, PlanRow
 from gpusq_onnx.pipeline.execute import (
     PREFIX,
     Run,
+    RunOptions,
     begin,
     execute,
     given_after,
@@ -54,8 +55,7 @@ from gpusq_onnx.pipeline.execute import (
 from gpusq_onnx.pipeline.grammar import Pipeline
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, Proof, StepOutcome
 from gpusq_onnx.pipeline.reproducer import reproducer
-from gpusq_onnx.pipeline.summary import architecture, as_planned, measure
-from gpusq_onnx.progress import NullProgress, Progress
+from gpusq_onnx.pipeline.summary import Architecture, as_planned, measure
 from gpusq_onnx.runtime.observed import observe
 from gpusq_onnx.runtime.trial import Trials
 
@@ -63,12 +63,8 @@ from gpusq_onnx.runtime.trial import Trials
 def plan(
     path: Path,
     pipeline: Pipeline,
+    options: RunOptions,
     *,
-    data: DataOptions,
-    allow_noop: bool = False,
-    progress: Progress | None = None,
-    canonical: bool = True,
-    target: str | None = None,
     look: Callable[[Structure, Sequence[PlanRow]], None] = lambda structure, rows: None,
 ) -> Outcome:
     """What `run` would do to each tensor, and the totals that it would reach; nothing is changed or written.
@@ -79,10 +75,10 @@ def plan(
     Raises:
         UsageError, UnsupportedModelError, NothingMatched: as `run`.
     """
-    pipeline, notes = _fitted(pipeline, target)
+    pipeline, notes = _fitted(pipeline, options.target)
     passes = table.resolve(pipeline)
     model = io.load(path)
-    settled = remembered.settle(data, [model.metadata], path.parent)
+    settled = remembered.settle(options.data, [model.metadata], path.parent)
     data = settled.options
     with blaming(path), _hashing(path, model) as file:
         structure = analyse(model)
@@ -91,7 +87,7 @@ def plan(
         sample = sample_of(open_source(data, model.inputs())) if data.path else None
         with Trials() as trials:
             structure = observe(model, structure, sample, trials)
-        if canonical:
+        if options.canonical:
             pipeline, passes = automatic.insert(pipeline, passes, model, structure)
         before = measure(model, structure)
         facts = take_facts(model)
@@ -112,12 +108,12 @@ def plan(
             if step.structural:
                 step.apply(model, structure, found, Context())
                 structure = analyse(model)
-        require_work(passes, idle, allow_noop)
+        require_work(passes, idle, options.allow_noop)
         rows = [row for step in steps for row in step.rows]
         after = measure(model, structure, as_planned(rows, facts))
         look(structure, rows)
         facts_of_file = file.result()
-    made_of = architecture(structure), tuple(warnings)
+    made_of = Architecture.of(structure), tuple(warnings)
     before = before.in_files(facts_of_file.bytes)
     return Outcome(str(pipeline), data.seed, facts_of_file, None, None, tuple(steps), before, after, *made_of)
 
@@ -126,25 +122,17 @@ def run(
     path: Path,
     output: Path,
     pipeline: Pipeline,
+    options: RunOptions,
     *,
-    data: DataOptions,
-    allow_noop: bool = False,
-    progress: Progress | None = None,
     leader: bool = True,
-    canonical: bool = True,
     results: Staging | None = None,
     reproducible: bool = True,
-    target: str | None = None,
 ) -> Outcome:
     """Apply a pipeline to a model file and write the result.
 
     Args:
         path, output: the model, and the file that is written (with `OUTPUT.data` where there is external data).
-        data: calibration data; without a path, passes that need data get synthetic images, with a warning.
-        allow_noop: that no pass changes anything is no error.
         leader: of several processes that train together and all run this, the one that writes.
-        canonical: put the pass `canonical` first where it has something to do (see `pipeline.automatic`).
-        target: a name of `pipeline.targets`, which the pipeline is made to fit.
         results: write there, and leave it to the caller to commit; None: the result has its name when this returns.
         reproducible: what fails by our fault leaves a reproducer beside the output.
 
@@ -156,27 +144,14 @@ def run(
     """
     if results is None:
         with staged() as own:
-            return run(
-                path,
-                output,
-                pipeline,
-                data=data,
-                allow_noop=allow_noop,
-                progress=progress,
-                leader=leader,
-                canonical=canonical,
-                results=own,
-                reproducible=reproducible,
-                target=target,
-            )
-    pipeline, notes = _fitted(pipeline, target)
+            return run(path, output, pipeline, options, leader=leader, results=own, reproducible=reproducible)
+    pipeline, notes = _fitted(pipeline, options.target)
     passes = table.resolve(pipeline)
     model = io.load(path)
     check_output(output, [path, *io.data_files(model)])
-    settled = remembered.settle(data, [model.metadata], path.parent)
-    data = settled.options
+    settled = remembered.settle(options.data, [model.metadata], path.parent)
     with blaming(path), _hashing(path, model) as file, Trials() as trials:
-        state = begin(model, passes, data, allow_noop, trials.start(), progress or NullProgress())
+        state = begin(model, passes, replace(options, data=settled.options), trials.start())
         state.warnings += notes
         state.folder = output.with_name(output.name + ".training")
         state.snapshot = take(model)
@@ -189,7 +164,7 @@ def run(
             seconds = proof.require_survival(model, state.trials.with_feed(state.sample))
             state.progress.finish()
         structure = observe(model, structure, state.sample, state.trials)
-        if canonical:
+        if options.canonical:
             pipeline, passes = automatic.insert(pipeline, passes, model, structure)
             state.passes = passes
         state.schedule = scheduled(state, seconds)
@@ -199,7 +174,7 @@ def run(
         for index in range(len(passes)):
             with reproducer(path, beside, pipeline, index, state) if leader else nullcontext(), blaming(path):
                 structure = execute(state, index, structure)
-        require_work(passes, state.idle, allow_noop)
+        require_work(passes, state.idle, options.allow_noop)
         state.snapshot = None
         for site in structure.sites:
             if (fmt := weight_format(site)) is not None:
@@ -210,10 +185,10 @@ def run(
         found = file.result()
         if newer.settle_newer(model):
             invariants.check(model, "writing for a newer opset")
-        if target is not None:
-            state.warnings += targets.too_new(target, model.opset)
-            model.set_metadata({f"{PREFIX}target": target})
-        model.set_metadata(_provenance(model, pipeline, found.sha256, data.seed, used))
+        if options.target is not None:
+            state.warnings += targets.too_new(options.target, model.opset)
+            model.set_metadata({f"{PREFIX}target": options.target})
+        model.set_metadata(_provenance(model, pipeline, found.sha256, state.data.seed, used))
         written = shown = None
         if leader:
             with reproducer(path, beside, pipeline, len(passes) - 1, state, "the written model failed its proof"):
@@ -222,17 +197,17 @@ def run(
         results.afterwards(partial(_forget_checkpoints, state.folder))
     return Outcome(
         str(pipeline),
-        data.seed,
+        state.data.seed,
         found,
         written,
         used,
         tuple(state.steps),
         before.in_files(found.bytes),
         after if written is None else after.in_files(written.bytes),
-        architecture(structure),
+        Architecture.of(structure),
         tuple(
             [*settled.warnings, *state.warnings]
-            + (source.notes if source is not None and data.path is not None else [])
+            + (source.notes if source is not None and state.data.path is not None else [])
         ),
         shown,
     )

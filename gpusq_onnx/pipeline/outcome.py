@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpusq_onnx.pipeline.base import PlanRow
-from gpusq_onnx.pipeline.summary import Cost
+from gpusq_onnx.pipeline.learned import Learned
+from gpusq_onnx.pipeline.summary import Architecture, Cost
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class StepOutcome:
     findings: Mapping[str, Any] = field(default_factory=dict)
     facts: tuple[str, ...] = ()
     seconds: float | None = None
+
+    @property
+    def learned(self) -> Learned:
+        """What a learning pass measured; of others, whose findings are their own, nothing."""
+        return Learned.of(self.findings) if "curve" in self.findings else Learned()
 
     @property
     def decisions(self) -> dict[str, int]:
@@ -99,7 +105,7 @@ class Outcome:
         steps: the passes in order.
         before, after: the measures of `graph.cost`, in all and for each site. In a plan, `after` is the
             estimate.
-        architecture: blocks, stages, attention and critical feature maps, as recognised in the result.
+        architecture: as recognised in the result.
         warnings: sentences for the user.
         proof: of the written file; None in a plan.
     """
@@ -112,6 +118,6 @@ class Outcome:
     steps: tuple[StepOutcome, ...]
     before: Cost
     after: Cost
-    architecture: Mapping[str, Any]
+    architecture: Architecture
     warnings: tuple[str, ...] = ()
     proof: Proof | None = None

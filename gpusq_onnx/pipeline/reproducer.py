@@ -24,9 +24,8 @@ from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import facts, recipe
-from gpusq_onnx.pipeline.execute import FACTS, Run, begin, execute
+from gpusq_onnx.pipeline.execute import FACTS, Run, RunOptions, begin, execute
 from gpusq_onnx.pipeline.grammar import Pipeline, Step
-from gpusq_onnx.progress import NullProgress
 
 
 @contextmanager
@@ -79,7 +78,7 @@ def write(folder: Path, path: Path, pipeline: Pipeline, index: int, state: Run, 
 def _replay(path: Path, index: int, state: Run) -> Run:
     """The run as it was before the pass at `index`."""
     done, model, known = state.trained or (0, io.load(path), None)
-    replay = begin(model, state.passes, state.data, True, state.trials, NullProgress())
+    replay = begin(model, state.passes, RunOptions(state.data, allow_noop=True), state.trials)
     if known is not None:
         replay.facts, replay.before = list(known), dict(state.before)
     structure = analyse(model)

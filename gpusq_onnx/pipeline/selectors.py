@@ -3,7 +3,8 @@
 `only` and `skip` are lists of patterns. A pattern is a role (`fc1`), an operator (`Conv`), or a shell-style wildcard
 that is matched against the initializer's name and the module path (`blocks.0.*`). Roles and operators are matched
 whatever the case; where two differ in nothing else, as written: `conv` is the role, `Conv` the operator. A pattern that
-matches no site of the model is an error, so that a typo never means "everything".
+matches no site of the model is an error, so that a typo never means "everything". First layers and heads, which are
+left alone by default, have options of their own.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from glob import escape
 
+from pydantic import Field
+
 from gpusq_onnx.errors import SelectorUnmatched
 from gpusq_onnx.graph.roles import ROLES
 from gpusq_onnx.graph.sites import OPERATORS, Site
+from gpusq_onnx.pipeline.base import PassOptions
+
+FIRST = ("patch_embed", "stem")  # roles of first layers
 
 
 class Selector:
@@ -70,3 +76,14 @@ def _known(pattern: str) -> str | None:
     if pattern in names:
         return pattern
     return next((name for name in names if name.casefold() == pattern.casefold()), None)
+
+
+class EndsOptions(PassOptions):
+    """Options of every pass that prunes or quantises."""
+
+    patch: bool = Field(False, description="include first layers, as the paper does (see patch-matmul)")
+    head: bool = Field(False, description="include heads, as the paper does")
+
+    def includes(self, site: Site) -> bool:
+        """Whether an option asks for this site."""
+        return (self.patch and site.role in FIRST) or (self.head and site.role == "head")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from gpusq_onnx.graph.cost import CostForm, form_of, site_cost, total_cost
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Fact, PlanRow
+from gpusq_onnx.pipeline.details import TensorPair, WeightPair
 from gpusq_onnx.pipeline.facts import pattern_of
-from gpusq_onnx.quant.formats import FORMATS, Format
+from gpusq_onnx.quant.formats import Format
 from gpusq_onnx.quant.schemes import Quantised
 
 FormOf = Callable[[Site], CostForm]
@@ -41,12 +41,11 @@ def as_planned(rows: Iterable[PlanRow], facts: Sequence[Fact]) -> FormOf:
     """The forms that a plan leads to: what its rows quantise, and the patterns that its passes will establish."""
     weights: dict[str, Format] = {}
     inputs: dict[str, Format] = {}
-    for row in (row for row in rows if not row.skipped and "format" in row.detail):
-        fmt = FORMATS[row.detail["format"]]
-        if row.decision == "quantise weight":
-            weights[row.tensor] = fmt
-        elif row.detail.get("side") == "input":
-            inputs |= dict.fromkeys(row.detail["sites"], fmt)
+    for row in rows:
+        if isinstance(row.detail, WeightPair):
+            weights[row.tensor] = row.detail.numbers
+        elif isinstance(row.detail, TensorPair) and row.detail.side == "input":
+            inputs |= dict.fromkeys(row.detail.sites, row.detail.numbers)
 
     def form(site: Site) -> CostForm:
         planned = Quantised(weights[site.name], inputs.get(site.name)) if site.name in weights else None
@@ -55,14 +54,36 @@ def as_planned(rows: Iterable[PlanRow], facts: Sequence[Fact]) -> FormOf:
     return form
 
 
-def architecture(structure: Structure) -> dict[str, Any]:
-    """Blocks, stages, attention and critical feature maps as they were recognised; plain values."""
-    return {
-        "blocks": len(structure.blocks),
-        "stages": [len(stage) for stage in structure.stages],
-        "attention_tokens": [attention.tokens for attention in structure.attentions],
-        "feature_maps": structure.feature_maps,
-    }
+@dataclass(frozen=True)
+class Architecture:
+    """How a model was understood.
+
+    Attributes:
+        blocks: how many.
+        stages: the number of blocks of each.
+        attention_tokens: of each core; None where it is not known.
+        feature_maps: the critical ones.
+    """
+
+    blocks: int
+    stages: tuple[int, ...]
+    attention_tokens: tuple[int | None, ...]
+    feature_maps: tuple[str, ...]
+
+    @classmethod
+    def of(cls, structure: Structure) -> Architecture:
+        """As it was recognised."""
+        return cls(
+            len(structure.blocks),
+            tuple(map(len, structure.stages)),
+            tuple(attention.tokens for attention in structure.attentions),
+            tuple(structure.feature_maps),
+        )
+
+    @property
+    def text(self) -> str:
+        """Blocks and stages in words."""
+        return f"{self.blocks} blocks in stages of {' + '.join(map(str, self.stages)) or 'none'}"
 
 
 def _as_stored(site: Site) -> CostForm:

@@ -1,4 +1,4 @@
-"""The report of `build`: the engine's layers, its sparse kernels, and for each weight prediction against truth.
+"""The report of `build`: the engine's layers, its sparse kernels, each weight as predicted and as built, and the gate.
 
 Truth is what the builder chose: the layer that runs the weight, its precision and kernel (engine inspector, or the
 log's layer list), *eligible* and *chosen* (log; a sparse tactic in the inspector counts as chosen). The prediction is
@@ -11,11 +11,12 @@ harness for machines with no GPU shows layers and precisions, but chooses no ker
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gpusq_onnx import __version__
+from gpusq_onnx.errors import UsageError
 from gpusq_onnx.report.inspection import Inspection, WeightReport
 from gpusq_onnx.report.kernels import Obstacle, why_dense
 from gpusq_onnx.runtime.tensorrt.engine import Built
@@ -235,3 +236,41 @@ def _verdict(weight: WeightReport, layer: Layer | None, could: bool | None, ran:
 def precisions(layers: Iterable[Layer]) -> dict[str, int]:
     """How many layers of each kind compute in what."""
     return dict(Counter(f"{layer.kind or '?'} {layer.precision or '?'}" for layer in layers).most_common())
+
+
+@dataclass(frozen=True)
+class SparseGate:
+    """`least` chosen layers, or `least` percent of the eligible ones."""
+
+    least: float
+    percent: bool
+
+    def judge(self, report: EngineReport) -> EngineReport:
+        """The report with what is not met; nothing known of sparsity is not met, and so is nothing eligible."""
+        wanted = f"{self.least:g}{' % of the eligible layers' if self.percent else ''}"
+        if not report.known:
+            failure = f"--min-sparse-chosen {wanted}: the builder reported nothing about sparse kernels"
+        elif self.percent and not report.eligible:
+            failure = f"--min-sparse-chosen {wanted}: no layer is eligible"
+        elif (100.0 * report.chosen / report.eligible if self.percent else report.chosen) < self.least:
+            failure = f"--min-sparse-chosen {wanted}: {report.chosen} chosen of {report.eligible} eligible"
+        else:
+            return report
+        return replace(report, failures=(*report.failures, failure))
+
+
+def parse_gate(text: str) -> SparseGate:
+    """`10` layers, or `80%`.
+
+    >>> parse_gate("80%")
+    SparseGate(least=80.0, percent=True)
+
+    Raises:
+        UsageError: neither, or a share above 100 %.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)%|(\d+)", text.strip())
+    if match is None or (match[1] and float(match[1]) > 100):
+        raise UsageError(
+            "--min-sparse-chosen cannot be read", expected="a number of layers, 10, or a share, 80%", found=text
+        )
+    return SparseGate(float(match[1] or match[2]), bool(match[1]))

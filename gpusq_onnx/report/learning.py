@@ -1,13 +1,4 @@
-"""What the learning passes found, as Markdown: how the losses went, what weighed what, what moved, what held.
-
-Read from a step's findings, each key where the pass gives it:
-
-    curve       rows {"step": int, "loss": float, ...}, in order: the training curves
-    distances   {feature map: D_i}        factors   {feature map: w_i}
-    movement    {scale: [before, after]}, of a weight the mean over its channels
-    masks       {"weights": how many follow a pattern, "checks": how often that was looked at}
-    agreement   {"images": int, "before": share, "after": share}, with the teacher's first choice
-"""
+"""What the learning passes found, as Markdown: how the losses went, what weighed what, what moved, what held."""
 
 from __future__ import annotations
 
@@ -16,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from gpusq_onnx.pipeline.learned import Agreement, Learned, Masks
 from gpusq_onnx.report.markdown import table
 
 ROWS = 8  # of the curves' table
@@ -25,12 +17,18 @@ MAPS = 4  # feature maps with a column of their own
 ASIDE = frozenset(("lr", "norm", "images_per_second"))  # for the report and the logs, not for the digest
 
 
-def learning(findings: Mapping[str, Any]) -> Iterator[str]:
+def learning(found: Learned) -> Iterator[str]:
     """The lines of the digest; none where nothing was learned."""
-    for key, tell in _PARTS.items():
-        if findings.get(key):
-            yield ""
-            yield from tell(findings)
+    parts = (
+        _curve(found.curve) if found.curve else (),
+        _factors(found.factors, found.distances or {}) if found.factors else (),
+        [_scales(found.movement)] if found.movement else (),
+        [_masks(found.masks)] if found.masks else (),
+        [_agreement(found.agreement)] if found.agreement else (),
+    )
+    for lines in filter(None, parts):
+        yield ""
+        yield from lines
 
 
 def thinned(rows: Sequence[Any], count: int) -> list[Any]:
@@ -48,8 +46,8 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(BARS[round((value - low) / unit)] if math.isfinite(value) else " " for value in values)
 
 
-def _curve(findings: Mapping[str, Any]) -> Iterator[str]:
-    rows = [_merged(row) for row in findings["curve"]]
+def _curve(curve: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    rows = [_merged(row) for row in curve]
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ASIDE]
     losses = [float(row["loss"]) for row in rows if "loss" in row]
     if losses:
@@ -67,33 +65,27 @@ def _merged(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, f"mean of {len(features)} features": sum(row[key] for key in features) / len(features)}
 
 
-def _factors(findings: Mapping[str, Any]) -> Iterator[str]:
-    distances = findings.get("distances") or {}
-    rows = [[name, _cell(distances.get(name)), _cell(w)] for name, w in findings["factors"].items()]
+def _factors(factors: Mapping[str, float], distances: Mapping[str, float]) -> Iterator[str]:
+    rows = [[name, _cell(distances.get(name)), _cell(w)] for name, w in factors.items()]
     yield from table(["critical feature map", "D_i", "w_i"], rows)
 
 
-def _scales(findings: Mapping[str, Any]) -> Iterator[str]:
-    ratios = [after / before for before, after in findings["movement"].values() if before > 0]
+def _scales(movement: Mapping[str, tuple[float, float]]) -> str:
+    ratios = [after / before for before, after in movement.values() if before > 0]
     moved = [ratio for ratio in ratios if ratio != 1.0]
     line = f"scales: {len(moved)} of {len(ratios)} moved"
     if moved:
         line += f", by a factor of {min(moved):.3g} to {max(moved):.3g}, median {median(moved):.3g}"
-    yield line
+    return line
 
 
-def _masks(findings: Mapping[str, Any]) -> Iterator[str]:
-    masks = findings["masks"]
-    yield f"masks: {masks['weights']} weights follow their pattern; looked at {masks['checks']} times, never broken"
+def _masks(masks: Masks) -> str:
+    return f"masks: {masks.weights} weights follow their pattern; looked at {masks.checks} times, never broken"
 
 
-def _agreement(findings: Mapping[str, Any]) -> Iterator[str]:
-    found = findings["agreement"]
-    what = f"agreement with the teacher on {found['images']} images"
-    yield f"{what}: {found['before']:.1%} -> {found['after']:.1%}"
-
-
-_PARTS = {"curve": _curve, "factors": _factors, "movement": _scales, "masks": _masks, "agreement": _agreement}
+def _agreement(found: Agreement) -> str:
+    what = f"agreement with the teacher on {found.images} images"
+    return f"{what}: {found.before:.1%} -> {found.after:.1%}"
 
 
 def _cell(value: Any) -> str:

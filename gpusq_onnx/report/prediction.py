@@ -11,10 +11,11 @@ from gpusq_onnx.graph.qdq.codes import float_format, quantised
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import PlanRow
+from gpusq_onnx.pipeline.details import Pruned, TensorPair, WeightPair
 from gpusq_onnx.quant.formats import FORMATS, Format
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.report.kernels import Obstacle, WeightFacts, eligible, find_obstacles, kernel
-from gpusq_onnx.sparsity.patterns import Pattern, parse_pattern, patterns_of
+from gpusq_onnx.sparsity.patterns import Pattern, patterns_of
 
 HALF = {"float16": "fp16", "bfloat16": "bf16"}
 
@@ -37,13 +38,14 @@ def predict(structure: Structure, rows: Iterable[PlanRow]) -> tuple[Predicted, .
     pairs: dict[str, dict[str, Format]] = {}
     floats: dict[str, Format] = {}
     for row in rows:
-        if row.decision == "prune":
-            patterns[row.tensor] = parse_pattern(row.detail["pattern"])
-        if row.decision == "quantise weight":
-            pairs.setdefault(row.tensor, {})["weight"] = FORMATS[row.detail["format"]]
-        if row.decision == "quantise activation" and row.detail["side"] in ("input", "output"):
-            for site in row.detail["sites"]:
-                pairs.setdefault(site, {})[row.detail["side"]] = FORMATS[row.detail["format"]]
+        match row.detail:
+            case Pruned() as pruned:
+                patterns[row.tensor] = pruned.shape
+            case WeightPair() as pair:
+                pairs.setdefault(row.tensor, {})["weight"] = pair.numbers
+            case TensorPair() as pair:
+                for site in pair.sites:
+                    pairs.setdefault(site, {})[pair.side] = pair.numbers
         if row.decision in HALF:
             floats[row.tensor] = FORMATS[HALF[row.decision]]
     return tuple(

@@ -68,10 +68,9 @@ def _number(value: float | None) -> str:
 def architecture(outcome: Outcome) -> list[str]:
     """How the model was understood: blocks, stages, and the feature maps that matter for distillation."""
     found = outcome.architecture
-    stages = " + ".join(map(str, found["stages"])) or "none"
-    lines = [f"- {found['blocks']} blocks in stages of {stages}; {len(found['attention_tokens'])} attention cores"]
-    if found["feature_maps"]:
-        lines.append(f"- critical feature maps: {', '.join(found['feature_maps'])}")
+    lines = [f"- {found.text}; {len(found.attention_tokens)} attention cores"]
+    if found.feature_maps:
+        lines.append(f"- critical feature maps: {', '.join(found.feature_maps)}")
     return lines
 
 
@@ -107,7 +106,7 @@ def _step(step: StepOutcome) -> Iterator[str]:
     yield f"## {step.name}{took}"
     yield ""
     yield from table(DECISIONS, decision_rows(step))
-    yield from learning(step.findings)
+    yield from learning(step.learned)
     if step.facts:
         yield ""
         yield f"Checked after this pass and every later one: {len(step.facts)} facts, e.g. {step.facts[0]}."

@@ -19,12 +19,12 @@ from gpusq_onnx.errors import NothingMatched, UsageError
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.operators import Is, operators
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.runtime.compare.taps import Tap
 
-_MOVES = frozenset("Cast Concat DepthToSpace Dropout Expand Flatten Gather Identity Pad Reshape Slice SpaceToDepth "
-                   "Split Squeeze Transpose Unsqueeze".split())  # fmt: skip
+_MOVED = operators(Is.MOVES | Is.RETYPES)
 _FLOATS = {np.dtype(name) for name in ("float16", "float32", "float64")}
 
 
@@ -40,7 +40,7 @@ def choose(original: Model, compressed: Model, wanted: Sequence[str]) -> list[Ta
     kinds = infer_shapes(compressed)[1]
     made = {tensor.name for node in compressed.graph.nodes for tensor in node.outputs}
     ends = {spec.name for spec in original.outputs()}
-    computed = {tensor.name for node in original.graph.nodes if node.op not in _MOVES for tensor in node.outputs}
+    computed = {tensor.name for node in original.graph.nodes if node.op not in _MOVED for tensor in node.outputs}
     shared = [
         tensor.name
         for node in original.graph.nodes

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import Model, Node
-from gpusq_onnx.graph.normalised import norm_outputs
+from gpusq_onnx.graph.norms import norm_outputs
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.torchgraph import subjects
 from gpusq_onnx.torchgraph.call import fed

@@ -21,8 +21,10 @@ from torch import fx
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Model, Node, Tensor, TensorSpec, values_of
-from gpusq_onnx.graph.opset import STANDARD
+from gpusq_onnx.graph.norms import LayerNorm, decomposed, layer_norms
+from gpusq_onnx.graph.operators import is_standard
 from gpusq_onnx.graph.qdq.dynamic import DOMAIN
+from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.torchgraph import elementwise, layout, neural, peepholes, quantiser, reductions
 from gpusq_onnx.torchgraph.builder import BATCHES, SHAPES, Affine, Builder, Size, Unsupported, Value
 from gpusq_onnx.torchgraph.call import Call, newest, table, tensor_of, torch_type
@@ -105,8 +107,15 @@ class _Conversion:
         specs = [spec for spec in self.model.inputs() if spec.name in read]
         for spec in specs:
             self.values[spec.name] = self.input(spec)
-        for onnx_node in nodes:
-            self.convert(onnx_node)
+        norms = self._layer_norms(nodes)
+        parts = {id(part) for norm in norms.values() for part in norm.nodes[:-1]}
+        for onnx_node in (node for node in nodes if id(node) not in parts):
+            if (norm := norms.get(id(onnx_node))) is not None:
+                operands = map(self._value, (norm.x, norm.gamma, norm.beta))
+                made = neural.layer_norm(self.builder.call, *operands, axes=norm.axes, epsilon=norm.epsilon)
+                self.values[norm.output.name] = made
+            else:
+                self.convert(onnx_node)
             self._give(onnx_node)
         tensors = map(self.model.graph.tensors().__getitem__, self.wanted)
         results = [self.computed.get(tensor.name) or self._value(tensor) for tensor in tensors]
@@ -149,6 +158,16 @@ class _Conversion:
             sizes.append(size if isinstance(size, int) else Affine(1, 0))
         return self.builder.input(_identifier(spec.name, ()), sizes, torch_type(spec.dtype))
 
+    def _layer_norms(self, nodes: Sequence[Node]) -> dict[int, LayerNorm]:
+        """The LayerNorms in parts by the id of their last node, where nobody asks for what is inside."""
+        if next(decomposed(nodes), None) is None:
+            return {}
+        asked, there = {*self.wanted, *self.given}, set(map(id, nodes))
+        found, _ = layer_norms(self.model, infer_shapes(self.model)[0])
+        inner = [{tensor.name for node in norm.nodes[:-1] for tensor in node.outputs} for norm in found]
+        free = (norm for norm, names in zip(found, inner, strict=True) if not names & asked)
+        return {id(norm.nodes[-1]): norm for norm in free if id(norm.nodes[-1]) in there}
+
     def _give(self, node: Node) -> None:
         """Let readers of the node's outputs read what the caller gives, where he does."""
         for tensor in node.outputs:
@@ -182,7 +201,7 @@ class _Conversion:
 
     def convert(self, node: Node) -> None:
         """Call what the node's row of the table says."""
-        row = newest(TABLE.get(node.op, ()), self.model.opset) if node.domain in (None, *STANDARD, DOMAIN) else None
+        row = newest(TABLE.get(node.op, ()), self.model.opset) if is_standard(node) or node.domain == DOMAIN else None
         where = f"node {node.name!r} ({node.op}, opset {self.model.opset})"
         if row is None:
             domain = f"{node.domain}." if node.domain else ""

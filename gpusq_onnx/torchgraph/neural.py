@@ -134,14 +134,20 @@ def _global(function: Callable[..., Any]) -> Callable[[Call], Value]:
 
 
 def _layer_norm(c: Call) -> Value:
-    x, axis, epsilon = c.x(0), c.axis(-1), float(c.attr("epsilon", 1e-5))
-    shape = tuple(x.worlds[0].shape[axis:])
-    weight, bias = c.x(1), c.optional(2)
+    axes, epsilon = c.x(0).ndim - c.axis(-1), float(c.attr("epsilon", 1e-5))
+    return layer_norm(c, c.x(0), c.x(1), c.optional(2), axes=axes, epsilon=epsilon)
+
+
+def layer_norm(
+    call: Callable[..., Any], x: Value, weight: Value, bias: Value | None, *, axes: int, epsilon: float
+) -> Value:
+    """LayerNormalization over the last `axes` axes; `call` calls a torch function (see `Builder.call`)."""
+    shape = tuple(x.worlds[0].shape[x.ndim - axes :])
     if all(p is None or tuple(p.worlds[0].shape) == shape for p in (weight, bias)):
-        result: Value = c(functional.layer_norm, x, shape, weight, bias, epsilon)
+        result: Value = call(functional.layer_norm, x, shape, weight, bias, epsilon)
         return result
-    scaled = c(operator.mul, c(functional.layer_norm, x, shape, None, None, epsilon), weight)
-    shifted: Value = scaled if bias is None else c(operator.add, scaled, bias)
+    scaled = call(operator.mul, call(functional.layer_norm, x, shape, None, None, epsilon), weight)
+    shifted: Value = scaled if bias is None else call(operator.add, scaled, bias)
     return shifted
 
 

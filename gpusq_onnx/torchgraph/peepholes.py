@@ -2,12 +2,12 @@
 
     linear      matmul(x, W) + b                                  F.linear(x, W', b)
     gelu        x * (1 + erf(x / sqrt 2)) * 0.5                   F.gelu(x)
-    layer norm  (x - mean) / sqrt(mean((x - mean)²) + eps) * w + b    F.layer_norm(x, ...)
     attention   softmax(q k' * s + mask) v                        scaled_dot_product_attention(q, k, v, mask, s)
     parts       slices that tile one axis, one by one             torch.split or torch.unbind: one backward for all
     roll        cat(x[n:], x[:n])                                 torch.roll(x, -n)
 
-A pattern is left alone where a Q/DQ pair, a tap or another reader is inside: each inner node has one reader.
+A pattern is left alone where a Q/DQ pair, a tap or another reader is inside: each inner node has one reader. LayerNorms
+in parts are none of these: they are found in the ONNX graph, which is converted with each as one (`graph.norms`).
 
 Source: docs/torchgraph.md, fact 5. Limit: the fused functions round otherwise than the pieces, within a few units in
 the last place.
@@ -32,7 +32,7 @@ Node = Any  # an fx.Node, whose arguments fx types so widely that each access wo
 
 def simplify(graph: fx.Graph) -> None:
     """Apply every rule to every node, in place."""
-    for rule in (_parts, _roll, _linear, _gelu, _layer_norm, _attention):
+    for rule in (_parts, _roll, _linear, _gelu, _attention):
         for node in list(graph.nodes):
             if node.users:
                 rule(graph, node)
@@ -78,40 +78,6 @@ def _gelu(graph: fx.Graph, node: Node) -> None:
         end = above
     if others == [x] and math.isclose(factor, 0.5):
         _replace(graph, end, functional.gelu, (x,))
-
-
-def _layer_norm(graph: fx.Graph, node: Node) -> None:
-    """`node` is the division (x - mean) / sqrt(variance + eps)."""
-    if not _calls(node, operator.truediv):
-        return
-    centred, root = node.args
-    if not (_calls(centred, operator.sub) and _calls(root, torch.sqrt) and _calls(root.args[0], operator.add)):
-        return
-    x, mean = centred.args
-    variance, epsilon = root.args[0].args
-    if not isinstance(epsilon, float) or not _calls(variance, torch.mean) or not _calls(mean, torch.mean):
-        return
-    square = variance.args[0]
-    squared = (_calls(square, torch.pow) and square.args == (centred, 2)) or (
-        _calls(square, operator.mul) and square.args == (centred, centred)
-    )
-    last = (_rank(x) - 1,)
-    inner = (mean, root, root.args[0], variance, square)
-    if not squared or mean.args != (x, last, True) or variance.args[1:] != (last, True):
-        return
-    if any(len(one.users) != 1 for one in inner) or set(centred.users) != {node, square}:
-        return
-    shape = (_shape(x)[-1],)
-    operands, end = list[Any](), node
-    for function in (operator.mul, operator.add):
-        after = _reader(end)
-        operand = _other(after, end) if after is not None and _calls(after, function) else None
-        if after is None or operand is None or tuple(_shape(operand)) != shape:
-            break
-        operands.append(operand)
-        end = after
-    weight, bias = (*operands, None, None)[:2]
-    _replace(graph, end, functional.layer_norm, (x, shape, weight, bias, epsilon))
 
 
 def _learned_of_data(mask: Node) -> bool:

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, Node
+from gpusq_onnx.graph.operators import PRODUCTS
 from gpusq_onnx.graph.shapes import infer_shapes, is_float
 from gpusq_onnx.torchgraph.convert import ancestors, unconvertible
-from gpusq_onnx.torchgraph.roles import PRODUCTS, Moving, roles_of
+from gpusq_onnx.torchgraph.roles import Moving, roles_of
 
 
 def trainable_prefix(model: Model) -> list[str]:

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from gpusq_onnx.graph.model import Node, type_name, values_of
+from gpusq_onnx.graph.operators import FP4_QUANTISER
 from gpusq_onnx.graph.qdq.codes import scales_of
-from gpusq_onnx.graph.qdq.dynamic import FORMAT, OPERATOR
+from gpusq_onnx.graph.qdq.dynamic import FORMAT
 from gpusq_onnx.graph.qdq.quantize_nodes import activation_format, code_type, is_grid_clip
 from gpusq_onnx.graph.trace import trace
 from gpusq_onnx.quant.formats import FORMATS, Format, format_of, natural
@@ -245,5 +246,5 @@ def _range(quantize: Node, codes: Codes) -> tuple[float, float, FloatGrid | None
 ROWS = (
     OperatorRow("QuantizeLinear", 10, _quantize),
     OperatorRow("DequantizeLinear", 10, _dequantize),
-    OperatorRow(OPERATOR, 1, _quantize_at_run_time),
+    OperatorRow(FP4_QUANTISER, 1, _quantize_at_run_time),
 )

@@ -21,23 +21,23 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
+from gpusq_onnx.graph.operators import MEASURES, NORMS, PRODUCTS, QDQ, Is, operators
 from gpusq_onnx.graph.qdq.codes import scales_another
 from gpusq_onnx.graph.shapes import is_float
 
 TRAINED = ("weight", "bias", "norm", "position", "scale")
 
-_LAYOUT = frozenset("Identity Cast Transpose Reshape Flatten Squeeze Unsqueeze Split Slice Expand Tile Pad".split())
+# Not what joins or chooses: its operands have roles of their own.
+_FOLLOWED = operators(Is.MOVES | Is.RETYPES) - operators(Is.JOINS | Is.INDEXES | Is.WRITES) | QDQ
 _OPERANDS = {
     ("Gemm", 0): "weight", ("Gemm", 1): "weight", ("Gemm", 2): "bias",
     ("Conv", 1): "weight", ("Conv", 2): "bias",
     ("ConvTranspose", 1): "weight", ("ConvTranspose", 2): "bias",
-    **{(op, slot): "norm" for op in ("LayerNormalization", "InstanceNormalization", "GroupNormalization",
-                                     "BatchNormalization", "RMSNormalization") for slot in (1, 2)},
+    **{(op, slot): "norm" for op in NORMS for slot in (1, 2)},
     ("PRelu", 1): "norm",
     ("Gather", 0): "position",
     ("QuantizeLinear", 1): "scale", ("DequantizeLinear", 1): "scale",
 }  # fmt: skip
-PRODUCTS = frozenset("MatMul Gemm Conv Einsum".split())
 _BOX = 4
 
 
@@ -73,7 +73,7 @@ class Moving:
         self.learned = set(trained)
         self.moving = {str(tensor.name) for tensor in model.graph.inputs} | self.learned
         for node in model.graph.nodes:
-            if node.op in ("Shape", "Size") or not any(tensor.name in self.moving for tensor in node.inputs):
+            if node.op in MEASURES or not any(tensor.name in self.moving for tensor in node.inputs):
                 continue
             made = [str(tensor.name) for tensor in node.outputs]
             self.moving.update(made)
@@ -91,7 +91,7 @@ def _roles(tensor: Tensor, constant: Tensor, data: Moving) -> Iterator[str]:
             role = _OPERANDS.get((node.op, slot)) or _role_in(node, tensor, constant, data)
             if role:
                 yield role
-            elif slot == 0 and (node.op in _LAYOUT or node.op in ("QuantizeLinear", "DequantizeLinear")):
+            elif slot == 0 and node.op in _FOLLOWED:
                 for made in node.outputs:
                     yield from _roles(made, constant, data)
             elif node.op == "Add" and not any(other.name in data.moving for other in node.inputs):

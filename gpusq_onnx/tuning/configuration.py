@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.pipeline.details import Pruned, WeightPair, rows_with
 from gpusq_onnx.pipeline.grammar import Pipeline, Step, Value
 from gpusq_onnx.pipeline.selectors import exactly
 from gpusq_onnx.tuning.groups import ATTENTION, PRUNE, QUANTISE, Groups
@@ -62,6 +63,6 @@ def uniform(groups: Groups, treatment: Treatment) -> dict[str, str]:
 
 def _skip(groups: Groups, name: str, treated: set[str], sites: Mapping[str, Site]) -> dict[str, Value]:
     """The option that keeps a pass from what it would treat by default beyond `treated`."""
-    rows = [row for row in groups.rows[name] if not row.skipped and "side" not in row.detail]
+    rows = [row for row, _ in (*rows_with(groups.rows[name], Pruned), *rows_with(groups.rows[name], WeightPair))]
     left = [exactly(sites[row.tensor]) for row in rows if row.tensor not in treated]
     return {"skip": [*left]} if left else {}

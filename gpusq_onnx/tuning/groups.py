@@ -24,6 +24,7 @@ from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Attention, Structure
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.base import PlanContext, PlanRow
+from gpusq_onnx.pipeline.details import OperandPair, rows_with
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.tuning.treatments import DENSE, Treatment
@@ -92,7 +93,7 @@ def find_groups(model: Model, structure: Structure, treatments: Sequence[Treatme
             by_input.setdefault(site.activation.name, []).append(site)
     groups = [_layers(sites, structure, treatments, treated, place) for sites in by_input.values()]
     dense = total_cost(model, structure, lambda site: form_of(site, None))["bit_operations"]
-    reached = {row.detail["attention"] for found in rows.values() for row in found if "operand" in row.detail}
+    reached = {pair.attention for found in rows.values() for _, pair in rows_with(found, OperandPair)}
     for number, attention in enumerate(structure.attentions):
         group = _attention(number, attention, structure, treatments, place)
         dense += group.operations[DENSE]

@@ -18,9 +18,9 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph import io
+from gpusq_onnx.graph.id_ranges import table_rows
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.graph.tables import table_rows
 from gpusq_onnx.pipeline import automatic, table
 from gpusq_onnx.pipeline.base import Context, PlanContext
 from gpusq_onnx.pipeline.execute import sample_of

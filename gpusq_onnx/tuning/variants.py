@@ -5,8 +5,6 @@ The passes are planned once for the whole model; of the plan's rows, those of on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph import label
 from gpusq_onnx.graph.model import Model
@@ -14,6 +12,7 @@ from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.base import Context, PlanRow
+from gpusq_onnx.pipeline.details import OperandPair, TensorPair
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.parallel import one_blas_thread
 from gpusq_onnx.tuning.groups import PRUNE, Group, Groups, passes_of
@@ -55,7 +54,7 @@ class Variants:
 
 def _concerns(row: PlanRow, group: Group) -> bool:
     """Whether a plan's row is about this group."""
-    if "operand" in row.detail:
-        return bool(row.detail["attention"] == group.attention)
-    sites: Sequence[str] = row.detail.get("sites", [row.tensor])
+    if isinstance(row.detail, OperandPair):
+        return row.detail.attention == group.attention
+    sites = row.detail.sites if isinstance(row.detail, TensorPair) else (row.tensor,)
     return any(site in group.sites for site in sites)

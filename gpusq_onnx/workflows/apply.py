@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gpusq_onnx.files import Scratch, Staging
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import IN_MEMORY, AnyModel, as_file
@@ -62,20 +63,10 @@ def compress(
     pipeline = as_pipeline(passes, finetune=finetune, finetune_steps=finetune_steps, overrides=overrides)
     scratch = Scratch() if output is None else None
     written = scratch.path / IN_MEMORY if scratch else Path(output or "")
-    with as_file(model) as path, samples.opened(model, data, data_options, seed) as options:
-        outcome = manager.run(
-            path,
-            written,
-            pipeline,
-            data=options,
-            allow_noop=allow_noop,
-            progress=progress,
-            leader=leader,
-            canonical=canonical,
-            target=target,
-            results=results,
-            reproducible=scratch is None,
-        )
+    with as_file(model) as path, samples.opened(model, data, data_options, seed) as given:
+        options = RunOptions(given, allow_noop, canonical, target, progress)
+        kept = scratch is None
+        outcome = manager.run(path, written, pipeline, options, leader=leader, results=results, reproducible=kept)
     outcome = as_named(outcome, model, data)
     if scratch and outcome.output:
         outcome = replace(outcome, output=replace(outcome.output, path=IN_MEMORY))

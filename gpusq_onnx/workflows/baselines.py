@@ -28,6 +28,7 @@ from gpusq_onnx.graph.pin import Sizes, is_open, pinned
 from gpusq_onnx.graph.qdq.float_twin import remove_quantisation
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import grammar, manager, table
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.summary import measure
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.report.inspection import WeightReport, inspect_model
@@ -144,7 +145,7 @@ def _made(source: Path, baseline: Baseline, scratch: Path, notes: list[str]) -> 
     pipeline = table.expand(grammar.parse(_PASSES[baseline.source]))
     options = DataOptions.from_values({"samples": _SAMPLES})
     try:
-        manager.run(source, path, pipeline, data=options)
+        manager.run(source, path, pipeline, RunOptions(options))
     except GpusqError as error:
         notes.append(f"no dense {baseline.format}: {error.what}")
         return None

@@ -23,7 +23,7 @@ from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import Staging, staged, write_text
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
-from gpusq_onnx.graph.tables import table_rows
+from gpusq_onnx.graph.id_ranges import table_rows
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.checking import METRICS, CheckResult
 from gpusq_onnx.report.compared_models import BATCH, Runtime, is_plan, opened

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.base import PlanRow
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.prediction import Predicted, predict
 from gpusq_onnx.workflows import samples
@@ -42,15 +43,7 @@ def plan(
     def look(structure: Structure, rows: Sequence[PlanRow]) -> None:
         weights.extend(predict(structure, rows))
 
-    with as_file(model) as path, samples.opened(model, data, data_options, seed) as options:
-        outcome = manager.plan(
-            path,
-            pipeline,
-            data=options,
-            allow_noop=allow_noop,
-            progress=progress,
-            canonical=canonical,
-            target=target,
-            look=look,
-        )
+    with as_file(model) as path, samples.opened(model, data, data_options, seed) as given:
+        options = RunOptions(given, allow_noop, canonical, target, progress)
+        outcome = manager.plan(path, pipeline, options, look=look)
     return Plan(as_named(outcome, model, data), tuple(weights))

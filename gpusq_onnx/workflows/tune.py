@@ -26,6 +26,7 @@ from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import Scratch, Staging, staged, write_text
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.pipeline import manager, recipe
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.runtime.compare.outputs import compare
 from gpusq_onnx.runtime.ort import Feed
@@ -160,7 +161,8 @@ class _Bench:
             path = folder / "tuned.onnx"
             if len(pipeline.steps) == len(self._subject.first):
                 return self._compared(self._subject.path)
-            manager.run(self._subject.path, path, pipeline, data=self._options, target=self._target, reproducible=False)
+            options = RunOptions(self._options, target=self._target)
+            manager.run(self._subject.path, path, pipeline, options, reproducible=False)
             return self._compared(path)
 
     def _compared(self, path: Path) -> dict[str, float]:

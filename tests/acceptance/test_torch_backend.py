@@ -16,6 +16,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.pipeline import grammar, manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.table import expand
 from gpusq_onnx.runtime.kernels.choose import Chooser
 from gpusq_onnx.runtime.ort import Session
@@ -42,7 +43,7 @@ def test_no_further_from_onnxruntime_than_it_is_from_itself(
     images = {"resize": 248, "crop": 224, "mean": (0.5,), "std": (0.5,)}
     train = DataOptions.from_values({"path": shared / "data" / "imagenet" / "train", "samples": 16, **images})
     written = tmp_path / "out.onnx"
-    manager.run(shared / "data" / "vit_tiny_imagenet.onnx", written, expand(grammar.parse(passes)), data=train)
+    manager.run(shared / "data" / "vit_tiny_imagenet.onnx", written, expand(grammar.parse(passes)), RunOptions(train))
     sessions = [Session(written, exact_qdq=True, optimize=optimize) for optimize in (True, False)]
     specs = [InputSpec(info.name, info.dtype, info.shape) for info in sessions[0].inputs()]
     val = DataOptions.from_values({"path": shared / "data" / "imagenet" / "val", "samples": IMAGES, **images})

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.pipeline import grammar, manager
+from gpusq_onnx.pipeline.execute import RunOptions
 
 HERE = Path(__file__).parent
 ASSETS = HERE.parent / "assets"
@@ -46,7 +47,7 @@ def written(name: str, passes: str, folder: Path) -> Path:
     target = folder / "made.onnx"
     calibrated = any(step.name.startswith("qdq") for step in grammar.parse(passes).steps)
     data = DataOptions(path=ASSETS / "digits_train.npz", samples=8) if calibrated else DataOptions()
-    manager.run(ASSETS / f"{name}.onnx", target, grammar.parse(passes), data=data, allow_noop=True)
+    manager.run(ASSETS / f"{name}.onnx", target, grammar.parse(passes), RunOptions(data, allow_noop=True))
     return target
 
 

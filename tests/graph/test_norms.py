@@ -9,7 +9,7 @@ from small_graphs import FLOAT, model, node, normal, proto, run
 
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.fp16.rewrite import halve
-from gpusq_onnx.graph.rewrites.norms import find_parts, fuse
+from gpusq_onnx.graph.norms import fuse, layer_norms, norm_outputs
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.runtime.ort import Session
 
@@ -56,7 +56,7 @@ def test_a_layernorm_in_parts_stays_in_fp32_between_two_casts(square: str) -> No
 def test_a_whole_layernorm_in_parts_is_one_node(square: str) -> None:
     made, x = norm(eps=1e-3, square=square), normal(4, 8)
     loaded = model(made)
-    (parts,) = find_parts(loaded, analyse(loaded).shapes)
+    ((parts,), _) = layer_norms(loaded, analyse(loaded).shapes)
     assert (parts.x.name, parts.gamma.name, parts.beta.name, parts.axes) == ("h", "gamma", "beta", 1)
     assert parts.epsilon == pytest.approx(1e-3)
     fuse(loaded, parts)
@@ -65,6 +65,19 @@ def test_a_whole_layernorm_in_parts_is_one_node(square: str) -> None:
     np.testing.assert_allclose(run(loaded, {"x": x})["y"], wanted, rtol=1e-4, atol=1e-4)
     half, _ = halved(loaded)
     np.testing.assert_allclose(Session(io.to_bytes(half)).run({"x": x})["y"], wanted, atol=0.02)
+
+
+def test_a_factor_that_the_exporter_shares_through_identity_is_a_constant() -> None:
+    made, x = norm(), normal(4, 8)
+    made.graph.node.insert(0, node("Identity", ["gamma"], ["gamma_again"]))
+    (scaled,) = (n for n in made.graph.node if n.name == "Mul_g")
+    scaled.input[1] = "gamma_again"
+    loaded = model(made)
+    assert norm_outputs(loaded) == ["z"]
+    ((parts,), _) = layer_norms(loaded, analyse(loaded).shapes)
+    fuse(loaded, parts)
+    assert [n.op for n in loaded.graph.nodes] == ["MatMul", "LayerNormalization", "MatMul"]
+    np.testing.assert_allclose(run(loaded, {"x": x})["y"], run(made, {"x": x})["y"], rtol=1e-4, atol=1e-4)
 
 
 def without(made: onnx.ModelProto, change: str) -> onnx.ModelProto:
@@ -91,9 +104,42 @@ def without(made: onnx.ModelProto, change: str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(
-    "change",
-    ["another reader", "gamma of data", "another mean", "other axes", "a cube", "the inverse", "one gamma"],
+    ("change", "reason"),
+    [
+        ("another reader", "'v' is read elsewhere"),
+        ("gamma of data", "epsilon, the factor or what is added is no constant"),
+        ("another mean", "the mean is of another tensor"),
+        ("other axes", "the means are not over the same trailing axes"),
+        ("a cube", None),
+        ("the inverse", "what is divided is not what is squared"),
+        ("one gamma", "the constants do not fit the axes"),
+    ],
 )
-def test_what_is_no_layernorm_is_left_alone(change: str) -> None:
+def test_what_is_no_layernorm_is_left_alone(change: str, reason: str | None) -> None:
     loaded = model(without(norm(), change))
-    assert find_parts(loaded, analyse(loaded).shapes) == []
+    found, refused = layer_norms(loaded, analyse(loaded).shapes)
+    assert (found, set(refused.values())) == ([], {reason} if reason else set())
+
+
+FORMS = {
+    "a quotient": [node("Sqrt", ["e"], ["s"]), node("Div", ["h", "s"], ["q"])],
+    "a reciprocal": [node("Sqrt", ["e"], ["s"]), node("Reciprocal", ["s"], ["r"]), node("Mul", ["h", "r"], ["q"])],
+    "one by the root": [node("Sqrt", ["e"], ["s"]), node("Div", ["one", "s"], ["r"]), node("Mul", ["h", "r"], ["q"])],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_rms_norm_in_parts_ends_after_its_factor(form: str) -> None:
+    nodes = [
+        node("Mul", ["x", "x"], ["p"]),
+        node("ReduceMean", ["p", "axes"], ["v"]),
+        node("Add", ["v", "eps"], ["e"]),
+        node("Identity", ["x"], ["h"]),
+        *FORMS[form],
+        node("Mul", ["q", "gamma"], ["g"]),
+        node("MatMul", ["g", "w"], ["y"]),
+    ]
+    numbers = {name: np.array(value, np.float32) for name, value in (("eps", 1e-6), ("one", 1))}
+    made = model(proto(nodes, X, Y, {"axes": np.array([-1]), "gamma": normal(8), "w": normal(8, 8), **numbers}))
+    assert norm_outputs(made) == ["g"]
+    assert set(layer_norms(made, analyse(made).shapes)[1].values()) == {"what is squared is no difference from a mean"}

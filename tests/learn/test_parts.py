@@ -15,10 +15,10 @@ from torch import nn  # noqa: E402
 from gpusq_onnx.errors import InvariantError, UsageError  # noqa: E402
 from gpusq_onnx.learn import checkpoint as files  # noqa: E402
 from gpusq_onnx.learn.average import Average  # noqa: E402
-from gpusq_onnx.learn.groups import optimiser, rate, set_rate  # noqa: E402
 from gpusq_onnx.learn.guard import RETRIES, Guard  # noqa: E402
 from gpusq_onnx.learn.log import Log  # noqa: E402
 from gpusq_onnx.learn.masks import Masks  # noqa: E402
+from gpusq_onnx.learn.optimiser import optimiser, rate, set_rate  # noqa: E402
 from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
 
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.runtime.ort import Session
 from tests.graph.small_graphs import FLOAT, node, normal, proto
@@ -64,8 +65,8 @@ def _roles(path: Path) -> list[str]:
 
 def test_a_pipeline_that_prunes_is_prepared(einsums: Path) -> None:
     output = einsums.with_name("out.onnx")
-    planned = manager.plan(einsums, parse("prune24"), data=NO_DATA)
-    outcome = manager.run(einsums, output, parse("prune24"), data=NO_DATA)
+    planned = manager.plan(einsums, parse("prune24"), RunOptions(NO_DATA))
+    outcome = manager.run(einsums, output, parse("prune24"), RunOptions(NO_DATA))
     assert planned.pipeline == outcome.pipeline == "canonical{attention=false},prune24"
     assert [step.rows for step in planned.steps] == [step.rows for step in outcome.steps]
     assert _roles(output) == _roles(ASSETS / "digits_vit.onnx")
@@ -74,7 +75,7 @@ def test_a_pipeline_that_prunes_is_prepared(einsums: Path) -> None:
 
 def test_the_rewritten_model_computes_the_same(einsums: Path) -> None:
     output = einsums.with_name("out.onnx")
-    manager.run(einsums, output, parse("canonical"), data=NO_DATA)
+    manager.run(einsums, output, parse("canonical"), RunOptions(NO_DATA))
     image = np.random.default_rng(0).standard_normal((5, 3, 32, 32)).astype(np.float32)
     before, after = (Session(path).run({"pixel_values": image})["logits"] for path in (einsums, output))
     np.testing.assert_allclose(after, before, atol=1e-5)
@@ -82,24 +83,25 @@ def test_the_rewritten_model_computes_the_same(einsums: Path) -> None:
 
 def test_a_model_with_nothing_to_do_is_left_alone() -> None:
     for source in (ASSETS / "digits_vit.onnx", ASSETS / "digits_vit_legacy17.onnx"):
-        assert manager.plan(source, parse("prune24,qdq-int8"), data=NO_DATA).pipeline == "prune24,qdq-int8"
+        assert manager.plan(source, parse("prune24,qdq-int8"), RunOptions(NO_DATA)).pipeline == "prune24,qdq-int8"
 
 
 def test_it_can_be_left_out_and_placed_elsewhere(einsums: Path) -> None:
-    plain = manager.plan(einsums, parse("prune24"), data=NO_DATA, canonical=False)
+    plain = manager.plan(einsums, parse("prune24"), RunOptions(NO_DATA, canonical=False))
     assert plain.pipeline == "prune24"
-    placed = manager.plan(einsums, parse("fp16,canonical,prune24"), data=NO_DATA)
+    placed = manager.plan(einsums, parse("fp16,canonical,prune24"), RunOptions(NO_DATA))
     assert placed.pipeline == "fp16,canonical,prune24"
     assert (
-        manager.plan(einsums, parse("fold,prune24"), data=NO_DATA).pipeline == "fold,canonical{attention=false},prune24"
+        manager.plan(einsums, parse("fold,prune24"), RunOptions(NO_DATA)).pipeline
+        == "fold,canonical{attention=false},prune24"
     )
-    assert manager.plan(einsums, parse("fp16"), data=NO_DATA).pipeline == "fp16", "nothing prunes or quantises"
+    assert manager.plan(einsums, parse("fp16"), RunOptions(NO_DATA)).pipeline == "fp16", "nothing prunes or quantises"
 
 
 def test_fused_attention_is_taken_apart_for_int8_only(attention: Path) -> None:
-    assert manager.plan(attention, parse("prune24"), data=NO_DATA).pipeline == "prune24"
+    assert manager.plan(attention, parse("prune24"), RunOptions(NO_DATA)).pipeline == "prune24"
     output = attention.with_name("out.onnx")
-    outcome = manager.run(attention, output, parse("qdq-int8"), data=NO_DATA)
+    outcome = manager.run(attention, output, parse("qdq-int8"), RunOptions(NO_DATA))
     assert outcome.pipeline == "canonical,qdq-int8"
     assert "Attention" not in {n.op_type for n in onnx.load_model(str(output)).graph.node}
     assert not analyse(io.load(output)).attentions[0].fused
@@ -113,5 +115,5 @@ def test_a_weight_that_is_no_longer_read_goes(einsums: Path) -> None:
         einsum.attribute[0].s = b"abc,dc->abd"
     onnx.save_model(model, str(einsums))
     output = einsums.with_name("out.onnx")
-    manager.run(einsums, output, parse("canonical"), data=NO_DATA)
+    manager.run(einsums, output, parse("canonical"), RunOptions(NO_DATA))
     assert output.stat().st_size < einsums.stat().st_size + 4096

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.pipeline import manager, table
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import Pipeline, Step, parse
 from gpusq_onnx.pipeline.outcome import Outcome
 
@@ -101,7 +102,7 @@ def sources(source: Path) -> dict[str, Path]:
     found["canonical"] = _with_einsums(source)
     for name, text in BEFORE.items():
         found[name] = source.with_name(f"before-{name}.onnx")
-        manager.run(source, found[name], parse(text), data=DATA)
+        manager.run(source, found[name], parse(text), RunOptions(DATA))
     return found
 
 
@@ -112,7 +113,7 @@ def applied(sources: Mapping[str, Path]) -> dict[str, tuple[Outcome, Path]]:
     class Runs(dict[str, tuple[Outcome, Path]]):
         def __missing__(self, name: str) -> tuple[Outcome, Path]:
             output = sources[name].with_name(f"{name}.onnx")
-            self[name] = manager.run(sources[name], output, _pipeline(name), data=DATA), output
+            self[name] = manager.run(sources[name], output, _pipeline(name), RunOptions(DATA)), output
             return self[name]
 
     return Runs()
@@ -166,14 +167,14 @@ def test_the_same_bytes_twice(
     name: str, sources: Mapping[str, Path], applied: Mapping[str, Any], tmp_path: Path
 ) -> None:
     again = tmp_path / "again.onnx"
-    manager.run(sources[name], again, _pipeline(name), data=DATA)
+    manager.run(sources[name], again, _pipeline(name), RunOptions(DATA))
     assert again.read_bytes() == applied[name][1].read_bytes()
 
 
 @pytest.mark.parametrize("name", PASSES)
 def test_a_plan_is_what_apply_does(name: str, sources: Mapping[str, Path], applied: Mapping[str, Any]) -> None:
     (outcome, output), source = applied[name], sources[name]
-    planned = manager.plan(source, _pipeline(name), data=DATA)
+    planned = manager.plan(source, _pipeline(name), RunOptions(DATA))
     (step,), (done,) = planned.steps, outcome.steps
     assert step.rows == done.rows
     assert step.facts == done.facts
@@ -191,7 +192,7 @@ def test_a_second_time_it_refuses_and_leaves_nothing(name: str, applied: Mapping
     treated = tmp_path / "treated.onnx"
     shutil.copy(applied[name][1], treated)
     with pytest.raises(UnsupportedModelError) as caught:
-        manager.run(treated, tmp_path / "twice.onnx", parse(name), data=DATA)
+        manager.run(treated, tmp_path / "twice.onnx", parse(name), RunOptions(DATA))
     assert caught.value.exit_code == 3
     assert [path.name for path in tmp_path.iterdir()] == ["treated.onnx"]
 
@@ -200,5 +201,5 @@ def test_a_second_time_it_refuses_and_leaves_nothing(name: str, applied: Mapping
 def test_planning_changes_nothing(name: str, sources: Mapping[str, Path]) -> None:
     source = sources[name]
     before = source.read_bytes()
-    manager.plan(source, _pipeline(name), data=DATA)
+    manager.plan(source, _pipeline(name), RunOptions(DATA))
     assert source.read_bytes() == before

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpusq_onnx.pipeline.details import Following
+from gpusq_onnx.pipeline.execute import RunOptions
+
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 pytest.importorskip("accelerate", reason="needs the extra `train`")
 
@@ -41,13 +44,13 @@ def _sparse_sites(model: Model) -> list[str]:
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("distill") / "pruned.onnx"
-    manager.run(MODEL, path, parse("prune24{method=magnitude}"), data=DATA)
+    manager.run(MODEL, path, parse("prune24{method=magnitude}"), RunOptions(DATA))
     return path
 
 
 def test_in_a_pipeline_it_learns_from_the_dense_model(tmp_path: Path) -> None:
     text = f"prune24{{method=magnitude}},distill{{{SHORT}}}"
-    outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(text), data=DATA)
+    outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(text), RunOptions(DATA))
     found = outcome.steps[1].findings
     assert found["soft"]["after"] < 0.7 * found["soft"]["before"]
     assert found["agreement"]["images"] == 64 and found["agreement"]["after"] >= found["agreement"]["before"]
@@ -70,14 +73,16 @@ def test_alone_on_a_model_that_was_pruned_elsewhere(pruned: Path, tmp_path: Path
     bare = tmp_path / "bare.onnx"
     io.save(model, bare)
     text = f"distill{{teacher={MODEL} {SHORT}}}"
-    outcome = manager.run(bare, tmp_path / "out.onnx", parse(text), data=DATA)
+    outcome = manager.run(bare, tmp_path / "out.onnx", parse(text), RunOptions(DATA))
     assert outcome.steps[0].findings["masks"]["weights"] == 12
     assert len(_sparse_sites(io.load(tmp_path / "out.onnx"))) == 12
 
 
 def test_an_export_of_another_kind_can_teach(pruned: Path, tmp_path: Path) -> None:
     """Its maps have other names: they are matched stage by stage."""
-    outcome = manager.run(pruned, tmp_path / "out.onnx", parse(f"distill{{teacher={LEGACY} {SHORT}}}"), data=DATA)
+    outcome = manager.run(
+        pruned, tmp_path / "out.onnx", parse(f"distill{{teacher={LEGACY} {SHORT}}}"), RunOptions(DATA)
+    )
     assert outcome.steps[0].findings["soft"]["after"] < 0.7 * outcome.steps[0].findings["soft"]["before"]
 
 
@@ -90,8 +95,8 @@ def test_the_plan_shows_patterns_and_maps() -> None:
     assert {row.reason for row in weights} == {"dense"}, "nothing is pruned yet, and no fact says it will be"
     maps = [row for row in rows if row.role == "feature map"]
     assert [row.tensor for row in maps] == structure.feature_maps
-    planned = manager.plan(MODEL, parse("prune24,distill"), data=DATA)
-    sparse = [row for row in planned.steps[1].rows if row.detail.get("pattern") == "2:4"]
+    planned = manager.plan(MODEL, parse("prune24,distill"), RunOptions(DATA))
+    sparse = [row for row in planned.steps[1].rows if row.detail == Following("2:4")]
     assert len(sparse) == 12 and "zeros are written again" in sparse[0].reason
 
 
@@ -108,7 +113,7 @@ def test_the_plan_shows_patterns_and_maps() -> None:
 )
 def test_what_it_refuses(text: str, error: type[Exception], says: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=says):
-        manager.run(MODEL, tmp_path / "out.onnx", parse(text.replace("MODEL", str(MODEL))), data=DATA)
+        manager.run(MODEL, tmp_path / "out.onnx", parse(text.replace("MODEL", str(MODEL))), RunOptions(DATA))
     assert not list(tmp_path.iterdir())
 
 
@@ -116,7 +121,7 @@ def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, 
     found = environment.find_spec
     monkeypatch.setattr(environment, "find_spec", lambda name: None if name == "accelerate" else found(name))
     with pytest.raises(EnvironmentLacking, match=r"gpusq-onnx\[train\]") as caught:
-        manager.run(MODEL, tmp_path / "out.onnx", parse("prune24{method=magnitude},distill"), data=DATA)
+        manager.run(MODEL, tmp_path / "out.onnx", parse("prune24{method=magnitude},distill"), RunOptions(DATA))
     assert caught.value.exit_code == 5
 
 
@@ -129,7 +134,7 @@ def test_moved_zeros_never_reach_a_file(blind: bool, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(Masks, "verify", lambda self, where: None)
     output = tmp_path / "out.onnx"
     with pytest.raises(PassFailed, match="break 2:4" if blind else "away from zero") as caught:
-        manager.run(MODEL, output, parse(f"prune24{{method=magnitude}},distill{{{SHORT}}}"), data=DATA)
+        manager.run(MODEL, output, parse(f"prune24{{method=magnitude}},distill{{{SHORT}}}"), RunOptions(DATA))
     assert caught.value.exit_code == 4
     assert not output.exists()
 

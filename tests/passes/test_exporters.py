@@ -12,6 +12,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.runtime.ort import Session
 
@@ -28,7 +29,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataOptions:
 def test_keras_through_tf2onnx(uint8: bool, data: DataOptions, tmp_path: Path) -> None:
     source, output = tmp_path / "keras.onnx", tmp_path / "out.onnx"
     before = keras_vit(source, uint8=uint8)
-    outcome = manager.run(source, output, parse(WHOLE), data=data)
+    outcome = manager.run(source, output, parse(WHOLE), RunOptions(data))
     assert outcome.pipeline.startswith("canonical,prune24")
     after = onnx.load_model(str(output))
     assert after.graph.input == before.graph.input
@@ -47,7 +48,7 @@ def test_keras_through_tf2onnx(uint8: bool, data: DataOptions, tmp_path: Path) -
 def test_int8_of_a_keras_model_is_close_to_float(data: DataOptions, tmp_path: Path) -> None:
     source, output = tmp_path / "keras.onnx", tmp_path / "out.onnx"
     keras_vit(source)
-    manager.run(source, output, parse("qdq-int8"), data=data)
+    manager.run(source, output, parse("qdq-int8"), RunOptions(data))
     pixels = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)
     a, b = (next(iter(Session(p, optimize=False).run({"x": pixels}).values())).ravel() for p in (source, output))
     assert float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) > 0.995
@@ -56,7 +57,7 @@ def test_int8_of_a_keras_model_is_close_to_float(data: DataOptions, tmp_path: Pa
 def test_uint8_pixels_are_fed_as_they_are(data: DataOptions, tmp_path: Path) -> None:
     source = tmp_path / "keras.onnx"
     keras_vit(source)
-    outcome = manager.run(source, tmp_path / "out.onnx", parse("qdq-int8"), data=data)
+    outcome = manager.run(source, tmp_path / "out.onnx", parse("qdq-int8"), RunOptions(data))
     assert outcome.data is not None
     used = outcome.data["preprocess"]
     assert (used["dtype"], used["layout"], used["mean"], used["std"]) == ("uint8", "NHWC", None, None)

@@ -8,18 +8,20 @@ import numpy as np
 import onnx
 import pytest
 
-from gpusq_onnx.calibration.quantising import no_blocks
+from gpusq_onnx.calibration.quantising_pass import no_blocks
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, io
+from gpusq_onnx.graph.operators import FP4_QUANTISER
 from gpusq_onnx.graph.pack.archive import pack_model, unpack_model
 from gpusq_onnx.graph.qdq.codes import codes_of, quantised, weight_scales_of
-from gpusq_onnx.graph.qdq.dynamic import OPERATOR
 from gpusq_onnx.graph.qdq.simulated import NOTES, runs_as, twin_of
 from gpusq_onnx.graph.rewrites.attention_scale import move_scale, scale_to_move
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.learn.rescaling import recalibrate
 from gpusq_onnx.pipeline import grammar, manager
+from gpusq_onnx.pipeline.details import OperandPair, rows_with
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.quant.dynamic import dynamic_quantize, two_level
 from gpusq_onnx.quant.formats import FP4, FP8, dequantize, fake_quantize
@@ -38,7 +40,7 @@ LINEARS = 12
 
 
 def apply(passes: str, target: Path, model: Path = LEGACY) -> Outcome:
-    return manager.run(model, target, grammar.parse(passes), data=DATA)
+    return manager.run(model, target, grammar.parse(passes), RunOptions(DATA))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def test_nvfp4_has_blocks_of_two_levels_and_activations_at_run_time(nvfp4: Path)
         source = next(one for one in float_structure.sites if site.name.startswith(one.name))
         error = np.linalg.norm(dequantize(codes_of(site), scales) - source.read()) / np.linalg.norm(source.read())
         assert error < 0.15
-    assert sum(node.op == OPERATOR for node in model.graph.nodes) == LINEARS
+    assert sum(node.op == FP4_QUANTISER for node in model.graph.nodes) == LINEARS
     assert nvfp4.stat().st_size < LEGACY.stat().st_size / 2
 
 
@@ -125,7 +127,7 @@ def test_the_twin_computes_what_the_formats_say(nvfp4: Path) -> None:
     model = io.load(nvfp4)
     twin = twin_of(model)
     assert runs_as(twin) == "default" and runs_as(model) == "twin"
-    node = next(node for node in model.graph.nodes if node.op == OPERATOR)
+    node = next(node for node in model.graph.nodes if node.op == FP4_QUANTISER)
     source, made = node.inputs[0].name, node.outputs[0].outputs[0].outputs[0].name
     path = nvfp4.with_name("tapped.onnx")
     io.write_tapped(twin, path, [source, made])
@@ -140,7 +142,7 @@ def test_the_twin_computes_what_the_formats_say(nvfp4: Path) -> None:
 def test_floats_before_their_pairs_and_weights_alone(tmp_path: Path) -> None:
     apply("qdq-nvfp4{weights=float,activations=none}", tmp_path / "float.onnx")
     model = io.load(tmp_path / "float.onnx")
-    assert not any(node.op == OPERATOR for node in model.graph.nodes)
+    assert not any(node.op == FP4_QUANTISER for node in model.graph.nodes)
     sites = [site for site in analyse(model).sites if site.quantised == "qdq"]
     assert len(sites) == LINEARS
     for site in sites:
@@ -175,12 +177,12 @@ def test_inspect_and_cost(name: str, label: str, request: pytest.FixtureRequest)
     found = inspect_model(io.load(request.getfixturevalue(name)))
     assert found.kernels[f"dense {label}"] == LINEARS
     passes = grammar.parse(f"qdq-{name}")
-    planned = manager.plan(DYNAMO, passes, data=DATA)
+    planned = manager.plan(DYNAMO, passes, RunOptions(DATA))
     row = next(row for row in planned.steps[0].rows if row.role == "fc1" and not row.skipped)
     bits = {"FP8": 8, "FP4": 4}[label]
     assert planned.after.sites[row.tensor]["packed_bytes"] == planned.before.sites[row.tensor]["parameters"] * bits / 8
     if name == "fp8":
-        rows = [row for row in planned.steps[0].rows if row.detail.get("operand") == "Q"]
+        rows = [row for row, pair in rows_with(planned.steps[0].rows, OperandPair) if pair.operand == "Q"]
         assert rows and all("moves before it" in row.reason for row in rows)
 
 

@@ -12,6 +12,7 @@ from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.runtime.ort import Session
 
@@ -43,7 +44,7 @@ def _fc1(path: Path) -> list[str]:
 
 def test_computed_weights_are_pruned_once_folded(scaled: Path) -> None:
     assert _fc1(scaled) == []
-    outcome = manager.run(scaled, scaled.with_name("out.onnx"), parse("fold,prune24"), data=NO_DATA)
+    outcome = manager.run(scaled, scaled.with_name("out.onnx"), parse("fold,prune24"), RunOptions(NO_DATA))
     fold, prune = outcome.steps
     assert [row.decision for row in fold.rows] == ["fold"] * 3
     assert fold.findings["nodes_removed"] == 3
@@ -52,7 +53,7 @@ def test_computed_weights_are_pruned_once_folded(scaled: Path) -> None:
 
 def test_folding_changes_no_output(scaled: Path) -> None:
     output = scaled.with_name("out.onnx")
-    manager.run(scaled, output, parse("fold"), data=NO_DATA)
+    manager.run(scaled, output, parse("fold"), RunOptions(NO_DATA))
     assert len(_fc1(output)) == 3
     image = np.random.default_rng(0).standard_normal((5, 3, 32, 32)).astype(np.float32)
     before, after = (Session(path).run({"pixel_values": image})["logits"] for path in (scaled, output))
@@ -62,14 +63,14 @@ def test_folding_changes_no_output(scaled: Path) -> None:
 def test_nothing_to_fold_is_an_error_unless_it_is_allowed(tmp_path: Path) -> None:
     source, output = ASSETS / "digits_vit.onnx", tmp_path / "out.onnx"
     with pytest.raises(NothingMatched, match="'fold' changed nothing"):
-        manager.run(source, output, parse("fold"), data=NO_DATA)
+        manager.run(source, output, parse("fold"), RunOptions(NO_DATA))
     assert list(tmp_path.iterdir()) == []
-    manager.run(source, output, parse("fold"), data=NO_DATA, allow_noop=True)
+    manager.run(source, output, parse("fold"), RunOptions(NO_DATA, allow_noop=True))
     assert output.is_file()
 
 
 def test_the_limit_is_an_option(scaled: Path) -> None:
-    outcome = manager.plan(scaled, parse("fold{growth=0}"), data=NO_DATA)
+    outcome = manager.plan(scaled, parse("fold{growth=0}"), RunOptions(NO_DATA))
     assert [row.decision for row in outcome.steps[0].rows] == ["fold"] * 3, "a product is as large as its source"
 
 
@@ -88,5 +89,5 @@ def test_a_model_with_illegal_pairs_is_refused_and_nobody_blamed(tmp_path: Path)
     source = tmp_path / "m.onnx"
     onnx.save_model(model, str(source))
     with pytest.raises(UnsupportedModelError, match="UINT8"):
-        manager.run(source, tmp_path / "o.onnx", parse("fold"), data=NO_DATA)
+        manager.run(source, tmp_path / "o.onnx", parse("fold"), RunOptions(NO_DATA))
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

@@ -18,6 +18,7 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.qdq.codes import codes_of
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.runtime.compare.outputs import compare
@@ -59,7 +60,7 @@ def logits(path: Path, x: np.ndarray) -> np.ndarray:
 
 
 def apply(passes: str, path: Path, output: Path, data: DataOptions = DATA) -> Outcome:
-    return manager.run(path, output, parse(passes), data=data)
+    return manager.run(path, output, parse(passes), RunOptions(data))
 
 
 def floats(path: Path) -> set[str]:
@@ -158,12 +159,12 @@ def edited(tmp_path: Path, name: str, value: float, share: float) -> Path:
 
 def test_a_weight_beyond_fp16_stays_in_fp32_or_is_refused(tmp_path: Path) -> None:
     path = edited(tmp_path, "blocks.1.mlp.fc1.bias", 1e5, 0.02)
-    outcome = manager.plan(path, parse("fp16"), data=NO_DATA)
+    outcome = manager.plan(path, parse("fp16"), RunOptions(NO_DATA))
     (row,) = [row for row in outcome.steps[0].rows if row.tensor == "blocks.1.mlp.fc1.bias"]
     assert row.skipped
     assert "holds 1e+05" in row.reason
     with pytest.raises(UnsupportedModelError, match=r"blocks\.1\.mlp\.fc1\.bias \(up to 1e\+05\)"):
-        manager.plan(path, parse("fp16{overflow=refuse}"), data=NO_DATA)
+        manager.plan(path, parse("fp16{overflow=refuse}"), RunOptions(NO_DATA))
 
 
 def test_weights_too_small_for_fp16_are_named(tmp_path: Path) -> None:

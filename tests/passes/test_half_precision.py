@@ -14,6 +14,7 @@ from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager, table
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.sparsity.patterns import parse_pattern
@@ -53,7 +54,7 @@ PIPELINES = [
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_float16_goes_through(pipeline: str, half: Path, data: DataOptions, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
-    manager.run(half, output, parse(pipeline), data=data)
+    manager.run(half, output, parse(pipeline), RunOptions(data))
     assert _types(output) == {"FLOAT16"}
     image = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float16)
     sessions = [Session(path, optimize=False) for path in (half, output)]
@@ -68,20 +69,20 @@ def test_float16_goes_through(pipeline: str, half: Path, data: DataOptions, tmp_
 
 def test_training_moves_weights_of_half_precision(half: Path, data: DataOptions, tmp_path: Path) -> None:
     pruned, trained = tmp_path / "pruned.onnx", tmp_path / "trained.onnx"
-    manager.run(half, pruned, parse("prune24{method=magnitude}"), data=data)
-    manager.run(half, trained, parse(f"prune24{{method=magnitude}},distill{{{LEARN} lr=0.01}}"), data=data)
+    manager.run(half, pruned, parse("prune24{method=magnitude}"), RunOptions(data))
+    manager.run(half, trained, parse(f"prune24{{method=magnitude}},distill{{{LEARN} lr=0.01}}"), RunOptions(data))
     before, after = ({s.name: s.read() for s in analyse(io.load(path)).sites} for path in (pruned, trained))
     assert any((before[name] != after[name]).any() for name in before)
 
 
 def test_float16_needs_no_fp16(half: Path, data: DataOptions, tmp_path: Path) -> None:
     with pytest.raises(NothingMatched, match="computes in float16 already"):
-        manager.run(half, tmp_path / "out.onnx", parse("fp16"), data=data)
+        manager.run(half, tmp_path / "out.onnx", parse("fp16"), RunOptions(data))
 
 
 def test_bfloat16_is_pruned_and_trained_without_the_runtime(brain: Path, data: DataOptions, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
-    manager.run(brain, output, parse(f"prune24{{method=magnitude}},distill{{{LEARN}}}"), data=data)
+    manager.run(brain, output, parse(f"prune24{{method=magnitude}},distill{{{LEARN}}}"), RunOptions(data))
     assert _types(output) == {"BFLOAT16"}
 
 
@@ -90,5 +91,5 @@ def test_bfloat16_that_onnxruntime_cannot_run_is_an_error(
     pipeline: str, brain: Path, data: DataOptions, tmp_path: Path
 ) -> None:
     with pytest.raises(UnsupportedModelError, match="bfloat16"):
-        manager.run(brain, tmp_path / "out.onnx", parse(pipeline), data=data)
+        manager.run(brain, tmp_path / "out.onnx", parse(pipeline), RunOptions(data))
     assert list(tmp_path.iterdir()) == []

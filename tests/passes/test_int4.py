@@ -17,6 +17,7 @@ from gpusq_onnx.graph.qdq.float_twin import remove_quantisation
 from gpusq_onnx.graph.qdq.weight_only import find_nbits, read_nbits
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.quant.formats import dequantize
@@ -73,7 +74,7 @@ def apply(model: ModelProto | Path, passes: str, folder: Path, data: DataOptions
     source = model if isinstance(model, Path) else folder / "model.onnx"
     if isinstance(model, ModelProto):
         onnx.save_model(model, str(source))
-    return manager.run(source, folder / "out.onnx", parse(passes), data=data), folder / "out.onnx"
+    return manager.run(source, folder / "out.onnx", parse(passes), RunOptions(data)), folder / "out.onnx"
 
 
 def run(path: Path, x: Any, level: str = "ORT_ENABLE_ALL") -> list[Any]:
@@ -199,7 +200,7 @@ def test_the_digits_lose_little_and_everything_that_reads_graphs_takes_them(
     )
     short = [warning for warning in outcome.warnings if "TensorRT documents 64 and 128" in warning]
     assert len(short) == (runtime == "tensorrt")  # K = 48
-    planned = manager.plan(ASSETS / f"{name}.onnx", parse(outcome.pipeline), data=NO_DATA)
+    planned = manager.plan(ASSETS / f"{name}.onnx", parse(outcome.pipeline), RunOptions(NO_DATA))
     assert [row for step in planned.steps for row in step.rows] == [row for step in outcome.steps for row in step.rows]
     assert planned.after.total["dense_macs"] == outcome.after.total["dense_macs"]
     inspection = inspect_model(io.load(out))
@@ -229,7 +230,7 @@ def test_with_data_it_is_closer_to_the_dense_model(tmp_path: Path) -> None:
             ASSETS / "digits_vit.onnx",
             tmp_path / f"{rounding}.onnx",
             passes,
-            data=DataOptions(path=ASSETS / "digits_train.npz", samples=128),
+            RunOptions(DataOptions(path=ASSETS / "digits_train.npz", samples=128)),
         )
         reasons = [row.reason for row in outcome.steps[-1].rows if not row.skipped]
         assert all(("GPTQ" in reason) == (rounding == "auto") for reason in reasons)
@@ -269,9 +270,9 @@ def test_fp16_after_it(runtime: str, tmp_path: Path) -> None:
 )
 def test_blocks_divide_k_and_are_no_longer_than_asked(asked: str, found: int, tmp_path: Path) -> None:
     onnx.save_model(matmul(), str(tmp_path / "model.onnx"))
-    planned = manager.plan(tmp_path / "model.onnx", parse(f"int4-weights{{{asked},only=*}}"), data=NO_DATA)
+    planned = manager.plan(tmp_path / "model.onnx", parse(f"int4-weights{{{asked},only=*}}"), RunOptions(NO_DATA))
     (row,) = planned.steps[-1].rows
-    assert row.detail["block"] == found
+    assert row.detail.block == found
     assert f"one scale for each {found} weights along K" in row.reason
     assert ("TensorRT documents" in row.reason) == (found < 64 and "onnxruntime" not in asked)
 
@@ -286,7 +287,7 @@ def test_a_reduction_that_no_block_divides_leaves_the_weight_and_says_so(tmp_pat
 
 
 def test_convolutions_stay_as_they_are(tmp_path: Path) -> None:
-    planned = manager.plan(ASSETS / "digits_vit.onnx", parse("int4-weights{only=[Conv;fc1]}"), data=NO_DATA)
+    planned = manager.plan(ASSETS / "digits_vit.onnx", parse("int4-weights{only=[Conv;fc1]}"), RunOptions(NO_DATA))
     reasons = {row.role: row.reason for row in planned.steps[-1].rows}
     assert reasons["patch_embed"] == "a convolution: no kernel reads its weights in 4 bits"
 

@@ -13,6 +13,7 @@ from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from tools.zoo.checker import weights_of
 
@@ -53,7 +54,7 @@ def test_it_computes_the_same(
     tmp_path: Path, tile: tuple[int, int], size: tuple[int, int], bias: bool, channels: int
 ) -> None:
     path = embedding(tmp_path / "m.onnx", tile=tile, size=size, bias=bias, channels=channels)
-    manager.run(path, tmp_path / "out.onnx", parse("patch-matmul"), data=DataOptions())
+    manager.run(path, tmp_path / "out.onnx", parse("patch-matmul"), RunOptions(DataOptions()))
     (site,) = analyse(io.load(tmp_path / "out.onnx")).sites
     assert (site.op, site.role, site.k, site.bias is not None) == (
         "MatMul",
@@ -82,19 +83,19 @@ def test_it_computes_the_same(
 def test_what_cannot_be_rewritten_says_why(tmp_path: Path, change: dict, why: str) -> None:
     path = embedding(tmp_path / "m.onnx", **change)
     with pytest.raises(NothingMatched, match=why):
-        manager.run(path, tmp_path / "out.onnx", parse("patch-matmul"), data=DataOptions())
+        manager.run(path, tmp_path / "out.onnx", parse("patch-matmul"), RunOptions(DataOptions()))
     assert [file.name for file in tmp_path.iterdir() if file.suffix == ".onnx"] == ["m.onnx"]
 
 
 @pytest.mark.parametrize("export", ["digits_vit", "digits_vit_legacy17"])
 def test_both_ends_are_included_where_they_are_asked_for(tmp_path: Path, export: str) -> None:
     data = DataOptions(path=ASSETS / "digits_train.npz", samples=8)
-    found = manager.run(ASSETS / f"{export}.onnx", tmp_path / "all.onnx", parse(BOTH_ENDS), data=data)
+    found = manager.run(ASSETS / f"{export}.onnx", tmp_path / "all.onnx", parse(BOTH_ENDS), RunOptions(data))
     weights = weights_of(tmp_path / "all.onnx")
     assert len(weights) == 14
     assert all(weight.element == "int8" and weight.on_grid and "2:4" in weight.rules for weight in weights)
     assert {site.role for site in analyse(io.load(tmp_path / "all.onnx")).sites} >= {"patch_embed", "qkv", "head"}
-    planned = manager.plan(ASSETS / f"{export}.onnx", parse(BOTH_ENDS), data=data)
+    planned = manager.plan(ASSETS / f"{export}.onnx", parse(BOTH_ENDS), RunOptions(data))
     assert [step.rows for step in planned.steps] == [step.rows for step in found.steps]
     total = found.after.total
     assert total["sparse_macs"] == total["dense_macs"] / 2
@@ -102,7 +103,7 @@ def test_both_ends_are_included_where_they_are_asked_for(tmp_path: Path, export:
 
 def test_without_the_options_both_ends_stay(tmp_path: Path) -> None:
     passes = parse("patch-matmul,prune24{method=magnitude},qdq-int8")
-    manager.run(ASSETS / "digits_vit.onnx", tmp_path / "out.onnx", passes, data=DataOptions(samples=4))
+    manager.run(ASSETS / "digits_vit.onnx", tmp_path / "out.onnx", passes, RunOptions(DataOptions(samples=4)))
     floats = [weight for weight in weights_of(tmp_path / "out.onnx") if not weight.element]
     assert [weight.rules for weight in floats] == [(), ()]
     assert {weight.name for weight in floats} == {"patch_embed.weight_matrix", "head.weight"}

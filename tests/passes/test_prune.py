@@ -14,6 +14,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.pipeline.base import Context, PlanContext, PlanRow
+from gpusq_onnx.pipeline.details import Pruned, rows_with
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.sparsity.patterns import parse_pattern
 
@@ -64,7 +65,7 @@ def test_auto_means_magnitude_without_data_and_sparsegpt_with() -> None:
     structure = analyse(model)
     for data, method in ((False, "magnitude"), (True, "sparsegpt")):
         plan = Prune24(Prune24.Options()).plan(model, structure, PlanContext(data=data))
-        assert {row.detail["method"] for row in plan if not row.skipped} == {method}
+        assert {detail.method for _, detail in rows_with(plan, Pruned)} == {method}
 
 
 @pytest.mark.parametrize("name", MODELS)

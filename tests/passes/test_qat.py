@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpusq_onnx.pipeline.execute import RunOptions
+
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 pytest.importorskip("accelerate", reason="needs the extra `train`")
 
@@ -33,13 +35,13 @@ def one_thread() -> None:
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("qat") / "quantised.onnx"
-    manager.run(MODEL, path, parse("prune24{method=magnitude},qdq-int8"), data=DATA)
+    manager.run(MODEL, path, parse("prune24{method=magnitude},qdq-int8"), RunOptions(DATA))
     return path
 
 
 def test_in_a_pipeline_it_learns_scales_and_keeps_codes_sparse(tmp_path: Path) -> None:
     text = f"prune24{{method=magnitude}},qdq-int8,qat{{features=blocks factors=inverse {SHORT}}}"
-    outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(text), data=DATA)
+    outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(text), RunOptions(DATA))
     found = outcome.steps[2].findings
     assert found["recalibrated"] == 12
     assert found["factors"].keys() == found["distances"].keys() and len(found["factors"]) >= 3
@@ -54,7 +56,7 @@ def test_in_a_pipeline_it_learns_scales_and_keeps_codes_sparse(tmp_path: Path) -
 
 
 def test_alone_it_learns_from_its_own_float_twin(quantised: Path, tmp_path: Path) -> None:
-    outcome = manager.run(quantised, tmp_path / "out.onnx", parse(f"qat{{{SHORT}}}"), data=DATA)
+    outcome = manager.run(quantised, tmp_path / "out.onnx", parse(f"qat{{{SHORT}}}"), RunOptions(DATA))
     found = outcome.steps[0].findings
     assert found["masks"]["weights"] == 12
     assert 0 < found["soft"]["before"] < 0.05, "rounding alone lies between the two"
@@ -63,15 +65,15 @@ def test_alone_it_learns_from_its_own_float_twin(quantised: Path, tmp_path: Path
 
 
 def test_teacher_and_dense_model_may_be_files(quantised: Path, tmp_path: Path) -> None:
-    twin = manager.run(quantised, tmp_path / "twin.onnx", parse(f"qat{{{SHORT}}}"), data=DATA).steps[0].findings
+    twin = manager.run(quantised, tmp_path / "twin.onnx", parse(f"qat{{{SHORT}}}"), RunOptions(DATA)).steps[0].findings
     text = f"qat{{dense={MODEL} factors=none against=dense {SHORT}}}"
-    dense = manager.run(quantised, tmp_path / "out.onnx", parse(text), data=DATA).steps[0].findings
+    dense = manager.run(quantised, tmp_path / "out.onnx", parse(text), RunOptions(DATA)).steps[0].findings
     assert dense["soft"]["before"] > 2 * twin["soft"]["before"], "the dense model is further away than the twin"
 
 
 def test_without_a_word_the_dense_model_teaches_where_it_is_known(quantised: Path, tmp_path: Path) -> None:
     def learned(text: str) -> tuple[float, float]:
-        (step,) = manager.run(quantised, tmp_path / "out.onnx", parse(f"qat{{{text} {SHORT}}}"), data=DATA).steps
+        (step,) = manager.run(quantised, tmp_path / "out.onnx", parse(f"qat{{{text} {SHORT}}}"), RunOptions(DATA)).steps
         return step.findings["soft"]["before"], step.findings["soft"]["after"]
 
     known = f"dense={MODEL} factors=none"
@@ -81,8 +83,8 @@ def test_without_a_word_the_dense_model_teaches_where_it_is_known(quantised: Pat
 
 def test_stored_codes_stay_and_their_scales_learn(tmp_path: Path) -> None:
     coded, output = tmp_path / "coded.onnx", tmp_path / "out.onnx"
-    manager.run(MODEL, coded, parse("prune24{method=magnitude},qdq-int8{weights=int8}"), data=DATA)
-    manager.run(coded, output, parse(f"qat{{{SHORT}}}"), data=DATA)
+    manager.run(MODEL, coded, parse("prune24{method=magnitude},qdq-int8{weights=int8}"), RunOptions(DATA))
+    manager.run(coded, output, parse(f"qat{{{SHORT}}}"), RunOptions(DATA))
     before, after = (
         {site.name: site for site in analyse(io.load(path)).sites if site.quantised == "int8"}
         for path in (coded, output)
@@ -115,5 +117,5 @@ def test_weight_scales_are_chosen_again_on_the_weights_as_they_are(quantised: Pa
 )
 def test_what_it_refuses(text: str, error: type[Exception], says: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=says):
-        manager.run(MODEL, tmp_path / "out.onnx", parse(text), data=DATA)
+        manager.run(MODEL, tmp_path / "out.onnx", parse(text), RunOptions(DATA))
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,8 @@ from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.qdq.codes import codes_of, quantised
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.details import TensorPair, rows_with
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.quant.formats import INT4, INT4_IN_INT8, INT8
@@ -25,7 +27,7 @@ DATA = DataOptions(path=ASSETS / "digits_train.npz", samples=32)
 
 
 def apply(passes: str, folder: Path) -> tuple[Outcome, Path]:
-    return manager.run(MODEL, folder / "out.onnx", parse(passes), data=DATA), folder / "out.onnx"
+    return manager.run(MODEL, folder / "out.onnx", parse(passes), RunOptions(DATA)), folder / "out.onnx"
 
 
 def agreement(path: Path, **session: Any) -> float:
@@ -94,17 +96,17 @@ def test_native_codes_are_marked_as_research_and_run_on_a_cpu(more: str, tmp_pat
 
 
 def test_what_eight_names_keeps_eight_bits(tmp_path: Path) -> None:
-    outcome = manager.plan(MODEL, parse("qdq-int4{activations=int4,eight=[fc2;blocks.0.*]}"), data=DATA)
+    outcome = manager.plan(MODEL, parse("qdq-int4{activations=int4,eight=[fc2;blocks.0.*]}"), RunOptions(DATA))
     weights = [row for row in outcome.steps[-1].rows if row.decision == "quantise weight"]
-    assert {row.detail["format"] for row in weights if row.role == "fc2" or row.module.startswith("blocks.0.")} == {
-        "int8"
-    }
+    assert {row.detail.format for row in weights if row.role == "fc2" or row.module.startswith("blocks.0.")} == {"int8"}
     others = [row for row in weights if row.role != "fc2" and not row.module.startswith("blocks.0.")]
-    assert {row.detail["format"] for row in others} == {"int4-in-int8"}
-    inputs = {row.role: row.detail["format"] for row in outcome.steps[-1].rows if row.detail.get("side") == "input"}
+    assert {row.detail.format for row in others} == {"int4-in-int8"}
+    inputs = {
+        row.role: pair.format for row, pair in rows_with(outcome.steps[-1].rows, TensorPair) if pair.side == "input"
+    }
     assert inputs["input of fc2"] == "int8"
     with pytest.raises(SelectorUnmatched) as caught:
-        manager.plan(MODEL, parse("qdq-int4{eight=nonesuch}"), data=DATA)
+        manager.plan(MODEL, parse("qdq-int4{eight=nonesuch}"), RunOptions(DATA))
     assert caught.value.details["where"] == "qdq-int4.eight"
 
 

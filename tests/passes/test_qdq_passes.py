@@ -13,8 +13,8 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import invariants, io
-from gpusq_onnx.graph.dataflow import NONLINEAR
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.operators import Is, operators
 from gpusq_onnx.graph.qdq.codes import codes_of
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.passes.prune import Prune24
@@ -93,7 +93,9 @@ def test_residual_norm_and_activation_inputs_stay_float_in_accurate(profile: str
     _run(model, profile=profile)
     for node in model.graph.nodes:
         fed_by_pair = [t for t in node.inputs if t.inputs and t.inputs[0].op == "DequantizeLinear"]
-        if node.op == "LayerNormalization" or (profile == "accurate" and (node.op == "Add" or node.op in NONLINEAR)):
+        if node.op == "LayerNormalization" or (
+            profile == "accurate" and (node.op == "Add" or node.op in operators(Is.ACTIVATES))
+        ):
             assert not fed_by_pair, node.name
 
 

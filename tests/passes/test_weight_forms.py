@@ -14,6 +14,7 @@ from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.runtime.ort import Session
@@ -38,7 +39,7 @@ def _run(form: Form, pipeline: str, folder: Path) -> tuple[Outcome, Path] | None
     onnx.save(form.model(form.weights()), source)
     np.save(folder / "x.npy", form.samples())
     try:
-        return manager.run(source, output, parse(pipeline), data=DataOptions(path=folder / "x.npy")), output
+        return manager.run(source, output, parse(pipeline), RunOptions(DataOptions(path=folder / "x.npy"))), output
     except UnsupportedModelError as refused:
         text = str(refused)
         assert "found:" in text or "next:" in text

@@ -12,6 +12,7 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import finetune, manager, recipe, table
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import Step, parse
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -59,9 +60,9 @@ def _weights(model: Model) -> float:
 
 
 def test_each_learner_is_given_its_teacher(tmp_path: Path) -> None:
-    manager.run(MODEL, tmp_path / "distilled.onnx", parse(f"{PRUNE},distill"), data=DATA)
-    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE},qat"), data=DATA)
-    planned = manager.plan(MODEL, parse(f"{PRUNE},distill,{QUANTISE},qat"), data=DATA)
+    manager.run(MODEL, tmp_path / "distilled.onnx", parse(f"{PRUNE},distill"), RunOptions(DATA))
+    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE},qat"), RunOptions(DATA))
+    planned = manager.plan(MODEL, parse(f"{PRUNE},distill,{QUANTISE},qat"), RunOptions(DATA))
     assert [step.name for step in planned.steps] == [step.name for step in found.steps]
     _, distill, _, qat = found.steps
     assert distill.findings["folder"] == str(tmp_path / "out.onnx.training" / "2-distill")
@@ -74,32 +75,36 @@ def test_each_learner_is_given_its_teacher(tmp_path: Path) -> None:
 
 def test_no_model_is_kept_where_nobody_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Model, "clone")
-    manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},{QUANTISE}"), data=DATA)
+    manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},{QUANTISE}"), RunOptions(DATA))
     assert (tmp_path / "out.onnx").exists()
 
 
 def test_of_several_processes_one_writes(tmp_path: Path) -> None:
-    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill"), data=DATA, leader=False)
+    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill"), RunOptions(DATA), leader=False)
     assert found.output is None
     assert (tmp_path / "out.onnx.training" / "2-distill" / "checkpoint.bin").exists()
     with pytest.raises(ArithmeticError):
-        manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill{{fail=true}}"), data=DATA, leader=False)
+        manager.run(
+            MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill{{fail=true}}"), RunOptions(DATA), leader=False
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx.training"]
 
 
 def test_checkpoints_stay_until_the_output_is_there_and_logs_for_good(tmp_path: Path) -> None:
     files = tmp_path / "out.onnx.training" / "2-distill"
     with pytest.raises(PassFailed):
-        manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE},qat{{fail=true}}"), data=DATA)
+        manager.run(
+            MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE},qat{{fail=true}}"), RunOptions(DATA)
+        )
     assert sorted(path.name for path in files.iterdir()) == ["checkpoint.bin", "log.jsonl"]
-    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill"), data=DATA)
+    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill"), RunOptions(DATA))
     assert [path.name for path in files.iterdir()] == ["log.jsonl"]
     assert "distill: it was only a toy" in found.warnings
 
 
 def test_training_sees_all_images_and_calibration_as_many_as_it_is_told(tmp_path: Path) -> None:
     data = DataOptions(path=ASSETS / "digits_train.npz", samples=12, calibrate=5)
-    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE}"), data=data)
+    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE}"), RunOptions(data))
     assert found.steps[1].findings["images"] == 12
     assert found.steps[2].findings["images"] == 5
     assert found.data is not None
@@ -108,15 +113,15 @@ def test_training_sees_all_images_and_calibration_as_many_as_it_is_told(tmp_path
 
 def test_learning_needs_images(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'distill' learns from images"):
-        manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill"), data=DataOptions())
+        manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill"), RunOptions(DataOptions()))
     assert not list(tmp_path.iterdir())
-    assert manager.plan(MODEL, parse(f"{PRUNE},distill"), data=DataOptions()).pipeline == f"{PRUNE},distill"
+    assert manager.plan(MODEL, parse(f"{PRUNE},distill"), RunOptions(DataOptions())).pipeline == f"{PRUNE},distill"
 
 
 def test_a_learner_that_fails_takes_its_teacher_along(tmp_path: Path) -> None:
     text = f"{PRUNE},distill{{epochs=2,fail=true}},{QUANTISE},qat"
     with pytest.raises(PassFailed, match="the loss is NaN"):
-        manager.run(MODEL, tmp_path / "out.onnx", parse(text), data=DATA)
+        manager.run(MODEL, tmp_path / "out.onnx", parse(text), RunOptions(DATA))
     folder = tmp_path / "out.onnx.reproducer"
     names = ["before-prune.onnx", "data.toml", "error.txt", "model.onnx", "recipe.toml"]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -127,11 +132,11 @@ def test_a_learner_that_fails_takes_its_teacher_along(tmp_path: Path) -> None:
     assert first.options == {"epochs": 2, "fail": True, "teacher": dense}
     assert rest == [Step("qdq-int8", {"only": ["fc1"]}), Step("qat", {"dense": dense})]
     with pytest.raises(PassFailed, match="the loss is NaN"):
-        manager.run(folder / "model.onnx", tmp_path / "again.onnx", again, data=DATA)
+        manager.run(folder / "model.onnx", tmp_path / "again.onnx", again, RunOptions(DATA))
 
 
 def test_training_is_not_repeated_for_a_reproducer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manager.run(MODEL, tmp_path / "distilled.onnx", parse(f"{PRUNE},distill"), data=DATA)
+    manager.run(MODEL, tmp_path / "distilled.onnx", parse(f"{PRUNE},distill"), RunOptions(DATA))
     runs: list[str] = []
     learn = toy_learners.Learner.apply
 
@@ -141,7 +146,9 @@ def test_training_is_not_repeated_for_a_reproducer(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(toy_learners.Learner, "apply", counted)
     with pytest.raises(PassFailed):
-        manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE},qat{{fail=true}}"), data=DATA)
+        manager.run(
+            MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE},qat{{fail=true}}"), RunOptions(DATA)
+        )
     assert runs == ["distill", "qat"]
     folder = tmp_path / "out.onnx.reproducer"
     assert sorted(recipe.load(folder / "recipe.toml").steps[0].options) == ["dense", "fail", "teacher"]
@@ -149,7 +156,9 @@ def test_training_is_not_repeated_for_a_reproducer(tmp_path: Path, monkeypatch: 
     teacher = io.load(folder / "before-quantise.onnx")
     assert _weights(teacher) == pytest.approx(_weights(io.load(tmp_path / "distilled.onnx")))
     with pytest.raises(PassFailed):
-        manager.run(folder / "model.onnx", tmp_path / "again.onnx", recipe.load(folder / "recipe.toml"), data=DATA)
+        manager.run(
+            folder / "model.onnx", tmp_path / "again.onnx", recipe.load(folder / "recipe.toml"), RunOptions(DATA)
+        )
 
 
 def test_facts_that_do_not_hold_are_refused_and_leave_no_trace(tmp_path: Path) -> None:
@@ -162,9 +171,9 @@ def test_facts_that_do_not_hold_are_refused_and_leave_no_trace(tmp_path: Path) -
         model.set_metadata({"pkg.gpusq_onnx.facts": text})
         io.save(model, tmp_path / "model.onnx")
         with pytest.raises(Exception, match=says) as caught:
-            manager.run(tmp_path / "model.onnx", tmp_path / "out.onnx", parse(PRUNE), data=DATA)
+            manager.run(tmp_path / "model.onnx", tmp_path / "out.onnx", parse(PRUNE), RunOptions(DATA))
         assert getattr(caught.value, "exit_code", None) == 3
     model.set_metadata({"pkg.gpusq_onnx.facts": "[]"})
     io.save(model, tmp_path / "model.onnx")
-    manager.run(tmp_path / "model.onnx", tmp_path / "out.onnx", parse(PRUNE), data=DATA)
+    manager.run(tmp_path / "model.onnx", tmp_path / "out.onnx", parse(PRUNE), RunOptions(DATA))
     assert "pkg.gpusq_onnx.facts" not in io.load(tmp_path / "out.onnx").metadata

@@ -13,6 +13,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, Source
 from gpusq_onnx.graph import io
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 
 BATCH, SAMPLES = 4, 6
@@ -58,6 +59,6 @@ def test_the_filling_of_the_last_batch_is_run_and_not_counted(model: Path, tmp_p
 def test_it_is_pruned_and_quantised(model: Path) -> None:
     pipeline = parse("prune24{method=sparsegpt,head=true,smallest=8},qdq-int8{only=[MatMul],smallest=8}")
     data = DataOptions(path=model.with_name("x.npy"))
-    outcome = manager.run(model, model.with_name("out.onnx"), pipeline, data=data)
+    outcome = manager.run(model, model.with_name("out.onnx"), pipeline, RunOptions(data))
     assert [step.findings["images"] for step in outcome.steps] == [SAMPLES, SAMPLES]
     assert outcome.steps[0].decisions["prune"] == 2

@@ -11,6 +11,7 @@ from gpusq_onnx.graph.pack.archive import pack_model, unpack_model
 from gpusq_onnx.graph.qdq.codes import codes_of, quantised
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import grammar, manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.quant import formats, schemes
 from gpusq_onnx.report.inspection import inspect_model
 from gpusq_onnx.sparsity import patterns
@@ -30,7 +31,7 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(tmp_path: Path, passes: str) -> Path:
     target = tmp_path / "small.onnx"
     data = DataOptions(path=ASSETS / "digits_train.npz", samples=16)
-    manager.run(ASSETS / "digits_vit_legacy17.onnx", target, grammar.parse(passes), data=data)
+    manager.run(ASSETS / "digits_vit_legacy17.onnx", target, grammar.parse(passes), RunOptions(data))
     return target
 
 
@@ -59,7 +60,7 @@ def test_a_toy_format_and_a_toy_pattern_go_all_the_way(rows: None, tmp_path: Pat
 
 def test_what_the_rows_cost(rows: None, tmp_path: Path) -> None:
     pipeline = grammar.parse("prune{method=magnitude,pattern=1:8},qdq{scheme=w6a6}")
-    outcome = manager.plan(ASSETS / "digits_vit_legacy17.onnx", pipeline, data=DataOptions())
+    outcome = manager.plan(ASSETS / "digits_vit_legacy17.onnx", pipeline, RunOptions(DataOptions()))
     (row,) = [row for row in outcome.steps[1].rows if row.role == "fc1" and row.tensor in outcome.after.sites][:1]
     before, after = outcome.before.sites[row.tensor], outcome.after.sites[row.tensor]
     assert after["packed_bytes"] == before["parameters"] * (6 / 8 + 3 / 8) / 8

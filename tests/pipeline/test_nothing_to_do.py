@@ -10,6 +10,7 @@ from gpusq_onnx.errors import NothingMatched, SelectorUnmatched
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager, table
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.selectors import Selector
 
@@ -21,8 +22,8 @@ IDLE = "prune24{only=patch_embed}"  # three channels: no group of four
 
 @pytest.mark.parametrize("passes", [f"{IDLE},qdq-int8", f"prune24{{method=magnitude}},{IDLE}"])
 def test_a_pass_with_nothing_to_do_beside_one_that_had_is_a_warning(passes: str, tmp_path: Path) -> None:
-    planned = manager.plan(MODEL, parse(passes), data=DATA)
-    outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(passes), data=DATA)
+    planned = manager.plan(MODEL, parse(passes), RunOptions(DATA))
+    outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(passes), RunOptions(DATA))
     assert (tmp_path / "out.onnx").is_file()
     for found in (planned, outcome):
         (warning,) = (text for text in found.warnings if "nothing to do" in text)
@@ -34,16 +35,16 @@ def test_a_pass_with_nothing_to_do_beside_one_that_had_is_a_warning(passes: str,
 
 def test_what_is_pruned_already_is_a_warning_too(tmp_path: Path) -> None:
     pruned = tmp_path / "pruned.onnx"
-    manager.run(MODEL, pruned, parse("prune24{method=magnitude}"), data=DATA)
-    outcome = manager.run(pruned, tmp_path / "out.onnx", parse("prune24{method=magnitude},qdq-int8"), data=DATA)
+    manager.run(MODEL, pruned, parse("prune24{method=magnitude}"), RunOptions(DATA))
+    outcome = manager.run(pruned, tmp_path / "out.onnx", parse("prune24{method=magnitude},qdq-int8"), RunOptions(DATA))
     assert any("the pass 'prune24' changed nothing" in text for text in outcome.warnings)
     assert any("2:4" in fact for fact in outcome.steps[0].facts), "the facts hold for later passes"
 
 
 def test_where_no_pass_has_anything_to_do_the_first_says_why(tmp_path: Path) -> None:
     for make in (
-        lambda: manager.run(MODEL, tmp_path / "out.onnx", parse(f"{IDLE},fold"), data=DATA),
-        lambda: manager.plan(MODEL, parse(IDLE), data=DATA),
+        lambda: manager.run(MODEL, tmp_path / "out.onnx", parse(f"{IDLE},fold"), RunOptions(DATA)),
+        lambda: manager.plan(MODEL, parse(IDLE), RunOptions(DATA)),
     ):
         with pytest.raises(NothingMatched, match="no weight can be pruned") as caught:
             make()
@@ -52,18 +53,18 @@ def test_where_no_pass_has_anything_to_do_the_first_says_why(tmp_path: Path) -> 
 
 
 def test_unless_that_is_allowed(tmp_path: Path) -> None:
-    outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{IDLE},fold"), data=DATA, allow_noop=True)
+    outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{IDLE},fold"), RunOptions(DATA, allow_noop=True))
     assert sum("nothing" in text for text in outcome.warnings) == 2
     before, after = (onnx.load(path).graph.initializer for path in (MODEL, tmp_path / "out.onnx"))
     assert {t.name: t.raw_data for t in after} == {t.name: t.raw_data for t in before}
-    assert manager.plan(MODEL, parse(IDLE), data=DATA, allow_noop=True).warnings
+    assert manager.plan(MODEL, parse(IDLE), RunOptions(DATA, allow_noop=True)).warnings
 
 
 @pytest.mark.parametrize("allow", [False, True])
 def test_a_typo_is_an_error_whatever_else_is_done(allow: bool, tmp_path: Path) -> None:
     for passes in ("prune24,qdq-int8{only=fc7}", "prune24,fp16{keep=LayerNorm}"):
         with pytest.raises(SelectorUnmatched, match=r"fc7|LayerNorm"):
-            manager.run(MODEL, tmp_path / "out.onnx", parse(passes), data=DATA, allow_noop=allow)
+            manager.run(MODEL, tmp_path / "out.onnx", parse(passes), RunOptions(DATA, allow_noop=allow))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -72,7 +73,7 @@ def test_training_after_a_quantisation_with_nothing_to_do_has_nothing_to_do_eith
     passes = "prune24{method=magnitude},qdq-int8{only=patch_embed,skip=conv},qat{epochs=1}"
     sites = analyse(io.load(MODEL)).sites
     skip = next(site.name for site in sites if site.role == "patch_embed")
-    outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(passes.replace("conv", f'"{skip}"')), data=DATA)
+    outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(passes.replace("conv", f'"{skip}"')), RunOptions(DATA))
     assert [text.split(" ")[0] for text in outcome.warnings if "nothing to do" in text] == ["qdq-int8", "qat"]
 
 

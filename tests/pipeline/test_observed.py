@@ -11,6 +11,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.runtime.observed import observe
 from gpusq_onnx.runtime.trial import Trials
@@ -50,8 +51,8 @@ def test_a_plan_knows_the_tokens_that_a_run_shows(tmp_path: Path, data: bool):
     model = _model(tmp_path / "m.onnx")
     assert [a.tokens for a in analyse(io.load(model)).attentions] == [None]
     options = DataOptions(path=tmp_path / "x.npy") if data else DataOptions()
-    planned = manager.plan(model, parse("qdq-int8"), data=options)
-    assert planned.architecture["attention_tokens"] == [TOKENS]
+    planned = manager.plan(model, parse("qdq-int8"), RunOptions(options))
+    assert planned.architecture.attention_tokens == (TOKENS,)
     rows = {row.role: row for row in planned.steps[-1].rows if row.role in ("Q", "K", "softmax", "V")}
     assert len(rows) == 4 and not any(row.skipped for row in rows.values())
     assert planned.before.sites["wq"]["dense_macs"] == D * D * TOKENS
@@ -59,8 +60,8 @@ def test_a_plan_knows_the_tokens_that_a_run_shows(tmp_path: Path, data: bool):
 
 def test_apply_does_what_the_plan_says(tmp_path: Path):
     model, options = _model(tmp_path / "m.onnx"), DataOptions(path=tmp_path / "x.npy")
-    planned = manager.plan(model, parse("qdq-int8"), data=options)
-    applied = manager.run(model, tmp_path / "out.onnx", parse("qdq-int8"), data=options)
+    planned = manager.plan(model, parse("qdq-int8"), RunOptions(options))
+    applied = manager.run(model, tmp_path / "out.onnx", parse("qdq-int8"), RunOptions(options))
     assert [step.rows for step in planned.steps] == [step.rows for step in applied.steps]
 
 
@@ -68,6 +69,6 @@ def test_of_an_open_size_without_data_the_tokens_are_unknown_and_not_too_many(tm
     model = io.load(_model(tmp_path / "m.onnx", tokens="tokens"))
     structure = analyse(model)
     assert observe(model, structure, None, Trials()) is structure
-    planned = manager.plan(tmp_path / "m.onnx", parse("qdq-int8"), data=DataOptions())
+    planned = manager.plan(tmp_path / "m.onnx", parse("qdq-int8"), RunOptions(DataOptions()))
     reasons = {row.reason for row in planned.steps[-1].rows if row.role in ("Q", "K", "softmax", "V")}
     assert len(reasons) == 1 and "not known" in reasons.pop()

@@ -14,6 +14,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import PassFailed, UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.pipeline import manager, proof
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.outline import of_run
@@ -27,7 +28,7 @@ OURS = 'b"pkg.gpusq_onnx.pipeline" in data'
 
 
 def apply(source: Path, folder: Path, passes: str, data: DataOptions = NO_DATA, **more: Any) -> Outcome:
-    return manager.run(source, folder / "out.onnx", parse(passes), data=data, **more)
+    return manager.run(source, folder / "out.onnx", parse(passes), RunOptions(data), **more)
 
 
 @pytest.mark.parametrize("external", [False, True])

@@ -142,5 +142,5 @@ def test_auto_is_gptq_for_four_bits_with_data() -> None:
         rows = [
             row for row in quantise.plan(model, structure, PlanContext(data=data)) if row.decision == "quantise weight"
         ]
-        assert {row.detail["rounding"] for row in rows} == {expected}
+        assert {row.detail.rounding for row in rows} == {expected}
         assert all(("GPTQ" in row.reason) == (expected == "gptq") for row in rows)

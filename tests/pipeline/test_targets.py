@@ -9,6 +9,7 @@ from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph import io
 from gpusq_onnx.pipeline import manager, table, targets
 from gpusq_onnx.pipeline.base import Written
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import Pipeline, parse
 from gpusq_onnx.pipeline.targets import TARGETS, fit
 
@@ -79,11 +80,11 @@ def test_patterns_say_where_they_run_dense() -> None:
 
 def test_a_target_is_in_the_report_and_in_the_file(tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    outcome = manager.run(MODEL, out, parse("int4-weights"), data=DataOptions(), target="cpu")
+    outcome = manager.run(MODEL, out, parse("int4-weights"), RunOptions(DataOptions(), target="cpu"))
     assert outcome.pipeline == "int4-weights{runtime=onnxruntime}"
     assert outcome.warnings[0].startswith("target cpu: 4-bit weights are written as MatMulNBits")
     assert io.load(out).metadata["pkg.gpusq_onnx.target"] == "cpu"
-    planned = manager.plan(MODEL, parse("int4-weights"), data=DataOptions(), target="cpu")
+    planned = manager.plan(MODEL, parse("int4-weights"), RunOptions(DataOptions(), target="cpu"))
     assert (planned.pipeline, planned.warnings) == (outcome.pipeline, outcome.warnings)
 
 

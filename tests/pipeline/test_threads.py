@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.pipeline import manager, parallel
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 
 WIDTH = 640  # more than a tile of the Gram matrix, and products that BLAS divides among threads
@@ -41,7 +42,7 @@ def _bytes(model: Path, pipeline: str, threads: int) -> bytes:
     output = model.with_name(f"out{threads}.onnx")
     data = DataOptions(path=model.with_name("x.npy"))
     with threadpool_limits(threads, user_api="blas"):  # what OMP_NUM_THREADS sets for numpy
-        manager.run(model, output, parse(pipeline), data=data)
+        manager.run(model, output, parse(pipeline), RunOptions(data))
     return output.read_bytes()
 
 

@@ -11,8 +11,8 @@ import pytest
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageError
 from gpusq_onnx.pipeline import grammar, manager, table
-from gpusq_onnx.report.benchmark import Benchmark
-from gpusq_onnx.report.benchmark_page import digest, draw, require_chart
+from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.report.benchmark import Benchmark, digest, draw, require_chart
 from gpusq_onnx.runtime.bench.backend import CPU_BASELINES, GPU_BASELINES, Baseline, Variant
 from gpusq_onnx.runtime.bench.timing import Rounds
 from gpusq_onnx.workflows.baselines import given_entry
@@ -73,7 +73,7 @@ class KnownBackend:
 def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sparse") / "small.onnx"
     passes = table.expand(grammar.parse("prune24{method=magnitude},qdq-int8"))
-    manager.run(FLOAT, path, passes, data=DataOptions.from_values({"samples": 4}))
+    manager.run(FLOAT, path, passes, RunOptions(DataOptions.from_values({"samples": 4})))
     return path
 
 
@@ -129,7 +129,7 @@ def test_on_a_gpu_tf32_is_the_reference_and_only_given_models_may_be_sparse(spar
 def test_a_format_that_is_given_is_not_made(tmp_path: Path) -> None:
     dense = tmp_path / "int8.onnx"
     options = DataOptions.from_values({"samples": 4})
-    manager.run(FLOAT, dense, table.expand(grammar.parse("qdq-int8")), data=options)
+    manager.run(FLOAT, dense, table.expand(grammar.parse("qdq-int8")), RunOptions(options))
     found = run_benchmark(
         [FLOAT, dense], KnownBackend((Baseline("FP32", "float"), Baseline("INT8", "int8"))), [1], QUICK
     )
@@ -148,7 +148,7 @@ def test_a_rival_that_cannot_run_is_a_note_and_a_given_model_an_error(sparse: Pa
 
 def test_a_model_without_its_float_form_has_no_dense_rivals_and_says_so(tmp_path: Path) -> None:
     half = tmp_path / "half.onnx"
-    manager.run(FLOAT, half, table.expand(grammar.parse("fp16")), data=DataOptions.from_values({"samples": 2}))
+    manager.run(FLOAT, half, table.expand(grammar.parse("fp16")), RunOptions(DataOptions.from_values({"samples": 2})))
     found = run_benchmark([half], KnownBackend(), [1], QUICK)
     assert [row.format for row in found.rows] == ["FP16"]
     assert found.reference == "" and found.rows[0].cells[1].against_reference is None
@@ -187,7 +187,7 @@ def test_a_chart_that_cannot_be_drawn_is_refused_before_the_work(monkeypatch: py
         require_chart(Path("chart.docx"))
     with pytest.raises(UsageError, match="folder does not exist"):
         require_chart(Path("nowhere") / "chart.png")
-    monkeypatch.setattr("gpusq_onnx.report.benchmark_page.find_spec", lambda name: None)
+    monkeypatch.setattr("gpusq_onnx.report.benchmark.find_spec", lambda name: None)
     with pytest.raises(EnvironmentLacking, match=r"gpusq-onnx\[report\]"):
         require_chart(Path("chart.png"))
 

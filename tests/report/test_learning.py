@@ -1,5 +1,6 @@
 """The digest of a learning pass: curves, weight factors, scales, masks, agreement; nothing where none was learned."""
 
+from gpusq_onnx.pipeline.learned import Learned
 from gpusq_onnx.report.learning import learning, sparkline, thinned
 
 FINDINGS = {
@@ -16,7 +17,7 @@ FINDINGS = {
 
 
 def test_everything_that_was_learned_is_told() -> None:
-    lines = list(learning(FINDINGS))
+    lines = list(learning(Learned.of(FINDINGS)))
     text = "\n".join(lines)
     assert "loss █▃" in text
     assert " 8 -> 0.08" in text
@@ -30,20 +31,20 @@ def test_everything_that_was_learned_is_told() -> None:
 
 
 def test_other_passes_have_nothing_to_tell() -> None:
-    assert list(learning({})) == []
-    assert list(learning({"images": 8, "scales": {"x": 0.1}, "energy_kept": {"w": 0.9}})) == []
+    assert list(learning(Learned.of({}))) == []
+    assert list(learning(Learned.of({"images": 8, "scales": {"x": 0.1}, "energy_kept": {"w": 0.9}}))) == []
 
 
 def test_parts_that_were_not_found_are_left_out() -> None:
-    assert list(learning({"masks": FINDINGS["masks"], "movement": {}}))[1:] == [
+    assert list(learning(Learned.of({"masks": FINDINGS["masks"], "movement": {}})))[1:] == [
         "masks: 12 weights follow their pattern; looked at 101 times, never broken"
     ]
-    assert list(learning({"factors": {"m": 1.0}}))[-1] == "| m                    | -   | 1   |"
+    assert list(learning(Learned.of({"factors": {"m": 1.0}})))[-1] == "| m                    | -   | 1   |"
 
 
 def test_many_feature_maps_are_told_as_their_mean() -> None:
     curve = [{"step": 1, "loss": 2.0, **{f"feature.{i}": float(i) for i in range(5)}}]
-    assert list(learning({"curve": curve}))[-3:] == [
+    assert list(learning(Learned.of({"curve": curve})))[-3:] == [
         "| step | loss | mean of 5 features |",
         "| ---- | ---- | ------------------ |",
         "| 1    | 2    | 2                  |",

@@ -15,7 +15,7 @@ from gpusq_onnx.cli import main
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.graph.model import from_proto
 from gpusq_onnx.report.inspection import inspect_model
-from gpusq_onnx.report.page import again, cards, pictures
+from gpusq_onnx.report.page import cards, commands, pictures
 from gpusq_onnx.report.page import models as page_models
 from gpusq_onnx.report.page.blocks import Cards, Gallery, Section, Shot
 from gpusq_onnx.report.page.html import render
@@ -58,14 +58,14 @@ def cards_of(reports: list, kernels: dict[str, int] | None) -> list[cards.Card]:
 
 
 def test_the_command_makes_the_same_again(small: gpusq_onnx.Result, tmp_path: Path) -> None:
-    words = shlex.split(again.of_run(small.outcome))
+    words = shlex.split(commands.of_run(small.outcome))
     assert words[:4] == ["gpusq-onnx", "apply", "--passes", small.pipeline] and words[-1] == str(MODEL)
     written = tmp_path / "again.onnx"
     words[words.index("-o") + 1] = str(written)
     assert main([*words[1:], "-q"]) == 0
     assert written.read_bytes() == small.path.read_bytes()
     checked = small.check(data=DATA, data_options={"samples": 8}, gates={"min_agreement": 0.25})
-    words = shlex.split(again.of_check(checked))
+    words = shlex.split(commands.of_check(checked))
     assert words[-4:] == ["--min-agreement", "0.25", str(MODEL), str(small.path)] and main([*words[1:], "-q"]) == 0
 
 

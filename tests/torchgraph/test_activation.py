@@ -11,7 +11,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.graph.model import Model, from_proto
-from gpusq_onnx.graph.normalised import norm_outputs
+from gpusq_onnx.graph.norms import norm_outputs
 
 pytest.importorskip("torch", reason="needs the extra train")
 

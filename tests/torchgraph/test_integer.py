@@ -18,6 +18,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.pipeline import grammar, manager, table
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.runtime.kernels.choose import Chooser
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.torchgraph.convert import convert
@@ -47,7 +48,9 @@ def images() -> np.ndarray:
 def compressed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("compressed") / f"{request.param}.onnx"
     data = DataOptions.from_values({"path": ASSETS / "digits_train.npz", "samples": 16})
-    manager.run(ASSETS / "digits_vit.onnx", path, table.expand(grammar.parse(PIPELINES[request.param])), data=data)
+    manager.run(
+        ASSETS / "digits_vit.onnx", path, table.expand(grammar.parse(PIPELINES[request.param])), RunOptions(data)
+    )
     return path
 
 

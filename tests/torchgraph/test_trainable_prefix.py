@@ -49,6 +49,14 @@ def test_a_topk_with_weights_behind_it_is_passed() -> None:
     assert all(p.grad is not None for p in network.parameters())
 
 
+def test_a_transposed_convolution_after_a_topk_has_weights_as_any_other() -> None:
+    nodes = [*HEAD, n("ReduceMax", "f last", "score", keepdims=0), n("TopK", "score k", "top index"),
+             n("Unsqueeze", "index last", "places"), n("GatherND", "f places", "chosen", batch_dims=1),
+             n("Transpose", "chosen", "map", perm=[0, 2, 1]), n("ConvTranspose", "map kernel", "y")]  # fmt: skip
+    model, _ = model_of(nodes, WEIGHTS | {"kernel": values(5, 3, 2)}, (4, 6), ["y"])
+    assert trainable_prefix(model) == ["y"]
+
+
 def test_what_lies_behind_an_operator_without_a_row_stays_in_onnx() -> None:
     boxes = [n("NonZero", "f", "places"), n("Gather", "f first", "row", axis=1), n("MatMul", "row v", "side"),
              n("Shape", "places", "count"), n("Reshape", "side count", "y")]  # fmt: skip

@@ -16,6 +16,7 @@ from gpusq_onnx import Context, DataOptions, Model, Pass, PassOptions, PlanConte
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.passes.prune import Prune24, PruneOptions
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -38,7 +39,7 @@ def as_the_command_line(tmp_path_factory: pytest.TempPathFactory, pixels: NDArra
     """The output of the manager, on the same images from a file."""
     folder = tmp_path_factory.mktemp("reference")
     np.savez(folder / "x.npz", pixel_values=pixels)
-    manager.run(MODEL, folder / "out.onnx", parse(PASSES), data=DataOptions(path=folder / "x.npz"))
+    manager.run(MODEL, folder / "out.onnx", parse(PASSES), RunOptions(DataOptions(path=folder / "x.npz")))
     return folder / "out.onnx"
 
 

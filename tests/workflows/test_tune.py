@@ -102,7 +102,7 @@ def test_four_bits_and_eight_in_one_recipe(subject: Subject):
     assert len(prune.options["skip"]) == 11 and len(quantise.options["eight"]) == 10  # type: ignore[arg-type]
     assert quantise.options["skip"] == ["val_140"] and quantise.options["skip_attention"] == [2]
     planned = gpusq_onnx.plan(MODEL, str(pipeline_of(subject, groups, choice)), data=TRAIN)
-    formats = {row.tensor: row.detail["format"] for row in planned.rows if row.decision == "quantise weight"}
+    formats = {row.tensor: row.detail.format for row in planned.rows if row.decision == "quantise weight"}
     assert formats["val_74"] != formats["val_13"] and "val_140" not in formats
 
 

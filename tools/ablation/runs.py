@@ -22,6 +22,7 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.base import Context, PlanContext
+from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.table import resolve
@@ -122,7 +123,7 @@ class Desk:
         return (self._learn if arm.group == "int4" else self._apply)(start, out, passes, seed)
 
     def _apply(self, model: Path, out: Path, passes: str, seed: int) -> Path:
-        manager.run(model, out, parse(passes), data=self._data(seed))
+        manager.run(model, out, parse(passes), RunOptions(self._data(seed)))
         return out
 
     def _learn(self, model: Path, out: Path, passes: str, seed: int) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-DEFAULT_DOMAIN = ("", "ai.onnx")
+from gpusq_onnx.graph.operators import STANDARD
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Arrival:
     def opset(self, level: Level, domain: str) -> int | None:
         """The version of an operator domain at `level`; None where it is not imported."""
         imports = level.body.opset_import if isinstance(level.body, FunctionProto) else self.proto.opset_import
-        names = DEFAULT_DOMAIN if domain in DEFAULT_DOMAIN else (domain,)
+        names = STANDARD if domain in STANDARD else (domain,)
         return next((entry.version for entry in imports if entry.domain in names), None)
 
     @cached_property

@@ -13,7 +13,8 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto
 
-from gpusq_onnx.graph.door.arrival import DEFAULT_DOMAIN, Arrival, Level, bodies, label
+from gpusq_onnx.graph.door.arrival import Arrival, Level, bodies, label
+from gpusq_onnx.graph.operators import STANDARD, WEIGHTS, Is, operators
 from gpusq_onnx.graph.opset import NEWEST, OLDEST
 
 _FIELDS = {
@@ -24,12 +25,11 @@ _FIELDS = {
     AttributeProto.SPARSE_TENSORS: "sparse_tensors",
 }  # fmt: skip
 _LISTS = frozenset("floats ints strings tensors graphs type_protos sparse_tensors".split())
-_WEIGHTED = {"MatMul": (0, 1), "Gemm": (1,), "Conv": (1,), "ConvTranspose": (1,)}
 # Operands that are lists of numbers, by operator: a stored one has at most one axis.
 _LISTED = {
     "Slice": (1, 2, 3, 4), "Squeeze": (1,), "Unsqueeze": (1,), "Split": (1,), "Reshape": (1,), "Expand": (1,),
     "Tile": (1,), "Pad": (1, 3), "Resize": (1, 2, 3), "ConstantOfShape": (0,),
-    **{f"Reduce{name}": (1,) for name in "Sum Max Min Mean Prod L1 L2 LogSum LogSumExp SumSquare".split()},
+    **dict.fromkeys(operators(Is.REDUCES), (1,)),
 }  # fmt: skip
 
 
@@ -96,9 +96,9 @@ def _inputs(level: Level) -> list[str]:
 
 def schemas(arrival: Arrival) -> Iterator[str]:
     """A node has as many inputs, outputs and such attributes as its operator's schema says at the model's opset."""
-    local = {(f.domain if f.domain not in DEFAULT_DOMAIN else "", f.name) for f in arrival.proto.functions}
+    local = {(f.domain if f.domain not in STANDARD else "", f.name) for f in arrival.proto.functions}
     for level, node in arrival.nodes():
-        domain = "" if node.domain in DEFAULT_DOMAIN else node.domain
+        domain = "" if node.domain in STANDARD else node.domain
         version = arrival.opset(level, domain)
         if (domain, node.op_type) in local:
             continue
@@ -222,7 +222,7 @@ def lists(arrival: Arrival) -> Iterator[str]:
             if node.op_type == "Constant" and node.output and node.attribute and node.attribute[0].HasField("t"):
                 ranks[node.output[0]] = len(node.attribute[0].t.dims)
         for node in level.nodes:
-            for at in _LISTED.get(node.op_type, ()) if node.domain in DEFAULT_DOMAIN else ():
+            for at in _LISTED.get(node.op_type, ()) if node.domain in STANDARD else ():
                 name = node.input[at] if at < len(node.input) else ""
                 if ranks.get(name, 1) > 1:
                     yield f"{label(node)} takes a list of numbers, and {name!r} has {ranks[name]} axes"
@@ -233,7 +233,7 @@ def weights(arrival: Arrival) -> Iterator[str]:
     for level in arrival.graphs:
         empty = {tensor.name for tensor in level.body.initializer if 0 in tensor.dims}
         for node in level.nodes if empty else ():
-            operands = [node.input[at] for at in _WEIGHTED.get(node.op_type, ()) if at < len(node.input)]
+            operands = [node.input[at] for at in WEIGHTS.get(node.op_type, ()) if at < len(node.input)]
             for name in operands:
                 if name in empty:
                     yield f"the weight {name!r} of {label(node)} has no elements"

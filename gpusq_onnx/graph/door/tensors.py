@@ -14,7 +14,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from onnx import FunctionProto, TensorProto, TypeProto
 
-from gpusq_onnx.graph.door.arrival import DEFAULT_DOMAIN, Arrival, Level
+from gpusq_onnx.graph.door.arrival import Arrival, Level
+from gpusq_onnx.graph.operators import STANDARD
 from gpusq_onnx.graph.payload import SUB_BYTE, Payload, packed_bytes
 from gpusq_onnx.parsing import parse_json
 
@@ -82,7 +83,7 @@ def versions(arrival: Arrival) -> Iterator[str]:
     for owner, imports in owners:
         known: dict[str, int] = {}
         for entry in imports:
-            domain = "" if entry.domain in DEFAULT_DOMAIN else entry.domain
+            domain = "" if entry.domain in STANDARD else entry.domain
             if entry.version < 1 or known.setdefault(domain, entry.version) != entry.version:
                 yield f"{owner} imports the operator domain {domain!r} at version {entry.version}, or at several"
 

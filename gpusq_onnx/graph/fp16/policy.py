@@ -29,7 +29,8 @@ import onnx_graphsurgeon as gs
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.fp16.numeric import WeightRange, is_single, weight_range
 from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.rewrites.norms import squares
+from gpusq_onnx.graph.norms import decomposed
+from gpusq_onnx.graph.operators import MEASURES, MOVES, QDQ, Is, is_standard, operators
 from gpusq_onnx.graph.shapes import Types
 
 SINGLE, HALF = np.dtype(np.float32), np.dtype(np.float16)
@@ -42,27 +43,22 @@ _COUNTS = "counts, angles or logarithms: FP16 has eleven bits for them"
 UNSAFE: Mapping[str, str] = {
     "Pow": "a power overflows FP16 from 256 squared on",
     "Exp": "an exponential overflows FP16 above 11",
-    **dict.fromkeys("ReduceMean ReduceSum ReduceSumSquare ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceProd "
-                    "CumSum LpNormalization".split(), _SUM),
+    **dict.fromkeys(operators(Is.REDUCES) - {"ReduceMax", "ReduceMin"} | {"CumSum", "LpNormalization"}, _SUM),
     **dict.fromkeys("Sqrt Reciprocal".split(), "a root or quotient of what may be subnormal in FP16"),
     **dict.fromkeys("Log Sin Cos Tan Asin Acos Atan Mod Floor Ceil Round".split(), _COUNTS),
     **dict.fromkeys("GridSample RoiAlign".split(), "samples at coordinates, which FP16 rounds to whole pixels"),
-    **dict.fromkeys("ConstantOfShape EyeLike RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli "
-                    "Multinomial Constant".split(), _TYPED),
-}  # fmt: skip
+    **dict.fromkeys(operators(Is.RANDOM) | {"ConstantOfShape", "EyeLike", "Constant"}, _TYPED),
+}
 _COORDINATES = frozenset("Log Sin Cos CumSum Mod Floor Ceil Round".split())
-_PRODUCTS = frozenset("MatMul Gemm Conv ConvTranspose Einsum Attention Softmax LayerNormalization Gelu".split())
-_LAYOUT = frozenset("Reshape Transpose Squeeze Unsqueeze Flatten Identity Concat Slice Split Gather GatherElements "
-                    "GatherND ScatterND Expand Tile Pad Dropout".split())  # fmt: skip
+_OF_NETWORKS = operators(Is.PRODUCT | Is.NORM) | {"Attention", "Softmax", "Gelu"}
 _ARITHMETIC = frozenset("Add Sub Mul Div Neg Abs Sqrt Reciprocal Clip Max Min Where Sigmoid Tanh Sign".split())
-_CHEAP = _LAYOUT | _ARITHMETIC | {"Cast", "DequantizeLinear"}
-_NORM_TAIL = frozenset("Add Max Clip Sqrt Reciprocal Pow Div Mul".split())
+_CHEAP = MOVES | _ARITHMETIC | {"Cast", "DequantizeLinear"}
 _SATURATING = frozenset("Where Clip Max Min Pad".split())  # a limit or a mask may be 65504 instead of more
 
 
 def half_slots(node: gs.Node, opset: int) -> tuple[list[bool], list[bool]]:
     """For each input and output: whether the operator's schema allows FP16 there (all False outside ONNX)."""
-    if node.domain not in (None, "", "ai.onnx") or not onnx.defs.has(node.op):
+    if not is_standard(node) or not onnx.defs.has(node.op):
         return [False] * len(node.inputs), [False] * len(node.outputs)
     schema = onnx.defs.get_schema(node.op, opset, "")
     allowed = {c.type_param_str: "tensor(float16)" in c.allowed_type_strs for c in schema.type_constraints}
@@ -124,7 +120,7 @@ class _Walk:
 
     def _alone(self, node: gs.Node, opset: int, shaped: Collection[str], flagged: Collection[str]) -> str:
         """Why the node stays in FP32, as far as it alone decides."""
-        if node.domain not in (None, "", "ai.onnx"):
+        if not is_standard(node):
             return f"an operator of the domain {node.domain}, whose types are unknown"
         if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
             return "its subgraphs stay as they are"
@@ -144,7 +140,7 @@ class _Walk:
         return UNSAFE.get(node.op, "") or self._constants(node)
 
     def _constants(self, node: gs.Node) -> str:
-        if node.op in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op in QDQ:
             return ""  # scales are clamped
         for tensor in node.inputs:
             if not isinstance(tensor, gs.Constant) or not self._float(tensor):
@@ -161,18 +157,9 @@ class _Walk:
     def _norms(self) -> None:
         """Rule 3: from the mean of squares up to the difference that is squared, and down to the quotient."""
         reason = "part of a decomposed normalisation, whose squares overflow FP16"
-        for node in self.nodes:
-            if node.op not in ("ReduceMean", "ReduceSum") or not node.inputs[0].inputs:
-                continue
-            square = node.inputs[0].inputs[0]
-            if not squares(square) or not self.flow.is_data(node.outputs[0]):
-                continue
-            island = [square, node]
-            for above in square.inputs[0].inputs:
-                if above.op == "Sub":
-                    island += [above, *(mean for t in above.inputs for mean in t.inputs if mean.op == "ReduceMean")]
-            island += _tail(node)
-            self.reasons.update({id(inside): reason for inside in island if id(inside) not in self.reasons})
+        for norm in decomposed(self.nodes):
+            if self.flow.is_data(norm.mean.outputs[0]):
+                self.reasons = {id(node): reason for node in norm.core} | self.reasons
 
     def _coordinates(self) -> None:
         """Rule 6: what counts, and the cheap operators after it."""
@@ -205,7 +192,7 @@ class _Walk:
                 self.reasons[id(node)] = "read by nodes in FP32 alone"
                 added[id(node)] = node
         for node in self.nodes:
-            if id(node) in added and node.op in _LAYOUT:
+            if id(node) in added and node.op in MOVES:
                 made = [p for t in node.inputs if self._float(t) for p in t.inputs]
                 if not any(id(producer) in self.reasons for producer in made):
                     del self.reasons[id(node)]
@@ -215,30 +202,18 @@ def _tensors(node: gs.Node) -> Iterable[gs.Tensor]:
     return (*node.inputs, *node.outputs)
 
 
-def _tail(mean: gs.Node) -> list[gs.Node]:
-    """What follows a mean of squares: + eps, root, the quotient."""
-    found: list[gs.Node] = []
-    step = mean
-    while len(step.outputs[0].outputs) == 1 and step.op not in ("Div", "Mul"):
-        step = step.outputs[0].outputs[0]
-        if step.op not in _NORM_TAIL:
-            break
-        found.append(step)
-    return found
-
-
 def computes(node: gs.Node) -> bool:
     """Whether the type of what a node reads matters to it."""
-    return node.op not in ("Shape", "Size")
+    return node.op not in MEASURES
 
 
 def _from_shapes(model: Model, flow: Dataflow, types: Types) -> set[str]:
     """Tensors whose values depend on the shapes of data, and on no data; a network after them is no shape."""
     found: set[str] = set()
     for node in model.graph.nodes:
-        if node.op in _PRODUCTS or any(flow.is_data(tensor) for tensor in node.outputs):
+        if node.op in _OF_NETWORKS or any(flow.is_data(tensor) for tensor in node.outputs):
             continue
-        lays_out = node.op in _LAYOUT and is_single(node.inputs[0], types)  # a weight is one in any shape
+        lays_out = node.op in MOVES and is_single(node.inputs[0], types)  # a weight is one in any shape
         decides = node.inputs[:1] if lays_out else node.inputs
         if not computes(node) or any(tensor.name in found for tensor in decides):
             found.update(tensor.name for tensor in node.outputs)

@@ -19,11 +19,11 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from gpusq_onnx.graph.edits import rewire, unlink
+from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.fp16.numeric import is_single, scale_to_half, to_half
 from gpusq_onnx.graph.fp16.policy import HALF, SINGLE, computes, half_slots
 from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
-from gpusq_onnx.graph.naming import Names
+from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.shapes import Types
 from gpusq_onnx.quant.formats import natural
 from gpusq_onnx.quant.scales import Scales
@@ -105,7 +105,7 @@ class _Edit:
         users: dict[int, list[gs.Node]] = {}
         scales: dict[int, gs.Constant] = {}
         for node in nodes:
-            if node.op in ("QuantizeLinear", "DequantizeLinear") and isinstance(node.inputs[1], gs.Constant):
+            if node.op in QDQ and isinstance(node.inputs[1], gs.Constant):
                 scale = node.inputs[1]
                 users.setdefault(id(scale), []).append(node)
                 scales[id(scale)] = scale

@@ -22,6 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.io import read_proto
+from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.pack.scaling import ELEMENTS, GRIDS, INTEGERS, Scaling
 from gpusq_onnx.graph.payload import Payload
 from gpusq_onnx.quant.formats import natural
@@ -95,7 +96,7 @@ def read_initializers(path: Path) -> Initializers:
             alias[one.name] = last.name
     known = {one.name: one for one in first}
     known |= {name: known[other] for name, other in alias.items()}
-    pairs = (node for node in proto.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear"))
+    pairs = (node for node in proto.graph.node if node.op_type in QDQ)
     scales = {name for node in pairs for name in node.input[1:]}
     scalings = dict(_scalings(proto, known))
     scales |= {name for scaling in scalings.values() for name in (scaling.scale, scaling.outer)}

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.model import values_of
+from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.quantize_nodes import activation_format
 from gpusq_onnx.graph.sites import Site, before_qdq
 from gpusq_onnx.graph.trace import view_from
@@ -139,7 +140,7 @@ def scales_of(node: gs.Node) -> Scales:
 def scales_another(node: gs.Node) -> bool:
     """Whether what a DequantizeLinear makes is the scale of another Q or DQ."""
     (made,) = node.outputs
-    return any(t is made for r in made.outputs if r.op in ("QuantizeLinear", "DequantizeLinear") for t in r.inputs[1:2])
+    return any(t is made for r in made.outputs if r.op in QDQ for t in r.inputs[1:2])
 
 
 def _scale_values(scale: gs.Tensor) -> tuple[NDArray[np.float32], float | None]:

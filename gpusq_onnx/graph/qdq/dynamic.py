@@ -16,13 +16,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, TensorProto, helper
 
-from gpusq_onnx.graph.naming import Names
+from gpusq_onnx.graph.edits import Names
+from gpusq_onnx.graph.operators import FP4_QUANTISER
 from gpusq_onnx.quant.formats import FP4, FP8
 
 DOMAIN = "trt"
-OPERATOR = "TRT_FP4DynamicQuantize"
 FORMAT = FP4  # of the codes that the operator writes
-QUANTISERS = ("QuantizeLinear", OPERATOR)
 
 
 def dynamic_nodes(
@@ -37,7 +36,7 @@ def dynamic_nodes(
     attrs = {"axis": -1, "block_size": block, "scale_type": int(TensorProto.FLOAT8E4M3FN)}
     name = fresh.fresh(f"{stem}_DynamicQuantize")
     return (
-        gs.Node(OPERATOR, name, attrs, [tensor, factor], [codes, scales], domain=DOMAIN),
+        gs.Node(FP4_QUANTISER, name, attrs, [tensor, factor], [codes, scales], domain=DOMAIN),
         gs.Node("DequantizeLinear", f"{name}_scales", {}, [scales, factor], [floats]),
         gs.Node("DequantizeLinear", f"{name}_codes", {"axis": -1, "block_size": block}, [codes, floats], [made]),
     )
@@ -45,18 +44,18 @@ def dynamic_nodes(
 
 def is_dynamic(node: gs.Node) -> bool:
     """Whether a node quantises at run time."""
-    return bool(node.op == OPERATOR)
+    return bool(node.op == FP4_QUANTISER)
 
 
 def without_dynamic(graph: GraphProto) -> None:
     """Put Identity in place of the three nodes, for shape inference, which knows none of them; x' is as x."""
-    sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == OPERATOR}
-    scales = {node.output[1] for node in graph.node if node.op_type == OPERATOR and len(node.output) > 1}
+    sources = {node.output[0]: node.input[0] for node in graph.node if node.op_type == FP4_QUANTISER}
+    scales = {node.output[1] for node in graph.node if node.op_type == FP4_QUANTISER and len(node.output) > 1}
     if not sources:
         return
     kept = []
     for node in graph.node:
-        if node.op_type == OPERATOR or (node.op_type == "DequantizeLinear" and node.input[0] in scales):
+        if node.op_type == FP4_QUANTISER or (node.op_type == "DequantizeLinear" and node.input[0] in scales):
             continue
         if node.op_type == "DequantizeLinear" and node.input[0] in sources:
             node = helper.make_node("Identity", [sources[node.input[0]]], list(node.output), node.name)

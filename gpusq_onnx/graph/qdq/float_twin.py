@@ -9,17 +9,16 @@ Everything else stays: sparse weights stay sparse, FP16 stays FP16. Limits: a DQ
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.edits import rewire, unlink
+from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.model import Model, type_name, values_of
-from gpusq_onnx.graph.naming import Names
+from gpusq_onnx.graph.operators import QUANTISERS
 from gpusq_onnx.graph.qdq.codes import scales_another, scales_of
-from gpusq_onnx.graph.qdq.dynamic import QUANTISERS
 from gpusq_onnx.graph.qdq.quantize_nodes import activation_format
 from gpusq_onnx.quant.formats import dequantize
 
@@ -35,7 +34,7 @@ def remove_quantisation(model: Model) -> int:
         rewire(node.outputs[0].outputs, node.outputs[0], _before(codes.inputs[0]))
         unlink(node)
         removed += 1
-    _drop_dead(model, (*QUANTISERS, "DequantizeLinear", "Clip"))
+    _drop_dead(model, QUANTISERS | {"DequantizeLinear", "Clip"})
     return removed
 
 
@@ -52,7 +51,7 @@ def constants_of_codes(model: Model, elements: Container[str] | None = None) -> 
         rewire(node.outputs[0].outputs, node.outputs[0], gs.Constant(fresh(f"{codes.name}_float"), _values(node)))
         unlink(node)
         removed += 1
-    _drop_dead(model, ("DequantizeLinear",))
+    _drop_dead(model, {"DequantizeLinear"})
     return removed
 
 
@@ -69,7 +68,7 @@ def _codes(tensor: gs.Tensor) -> gs.Tensor:
     return tensor.inputs[0].outputs[0]
 
 
-def _drop_dead(model: Model, ops: Sequence[str]) -> None:
+def _drop_dead(model: Model, ops: Collection[str]) -> None:
     """Take out nodes of these operators that nobody reads any more."""
     outputs = {id(tensor) for tensor in model.graph.outputs}
     for node in reversed(model.graph.nodes):

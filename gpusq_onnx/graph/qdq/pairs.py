@@ -24,9 +24,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.edits import rewire, unlink
+from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.qdq.codes import clip_bounds
 from gpusq_onnx.graph.qdq.dynamic import DOMAIN, dynamic_nodes
 from gpusq_onnx.graph.sites import Site

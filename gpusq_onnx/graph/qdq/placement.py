@@ -21,11 +21,10 @@ import onnx_graphsurgeon as gs
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.invariants import Rule
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.operators import MOVES, QDQ, is_standard
 from gpusq_onnx.graph.opset import LOWEST, NEWEST
 from gpusq_onnx.graph.sites import before_qdq, find_sites
 from gpusq_onnx.graph.trace import channel_axis
-
-_LAYOUT = frozenset("Reshape Transpose Squeeze Unsqueeze Flatten Identity Slice Split Gather Concat".split())
 
 
 def opset(model: Model) -> Iterator[str]:
@@ -37,7 +36,7 @@ def opset(model: Model) -> Iterator[str]:
 def domain(model: Model) -> Iterator[str]:
     """Q and DQ are ONNX's own."""
     for node in _qdq(model):
-        if node.domain not in (None, "", "ai.onnx"):
+        if not is_standard(node):
             yield f"node {node.name!r} is a {node.op} of the domain {node.domain}"
 
 
@@ -47,7 +46,7 @@ def pairs(model: Model) -> Iterator[str]:
         queue = list(node.outputs[0].outputs) if node.op == "QuantizeLinear" else []
         while queue:
             reader = queue.pop()
-            if reader.op in _LAYOUT:
+            if reader.op in MOVES:
                 queue += [after for tensor in reader.outputs for after in tensor.outputs]
             elif reader.op != "DequantizeLinear":
                 yield f"node {node.name!r}: {reader.op} {reader.name!r} reads its codes without dequantising them"
@@ -83,7 +82,7 @@ WRITTEN: tuple[Rule, ...] = (opset, domain, pairs, weight_axes, residual)
 
 
 def _qdq(model: Model) -> Iterator[gs.Node]:
-    return (node for node in model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear"))
+    return (node for node in model.graph.nodes if node.op in QDQ)
 
 
 def _equal(one: gs.Tensor, other: gs.Tensor) -> bool:

@@ -16,8 +16,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from gpusq_onnx.graph.edits import Names
 from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.sites import Site
 
 Float32 = NDArray[np.float32]

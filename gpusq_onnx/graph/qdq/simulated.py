@@ -21,9 +21,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
-from gpusq_onnx.graph.edits import rewire, unlink
+from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.model import Model, type_name, values_of
-from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.qdq.codes import scales_of
 from gpusq_onnx.graph.qdq.dynamic import FORMAT, is_dynamic
 from gpusq_onnx.graph.qdq.float_twin import constants_of_codes

@@ -22,9 +22,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.edits import rewire
+from gpusq_onnx.graph.edits import Names, rewire
 from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.qdq.pairs import prune_node
 from gpusq_onnx.graph.sites import Site, module_path
 from gpusq_onnx.quant.formats import clamp_scale

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gpusq_onnx.graph.edits import rewire, unlink
+from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.structure import Attention
 
 

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 
 import onnx_graphsurgeon as gs
 
-from gpusq_onnx.graph.edits import rewire, unlink
+from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.model import Model, lift_constant_nodes, values_of
-from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.rewrites.rule import Unfit
 
 

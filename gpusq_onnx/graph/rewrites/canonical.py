@@ -22,6 +22,7 @@ import onnx_graphsurgeon as gs
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.operators import PRODUCTS, factors, is_standard
 from gpusq_onnx.graph.rewrites.branches import inline_branch, taken_branch
 from gpusq_onnx.graph.rewrites.einsum import check_einsum, rewrite_einsum
 from gpusq_onnx.graph.rewrites.folding import MIB, Fold, fold, foldable
@@ -30,8 +31,6 @@ from gpusq_onnx.graph.rewrites.rule import Known, Rule, Unfit, replace
 from gpusq_onnx.graph.shapes import Dim, infer_shapes
 from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.trace import trace
-
-PRODUCTS = frozenset("MatMul Gemm Conv ConvTranspose Einsum".split())
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
@@ -98,7 +97,7 @@ def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[
 
 def _candidates(model: Model, flow: Dataflow, operators: Sequence[str]) -> Iterator[gs.Node]:
     for node in model.graph.nodes:
-        if node.domain not in (None, "", "ai.onnx"):
+        if not is_standard(node):
             continue
         if (
             node.op in operators
@@ -115,7 +114,7 @@ def _reads_computed_weight(node: gs.Node, flow: Dataflow) -> bool:
         return False
     return any(
         not isinstance(tensor, gs.Constant) and tensor.inputs and not flow.is_data(tensor) and trace(tensor) is None
-        for tensor in (node.inputs if node.op == "Einsum" else node.inputs[:2])
+        for tensor in factors(node)
     )
 
 

@@ -25,14 +25,12 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.graph.edits import unlink
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.operators import QDQ, Is, is_standard, operators
 from gpusq_onnx.graph.payload import Payload
 from gpusq_onnx.graph.shapes import Shapes, Types, infer_shapes
 
 MIB = 2**20
-_KEPT = frozenset(
-    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear Constant Dropout Bernoulli Multinomial "
-    "RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
-)
+_KEPT = QDQ | operators(Is.RANDOM) | {"DynamicQuantizeLinear", "Constant", "Dropout"}
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def _evaluate(model: Model, made: set[str], sources: list[gs.Constant]) -> None:
 
 
 def _evaluable(node: gs.Node, types: Types) -> bool:
-    plain = node.domain in (None, "", "ai.onnx") and node.op not in _KEPT
+    plain = is_standard(node) and node.op not in _KEPT
     whole = not getattr(node, "origin", None) or not node.origin.attribute  # no attribute that graphsurgeon cannot run
     outputs = [types.get(tensor.name) for tensor in node.outputs if tensor.name]
     return bool(plain and whole and node.inputs and all(t is not None and t.kind in "fiub" for t in outputs))

@@ -17,11 +17,11 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gpusq_onnx.graph.edits import rewire, unlink
+from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.opset import LOWEST
 
+# What onnxruntime moves pairs over, and no more of what only moves values.
 _LAYOUT = frozenset("Reshape Transpose Squeeze Unsqueeze Slice Flatten".split())
 
 

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from gpusq_onnx.graph.dataflow import Dataflow
-from gpusq_onnx.graph.edits import unlink
+from gpusq_onnx.graph.edits import Names, unlink
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.naming import Names
 from gpusq_onnx.graph.shapes import Dim, Shapes, Types
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.checking import METRICS, CheckResult
-from gpusq_onnx.report.page import again
+from gpusq_onnx.report.page import commands
 from gpusq_onnx.report.page.blocks import Block, Card, Cards, Command, FactList, Note, Section, number
 from gpusq_onnx.report.preparation import line
 from gpusq_onnx.report.run import both_totals
@@ -30,8 +30,8 @@ def summary(reports: Sequence[Report], kernels: Mapping[str, int] | None = None)
     blocks: list[Block] = [Cards([*cards, *([_kernels(kernels)] if kernels else [])])]
     warnings = dict.fromkeys(warning for report in reports for warning in _warnings(report))
     blocks += [Note(f"warning: {warning}", "bad") for warning in warnings]
-    commands = [text for report in reports if (text := _command(report))]
-    blocks += [Command("To make this again", "\n".join(commands))] if commands else []
+    texts = [text for report in reports if (text := _command(report))]
+    blocks += [Command("To make this again", "\n".join(texts))] if texts else []
     facts = [("data", fact) for fact in dict.fromkeys(filter(None, map(_data, reports)))]
     blocks += [FactList(facts)] if facts else []
     return Section("Summary", blocks)
@@ -151,8 +151,8 @@ def _warnings(report: Report) -> Sequence[str]:
 
 def _command(report: Report) -> str:
     if isinstance(report, Outcome):
-        return again.of_run(report)
-    return again.of_check(report) if isinstance(report, CheckResult) else ""
+        return commands.of_run(report)
+    return commands.of_check(report) if isinstance(report, CheckResult) else ""
 
 
 def _data(report: Report) -> str:

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpusq_onnx.report.benchmark import Benchmark
-from gpusq_onnx.report.benchmark_page import columns, machine
+from gpusq_onnx.report.benchmark import Benchmark, columns, machine
 from gpusq_onnx.report.checking import METRICS, CheckResult, summary
 from gpusq_onnx.report.page import pictures
 from gpusq_onnx.report.page.blocks import Block, FactList, Note, Picture, Section, Table, number

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gpusq_onnx.pipeline.learned import Learned
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
 from gpusq_onnx.report.learning import ASIDE
 from gpusq_onnx.report.page import pictures
@@ -20,8 +21,8 @@ def of_run(outcome: Outcome) -> Iterator[Section]:
     yield Section("What was done" if outcome.output else "What would be done", list(_head(outcome)))
     yield Section("Totals", list(_totals(outcome)))
     for place, step in enumerate(outcome.steps):
-        if step.findings.get("curve"):
-            yield Section(f"Training: {step.name}", list(_training(step, f"curve{place}")))
+        if (learned := step.learned).curve:
+            yield Section(f"Training: {step.name}", list(_training(learned, f"curve{place}")))
     yield Section("Weights", list(_weights(outcome)))
     yield Section("Passes", [block for step in outcome.steps for block in _pass(step, outcome)])
 
@@ -32,9 +33,8 @@ def _head(outcome: Outcome) -> Iterator[Block]:
     if outcome.data:
         rows.append(("data", f"{outcome.data.get('samples')} samples of {outcome.data.get('kind')}"))
     found = outcome.architecture
-    stages = " + ".join(map(str, found.get("stages", ()))) or "none"
-    rows += [("seed", str(outcome.seed)), ("architecture", f"{found.get('blocks')} blocks in stages of {stages}")]
-    rows += [("critical feature maps", ", ".join(found["feature_maps"]))] if found.get("feature_maps") else []
+    rows += [("seed", str(outcome.seed)), ("architecture", found.text)]
+    rows += [("critical feature maps", ", ".join(found.feature_maps))] if found.feature_maps else []
     yield FactList(rows)
 
 
@@ -85,26 +85,26 @@ def _decision(row: Any) -> str | FoldedSection:
     return "-" if row is None else FoldedSection(row.decision, row.reason)
 
 
-def _training(step: StepOutcome, salt: str) -> Iterator[Block]:
-    findings = step.findings
-    rows = [row for row in findings["curve"] if "step" in row]
+def _training(found: Learned, salt: str) -> Iterator[Block]:
+    rows = [row for row in found.curve if "step" in row]
     names = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ASIDE | _ORDER]
     features = [name for name in names if name.startswith("feature.")]
     for part, what in (([name for name in names if name not in features], "losses"), (features, "features")):
         if part:
             caption = f"{', '.join(part)}, by step" if part is not features else f"{len(part)} feature maps, by step"
             yield Picture(pictures.curves(rows, part, f"{salt}.{what}"), caption)
-    if factors := findings.get("factors"):
-        distances = findings.get("distances") or {}
-        cells = [[name, number(distances.get(name)), number(w)] for name, w in factors.items()]
+    if found.factors:
+        distances = found.distances or {}
+        cells = [[name, number(distances.get(name)), number(w)] for name, w in found.factors.items()]
         yield Table("Weight factors", ["critical feature map", "D_i", "w_i"], cells, (1, 2))
-    if agreement := findings.get("agreement"):
-        share = f"{agreement['before']:.1%} -> {agreement['after']:.1%}"
-        yield FactList([(f"agreement with the teacher, {agreement['images']} images", share)])
-    if masks := findings.get("masks"):
-        yield FactList([("masks", f"{masks['weights']} weights, looked at {masks['checks']} times, never broken")])
-    if movement := findings.get("movement"):
-        cells = [[name, number(a), number(b), number(b / a) if a else "-"] for name, (a, b) in movement.items()]
+    if found.agreement:
+        share = f"{found.agreement.before:.1%} -> {found.agreement.after:.1%}"
+        yield FactList([(f"agreement with the teacher, {found.agreement.images} images", share)])
+    if found.masks:
+        looked = f"looked at {found.masks.checks} times, never broken"
+        yield FactList([("masks", f"{found.masks.weights} weights, {looked}")])
+    if found.movement:
+        cells = [[name, number(a), number(b), number(b / a) if a else "-"] for name, (a, b) in found.movement.items()]
         yield Table("Learned scales", ["scale", "before", "after", "ratio"], cells, (1, 2, 3), folded=True)
 
 

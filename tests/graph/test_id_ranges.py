@@ -3,7 +3,7 @@
 import numpy as np
 from small_graphs import FLOAT, INT64, model, node, normal, proto
 
-from gpusq_onnx.graph.tables import table_rows
+from gpusq_onnx.graph.id_ranges import table_rows
 
 
 def test_ids_stay_below_the_smallest_table_that_they_choose_from() -> None:

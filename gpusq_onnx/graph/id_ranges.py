@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.operators import Is, operators
 
-_MOVES = frozenset("Cast Identity Reshape Transpose Squeeze Unsqueeze Flatten Slice Expand Concat".split())
+# Not through a choice: what it gives are the table's numbers, if the input was the choice.
+_FOLLOWED = operators(Is.MOVES | Is.RETYPES) - operators(Is.INDEXES | Is.WRITES)
 
 
 def table_rows(model: Model) -> dict[str, int]:
@@ -17,7 +19,7 @@ def table_rows(model: Model) -> dict[str, int]:
     flow = Dataflow(model)
     found: dict[str, int] = {}
     for tensor in model.graph.inputs:
-        region = flow.reach([tensor], _MOVES)
+        region = flow.reach([tensor], _FOLLOWED)
         rows = [
             int(table.shape[node.attrs.get("axis", 0)])
             for inside in region.values()

@@ -17,11 +17,11 @@ from typing import Literal, TypeVar
 from pydantic import Field
 
 from gpusq_onnx.calibration.quantise import QuantiseSettings, quantise
-from gpusq_onnx.calibration.ranges import When
 from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounded_by_output, rounding_of
 from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
-from gpusq_onnx.graph.model import Model, Tensor
+from gpusq_onnx.graph.model import Model, Node, Tensor
+from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS
 from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
@@ -37,10 +37,10 @@ from gpusq_onnx.pipeline.base import (
     leftover_rows,
     require_any,
 )
-from gpusq_onnx.pipeline.ends import EndsOptions
+from gpusq_onnx.pipeline.details import Operand, OperandPair, TensorPair, WeightPair, When
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
-from gpusq_onnx.pipeline.selectors import Selector
+from gpusq_onnx.pipeline.selectors import EndsOptions, Selector
 from gpusq_onnx.quant.formats import Format
 from gpusq_onnx.quant.observers import make_observer
 from gpusq_onnx.quant.schemes import Scheme
@@ -173,12 +173,13 @@ class QuantisingPass(Pass[OptionsT]):
         reason = reason or no_blocks(site, scheme)
         decision = SKIP if reason else "quantise weight"
         each = f"one scale for each {scheme.block} weights" if scheme.block else "one scale an output channel"
-        rounding = "nearest" if reason else rounding_of(self.options.rounding, site, scheme.weight, data)
-        detail = {} if reason else {"format": scheme.weight.name, "block": scheme.block, "rounding": rounding}
-        reason = reason or f"{scheme.weight.label}, {each}, {self.options.clip} clip over its non-zero weights"
-        if rounding == "gptq":
-            reason = f"{reason}, rounded by GPTQ"
-        return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
+        head = (site.name, site.path, site.role, site.op, (site.out, site.k), decision)
+        if reason:
+            return PlanRow(*head, reason)
+        rounding = rounding_of(self.options.rounding, site, scheme.weight, data)
+        how = ", rounded by GPTQ" if rounding == "gptq" else ""
+        reason = f"{scheme.weight.label}, {each}, {self.options.clip} clip over its non-zero weights{how}"
+        return PlanRow(*head, reason, WeightPair(format=scheme.weight.name, block=scheme.block, rounding=rounding))
 
     def _input_rows(self, sites: list[Site], structure: Structure) -> list[PlanRow]:
         shared: dict[str, tuple[Tensor, list[Site]]] = {}
@@ -236,10 +237,12 @@ class QuantisingPass(Pass[OptionsT]):
         elif self.options.only:
             reason = f"not selected by only={';'.join(self.options.only)}"
         rows = []
-        for node, index, operand in ((score, 0, "Q"), (score, 1, "K"), (context, 0, "softmax"), (context, 1, "V")):
+        operands: tuple[tuple[Node, int, Operand], ...]
+        operands = (score, 0, "Q"), (score, 1, "K"), (context, 0, "softmax"), (context, 1, "V")
+        for node, index, operand in operands:
             tensor = node.inputs[index]
             fixed = operand == "softmax" and self.options.softmax == "fixed"
-            detail = {"side": "attention", "attention": number, "operand": operand, "fixed": fixed, "format": fmt.name}
+            detail = OperandPair(format=fmt.name, attention=number, operand=operand, fixed=fixed)
             ends = f" at scale 1/{fmt.largest:g}" if fixed else ""
             why = reason or f"operand {operand} of an attention product{ends}"
             shape = structure.shapes.get(tensor.name, ())
@@ -251,7 +254,7 @@ class QuantisingPass(Pass[OptionsT]):
 
 def require_float(model: Model) -> None:
     """Raise UnsupportedModelError for a model that has Q/DQ nodes."""
-    pairs = [node for node in model.graph.nodes if node.op in ("QuantizeLinear", "DequantizeLinear")]
+    pairs = [node for node in model.graph.nodes if node.op in QDQ]
     if pairs:
         raise UnsupportedModelError(
             "the model is quantised already",
@@ -263,10 +266,17 @@ def require_float(model: Model) -> None:
 
 
 def _row(
-    tensor: Tensor, structure: Structure, side: str, sites: list[Site], equalise: When, why: str, fmt: Format
+    tensor: Tensor,
+    structure: Structure,
+    side: Literal["input", "output"],
+    sites: list[Site],
+    equalise: When,
+    why: str,
+    fmt: Format,
 ) -> PlanRow:
     shape = structure.shapes.get(tensor.name, ())
-    detail = {"side": side, "sites": [site.name for site in sites], "equalise": equalise, "format": fmt.name}
+    names = tuple(site.name for site in sites)
+    detail = TensorPair(format=fmt.name, side=side, sites=names, equalise=equalise)
     role = f"{side} of {sites[0].role}"
     op = next((site.op for site in sites if not site.is_linear), sites[0].op)
     return PlanRow(tensor.name, sites[0].path, role, op, shape, "quantise activation", why, detail)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Stage:
+class Hardware:
     """One process's view of the machine.
 
     Raises:
