@@ -10,6 +10,7 @@ import pytest
 from tools.paper import __main__ as command
 from tools.paper import columns, work
 from tools.paper.page import BLOCKS, END, filled
+from tools.paper.plot import draw
 from tools.paper.quoted import rows_of
 from tools.paper.rows import CAM, FORMATS, ORDER, REAL, ROWS, SOURCES, Row, row_of
 
@@ -91,6 +92,12 @@ def test_the_page_shows_what_ran_and_what_did_not(records: dict[str, dict[str, A
     assert "| DeiT-Tiny" in text and "6.40 x" in text and "12.80 x" in text and "built" in text
 
 
+def test_the_picture_is_the_same_for_the_same_records(records: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    for name in ("one.svg", "two.svg"):
+        draw(records, tmp_path / name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
 def test_a_failed_step_counts_as_not_run(records: dict[str, dict[str, Any]]) -> None:
     failed = {**records, "deit_tiny_224.int8": {"status": "failed", "reason": "no memory", "passes": ""}}
     assert "`deit_tiny_224.int8`" in filled(EMPTY, failed)
@@ -133,6 +140,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
 
     monkeypatch.setattr(command.subprocess, "run", step)
     monkeypatch.setattr(command, "filled", lambda text, records: text)
+    monkeypatch.setattr(command, "draw", lambda records, path: None)
 
     def run(*words: str) -> tuple[int, list[str]]:
         ran.clear()

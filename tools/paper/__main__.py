@@ -23,12 +23,14 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.files import atomic_write
 from tools.paper.figures import figures
 from tools.paper.page import filled
+from tools.paper.plot import draw
 from tools.paper.rows import CAM, FORMATS, ORDER, row_of
 from tools.paper.work import OUT, carried_out, commit, passes_of
 from tools.zoo.exports import ROOT
@@ -66,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
     text = filled(options.write.read_text(encoding="utf-8"), stored(options.records))
     with atomic_write(options.write) as (file,):
         file.write(text.encode())
+    if find_spec("matplotlib"):
+        (options.write.parent / "images").mkdir(exist_ok=True)
+        draw(stored(options.records), options.write.parent / "images" / "paper.svg")
     print(f"failed: {' '.join(failed) or '-'}\nleft for another call: {' '.join(left) or '-'}")
     return 1 if failed else 3 if left else 0
 
