@@ -1,6 +1,7 @@
 """Figures 4 and 6 of the paper on a ViT-Tiny: class activation maps of the dense and both compressed models, by `cam`.
 
-Figure 4 looks at several depths, figure 6 at the last norm. Agreement is the correlation of a map with the dense
+Figure 4 looks at several depths, figure 6 at the last norm. The last block's output has no map: the head reads the class
+token alone, so that no gradient reaches its patches; the norm before its attention stands for it. Agreement is the correlation of a map with the dense
 model's (`report.page.activation`). Pictures hold ImageNet's images, which may not be passed on: they stay in `out/`.
 """
 
@@ -33,7 +34,7 @@ def figures(row: Row, out: Path) -> dict[str, Any]:
     if missing:
         raise FileNotFoundError(f"{missing[0]} is not there: python -m tools.paper --only {row.model}")
     depths = analyse(load(models[0])).feature_maps
-    layers = {f"feature map {number}": name for number, name in enumerate(depths, 1)} | {"last norm": None}
+    layers = {f"feature map {number}": name for number, name in enumerate(depths[:-1], 1)} | {"last norm": None}
     looks: dict[str, Any] = {}
     for place, layer in layers.items():
         images = shared_folder() / "data" / "imagenet" / "val"
