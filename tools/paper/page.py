@@ -113,16 +113,13 @@ def _counts(row: Row, form: Format, done: Records) -> list[str]:
         return [row.name, form.name, NOT_RUN, "", "", "", params, NOT_RUN, "", "", "", flops]
     all_params = columns.paper_params(dense["dense"]["parameters"], form) / 1e6
     all_flops = columns.paper_flops(dense["dense"]["dense_macs"], form) / 1e9
-    if found is None:
-        return [
-            row.name, form.name, _small(all_params), NOT_RUN, "", "", params, _small(all_flops), NOT_RUN, "", "", flops
-        ]  # fmt: skip
-    ratios, after = columns.ratios(dense, found), found["after"]
+    known = found or dense["planned"][form.key]
+    ratios, after, mark = columns.ratios(dense, known), known["after"], "" if found else " (planned)"
     return [
         row.name, form.name,
-        _small(all_params), _small(after["stored_parameters"] / 1e6),
+        _small(all_params), f"{_small(after['stored_parameters'] / 1e6)}{mark}",
         _times(ratios["params"]), _times(ratios["weights"]), params,
-        _small(all_flops), _small(columns.stored_flops(after["bit_operations"]) / 1e9),
+        _small(all_flops), f"{_small(columns.stored_flops(after['bit_operations']) / 1e9)}{mark}",
         _times(ratios["flops"]), _times(ratios["products"]), flops,
     ]  # fmt: skip
 

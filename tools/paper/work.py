@@ -1,6 +1,6 @@
 """One row of the tables: what a model costs, counted from its shapes, and what becomes of it when it is compressed.
 
-    shapes(row)           export, count, ask the parser about the dense model; one run where shapes are not known
+    shapes(row)           export, count, plan both formats, ask the parser; one run where shapes are not known
     compressed(row, form) export, prune, quantise, measure, check codes independently, pack, compare, build
 
 Both return plain values. Random weights are compressed by magnitude and calibrated on two synthetic images: sizes and
@@ -30,6 +30,7 @@ from gpusq_onnx.runtime.tensorrt.parser import Verdict, parser_verdict
 from gpusq_onnx.workflows.apply import compress
 from gpusq_onnx.workflows.check import check
 from gpusq_onnx.workflows.pack import pack
+from gpusq_onnx.workflows.plan import plan
 from tools.paper.rows import FORMATS, Format, Row
 from tools.zoo.checker import Weight, weights_of
 from tools.zoo.exports import ROOT, Zoo, shared_folder
@@ -48,14 +49,22 @@ def shapes(row: Row, harness: Path) -> dict[str, Any]:
     path = file_of(row)
     model = load(path)
     structure = observed(model)
+    forms = {} if row.real else FORMATS
     return {
         "file_bytes": path.stat().st_size,
         "model_sha256": file_digest(path),
         "dense": measure(model, structure).total,
         "attention_macs": sum(attention_macs(found, structure) for found in structure.attentions),
         "tables": table_elements(model, structure),
+        "planned": {key: planned(path, form) for key, form in forms.items()},
         "parser": _verdict(path, harness, build=False),
     }
+
+
+def planned(path: Path, form: Format) -> dict[str, Any]:
+    """What the passes would make of it, by their own plan: measures that need no run; scales are not counted."""
+    after = plan(path, form.passes, data_options={"samples": SAMPLES}).outcome.after
+    return {"after": after.total, "formed": formed(after.sites.values(), form)}
 
 
 def compressed(row: Row, form: Format, harness: Path, scratch: Path) -> dict[str, Any]:
@@ -84,7 +93,9 @@ def compressed(row: Row, form: Format, harness: Path, scratch: Path) -> dict[str
 
 
 def passes_of(row: Row, kind: str) -> str:
-    """What a step does to the model, as the passes' grammar has it; "" where it only looks."""
+    """What a step does to the model or plans for it, as the passes' grammar has it; "" where it only looks."""
+    if kind == "shapes" and not row.real:
+        return " ".join(form.passes for form in FORMATS.values())
     return calibration(row, FORMATS[kind])[0] if kind in FORMATS else ""
 
 
