@@ -30,7 +30,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         for key, form in FORMATS.items():
             found[key] = work.compressed(DIGITS, form, folder, folder)
     facts = {"status": "done", "commit": "0000000", "seconds": 1}
-    return {f"deit_tiny_224.{kind}": {**facts, "passes": "", **record} for kind, record in found.items()}
+    return {f"deit_tiny_224.{kind}": {**facts, **record} for kind, record in found.items()}
 
 
 def test_the_list_of_rows_is_whole() -> None:
@@ -98,9 +98,11 @@ def test_the_picture_is_the_same_for_the_same_records(records: dict[str, dict[st
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
-def test_a_failed_step_counts_as_not_run(records: dict[str, dict[str, Any]]) -> None:
-    failed = {**records, "deit_tiny_224.int8": {"status": "failed", "reason": "no memory", "passes": ""}}
-    assert "`deit_tiny_224.int8`" in filled(EMPTY, failed)
+def test_records_of_failed_and_of_changed_steps_do_not_hold(tmp_path: Path) -> None:
+    passes = work.passes_of(row_of("deit_tiny_224"), "int8")
+    for kind, status, own in (("int8", "done", passes), ("int4", "done", "prune24"), ("shapes", "failed", "")):
+        (tmp_path / f"deit_tiny_224.{kind}.json").write_text(json.dumps({"status": status, "passes": own}))
+    assert list(command.stored(tmp_path)) == ["deit_tiny_224.int8"]
 
 
 def test_a_page_without_a_block_is_refused() -> None:

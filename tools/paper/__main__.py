@@ -97,9 +97,10 @@ def is_done(record: dict[str, Any] | None, model: str, kind: str) -> bool:
 
 
 def stored(folder: Path) -> dict[str, dict[str, Any]]:
-    """All records, by "MODEL.KIND"."""
-    found = {f"{model}.{kind}": record_of(folder, model, kind) for model in ORDER for kind in KINDS}
-    return {name: record for name, record in found.items() if record is not None}
+    """The records that hold, by "MODEL.KIND": of steps that ended well and would do the same again."""
+    steps = [(model, kind) for model in ORDER for kind in KINDS]
+    found = {step: record_of(folder, *step) for step in steps}
+    return {".".join(step): record for step, record in found.items() if record is not None and is_done(record, *step)}
 
 
 def _run(model: str, kind: str, folder: Path) -> dict[str, Any]:

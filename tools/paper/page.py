@@ -24,19 +24,18 @@ END = "<!-- end -->"
 
 
 def filled(text: str, records: Records) -> str:
-    """The page with every block written anew from the records.
+    """The page with every block written anew from the records of steps that ended well, by "MODEL.KIND".
 
     Raises:
         ValueError: a block's mark is not there, or has no end.
     """
-    done = {name: record for name, record in records.items() if record["status"] == "done"}
     for name, lines in BLOCKS.items():
         mark = f"<!-- {name} -->"
         begin = text.find(mark)
         end = text.find(END, begin)
         if begin < 0 or end < 0:
             raise ValueError(f"the page has no block between {mark} and {END}")
-        made = "\n".join([mark, "", *lines(done), ""])
+        made = "\n".join([mark, "", *lines(records), ""])
         text = f"{text[:begin]}{made}\n{text[end:]}"
     return text
 
@@ -47,7 +46,7 @@ def must_hold(records: Records) -> list[tuple[Row, str, str]]:
     return [
         (row, columns.params_difference(row, record), columns.flops_difference(row, record))
         for row, record in found
-        if record is not None and record["status"] == "done"
+        if record is not None
     ]
 
 

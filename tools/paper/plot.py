@@ -16,13 +16,14 @@ def draw(records: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    sizes = {name: found for name, found in records.items() if found["status"] == "done"}
-    rows = [row for row in ROWS if any(f"{row.model}.{key}" in sizes for key in FORMATS)]
+    rows = [row for row in ROWS if any(f"{row.model}.{key}" in records for key in FORMATS)]
     figure = Figure(figsize=(8, 1.2 + 0.5 * max(1, len(rows))), layout="constrained")
     axes = figure.add_subplot(xlabel="dense file / packed file")
     for place, (key, form) in enumerate(FORMATS.items()):
-        run = [(at, row) for at, row in enumerate(rows) if f"{row.model}.{key}" in sizes]
-        times = [sizes[f"{r.model}.shapes"]["file_bytes"] / sizes[f"{r.model}.{key}"]["packed_bytes"] for _, r in run]
+        run = [(at, row) for at, row in enumerate(rows) if f"{row.model}.{key}" in records]
+        times = [
+            records[f"{r.model}.shapes"]["file_bytes"] / records[f"{r.model}.{key}"]["packed_bytes"] for _, r in run
+        ]
         at = [number + 0.38 * (place - 0.5) for number, _ in run]
         bars = axes.barh(at, times, height=0.36, color=_COLOURS[key], label=form.name)
         axes.bar_label(bars, labels=[f"{value:.2f}" for value in times], padding=3)
