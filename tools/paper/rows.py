@@ -104,10 +104,11 @@ class Row:
     real: bool = False
 
 
-_TORCHVISION = "torchvision's heads, not mmdetection's; 512 x 512, published at 1280 x 800"
-_CASCADE = "three heads of two Linears, mmdetection's have four Convs and a Linear; 512 x 512, published at 1280 x 800"
-_UPERNET = "no auxiliary head in the export; 512 x 512, published at 2048 x 512"
-_SHAPE = "512 x 512, published at about 1333 x 800"
+_SIZE = "512 x 512, published at 1280 x 800, 3.9 times the pixels"
+_TORCHVISION = f"torchvision's heads, not mmdetection's; {_SIZE}"
+_CASCADE = f"three heads of two Linears, mmdetection's have four Convs and a Linear; {_SIZE}"
+_UPERNET = "512 x 512, published at 2048 x 512, four times the pixels"
+_SHAPE = "512 x 512, published at about 1333 x 800, 4.1 times the pixels"
 
 ROWS: tuple[Row, ...] = (
     Row("deit_tiny_224", 1, "DeiT-Tiny", 224, 5.72, 1.26, "timm"),
