@@ -20,6 +20,12 @@ from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial import Attempt, Trials
 
 
+def observed(model: Model) -> Structure:
+    """The structure of a model at its size: shapes that inference does not know are those of a run on random inputs."""
+    with Trials() as trials:  # a process only where something is unknown
+        return observe(model, analyse(model), None, trials)
+
+
 def observe(model: Model, structure: Structure, feed: Feed | None, trials: Trials) -> Structure:
     """The structure with the shapes of all products, whether inference knows them or a run shows them.
 

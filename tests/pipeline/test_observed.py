@@ -15,6 +15,7 @@ from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.runtime.observed import observe
 from gpusq_onnx.runtime.trial import Trials
+from gpusq_onnx.workflows.baselines import given_entry
 
 D, TOKENS = 32, 12
 
@@ -63,6 +64,11 @@ def test_apply_does_what_the_plan_says(tmp_path: Path):
     planned = manager.plan(model, parse("qdq-int8"), RunOptions(options))
     applied = manager.run(model, tmp_path / "out.onnx", parse("qdq-int8"), RunOptions(options))
     assert [step.rows for step in planned.steps] == [step.rows for step in applied.steps]
+
+
+def test_a_benchmark_counts_the_tokens_that_a_run_shows(tmp_path: Path):
+    entry = given_entry(_model(tmp_path / "m.onnx"))
+    assert entry.flops == pytest.approx(2 * 4 * TOKENS * D * D / 1e9)
 
 
 def test_of_an_open_size_without_data_the_tokens_are_unknown_and_not_too_many(tmp_path: Path):
