@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from tools.standins import classifier, detector, scenes, segmenter  # noqa: E402
 from tools.standins.report import rows, verdicts  # noqa: E402
-from tools.standins.runs import EXPORTERS, Desk, export  # noqa: E402
+from tools.standins.runs import Desk, export  # noqa: E402
 from tools.standins.swin import Shape, Swin  # noqa: E402
 from tools.standins.systems import FORMS, SYSTEMS, Size  # noqa: E402
 from tools.standins.training import Recipe, one_cycle, step, train  # noqa: E402
@@ -109,7 +109,8 @@ def test_a_step_of_each_lowers_its_loss(name: str) -> None:
     losses = [step(model, optimizer, loss, batch) for _ in range(4)]
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
-    assert all(p.grad is not None for p in model.parameters())
+    unread = ("backbone.norms.0.",) if name == "swin" else ()  # it classifies by the last stage
+    assert all(p.grad is not None for n, p in model.named_parameters() if not n.startswith(unread))
 
 
 def test_answers_that_are_right_cost_nearly_nothing() -> None:
@@ -130,10 +131,9 @@ def test_answers_that_are_right_cost_nearly_nothing() -> None:
     assert moved > right + 0.2
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("name", ["detr", "upernet"])
+@pytest.mark.parametrize(("name", "exporter"), [("detr", "dynamo"), ("upernet", "legacy17")])
 def test_the_whole_road(tmp_path: Path, name: str, exporter: str) -> None:
-    """An untrained model, compressed with next to no data: every weight of 16 and more is treated, all is scored."""
+    """An untrained model, compressed with next to no data: all that the table needs is there."""
     pytest.importorskip("accelerate")
     pytest.importorskip("faster_coco_eval")
     torch.manual_seed(0)

@@ -59,7 +59,7 @@ class Desk:
         if not _holds(made, wanted) or not model.exists():
             began = time.perf_counter()
             found = compress(dense, wanted["pipeline"], data=self._data(system, "train"), output=model)
-            packed = [found.outcome.before.total.packed_bytes, found.outcome.after.total.packed_bytes]
+            packed = [side.total["packed_bytes"] for side in (found.outcome.before, found.outcome.after)]
             told = {**wanted, "seconds": time.perf_counter() - began, "packed": packed, "warnings": found.warnings}
             _write(made, told)
         if not _holds(scored, wanted):

@@ -44,10 +44,10 @@ class Size:
         held, test: held-out and test scenes; of CIFAR-10, all are scored.
     """
 
-    images: int = 4096
+    images: int = 3072
     calibrate: int = 512
-    steps: int = 300
-    qat_steps: int = 200
+    steps: int = 200
+    qat_steps: int = 100
     batch: int = 64
     lr: float = 1e-3
     qat_lr: float = 1e-4
