@@ -8,6 +8,9 @@ cost one forward pass over the data, and memory holds one batch, whatever the nu
 What is made of constants alone (a weight's Transpose, its Q/DQ pair) belongs to no position: each piece makes what it
 reads, so that it always sees the weights of the moment. Q and DQ run as written.
 
+What crosses is an input of unknown size, but for vectors made of shapes: onnxruntime refuses a Resize or a Reshape
+whose sizes are a vector of unknown length.
+
 Limits: scratch space of one boundary's activations for all images (ViT-Base, 1000 images: about 3 GB between fc1 and
 fc2).
 """
@@ -51,6 +54,11 @@ class PrefixRunner:
             read = [name for name in reads(node) if name]
             if read and all(name in self._constants or name in self._makers for name in read):
                 self._makers |= dict.fromkeys(node.output, index)
+        self._of_shapes: set[str] = set()  # what is made of tensors' shapes and constants: the same in equal batches
+        known = self._constants.keys() | self._makers.keys()
+        for node in self._nodes:
+            if node.op_type in ("Shape", "Size") or all(n in known or n in self._of_shapes for n in reads(node) if n):
+                self._of_shapes.update(node.output)
         self._last_use: dict[str, int] = {}
         for index, node in self._data_nodes(0, len(self._nodes)):
             self._last_use.update(dict.fromkeys(reads(node), index))
@@ -116,12 +124,20 @@ class PrefixRunner:
             graph.initializer.append(numpy_helper.from_array(values_of(self._constants[name]), name))
         for name in (n for n in live if n in read):
             kind = onnx.helper.np_dtype_to_tensor_dtype(live[name].dtype)
-            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, [None] * live[name].ndim))
+            dims = live[name].shape if self._is_fixed(name, live[name].shape) else [None] * live[name].ndim
+            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, dims))
         graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
         model = onnx.ModelProto(ir_version=self._header.ir_version, graph=graph)
         model.opset_import.extend(self._header.opset_import)
         model.functions.extend(self._header.functions)
         return bytes(model.SerializeToString())
+
+    def _is_fixed(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether every batch has this shape here: a vector of sizes, if the last batch, which may be short, has it."""
+        if name not in self._of_shapes or len(shape) != 1:
+            return False
+        with np.load(self._path(len(self._rows) - 1)) as stored:
+            return bool(stored[name].shape == shape)
 
     def _path(self, index: int) -> Path:
         return self._folder / f"{index}.npz"

@@ -8,8 +8,8 @@
     total      alpha hard + beta soft + gamma sum_i w_i feature_i        (or the mean over i)
 
 What else counts as soft, by `tasks.kinds`: boxes, the L1 distance of queries that agree, over the teacher's farthest
-coordinate in the image where that is above 1 (boxes in pixels); raw outputs, l as of a feature map; detectors with a
-sigmoid per class, the KL of each class's yes or no.
+coordinate in the image where that is above 1 (boxes in pixels); masks and raw outputs, l as of a feature map; detectors
+with a sigmoid per class, the KL of each class's yes or no.
 
 Source: GPUSQ-ViT section 3.2-3.3; docs/method.md, "Losses". Several processes: the gate's denominator is the sum over
 all of them, so that their mean is the whole batch's loss. Limits: with `accumulate`, each part has its own denominator.

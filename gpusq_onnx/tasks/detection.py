@@ -20,8 +20,6 @@ from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError
 from gpusq_onnx.tasks.detectors import BEST, DetectionReader, Found, Outputs
 from gpusq_onnx.tasks.pixels import resized
 
-LIKELY = 0.5  # a pixel is the object's from here on, as in torchvision and Detectron
-
 
 class Detection:
     """Streaming average precision of one model.
@@ -70,7 +68,7 @@ class Detection:
                 left, top, right, bottom = found.boxes[n, k] * scale
                 self._boxes.append({**row, "bbox": [left, top, right - left, bottom - top]})
             if found.masks is not None and self._outlined:
-                outlines = _outlines(found.masks[n, best], (known["height"], known["width"]))
+                outlines = _outlines(found.masks[n, best], (known["height"], known["width"]), found.inked)
                 rows = [{**row, "segmentation": outline} for row, outline in zip(reported, outlines, strict=True)]
                 self._masks = [] if self._masks is None else self._masks
                 self._masks += rows
@@ -113,11 +111,11 @@ class Detection:
         return self._categories[found.classes]
 
 
-def _outlines(masks: NDArray[Any], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Masks [K, H, W] of the model's input as run lengths over an image of `size`."""
+def _outlines(masks: NDArray[Any], size: tuple[int, int], inked: float) -> list[dict[str, Any]]:
+    """Masks [K, h, w] as run lengths over an image of `size`."""
     from faster_coco_eval import mask
 
-    whole = [resized(one[None], size)[0] > LIKELY for one in masks]
+    whole = [resized(one[None], size)[0] > inked for one in masks]
     return [mask.encode(np.asfortranarray(one, np.uint8)) for one in whole]
 
 

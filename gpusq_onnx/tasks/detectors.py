@@ -7,11 +7,12 @@ Told apart by their shapes; Q detections an image, of which some may be nothing:
     joint       boxes and scores in one, [N, Q, 5], and labels integer[N, Q]; pixels of the model's input (MMDeploy)
     listed      boxes[Q, 4], labels integer[Q], scores[Q], and perhaps masks[Q, 1, H, W] as large as the input: one
                 image, pixels of the input, labels are categories' ids (torchvision's R-CNNs)
-    raw         logits[N, Q, C] and boxes[N, Q, 4] as centre x, centre y, width, height, 0..1 of the image (DETR)
+    raw         logits[N, Q, C] and boxes[N, Q, 4] as centre x, centre y, width, height, 0..1 of the image (DETR), and
+                perhaps masks[N, Q, h, w] over the image, logits or likelihoods (its panoptic form)
 
 Raw logits become scores by a sigmoid per class, the BEST pairs of query and class of an image kept; or, where
 `kinds.per_class` sees none, by a softmax whose last class is "nothing", one class a query.
-Limits: masks of another size than the input's (cut out, 28 x 28) are not read.
+Limits: masks cut out around each box (28 x 28) are not read; those of the listed form are as large as the input.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.tasks.kinds import output_kinds, per_class
 
 BEST = 100  # detections an image that COCO counts
+LIKELY = 0.5  # a pixel is the object's above it, as in torchvision and Detectron
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -40,7 +42,8 @@ class Found:
         relative: boxes are 0..1 of the image, else pixels of the image as it was.
         known: how many classes the model has; None where the outputs do not tell.
         named: classes are categories' ids.
-        masks: how likely each pixel of the input is the object's, [N, K, H, W]; None where there are none.
+        masks: over the whole image, [N, K, h, w]; None where there are none.
+        inked: the value of a mask above which a pixel is the object's: 0 of logits, 1/2 of likelihoods.
     """
 
     classes: NDArray[np.int64]
@@ -50,6 +53,7 @@ class Found:
     known: int | None = None
     named: bool = False
     masks: NDArray[Any] | None = None
+    inked: float = LIKELY
 
 
 class DetectionReader:
@@ -86,7 +90,13 @@ class DetectionReader:
             self._sigmoid = per_class(values)
         classes, scores, query = _sigmoid(values) if self._sigmoid else _softmax(values)
         picked = np.take_along_axis(corners, query[..., None], axis=1)
-        return Found(classes, scores, picked, relative=True, known=values.shape[2] - (not self._sigmoid))
+        known = values.shape[2] - (not self._sigmoid)
+        drawn = [outputs[name] for name, kind in kinds.items() if kind == "masks"]
+        if len(drawn) != 1:
+            return Found(classes, scores, picked, relative=True, known=known)
+        masks = np.take_along_axis(drawn[0], query[..., None, None], axis=1)
+        inked = 0.0 if (masks < 0).any() else LIKELY
+        return Found(classes, scores, picked, relative=True, known=known, masks=masks, inked=inked)
 
 
 def _finished(outputs: Outputs) -> Found | None:

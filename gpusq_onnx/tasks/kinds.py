@@ -3,6 +3,7 @@
     [B, C]                            logits     one row of class logits per image; not beside boxes
     [B, Q, C] beside some [B, Q, 4]   queries    class logits per query or proposal (DETR family)
     [B, Q, 4]                         boxes      one box per query, in whatever coordinates the model has
+    [B, Q, H, W] beside both          masks      one outline per query (DETR's segmentation, MaskFormer with boxes)
     [B, C, H, W], H and W the image's, or the only output
                                       pixels     class logits per pixel (segmentation)
     anything else                     raw        a feature map: matched by its values
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["logits", "queries", "boxes", "pixels", "raw"]
+Kind = Literal["logits", "queries", "boxes", "masks", "pixels", "raw"]
 CLASSES: frozenset[Kind] = frozenset({"logits", "queries", "pixels"})  # those with classes to agree on
 
 Shape = Sequence[int | str | None]
@@ -43,6 +44,8 @@ def _kind(shape: Shape, others: Sequence[Shape], image: Shape) -> Kind:
         return "queries"
     if len(shape) == 2 and not detects:
         return "logits"
+    if len(shape) == 4 and any(_same(o[1], shape[1]) for o in detects):
+        return "masks"
     if len(shape) == 4 and shape[1] != 1 and (not others or _fills(shape[2:], image)):
         return "pixels"
     return "raw"

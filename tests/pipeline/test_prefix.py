@@ -103,3 +103,38 @@ def test_scratch_holds_one_boundary_and_not_the_history(model: Model, tmp_path: 
         runner.advance(position)
         sizes.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
     assert max(sizes[3:]) < 2.5 * min(sizes[3:-1])
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_sizes_that_cross_are_vectors_of_known_length(tmp_path: Path, grows: bool) -> None:
+    """A Resize whose sizes are made of shapes before the cut, as torch's opset 17 leaves a pyramid's levels.
+
+    `grows`: a vector made of the batch's size crosses, too; its length differs in the last batch.
+    """
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Slice", ["shape", "zero", "two"], ["first"]),
+        helper.make_node("Slice", ["shape", "zero", "one"], ["batch"]),
+        helper.make_node("Expand", ["zero", "batch"], ["zeros"]),
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Concat", ["first", "far"], ["sizes"], axis=0),
+        helper.make_node("Resize", ["r", "", "", "sizes"], ["large"], mode="nearest"),
+        helper.make_node("Reshape", ["zeros" if grows else "zero", "column"], ["offsets"]),
+        helper.make_node("Cast", ["offsets"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["large", "floats"], ["y"]),
+    ]
+    constants = {"zero": [0], "one": [1], "two": [2], "far": [6, 6], "column": [-1, 1, 1, 1]}
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1, None, None]) for name in ("x", "y")]
+    given = [numpy_helper.from_array(np.array(v, np.int64), name) for name, v in constants.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], given)
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    x = np.random.default_rng(0).random((6, 1, 3, 3), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    source = open_source(DataOptions(path=tmp_path / "x.npy"), [InputSpec("x", np.dtype(np.float32), ("n", 1, 3, 3))])
+    (tmp_path / "scratch").mkdir()
+    runner = PrefixRunner(io.load(path), tmp_path / "scratch")
+    runner.start(source, 4)
+    runner.advance(5)
+    runner.advance(9)
+    np.testing.assert_array_equal(np.concatenate(list(runner.read("large"))), x.repeat(2, 2).repeat(2, 3))

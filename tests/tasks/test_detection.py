@@ -115,11 +115,36 @@ def test_boxes_with_their_scores_are_in_pixels_of_the_input(truth: dict[str, Any
     assert ap(truth, joint())["AP"] == pytest.approx(1)
 
 
-def test_lists_of_an_image_s_detections_and_their_masks(truth: dict[str, Any]) -> None:
+@pytest.fixture
+def outlined(truth: dict[str, Any]) -> dict[str, Any]:
+    """The same, each object as large as its box."""
     for row in truth["annotations"]:
         x, y, w, h = row["bbox"]
         row["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    judge = Detection(truth, INPUT)
+    return truth
+
+
+@pytest.mark.parametrize("sigmoid", [True, False])
+@pytest.mark.parametrize("levels", [(-6.0, 6.0), (0.1, 0.9)], ids=["logits", "likelihoods"])
+def test_masks_of_queries(outlined: dict[str, Any], sigmoid: bool, levels: tuple[float, float]) -> None:
+    """At a quarter of the image's size: half a pixel of theirs is two of the image, so the AP is not whole."""
+    outputs = raw(2 + (not sigmoid), sigmoid, PLACES)
+    masks = np.full((2, 6, 20, 20), levels[0], np.float32)
+    for image in range(2):
+        for query in range(2 - image):
+            x0, y0, x1, y1 = np.rint(BOXES[image, query] / np.tile(SIZES[image], 2) * 20).astype(int)
+            masks[image, query, y0:y1, x0:x1] = levels[1]
+    found = ap(outlined, {**outputs, "pred_masks": masks})
+    assert found["AP"] == pytest.approx(1)
+    assert found["mask_AP50"] == pytest.approx(1)
+    assert found["mask_AP"] > 0.7
+    shuffled = ap(outlined, {**outputs, "pred_masks": masks[:, ::-1]})
+    assert shuffled["AP"] == pytest.approx(1)
+    assert shuffled["mask_AP50"] < 0.3
+
+
+def test_lists_of_an_image_s_detections_and_their_masks(outlined: dict[str, Any]) -> None:
+    judge = Detection(outlined, INPUT)
     for row in range(2):
         judge.update(listed(row), IDS[row : row + 1])
     found = judge.result()
@@ -128,7 +153,7 @@ def test_lists_of_an_image_s_detections_and_their_masks(truth: dict[str, Any]) -
     assert found["mask_AP"] > 0.7  # whole pixels of the input are several of the image
     masks = listed(0)["out3"]
     masks[:, :, INPUT[0] // 2 :] = 0
-    poor = Detection(truth, INPUT)
+    poor = Detection(outlined, INPUT)
     poor.update({**listed(0), "out3": masks}, IDS[:1])
     assert poor.result()["AP"] > 0.4
     assert poor.result()["mask_AP75"] < 0.3

@@ -16,6 +16,15 @@ IMAGE = (1, 3, 512, 640)
             {"logits": (1, 100, 92), "pred_boxes": (1, 100, 4), "memory": (1, 850, 256)},
             {"logits": "queries", "pred_boxes": "boxes", "memory": "raw"},
         ),
+        # DETR with outlines: as large as the image or not, they are no classes of its pixels.
+        (
+            {"logits": (1, 100, 92), "pred_boxes": (1, 100, 4), "pred_masks": (1, 100, 128, 160), "c2": (1, 64, 9, 9)},
+            {"logits": "queries", "pred_boxes": "boxes", "pred_masks": "masks", "c2": "raw"},
+        ),
+        (
+            {"logits": (1, 100, 92), "boxes": (1, 100, 4), "masks": (1, 100, 512, 640), "map": (1, 150, 512, 640)},
+            {"logits": "queries", "boxes": "boxes", "masks": "masks", "map": "pixels"},
+        ),
         ({"logits": (1, 150, 512, 640), "aux": (1, 256, 32, 40)}, {"logits": "pixels", "aux": "raw"}),
         ({"logits": (1, 150, 128, 160)}, {"logits": "pixels"}),
         ({"p2": (1, 256, 128, 160), "p3": (1, 256, 64, 80)}, {"p2": "raw", "p3": "raw"}),

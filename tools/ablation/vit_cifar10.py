@@ -38,12 +38,13 @@ def data_options(folder: Path, part: str, samples: int | None = None) -> DataOpt
 
 def images_and_labels(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     """float32[n, 3, 32, 32] in [-1, 1] as bfloat16 (8 bits a pixel fit), and int64[n]."""
-    batches = list(open_source(data_options(folder, part), [INPUT]).batches(1000))
-    images = torch.cat([torch.from_numpy(batch.feed[INPUT.name]).to(torch.bfloat16) for batch in batches])
-    return images, torch.from_numpy(np.concatenate([batch.labels for batch in batches if batch.labels is not None]))
+    read = list(open_source(data_options(folder, part), [INPUT]).batches(1000))
+    images = torch.cat([torch.from_numpy(batch.feed[INPUT.name]).to(torch.bfloat16) for batch in read])
+    return images, torch.from_numpy(np.concatenate([batch.labels for batch in read if batch.labels is not None]))
 
 
-def _batches(images: Tensor, labels: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(images: Tensor, labels: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch: whole batches in random order, flipped and shifted; what enters repeats the edge."""
     order = torch.randperm(len(labels), generator=generator)
     for index in order[: len(order) // size * size].split(size):
         x = nn.functional.pad(images[index], (SHIFT,) * 4, mode="replicate")
@@ -65,7 +66,7 @@ def train(images: Tensor, labels: Tensor, *, epochs: int, batch: int, seed: int,
     began = time.perf_counter()
     for epoch in range(epochs):
         total = 0.0
-        for x, y in _batches(images, labels, batch, generator):
+        for x, y in batches(images, labels, batch, generator):
             optimizer.zero_grad()
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 loss = loss_of(model(x.to(device).float()), y.to(device))

@@ -57,20 +57,20 @@ class WindowBlock(Block):
         super().__init__(width, heads, side * side, random)
         self.side, self.window, self.shift = side, window, shift
         bias = torch.randn(1, heads, window**2, window**2, generator=random) * 0.02
-        self.register_buffer("mask", bias + _not_neighbours(side, window, shift)[:, None])
+        self.register_buffer("mask", bias + not_neighbours(side, window, shift)[:, None])
 
     def attend(self, x: Tensor) -> Tensor:
         batch, _, width = x.shape
         x = x.view(batch, self.side, self.side, width)
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
-        x = _windows(x, self.window)
+        x = in_windows(x, self.window)
         qkv = self.qkv(x).unflatten(3, (3, self.heads, width // self.heads))
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + self.mask.to(q.dtype)
         heads = torch.softmax(scores, -1) @ v
         x = self.proj(heads.transpose(2, 3).flatten(3))
-        x = _image(x, self.window, self.side)
+        x = in_image(x, self.window, self.side)
         if self.shift:
             x = x.roll((self.shift, self.shift), (1, 2))
         return x.reshape(batch, self.side**2, width)
@@ -120,27 +120,27 @@ class Swin(Network):
         return logits
 
 
-def _windows(x: Tensor, window: int) -> Tensor:
+def in_windows(x: Tensor, window: int) -> Tensor:
     """[B, S, S, C] to [B, windows, window², C]."""
     batch, side, _, width = x.shape
     x = x.view(batch, side // window, window, side // window, window, width)
     return x.transpose(2, 3).reshape(batch, -1, window * window, width)
 
 
-def _image(x: Tensor, window: int, side: int) -> Tensor:
-    """The way back."""
+def in_image(x: Tensor, window: int, side: int) -> Tensor:
+    """[B, windows, window², C] to [B, S, S, C]."""
     batch, _, _, width = x.shape
     x = x.view(batch, side // window, side // window, window, window, width)
     return x.transpose(2, 3).reshape(batch, side, side, width)
 
 
-def _not_neighbours(side: int, window: int, shift: int) -> Tensor:
+def not_neighbours(side: int, window: int, shift: int) -> Tensor:
     """[windows or 1, window², window²]: 0 where two tokens of a window are neighbours in the image, else -100."""
     if not shift:
         return torch.zeros(1, window * window, window * window)
     place = torch.arange(side)
     part = (place >= side - window).int() + (place >= side - shift).int()
-    parts = _windows((3 * part[:, None] + part)[None, :, :, None], window)[0, :, :, 0]
+    parts = in_windows((3 * part[:, None] + part)[None, :, :, None], window)[0, :, :, 0]
     return torch.where(parts[:, :, None] == parts[:, None, :], 0.0, -100.0)
 
 

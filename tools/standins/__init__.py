@@ -1,0 +1,1 @@
+"""Small models of the paper's other systems, trained here, compressed, and scored before and after."""
