@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.dataflow import ELEMENTWISE, Dataflow
 from gpusq_onnx.graph.model import Model, Node, Tensor
-from gpusq_onnx.graph.opset import STANDARD
+from gpusq_onnx.graph.operators import STANDARD
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.sites import find_sites
 
