@@ -246,12 +246,11 @@ def _missing(done: Records) -> list[str]:
     if not missing:
         return ["Nothing."]
     names = ", ".join(f"`{model}.{kind}`" for model, kind in missing)
-    models = ",".join(dict.fromkeys(model for model, _ in missing))
     return [
-        f"{len(missing)} steps: {names}. To go on:",
+        f"{len(missing)} steps: {names}. This goes on with them:",
         "",
         "```console",
-        f"$ python -m tools.paper --only {models}",
+        "$ python -m tools.paper",
         "```",
     ]
 

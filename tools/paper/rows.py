@@ -106,7 +106,7 @@ class Row:
 
 _SIZE = "512 x 512, published at 1280 x 800, 3.9 times the pixels"
 _TORCHVISION = f"torchvision's heads, not mmdetection's; {_SIZE}"
-_CASCADE = f"three heads of two Linears, mmdetection's have four Convs and a Linear; {_SIZE}"
+_CASCADE = f"box heads of two Linears and one mask head, not four Convs and a Linear and three mask heads; {_SIZE}"
 _UPERNET = "512 x 512, published at 2048 x 512, four times the pixels"
 _SHAPE = "512 x 512, published at about 1333 x 800, 4.1 times the pixels"
 
