@@ -34,7 +34,7 @@ WIDTH, HEADS, GRID = 128, 4, 4
 QUERIES, NOTHING = GRID * GRID, 0.2
 MASK = SIDE // 2
 SCENES, BATCH = 10_000, 50
-RECIPE = Recipe(epochs=6, steps=SCENES // BATCH, lr=1e-3)
+RECIPE = Recipe(epochs=8, steps=SCENES // BATCH, lr=1e-3)
 
 Target = tuple[Tensor, Tensor, Tensor]
 """Of one scene with K objects: digits int64[K], boxes [K, 4] as the model gives them, masks [K, 24, 24], 0..1."""

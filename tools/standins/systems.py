@@ -1,9 +1,9 @@
 """The stand-ins as one table: how each is trained, what data it takes, and how it is compressed and scored.
 
 Both forms are the paper's three steps: a pattern with SparseGPT's weight update, distillation from the dense model, and
-quantisation whose scales are then learned. The losses are the passes' own; no labels are used. Options that differ from
-the passes' defaults were chosen on held-out training data: models this small can learn faster than the defaults, and
-digits may be neither mirrored nor cut.
+quantisation whose scales are then learned. The losses are the passes' own; no labels are used. Learning rates are
+higher than the passes' defaults, set beforehand and not tuned: a model this small learns faster. Digits may be neither
+mirrored nor cut.
 
 Parts of the data: train (what the compression sees, of what the model was trained on), held (not trained on, of the
 training data; for choosing), test (for the table).
