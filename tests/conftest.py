@@ -1,4 +1,4 @@
-"""The TensorRT parser for machines with no GPU, for the tests that ask it.
+"""The TensorRT parser for machines with no GPU, for the tests that ask it; property tests that do not ask the clock.
 
 Doctests are looked for in the package, not in helpers of the tests: several folders have a conftest.py, and one helper
 needs Triton.
@@ -8,10 +8,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from gpusq_onnx.runtime.trt_cpu import prepare, ready
 
 collect_ignore_glob = ["conftest.py", "*/conftest.py", "*/fused_in_interpreter.py"]
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def test_without_outliers_there_is_little_to_gain() -> None:
     assert gain < 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), outlier=st.floats(0, 1e4))
 def test_factors_are_finite_positive_and_of_mean_one(seed: int, outlier: float) -> None:
     x, w = _layer(seed, outlier)

@@ -54,7 +54,7 @@ def textbook(w, h, fmt, steps):
     return w
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**16), st.sampled_from(GRIDS), st.sampled_from(["dense", "2:4", "4:8pair"]), st.booleans())
 def test_on_the_grid_zeros_kept_and_no_channel_worse_than_nearest(seed, grid, pattern, centred):
     (w, gram), (fmt, block) = problem(seed), grid

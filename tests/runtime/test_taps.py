@@ -17,7 +17,7 @@ def values(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.floats(0.001, 2), st.integers(0, 99))
 def test_the_distance_is_that_of_all_data_at_once_whatever_the_batch(batch: int, noise: float, seed: int) -> None:
     a = values(9, 5, 6, seed=seed)

@@ -31,7 +31,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sparse())
 def test_what_was_packed_comes_back_bit_for_bit(found: tuple[str, np.ndarray]) -> None:
     pattern, w = found
@@ -44,7 +44,7 @@ def test_what_was_packed_comes_back_bit_for_bit(found: tuple[str, np.ndarray]) -
     assert size <= w.nbytes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(hnp.arrays(st.sampled_from(["i1", "u2", "f4"]), hnp.array_shapes(min_dims=2, max_dims=2, max_side=12)))
 def test_any_matrix_is_packed_exactly_or_not_at_all(w: np.ndarray) -> None:
     packed = pack(w)
@@ -53,7 +53,7 @@ def test_any_matrix_is_packed_exactly_or_not_at_all(w: np.ndarray) -> None:
         assert packed.bits < 8 * w.itemsize
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hnp.arrays("i1", (3, 8), elements=st.integers(-8, 7)))
 def test_four_bit_values_in_int8_are_narrow(w: np.ndarray) -> None:
     packed = pack(w)

@@ -43,7 +43,7 @@ def test_values_are_onnxruntimes_bit_by_bit(zero: Array) -> None:
     np.testing.assert_array_equal(network(torch.from_numpy(x))["y"].detach().numpy(), x)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(2.0**-20, 10.0), st.integers(0, 10**6))
 def test_one_arithmetic_with_the_numpy_formats(scale: float, seed: int) -> None:
     x, s = values(40, seed=seed), np.float32(scale)
