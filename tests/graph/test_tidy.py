@@ -137,3 +137,13 @@ def test_what_another_domain_makes_has_the_type_of_the_products_after_it(tmp_pat
     onnx.save(made, tmp_path / "m.onnx")
     types = analyse(io.load(tmp_path / "m.onnx")).types
     assert {types[name] for name in ("u", "r", "h", "y")} == {np.dtype(np.float16)}
+
+
+def test_initializers_are_no_inputs(tmp_path: Path):
+    """Exports with keep_initializers_as_inputs, and all below IR 4."""
+    made = proto([node("MatMul", ["x", "w"], ["y"])], X, Y, {"w": normal(8, 8)})
+    made.graph.input.append(helper.make_tensor_value_info("w", FLOAT, [8, 8]))
+    found = loaded(made, tmp_path)
+    assert [value.name for value in found.graph.input] == ["x"]
+    x = normal(2, 4, 8, seed=1)
+    np.testing.assert_array_equal(run(found, {"x": x})["y"], run(made, {"x": x})["y"])
