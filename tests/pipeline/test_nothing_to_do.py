@@ -81,18 +81,19 @@ def test_training_after_a_quantisation_with_nothing_to_do_has_nothing_to_do_eith
 def test_training_after_a_pruning_with_nothing_to_do_has_nothing_to_do_either(plan: bool, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     passes = parse(f"{IDLE},distill{{steps=1}},qdq-int8,qat{{steps=1,batch=2,against=dense,factors=none}}")
-    run = manager.plan(MODEL, passes, data=DATA) if plan else manager.run(MODEL, tmp_path / "o.onnx", passes, data=DATA)
+    options, written = RunOptions(DATA), tmp_path / "out.onnx"
+    run = manager.plan(MODEL, passes, options) if plan else manager.run(MODEL, written, passes, options)
     assert [text.split(" ")[0] for text in run.warnings if "nothing to do" in text] == ["prune24", "distill"]
 
 
 def test_a_model_that_was_pruned_elsewhere_is_not_its_own_teacher(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pruned = tmp_path / "pruned.onnx"
-    manager.run(MODEL, pruned, parse("prune24{method=magnitude}"), data=DATA)
+    manager.run(MODEL, pruned, parse("prune24{method=magnitude}"), RunOptions(DATA))
     passes = parse("prune24{method=magnitude},distill{steps=1}")
     with pytest.raises(NothingMatched, match="changed nothing"):
-        manager.run(pruned, tmp_path / "out.onnx", passes, data=DATA)
-    outcome = manager.run(pruned, tmp_path / "out.onnx", passes, data=DATA, allow_noop=True)
+        manager.run(pruned, tmp_path / "out.onnx", passes, RunOptions(DATA))
+    outcome = manager.run(pruned, tmp_path / "out.onnx", passes, RunOptions(DATA, allow_noop=True))
     assert any("distill had nothing to do" in text for text in outcome.warnings)
 
 
