@@ -290,7 +290,7 @@ def _nbytes(constant: gs.Constant) -> int:
 
 def _inline(name: str, values: Any) -> TensorProto:
     if not isinstance(values, Payload):
-        return onnx.numpy_helper.from_array(values, name)
+        return onnx.numpy_helper.from_array(decoded(values), name)
     values.tensor.name = name
     return values.tensor
 

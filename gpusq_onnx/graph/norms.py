@@ -204,8 +204,8 @@ def _same_difference(one: gs.Node, other: gs.Node) -> bool:
 def _squares(node: gs.Node) -> bool:
     """Whether a node multiplies a tensor with itself."""
     if node.op == "Pow":
-        exponent = node.inputs[1]
-        return isinstance(exponent, gs.Constant) and bool(np.all(values_of(exponent) == 2))
+        exponent = _stored(node.inputs[1])
+        return exponent is not None and bool(np.all(values_of(exponent) == 2))
     return bool(node.op == "Mul" and node.inputs[0] is node.inputs[1])
 
 
@@ -230,19 +230,22 @@ def _copies(node: gs.Node) -> bool:
 
 
 def _constant(node: gs.Node | None) -> gs.Constant | None:
-    """The first constant that a node reads, if through Identity: exporters store equal ones once."""
-    for tensor in node.inputs if node is not None else ():
-        maker = _maker(tensor)
-        found = maker.inputs[0] if maker is not None and _copies(maker) else tensor
-        if isinstance(found, gs.Constant):
-            return found
-    return None
+    """The first constant that a node reads."""
+    found = (_stored(tensor) for tensor in (node.inputs if node is not None else ()))
+    return next((constant for constant in found if constant is not None), None)
+
+
+def _stored(tensor: gs.Tensor) -> gs.Constant | None:
+    """The constant that a tensor is, if through Identity: exporters store equal ones once."""
+    maker = _maker(tensor)
+    found = maker.inputs[0] if maker is not None and _copies(maker) else tensor
+    return found if isinstance(found, gs.Constant) else None
 
 
 def _trailing(node: gs.Node, x: gs.Tensor, shapes: Shapes) -> int:
     """How many trailing axes a ReduceMean reduces; 0 where it does something else."""
-    given = node.inputs[1] if len(node.inputs) > 1 else None
-    if not isinstance(given, gs.Constant) or not node.attrs.get("keepdims", 1):
+    given = _stored(node.inputs[1]) if len(node.inputs) > 1 else None
+    if given is None or not node.attrs.get("keepdims", 1):
         return 0
     rank = len(shapes.get(x.name, ()))
     axes = sorted(axis - rank if axis >= 0 and rank else axis for axis in values_of(given).reshape(-1).tolist())

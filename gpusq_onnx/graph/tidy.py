@@ -7,6 +7,8 @@
        inference does not confirm                             Reshape where onnxruntime fuses MatMul and Add
     4. calls of local functions                               run, but no walk sees the weights inside
     5. nodes after those that read them                       run, as every runtime sorts; walks here go in order
+    6. initializers that are listed as inputs                 a caller may give others, so that onnxruntime folds no Q
+                                                              and no weight is its kernels' to lay out: they saturate
 
 Case 3 is decided once for all: of an inner tensor's declaration (`value_info`) stays what inference finds as well, and
 what inference cannot know (after operators of other domains). Viewers still show shapes, and no runtime reads a wrong
@@ -31,7 +33,13 @@ from gpusq_onnx.graph.shapes import Dim, infer_shapes
 
 
 def tidy_nodes(model: ModelProto) -> None:
-    """Cases 1, 2 and 5, in place, in subgraphs and local functions too."""
+    """Cases 1, 2, 5 and 6, in place, in subgraphs and local functions too."""
+    stored = {tensor.name for tensor in (*model.graph.initializer, *(s.values for s in model.graph.sparse_initializer))}
+    fed = [value for value in model.graph.input if value.name not in stored]
+    if len(fed) < len(model.graph.input):
+        kept = GraphProto(input=fed)
+        del model.graph.input[:]
+        model.graph.input.extend(kept.input)
     bodies: Iterable[GraphProto | FunctionProto] = (model.graph, *subgraphs(model.graph), *model.functions)
     for body in list(bodies)[::-1]:  # the inner ones first: sorting copies
         for node in body.node:

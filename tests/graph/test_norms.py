@@ -67,11 +67,13 @@ def test_a_whole_layernorm_in_parts_is_one_node(square: str) -> None:
     np.testing.assert_allclose(Session(io.to_bytes(half)).run({"x": x})["y"], wanted, atol=0.02)
 
 
-def test_a_factor_that_the_exporter_shares_through_identity_is_a_constant() -> None:
+@pytest.mark.parametrize("shared", [["gamma"], ["gamma", "beta", "two", "axes"]])
+def test_what_the_exporter_shares_through_identity_is_a_constant(shared: list[str]) -> None:
     made, x = norm(), normal(4, 8)
-    made.graph.node.insert(0, node("Identity", ["gamma"], ["gamma_again"]))
-    (scaled,) = (n for n in made.graph.node if n.name == "Mul_g")
-    scaled.input[1] = "gamma_again"
+    for part in made.graph.node:
+        part.input[:] = [f"{name}_again" if name in shared else name for name in part.input]
+    for name in shared:
+        made.graph.node.insert(0, node("Identity", [name], [f"{name}_again"]))
     loaded = model(made)
     assert norm_outputs(loaded) == ["z"]
     ((parts,), _) = layer_norms(loaded, analyse(loaded).shapes)

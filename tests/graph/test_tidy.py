@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import TensorProto, helper, numpy_helper
 from small_graphs import FLOAT, INT64, graph, model, node, normal, proto, run
 
@@ -137,3 +138,22 @@ def test_what_another_domain_makes_has_the_type_of_the_products_after_it(tmp_pat
     onnx.save(made, tmp_path / "m.onnx")
     types = analyse(io.load(tmp_path / "m.onnx")).types
     assert {types[name] for name in ("u", "r", "h", "y")} == {np.dtype(np.float16)}
+
+
+def test_initializers_are_no_inputs(tmp_path: Path):
+    """Exports with keep_initializers_as_inputs, and all below IR 4."""
+    made = proto([node("MatMul", ["x", "w"], ["y"])], X, Y, {"w": normal(8, 8)})
+    made.graph.input.append(helper.make_tensor_value_info("w", FLOAT, [8, 8]))
+    found = loaded(made, tmp_path)
+    assert [value.name for value in found.graph.input] == ["x"]
+    x = normal(2, 4, 8, seed=1)
+    np.testing.assert_array_equal(run(found, {"x": x})["y"], run(made, {"x": x})["y"])
+
+
+def test_constants_that_graphsurgeon_has_not_read_yet_are_written():
+    """As they come out of a branch that moved into the graph."""
+    made = model(proto([node("Mul", ["x", "s"], ["y"])], X, Y, {"s": np.array(2, np.float32)}))
+    (constant,) = made.constants()
+    constant._values = gs.ir.tensor.LazyValues(numpy_helper.from_array(np.array(3, np.float32), "s"))
+    x = normal(2, 4, 8)
+    np.testing.assert_array_equal(run(io.proto_of(made), {"x": x})["y"], 3 * x)

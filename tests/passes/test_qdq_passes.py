@@ -19,7 +19,10 @@ from gpusq_onnx.graph.qdq.codes import codes_of
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.passes.qdq import QdqInt8
+from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.base import Context, PlanContext, PlanRow
+from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.sparsity.patterns import Pattern
 
@@ -205,3 +208,18 @@ def test_a_tied_weight_gets_a_pair_for_each_input_that_its_readers_read(tmp_path
     assert products[0].inputs[1] is products[1].inputs[1]
     found = Session(io.to_bytes(model), exact_qdq=True).run({"x": x})["y"]
     assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_a_scale_that_half_precision_cannot_hold_is_raised(tmp_path: Path) -> None:
+    """A BatchNorm folded into a Conv leaves channels of almost nothing."""
+    w = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float16)
+    w[:, 3] = 1e-5
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, [4, 32])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT16, [4, 32])
+    product, stored = helper.make_node("MatMul", ["x", "w"], ["y"]), numpy_helper.from_array(w, "w")
+    graph = helper.make_graph([product], "g", [x], [y], [stored])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    manager.run(tmp_path / "m.onnx", tmp_path / "out.onnx", parse("qdq-int8{only=[*]}"), RunOptions(DataOptions()))
+    halves = [t for t in onnx.load(tmp_path / "out.onnx").graph.initializer if t.data_type == TensorProto.FLOAT16]
+    scales = [numpy_helper.to_array(t) for t in halves if t.dims == [32]]
+    assert min(scale.min() for scale in scales) >= 2.0**-14

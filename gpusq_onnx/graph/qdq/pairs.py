@@ -31,7 +31,7 @@ from gpusq_onnx.graph.qdq.dynamic import DOMAIN, dynamic_nodes
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.trace import channel_axis, operand_view, trace
 from gpusq_onnx.graph.views import View
-from gpusq_onnx.quant.formats import FORMATS, Format
+from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale
 from gpusq_onnx.quant.scales import Scales
 
 MAX_TOKENS = 512  # longer score matrices are left to the fused FP16 attention kernels
@@ -90,7 +90,8 @@ class QdqWriter:
         """Put a pair before a site's readers: scales of w[out, k], a channel or in blocks; the weight stays float."""
         for reader in site.readers:
             operand = self._matrix(reader, reader.inputs[site.operand(reader)])
-            values, attrs = scales.values.astype(self._type(operand)), {"axis": channel_axis(reader, operand)}
+            kind = self._type(operand)
+            values, attrs = clamp_scale(scales.values, kind).astype(kind), {"axis": channel_axis(reader, operand)}
             if scales.block:
                 view = operand_view(reader, site.operand(reader))
                 found = trace(operand)
