@@ -89,24 +89,24 @@ class Channels:
             channel: of elements.
             signs: arrays of the same shape; channels whose sequences differ come into different classes.
         """
-        flat = channel.ravel()
+        fixed = _constant_axes(channel)
+        flat = _as_rows(channel, fixed)[0]
         by_channel = np.argsort(flat, kind="stable")
         present, counts = np.unique(flat, return_counts=True)
-        sequences = np.stack([np.broadcast_to(s, channel.shape).ravel()[by_channel] for s in signs], axis=1)
+        sequences = np.concatenate([_as_rows(np.broadcast_to(s, channel.shape), fixed) for s in signs])[:, by_channel]
         starts = np.cumsum(counts) - counts
         fresh = int(self._part.max()) + 1
         for count in np.unique(counts):
-            chosen = counts == count
-            places = starts[chosen, None] + np.arange(count)
-            table = np.column_stack([self._part[present[chosen]], sequences[places].reshape(len(places), -1)])
-            _, kind = np.unique(table, axis=0, return_inverse=True)
-            self._part[present[chosen]] = fresh + kind.ravel()
+            chosen = present[counts == count]
+            places = starts[counts == count, None] + np.arange(count)
+            kinds = _kinds(np.ascontiguousarray(sequences[:, places].swapaxes(0, 1)).reshape(len(places), -1))
+            _, kind = np.unique(np.stack([self._part[chosen], kinds], axis=1), axis=0, return_inverse=True)
+            self._part[chosen] = fresh + kind.ravel()
             fresh += int(kind.max()) + 1
 
     def tie(self, a: Labels, b: Labels) -> bool:
         """Let the channels of two tensors that meet elementwise move together; False where they do not pair up."""
-        pairs = np.unique(np.stack([a.channel.ravel(), b.channel.ravel()]), axis=1)
-        one, other = pairs
+        one, other = meetings(a.channel, b.channel)
         if len(np.unique(one)) != len(one) or len(np.unique(other)) != len(other):
             return False
         self.refine(a.channel, a.place, b.place)
@@ -115,7 +115,7 @@ class Channels:
         if (roots == old).all():  # a channel with itself, or with one that moves with it already
             self.refine(a.channel, self._slot[b.channel])
             return True
-        if (roots == old).any() or len(np.unique(roots)) != len(roots) or len(np.unique(old)) != len(old):
+        if np.isin(old, roots).any() or len(np.unique(roots)) != len(roots) or len(np.unique(old)) != len(old):
             return False
         new = np.full(len(self._root), -1)
         new[old] = roots
@@ -127,7 +127,7 @@ class Channels:
     def companies(self) -> list[Ints]:
         """Arrays [members, n]: the n columns of each may change places, members of a column together."""
         order = np.lexsort((self._slot, self._root))
-        roots, starts, counts = np.unique(self._root[order], return_index=True, return_counts=True)
+        _, starts, counts = np.unique(self._root[order], return_index=True, return_counts=True)
         kinds: dict[tuple[tuple[int, int], ...], list[Ints]] = {}
         for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
             members = order[start : start + count]
@@ -135,6 +135,36 @@ class Channels:
                 sign = tuple(zip(self._slot[members].tolist(), self._part[members].tolist(), strict=True))
                 kinds.setdefault(sign, []).append(members)
         return [np.stack(found, axis=1) for found in kinds.values() if len(found) > 1]
+
+
+def meetings(a: Ints, b: Ints) -> Ints:
+    """The different pairs of values at the same elements of two arrays of one shape, [2, n], in order."""
+    both = [axis for axis in _constant_axes(a) if axis in _constant_axes(b)]
+    return np.unique(np.stack([_as_rows(a, both)[0], _as_rows(b, both)[0]]), axis=1)
+
+
+def _constant_axes(array: Ints) -> list[int]:
+    """The axes along which nothing changes."""
+    found = []
+    for axis, (size, stride) in enumerate(zip(array.shape, array.strides, strict=True)):
+        if size == 1 or stride == 0 or (array == array.take([0], axis)).all():
+            found.append(axis)
+    return found
+
+
+def _as_rows(array: Ints, axes: list[int]) -> Ints:
+    """As [rows, k]: the given axes first, and as one."""
+    others = [axis for axis in range(array.ndim) if axis not in axes]
+    rows = int(np.prod([array.shape[axis] for axis in axes], dtype=np.int64))
+    return array.transpose(*axes, *others).reshape(rows, -1)
+
+
+def _kinds(table: Ints) -> Ints:
+    """A number for each row of table[n, length], the same for equal rows."""
+    kind = np.full(len(table), -1)
+    while (left := np.nonzero(kind < 0)[0]).size:
+        kind[left[(table[left] == table[left[0]]).all(axis=1)]] = left[0]
+    return kind
 
 
 def sources(labels: Ints, moved: Ints) -> NDArray[np.intp]:
@@ -153,4 +183,5 @@ def sources(labels: Ints, moved: Ints) -> NDArray[np.intp]:
     index[present] = np.arange(len(present))
     number = np.empty(len(labels), np.intp)
     number[by_channel] = np.arange(len(labels)) - np.repeat(starts, counts)
-    return by_channel[starts[index[moved[labels]]] + number]
+    found: NDArray[np.intp] = by_channel[starts[index[moved[labels]]] + number]
+    return found

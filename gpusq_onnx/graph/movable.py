@@ -9,7 +9,7 @@ each of them:
 
     passes         layouts (Reshape, Transpose, Split, Slice, Gather, Concat, ...), element by element
     elementwise    activation functions; sums and products with constants, with one value a token, with other channels,
-                   which then move together (gate and up of a SwiGLU; all writers of a residual stream without constants)
+                   which then move together (gate and up of a SwiGLU)
     attention      MatMul(weights, v): channels of a head stay in their head
     norms          over channels: those that are normalised together may change places
 
@@ -31,7 +31,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.channels import Channels, Ints, Labels, sources
+from gpusq_onnx.graph.channels import Channels, Ints, Labels, meetings, sources
 from gpusq_onnx.graph.dataflow import NONLINEAR, is_depthwise
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.sites import Site
@@ -40,6 +40,7 @@ from gpusq_onnx.graph.structure import Structure
 _WHOLE = frozenset("Identity Cast Dropout Reshape Flatten Squeeze Unsqueeze".split())
 _PARTS = frozenset("Transpose Split Slice Gather Expand Concat".split())
 _ELEMENTWISE = NONLINEAR | frozenset("Add Sub Mul Div Neg Exp Sqrt Abs Log Reciprocal Clip Min Max Where Not".split())
+_SHAPES = frozenset(("Shape", "Size"))
 _NORMS = frozenset("LayerNormalization RMSNormalization SimplifiedLayerNormalization".split())
 
 
@@ -123,7 +124,7 @@ class _Follower:
 
     def _visit(self, node: gs.Node) -> None:
         read = [self._labels.get(tensor.name) for tensor in node.inputs]
-        labelled = [labels for labels in read if labels is not None]
+        labelled = [] if node.op in _SHAPES else [labels for labels in read if labels is not None]
         try:
             made = self._follow(node, read) if labelled else None
         except _Refused as refused:
@@ -240,7 +241,8 @@ class _Follower:
     def _same_in_all_rows(self, rows: Labels, reader: str) -> Ints:
         if not (rows.channel == rows.channel[:1]).all():
             raise _Refused(f"{reader} sees other channels at other places")
-        return rows.channel[0]
+        channels: Ints = rows.channel[0]
+        return channels
 
     def _each_row(self, rows: Labels) -> None:
         number = np.arange(len(rows.channel))[:, None]
@@ -270,7 +272,7 @@ class _Follower:
         if size == 1:
             return
         element = np.broadcast_to(np.arange(size).reshape(own), labels.channel.shape)
-        pairs = np.unique(np.stack([element.ravel(), labels.channel.ravel()]), axis=1)
+        pairs = meetings(element, labels.channel)
         if isinstance(tensor, gs.Constant) and pairs.shape[1] == size == len(np.unique(pairs[1])):
             self._carry(tensor, pairs[1])
         else:

@@ -29,6 +29,7 @@ BUILTIN: Mapping[str, str] = MappingProxyType(
         "patch-matmul": "gpusq_onnx.passes.patch_matmul:PatchMatMul",
         "fp16": "gpusq_onnx.passes.fp16:Fp16",
         "distill": "gpusq_onnx.passes.distill:Distill",
+        "permute": "gpusq_onnx.passes.permute:Permute",
         "prune24": "gpusq_onnx.passes.prune:Prune24",
         "prune48pair": "gpusq_onnx.passes.prune:Prune48Pair",
         "prune-nm": "gpusq_onnx.passes.prune:PruneNm",

@@ -1,4 +1,4 @@
-"""Order input channels so that a pattern keeps the most: which channels share a group of w[out, k] is a matter of choice.
+"""Order input channels so that a pattern keeps the most: which channels share a group of w[out, k] can be chosen.
 
 Elements of energy e[row, k] >= 0 (a squared weight, or what removing it costs) are kept by the pattern in each group.
 Exchanging two channels s and t of different groups changes what these two groups keep. With the rest of a group fixed,
@@ -7,7 +7,8 @@ if it goes (less its partner's energy, where pairs stay together). So for all pa
 
     M[s, t] = sum_rows max(b_s, x_t)           gain[s, t] = M[s, t] - M[s, s] + M[t, s] - M[t, t]
 
-Each round exchanges the best pair of channels of every two groups that are each other's best, until nothing is gained.
+Each round makes the exchanges of largest gain, no group in two of them, until nothing is gained: first counted on a
+quarter of the rows, then on all.
 
 Source: Pool and Yu, "Channel Permutations for N:M Sparsity", NeurIPS 2021: its channel exchanges, many at a time.
 Limits: a local optimum; the gains are counted on at most `ROWS` rows. Time ~ rows * k^2, memory three k x k matrices.
@@ -28,7 +29,7 @@ Order = NDArray[np.intp]
 
 ROWS = 256
 ROUNDS = 200
-_LEAST = 1e-6  # of the energy: a round that gains less is the last
+_LEAST = 1e-5  # of the energy: a round that gains less is the last
 _SLOTS = 32  # channels whose gains are counted together: their part of M stays in a core's cache
 
 
@@ -52,18 +53,8 @@ def arrange(energy: NDArray[Any], pattern: Pattern, each: Each = one_by_one) -> 
     order: Order = np.arange(k)
     if k == pattern.group or not rows:
         return order
-    sums = np.empty((k, k), np.float32)
-    stale, least = np.arange(k), _LEAST * float(x.sum(dtype=np.float64))
-    for _ in range(ROUNDS):
-        _count(sums, x, stale, pattern, each)
-        first, second, gained = _exchanges(sums, pattern.group)
-        if gained <= least:
-            break
-        places = np.arange(k)
-        places[first], places[second] = second, first
-        order, x, sums = order[places], x[places], sums[:, places]
-        touched = np.unique(np.concatenate([first, second]) // pattern.group)
-        stale = (touched[:, None] * pattern.group + np.arange(pattern.group)).ravel()
+    for step in (4, 1):
+        order = order[_exchanged(np.ascontiguousarray(x[order, ::step]), pattern, each)]
     return order
 
 
@@ -73,6 +64,24 @@ def kept(energy: NDArray[Any], pattern: Pattern, order: Order | None = None) -> 
     total = float(ordered.sum(dtype=np.float64))
     held = float(ordered[pattern.mask(np.sqrt(ordered))].sum(dtype=np.float64))
     return held / total if total else 1.0
+
+
+def _exchanged(x: Float32, pattern: Pattern, each: Each) -> Order:
+    """The order of x[k, rows] after all exchanges that gain."""
+    order: Order = np.arange(len(x))
+    sums = np.empty((len(x), len(x)), np.float32)
+    stale, least = order, _LEAST * float(x.sum(dtype=np.float64))
+    for _ in range(ROUNDS):
+        _count(sums, x, stale, pattern, each)
+        first, second, gained = _exchanges(sums, pattern.group)
+        if gained <= least:
+            break
+        places = np.arange(len(x))
+        places[first], places[second] = second, first
+        order, x, sums = order[places], x[places], sums[:, places]
+        touched = np.unique(np.concatenate([first, second]) // pattern.group)
+        stale = (touched[:, None] * pattern.group + np.arange(pattern.group)).ravel()
+    return order
 
 
 def _count(sums: Float32, x: Float32, slots: NDArray[np.intp], pattern: Pattern, each: Each) -> None:
@@ -107,13 +116,14 @@ def _exchanges(sums: Float32, group: int) -> tuple[NDArray[np.intp], NDArray[np.
     k = len(sums)
     gain = sums - np.diag(sums)[:, None]
     gain += gain.T
-    between = gain.reshape(k // group, group, k // group, group).transpose(0, 2, 1, 3).reshape(k // group, k // group, -1)
+    groups = k // group
+    between = gain.reshape(groups, group, groups, group).transpose(0, 2, 1, 3).reshape(groups, groups, -1)
     pair = between.argmax(axis=2)
     best = np.take_along_axis(between, pair[:, :, None], axis=2)[:, :, 0]
-    best[np.tril_indices(k // group)] = 0
+    best[np.tril_indices(groups)] = 0
     one, other = np.nonzero(best > 0)
     ranked = np.argsort(-best[one, other], kind="stable")
-    free = np.ones(k // group, np.bool_)
+    free = np.ones(groups, np.bool_)
     taken = []
     for a, b in zip(one[ranked].tolist(), other[ranked].tolist(), strict=True):
         if free[a] and free[b]:

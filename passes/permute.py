@@ -1,0 +1,195 @@
+"""Let channels change places, so that a pattern along the reduction axis then keeps more; outputs stay as they are.
+
+    fc2 (and what else reads an MLP's hidden axis)   all hidden channels; fc1's rows and bias, gate and up, follow
+    proj                                            the channels of a head, within the head; the rows of v follow
+
+Which channels share a group of four decides what 2:4 takes away. `prune24` after this pass finds better groups. Which
+channels may move is found by following them through the graph (`graph.movable`), not by names. How they are ordered:
+`sparsity.permutation`. What counts as kept:
+
+    activation   w[o, k]^2 times the variance of input k on calibration data: what removing the weight costs
+    magnitude    w[o, k]^2
+    auto         the first where there is data, the second where not
+
+Rows of q and k may change places, too, within a head; that changes no group along the reduction axis of any weight.
+
+Source: Pool and Yu, "Channel Permutations for N:M Sparsity", NeurIPS 2021; the weighting by activations is ours.
+Limits: weights that are sparse already stay; equal to rounding, because sums are taken in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from gpusq_onnx.calibration.walk import Walk, observable
+from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
+from gpusq_onnx.graph.exclusions import SMALLEST, excluded
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.movable import Movable, find_movable
+from gpusq_onnx.graph.qdq.rescale import own_bias
+from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PlanContext, PlanRow
+from gpusq_onnx.pipeline.ends import EndsOptions
+from gpusq_onnx.pipeline.parallel import share
+from gpusq_onnx.pipeline.schedule import SECOND_ORDER
+from gpusq_onnx.pipeline.selectors import Selector
+from gpusq_onnx.sparsity.patterns import TWO_FOUR, Pattern, parse_pattern, patterns_of
+from gpusq_onnx.sparsity.permutation import arrange, kept
+
+
+class PermuteOptions(EndsOptions):
+    """Options of `permute`."""
+
+    pattern: str = Field(TWO_FOUR.name, description="that the weights will be pruned to: N:M, or 4:8pair")
+    saliency: Literal["auto", "magnitude", "activation"] = Field("auto", description="of a weight: what is to be kept")
+    only: list[str] = Field([], description="roles, operators or name patterns whose inputs to order; empty: all")
+    skip: list[str] = Field([], description="roles, operators or name patterns whose inputs to leave as they are")
+    smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this count as left dense")
+
+    @field_validator("pattern")
+    @classmethod
+    def _known_pattern(cls, value: str) -> str:
+        try:
+            return parse_pattern(value).name
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+
+
+class Permute(Pass[PermuteOptions]):
+    """See the module's text."""
+
+    name = "permute"
+    summary = "channels change places within MLPs and heads, so that a pattern then keeps more; outputs stay"
+    source = "Pool and Yu, NeurIPS 2021"
+    Options = PermuteOptions
+
+    @property
+    def needs_data(self) -> bool:
+        return self.options.saliency == "activation"
+
+    def work(self, images: int, data: bool) -> float:
+        return SECOND_ORDER / 2 * images if self._by_activation(data) else 0.0
+
+    def requires(self, model: Model, structure: Structure) -> None:
+        quantised = [site for site in structure.sites if site.quantised]
+        if quantised:
+            raise UnsupportedModelError(
+                f"{len(quantised)} weights are quantised already; their scales would have to move, too",
+                where=quantised[0].path or quantised[0].name,
+                hint="permute the float model first: --passes permute,prune24,qdq-int8",
+            )
+
+    def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
+        selector = Selector(self.options.only, self.options.skip)
+        selector.check(structure.sites, self.name)
+        movable = find_movable(model, structure)
+        rows = [self._row(site, selector, movable, given.data) for site in structure.sites]
+        if all(row.skipped for row in rows):
+            raise NothingMatched(
+                "no channels can change places",
+                found="; ".join(sorted({row.reason for row in rows})[:4]) or "a graph without weights",
+                hint=f"gpusq-onnx plan --full MODEL --passes {self.name} lists every weight",
+            )
+        return rows
+
+    def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
+        sites = {site.name: site for site in structure.sites}
+        chosen = [sites[row.tensor] for row in plan if not row.skipped]
+        by_activation = {row.tensor for row in plan if row.detail.get("saliency") == "activation"}
+        movable, pattern = find_movable(model, structure), parse_pattern(self.options.pattern)
+        weights = self._variances(model, [site for site in chosen if site.name in by_activation], context)
+        moved = np.arange(movable.count)
+        share_kept: dict[str, list[list[float]]] = {}
+        for company in movable.companies:
+            places = {site: _places(site, movable, company, pattern) for site in chosen}
+            found = {site: columns for site, columns in places.items() if columns is not None}
+            if not found:
+                continue
+            energy = np.concatenate([_energy(site, columns, weights) for site, columns in found.items()])
+            order = arrange(energy, pattern, share)
+            by_place = company[:, np.argsort(next(iter(found.values()))[0])]
+            moved[by_place] = by_place[:, order]
+            for site in found:
+                share_kept.setdefault(site.name, []).append([kept(energy, pattern), kept(energy, pattern, order)])
+        movable.move(moved)
+        context.findings["energy_kept"] = {name: np.mean(both, axis=0).tolist() for name, both in share_kept.items()}
+
+    def _by_activation(self, data: bool) -> bool:
+        return self.options.saliency == "activation" or (self.options.saliency == "auto" and data)
+
+    def _row(self, site: Site, selector: Selector, movable: Movable, data: bool) -> PlanRow:
+        pattern, detail = parse_pattern(self.options.pattern), dict[str, Any]()
+        reason = selector.refuses(site) or movable.fixed.get(site) or self._refusal(site)
+        if not reason:
+            counts, writers = [], list[Site]()
+            for company in movable.companies:
+                if (columns := _places(site, movable, company, pattern)) is not None:
+                    counts.append(columns.shape[1])
+                    writers += [writer for writer in movable.writers(company) if writer not in writers]
+            reason = f"no whole group of {pattern.group} of its input channels may change places"
+            if counts:
+                detail = {"saliency": "activation" if self._by_activation(data) and observable(site) else "magnitude"}
+                times = f"{len(counts)} times {counts[0]}" if len(counts) > 1 else f"{counts[0]}"
+                names = ", ".join(writer.path or writer.name for writer in writers)
+                reason = f"{times} channels by {detail['saliency']}, with the rows of {names}"
+        decision = "permute" if detail else SKIP
+        return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
+
+    def _refusal(self, site: Site) -> str | None:
+        named = bool(self.options.only) or self.options.includes(site)
+        reason = excluded(site, "prune", smallest=self.options.smallest, named=named)
+        if reason is None and site.dtype not in ("float", "float16", "bfloat16", "double"):
+            reason = f"stored as {site.dtype}"
+        return reason or (f"{sparse[0].name} already" if (sparse := patterns_of(site.read(), site.channels)) else None)
+
+    def _variances(self, model: Model, sites: Sequence[Site], context: Context) -> dict[Site, NDArray[np.float32]]:
+        """By site, the mean square of each input (about its mean, where a bias will absorb that)."""
+        found: dict[Site, NDArray[np.float32]] = {}
+        if not sites:
+            return found
+        assert context.source is not None
+        context.progress.start("looking at activations", len(sites), SECOND_ORDER / 2 * len(context.source))
+        with Walk(model, sites, context.source) as walk:
+            context.findings["images"] = walk.images
+            for site, gram in walk:
+                found[site] = np.diag(gram.sums(centred=own_bias(site) is not None)).astype(np.float32)
+                context.progress.advance()
+        context.progress.finish()
+        return found
+
+
+def _places(site: Site, movable: Movable, company: NDArray[np.int64], pattern: Pattern) -> NDArray[np.intp] | None:
+    """The input channels [copies, n] of a site that a company's n columns are; None: none, or no whole groups."""
+    labels = movable.columns.get(site)
+    if labels is None:
+        return None
+    copies = []
+    for members in company:
+        column = np.full(movable.count, -1)
+        column[members] = np.arange(len(members))
+        places = np.nonzero(column[labels] >= 0)[0]
+        by_column = places[np.argsort(column[labels[places]], kind="stable")]
+        copies += list(by_column.reshape(len(members), -1).T)
+    if not copies or len(company[0]) % pattern.group:
+        return None
+    first = np.argsort(copies[0])
+    for places in copies:
+        groups = places[first].reshape(-1, pattern.group)
+        if (groups % pattern.group != np.arange(pattern.group)).any() or (np.diff(groups, axis=1) != 1).any():
+            return None
+    return np.stack(copies)
+
+
+def _energy(site: Site, columns: NDArray[np.intp], weights: dict[Site, NDArray[np.float32]]) -> NDArray[np.float32]:
+    """What each weight counts for, [rows, n], with channels in the order of their first copy's places."""
+    w = site.read().astype(np.float32)
+    energy = np.square(w) * weights[site] if site in weights else np.square(w)
+    by_channel = energy.reshape(-1, site.channels)
+    order = np.argsort(columns[0])
+    return np.concatenate([by_channel[:, places[order]] for places in columns])
