@@ -20,6 +20,7 @@ Limits: weights that are sparse already stay; equal to rounding, because sums ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +31,8 @@ from gpusq_onnx.calibration.walk import Walk, observable
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.movable import Movable, find_movable
+from gpusq_onnx.graph.movable import find_movable
+from gpusq_onnx.graph.moves import Movable
 from gpusq_onnx.graph.qdq.rescale import own_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
@@ -90,6 +92,8 @@ class Permute(Pass[PermuteOptions]):
         selector.check(structure.sites, self.name)
         movable = find_movable(model, structure)
         rows = [self._row(site, selector, movable, given.data) for site in structure.sites]
+        ordered = [site for site, row in zip(structure.sites, rows, strict=True) if not row.skipped]
+        rows = _with_followers(rows, structure, movable, self._ordered(movable, ordered))
         if all(row.skipped for row in rows):
             raise NothingMatched(
                 "no channels can change places",
@@ -100,7 +104,7 @@ class Permute(Pass[PermuteOptions]):
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         sites = {site.name: site for site in structure.sites}
-        chosen = [sites[row.tensor] for row in plan if not row.skipped]
+        chosen = [sites[row.tensor] for row in plan if row.detail]
         by_activation = {row.tensor for row in plan if row.detail.get("saliency") == "activation"}
         movable, pattern = find_movable(model, structure), parse_pattern(self.options.pattern)
         weights = self._variances(model, [site for site in chosen if site.name in by_activation], context)
@@ -115,10 +119,15 @@ class Permute(Pass[PermuteOptions]):
             order = arrange(energy, pattern, share)
             by_place = company[:, np.argsort(next(iter(found.values()))[0])]
             moved[by_place] = by_place[:, order]
-            for site in found:
+            for site in found:  # of the company's weights
                 share_kept.setdefault(site.name, []).append([kept(energy, pattern), kept(energy, pattern, order)])
         movable.move(moved)
         context.findings["energy_kept"] = {name: np.mean(both, axis=0).tolist() for name, both in share_kept.items()}
+
+    def _ordered(self, movable: Movable, sites: Sequence[Site]) -> list[NDArray[np.int64]]:
+        """The companies whose columns are whole groups of one of these sites."""
+        pattern = parse_pattern(self.options.pattern)
+        return [c for c in movable.companies if any(_places(site, movable, c, pattern) is not None for site in sites)]
 
     def _by_activation(self, data: bool) -> bool:
         return self.options.saliency == "activation" or (self.options.saliency == "auto" and data)
@@ -162,6 +171,24 @@ class Permute(Pass[PermuteOptions]):
                 context.progress.advance()
         context.progress.finish()
         return found
+
+
+def _with_followers(
+    rows: Sequence[PlanRow], structure: Structure, movable: Movable, ordered: Sequence[NDArray[np.int64]]
+) -> list[PlanRow]:
+    """The rows, and those of weights that only follow."""
+    moving = np.concatenate([company.ravel() for company in ordered]) if ordered else np.empty(0, np.int64)
+    followers = {
+        site
+        for channels_of in (movable.rows, movable.columns)
+        for site, channels in channels_of.items()
+        if np.isin(channels, moving).any()
+    }
+    reason = "its channels follow those of a weight that is ordered"
+    return [
+        replace(row, decision="permute", reason=reason) if row.skipped and site in followers else row
+        for site, row in zip(structure.sites, rows, strict=True)
+    ]
 
 
 def _places(site: Site, movable: Movable, company: NDArray[np.int64], pattern: Pattern) -> NDArray[np.intp] | None:

@@ -24,16 +24,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.channels import Channels, Ints, Labels, meetings, sources
+from gpusq_onnx.graph.channels import Channels, Ints, Labels, meetings
 from gpusq_onnx.graph.dataflow import NONLINEAR, is_depthwise
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.moves import Movable
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 
@@ -42,46 +42,6 @@ _PARTS = frozenset("Transpose Split Slice Gather Expand Concat".split())
 _ELEMENTWISE = NONLINEAR | frozenset("Add Sub Mul Div Neg Exp Sqrt Abs Log Reciprocal Clip Min Max Where Not".split())
 _SHAPES = frozenset(("Shape", "Size"))
 _NORMS = frozenset("LayerNormalization RMSNormalization SimplifiedLayerNormalization".split())
-
-
-@dataclass
-class Movable:
-    """What moves with which channel.
-
-    Attributes:
-        rows: by site, the channel of each row of w[out, k].
-        columns: by site, the channel of each input channel.
-        vectors: constants and the channel of each of their elements, in the order of their memory.
-        companies: arrays [members, n]: the n columns of each may change places, the members of one together.
-        fixed: by site, why its input channels stay.
-    """
-
-    rows: dict[Site, Ints] = field(default_factory=dict)
-    columns: dict[Site, Ints] = field(default_factory=dict)
-    vectors: list[tuple[gs.Constant, Ints]] = field(default_factory=list)
-    companies: list[Ints] = field(default_factory=list)
-    fixed: dict[Site, str] = field(default_factory=dict)
-    count: int = 0
-
-    def writers(self, company: Ints) -> list[Site]:
-        """The sites whose output channels these are, in graph order."""
-        return [site for site, channels in self.rows.items() if np.isin(channels, company).any()]
-
-    def move(self, moved: Ints) -> None:
-        """Let channel moved[c] come to the place of c; companies move as wholes, within themselves."""
-        changed = moved != np.arange(self.count)
-        for site, channels in self.rows.items():
-            if changed[channels].any():
-                site.write(np.ascontiguousarray(site.read()[sources(channels, moved)]))
-        for site, channels in self.columns.items():
-            if changed[channels].any():
-                w = site.read()
-                by_channel = w.reshape(len(w), -1, len(channels))[:, :, sources(channels, moved)]
-                site.write(np.ascontiguousarray(by_channel.reshape(w.shape)))
-        for constant, channels in self.vectors:
-            if changed[channels].any():
-                values = values_of(constant)
-                constant.values = values.ravel()[sources(channels, moved)].reshape(values.shape)
 
 
 def find_movable(model: Model, structure: Structure) -> Movable:

@@ -30,6 +30,7 @@ Order = NDArray[np.intp]
 ROWS = 256
 ROUNDS = 200
 _LEAST = 1e-5  # of the energy: a round that gains less is the last
+_WORTH_WHILE = 1e-4  # of the energy: an order whose first round gains less stays, to the bit
 _SLOTS = 32  # channels whose gains are counted together: their part of M stays in a core's cache
 
 
@@ -51,7 +52,7 @@ def arrange(energy: NDArray[Any], pattern: Pattern, each: Each = one_by_one) -> 
     if not (np.isfinite(x).all() and (x >= 0).all()):
         raise ValueError(f"energies must be finite and >= 0; shape {energy.shape}")
     order: Order = np.arange(k)
-    if k == pattern.group or not rows:
+    if k == pattern.group or not rows or not _worth_while(x, pattern, each):
         return order
     for step in (4, 1):
         order = order[_exchanged(np.ascontiguousarray(x[order, ::step]), pattern, each)]
@@ -64,6 +65,12 @@ def kept(energy: NDArray[Any], pattern: Pattern, order: Order | None = None) -> 
     total = float(ordered.sum(dtype=np.float64))
     held = float(ordered[pattern.mask(np.sqrt(ordered))].sum(dtype=np.float64))
     return held / total if total else 1.0
+
+
+def _worth_while(x: Float32, pattern: Pattern, each: Each) -> bool:
+    sums = np.empty((len(x), len(x)), np.float32)
+    _count(sums, x, np.arange(len(x)), pattern, each)
+    return _exchanges(sums, pattern.group)[2] > _WORTH_WHILE * float(x.sum(dtype=np.float64))
 
 
 def _exchanged(x: Float32, pattern: Pattern, each: Each) -> Order:

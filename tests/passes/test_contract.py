@@ -25,7 +25,7 @@ DATA = DataOptions(path=ASSETS / "digits_train.npz", samples=8)
 PASSES = list(table.BUILTIN)
 # Values for options whose type does not say what is valid.
 EXAMPLES: Mapping[tuple[str, str], Any] = {
-    **{(name, "pattern"): "2:8" for name in ("prune", "prune24", "prune48pair", "prune-nm")},
+    **{(name, "pattern"): "2:8" for name in ("permute", "prune", "prune24", "prune48pair", "prune-nm")},
     ("qdq", "scheme"): "w4a8",
     **{(name, key): "teacher.onnx" for name in ("distill", "qat") for key in ("teacher", "dense")},
     **{(name, "steps"): 3 for name in ("distill", "qat")},
