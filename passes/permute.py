@@ -20,15 +20,15 @@ Limits: weights that are sparse already stay; equal to rounding, because sums ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from gpusq_onnx.calibration.walk import Walk, observable
-from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
+from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.movable import find_movable
@@ -36,11 +36,11 @@ from gpusq_onnx.graph.moves import Movable
 from gpusq_onnx.graph.qdq.rescale import own_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PlanContext, PlanRow
-from gpusq_onnx.pipeline.ends import EndsOptions
+from gpusq_onnx.pipeline.base import SKIP, Context, Detail, Pass, PlanContext, PlanRow, require_any
+from gpusq_onnx.pipeline.details import rows_with
 from gpusq_onnx.pipeline.parallel import share
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
-from gpusq_onnx.pipeline.selectors import Selector
+from gpusq_onnx.pipeline.selectors import EndsOptions, Selector
 from gpusq_onnx.sparsity.patterns import TWO_FOUR, Pattern, parse_pattern, patterns_of
 from gpusq_onnx.sparsity.permutation import arrange, kept
 
@@ -61,6 +61,17 @@ class PermuteOptions(EndsOptions):
             return parse_pattern(value).name
         except UsageError as error:
             raise ValueError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Permuted(Detail):
+    """Its input channels are put in another order.
+
+    Attributes:
+        saliency: "magnitude" or "activation".
+    """
+
+    saliency: Literal["magnitude", "activation"]
 
 
 class Permute(Pass[PermuteOptions]):
@@ -94,20 +105,21 @@ class Permute(Pass[PermuteOptions]):
         rows = [self._row(site, selector, movable, given.data) for site in structure.sites]
         ordered = [site for site, row in zip(structure.sites, rows, strict=True) if not row.skipped]
         rows = _with_followers(rows, structure, movable, self._ordered(movable, ordered))
-        if all(row.skipped for row in rows):
-            raise NothingMatched(
-                "no channels can change places",
-                found="; ".join(sorted({row.reason for row in rows})[:4]) or "a graph without weights",
-                hint=f"gpusq-onnx plan --full MODEL --passes {self.name} lists every weight",
-            )
+        require_any(
+            rows,
+            "no channels can change places",
+            else_found="a graph without MatMul, Gemm or Conv weights",
+            hint=f"gpusq-onnx plan --full --allow-noop MODEL --passes {self.name} lists every weight",
+        )
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         sites = {site.name: site for site in structure.sites}
-        chosen = [sites[row.tensor] for row in plan if row.detail]
-        by_activation = {row.tensor for row in plan if row.detail.get("saliency") == "activation"}
+        rows = rows_with(plan, Permuted)
+        chosen = [sites[row.tensor] for row, _ in rows]
+        by_activation = [sites[row.tensor] for row, detail in rows if detail.saliency == "activation"]
         movable, pattern = find_movable(model, structure), parse_pattern(self.options.pattern)
-        weights = self._variances(model, [site for site in chosen if site.name in by_activation], context)
+        weights = self._variances(model, by_activation, context)
         moved = np.arange(movable.count)
         share_kept: dict[str, list[list[float]]] = {}
         for company in movable.companies:
@@ -133,7 +145,7 @@ class Permute(Pass[PermuteOptions]):
         return self.options.saliency == "activation" or (self.options.saliency == "auto" and data)
 
     def _row(self, site: Site, selector: Selector, movable: Movable, data: bool) -> PlanRow:
-        pattern, detail = parse_pattern(self.options.pattern), dict[str, Any]()
+        pattern, detail = parse_pattern(self.options.pattern), None
         reason = selector.refuses(site) or movable.fixed.get(site) or self._refusal(site)
         if not reason:
             counts, writers = [], list[Site]()
@@ -143,12 +155,12 @@ class Permute(Pass[PermuteOptions]):
                     writers += [writer for writer in movable.writers(company) if writer not in writers]
             reason = f"no whole group of {pattern.group} of its input channels may change places"
             if counts:
-                detail = {"saliency": "activation" if self._by_activation(data) and observable(site) else "magnitude"}
+                detail = Permuted("activation" if self._by_activation(data) and observable(site) else "magnitude")
                 times = f"{len(counts)} times {counts[0]}" if len(counts) > 1 else f"{counts[0]}"
                 names = ", ".join(writer.path or writer.name for writer in writers)
-                reason = f"{times} channels by {detail['saliency']}, with the rows of {names}"
+                reason = f"{times} channels by {detail.saliency}, with the rows of {names}"
         decision = "permute" if detail else SKIP
-        return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail)
+        return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail or {})
 
     def _refusal(self, site: Site) -> str | None:
         named = bool(self.options.only) or self.options.includes(site)

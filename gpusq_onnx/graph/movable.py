@@ -31,16 +31,19 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.channels import Channels, Ints, Labels, meetings
-from gpusq_onnx.graph.dataflow import NONLINEAR, is_depthwise
+from gpusq_onnx.graph.dataflow import is_depthwise
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.moves import Movable
+from gpusq_onnx.graph.operators import Is, operators
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 
 _WHOLE = frozenset("Identity Cast Dropout Reshape Flatten Squeeze Unsqueeze".split())
 _PARTS = frozenset("Transpose Split Slice Gather Expand Concat".split())
-_ELEMENTWISE = NONLINEAR | frozenset("Add Sub Mul Div Neg Exp Sqrt Abs Log Reciprocal Clip Min Max Where Not".split())
-_SHAPES = frozenset(("Shape", "Size"))
+_ELEMENTWISE = operators(Is.ACTIVATES | Is.AFFINE) | frozenset(
+    "Neg Exp Sqrt Abs Log Reciprocal Clip Min Max Where Not".split()
+)
+_SHAPES = operators(Is.MEASURES)
 _NORMS = frozenset("LayerNormalization RMSNormalization SimplifiedLayerNormalization".split())
 
 

@@ -16,8 +16,9 @@ from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.passes.permute import Permute
+from gpusq_onnx.passes.permute import Permute, Permuted
 from gpusq_onnx.pipeline.base import Context, PlanContext, PlanRow
+from gpusq_onnx.pipeline.details import rows_with
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.sparsity import magnitude
 from gpusq_onnx.sparsity.patterns import TWO_FOUR
@@ -237,7 +238,7 @@ def test_the_embedded_models_stay_as_they_were(name: str, saliency: str) -> None
     plan = permute.plan(model, structure, PlanContext(data=True))
     context = Context(source=source)
     permute.apply(model, structure, plan, context)
-    assert {row.detail["saliency"] for row in plan if row.detail} == {saliency}
+    assert {detail.saliency for _, detail in rows_with(plan, Permuted)} == {saliency}
     assert all(after > before for before, after in context.findings["energy_kept"].values())
     batch = next(iter(source.batches(16)))
     before, after = (Session(io.to_bytes(m), threads=1).run(batch.feed)["logits"] for m in (dense, model))
