@@ -122,24 +122,24 @@ class Permute(Pass[PermuteOptions]):
         weights = self._variances(model, by_activation, context)
         moved = np.arange(movable.count)
         share_kept: dict[str, list[list[float]]] = {}
-        for company in movable.companies:
-            places = {site: _places(site, movable, company, pattern) for site in chosen}
+        for cohort in movable.cohorts:
+            places = {site: _places(site, movable, cohort, pattern) for site in chosen}
             found = {site: columns for site, columns in places.items() if columns is not None}
             if not found:
                 continue
             energy = np.concatenate([_energy(site, columns, weights) for site, columns in found.items()])
             order = arrange(energy, pattern, share)
-            by_place = company[:, np.argsort(next(iter(found.values()))[0])]
+            by_place = cohort[:, np.argsort(next(iter(found.values()))[0])]
             moved[by_place] = by_place[:, order]
-            for site in found:  # of the company's weights
+            for site in found:  # of the cohort's weights
                 share_kept.setdefault(site.name, []).append([kept(energy, pattern), kept(energy, pattern, order)])
         movable.move(moved)
         context.findings["energy_kept"] = {name: np.mean(both, axis=0).tolist() for name, both in share_kept.items()}
 
     def _ordered(self, movable: Movable, sites: Sequence[Site]) -> list[NDArray[np.int64]]:
-        """The companies whose columns are whole groups of one of these sites."""
+        """The cohorts whose columns are whole groups of one of these sites."""
         pattern = parse_pattern(self.options.pattern)
-        return [c for c in movable.companies if any(_places(site, movable, c, pattern) is not None for site in sites)]
+        return [c for c in movable.cohorts if any(_places(site, movable, c, pattern) is not None for site in sites)]
 
     def _by_activation(self, data: bool) -> bool:
         return self.options.saliency == "activation" or (self.options.saliency == "auto" and data)
@@ -149,10 +149,10 @@ class Permute(Pass[PermuteOptions]):
         reason = selector.refuses(site) or movable.fixed.get(site) or self._refusal(site)
         if not reason:
             counts, writers = [], list[Site]()
-            for company in movable.companies:
-                if (columns := _places(site, movable, company, pattern)) is not None:
+            for cohort in movable.cohorts:
+                if (columns := _places(site, movable, cohort, pattern)) is not None:
                     counts.append(columns.shape[1])
-                    writers += [writer for writer in movable.writers(company) if writer not in writers]
+                    writers += [writer for writer in movable.writers(cohort) if writer not in writers]
             reason = f"no whole group of {pattern.group} of its input channels may change places"
             if counts:
                 detail = Permuted("activation" if self._by_activation(data) and observable(site) else "magnitude")
@@ -189,7 +189,7 @@ def _with_followers(
     rows: Sequence[PlanRow], structure: Structure, movable: Movable, ordered: Sequence[NDArray[np.int64]]
 ) -> list[PlanRow]:
     """The rows, and those of weights that only follow."""
-    moving = np.concatenate([company.ravel() for company in ordered]) if ordered else np.empty(0, np.int64)
+    moving = np.concatenate([cohort.ravel() for cohort in ordered]) if ordered else np.empty(0, np.int64)
     followers = {
         site
         for channels_of in (movable.rows, movable.columns)
@@ -203,19 +203,19 @@ def _with_followers(
     ]
 
 
-def _places(site: Site, movable: Movable, company: NDArray[np.int64], pattern: Pattern) -> NDArray[np.intp] | None:
-    """The input channels [copies, n] of a site that a company's n columns are; None: none, or no whole groups."""
+def _places(site: Site, movable: Movable, cohort: NDArray[np.int64], pattern: Pattern) -> NDArray[np.intp] | None:
+    """The input channels [copies, n] of a site that a cohort's n columns are; None: none, or no whole groups."""
     labels = movable.columns.get(site)
     if labels is None:
         return None
     copies = []
-    for members in company:
+    for members in cohort:
         column = np.full(movable.count, -1)
         column[members] = np.arange(len(members))
         places = np.nonzero(column[labels] >= 0)[0]
         by_column = places[np.argsort(column[labels[places]], kind="stable")]
         copies += list(by_column.reshape(len(members), -1).T)
-    if not copies or len(company[0]) % pattern.group:
+    if not copies or len(cohort[0]) % pattern.group:
         return None
     first = np.argsort(copies[0])
     for places in copies:

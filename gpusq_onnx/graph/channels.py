@@ -65,7 +65,7 @@ class Channels:
     def __init__(self, owner: Ints) -> None:
         self._part = owner.copy()
         self._root = np.arange(len(owner))
-        self._slot = np.zeros(len(owner), np.int64)  # which member of its root's company a channel is
+        self._slot = np.zeros(len(owner), np.int64)  # which member of its root's cohort a channel is
         self._reason: dict[int, str] = {}
         self._pinned = np.zeros(len(owner), np.bool_)
 
@@ -124,7 +124,7 @@ class Channels:
         self._root[members] = new[self._root[members]]
         return True
 
-    def companies(self) -> list[Ints]:
+    def cohorts(self) -> list[Ints]:
         """Arrays [members, n]: the n columns of each may change places, members of a column together."""
         order = np.lexsort((self._slot, self._root))
         _, starts, counts = np.unique(self._root[order], return_index=True, return_counts=True)

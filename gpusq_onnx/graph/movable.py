@@ -82,7 +82,7 @@ class _Follower:
         for site, channels in self._found.columns.items():
             if (why := self._channels.why(channels)) is not None:
                 self._found.fixed.setdefault(site, why)
-        self._found.companies = self._channels.companies()
+        self._found.cohorts = self._channels.cohorts()
         return self._found
 
     def _visit(self, node: gs.Node) -> None:

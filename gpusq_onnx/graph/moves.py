@@ -23,7 +23,7 @@ class Movable:
         rows: by site, the channel of each row of w[out, k].
         columns: by site, the channel of each input channel.
         vectors: constants and the channel of each of their elements, in the order of their memory.
-        companies: arrays [members, n]: the n columns of each may change places, the members of one together.
+        cohorts: arrays [members, n]: the n columns of each may change places, the members of one together.
         fixed: by site, why its input channels stay.
         count: of all channels.
     """
@@ -31,16 +31,16 @@ class Movable:
     rows: dict[Site, Ints] = field(default_factory=dict)
     columns: dict[Site, Ints] = field(default_factory=dict)
     vectors: list[tuple[gs.Constant, Ints]] = field(default_factory=list)
-    companies: list[Ints] = field(default_factory=list)
+    cohorts: list[Ints] = field(default_factory=list)
     fixed: dict[Site, str] = field(default_factory=dict)
     count: int = 0
 
-    def writers(self, company: Ints) -> list[Site]:
+    def writers(self, cohort: Ints) -> list[Site]:
         """The sites whose output channels these are, in graph order."""
-        return [site for site, channels in self.rows.items() if np.isin(channels, company).any()]
+        return [site for site, channels in self.rows.items() if np.isin(channels, cohort).any()]
 
     def move(self, moved: Ints) -> None:
-        """Let channel moved[c] come to the place of c; companies move as wholes, within themselves."""
+        """Let channel moved[c] come to the place of c; cohorts move as wholes, within themselves."""
         changed = moved != np.arange(self.count)
         for site, channels in self.rows.items():
             if changed[channels].any():
