@@ -1,6 +1,7 @@
 """The arrows of the house: every import of the core is walked, and one that runs back fails."""
 
 import ast
+from collections import Counter
 
 import pytest
 from arrows import FLOORS, ROOT, Import, area, circles, cycles, imports, modules, violations
@@ -97,3 +98,9 @@ def test_no_file_is_past_350_lines():
 def test_every_module_says_what_it_is():
     texts = {name: path.read_text(encoding="utf-8") for name, path in MODULES}
     assert [name for name, text in texts.items() if text and not ast.get_docstring(ast.parse(text))] == []
+
+
+def test_no_two_test_modules_share_a_name():
+    """pytest imports them, and the helpers beside them, by their names alone."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []
