@@ -25,10 +25,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from gpusq_onnx.calibration.walk import Walk, observable
-from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.movable import find_movable
@@ -40,7 +39,7 @@ from gpusq_onnx.pipeline.base import SKIP, Context, Detail, Pass, PlanContext, P
 from gpusq_onnx.pipeline.details import rows_with
 from gpusq_onnx.pipeline.parallel import share
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
-from gpusq_onnx.pipeline.selectors import EndsOptions, Selector
+from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, require_unquantised
 from gpusq_onnx.sparsity.patterns import TWO_FOUR, Pattern, parse_pattern, patterns_of
 from gpusq_onnx.sparsity.permutation import arrange, kept
 
@@ -48,19 +47,11 @@ from gpusq_onnx.sparsity.permutation import arrange, kept
 class PermuteOptions(EndsOptions):
     """Options of `permute`."""
 
-    pattern: str = Field(TWO_FOUR.name, description="that the weights will be pruned to: N:M, or 4:8pair")
+    pattern: PatternName = Field(TWO_FOUR.name, description="that the weights will be pruned to: N:M, or 4:8pair")
     saliency: Literal["auto", "magnitude", "activation"] = Field("auto", description="of a weight: what is to be kept")
     only: list[str] = Field([], description="roles, operators or name patterns whose inputs to order; empty: all")
     skip: list[str] = Field([], description="roles, operators or name patterns whose inputs to leave as they are")
     smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this count as left dense")
-
-    @field_validator("pattern")
-    @classmethod
-    def _known_pattern(cls, value: str) -> str:
-        try:
-            return parse_pattern(value).name
-        except UsageError as error:
-            raise ValueError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -90,13 +81,11 @@ class Permute(Pass[PermuteOptions]):
         return SECOND_ORDER / 2 * images if self._by_activation(data) else 0.0
 
     def requires(self, model: Model, structure: Structure) -> None:
-        quantised = [site for site in structure.sites if site.quantised]
-        if quantised:
-            raise UnsupportedModelError(
-                f"{len(quantised)} weights are quantised already; their scales would have to move, too",
-                where=quantised[0].path or quantised[0].name,
-                hint="permute the float model first: --passes permute,prune24,qdq-int8",
-            )
+        require_unquantised(
+            structure.sites,
+            "their scales would have to move, too",
+            hint="permute the float model first: --passes permute,prune24,qdq-int8",
+        )
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         selector = Selector(self.options.only, self.options.skip)

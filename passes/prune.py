@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from gpusq_onnx.calibration.walk import Walk, observable
-from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.rescale import own_bias, shift_bias
@@ -45,7 +45,7 @@ from gpusq_onnx.pipeline.details import Pruned, rows_with
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order, share
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
-from gpusq_onnx.pipeline.selectors import EndsOptions, Selector
+from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, require_unquantised
 from gpusq_onnx.sparsity import magnitude, sparsegpt
 from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, Pattern, parse_pattern
 
@@ -58,20 +58,12 @@ class PruneOptions(EndsOptions):
     """Options of `prune` and of its names for a pattern."""
 
     method: Literal["auto", "magnitude", "sparsegpt"] = Field("auto", description="how weights are chosen")
-    pattern: str = Field(TWO_FOUR.name, description="N:M, or 4:8pair for 4-bit tensor cores")
+    pattern: PatternName = Field(TWO_FOUR.name, description="N:M, or 4:8pair for 4-bit tensor cores")
     only: list[str] = Field([], description="roles, operators or name patterns to prune; empty: all that can be")
     skip: list[str] = Field([], description="roles, operators or name patterns to leave dense")
     smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay dense")
     damping: float = Field(0.01, gt=0, le=1, description="SparseGPT: share of the mean diagonal of H added to it")
     bias_correction: bool = Field(True, description="SparseGPT: move biases by the mean output error that is left")
-
-    @field_validator("pattern")
-    @classmethod
-    def _known_pattern(cls, value: str) -> str:
-        try:
-            return parse_pattern(value).name
-        except UsageError as error:
-            raise ValueError(str(error)) from None
 
 
 class Prune(Pass[PruneOptions]):
@@ -94,13 +86,11 @@ class Prune(Pass[PruneOptions]):
         return Written(patterns=(self.options.pattern,))
 
     def requires(self, model: Model, structure: Structure) -> None:
-        quantised = [site for site in structure.sites if site.quantised]
-        if quantised:
-            raise UnsupportedModelError(
-                f"{len(quantised)} weights are quantised already; pruning them would change their scales",
-                where=quantised[0].path or quantised[0].name,
-                hint="prune the float model first: --passes prune24,qdq-int8",
-            )
+        require_unquantised(
+            structure.sites,
+            "pruning them would change their scales",
+            hint="prune the float model first: --passes prune24,qdq-int8",
+        )
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         selector = Selector(self.options.only, self.options.skip)
@@ -222,7 +212,7 @@ class Prune24(Prune):
 class Prune48PairOptions(PruneOptions):
     """Options of `prune48pair`."""
 
-    pattern: str = Field(PAIRS_48.name, description="4:8pair, the pattern of 4-bit tensor cores")
+    pattern: PatternName = Field(PAIRS_48.name, description="4:8pair, the pattern of 4-bit tensor cores")
 
 
 class Prune48Pair(Prune):
@@ -236,7 +226,7 @@ class Prune48Pair(Prune):
 class PruneNmOptions(PruneOptions):
     """Options of `prune-nm`."""
 
-    pattern: str = Field("1:4", description="N:M with 1 <= N < M <= 64; 1:4, 2:8 and 2:16 run on 2:4 kernels")
+    pattern: PatternName = Field("1:4", description="N:M with 1 <= N < M <= 64; 1:4, 2:8 and 2:16 run on 2:4 kernels")
 
 
 class PruneNm(Prune):

@@ -83,7 +83,7 @@ class Channels:
         return self._reason[int(pinned[0])] if len(pinned) else None
 
     def refine(self, channel: Ints, *signs: Ints) -> None:
-        """Tell channels apart by what stands at their elements, in the elements' order.
+        """Tell channels apart by what lies at their elements, in the elements' order.
 
         Args:
             channel: of elements.

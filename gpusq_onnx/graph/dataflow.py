@@ -47,7 +47,11 @@ class Dataflow:
 
     def origins(self, tensor: gs.Tensor, stop: Callable[[gs.Node], bool]) -> list[gs.Node]:
         """The nearest producers upstream for which `stop` holds, along every data path."""
-        found: list[gs.Node] = []
+        return [producer for _, producer in self.ends(tensor, stop)]
+
+    def ends(self, tensor: gs.Tensor, stop: Callable[[gs.Node], bool]) -> list[tuple[gs.Tensor, gs.Node]]:
+        """`origins`, each with the one of its outputs that the path comes from."""
+        found: list[tuple[gs.Tensor, gs.Node]] = []
         seen: set[str] = set()
         queue = [tensor]
         while queue:
@@ -57,7 +61,7 @@ class Dataflow:
             seen.add(current.name)
             for producer in current.inputs:
                 if stop(producer):
-                    found.append(producer)
+                    found.append((current, producer))
                 else:
                     queue.extend(self.data_inputs(producer))
         return found

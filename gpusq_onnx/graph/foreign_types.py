@@ -8,12 +8,10 @@ and keeps the type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.dataflow import ELEMENTWISE, Dataflow
-from gpusq_onnx.graph.model import Model, Node, Tensor
-from gpusq_onnx.graph.operators import STANDARD
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.operators import is_standard
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.sites import find_sites
 
@@ -22,7 +20,7 @@ _KEEP = ELEMENTWISE - {"Cast", "QuantizeLinear", "DequantizeLinear"}
 
 def settle_foreign_types(model: Model) -> None:
     """Fill `Model.typed` with what operators of other domains make for products with stored weights."""
-    if not any(_is_foreign(node) for node in model.graph.nodes):
+    if all(map(is_standard, model.graph.nodes)):
         return
     try:
         types = infer_shapes(model, one_image=False)[1]
@@ -33,23 +31,6 @@ def settle_foreign_types(model: Model) -> None:
         for reader in site.readers:
             data = reader.inputs[1 - site.operand(reader)]
             if data.name not in types:
-                model.typed.update(dict.fromkeys(_sources(data, flow), site.reads_as))
-
-
-def _sources(tensor: Tensor, flow: Dataflow) -> Iterator[str]:
-    """What operators of other domains make that a tensor has its type from."""
-    queue, seen = [tensor], set[str]()
-    while queue:
-        current = queue.pop()
-        if current.name in seen:
-            continue
-        seen.add(current.name)
-        for producer in current.inputs:
-            if _is_foreign(producer):
-                yield str(current.name)
-            elif producer.op in _KEEP:
-                queue += flow.data_inputs(producer)
-
-
-def _is_foreign(node: Node) -> bool:
-    return node.domain not in (None, *STANDARD)
+                ends = flow.ends(data, lambda node: not is_standard(node) or node.op not in _KEEP)
+                foreign = [str(tensor.name) for tensor, node in ends if not is_standard(node)]
+                model.typed.update(dict.fromkeys(foreign, site.reads_as))

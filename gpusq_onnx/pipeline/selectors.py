@@ -12,13 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from glob import escape
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from gpusq_onnx.errors import SelectorUnmatched
+from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.roles import ROLES
 from gpusq_onnx.graph.sites import OPERATORS, Site
 from gpusq_onnx.pipeline.base import PassOptions
+from gpusq_onnx.sparsity.patterns import parse_pattern
 
 FIRST = ("patch_embed", "stem")  # roles of first layers
 
@@ -76,6 +78,28 @@ def _known(pattern: str) -> str | None:
     if pattern in names:
         return pattern
     return next((name for name in names if name.casefold() == pattern.casefold()), None)
+
+
+def require_unquantised(sites: Sequence[Site], why: str, hint: str) -> None:
+    """Raise UnsupportedModelError where weights have scales already; `why` a pass cannot change these weights."""
+    quantised = [site for site in sites if site.quantised]
+    if quantised:
+        raise UnsupportedModelError(
+            f"{len(quantised)} weights are quantised already; {why}",
+            where=quantised[0].path or quantised[0].name,
+            hint=hint,
+        )
+
+
+def _pattern_name(value: str) -> str:
+    try:
+        return parse_pattern(value).name
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
+PatternName = Annotated[str, AfterValidator(_pattern_name)]
+"""An option that names a sparse pattern, in the form that patterns call themselves."""
 
 
 class EndsOptions(PassOptions):

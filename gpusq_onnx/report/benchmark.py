@@ -2,8 +2,8 @@
 
 Ratios are paired by round (`runtime.bench.timing`): to the reference, TF32 where the device has it, else FP32; and to
 dense INT8. The Markdown is in the form of the paper's Table 2, readable as plain text: latency is the time of a batch
-of one, throughput is batch / time, and in brackets stand times the reference's speed. The chart needs matplotlib (extra
-`report`).
+of one, throughput is batch / time, and brackets hold how many times the reference's speed it is. The chart needs
+matplotlib (extra `report`).
 """
 
 from __future__ import annotations

@@ -109,12 +109,12 @@ def _at_moments(disk: Disk, line: str, moments: slice) -> None:
         os.chdir(desk)
         untouched = contents(desk)
         outcome = disk.run(line, number, error)
-        told = f"{count[number]}: {os.strerror(error)}: {outcome.err}"
-        assert outcome.code in (0, 5), told
+        shown = f"{count[number]}: {os.strerror(error)}: {outcome.err}"
+        assert outcome.code in (0, 5), shown
         found = contents(desk)
-        assert found == untouched if outcome.code else _lasting(found) == _lasting(wanted), told
-        assert outcome.code == 0 or os.strerror(error) in outcome.err, told
-        assert "Traceback" not in outcome.err, told
+        assert found == untouched if outcome.code else _lasting(found) == _lasting(wanted), shown
+        assert outcome.code == 0 or os.strerror(error) in outcome.err, shown
+        assert "Traceback" not in outcome.err, shown
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gpusq_onnx.files import atomic_write
+from gpusq_onnx.files import write_text
 from tools.paper.figures import figures
 from tools.paper.page import filled
 from tools.paper.plot import draw
@@ -66,8 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         if found["status"] != "done":
             failed.append(f"{model}.{kind}")
     text = filled(options.write.read_text(encoding="utf-8"), stored(options.records))
-    with atomic_write(options.write) as (file,):
-        file.write(text.encode())
+    write_text(options.write, text)
     if find_spec("matplotlib"):
         (options.write.parent / "images").mkdir(exist_ok=True)
         draw(stored(options.records), options.write.parent / "images" / "paper.svg")
@@ -134,8 +133,7 @@ def _step(model: str, kind: str, folder: Path) -> int:
 
 
 def _write(folder: Path, model: str, kind: str, record: dict[str, Any]) -> None:
-    with atomic_write(folder / f"{model}.{kind}.json") as (file,):
-        file.write((json.dumps(record, indent=1) + "\n").encode())
+    write_text(folder / f"{model}.{kind}.json", json.dumps(record, indent=1) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """Figures 4 and 6 of the paper on a ViT-Tiny: class activation maps of the dense and both compressed models, by `cam`.
 
 Figure 4 looks at several depths, figure 6 at the last norm. The last block's output has no map: the head reads the
-class token alone, so that no gradient reaches its patches; the norm before its attention stands for it. Agreement is
+class token alone, so that no gradient reaches its patches; the norm of that block is taken in its place. Agreement is
 the correlation of a map with the dense model's (`report.page.activation`). Pictures hold ImageNet's images, which may
 not be passed on: they stay in `out/`.
 """

@@ -16,7 +16,7 @@ Result = Mapping[str, Any]
 
 def rows(results: Sequence[Result]) -> list[str]:
     """Markdown lines; scores in points, the difference in brackets."""
-    header = ["stands for", "exporter", "score", "float", *FORMS, *(f"agreement {form}" for form in FORMS)]
+    header = ["system", "exporter", "score", "float", *FORMS, *(f"agreement {form}" for form in FORMS)]
     cells = []
     for name, system in SYSTEMS.items():
         of = [r for r in results if r["system"] == name]

@@ -7,7 +7,6 @@ the pipeline and the sizes are the same.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,8 @@ from torch import nn
 
 from gpusq_onnx import check, compress
 from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.files import write_text
+from gpusq_onnx.graph.io import file_digest
 from tools.standins.systems import SYSTEMS, Part, Size, System
 
 EXPORTERS = ("legacy17", "dynamo")
@@ -52,7 +53,7 @@ class Desk:
         """
         system, dense = SYSTEMS[name], self.dense(name, exporter)
         wanted = {"pipeline": system.pipeline(form, self.size), "size": asdict(self.size)}
-        wanted |= {"model": hashlib.sha256(dense.read_bytes()).hexdigest()}
+        wanted |= {"model": file_digest(dense)}
         stem = f"{name}_{exporter}_{form.lower().replace(' ', '_').replace(':', '')}"
         model, scored = self.folder / f"{stem}.onnx", self.folder / f"{stem}.{part}.json"
         made = self.folder / f"{stem}.json"
@@ -60,8 +61,8 @@ class Desk:
             began = time.perf_counter()
             found = compress(dense, wanted["pipeline"], data=self._data(system, "train"), output=model)
             packed = [side.total["packed_bytes"] for side in (found.outcome.before, found.outcome.after)]
-            told = {**wanted, "seconds": time.perf_counter() - began, "packed": packed, "warnings": found.warnings}
-            _write(made, told)
+            facts = {**wanted, "seconds": time.perf_counter() - began, "packed": packed, "warnings": found.warnings}
+            _write(made, facts)
         if not _holds(scored, wanted):
             given = check(dense, model, data=self._data(system, part)).comparison
             _write(
@@ -108,6 +109,4 @@ def _holds(path: Path, wanted: dict[str, Any]) -> bool:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(found, indent=1) + "\n")
