@@ -56,3 +56,4 @@ def test_another_libc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.ctypes, "CDLL", lambda _: pytest.fail("no mallopt there"))
     with freed_memory_kept():
         pass
+    machine.return_freed_memory()
