@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from gpusq_onnx.calibration.quantising_pass import no_blocks
 from gpusq_onnx.data.options import DataOptions
@@ -271,3 +272,37 @@ def test_static_fp4_activations_break_a_rule() -> None:
     model = io.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)]), None)
     found = invariants.violations(model, (invariants.blocks,))
     assert found and all("at run time only" in text for text in found)
+
+
+def convolutions(path: Path, activation: str) -> None:
+    """Four Convs, whose inner ones are quantised, with `activation` between them."""
+    rng = np.random.default_rng(0)
+    bounds = {"low": np.zeros((), np.float32), "high": np.full((), 6, np.float32)}
+    nodes, x, c = [], "image", 3
+    for i in range(4):
+        bounds[f"w{i}"] = (rng.standard_normal((32, c, 3, 3)) * (2 / c / 9) ** 0.5).astype(np.float32)
+        nodes.append(helper.make_node("Conv", [x, f"w{i}"], [f"y{i}"], name=f"conv{i}", pads=[1, 1, 1, 1]))
+        inputs = [f"y{i}", *{"Relu": [], "Clip": ["low", "high"], "above": ["low"], "below": ["", "high"]}[activation]]
+        nodes.append(helper.make_node("Relu" if activation == "Relu" else "Clip", inputs, [f"a{i}"], name=f"act{i}"))
+        x, c = f"a{i}", 32
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", channels, 32, 32])
+        for name, channels in (("image", 3), (x, 32))
+    ]
+    weights = [numpy_helper.from_array(values, name) for name, values in bounds.items()]
+    graph = helper.make_graph(nodes, "convolutions", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Clip", "above", "below"])
+@pytest.mark.parametrize("passes", ["qdq-fp8", "qdq-int4{deployment=native,activations=int4}"])
+def test_onnxruntime_does_not_drop_an_activation_before_codes(activation: str, passes: str, tmp_path: Path) -> None:
+    convolutions(tmp_path / "in.onnx", activation)
+    outcome = manager.run(tmp_path / "in.onnx", tmp_path / "out.onnx", grammar.parse(passes), RunOptions(DataOptions()))
+    assert outcome.proof is not None and outcome.proof.outputs
+    assert all(one.relative is not None and one.relative < 0.1 for one in outcome.proof.outputs)
+    feed = {"image": np.random.default_rng(0).random((1, 3, 32, 32), np.float32)}
+    (default,), (plain,) = (
+        Session(tmp_path / "out.onnx", optimize=optimize).run(feed).values() for optimize in (True, False)
+    )
+    assert np.linalg.norm(default - plain) < 0.1 * np.linalg.norm(plain), "a dropped Relu moves it by half"

@@ -10,7 +10,9 @@ Where (TensorRT's explicit quantisation, NVIDIA's placement rules):
 
 How (TensorRT's parser): zero points are present, of the codes' type and zero; scales are positive; activations have one
 scale, weights one an output channel as a 1-D tensor plus `axis`, or blocks along the reduction (`block_size`); the
-scale's type is the type of the float side; no bias is quantised. Block scales of a float type lie before a DQ of
+scale's type is the type of the float side; no bias is quantised. A Relu before codes that are not of 8-bit integers is
+written as a Max with 0: onnxruntime (1.31) drops a Relu before a QuantizeLinear without asking where such a range ends,
+and refuses a Clip there. Block scales of a float type lie before a DQ of
 their own, under one FP32 number; activations of such a format are quantised at run time (`graph.qdq.dynamic`).
 """
 
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.operators import MOVES
 from gpusq_onnx.graph.qdq.codes import clip_bounds
 from gpusq_onnx.graph.qdq.dynamic import DOMAIN, dynamic_nodes
 from gpusq_onnx.graph.sites import Site
@@ -34,6 +37,7 @@ from gpusq_onnx.graph.views import View
 from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale
 from gpusq_onnx.quant.scales import Scales
 
+_WITH_RELU = ("int8", "uint8")  # elements of codes that onnxruntime may see after a Relu
 MAX_TOKENS = 512  # longer score matrices are left to the fused FP16 attention kernels
 
 
@@ -64,6 +68,8 @@ class QdqWriter:
         place = self._behind.setdefault(id(tensor.inputs[0]) if tensor.inputs else 0, [])
         step = np.asarray(scale, self._type(tensor))
         source = self._clipped(tensor, step, fmt, place) if fmt.carried else tensor
+        if fmt.element not in _WITH_RELU:
+            self._without_bounds(tensor)
         rewire(nodes, tensor, self._pair(source, step, {}, fmt, tensor.name, place))
 
     def dynamic(self, tensor: gs.Tensor, outer: float, readers: Iterable[gs.Node], block: int) -> None:
@@ -85,6 +91,25 @@ class QdqWriter:
         made = gs.Variable(self._fresh(f"{tensor.name}_clipped"), self._type(tensor), getattr(tensor, "shape", None))
         place.append(gs.Node("Clip", self._fresh(f"{tensor.name}_Clip"), {}, [tensor, *bounds], [made]))
         return made
+
+    def _without_bounds(self, tensor: gs.Tensor) -> None:
+        """Make Max and Min of the Relu or Clip that the tensor comes from, with what only moves values in between."""
+        while tensor.inputs and (tensor.inputs[0].op in MOVES or tensor.inputs[0].op == "MaxPool"):
+            tensor = tensor.inputs[0].inputs[0]
+        node = tensor.inputs[0] if tensor.inputs else None
+        if node is None or node.op not in ("Relu", "Clip"):
+            return
+        x, *ends = node.inputs
+        if node.op == "Relu":
+            ends = [gs.Constant(self._fresh(f"{tensor.name}_low"), np.zeros((), self._type(tensor)))]
+        bounds = [(op, end) for op, end in zip(("Max", "Min"), ends, strict=False) if end.name]
+        for op, end in bounds[:-1]:
+            made = gs.Variable(self._fresh(f"{tensor.name}_above"), self._type(tensor), tensor.shape)
+            step = gs.Node(op, self._fresh(f"{node.name}_{op}"), {}, [x, end], [made])
+            self._before.setdefault(id(node), []).append(step)
+            x = made
+        for op, end in bounds[-1:]:
+            node.op, node.inputs = op, [x, end]
 
     def weight(self, site: Site, scales: Scales, fmt: Format) -> None:
         """Put a pair before a site's readers: scales of w[out, k], a channel or in blocks; the weight stays float."""
