@@ -1,7 +1,8 @@
 """Sums that are reported or decided on, in float64: what a kernel rounds in float32 must not choose a clip or a mask.
 
 Of wide operands, up to `BLOCK` products are added in their own type (at least float32) and these sums in float64: the
-precision of float64 to a few parts in 1e8, at the speed of float32 and without a float64 copy of a weight.
+precision of float64 to a few parts in 1e8, at the speed of float32 and without a float64 copy of a weight. Where that
+overflows (values above 1e19), float64 throughout.
 
 Limits: the last bits still depend on the CPU's vector width; none of them depends on the number of threads.
 """
@@ -22,7 +23,7 @@ def row_dots(a: NDArray[Any], b: NDArray[Any]) -> Float64:
     total = np.zeros(a.shape[0])
     for start in range(0, a.shape[1], BLOCK):
         part = slice(start, start + BLOCK)
-        total += np.einsum("ok,ok->o", _wide(a[:, part]), _wide(b[:, part]))
+        total += _products("ok,ok->o", a[:, part], b[:, part])
     return total
 
 
@@ -31,7 +32,7 @@ def column_dots(a: NDArray[Any], b: NDArray[Any]) -> Float64:
     total = np.zeros(a.shape[1])
     for start in range(0, a.shape[0], BLOCK):
         part = slice(start, start + BLOCK)
-        total += np.einsum("ok,ok->k", _wide(a[part]), _wide(b[part]))
+        total += _products("ok,ok->k", a[part], b[part])
     return total
 
 
@@ -49,6 +50,11 @@ def squared_sum(x: NDArray[Any]) -> float:
     flat = x.ravel(order="K")
     parts = (flat[start : start + _PIECE].astype(np.float64) for start in range(0, flat.size, _PIECE))
     return float(sum(np.vdot(part, part) for part in parts))
+
+
+def _products(sums: str, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    found: NDArray[Any] = np.einsum(sums, _wide(a), _wide(b))
+    return found if np.isfinite(found).all() else np.einsum(sums, a.astype(np.float64), b.astype(np.float64))
 
 
 def _wide(x: NDArray[Any]) -> NDArray[Any]:

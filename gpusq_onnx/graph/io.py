@@ -57,7 +57,7 @@ def load(path: Path | str) -> Model:
     proto, embedded = read_proto(path)
     admit(_arrival(proto, embedded, path), USABLE, path)
     raise_opset(proto)
-    proto = without_functions(proto)
+    proto = without_functions(proto, path)
     tidy_nodes(proto)
     model = from_proto(proto, path.parent, embedded)
     require_connected(model)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
+from pathlib import Path
 
 import onnx_graphsurgeon as gs
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, inliner
@@ -90,9 +91,27 @@ def _sort(body: GraphProto | FunctionProto) -> None:
     body.node.extend(nodes.node)
 
 
-def without_functions(model: ModelProto) -> ModelProto:
-    """Case 4: the model with every call replaced by the function's nodes; the model itself where there are none."""
-    return inliner.inline_local_functions(model) if model.functions else model
+def without_functions(model: ModelProto, path: Path) -> ModelProto:
+    """Case 4: the model with every call replaced by the function's nodes; the model itself where there are none.
+
+    Args:
+        path: what an error calls the model.
+
+    Raises:
+        UnsupportedModelError: the functions and their calls do not fit together.
+    """
+    if not model.functions:
+        return model
+    try:
+        return inliner.inline_local_functions(model)
+    except Exception as error:  # the inliner's exceptions share no base class
+        raise UnsupportedModelError(
+            "the calls of local functions cannot be replaced by the functions' nodes",
+            where=str(path),
+            expected="one function of each name, called with no more inputs and outputs than it has",
+            found=str(error).strip().splitlines()[0],
+            hint="export the model again, without local functions if the exporter can",
+        ) from error
 
 
 def confirm_declarations(model: Model) -> None:

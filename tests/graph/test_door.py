@@ -71,6 +71,16 @@ REFUSED: dict[str, tuple[str, Edit, list[str]]] = {
     "a circle": ("laid_out", circle, ["depends on its own output", "the graph"]),
     "a circle through a subgraph": ("controlled", circle_through_a_subgraph, ["'If2' (If)", "depends on its own"]),
     "functions in a circle": ("controlled", functions_in_a_circle, ["'Twice' calls itself"]),
+    "two functions of a name": (
+        "controlled",
+        lambda p: p.functions.append(p.functions[0]),
+        ["local functions", "multiple local functions"],
+    ),
+    "a call with too many inputs": (
+        "controlled",
+        on("Twice", lambda n: n.input.extend(n.input) or 1),
+        ["local functions", "cannot exceed"],
+    ),
     "an unknown operator": (
         "block",
         on("Relu", lambda n: setattr(n, "op_type", "Rleu") or 1),

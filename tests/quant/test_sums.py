@@ -38,6 +38,12 @@ def test_what_a_large_number_drowns_in_float32_still_counts() -> None:
     assert column_dots(x[:, None], x[:, None])[0] == pytest.approx(expected, rel=1e-6)
 
 
+def test_products_that_overflow_float32_are_finite() -> None:
+    x = np.array([[1e34, 0.0, 1.0]], np.float32)
+    np.testing.assert_allclose(column_dots(x, x), [1e68, 0, 1], rtol=1e-6)
+    np.testing.assert_allclose(row_dots(x, x), [1e68], rtol=1e-6)
+
+
 def test_batches_of_a_gram_that_float32_would_lose_add_up() -> None:
     gram = Gram(1)
     gram.add(np.full((1, 1), 2.0**13, np.float32))
