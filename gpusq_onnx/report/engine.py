@@ -63,6 +63,63 @@ class WeightTruth:
 
 
 @dataclass(frozen=True)
+class EngineFile:
+    """The engine; `seconds`: of the build itself."""
+
+    path: str
+    sha256: str
+    bytes: int
+    cached: bool
+    deployable: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SparseLayers:
+    """The engine's sparse kernels; counts are None where the builder reported nothing (`known`)."""
+
+    known: bool
+    eligible: int | None
+    chosen: int | None
+    eligible_layers: tuple[str, ...]
+    chosen_layers: tuple[str, ...]
+    unmatched: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EngineDocument:
+    """What `build --report` writes and the page reads: `EngineReport` as plain values.
+
+    Attributes:
+        tool: name and version.
+        library, options: of the build, free in form.
+        layers_from: "inspector" or "log".
+        verdicts: how many weights came out how.
+        passed: no gate failed.
+    """
+
+    tool: str
+    model: str
+    model_sha256: str
+    engine: EngineFile
+    library: dict[str, Any]
+    options: dict[str, Any]
+    commands: dict[str, str]
+    warnings: tuple[str, ...]
+    layers_from: str
+    layers: tuple[Layer, ...]
+    sparsity: SparseLayers
+    verdicts: dict[str, int]
+    weights: tuple[WeightTruth, ...]
+    passed: bool
+    failures: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class EngineReport:
     """What `build` found.
 
@@ -110,34 +167,35 @@ class EngineReport:
         """How many weights came out how."""
         return dict(Counter(weight.verdict for weight in self.weights).most_common())
 
+    @property
+    def document(self) -> EngineDocument:
+        """What `--report` writes and the page reads."""
+        built, library, known = self.built, self.library, self.known
+        seconds = round(built.seconds, 2)
+        file = EngineFile(str(built.plan), built.sha256, built.bytes, built.cached, library.deployable, seconds)
+        eligible, chosen = (self.eligible, self.chosen) if known else (None, None)
+        names = self.sparsity.eligible, self.sparsity.chosen, self.unmatched
+        return EngineDocument(
+            tool=f"gpusq-onnx {__version__}",
+            model=self.model,
+            model_sha256=self.model_sha256,
+            engine=file,
+            library={**library.identity, "rtx": library.rtx},
+            options=self.options.to_dict(),
+            commands=self.commands,
+            warnings=tuple(built.warnings),
+            layers_from="inspector" if built.inspector else "log",
+            layers=self.layers,
+            sparsity=SparseLayers(known, eligible, chosen, *names),
+            verdicts=self.verdicts,
+            weights=self.weights,
+            passed=not self.failures,
+            failures=self.failures,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        built, library = self.built, self.library
-        engine = {"path": str(built.plan), "sha256": built.sha256, "bytes": built.bytes, "cached": built.cached}
-        return {
-            "tool": f"gpusq-onnx {__version__}",
-            "model": self.model,
-            "model_sha256": self.model_sha256,
-            "engine": {**engine, "deployable": library.deployable, "seconds": round(built.seconds, 2)},
-            "library": {**library.identity, "rtx": library.rtx},
-            "options": self.options.to_dict(),
-            "commands": self.commands,
-            "warnings": built.warnings,
-            "layers_from": "inspector" if built.inspector else "log",
-            "layers": [asdict(layer) for layer in self.layers],
-            "sparsity": {
-                "known": self.known,
-                "eligible": self.eligible if self.known else None,
-                "chosen": self.chosen if self.known else None,
-                "eligible_layers": self.sparsity.eligible,
-                "chosen_layers": self.sparsity.chosen,
-                "unmatched": self.unmatched,
-            },
-            "verdicts": self.verdicts,
-            "weights": [asdict(weight) for weight in self.weights],
-            "passed": not self.failures,
-            "failures": self.failures,
-        }
+        return self.document.to_dict()
 
 
 def make_report(

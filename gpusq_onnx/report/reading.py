@@ -14,12 +14,14 @@ from gpusq_onnx.parsing import parse_json, read_bytes
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.checking import CheckResult
+from gpusq_onnx.report.engine import EngineDocument
 from gpusq_onnx.report.page.blocks import Section
 from gpusq_onnx.report.page.cards import Report, summary
 from gpusq_onnx.report.page.check import of_bench, of_check, of_engine
 from gpusq_onnx.report.page.html import render, require_page
 from gpusq_onnx.report.page.run import of_run
 from gpusq_onnx.report.page.tune import of_tune
+from gpusq_onnx.report.tuning import SensitivityDocument, TuningDocument
 
 
 def page_of(paths: Sequence[Path], more: Sequence[Section] = (), kernels: Mapping[str, int] | None = None) -> str:
@@ -39,8 +41,8 @@ def page_of(paths: Sequence[Path], more: Sequence[Section] = (), kernels: Mappin
         document = _document(path)
         with _reading(path):
             reports.append(_typed(document, path))
-            sections += _sections(reports[-1], path)
-            title = title or _title(document)
+            sections += _sections(reports[-1])
+            title = title or _title(reports[-1])
     with _reading(paths[0]):
         return render(title, [summary(reports, kernels or _predicted(paths)), *more, *sections])
 
@@ -77,34 +79,39 @@ def _document(path: Path) -> Mapping[str, Any]:
     return document
 
 
+# What a document of each type has, and no other type has.
+_KEYS: Mapping[type[Report], frozenset[str]] = {
+    Outcome: frozenset({"steps"}),
+    CheckResult: frozenset({"comparison"}),
+    Benchmark: frozenset({"backend", "rounds", "rows"}),
+    EngineDocument: frozenset({"engine", "weights"}),
+    TuningDocument: frozenset({"sensitivity", "points"}),
+    SensitivityDocument: frozenset({"sensitivity"}),  # after `TuningDocument`, which is one, too
+}
+
+
 def _typed(document: Mapping[str, Any], path: Path) -> Report:
     """The document as what its verb reports."""
+    kind = next((kind for kind, keys in _KEYS.items() if keys <= set(document)), None)
+    if kind is None:
+        raise _not_ours(path, f"keys {', '.join(sorted(document)[:8]) or 'none'}")
+    given = {**document, "artefacts": {}} if kind is CheckResult else document
     try:
-        if "steps" in document:
-            return TypeAdapter(Outcome).validate_python(document)
-        if "comparison" in document:
-            return TypeAdapter(CheckResult).validate_python({**document, "artefacts": {}})
-        if {"backend", "rounds", "rows"} <= set(document):
-            return TypeAdapter(Benchmark).validate_python(document)
+        return TypeAdapter(kind).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise _not_ours(path, f"{where}: {first['msg']}") from None
-    return document
 
 
-def _sections(report: Report, path: Path) -> Iterator[Section]:
+def _sections(report: Report) -> Iterator[Section]:
     if isinstance(report, Outcome):
         return of_run(report)
     if isinstance(report, CheckResult):
         return of_check(report)
     if isinstance(report, Benchmark):
         return of_bench(report)
-    if {"engine", "library", "sparsity", "weights", "failures"} <= set(report):
-        return of_engine(report)
-    if {"groups", "sensitivity"} <= set(report):
-        return of_tune(report)
-    raise _not_ours(path, f"keys {', '.join(sorted(report)[:8]) or 'none'}")
+    return of_engine(report) if isinstance(report, EngineDocument) else of_tune(report)
 
 
 def _predicted(paths: Sequence[Path]) -> Mapping[str, int] | None:
@@ -113,10 +120,16 @@ def _predicted(paths: Sequence[Path]) -> Mapping[str, int] | None:
     return next((kernels for kernels in found if isinstance(kernels, dict)), None)
 
 
-def _title(document: Mapping[str, Any]) -> str:
-    file = document.get("output") or document.get("input") or document.get("model") or {}
-    named = file.get("path") if isinstance(file, Mapping) else file
-    return Path(str(document.get("compressed") or named or document.get("backend"))).name
+def _title(report: Report) -> str:
+    if isinstance(report, Outcome):
+        named = (report.output or report.input).path
+    elif isinstance(report, CheckResult):
+        named = report.compressed
+    elif isinstance(report, Benchmark):
+        named = report.backend
+    else:
+        named = report.model if isinstance(report, EngineDocument) else report.model.path
+    return Path(named).name
 
 
 def _not_ours(path: Path, found: str) -> UsageError:

@@ -37,7 +37,8 @@ from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import fake_quantize
 from gpusq_onnx.quant.observers import make_observer
 from gpusq_onnx.quant.scales import Scales
-from gpusq_onnx.tuning.groups import PRUNE, Group, Groups
+from gpusq_onnx.report.tuning import Group
+from gpusq_onnx.tuning.groups import PRUNE, Groups
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS, Treatment
 

@@ -27,32 +27,12 @@ from gpusq_onnx.pipeline.base import PlanContext, PlanRow
 from gpusq_onnx.pipeline.details import OperandPair, rows_with
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.quant.schemes import Quantised
+from gpusq_onnx.report.tuning import Group
 from gpusq_onnx.tuning.treatments import DENSE, Treatment
 
 PRUNE = "prune24"
 QUANTISE: Mapping[str, str] = {"int8": "qdq-int8", "w4a8": "qdq-int4"}  # the pass of each scheme
 ATTENTION = "int8"  # the form of an attention core's operands in every scheme
-
-
-@dataclass(frozen=True)
-class Group:
-    """Layers that get one form.
-
-    Attributes:
-        name: for people, unique in the model.
-        role: what is alike in other blocks: "fc1".
-        depth: its place in the node list.
-        sites: names of its weights; empty for an attention core.
-        attention: the number of the attention core; None for layers.
-        operations: bit operations for one image, by the names of the forms that it can have.
-    """
-
-    name: str
-    role: str
-    depth: int
-    sites: tuple[str, ...]
-    attention: int | None
-    operations: Mapping[str, float]
 
 
 @dataclass(frozen=True)

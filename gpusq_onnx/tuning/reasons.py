@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from gpusq_onnx.report.tuning import ReasonedLayer
 from gpusq_onnx.tuning.groups import Groups
 from gpusq_onnx.tuning.search import hull
 from gpusq_onnx.tuning.treatments import DENSE
-
-
-@dataclass(frozen=True)
-class ReasonedLayer:
-    """A group, or one weight outside all groups.
-
-    Attributes:
-        name: the group's, or the weight's.
-        weights: names of the initializers.
-        form: what it gets.
-        share: of the dense model's bit operations that its form leaves.
-        loss: of the form alone.
-        reason: one sentence.
-    """
-
-    name: str
-    weights: tuple[str, ...]
-    form: str
-    share: float
-    loss: float
-    reason: str
 
 
 def layers(groups: Groups, losses: Mapping[str, Mapping[str, float]], choice: Mapping[str, str]) -> list[ReasonedLayer]:

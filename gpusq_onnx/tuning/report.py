@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import GateFailed
 from gpusq_onnx.report.markdown import assemble, table
-from gpusq_onnx.tuning.groups import Group, Groups
-from gpusq_onnx.tuning.reasons import ReasonedLayer
-from gpusq_onnx.tuning.rounds import Point
-from gpusq_onnx.tuning.sensitivity import Sensitivity
+from gpusq_onnx.report.tuning import (
+    Group,
+    JudgedPoint,
+    ModelFile,
+    Point,
+    ReasonedLayer,
+    Sensitivity,
+    SensitivityDocument,
+    SharedGroup,
+    TuningDocument,
+)
+from gpusq_onnx.tuning.groups import Groups
 from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS
 
 
@@ -35,16 +43,17 @@ class SensitivityReport:
     warnings: tuple[str, ...] = ()
 
     @property
+    def document(self) -> SensitivityDocument:
+        """What `--report` writes and the page reads."""
+        total = self.groups.total
+        groups = tuple(SharedGroup(**vars(g), share=g.operations[DENSE] / total) for g in self.groups.groups)
+        model = ModelFile(self.model, self.sha256)
+        return SensitivityDocument(f"gpusq-onnx {__version__}", model, total, groups, self.found, self.warnings)
+
+    @property
     def report(self) -> dict[str, Any]:
         """Plain JSON values: what `--report` writes."""
-        return {
-            "tool": f"gpusq-onnx {__version__}",
-            "model": {"path": self.model, "sha256": self.sha256},
-            "operations": self.groups.total,
-            "groups": [{**asdict(g), "share": g.operations[DENSE] / self.groups.total} for g in self.groups.groups],
-            "sensitivity": self.found.to_dict(),
-            "warnings": list(self.warnings),
-        }
+        return self.document.to_dict()
 
     def rows(self, most: int | None = None) -> tuple[list[str], list[list[str]]]:
         """The table: a row for each group, a column for each form; `~` before what is estimated.
@@ -120,20 +129,26 @@ class Tuning:
     failure: str = ""
 
     @property
+    def document(self) -> TuningDocument:
+        """What `--report` writes and the page reads."""
+        best = self.pareto
+        return TuningDocument(
+            **vars(self.sensitivity.document),
+            asked=self.asked,
+            met=self.chosen is not None,
+            failure=self.failure,
+            chosen=self.chosen,
+            pipeline=self.pipeline,
+            layers=self.layers,
+            points=tuple(JudgedPoint(**vars(point), pareto=point in best) for point in self.points),
+            calibrated=self.calibrated,
+            measured=self.measured,
+        )
+
+    @property
     def report(self) -> dict[str, Any]:
         """Plain JSON values: what `--report` writes."""
-        return {
-            **self.sensitivity.report,
-            "asked": self.asked,
-            "met": self.chosen is not None,
-            "failure": self.failure,
-            "chosen": None if self.chosen is None else asdict(self.chosen),
-            "pipeline": self.pipeline,
-            "layers": [asdict(layer) for layer in self.layers],
-            "points": [{**asdict(point), "pareto": point in self.pareto} for point in self.points],
-            "calibrated": self.calibrated,
-            "measured": self.measured,
-        }
+        return self.document.to_dict()
 
     @property
     def pareto(self) -> list[Point]:

@@ -12,33 +12,13 @@ What is given back is the best of everything measured, so no uniform choice that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
+from gpusq_onnx.report.tuning import Point
 from gpusq_onnx.tuning.budget import Budget
 from gpusq_onnx.tuning.configuration import settled, uniform
 from gpusq_onnx.tuning.groups import Groups
 from gpusq_onnx.tuning.search import along, moves
 from gpusq_onnx.tuning.treatments import DENSE, Treatment
-
-
-@dataclass(frozen=True)
-class Point:
-    """A configuration that was measured.
-
-    Attributes:
-        name: how it came about.
-        choice: the form of each group.
-        share: of the dense model's bit operations.
-        estimate: the sum of its groups' losses.
-        values: what was measured, by metric: see `budget.METRICS`.
-    """
-
-    name: str
-    choice: Mapping[str, str]
-    share: float
-    estimate: float
-    values: Mapping[str, float]
-
 
 Measure = Callable[[Mapping[str, str]], Mapping[str, float]]
 

@@ -12,7 +12,6 @@ effects of two groups on each other are not seen; what is chosen by the sum must
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.progress import Progress
+from gpusq_onnx.report.tuning import Loss, Sensitivity
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.tuning import estimate
 from gpusq_onnx.tuning.divergence import Divergence
@@ -33,50 +33,6 @@ from gpusq_onnx.tuning.groups import Groups
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS
 from gpusq_onnx.tuning.variants import Variants
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What a form of a group costs, measured and estimated, in the unit of `Sensitivity.measure`; None: not made."""
-
-    group: str
-    form: str
-    exact: float | None
-    estimated: float | None
-
-    @property
-    def value(self) -> float:
-        """The measured one where there is one."""
-        found = self.exact if self.exact is not None else self.estimated
-        assert found is not None
-        return found
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """All groups in all forms.
-
-    Attributes:
-        measure: what the numbers are, in words.
-        images: how many they are means of.
-        losses: in graph order.
-        rank_correlation: Spearman's, between what was measured and what would have been estimated without that
-            measurement; None where nothing is estimated, or fewer than three pairs were measured.
-    """
-
-    measure: str
-    images: int
-    losses: tuple[Loss, ...]
-    rank_correlation: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Sensitivity:
-        """What `to_dict` gave."""
-        return cls(**{**values, "losses": tuple(Loss(**loss) for loss in values["losses"])})
 
 
 def measure(subject: Subject, groups: Groups, source: Source, exact: int | None, progress: Progress) -> Sensitivity:

@@ -15,7 +15,8 @@ from gpusq_onnx.pipeline.base import Context, PlanRow
 from gpusq_onnx.pipeline.details import OperandPair, TensorPair
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.parallel import one_blas_thread
-from gpusq_onnx.tuning.groups import PRUNE, Group, Groups, passes_of
+from gpusq_onnx.report.tuning import Group
+from gpusq_onnx.tuning.groups import PRUNE, Groups, passes_of
 from gpusq_onnx.tuning.treatments import Treatment
 
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from gpusq_onnx import __version__
 from gpusq_onnx.data.source import Source
@@ -16,10 +19,11 @@ from gpusq_onnx.files import Scratch, write_text
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.parsing import parse_json
 from gpusq_onnx.progress import NullProgress, Progress
+from gpusq_onnx.report.tuning import Sensitivity
 from gpusq_onnx.runtime.tensorrt.store import Store
 from gpusq_onnx.tuning.groups import Groups, find_groups
 from gpusq_onnx.tuning.report import SensitivityReport
-from gpusq_onnx.tuning.sensitivity import Sensitivity, measure
+from gpusq_onnx.tuning.sensitivity import measure
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.treatments import Treatment, offered
 from gpusq_onnx.workflows import samples
@@ -92,10 +96,10 @@ def measured(
     store = Store(cache, "sensitivity") if cache is not None else None
     entry = store.find(key) if store is not None else None
     if entry is not None:
-        return Sensitivity.from_dict(parse_json(entry.file.read_text(encoding="utf-8")))
+        return TypeAdapter(Sensitivity).validate_python(parse_json(entry.file.read_text(encoding="utf-8")))
     found = measure(subject, groups, source, exact, progress)
     if store is not None:
         with Scratch() as folder:
-            write_text(folder / "sensitivity.json", json.dumps(found.to_dict()))
+            write_text(folder / "sensitivity.json", json.dumps(asdict(found)))
             store.keep(key, folder / "sensitivity.json", {})
     return found

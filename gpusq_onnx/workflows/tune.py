@@ -28,6 +28,7 @@ from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.pipeline import manager, recipe
 from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.progress import NullProgress, Progress
+from gpusq_onnx.report.tuning import Point
 from gpusq_onnx.runtime.compare.outputs import compare
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.tasks.classification import Classification
@@ -37,7 +38,7 @@ from gpusq_onnx.tuning.divergence import Divergence
 from gpusq_onnx.tuning.groups import Groups, find_groups
 from gpusq_onnx.tuning.reasons import layers
 from gpusq_onnx.tuning.report import SensitivityReport, Tuning
-from gpusq_onnx.tuning.rounds import Point, Tuner
+from gpusq_onnx.tuning.rounds import Tuner
 from gpusq_onnx.tuning.sensitivity import by_group
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.treatments import DENSE, offered

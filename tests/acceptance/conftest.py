@@ -11,6 +11,11 @@ from gpusq_onnx.runtime.trt_cpu import prepare
 from tools.zoo.exports import Zoo, shared_folder
 
 
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """The fast tests do not import these modules, all of which are slow."""
+    return True if config.option.markexpr == "not slow" else None
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of test data beside the project."""

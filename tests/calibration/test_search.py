@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpusq_onnx.report.tuning import Group
 from gpusq_onnx.tuning.budget import parse_budget
-from gpusq_onnx.tuning.groups import Group, Groups
+from gpusq_onnx.tuning.groups import Groups
 from gpusq_onnx.tuning.rounds import Tuner
 from gpusq_onnx.tuning.search import along, hull, moves
 from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS, offered

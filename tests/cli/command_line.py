@@ -1,9 +1,7 @@
-"""Running the command line as a user does (a process), and as fast as tests need it (a call)."""
+"""Running the command line in this process, as fast as tests need it."""
 
 import contextlib
 import io
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,14 +35,6 @@ def call(*words: str | Path) -> Outcome:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(word) for word in words])
     return Outcome(code, out.getvalue(), err.getvalue())
-
-
-def spawn(*words: str | Path, cwd: Path | None = None) -> Outcome:
-    """A process of its own."""
-    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from gpusq_onnx.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", start, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
-    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def fresh_model(tmp_path: Path) -> Path:

@@ -219,7 +219,7 @@ def test_a_signal_that_is_switched_off_stays_off(tmp_path: Path) -> None:
     assert model.with_name("model.gpusq.onnx").exists()
 
 
-@pytest.mark.parametrize("stored", ["one file", "external data"])
+@pytest.mark.parametrize("stored", ["one file", pytest.param("external data", marks=pytest.mark.slow)])
 def test_random_signals_at_random_moments_leave_the_output_whole_or_absent(stored: str, tmp_path: Path) -> None:
     """Kill, TERM, INT and HUP over `apply`: what a killed run leaves, the next one removes."""
     folder, scratch = tmp_path / "work", tmp_path / "scratch"

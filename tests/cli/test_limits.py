@@ -15,6 +15,23 @@ from gpusq_onnx.report.markdown import assemble, table
 EVIL = "a\n::error::b\x1b[31m\u202e|<img>](x)`"
 
 
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    model = fresh_model(tmp_path_factory.mktemp("container"))
+    pruned, found = model.with_name("pruned.onnx"), model.with_name("m.gpusq")
+    assert call("apply", model, "-p", "prune24", "--data", IMAGES, "--samples", "4", "-o", pruned).code == 0
+    assert call("pack", pruned, "-o", found).code == 0
+    return found.read_bytes()
+
+
+@pytest.fixture
+def packed(container: bytes, tmp_path: Path) -> Path:
+    found = tmp_path / "m.gpusq"
+    found.write_bytes(container)
+    return found
+
+
+@pytest.mark.usefixtures("container")  # what `apply` imports is there: 50 MB leave no room for it
 @pytest.mark.parametrize(
     ("amount", "code", "says"),
     [
@@ -84,15 +101,6 @@ def test_json_is_for_any_reader() -> None:
     assert json.loads(text) == document
     assert "\x1b" not in text and "\u202e" not in text and "\udce9" not in text and "é × ≥" in text
     text.encode()
-
-
-@pytest.fixture
-def packed(tmp_path: Path) -> Path:
-    model = fresh_model(tmp_path)
-    pruned, found = model.with_name("pruned.onnx"), model.with_name("m.gpusq")
-    assert call("apply", model, "-p", "prune24", "--data", IMAGES, "--samples", "4", "-o", pruned).code == 0
-    assert call("pack", pruned, "-o", found).code == 0
-    return found
 
 
 def _edit(packed: Path, edit) -> None:

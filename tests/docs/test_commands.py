@@ -7,8 +7,6 @@ verb, option or pass in them is found by the fast ones.
 import os
 import re
 import shlex
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from PIL import Image
 from gpusq_onnx.cli import main
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.grammar import parse
+from tests.cli.command_line import Outcome, call
 
 FIRST = (README, ROOT / "docs" / "quickstart.md")
 ALL = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
@@ -51,11 +50,10 @@ MADE_BY = {
 }
 
 
-def gpusq(arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gpusq_onnx", *arguments]
-    # Small models gain nothing from threads, and lose much where other tests run beside them.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
+def gpusq(arguments: list[str], cwd: Path) -> Outcome:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        return call(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +89,7 @@ def make(name: str, desk: Path) -> None:
     for other in MADE_BY:
         if other in maker and other != name and not (desk / other).exists():
             make(other, desk)
-    assert gpusq(maker, desk).returncode == 0
+    assert gpusq(maker, desk).code == 0
 
 
 @pytest.mark.parametrize("command", OURS)
@@ -113,9 +111,9 @@ def test_a_command_runs(command: str, desk: Path):
     done = gpusq(arguments, desk)
     on_a_gpu = arguments[0] in ("build", "bench") and not {"--cpu-harness", "--backend"} & set(arguments)
     if on_a_gpu and find_spec("tensorrt") is None:
-        assert (done.returncode, "pip install 'gpusq-onnx[tensorrt]'" in done.stderr) == (5, True), done.stderr
+        assert (done.code, "pip install 'gpusq-onnx[tensorrt]'" in done.err) == (5, True), done.err
         return
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.out + done.err
 
 
 @pytest.mark.parametrize("command", SHOWN)

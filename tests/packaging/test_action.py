@@ -136,6 +136,7 @@ def test_a_gate_that_cannot_be_asked_is_no_pass(desk: Path, commands: Path) -> N
     assert "gpusq-onnx check: exit code 2" in job.summary and "needs labels" in job.summary
 
 
+@pytest.mark.slow
 def test_a_recipe_gates_and_a_baseline_are_taken(desk: Path, commands: Path) -> None:
     (desk / "recipe.toml").write_text('[[pass]]\nname = "qdq-int8"\nprofile = "accurate"\n')
     old = {"top1_agreement": 0.5, "outputs": [{"cosine_mean": 0.5}], "candidate_metrics": {"top1": 0.25}}
@@ -149,6 +150,7 @@ def test_a_recipe_gates_and_a_baseline_are_taken(desk: Path, commands: Path) -> 
     assert job.outputs["page"] == ""
 
 
+@pytest.mark.slow
 def test_classes_reach_both_verbs(desk: Path, commands: Path) -> None:
     (desk / "classes.txt").write_text("zero\n")
     assert act(desk, commands, classes="classes.txt", page="false").code == 0
@@ -204,6 +206,7 @@ def evil_model(path: Path) -> None:
     onnx.save(proto, path)
 
 
+@pytest.mark.slow
 def test_names_in_a_model_are_neither_commands_nor_markup(desk: Path, commands: Path) -> None:
     evil_model(desk / "model.onnx")
     job = act(desk, commands, passes="prune24,qdq-int8", check_args="--min-cosine 1")

@@ -200,8 +200,8 @@ def test_packed_and_back(passes: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "passes",
     [
-        "prune24{method=magnitude},qdq-fp8,qat{epochs=1,steps=2}",
-        "qdq-nvfp4{weights=float},qat{epochs=1,steps=2}",
+        pytest.param("prune24{method=magnitude},qdq-fp8,qat{epochs=1,steps=2}", marks=pytest.mark.slow),
+        pytest.param("qdq-nvfp4{weights=float},qat{epochs=1,steps=2}", marks=pytest.mark.slow),
         "qdq-nvfp4,qat{epochs=1,steps=2}",
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import TypeAdapter
 from test_page import read
 
 import gpusq_onnx
@@ -22,6 +23,16 @@ from gpusq_onnx.report.page.html import render
 from gpusq_onnx.report.page.layers import LayerRow, layers_of
 from gpusq_onnx.report.page.signals import signals_of
 from gpusq_onnx.report.page.tune import of_tune
+from gpusq_onnx.report.tuning import (
+    JudgedPoint,
+    Loss,
+    ModelFile,
+    Point,
+    ReasonedLayer,
+    Sensitivity,
+    SharedGroup,
+    TuningDocument,
+)
 
 pytest.importorskip("jinja2", reason="needs the extra report")
 pytest.importorskip("matplotlib", reason="needs the extra report")
@@ -114,32 +125,44 @@ def test_activations_are_counted_against_their_grid(small: gpusq_onnx.Result) ->
     assert norm.least < 0 < norm.largest
 
 
-def test_sensitivity_and_the_pareto_curve() -> None:
-    losses = [{"group": EVIL, "form": "int8", "exact": 1e-3, "estimated": None}]
-    losses += [{"group": "b", "form": "int8", "exact": None, "estimated": 2e-3}]
-    groups = [{"name": EVIL, "share": 0.5}, {"name": "b", "share": 0.5}]
+def tuned() -> TuningDocument:
+    losses = Loss(EVIL, "int8", 1e-3, None), Loss("b", "int8", None, 2e-3)
     points = [
-        {"name": name, "share": share, "estimate": kl, "values": {"kl": kl}, "pareto": best}
-        for name, share, kl, best in (("uniform int8", 0.2, 1e-2, True), ("search, 1 moves", 0.4, 1e-3, True))
+        JudgedPoint(name, {EVIL: "int8", "b": "dense"}, share, kl, {"kl": kl}, pareto=True)
+        for name, share, kl in (("uniform int8", 0.2, 1e-2), ("search, 1 moves", 0.4, 1e-3))
     ]
-    document = {
-        "groups": groups,
-        "sensitivity": {"measure": "KL", "images": 8, "losses": losses},
-        "points": points,
-        "chosen": points[0],
-        "asked": "kl<=1",
-        "pipeline": "qdq-int8",
-        "failure": "",
-        "calibrated": 4,
-        "measured": 4,
-        "layers": [{"name": "b", "form": "int8", "share": 0.5, "reason": "cheap"}],
-    }
-    sections = list(of_tune(document))
+    return TuningDocument(
+        tool="gpusq-onnx",
+        model=ModelFile("model.onnx", "cd"),
+        operations=2.0,
+        groups=tuple(SharedGroup(name, "fc1", 0, (name,), None, {"int8": 0.5}, share=0.5) for name in (EVIL, "b")),
+        sensitivity=Sensitivity("KL", 8, losses, None),
+        warnings=(),
+        asked="kl<=1",
+        met=True,
+        failure="",
+        chosen=Point(points[0].name, points[0].choice, 0.2, 1e-2, {"kl": 1e-2}),
+        pipeline="qdq-int8",
+        layers=(ReasonedLayer("b", ("b",), "int8", 0.5, 2e-3, "cheap"),),
+        points=tuple(points),
+        calibrated=4,
+        measured=4,
+    )
+
+
+def test_sensitivity_and_the_pareto_curve() -> None:
+    sections = list(of_tune(tuned()))
     found = read(render("tuned", sections))
     assert [section.title for section in sections] == ["Choice", "Sensitivity"]
     assert ["uniform int8", "20.0%", "1.00e-02", "0.01", "chosen"] in found.rows
     assert ["b", "50.0%", "~2.00e-03"] in found.rows and [EVIL, "50.0%", "1.00e-03"] in found.rows
     assert found.tags.count("script") == 1 and found.tags.count("svg") == 2
+
+
+def test_what_tune_writes_is_what_the_page_reads() -> None:
+    document = tuned()
+    again = TypeAdapter(TuningDocument).validate_json(json.dumps(document.to_dict()))
+    assert again == document and list(of_tune(again)) == list(of_tune(document))
 
 
 def test_a_tuned_model_has_a_page(tmp_path: Path) -> None:

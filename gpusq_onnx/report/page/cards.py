@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.checking import METRICS, CheckResult
+from gpusq_onnx.report.engine import EngineDocument
 from gpusq_onnx.report.page import commands
 from gpusq_onnx.report.page.blocks import Block, Card, Cards, Command, FactList, Note, Section, number
 from gpusq_onnx.report.preparation import line
 from gpusq_onnx.report.run import both_totals
+from gpusq_onnx.report.tuning import SensitivityDocument, TuningDocument
 
-Report = Outcome | CheckResult | Benchmark | Mapping[str, Any]
-"""What a verb reported; of `build` and `tune`, its plain JSON."""
+Report = Outcome | CheckResult | Benchmark | EngineDocument | SensitivityDocument
+"""What a verb reported."""
 
 _PACKED, _FILE = "packed bytes", "file bytes"
 
@@ -46,8 +47,8 @@ def _verdict(reports: Sequence[Report]) -> Iterator[Card]:
         yield Card("verdict", "not met", "; ".join(failures), "bad")
     elif asked:
         yield Card("verdict", "gates met", ", ".join(asked), "good")
-    elif any(isinstance(report, Mapping) and report.get("met") for report in reports):
-        yield Card("verdict", "budget met", next(str(r["asked"]) for r in reports if isinstance(r, Mapping)), "good")
+    elif met := [report for report in reports if isinstance(report, TuningDocument) and report.met]:
+        yield Card("verdict", "budget met", met[0].asked, "good")
     elif any(run.proof is not None and run.proof.default == "ran" for run in runs):
         yield Card("verdict", "runs", "proven in onnxruntime; no gates were set", "good")
     elif any(run.output is None for run in runs):
@@ -108,16 +109,15 @@ def _speed(reports: Sequence[Report]) -> Iterator[Card]:
 
 def _chosen(reports: Sequence[Report]) -> Iterator[Card]:
     for report in reports:
-        if isinstance(report, Mapping) and (chosen := report.get("chosen")):
-            values = ", ".join(f"{name} {value:.4g}" for name, value in chosen["values"].items())
-            yield Card("chosen", f"{chosen['share']:.1%}", f"of the bit operations, {chosen['name']}: {values}")
+        if isinstance(report, TuningDocument) and (chosen := report.chosen):
+            values = ", ".join(f"{name} {value:.4g}" for name, value in chosen.values.items())
+            yield Card("chosen", f"{chosen.share:.1%}", f"of the bit operations, {chosen.name}: {values}")
 
 
 def _engine(reports: Sequence[Report]) -> Iterator[Card]:
     for report in reports:
-        if isinstance(report, Mapping) and "engine" in report:
-            found = report["sparsity"]
-            value = f"{number(found['chosen'])} of {number(found['eligible'])}"
+        if isinstance(report, EngineDocument):
+            value = f"{number(report.sparsity.chosen)} of {number(report.sparsity.eligible)}"
             yield Card("sparse layers", value, "that TensorRT chose, of those it found eligible")
 
 
@@ -134,19 +134,16 @@ def _kernels(found: Mapping[str, int]) -> Card:
 
 
 def _failures(report: Report) -> Sequence[str]:
-    if isinstance(report, CheckResult):
+    if isinstance(report, (CheckResult, EngineDocument)):
         return report.failures
-    return [*_listed(report, "failures"), *filter(None, [report.get("failure") if isinstance(report, Mapping) else ""])]
-
-
-def _listed(report: Report, key: str) -> Sequence[str]:
-    return [str(text) for text in report.get(key, ())] if isinstance(report, Mapping) else ()
+    return [report.failure] if isinstance(report, TuningDocument) and report.failure else ()
 
 
 def _warnings(report: Report) -> Sequence[str]:
-    if isinstance(report, Outcome):
-        return report.warnings
-    return report.data.get("notes", ()) if isinstance(report, CheckResult) else _listed(report, "warnings")
+    if isinstance(report, CheckResult):
+        notes: Sequence[str] = report.data.get("notes", ())
+        return notes
+    return () if isinstance(report, Benchmark) else report.warnings
 
 
 def _command(report: Report) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from gpusq_onnx.report.benchmark import Benchmark, columns, machine
 from gpusq_onnx.report.checking import METRICS, CheckResult, summary
+from gpusq_onnx.report.engine import EngineDocument
 from gpusq_onnx.report.page import pictures
 from gpusq_onnx.report.page.blocks import Block, FactList, Note, Picture, Section, Table, number
 
@@ -20,18 +20,18 @@ def of_check(result: CheckResult) -> Iterator[Section]:
         yield Section("Inner tensors", list(_taps(result)))
 
 
-def of_engine(document: Mapping[str, Any]) -> Iterator[Section]:
+def of_engine(document: EngineDocument) -> Iterator[Section]:
     """An engine: its facts, and each weight's prediction beside what was built."""
-    engine, sparsity = document["engine"], document["sparsity"]
+    engine, sparsity = document.engine, document.sparsity
     facts = [
-        ("built from", str(document["model"])),
-        ("engine", f"{engine['path']}, {engine['bytes']:,} bytes, sha256 {engine['sha256']}"),
-        ("by", str(document["library"].get("library"))),
-        ("sparse layers", f"{number(sparsity['chosen'])} chosen of {number(sparsity['eligible'])} eligible"),
+        ("built from", document.model),
+        ("engine", f"{engine.path}, {engine.bytes:,} bytes, sha256 {engine.sha256}"),
+        ("by", str(document.library.get("library"))),
+        ("sparse layers", f"{number(sparsity.chosen)} chosen of {number(sparsity.eligible)} eligible"),
     ]
-    notes = [Note(f"gate: {failure}", "bad") for failure in document["failures"]]
+    notes = [Note(f"gate: {failure}", "bad") for failure in document.failures]
     keys = ("name", "module", "predicted", "precision", "tactic", "chosen", "verdict", "reason", "remedy")
-    rows = [[str(number(weight.get(key))) for key in keys] for weight in document["weights"]]
+    rows = [[number(getattr(weight, key)) for key in keys] for weight in document.weights]
     yield Section("Engine", [FactList(facts), *notes, Table("Prediction and truth, weight by weight", keys, rows)])
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from gpusq_onnx.report.tuning import JudgedPoint
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -163,19 +165,19 @@ def histograms(panels: Sequence[HistogramBars], salt: str) -> str:
     return _drawn(_WIDE, 0.2 + 1.15 * rows, draw, salt)
 
 
-def pareto(points: Sequence[Mapping[str, Any]], chosen: str) -> str:
+def pareto(points: Sequence[JudgedPoint], chosen: str) -> str:
     """Divergence over the share of bit operations; those that no other beats are joined, the chosen one is marked."""
 
     def draw(figure: Figure) -> None:
         axes: Any = figure.subplots()
-        best = sorted((point["share"], point["values"]["kl"]) for point in points if point["pareto"])
+        best = sorted((point.share, point.values["kl"]) for point in points if point.pareto)
         axes.plot(*zip(*best, strict=True), "-", color=_BEFORE, zorder=1)
         for point in points:
-            place = point["share"], point["values"]["kl"]
-            marked = point["name"] == chosen
+            place = point.share, point.values["kl"]
+            marked = point.name == chosen
             axes.plot(*place, "o", color=_MARK if marked else _AFTER, markersize=7 if marked else 5)
-            if marked or not point["name"].startswith("search"):
-                axes.annotate(_cut(point["name"]), place, xytext=(5, 4), textcoords="offset points", fontsize=7)
+            if marked or not point.name.startswith("search"):
+                axes.annotate(_cut(point.name), place, xytext=(5, 4), textcoords="offset points", fontsize=7)
         if min(kl for _, kl in best) > 0:
             axes.set_yscale("log")
         axes.set_xlabel("share of the dense bit operations")

@@ -2,78 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from gpusq_onnx.report.page import pictures
 from gpusq_onnx.report.page.blocks import Block, FactList, Note, Picture, Section, Table
+from gpusq_onnx.report.tuning import Loss, SensitivityDocument, TuningDocument
 
 _CHART = 64  # groups in a picture
 
 
-def of_tune(document: Mapping[str, Any]) -> Iterator[Section]:
+def of_tune(document: SensitivityDocument) -> Iterator[Section]:
     """Sensitivity, and where a search was made, what it measured and chose."""
-    if "points" in document:
+    if isinstance(document, TuningDocument):
         yield Section("Choice", list(_choice(document)))
     yield Section("Sensitivity", list(_sensitivity(document)))
 
 
-def _choice(document: Mapping[str, Any]) -> Iterator[Block]:
-    points, chosen = document["points"], document["chosen"]
-    name = chosen["name"] if chosen else ""
-    rows = [("asked", str(document["asked"])), ("passes", str(document["pipeline"] or "none"))]
-    images = f"calibrated with {document['calibrated']}, measured on {document['measured']} others"
+def _choice(document: TuningDocument) -> Iterator[Block]:
+    points, chosen = document.points, document.chosen
+    name = chosen.name if chosen else ""
+    rows = [("asked", document.asked), ("passes", document.pipeline or "none")]
+    images = f"calibrated with {document.calibrated}, measured on {document.measured} others"
     yield FactList([*rows, ("images", images)])
-    if document["failure"]:
-        yield Note(str(document["failure"]), "bad")
+    if document.failure:
+        yield Note(document.failure, "bad")
     if not points:
         return
     caption = "What was measured: red the chosen one, the line joins those that no other beats"
     yield Picture(pictures.pareto(points, name), caption)
-    metrics = list(points[0]["values"])
+    metrics = list(points[0].values)
     header = ["configuration", "operations", "sum of losses", *metrics, ""]
     cells = [
         [
-            point["name"],
-            f"{point['share']:.1%}",
-            f"{point['estimate']:.2e}",
-            *(f"{point['values'][metric]:.4g}" for metric in metrics),
-            "chosen" if point["name"] == name else "Pareto" if point["pareto"] else "",
+            point.name,
+            f"{point.share:.1%}",
+            f"{point.estimate:.2e}",
+            *(f"{point.values[metric]:.4g}" for metric in metrics),
+            "chosen" if point.name == name else "Pareto" if point.pareto else "",
         ]
-        for point in sorted(points, key=lambda point: -point["share"])
+        for point in sorted(points, key=lambda point: -point.share)
     ]
     yield Table("Configurations", header, cells, range(1, len(header) - 1))
-    layers = [[layer["name"], layer["form"], f"{layer['share']:.2%}", layer["reason"]] for layer in document["layers"]]
+    layers = [[layer.name, layer.form, f"{layer.share:.2%}", layer.reason] for layer in document.layers]
     yield Table("What each group gets, and why", ["layers", "form", "operations", "why"], layers, (2,), folded=True)
 
 
-def _sensitivity(document: Mapping[str, Any]) -> Iterator[Block]:
-    found, groups = document["sensitivity"], document["groups"]
-    losses = {
-        (loss["group"], loss["form"]): (loss["exact"], loss["estimated"]) for loss in found["losses"]
-    }  # measured where it was
+def _sensitivity(document: SensitivityDocument) -> Iterator[Block]:
+    found, groups = document.sensitivity, document.groups
+    losses = {(loss.group, loss.form): loss for loss in found.losses}
     forms = list(dict.fromkeys(form for _, form in losses))
-    yield Note(f"{found['measure']}, over {found['images']} images, each group changed alone")
+    yield Note(f"{found.measure}, over {found.images} images, each group changed alone")
 
     def value(group: str, form: str) -> float | None:
-        exact, estimated = losses.get((group, form), (None, None))
-        known: float | None = exact if exact is not None else estimated
-        return known
+        loss = losses.get((group, form))
+        return None if loss is None else loss.value
 
-    ranked = sorted(groups, key=lambda group: -max(value(group["name"], form) or 0.0 for form in forms))[:_CHART]
-    shown = [group["name"] for group in groups if group in ranked]
+    ranked = sorted(groups, key=lambda group: -max(value(group.name, form) or 0.0 for form in forms))[:_CHART]
+    shown = [group.name for group in groups if group in ranked]
     by_form = {form: [value(name, form) for name in shown] for form in forms}
     yield Picture(pictures.sensitivities(shown, by_form), "What each group of layers costs in each form, changed alone")
     cells = [
-        [group["name"], f"{group['share']:.1%}", *(_cell(losses.get((group["name"], form))) for form in forms)]
+        [group.name, f"{group.share:.1%}", *(_cell(losses.get((group.name, form))) for form in forms)]
         for group in groups
     ]
     header = ["group", "operations", *forms]
     yield Table("Every group; ~ before what is estimated", header, cells, range(1, len(header)), folded=True)
 
 
-def _cell(loss: tuple[float | None, float | None] | None) -> str:
-    exact, estimated = loss or (None, None)
-    if exact is not None:
-        return f"{exact:.2e}"
-    return "-" if estimated is None else f"~{estimated:.2e}"
+def _cell(loss: Loss | None) -> str:
+    return "-" if loss is None else f"{'' if loss.exact is not None else '~'}{loss.value:.2e}"

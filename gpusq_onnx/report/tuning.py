@@ -1,0 +1,180 @@
+"""What `plan --sensitivity` and `tune` find, as data: what their JSON holds, written by `tuning` and read by the page.
+
+    SensitivityDocument    the model, its groups of layers, what each form of each group costs
+    TuningDocument         that, and what a search measured and chose
+
+Operations are bit operations for one image (`tuning.groups`), losses are in the unit of `Sensitivity.measure`, and a
+share is of the whole dense model's operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that get one form.
+
+    Attributes:
+        name: for people, unique in the model.
+        role: what is alike in other blocks: "fc1".
+        depth: its place in the node list.
+        sites: names of its weights; empty for an attention core.
+        attention: the number of the attention core; None for layers.
+        operations: bit operations for one image, by the names of the forms that it can have.
+    """
+
+    name: str
+    role: str
+    depth: int
+    sites: tuple[str, ...]
+    attention: int | None
+    operations: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a form of a group costs, measured and estimated, in the unit of `Sensitivity.measure`; None: not made."""
+
+    group: str
+    form: str
+    exact: float | None
+    estimated: float | None
+
+    @property
+    def value(self) -> float:
+        """The measured one where there is one."""
+        found = self.exact if self.exact is not None else self.estimated
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """All groups in all forms.
+
+    Attributes:
+        measure: what the numbers are, in words.
+        images: how many they are means of.
+        losses: in graph order.
+        rank_correlation: Spearman's, between what was measured and what would have been estimated without that
+            measurement; None where nothing is estimated, or fewer than three pairs were measured.
+    """
+
+    measure: str
+    images: int
+    losses: tuple[Loss, ...]
+    rank_correlation: float | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """A configuration that was measured.
+
+    Attributes:
+        name: how it came about.
+        choice: the form of each group.
+        share: of the dense model's bit operations.
+        estimate: the sum of its groups' losses.
+        values: what was measured, by metric: see `tuning.budget.METRICS`.
+    """
+
+    name: str
+    choice: Mapping[str, str]
+    share: float
+    estimate: float
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ReasonedLayer:
+    """A group, or one weight outside all groups.
+
+    Attributes:
+        name: the group's, or the weight's.
+        weights: names of the initializers.
+        form: what it gets.
+        share: of the dense model's bit operations that its form leaves.
+        loss: of the form alone.
+        reason: one sentence.
+    """
+
+    name: str
+    weights: tuple[str, ...]
+    form: str
+    share: float
+    loss: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class SharedGroup(Group):
+    """A group, and its share of the dense model's operations."""
+
+    share: float
+
+
+@dataclass(frozen=True)
+class JudgedPoint(Point):
+    """A configuration; `pareto`: no other that was measured beats it in both operations and divergence."""
+
+    pareto: bool
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """The model, and its digest."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SensitivityDocument:
+    """What `plan --sensitivity --report` writes.
+
+    Attributes:
+        tool: name and version.
+        operations: of the whole dense model.
+        warnings: sentences about the data.
+    """
+
+    tool: str
+    model: ModelFile
+    operations: float
+    groups: tuple[SharedGroup, ...]
+    sensitivity: Sensitivity
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TuningDocument(SensitivityDocument):
+    """What `tune --report` writes.
+
+    Attributes:
+        asked: the budget, or the share of operations, in words.
+        met: whether a configuration was found.
+        failure: why none was; "" where one was.
+        chosen: the configuration; None: the budget is missed.
+        pipeline: its passes as one text; "" where the budget is missed.
+        layers: what each group of layers gets, and why.
+        points: everything that was measured, in order.
+        calibrated, measured: images that the passes calibrated with, and those that configurations were measured on.
+    """
+
+    asked: str
+    met: bool
+    failure: str
+    chosen: Point | None
+    pipeline: str
+    layers: tuple[ReasonedLayer, ...]
+    points: tuple[JudgedPoint, ...]
+    calibrated: int
+    measured: int
