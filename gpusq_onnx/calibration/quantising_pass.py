@@ -19,13 +19,14 @@ from pydantic import Field
 from gpusq_onnx.calibration.quantise import QuantiseSettings, quantise
 from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounded_by_output, rounding_of
 from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
+from gpusq_onnx.graph.attention import Attention
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model, Node, Tensor
 from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS
 from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
-from gpusq_onnx.graph.structure import Attention, Structure
+from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import (
     SKIP,
     Context,

@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from gpusq_onnx.graph.attention import Attention
 from gpusq_onnx.graph.model import Model, Node, type_name
 from gpusq_onnx.graph.qdq.codes import float_format, quantised
 from gpusq_onnx.graph.qdq.weight_only import NBits, find_nbits
 from gpusq_onnx.graph.sites import Site
-from gpusq_onnx.graph.structure import Attention, Structure
+from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.quant.formats import FORMATS, Format, natural
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.sparsity.patterns import Pattern

@@ -28,7 +28,7 @@ from torch import Tensor
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import Model, Node
 from gpusq_onnx.graph.norms import norm_outputs
-from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.torchgraph import subjects
 from gpusq_onnx.torchgraph.call import fed
 from gpusq_onnx.torchgraph.convert import ancestors, convert
@@ -100,7 +100,7 @@ class Explainer:
             raise UnsupportedModelError(
                 "there is no attention to roll out",
                 expected="a Softmax between two MatMuls of data",
-                found="fused Attention nodes" if structure.attentions else f"{len(before)} nodes without it",
+                found=_instead(structure),
                 hint="leave --method out",
             )
         self._network = convert(model, outputs=names, taps=[*self._places, *self._weights])
@@ -234,6 +234,14 @@ def _places(model: Model, before: Sequence[Node], *, queries: bool) -> list[str]
             hint="name a tensor with --layer",
         )
     return list(dict.fromkeys(found))
+
+
+def _instead(structure: Structure) -> str:
+    """What there is where no attention can be rolled out."""
+    if structure.attentions:
+        return "fused Attention nodes"
+    others = structure.other_softmaxes.items()
+    return next((f"{name}: {reason}" for name, reason in others), "no Softmax of data")
 
 
 def _after_selection(nodes: Sequence[Node]) -> set[int]:

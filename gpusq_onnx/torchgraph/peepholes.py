@@ -8,6 +8,7 @@
 
 A pattern is left alone where a Q/DQ pair, a tap or another reader is inside: each inner node has one reader. LayerNorms
 in parts are none of these: they are found in the ONNX graph, which is converted with each as one (`graph.norms`).
+The walk along attention is that of `graph.attention`.
 
 Source: docs/torchgraph.md, fact 5. Limit: the fused functions round otherwise than the pieces, within a few units in
 the last place.
@@ -25,9 +26,11 @@ import torch
 from torch import fx
 from torch.nn import functional
 
+from gpusq_onnx.graph.attention import follow
 from gpusq_onnx.torchgraph.builder import BUFFER, SHAPES
+from gpusq_onnx.torchgraph.fx_nodes import FxNodes, Node, calls, only_reader, scaled
 
-Node = Any  # an fx.Node, whose arguments fx types so widely that each access would want a check of its own
+_NODES = FxNodes()
 
 
 def simplify(graph: fx.Graph) -> None:
@@ -39,38 +42,38 @@ def simplify(graph: fx.Graph) -> None:
 
 
 def _linear(graph: fx.Graph, node: Node) -> None:
-    if not _calls(node, torch.matmul) or not all(isinstance(arg, fx.Node) for arg in node.args):
+    if not calls(node, torch.matmul) or not all(isinstance(arg, fx.Node) for arg in node.args):
         return
     x, weight = node.args
     if _rank(weight) != 2 or _rank(x) < 2:
         return
-    add = _reader(node)
-    bias = _other(add, node) if add is not None and _calls(add, operator.add) else None
+    add = only_reader(node)
+    bias = _other(add, node) if add is not None and calls(add, operator.add) else None
     if add is None or bias is None or _rank(bias) != 1 or _shape(bias)[0] != _shape(weight)[1]:
         return
-    swapped = _calls(weight, torch.permute) or _calls(weight, torch.t)
+    swapped = calls(weight, torch.permute) or calls(weight, torch.t)
     with graph.inserting_before(add):
         transposed = weight.args[0] if swapped else _made(graph, torch.t, (weight,), _swapped(weight))
         _replace(graph, add, functional.linear, (x, transposed, bias))
 
 
 def _gelu(graph: fx.Graph, node: Node) -> None:
-    if not _calls(node, torch.erf) or len(node.users) != 1:
+    if not calls(node, torch.erf) or len(node.users) != 1:
         return
-    x, scale = _scaled(node.args[0])
-    plus = _reader(node)
-    if plus is None or not _calls(plus, operator.add) or _other(plus, node, scalar=True) != 1:
+    x, scale = scaled(node.args[0])
+    plus = only_reader(node)
+    if plus is None or not calls(plus, operator.add) or _other(plus, node, scalar=True) != 1:
         return
     if not isinstance(x, fx.Node) or not math.isclose(scale, math.sqrt(0.5), rel_tol=1e-5):
         return
     end, factor, others = plus, 1.0, list[Node]()
     while len(others) + (factor != 1.0) < 2:
-        above = _reader(end)
-        if above is None or not _calls(above, operator.mul):
+        above = only_reader(end)
+        if above is None or not calls(above, operator.mul):
             return
         scalar = _other(above, end, scalar=True)
         if scalar is None:
-            base, inner = _scaled(_other(above, end))
+            base, inner = scaled(_other(above, end))
             others.append(base)
             factor *= inner
         else:
@@ -95,45 +98,29 @@ def _learned_of_data(mask: Node) -> bool:
 
 
 def _attention(graph: fx.Graph, node: Node) -> None:
-    if not _calls(node, torch.softmax) or node.args[1] != -1:
+    found = follow(_NODES, node)
+    if isinstance(found, str):
         return
-    product, mask = node.args[0], None
-    context = _reader(node)
-    if context is None or not _calls(context, torch.matmul) or context.args[0] is not node:
+    context, mask = found.context, found.mask
+    fits = _shape(found.softmax) == _shape(node)
+    if mask is not None and (not fits or _rank(mask) > _rank(node) or _learned_of_data(mask)):
         return
-    if _calls(product, operator.add) and len(product.users) == 1:
-        left, right = product.args
-        if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)):
-            return
-        product, mask = (left, right) if _scores(left) is not None else (right, left)
-    scores = _scores(product)
-    if scores is None or len(product.users) != 1:
-        return
-    matmul, scale = scores
-    if mask is not None and (_shape(node) != _shape(matmul) or _rank(mask) > _rank(matmul) or _learned_of_data(mask)):
-        return
-    (q, q_scale), (kt, k_scale), v = _scaled(matmul.args[0]), _scaled(matmul.args[1]), context.args[1]
+    (q, q_scale), (kt, k_scale), v = scaled(node.args[0]), scaled(node.args[1]), context.args[1]
     if not _rank(q) == _rank(kt) == _rank(v) == 4:
         return
     with graph.inserting_before(context):
-        if _calls(kt, torch.permute) and tuple(kt.args[1]) == (0, 1, 3, 2):
+        if calls(kt, torch.permute) and tuple(kt.args[1]) == (0, 1, 3, 2):
             k = kt.args[0]
-            k, inner = _scaled(k) if len(kt.users) == 1 else (k, 1.0)
+            k, inner = scaled(k) if len(kt.users) == 1 else (k, 1.0)
         else:
             k, inner = graph.call_function(torch.transpose, (kt, -2, -1)), 1.0
         fused = graph.call_function(
             functional.scaled_dot_product_attention,
             (q, k, v),
-            {"attn_mask": mask, "scale": q_scale * k_scale * inner * scale},
+            {"attn_mask": mask, "scale": q_scale * k_scale * inner * found.scale},
         )
     fused.meta[SHAPES] = context.meta[SHAPES]
     _substitute(graph, context, fused)
-
-
-def _scores(node: Any) -> tuple[Node, float] | None:
-    """The product q k' after scalar factors, and these; None where another reader is between."""
-    base, scale = _scaled(node)
-    return (base, scale) if _calls(base, torch.matmul) and len(base.users) == 1 else None
 
 
 def _parts(graph: fx.Graph, node: Node) -> None:
@@ -149,9 +136,9 @@ def _parts(graph: fx.Graph, node: Node) -> None:
         if len(cuts) < 2 or edges[-1] != length or [cuts[user][0] for user in order] != edges[:-1]:
             continue
         with graph.inserting_after(node):
-            if all(_calls(user, torch.select) for user in order):
+            if all(calls(user, torch.select) for user in order):
                 whole = graph.call_function(torch.unbind, (node, axis))
-            elif not any(_calls(user, torch.select) for user in order):
+            elif not any(calls(user, torch.select) for user in order):
                 sizes = [stop - start for start, stop in pairwise(edges)]
                 whole = graph.call_function(torch.split, (node, sizes, axis))
             else:
@@ -166,9 +153,9 @@ def _parts(graph: fx.Graph, node: Node) -> None:
 
 def _cut(node: Node, axis: int) -> tuple[int, int | None] | None:
     """Start and stop (None: the end) of a slice or select along `axis` and no other."""
-    if _calls(node, torch.select) and node.args[1] == axis:
+    if calls(node, torch.select) and node.args[1] == axis:
         return int(node.args[2]), int(node.args[2]) + 1
-    index = node.args[1] if _calls(node, operator.getitem) else None
+    index = node.args[1] if calls(node, operator.getitem) else None
     if not isinstance(index, tuple) or len(index) != axis + 1 or not isinstance(index[-1], slice):
         return None
     cut = index[-1]
@@ -177,10 +164,10 @@ def _cut(node: Node, axis: int) -> tuple[int, int | None] | None:
 
 
 def _roll(graph: fx.Graph, node: Node) -> None:
-    if not _calls(node, torch.cat) or len(node.args[0]) != 2:
+    if not calls(node, torch.cat) or len(node.args[0]) != 2:
         return
     (first, second), axis = node.args
-    if not all(_calls(part, operator.getitem) and _calls(part.args[0], torch.split) for part in (first, second)):
+    if not all(calls(part, operator.getitem) and calls(part.args[0], torch.split) for part in (first, second)):
         return
     split = first.args[0]
     if second.args[0] is not split or split.args[2] != axis or (first.args[1], second.args[1]) != (1, 0):
@@ -188,17 +175,9 @@ def _roll(graph: fx.Graph, node: Node) -> None:
     if len(split.args[1]) != 2:
         return
     x, shifts, axes = split.args[0], (-split.args[1][0],), (axis,)
-    if _calls(x, torch.roll) and len(x.users) == 1:
+    if calls(x, torch.roll) and len(x.users) == 1:
         x, shifts, axes = x.args[0], (*x.args[1], *shifts), (*x.args[2], *axes)
     _replace(graph, node, torch.roll, (x, shifts, axes))
-
-
-def _calls(node: Any, function: Callable[..., Any]) -> bool:
-    return isinstance(node, fx.Node) and node.op == "call_function" and node.target is function
-
-
-def _reader(node: Node) -> Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _other(node: Node, operand: Node, scalar: bool = False) -> Any:
@@ -206,20 +185,6 @@ def _other(node: Node, operand: Node, scalar: bool = False) -> Any:
     left, right = node.args
     found = right if left is operand else left
     return found if isinstance(found, fx.Node) != scalar else None
-
-
-def _scaled(node: Any) -> tuple[Any, float]:
-    """What is multiplied with or divided by plain numbers, and the product of these; inner nodes have one reader."""
-    factor = 1.0
-    while isinstance(node, fx.Node) and node.target in (operator.mul, operator.truediv) and len(node.users) == 1:
-        left, right = node.args
-        if isinstance(right, (int, float)):
-            factor, node = (factor * right if node.target is operator.mul else factor / right), left
-        elif isinstance(left, (int, float)) and node.target is operator.mul:
-            factor, node = factor * left, right
-        else:
-            break
-    return node, factor
 
 
 def _rank(node: Any) -> int:

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gpusq_onnx.errors import NothingMatched
+from gpusq_onnx.graph.attention import Attention
 from gpusq_onnx.graph.cost import attention_macs, form_of, site_cost, total_cost
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
-from gpusq_onnx.graph.structure import Attention, Structure
+from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.base import PlanContext, PlanRow
 from gpusq_onnx.pipeline.details import OperandPair, rows_with

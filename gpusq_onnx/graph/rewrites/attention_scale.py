@@ -8,23 +8,13 @@ the result is the same to the bit where the factors are powers of two, and withi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from gpusq_onnx.graph.attention import Attention, Factor, factors_after
 from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.structure import Attention
-
-
-@dataclass(frozen=True)
-class _Factor:
-    """A Mul or Div by one number: the node, its data operand and the number that multiplies."""
-
-    node: gs.Node
-    data: gs.Tensor
-    value: float
 
 
 def scale_to_move(attention: Attention) -> float | str:
@@ -66,24 +56,32 @@ def move_scale(model: Model, attention: Attention) -> None:
     nodes[:] = [other for other in nodes if other.outputs]
 
 
-def _after(scores: gs.Node) -> _Factor | None:
+def _after(scores: gs.Node) -> Factor | None:
     """The factor that is the only reader of the product."""
-    readers = scores.outputs[0].outputs
-    return _factor(readers[0]) if len(readers) == 1 else None
+    return next(factors_after(_OnnxNodes(), scores), None)
 
 
-def _before(tensor: gs.Tensor) -> _Factor | None:
+def _before(tensor: gs.Tensor) -> Factor | None:
     """The factor that makes a tensor."""
-    return _factor(tensor.inputs[0]) if tensor.inputs else None
+    return _OnnxNodes().factor(tensor.inputs[0]) if tensor.inputs else None
 
 
-def _factor(node: gs.Node) -> _Factor | None:
-    if node.op not in ("Mul", "Div") or len(node.inputs) != 2:
+class _OnnxNodes:
+    """See `graph.attention.Chains`."""
+
+    def factor(self, node: gs.Node) -> Factor | None:
+        """A Mul or Div by a constant number."""
+        if node.op not in ("Mul", "Div") or len(node.inputs) != 2:
+            return None
+        for index in (1, 0) if node.op == "Mul" else (1,):
+            number, data = node.inputs[index], node.inputs[1 - index]
+            if isinstance(number, gs.Constant) and math.prod(number.shape) == 1 and len(number.shape) <= 1:
+                value = float(np.asarray(values_of(number), np.float64).reshape(()))
+                if value and math.isfinite(value) and not isinstance(data, gs.Constant):
+                    return Factor(node, data, value if node.op == "Mul" else 1 / value)
         return None
-    for index in (1, 0) if node.op == "Mul" else (1,):
-        number, data = node.inputs[index], node.inputs[1 - index]
-        if isinstance(number, gs.Constant) and math.prod(number.shape) == 1 and len(number.shape) <= 1:
-            value = float(np.asarray(values_of(number), np.float64).reshape(()))
-            if value and math.isfinite(value) and not isinstance(data, gs.Constant):
-                return _Factor(node, data, value if node.op == "Mul" else 1 / value)
-    return None
+
+    def reader(self, node: gs.Node) -> gs.Node | None:
+        """The only reader."""
+        readers = node.outputs[0].outputs
+        return readers[0] if len(readers) == 1 else None

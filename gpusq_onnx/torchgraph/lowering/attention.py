@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from gpusq_onnx.graph.attention import follow
 from gpusq_onnx.runtime.kernels.attention import attention
+from gpusq_onnx.torchgraph.fx_nodes import FxNodes, only_reader
 from gpusq_onnx.torchgraph.lowering.codes import add_scale, codes_at
-from gpusq_onnx.torchgraph.lowering.linears import is_plain, only_reader, quantiser_of, scale_at, takes
+from gpusq_onnx.torchgraph.lowering.linears import is_plain, quantiser_of, scale_at, takes
 
 _LAYOUT = (torch.permute, torch.reshape, torch.transpose, torch.flatten)
 
@@ -25,17 +27,17 @@ def replace_attention(body: fx.GraphModule, codes: dict[fx.Node, fx.Node], dtype
     """Put every match on the kernel, in place; how many there were."""
     found = 0
     for node in list(body.graph.nodes):
-        parts = _match(body, node)
-        if parts is None:
+        matched = _match(body, node)
+        if matched is None:
             continue
-        q, k, p, v = parts
-        last = _quantiser_behind(body, node)
+        context, (q, k, v, p) = matched
+        last = _quantiser_behind(body, context)
         given = [codes_at(body, part, codes) for part in (q, k, v)]
-        with body.graph.inserting_before(node):
+        with body.graph.inserting_before(context):
             scales = add_scale(body, torch.stack([scale_at(body, part) for part in (q, k, p, v)]))
             out = None if last is None else add_scale(body, scale_at(body, last))
             made = body.graph.call_function(transposed_attention, (*given, scales, out, dtype))
-        node.replace_all_uses_with(made)
+        context.replace_all_uses_with(made)
         if last is not None:
             codes[last] = last.args[0]  # type: ignore[assignment]  # the layout before it carries codes now
         found += 1
@@ -49,34 +51,23 @@ def transposed_attention(
     return attention(q, k.transpose(2, 3), v, scales, out, dtype)
 
 
-def _match(body: fx.GraphModule, node: fx.Node) -> tuple[Any, Any, Any, Any] | None:
-    """The quantisers of q, kᵀ, the probabilities and v, where `node` is the product with v."""
-    if node.target is not torch.matmul:
-        return None
-    p: Any = node.args[0]
-    v: Any = node.args[1]
-    softmax = _source(body, p)
-    if softmax is None or softmax.target is not torch.softmax or len(softmax.users) > 1:
-        return None
-    scores, axis = softmax.args[0], softmax.args[1]
-    if not isinstance(scores, fx.Node) or scores.target is not torch.matmul or len(scores.users) > 1:
-        return None
-    q: Any = scores.args[0]
-    k: Any = scores.args[1]
-    if axis not in (-1, 3) or any(_source(body, part) is None for part in (q, k, v)):
-        return None
-    ranks = [len(part.meta["noted"]) for part in (q, k, v)]
-    same = len({part.meta["noted"][:2] for part in (q, k, v)}) == 1
-    return (q, k, p, v) if ranks == [4, 4, 4] and same and len(p.users) == 1 else None
+def _match(body: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]] | None:
+    """The product with v, and the quantisers of q, kᵀ, v and the probabilities, where `node` is the product of q."""
 
+    def rounds(one: Any) -> bool:
+        quantiser = quantiser_of(body, one) if isinstance(one, fx.Node) else None
+        plain = quantiser is not None and is_plain(quantiser) and not quantiser.weight
+        return plain and isinstance(one.args[0], fx.Node)
 
-def _source(body: fx.GraphModule, node: Any) -> fx.Node | None:
-    """What a plain quantiser's node quantises; None: it is none."""
-    quantiser = quantiser_of(body, node) if isinstance(node, fx.Node) else None
-    if quantiser is None or not is_plain(quantiser) or quantiser.weight:
+    found = follow(FxNodes(rounds), node)
+    if isinstance(found, str) or found.factors or found.mask is not None or len(found.quantisers) != 1:
         return None
-    source = node.args[0]
-    return source if isinstance(source, fx.Node) else None
+    parts = (*found.scores.args[:2], found.context.args[1])
+    if not all(map(rounds, parts)):
+        return None
+    shapes = [part.meta["noted"] for part in parts]
+    fits = [len(shape) for shape in shapes] == [4, 4, 4] and len({shape[:2] for shape in shapes}) == 1
+    return (found.context, (*parts, found.quantisers[0])) if fits else None
 
 
 def _quantiser_behind(body: fx.GraphModule, node: fx.Node) -> fx.Node | None:

@@ -23,6 +23,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from gpusq_onnx.runtime.kernels.arithmetic import HIGH, LOW, Activation, quantise
+from gpusq_onnx.torchgraph.fx_nodes import only_reader
 from gpusq_onnx.torchgraph.quantiser import Quantiser
 
 _GRID = 1e-3  # of a step: how far a weight may lie from its grid, which FP32 division cannot meet exactly
@@ -205,8 +206,3 @@ def _scale_of(body: fx.GraphModule, node: fx.Node, w: Tensor) -> Tensor | None:
             return scale if fits else None
         queue.extend(at.all_input_nodes)
     return None
-
-
-def only_reader(node: fx.Node) -> fx.Node | None:
-    """The one node that reads `node`; None: several do, or none."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
