@@ -1,7 +1,8 @@
 """The process in which onnxruntime meets models, kept from one test to the next: its start is most of a small run.
 
 A process is lent again only to who would have started an equal one: the same process, environment and import path. One
-that died, or that was left in the middle of a request, is not lent again.
+that died, or that was left in the middle of a request, is not lent again. What a fork inherits is its parent's: it is
+neither lent nor ended there.
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ class Keeper:
 
     def __init__(self) -> None:
         self._idle: list[tuple[object, Worker]] = []
+        self._of_parents: list[list[tuple[object, Worker]]] = []  # kept, so that nothing ends with them
+        self._process = os.getpid()
 
     def lend(self, module: str) -> Lent:
         """A worker of `module` that answers one request after the other, a new one if none is idle."""
+        if self._process != os.getpid():
+            self._of_parents.append(self._idle)
+            self._idle, self._process = [], os.getpid()
         environment = sorted((key, value) for key, value in os.environ.items() if key != _OF_PYTEST)
-        kind = (os.getpid(), module, environment, list(sys.path))
+        kind = (module, environment, list(sys.path))
         found = next((entry for entry in self._idle if entry[0] == kind), None)
         if found is None:
             return Lent(self, kind, Worker(module))
