@@ -86,7 +86,9 @@ def test_a_tied_weight_whose_readers_read_different_tensors():
     made = proto(nodes, X, [("q", FLOAT, None), ("k", FLOAT, None)], WEIGHTS | NORM)
     loaded = model(made)
     (site,) = find_sites(loaded)
+    before = site.read()
     rescale_input(loaded, site.activation, [site], factors(K))
+    np.testing.assert_array_equal(site.read(), before * factors(K))
     same(made, loaded, {"x": normal(2, 5, K)})
 
 

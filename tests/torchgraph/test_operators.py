@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx_cases import Case, compare, ints, values
+from onnx_cases import Case, both, ints, values
 
 from gpusq_onnx.torchgraph.convert import TABLE
 
@@ -136,7 +136,9 @@ IN_GRAPHS = {"Constant", "ConstantOfShape", "Range", "NonZero", "GridSample"}  #
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_against_onnxruntime(case: Case) -> None:
-    compare(case)
+    for expected, found in both(case):
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, case.tolerance * 10, case.tolerance)
 
 
 def test_every_operator_of_the_table_has_a_case() -> None:
