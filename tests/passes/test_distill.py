@@ -66,6 +66,7 @@ def test_in_a_pipeline_it_learns_from_the_dense_model(tmp_path: Path) -> None:
     assert len(moved) == found["learned"]
 
 
+@pytest.mark.slow
 def test_alone_on_a_model_that_was_pruned_elsewhere(pruned: Path, tmp_path: Path) -> None:
     model = io.load(pruned)
     kept = [key for key in model.metadata if key.startswith("pkg.gpusq_onnx")]
@@ -78,6 +79,7 @@ def test_alone_on_a_model_that_was_pruned_elsewhere(pruned: Path, tmp_path: Path
     assert len(_sparse_sites(io.load(tmp_path / "out.onnx"))) == 12
 
 
+@pytest.mark.slow
 def test_an_export_of_another_kind_can_teach(pruned: Path, tmp_path: Path) -> None:
     """Its maps have other names: they are matched stage by stage."""
     outcome = manager.run(

@@ -55,6 +55,7 @@ def test_in_a_pipeline_it_learns_scales_and_keeps_codes_sparse(tmp_path: Path) -
     assert any("Q/DQ" in fact for fact in outcome.steps[2].facts)
 
 
+@pytest.mark.slow
 def test_alone_it_learns_from_its_own_float_twin(quantised: Path, tmp_path: Path) -> None:
     outcome = manager.run(quantised, tmp_path / "out.onnx", parse(f"qat{{{SHORT}}}"), RunOptions(DATA))
     found = outcome.steps[0].findings
@@ -64,6 +65,7 @@ def test_alone_it_learns_from_its_own_float_twin(quantised: Path, tmp_path: Path
     assert any("every w_i is 1" in warning for warning in outcome.warnings)
 
 
+@pytest.mark.slow
 def test_teacher_and_dense_model_may_be_files(quantised: Path, tmp_path: Path) -> None:
     twin = manager.run(quantised, tmp_path / "twin.onnx", parse(f"qat{{{SHORT}}}"), RunOptions(DATA)).steps[0].findings
     text = f"qat{{dense={MODEL} factors=none against=dense {SHORT}}}"
@@ -71,6 +73,7 @@ def test_teacher_and_dense_model_may_be_files(quantised: Path, tmp_path: Path) -
     assert dense["soft"]["before"] > 2 * twin["soft"]["before"], "the dense model is further away than the twin"
 
 
+@pytest.mark.slow
 def test_without_a_word_the_dense_model_teaches_where_it_is_known(quantised: Path, tmp_path: Path) -> None:
     def learned(text: str) -> tuple[float, float]:
         (step,) = manager.run(quantised, tmp_path / "out.onnx", parse(f"qat{{{text} {SHORT}}}"), RunOptions(DATA)).steps

@@ -59,6 +59,7 @@ def test_every_kind_of_arm_runs_once(desk: Desk) -> None:
     assert len(order_rows(found)) == len(found) + 2
 
 
+@pytest.mark.slow
 def test_a_result_is_redone_when_the_model_it_starts_from_was_trained_otherwise(desk: Desk) -> None:
     arm = next(arm for arm in arms() if arm.key == "int8.calibrated")
     before = desk.run(arm, 0)
@@ -66,6 +67,7 @@ def test_a_result_is_redone_when_the_model_it_starts_from_was_trained_otherwise(
     assert after["kl"] != before["kl"]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_arms_and_give_what_one_gives(desk: Desk) -> None:
     chosen = [arm for arm in arms() if arm.name == "one-shot"]
     found = list(carry_out(desk, chosen, 2, 2))
