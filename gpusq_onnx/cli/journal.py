@@ -20,7 +20,7 @@ from typer import Option
 
 from gpusq_onnx.cli.memory import parse
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import in_the_way
+from gpusq_onnx.files import require_place
 from gpusq_onnx.text import printable
 
 
@@ -33,8 +33,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        if blocked := in_the_way(path):
-            raise UsageError("no folder can be made for the log", where=str(blocked), found="a file")
+        if not path.exists():
+            require_place(path, "the log")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._append("")
