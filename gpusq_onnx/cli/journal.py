@@ -6,6 +6,7 @@ ended; of an error, the traceback. It is written line by line and appended to: w
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Iterator
@@ -51,8 +52,13 @@ class Journal:
             self.write(line)
 
     def _append(self, text: str) -> None:
-        with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with open(self._path, "a", encoding="utf-8", errors="backslashreplace", opener=_without_waiting) as file:
             file.write(text)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody reads is an error, and nothing to wait for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 @dataclass

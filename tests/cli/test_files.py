@@ -199,7 +199,7 @@ def test_a_signal_during_imports_is_no_traceback(number: signal.Signals, code: i
     done = subprocess.run(
         [sys.executable, "-c", started], capture_output=True, text=True, env=_environment(tmp_path), check=False
     )
-    assert (done.returncode, done.stdout, done.stderr) == (code, "", "interrupted; nothing was written\n")
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "interrupted; no file was left half-written\n")
 
 
 def test_a_signal_that_is_switched_off_stays_off(tmp_path: Path) -> None:
