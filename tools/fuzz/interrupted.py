@@ -73,8 +73,7 @@ def _command(words: list[str], folder: Path, moment: Mapping[str, Any]) -> int:
     from gpusq_onnx.learn.meter import ProgressMeter
 
     os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # before and after the command they end the process
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     os.chdir(folder)
     tempfile.tempdir = str(folder / TMP)
