@@ -33,6 +33,7 @@ class Broken(AssertionError):
 def ended(words: list[str], folder: Path, moment: Mapping[str, Any]) -> int:
     """Run a command in a process of its own and disturb it: its exit code, negative for the signal it died of."""
     sys.stdout.flush()
+    (folder / SAID).write_text("")  # it may be killed before it opens it
     child = os.fork()
     if not child:
         code = 70
