@@ -49,7 +49,7 @@ def ended(words: list[str], folder: Path, moment: Mapping[str, Any]) -> int:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     left = _processes(child)
     until = time.monotonic() + _PATIENCE
-    while left and code < 0 and time.monotonic() < until:  # what dies with it takes its moment
+    while left and time.monotonic() < until:  # what is killed takes its moment to end
         time.sleep(0.02)
         left = _processes(child)
     if left:
