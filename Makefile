@@ -10,7 +10,7 @@ export GPUSQ_SHARED ?= $(CURDIR)/../shared
 export GPUSQ_ZOO ?= $(CURDIR)/.zoo
 export GPUSQ_ZOO_VENV ?= $(CURDIR)/.venv-zoo
 
-.PHONY: help venv demo test acceptance bench gpu fuzz lint format docs clean
+.PHONY: help venv demo test coverage acceptance bench gpu fuzz lint format docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,6 +31,13 @@ demo: $(STAMP) ## the straight road on the embedded digits model: plan, apply, c
 test: $(STAMP) ## the fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
+coverage: $(STAMP) ## the fast tests, their lines counted in every process: what is not run, and an error below 94 %
+	mkdir -p out/coverage
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
 acceptance: $(STAMP) ## the slow tests and the tables of measured numbers, into out/acceptance; wants ../shared
 	$(BIN)/python -m pytest -s -m slow
 
@@ -41,8 +48,8 @@ bench: $(STAMP) ## time and memory against the bars, as ratios, in one run; want
 gpu: ## every figure and check that wants a GPU, 8.5 minutes a call, resumable, into out/gpu; docs/gpu.md
 	$(PYTHON) -m tools.gpu $(if $(wildcard out/wheels),--wheels out/wheels)
 
-fuzz: $(STAMP) ## broken models, options, data, containers and reports by the thousand: an hour or two, into out/fuzz
-	$(BIN)/python -m tools.fuzz --models 20000 --options 5000 --data 5000 --containers 5000 --reports 2000
+fuzz: $(STAMP) ## broken models, options, data, containers and reports by the thousand, and killed runs: hours, into out/fuzz
+	$(BIN)/python -m tools.fuzz --models 20000 --options 5000 --data 5000 --containers 5000 --reports 2000 --kills 200
 
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from gpusq_onnx.errors import GpusqError
+from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError
 
 HAS_LOCKS = find_spec("fcntl") is not None
 if HAS_LOCKS:
@@ -113,10 +113,23 @@ def _remove_empty(folders: Sequence[Path]) -> None:
             made.rmdir()
 
 
-def in_the_way(path: Path) -> Path | None:
-    """What keeps a folder for `path` from being made: the nearest thing above it that exists and is no folder."""
-    nearest = next((above for above in path.parents if above.exists()), None)
-    return nearest if nearest is not None and not nearest.is_dir() else None
+def require_place(path: Path, what: str) -> None:
+    """Refuse a place where `what` cannot be written, before the work starts.
+
+    Raises:
+        UsageError: the nearest thing above `path` that exists is no folder.
+        EnvironmentLacking: it is one, and this user may make nothing in it.
+    """
+    nearest = next((above for above in path.parents if above.exists()), Path())
+    if not nearest.is_dir():
+        raise UsageError(f"no folder can be made for {what}", where=str(nearest), found="a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise EnvironmentLacking(
+            f"there is no permission to write {what}",
+            where=str(nearest.resolve()),
+            expected="a folder that this user may write to",
+            hint="name another place",
+        )
 
 
 def sweep(parent: Path) -> None:
@@ -158,13 +171,19 @@ def _lock(folder: Path) -> int | None:
 
 def _removed(folder: Path, lock: int) -> None:
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except BaseException:  # a signal in the middle: no second one is listened to
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        _surely(partial(shutil.rmtree, folder, ignore_errors=True))
     finally:
         if lock >= 0:
             os.close(lock)
+
+
+def _surely(act: Callable[[], None]) -> None:
+    """Do `act`, and once more where a signal comes in the middle: no second one is listened to."""
+    try:
+        act()
+    except BaseException:
+        act()
+        raise
 
 
 class Staging:
@@ -183,8 +202,12 @@ class Staging:
         Args:
             target: the folders above it are made; those that stay empty go again.
             last: named after all others: where it is there, everything is.
+
+        Raises:
+            UsageError, EnvironmentLacking: see `require_place`.
         """
         if target.parent not in self._folders:
+            require_place(target, repr(target.name))
             self._made += made_folders(target.parent)
         folder = self._folders.get(target.parent) or self._folders.setdefault(target.parent, Scratch(target.parent))
         place = folder.path / target.name
@@ -206,8 +229,10 @@ class Staging:
         self._targets.clear()
         for place, _ in ordered:
             _flush(place)
+        if ordered and any(os.path.lexists(target) for _, target in ordered[:-1]):
+            self._keep(*ordered[-1], aside=True)  # whenever the process ends, no old model lies beside new data
         for place, target in ordered:
-            self._undo.append(_way_back(target, place.with_name(f"{len(self._undo)}.before")))
+            self._keep(place, target)
             os.replace(place, target)
         for folder in self._folders:
             _flush(folder)
@@ -217,7 +242,23 @@ class Staging:
         self._afterwards.clear()
         while self._undo:
             with contextlib.suppress(OSError):
-                self._undo.pop()()
+                self._undo[-1]()  # does nothing where it was done already
+            self._undo.pop()
+
+    def _keep(self, place: Path, target: Path, *, aside: bool = False) -> None:
+        """Have a way back to what `target` is now: a second name beside `place`; the only one meanwhile, if `aside`."""
+        if not os.path.lexists(target):
+            self._undo.append(partial(target.unlink, missing_ok=True))
+            return
+        kept = place.with_name(f"{len(self._undo)}.before")
+        self._undo.append(partial(os.replace, kept, target))
+        if aside:
+            _put_aside(target, kept)
+            return
+        try:
+            os.link(target, kept, follow_symlinks=False)
+        except (OSError, NotImplementedError):  # none on this file system, or of a file that another user owns
+            _put_aside(target, kept)
 
     def finish(self) -> None:
         """Remove what was not named, and do what was to be done afterwards."""
@@ -239,7 +280,7 @@ def staged() -> Iterator[Staging]:
         yield staging
         staging.commit()
     except BaseException:
-        staging.rollback()
+        _surely(staging.rollback)
         raise
     finally:
         staging.finish()
@@ -261,6 +302,14 @@ def write_text(path: Path, text: str, results: Staging | None = None) -> None:
         results.place(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def _put_aside(target: Path, kept: Path) -> None:
+    try:
+        os.replace(target, kept)
+    except PermissionError as error:
+        what, hint = f"there is no permission to replace {target.name!r}", "name another file"
+        raise EnvironmentLacking(what, where=str(target), found=str(error.strerror), hint=hint) from error
+
+
 def _flush(path: Path) -> None:
     """Bring a file or folder to the disk."""
     if path.is_dir() and not HAS_LOCKS:
@@ -270,14 +319,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _way_back(target: Path, kept: Path) -> Callable[[], None]:
-    """What makes `target` again what it is now; `kept` is a second name for it meanwhile."""
-    if not os.path.lexists(target):
-        return partial(target.unlink, missing_ok=True)
-    try:
-        os.link(target, kept, follow_symlinks=False)
-    except (OSError, NotImplementedError):  # no second names on this file system: what is replaced stays replaced
-        return lambda: None
-    return partial(os.replace, kept, target)

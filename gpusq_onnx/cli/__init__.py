@@ -14,7 +14,7 @@ from gpusq_onnx.cli.interrupts import heard
 
 __all__ = ["main"]
 
-INTERRUPTED = "interrupted; nothing was written"
+INTERRUPTED = "interrupted; no file was left half-written"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import STDOUT, Json, Quiet, Report, default_cache, keep_apart
+from gpusq_onnx.cli.options import STDOUT, Json, Quiet, Report, default_cache, keep_apart, writable
 from gpusq_onnx.errors import UsageError
 
 
@@ -46,7 +46,8 @@ def bench(
         Option("--cache", metavar="DIR", help="Where engines and searched kernels are kept; default: in ~/.cache."),
     ] = None,
     chart: Annotated[
-        Path | None, Option("--chart", metavar="FILE.png", help="Draw a bar chart; needs the extra `report`.")
+        Path | None,
+        Option("--chart", metavar="FILE.png", callback=writable, help="Draw a bar chart; needs the extra `report`."),
     ] = None,
     report: Report = None,
     json: Json = None,
@@ -55,6 +56,7 @@ def bench(
     """Time models side by side, beside dense FP32, TF32, FP16 and INT8 of the same runtime; in the paper's format."""
     from gpusq_onnx.cli.console import publish, show, warn
     from gpusq_onnx.cli.progress import open_progress
+    from gpusq_onnx.files import staged
     from gpusq_onnx.report.benchmark import digest, draw, require_chart
     from gpusq_onnx.workflows.bench import bench as time_models
 
@@ -75,9 +77,10 @@ def bench(
         )
     for note in found.notes:
         warn(note)
-    publish(found.to_dict(), digest(found), report=report, json_target=json)
-    if chart:
-        draw(found, chart)
+    with staged() as results:
+        publish(found.to_dict(), digest(found), report=report, json_target=json, results=results)
+        if chart:
+            draw(found, chart, results)
     if not quiet and json != STDOUT:
         show(digest(found))
 

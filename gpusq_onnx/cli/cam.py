@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Seed, keep_apart
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import in_the_way
+from gpusq_onnx.files import require_place
 
 _look = partial(Option, rich_help_panel="How to look", show_default=False)
 
@@ -68,8 +68,7 @@ def cam(
 
     require_page()
     written = output or models[0].with_suffix(".cam.html")
-    if blocked := in_the_way(written / "index.html" if not written.suffix else written):
-        raise UsageError("the pictures cannot be written there", where=str(blocked), found="a file")
+    require_place(written if written.suffix else written / "index.html", "the pictures")
     keep_apart([*models, written], None, json)
     if any(model.resolve() == written.resolve() for model in models):
         raise UsageError("the pictures would overwrite a model", where=str(written), hint="name another file with -o")

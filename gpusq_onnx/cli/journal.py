@@ -6,6 +6,7 @@ ended; of an error, the traceback. It is written line by line and appended to: w
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typer import Option
 
 from gpusq_onnx.cli.memory import parse
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import in_the_way
+from gpusq_onnx.files import require_place
 from gpusq_onnx.text import printable
 
 
@@ -33,8 +34,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        if blocked := in_the_way(path):
-            raise UsageError("no folder can be made for the log", where=str(blocked), found="a file")
+        if not path.exists():
+            require_place(path, "the log")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._append("")
@@ -51,8 +52,13 @@ class Journal:
             self.write(line)
 
     def _append(self, text: str) -> None:
-        with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        with open(self._path, "a", encoding="utf-8", errors="backslashreplace", opener=_without_waiting) as file:
             file.write(text)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that nobody reads is an error, and nothing to wait for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typer import Argument, Option
 from gpusq_onnx.cli.help import complete_pipeline
 from gpusq_onnx.data.presets import PRESETS
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import in_the_way
+from gpusq_onnx.files import require_place
 
 if TYPE_CHECKING:
     from gpusq_onnx.data.options import DataOptions
@@ -31,8 +31,7 @@ def writable(path: Path | None) -> Path | None:
     """Refuse a file that cannot be written as one, before the work starts."""
     if path is None or path == STDOUT:
         return path
-    if blocked := in_the_way(path):
-        raise UsageError(f"no folder can be made for {path.name!r}", where=str(blocked), found="a file")
+    require_place(path, repr(path.name))
     if path.exists() and not path.is_file():
         found = "a folder" if path.is_dir() else "a device or a pipe"
         raise UsageError("the file to write is none", where=str(path), found=found, hint="name a file")

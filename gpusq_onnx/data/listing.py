@@ -29,6 +29,16 @@ from gpusq_onnx.parsing import read_bytes
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
+def shards(path: Path, suffix: str) -> list[Path]:
+    """The files of a set in parts, in the order of their names: those in the folder `path`, or `path` itself.
+
+    What is no regular file is none of them: reading a pipe might never end.
+    """
+    if path.is_dir():
+        return sorted(part for part in path.glob(f"*{suffix}") if part.is_file())
+    return [path] if path.suffix == suffix else []
+
+
 def list_images(root: Path) -> tuple[list[str], int]:
     """Image files under `root` as sorted relative POSIX paths, and how many other files there are.
 

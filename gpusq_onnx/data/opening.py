@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from gpusq_onnx.data.listing import shards
 from gpusq_onnx.data.options import CROPPED_BOXES, DataOptions
 from gpusq_onnx.data.source import SIZES, Described, InputSpec, Source, image_inputs
 from gpusq_onnx.errors import UsageError
@@ -49,11 +50,11 @@ def _open(options: DataOptions, inputs: Sequence[InputSpec], rows: Callable[[], 
         raise UsageError(f"data not found: {options.path}", where="--data", hint="check the path")
     if not path.is_dir() and not path.is_file():
         raise UsageError(f"{options.path} is a device or a pipe", where="--data", hint="name a file or a folder")
-    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
+    if shards(path, ".parquet"):
         from gpusq_onnx.data.parquet import ParquetImages
 
         return ParquetImages(path, options, image_inputs(inputs, f"the Parquet data {options.path}"))
-    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+    if shards(path, ".tar"):
         from gpusq_onnx.data.webdataset import WebDataset
 
         return WebDataset(path, options, image_inputs(inputs, f"the shards {options.path}"))

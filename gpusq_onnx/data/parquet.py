@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data.images import Images
-from gpusq_onnx.data.listing import spread
+from gpusq_onnx.data.listing import shards, spread
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.reading import reading
 from gpusq_onnx.data.source import ImageInputs
@@ -48,7 +48,7 @@ class ParquetImages(Images):
     kind = "parquet"
 
     def __init__(self, path: Path, options: DataOptions, inputs: ImageInputs) -> None:
-        self._files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        self._files = shards(path, ".parquet")
         if not self._files:
             raise UnsupportedDataError(f"no Parquet file in {path}", expected="files ending in .parquet")
         schema = _schema(self._files[0])

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpusq_onnx.data.images import Images
-from gpusq_onnx.data.listing import EXTENSIONS, spread
+from gpusq_onnx.data.listing import EXTENSIONS, shards, spread
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import ImageInputs
 from gpusq_onnx.errors import UnsupportedDataError
@@ -46,7 +46,7 @@ class WebDataset(Images):
     kind = "webdataset"
 
     def __init__(self, path: Path, options: DataOptions, inputs: ImageInputs) -> None:
-        self._files = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        self._files = shards(path, ".tar")
         places: list[_Place] = []
         found: list[int | None] = []
         for number, file in enumerate(self._files):

@@ -27,7 +27,7 @@ from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.remembered import Settled
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.files import Staging, in_the_way, staged
+from gpusq_onnx.files import Staging, require_place, staged
 from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model, values_of
@@ -266,8 +266,7 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
     if output.exists() and not output.is_file():
         found = "a folder" if output.is_dir() else "a device or a pipe"
         raise UsageError(f"the output is {found}", where=str(output), hint="name a file with -o/--output")
-    if blocked := in_the_way(output):
-        raise UsageError("no folder can be made for the output", where=str(blocked), found="a file")
+    require_place(output, "the output")
 
 
 def _same(one: Path, other: Path) -> bool:

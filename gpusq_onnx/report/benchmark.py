@@ -15,6 +15,7 @@ from typing import Any
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
+from gpusq_onnx.files import Staging, staged
 from gpusq_onnx.report.markdown import assemble, table
 from gpusq_onnx.runtime.bench.timing import Rounds
 
@@ -144,9 +145,16 @@ def require_chart(path: Path) -> None:
         raise EnvironmentLacking("a chart needs matplotlib", hint="pip install 'gpusq-onnx[report]'")
 
 
-def draw(found: Benchmark, path: Path) -> None:
-    """Throughput of every row, a panel for each batch size, baselines set off; raises as `require_chart`."""
+def draw(found: Benchmark, path: Path, results: Staging | None = None) -> None:
+    """Throughput of every row, a panel for each batch size, baselines set off; raises as `require_chart`.
+
+    Args:
+        results: draw into them; None: the chart is at its place, whole, when this returns.
+    """
     require_chart(path)
+    if results is None:
+        with staged() as own:
+            return draw(found, path, own)
     from matplotlib.figure import Figure
 
     batches = found.batches
@@ -163,4 +171,6 @@ def draw(found: Benchmark, path: Path) -> None:
         panel.invert_yaxis()
     where = found.machine.get("gpu", {}).get("name") or found.machine["cpu"]
     figure.suptitle(f"{found.backend}, {where}")
-    figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+    figure.savefig(results.place(path), dpi=120, metadata=metadata)
+    return None

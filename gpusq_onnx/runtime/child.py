@@ -3,10 +3,12 @@
 A worker is a module of this package with a `main()` that calls `serve`: for each line of its standard input, a JSON
 request, it writes one JSON answer into the file which the request names, again and again as it gets on: what it had
 found is there however it ends. It ends with its input. `ask` starts one for one request; a `Worker` waits for more, and
-is at hand before the first one: importing onnxruntime takes longer than loading a small model.
+is at hand before the first one: importing onnxruntime takes longer than loading a small model. On Linux a worker dies
+with the process that started it, however that ends: a builder does not go on for minutes with nobody to build for.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -25,6 +27,7 @@ _START = (
     "import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep); "
     "from importlib import import_module; import_module(sys.argv.pop(1)).main()"
 )
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def serve(work: Callable[[Any], Iterable[Mapping[str, object]]], *modules: str) 
     `modules` are imported before the first request comes.
     The request's "site", where it names a folder, goes to the start of sys.path: the harness for machines with no GPU.
     """
+    _die_with(int(sys.argv[1]))
     # What libraries print goes to the log; the pipe says only when a request is done.
     done = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -117,9 +121,17 @@ def serve(work: Callable[[Any], Iterable[Mapping[str, object]]], *modules: str) 
         print("done", file=done, flush=True)
 
 
+def _die_with(parent: int) -> None:
+    """Ask Linux for SIGKILL when the thread that started this process ends; it waits for it, or holds a Worker."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was too late for that
+            sys.exit(0)
+
+
 def _started(module: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-c", _START, os.pathsep.join(sys.path), module],
+        [sys.executable, "-c", _START, os.pathsep.join(sys.path), module, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import Staging, write_text
+from gpusq_onnx.files import Staging, require_place, write_text
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
@@ -107,6 +107,7 @@ def build(
     with as_file(model) as path, blaming(path):
         if plan.resolve() == path.resolve():
             raise UsageError("the engine would overwrite the model", where=str(plan), hint="name another file with -o")
+        require_place(plan, "the engine")
         graph = io.load(path)
         options = engine.for_model(graph)
         sha256 = io.file_digest(path, io.data_files(graph))
@@ -118,7 +119,7 @@ def build(
         if not library.deployable:
             warn(f"{library.name} builds without a GPU: the engine is NOT FOR DEPLOYMENT")
         progress.start(f"building with {library.name}")
-        place = plan if results is None else results.place(plan)
+        place = plan if results is None else results.place(plan, last=True)
         if results is not None:
             results.place(card_of(plan))
         built = replace(build_engine(path, sha256, place, options, library, cache=cache), plan=plan)

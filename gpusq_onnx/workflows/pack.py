@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.files import Staging
+from gpusq_onnx.files import Staging, require_place
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.graph.pack.archive import pack_model, read_contents, unpack_model
@@ -31,6 +31,7 @@ def pack(
 
     Raises:
         UsageError: there is no such file, or the packed file would overwrite the model.
+        EnvironmentLacking: the folder of `output` cannot be written.
         UnsupportedModelError: not ONNX, or external data that is missing or in another folder.
         NothingMatched: no weight can be packed.
     """
@@ -39,7 +40,8 @@ def pack(
         if target.resolve() == path.resolve():
             what = "the packed file would overwrite the model"
             raise UsageError(what, where=str(target), hint="name another with -o")
-        return pack_model(path, target if results is None else results.place(target), progress)
+        require_place(target, "the packed file")
+        return pack_model(path, target if results is None else results.place(target, last=True), progress)
 
 
 def unpack(packed: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
@@ -53,6 +55,7 @@ def unpack(packed: str | os.PathLike[str], output: str | os.PathLike[str] | None
 
     Raises:
         UsageError: no such file, or another file is in the way.
+        EnvironmentLacking: the folder of `output` cannot be written.
         UnsupportedModelError: no packed model, or a damaged one.
     """
     path = Path(packed)
@@ -65,5 +68,6 @@ def unpack(packed: str | os.PathLike[str], output: str | os.PathLike[str] | None
         raise UsageError("another model has the name of the packed one", where=str(target), hint="name a file with -o")
     if target.resolve() == path.resolve():
         raise UsageError("the model would overwrite the packed file", where=str(target), hint="name another with -o")
+    require_place(target, "the model")
     unpack_model(path, target)
     return target

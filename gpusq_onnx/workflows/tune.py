@@ -23,7 +23,7 @@ from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most as up_to
 from gpusq_onnx.data.subset import split
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import Scratch, Staging, staged, write_text
+from gpusq_onnx.files import Scratch, Staging, require_place, staged, write_text
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.pipeline import manager, recipe
 from gpusq_onnx.pipeline.execute import RunOptions
@@ -96,6 +96,8 @@ def tune(
             found="none" if budget is None else "both",
             hint="e.g. --budget 'agreement>=0.97', or --at-most 40%",
         )
+    if output is not None:
+        require_place(Path(output), "the recipe")
     wanted = None if budget is None else parse_budget(budget)
     share = None if at_most is None else parse_share(at_most)
     treatments = offered(target, forms)

@@ -92,7 +92,7 @@ def test_ctrl_c_in_the_middle_of_a_build_leaves_nothing(tmp_path: Path, harness:
             running.send_signal(signal.SIGINT)
             out, err = running.communicate(timeout=60)
         assert (running.returncode, out) == (130, b""), err
-    assert b"interrupted; nothing was written" in err
+    assert b"interrupted; no file was left half-written" in err
 
 
 def test_without_a_batch_it_says_so(model: Path, harness: Path) -> None:

@@ -128,7 +128,7 @@ def test_an_interrupt_in_a_verb_exits_130(monkeypatch: pytest.MonkeyPatch, model
     monkeypatch.setattr("gpusq_onnx.workflows.inspect.inspect_model", interrupted)
     outcome = call("inspect", model)
     assert outcome.code == app.INTERRUPTED == 130
-    assert "nothing was written" in outcome.err
+    assert "no file was left half-written" in outcome.err
 
 
 def test_a_signal_exits_130() -> None:

@@ -52,7 +52,7 @@ def test_ctrl_c_in_the_middle_of_calibration_leaves_nothing(pipeline: str, tmp_p
             running.send_signal(signal.SIGINT)
             out, err = running.communicate(timeout=30)
         assert (running.returncode, out) == (130, ""), err
-    assert "interrupted; nothing was written" in err
+    assert "interrupted; no file was left half-written" in err
     assert "Traceback" not in err
 
 

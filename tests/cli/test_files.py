@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import bad_models
@@ -62,6 +63,36 @@ def test_where_one_result_cannot_be_named_none_is(failing: str, there: bool, tmp
     with unchanged(tmp_path), pytest.raises((OSError, ZeroDivisionError)):
         write()
     assert not done
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_while_data_is_replaced_no_model_lies_beside_it(
+    links: bool, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may be killed at any moment; so may the disk fail, where second names can be made or cannot."""
+    for name in ("data", "model"):
+        (tmp_path / name).write_text(f"the old {name}")
+    before, real = contents(tmp_path), os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        if Path(source).name == Path(target).name == "data":
+            assert not (tmp_path / "model").exists()
+        if fails and Path(source).name == Path(target).name == "model":
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, target)
+
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(files.os, "replace", watched)
+    if not links:
+        monkeypatch.setattr(files.os, "link", no_links)
+    with pytest.raises(OSError) if fails else nullcontext(), files.staged() as results:
+        for name in ("model", "data"):
+            results.place(tmp_path / name, last=name == "model").write_text(name)
+    assert (contents(tmp_path) == before) is fails
+    assert fails or {path.read_text() for path in tmp_path.iterdir()} == {"model", "data"}
 
 
 def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
@@ -199,7 +230,7 @@ def test_a_signal_during_imports_is_no_traceback(number: signal.Signals, code: i
     done = subprocess.run(
         [sys.executable, "-c", started], capture_output=True, text=True, env=_environment(tmp_path), check=False
     )
-    assert (done.returncode, done.stdout, done.stderr) == (code, "", "interrupted; nothing was written\n")
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "interrupted; no file was left half-written\n")
 
 
 def test_a_signal_that_is_switched_off_stays_off(tmp_path: Path) -> None:

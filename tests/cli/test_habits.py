@@ -1,6 +1,7 @@
 """What hands expect: a dry run, stdout, no file of somebody else's lost, and what a wrong kind of file is."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,10 @@ def test_more_images_than_calibration_needs_are_left_alone(model: Path, monkeypa
     for more, used in (([], 4), (["--samples", "6"], 6)):
         assert call("apply", *images, *more).code == 0
         assert json.loads(report.read_text())["data"]["samples"] == used
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_log_that_is_a_pipe_without_a_reader_is_refused(tmp_path: Path, model: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    refused = call("inspect", model, "--log-file", tmp_path / "log")
+    assert refused.code == 2 and "the log cannot be written" in refused.err

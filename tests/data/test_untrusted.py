@@ -61,6 +61,16 @@ def test_an_empty_folder_with_the_name_of_a_file(name: str, tmp_path: Path) -> N
         open_source(DataOptions(path=tmp_path / name), [IMAGE])
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".tar"])
+def test_a_pipe_among_shards_is_none_of_them(suffix: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f"a{suffix}")
+    with pytest.raises(UnsupportedDataError, match="no image"):
+        open_source(DataOptions(path=tmp_path), [IMAGE])
+    (tmp_path / f"b{suffix}").write_bytes(b"not what its name says")
+    with pytest.raises(UnsupportedDataError, match=f"b{suffix}"):
+        next(iter(open_source(DataOptions(path=tmp_path), [IMAGE]).batches(1)))
+
+
 def test_options_and_classes_are_no_pipes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     picture(tmp_path / "a.png")

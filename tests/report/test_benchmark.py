@@ -180,6 +180,7 @@ def test_a_chart_is_drawn(tmp_path: Path, found: Benchmark, suffix: str, magic: 
     chart = tmp_path / f"chart{suffix}"
     draw(found, chart)
     assert chart.read_bytes().startswith(magic)
+    assert list(tmp_path.iterdir()) == [chart]
 
 
 def test_a_chart_that_cannot_be_drawn_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

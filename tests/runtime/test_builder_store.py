@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gpusq_onnx.files import PREFIX
 from gpusq_onnx.runtime.tensorrt.store import Store
 
 KEY = {"model": "abc", "version": "11.4", "gpu": {"name": "H100"}, "options": {"profiles": [{"x": {"min": (1, 2)}}]}}
@@ -86,6 +87,14 @@ def test_changed_notes_are_not_there(store: Store, tmp_path: Path) -> None:
 def test_half_an_entry_is_not_there(store: Store, tmp_path: Path) -> None:
     files(tmp_path)[1].unlink()
     assert store.find(KEY) is None
+
+
+def test_what_a_killed_build_left_goes_when_the_next_one_looks(store: Store, tmp_path: Path) -> None:
+    """It may have been killed with its entry in place: the next build takes that, and writes nothing there."""
+    left = tmp_path / "cache" / "engines" / f"{PREFIX}left"
+    left.mkdir()
+    assert store.find(KEY) is not None
+    assert not left.exists()
 
 
 def test_a_broken_entry_is_replaced(store: Store, plan: Path, tmp_path: Path) -> None:

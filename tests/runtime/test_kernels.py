@@ -311,8 +311,11 @@ def test_answers_are_kept_and_a_broken_file_is_none(tmp_path: Path) -> None:
     other = Timed(times, store)
     other.ask(codes, tail, ROWS + 1, is_sparse=True)
     assert other.timings == 2  # another shape is another question
-    for text in ("{", "[]", store.read_text().replace("microseconds", "seconds")):
+    for text in ("{", "[]", "[" * 9999, store.read_text().replace("microseconds", "seconds")):
         store.write_text(text)
         rebuilt = Timed(times, store)
         assert rebuilt.ask(codes, tail, ROWS, is_sparse=True) == first and rebuilt.timings == 2
+    store.chmod(0o666)  # anybody may have put his answers there
+    rebuilt = Timed(times, store)
+    assert rebuilt.ask(codes, tail, ROWS, is_sparse=True) == first and rebuilt.timings == 2
     assert [path.name for path in store.parent.iterdir()] == ["kernels.json"]

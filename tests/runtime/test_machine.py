@@ -1,7 +1,9 @@
 """What nvidia-smi says, on texts as it prints them; memory that is kept between steps."""
 
+import os
 import platform
 import resource
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +33,28 @@ def test_what_a_virtual_gpu_does_not_tell_is_said() -> None:
 @pytest.mark.parametrize("text", ["", "No devices were found\n", "NVIDIA-SMI has failed, because it couldn't\n"])
 def test_anything_else_is_no_gpu(text: str) -> None:
     assert parse_gpu(text) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+@pytest.mark.parametrize(("prints", "code", "name"), [(H100, 0, "NVIDIA H100 80GB HBM3"), (H100, 9, None)])
+def test_the_gpu_is_asked_of_nvidia_smi(
+    prints: str, code: int, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in prints what it prints, and may fail; it is asked for the fields, of one GPU."""
+    (tmp_path / "text").write_text(prints)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\ncat {tmp_path}/text\nexit {code}\n')
+    tool.chmod(0o755)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: str(tool))
+    found = machine.read_gpu(3)
+    assert (found.name if found else None) == name
+    asked = (tmp_path / "asked").read_text()
+    assert f"--query-gpu={','.join(FIELDS)} " in asked and "--id=3" in asked
+
+
+def test_without_nvidia_smi_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    assert machine.read_gpu() is None
 
 
 def test_the_cpu_and_the_versions() -> None:

@@ -38,11 +38,21 @@ class Target:
         make: from a generator of random numbers and an empty folder to the words of a command; what the command writes
             goes to the folder OUT in it.
         judge: looks at OUT after a command that ended with exit code 0; says what is wrong with it, or "".
+        call: runs the command in the case's folder; its exit code.
+        patience: how many times the usual limit of seconds a case may take.
     """
 
     name: str
     make: Callable[[random.Random, Path], list[str]]
     judge: Callable[[Path, Path], str] = lambda folder, out: ""
+    call: Callable[[list[str], Path], int] = lambda words, folder: _command(words)
+    patience: int = 1
+
+
+def _command(words: list[str]) -> int:
+    from gpusq_onnx.cli import main
+
+    return main(words)
 
 
 @dataclass
@@ -80,7 +90,7 @@ def _run_batch(
     theirs.close()
     done = 0
     with ours, ours.makefile("rb") as answers:
-        for answer in _answers(answers, limit):
+        for answer in _answers(answers, limit * target.patience):
             _note(score, seeds[done], answer, target, scratch, keep)
             ours.send(b"+")  # the next case takes the folder
             done += 1
@@ -91,7 +101,11 @@ def _run_batch(
     _, status = os.waitpid(child, 0)
     if done < len(seeds):
         ended = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        what = f"no answer within {limit:g} s" if ended == signal.SIGKILL else f"the process ended, signal {ended}"
+        what = (
+            f"no answer within {limit * target.patience:g} s"
+            if ended == signal.SIGKILL
+            else f"the process ended, signal {ended}"
+        )
         _note(score, seeds[done], {"problem": what, "code": -ended, "words": [], "seconds": 0}, target, scratch, keep)
         done += 1
     return done
@@ -128,8 +142,6 @@ def _work(target: Target, seeds: Sequence[int], scratch: Path, parent: socket.so
 
 def play(target: Target, seed: int, folder: Path) -> dict:
     """One case in this process: its words, exit code, seconds, memory, and what is wrong ("" where nothing is)."""
-    from gpusq_onnx.cli import main
-
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     folder = folder.resolve()
@@ -141,7 +153,7 @@ def play(target: Target, seed: int, folder: Path) -> dict:
     os.chdir(folder)  # relative names that a case makes up stay in it
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(words)
+            code = target.call(words, folder)
     except BaseException as error:
         code, problem = 4, f"{type(error).__name__} left main: {error}"
     finally:

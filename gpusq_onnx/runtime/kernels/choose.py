@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpusq_onnx.files import atomic_write
+from gpusq_onnx.files import atomic_write, foreign
+from gpusq_onnx.parsing import parse_json
 from gpusq_onnx.runtime.kernels import dense, sparse
 from gpusq_onnx.runtime.kernels.arithmetic import Tail
 from gpusq_onnx.runtime.kernels.graphs import CudaRunner, compiled
@@ -201,10 +202,11 @@ def _answer(found: dict[str, Any]) -> KernelChoice:
 
 
 def _load(store: Path | None) -> dict[str, Any]:
+    """All answers; none where the file is somebody else's, or none that can be read."""
     if store is None or not store.is_file():
         return {}
     try:
-        found = json.loads(store.read_text(encoding="utf-8"))
+        found = {} if foreign(store) else parse_json(store.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -195,7 +195,7 @@ def _publish(source: Path, plan: Path, built: Built, key: dict[str, Any], librar
             "note": "NOT FOR DEPLOYMENT: built without a GPU, by TensorRT-RTX's builder, to prove it builds",
             **card,
         }
-    with source.open("rb") as read, atomic_write(plan, card_of(plan)) as (file, beside):
+    with source.open("rb") as read, atomic_write(card_of(plan), plan) as (beside, file):
         shutil.copyfileobj(read, file, 1 << 22)
         beside.write(f"{json.dumps(card, indent=2)}\n".encode())
 

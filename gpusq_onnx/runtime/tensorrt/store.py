@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpusq_onnx.files import atomic_write, foreign
+from gpusq_onnx.files import atomic_write, foreign, sweep
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.parsing import parse_json
 
@@ -39,8 +39,9 @@ class Store:
         self._folder = folder / kind
 
     def find(self, key: Mapping[str, Any]) -> StoredEngine | None:
-        """The entry for exactly this key, if it is there and whole."""
+        """The entry for exactly this key, if it is there and whole; what a killed run left beside it goes."""
         file, card = self._files(key)
+        sweep(self._folder)
         try:
             if any(map(foreign, (file, card, self._folder))):
                 return None  # an engine is executed: nobody else's is taken
