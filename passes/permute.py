@@ -7,7 +7,8 @@ Which channels share a group of four decides what 2:4 takes away. `prune24` afte
 channels may move is found by following them through the graph (`graph.movable`), not by names. How they are ordered:
 `sparsity.permutation`. What counts as kept:
 
-    activation   w[o, k]^2 times the variance of input k on calibration data: what removing the weight costs
+    activation   w[o, k]^2 times the variance of input k on calibration data: what removing the weight costs. The inputs
+                 are those that it will see: what comes before is pruned by second-order error meanwhile, in a copy
     magnitude    w[o, k]^2
     auto         the first where there is data, the second where not
 
@@ -19,7 +20,7 @@ Limits: weights that are sparse already stay; equal to rounding, because sums ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,6 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from gpusq_onnx.calibration.channel_order import ChannelOrder, places_of
+from gpusq_onnx.calibration.pruning import prune_site
 from gpusq_onnx.calibration.walk import Walk, observable
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
@@ -34,14 +37,12 @@ from gpusq_onnx.graph.movable import find_movable
 from gpusq_onnx.graph.moves import Movable
 from gpusq_onnx.graph.qdq.rescale import own_bias
 from gpusq_onnx.graph.sites import Site
-from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline.base import SKIP, Context, Detail, Pass, PlanContext, PlanRow, require_any
 from gpusq_onnx.pipeline.details import rows_with
-from gpusq_onnx.pipeline.parallel import share
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
 from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, require_unquantised
 from gpusq_onnx.sparsity.patterns import TWO_FOUR, Pattern, parse_pattern, patterns_of
-from gpusq_onnx.sparsity.permutation import arrange, kept
 
 
 class PermuteOptions(EndsOptions):
@@ -78,7 +79,7 @@ class Permute(Pass[PermuteOptions]):
         return self.options.saliency == "activation"
 
     def work(self, images: int, data: bool) -> float:
-        return SECOND_ORDER / 2 * images if self._by_activation(data) else 0.0
+        return SECOND_ORDER * images if self._by_activation(data) else 0.0
 
     def requires(self, model: Model, structure: Structure) -> None:
         require_unquantised(
@@ -105,30 +106,19 @@ class Permute(Pass[PermuteOptions]):
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         sites = {site.name: site for site in structure.sites}
         rows = rows_with(plan, Permuted)
-        chosen = [sites[row.tensor] for row, _ in rows]
-        by_activation = [sites[row.tensor] for row, detail in rows if detail.saliency == "activation"]
+        by_activation = {row.tensor for row, detail in rows if detail.saliency == "activation"}
         movable, pattern = find_movable(model, structure), parse_pattern(self.options.pattern)
-        weights = self._variances(model, by_activation, context)
-        moved = np.arange(movable.count)
-        share_kept: dict[str, list[list[float]]] = {}
-        for cohort in movable.cohorts:
-            places = {site: _places(site, movable, cohort, pattern) for site in chosen}
-            found = {site: columns for site, columns in places.items() if columns is not None}
-            if not found:
-                continue
-            energy = np.concatenate([_energy(site, columns, weights) for site, columns in found.items()])
-            order = arrange(energy, pattern, share)
-            by_place = cohort[:, np.argsort(next(iter(found.values()))[0])]
-            moved[by_place] = by_place[:, order]
-            for site in found:  # of the cohort's weights
-                share_kept.setdefault(site.name, []).append([kept(energy, pattern), kept(energy, pattern, order)])
-        movable.move(moved)
-        context.findings["energy_kept"] = {name: np.mean(both, axis=0).tolist() for name, both in share_kept.items()}
+        walked = self._walked(model, by_activation, pattern, context) if by_activation else None
+        order = ChannelOrder(movable, pattern, after=walked)
+        by_magnitude = [sites[row.tensor] for row, detail in rows if detail.saliency == "magnitude"]
+        order.decide({site: np.square(site.read().astype(np.float32)) for site in by_magnitude})
+        movable.move(order.moved)
+        context.findings["energy_kept"] = {name: np.mean(both, axis=0).tolist() for name, both in order.kept.items()}
 
     def _ordered(self, movable: Movable, sites: Sequence[Site]) -> list[NDArray[np.int64]]:
         """The cohorts whose columns are whole groups of one of these sites."""
         pattern = parse_pattern(self.options.pattern)
-        return [c for c in movable.cohorts if any(_places(site, movable, c, pattern) is not None for site in sites)]
+        return [c for c in movable.cohorts if any(places_of(site, movable, c, pattern) is not None for site in sites)]
 
     def _by_activation(self, data: bool) -> bool:
         return self.options.saliency == "activation" or (self.options.saliency == "auto" and data)
@@ -139,7 +129,7 @@ class Permute(Pass[PermuteOptions]):
         if not reason:
             counts, writers = [], list[Site]()
             for cohort in movable.cohorts:
-                if (columns := _places(site, movable, cohort, pattern)) is not None:
+                if (columns := places_of(site, movable, cohort, pattern)) is not None:
                     counts.append(columns.shape[1])
                     writers += [writer for writer in movable.writers(cohort) if writer not in writers]
             reason = f"no whole group of {pattern.group} of its input channels may change places"
@@ -158,20 +148,27 @@ class Permute(Pass[PermuteOptions]):
             reason = f"stored as {site.dtype}"
         return reason or (f"{sparse[0].name} already" if (sparse := patterns_of(site.read(), site.channels)) else None)
 
-    def _variances(self, model: Model, sites: Sequence[Site], context: Context) -> dict[Site, NDArray[np.float32]]:
-        """By site, the mean square of each input (about its mean, where a bias will absorb that)."""
-        found: dict[Site, NDArray[np.float32]] = {}
-        if not sites:
-            return found
+    def _walked(self, model: Model, names: Collection[str], pattern: Pattern, context: Context) -> ChannelOrder:
+        """The order of the inputs of these weights, decided one by one in a copy that is pruned on the way."""
         assert context.source is not None
-        context.progress.start("looking at activations", len(sites), SECOND_ORDER / 2 * len(context.source))
+        model = model.clone()
+        structure = analyse(model)
+        order = ChannelOrder(find_movable(model, structure), pattern)
+        sites = [site for site in structure.sites if observable(site) and self._prunable(site, pattern)]
+        context.progress.start("ordering channels", len(sites), SECOND_ORDER * len(context.source))
         with Walk(model, sites, context.source) as walk:
             context.findings["images"] = walk.images
             for site, gram in walk:
-                found[site] = np.diag(gram.sums(centred=own_bias(site) is not None)).astype(np.float32)
+                if site.name in names:
+                    seen = np.diag(gram.sums(centred=own_bias(site) is not None)).astype(np.float32)
+                    order.decide({site: np.square(site.read().astype(np.float32)) * seen})
+                prune_site(site, pattern, gram, order=order.columns(site))
                 context.progress.advance()
         context.progress.finish()
-        return found
+        return order
+
+    def _prunable(self, site: Site, pattern: Pattern) -> bool:
+        return site.channels % pattern.group == 0 and not self._refusal(site) and not site.conflicts
 
 
 def _with_followers(
@@ -190,34 +187,3 @@ def _with_followers(
         replace(row, decision="permute", reason=reason) if row.skipped and site in followers else row
         for site, row in zip(structure.sites, rows, strict=True)
     ]
-
-
-def _places(site: Site, movable: Movable, cohort: NDArray[np.int64], pattern: Pattern) -> NDArray[np.intp] | None:
-    """The input channels [copies, n] of a site that a cohort's n columns are; None: none, or no whole groups."""
-    labels = movable.columns.get(site)
-    if labels is None:
-        return None
-    copies = []
-    for members in cohort:
-        column = np.full(movable.count, -1)
-        column[members] = np.arange(len(members))
-        places = np.nonzero(column[labels] >= 0)[0]
-        by_column = places[np.argsort(column[labels[places]], kind="stable")]
-        copies += list(by_column.reshape(len(members), -1).T)
-    if not copies or len(cohort[0]) % pattern.group:
-        return None
-    first = np.argsort(copies[0])
-    for places in copies:
-        groups = places[first].reshape(-1, pattern.group)
-        if (groups % pattern.group != np.arange(pattern.group)).any() or (np.diff(groups, axis=1) != 1).any():
-            return None
-    return np.stack(copies)
-
-
-def _energy(site: Site, columns: NDArray[np.intp], weights: dict[Site, NDArray[np.float32]]) -> NDArray[np.float32]:
-    """What each weight counts for, [rows, n], with channels in the order of their first copy's places."""
-    w = site.read().astype(np.float32)
-    energy = np.square(w) * weights[site] if site in weights else np.square(w)
-    by_channel = energy.reshape(-1, site.channels)
-    order = np.argsort(columns[0])
-    return np.concatenate([by_channel[:, places[order]] for places in columns])

@@ -19,15 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from gpusq_onnx.calibration.pruning import prune_site
 from gpusq_onnx.calibration.walk import Walk, observable
-from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.qdq.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import (
@@ -43,15 +41,13 @@ from gpusq_onnx.pipeline.base import (
 )
 from gpusq_onnx.pipeline.details import Pruned, rows_with
 from gpusq_onnx.pipeline.facts import SparseWeight
-from gpusq_onnx.pipeline.parallel import in_order, share
+from gpusq_onnx.pipeline.parallel import in_order
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
 from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, require_unquantised
-from gpusq_onnx.sparsity import magnitude, sparsegpt
+from gpusq_onnx.sparsity import magnitude
 from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, Pattern, parse_pattern
 
 USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a side below this (docs/tensorrt.md)
-
-LARGEST = 1e18  # of a weight that SparseGPT scores: squares of larger ones overflow float32
 
 
 class PruneOptions(EndsOptions):
@@ -170,36 +166,11 @@ class Prune(Pass[PruneOptions]):
         with Walk(model, [site for site, _ in chosen], context.source) as walk:
             context.findings["images"] = walk.images
             for site, gram in walk:
-                self._prune_one(site, patterns[site.name], gram, kept)
+                damping, correction = self.options.damping, self.options.bias_correction
+                kept[site.name] = prune_site(
+                    site, patterns[site.name], gram, damping=damping, bias_correction=correction
+                )
                 context.progress.advance()
-
-    def _prune_one(self, site: Site, pattern: Pattern, gram: sparsegpt.Gram, kept: dict[str, float]) -> None:
-        w = site.read()
-        largest = float(np.abs(w).max(initial=0))
-        if largest > LARGEST:
-            raise UnsupportedModelError(
-                f"the weight {site.name!r} is too large to be judged: its squares overflow",
-                where=f"read by node {site.readers[0].name!r} ({site.readers[0].op})",
-                expected=f"values below {LARGEST:g}",
-                found=f"{largest:g}",
-                hint="the export or the training went wrong: check the original checkpoint",
-            )
-        bias = own_bias(site) if self.options.bias_correction else None
-        try:
-            pruned = sparsegpt.prune(
-                w, gram, pattern, damping=self.options.damping, centred=bias is not None, each=share
-            )
-        except np.linalg.LinAlgError as error:
-            raise UnsupportedModelError(
-                f"the second-order error of {site.name!r} cannot be solved for",
-                where=f"read by node {site.readers[0].name!r} ({site.readers[0].op})",
-                found=f"its inputs are too large to be squared: {error}",
-                hint="method=magnitude",
-            ) from error
-        if bias is not None:
-            shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
-        kept[site.name] = magnitude.energy_kept(w, pruned)
-        site.write(pruned)
 
 
 class Prune24(Prune):

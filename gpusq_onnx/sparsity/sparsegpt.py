@@ -29,6 +29,8 @@ from gpusq_onnx.sparsity.sweep import CHANNELS, Column, damped, inverse_factor, 
 
 __all__ = ["Gram", "bias_correction", "prune"]
 
+REFIT_STEPS = 40
+
 Float32 = NDArray[np.float32]
 
 
@@ -41,6 +43,7 @@ def prune(
     block: int = 128,
     centred: bool = False,
     refit_steps: int = 10,
+    order: NDArray[np.intp] | None = None,
     each: Each = one_by_one,
 ) -> NDArray[Any]:
     """A copy of w[out, k] that obeys the pattern, the kept elements updated to make up for the pruned ones.
@@ -53,6 +56,8 @@ def prune(
         block: columns between two updates of all that follows; a matter of speed, rounded down to whole groups.
         centred: the layer's bias will absorb the change of the mean output (`bias_correction`).
         refit_steps: of `refit` once the mask is final; 0 for the paper's own weights.
+        order: of the reduction axis, [k]: the pattern's groups are order[0:group] and so on, and columns make up for
+            those before them in it; None: as it lies.
         each: how the groups of output channels are worked through.
 
     Raises:
@@ -65,21 +70,24 @@ def prune(
         )
     if not np.isfinite(w.astype(np.float32, copy=False)).all():
         raise ValueError(f"weights must be finite; found NaN or infinity in shape {w.shape}")
-    h = damped(gram.sums(centred=centred), damping, gram.rounding if centred else 0.0)
+    sums = gram.sums(centred=centred)
+    order = np.arange(gram.k) if order is None else order
+    h = damped(sums[np.ix_(order, order)], damping, gram.rounding if centred else 0.0)
+    del sums
     upper = inverse_factor(h, each).astype(np.float32)
     hessian = h.astype(np.float32)
     del h
-    pruned = np.empty_like(w)
+    pruned, back = np.empty_like(w), np.argsort(order)
 
     def settle(_: slice, columns: Float32, pivots: Float32) -> Column:
         keep = pattern.mask((np.abs(columns) / pivots).T).T
         return lambda i, column: np.where(keep[i], column, np.float32(0))
 
     def prune_channels(channels: slice) -> None:
-        dense = np.array(w[channels].T, np.float32, order="C")  # [k, out]: each column of w is contiguous
+        dense = np.array(w[channels].T[order], np.float32, order="C")  # [k, out]: each column of w is contiguous
         columns = dense.copy()
         sweep(columns, upper, settle, pattern.group, block)
-        pruned[channels] = refit(dense, columns, hessian, refit_steps).T
+        pruned[channels] = refit(dense, columns, hessian, refit_steps)[back].T
 
     each(prune_channels, spans(len(w), CHANNELS))
     return pruned

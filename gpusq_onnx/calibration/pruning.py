@@ -1,0 +1,69 @@
+"""Prune one weight by second-order error, with the inputs that the part already pruned gives it.
+
+`prune` writes what this makes; `permute` looks at the inputs that come after it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.qdq.rescale import own_bias, shift_bias
+from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.pipeline.parallel import share
+from gpusq_onnx.sparsity import magnitude, sparsegpt
+from gpusq_onnx.sparsity.gram import Gram
+from gpusq_onnx.sparsity.patterns import Pattern
+
+LARGEST = 1e18  # of a weight that SparseGPT scores: squares of larger ones overflow float32
+
+
+def prune_site(
+    site: Site,
+    pattern: Pattern,
+    gram: Gram,
+    *,
+    damping: float = 0.01,
+    bias_correction: bool = True,
+    order: NDArray[np.intp] | None = None,
+) -> float:
+    """Rewrite a site's weight by SparseGPT, and its own bias so that the mean output stays.
+
+    Args:
+        gram: of the site's inputs.
+        damping: see `sparsegpt.prune`.
+        bias_correction: let the bias absorb the mean error.
+        order: of the reduction axis, [k]: groups of the pattern are order[0:group] and so on; None: as it lies.
+
+    Returns:
+        The share of the weight's energy that is left.
+
+    Raises:
+        UnsupportedModelError: the weight or its inputs are too large to be squared; names the node.
+    """
+    w = site.read()
+    reader = f"read by node {site.readers[0].name!r} ({site.readers[0].op})"
+    largest = float(np.abs(w).max(initial=0))
+    if largest > LARGEST:
+        raise UnsupportedModelError(
+            f"the weight {site.name!r} is too large to be judged: its squares overflow",
+            where=reader,
+            expected=f"values below {LARGEST:g}",
+            found=f"{largest:g}",
+            hint="the export or the training went wrong: check the original checkpoint",
+        )
+    bias = own_bias(site) if bias_correction else None
+    try:
+        pruned = sparsegpt.prune(w, gram, pattern, damping=damping, centred=bias is not None, order=order, each=share)
+    except np.linalg.LinAlgError as error:
+        raise UnsupportedModelError(
+            f"the second-order error of {site.name!r} cannot be solved for",
+            where=reader,
+            found=f"its inputs are too large to be squared: {error}",
+            hint="method=magnitude",
+        ) from error
+    if bias is not None:
+        shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
+    site.write(pruned)
+    return magnitude.energy_kept(w, pruned)
