@@ -159,7 +159,12 @@ def test_classes_reach_both_verbs(desk: Path, commands: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("event", "comment", "calls"), [("pull_request", "true", 1), ("push", "true", 0), ("pull_request", "false", 0)]
+    ("event", "comment", "calls"),
+    [
+        ("pull_request", "true", 1),
+        pytest.param("push", "true", 0, marks=pytest.mark.slow),
+        pytest.param("pull_request", "false", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_comment_is_written_into_a_pull_request(
     desk: Path, commands: Path, event: str, comment: str, calls: int

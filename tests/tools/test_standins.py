@@ -131,10 +131,8 @@ def test_answers_that_are_right_cost_nearly_nothing() -> None:
     assert moved > right + 0.2
 
 
-@pytest.mark.parametrize(
-    ("name", "exporter"),
-    [pytest.param("detr", "dynamo", marks=pytest.mark.slow), ("upernet", "legacy17")],
-)
+@pytest.mark.slow  # its exports, trainings and scores; a step of each training is fast
+@pytest.mark.parametrize(("name", "exporter"), [("detr", "dynamo"), ("upernet", "legacy17")])
 def test_the_whole_road(tmp_path: Path, name: str, exporter: str) -> None:
     """An untrained model, compressed with next to no data: all that the table needs is there."""
     pytest.importorskip("accelerate")
