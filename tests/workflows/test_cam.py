@@ -96,7 +96,7 @@ def test_the_command_says_what_it_wrote(models: list[Path], tmp_path: Path, caps
     words = ["cam", *models, "--data", DATA, "--samples", "3", "--method", "gradcam", "-o", tmp_path / "cam.html"]
     assert main([*map(str, words), "--json", str(tmp_path / "cam.json")]) == 0
     said = capsys.readouterr().out
-    assert said.endswith(f"\n{tmp_path / 'cam.html'}\n") and "| sparse " in said
+    assert said.endswith(f"\n{tmp_path / 'cam.html'}\n") and "\nsparse  " in said
     document = json.loads((tmp_path / "cam.json").read_text())
     assert [len(example["views"]) for example in document["examples"]] == [3] * 3
     assert document["written"] == [str(tmp_path / "cam.html")]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx import __version__
-from gpusq_onnx.report.markdown import assemble, table
 from gpusq_onnx.report.preparation import line
+from gpusq_onnx.report.sheet import Grid, Heading, Item, Line, Part, markdown
 from gpusq_onnx.tasks.classification import cosine
 
 NAMES = {"gradcam": "Grad-CAM", "rollout": "attention roll-out", "mask": "mask"}
@@ -137,15 +137,19 @@ class Activations:
             "notes": list(self.notes),
         }
 
-    def __str__(self) -> str:
-        lines = [f"# {', '.join(self.models)}", "", f"{self.data['samples']} samples of {self.data['kind']}"]
-        lines += [prepared] if (prepared := line(self.data)) else []
-        lines += ["", *table(self.header, self.summary())] if len(self.models) > 1 else []
+    def sheet(self) -> list[Part]:
+        """In words: how far the models agree, and the examples at both ends."""
+        parts: list[Part] = [Heading(", ".join(self.models))]
+        parts += [Grid(self.header, self.summary())] if len(self.models) > 1 else []
+        parts.append(Item(f"{self.data['samples']} samples of {self.data['kind']}"))
+        parts += [Item(prepared)] if (prepared := line(self.data)) else []
         ends = self.chosen(6)
         rows = [[e.name, *(v.said for v in e.views), f"{e.agreement:.3f}"] for e in ends]
-        header = ["example", *self.names, "maps agree"]
         what = "the examples that agree least and best" if len(ends) < len(self.examples) else "the examples"
-        return assemble([*lines, "", f"{what}:", "", *table(header, rows)])
+        return [*parts, Line(f"{what}:"), Grid(["example", *self.names, "maps agree"], rows)]
+
+    def __str__(self) -> str:
+        return markdown(self.sheet())
 
 
 def agreement(one: NDArray[Any], other: NDArray[Any]) -> float:
