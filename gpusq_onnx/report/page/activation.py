@@ -31,9 +31,11 @@ class ActivationView:
         probability: of that class.
         same: whether it is the first model's class.
         maps: by method, float32[H, W] over the image's pixels, 0 to 1.
-        agreement: with the first model's map, by method; the first model's own is 1.
+        agreement: with the first model's map, by method; the first model's own is 1. Of outlines, "mask": their
+            intersection over union.
         box: of a detector's query: x0, y0, x1, y1 as shares of the image.
         mask: of a segmenter: the class of each pixel, [H, W].
+        outline: of a detector's object, where the model gives masks: bool[H, W].
     """
 
     label: str
@@ -43,6 +45,7 @@ class ActivationView:
     agreement: dict[str, float]
     box: tuple[float, ...] | None = None
     mask: NDArray[np.int64] | None = None
+    outline: NDArray[np.bool_] | None = None
 
     @property
     def said(self) -> str:
