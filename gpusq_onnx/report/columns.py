@@ -30,7 +30,7 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
         while sum(sizes) + GAP * len(sizes) + last > width and any(map(gt, sizes, floors)):
             widest = max(range(len(sizes)), key=lambda column: (sizes[column] > floors[column], sizes[column]))
             sizes[widest] -= 1
-    sizes.append(max(last, width - sum(sizes) - GAP * len(sizes)))
+    sizes.append(max(min(NARROWEST, last), width - sum(sizes) - GAP * len(sizes)))
     lines = []
     for row in cells:
         parts = [_wrapped(cell, size) for cell, size in zip(row, sizes, strict=True)]
