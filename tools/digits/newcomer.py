@@ -1,4 +1,4 @@
-"""The five tasks of docs/tasks.md as somebody new does them: a fresh clone and environment, the page's own commands, timed.
+"""The five tasks of docs/tasks.md as somebody new does them: a fresh clone, its own environment, timed.
 
 python -m tools.digits.newcomer    prints the table that the page has; minutes, wants pip's index
 
