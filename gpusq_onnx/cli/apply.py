@@ -18,7 +18,7 @@ from gpusq_onnx.cli.journal import settings
 from gpusq_onnx.cli.memory import require_room
 from gpusq_onnx.cli.options import (
     STDOUT,
-    DataArgs,
+    CalibrationArgs,
     Full,
     Json,
     Models,
@@ -35,7 +35,7 @@ from gpusq_onnx.errors import UsageError
 def apply(
     models: Models,
     pipeline: PipelineArgs,
-    data: DataArgs,
+    data: CalibrationArgs,
     output: Output = None,
     seed: Seed = None,
     report: Report = None,
@@ -65,7 +65,7 @@ class _Job:
     """What is done to each model; the fields are the verb's options."""
 
     pipeline: PipelineArgs
-    data: DataArgs
+    data: CalibrationArgs
     seed: int | None
     report: Path | None
     json: Path | None
@@ -75,10 +75,10 @@ class _Job:
 
     def run(self, model: Path, written: Path, *, alone: bool) -> str:
         """Make one model, and show it where it is alone; returns what came of it."""
-        from gpusq_onnx.cli.console import publish, show, show_verdict, warn, width
+        from gpusq_onnx.cli.console import publish, show_sheet, show_verdict, warn, width
         from gpusq_onnx.cli.progress import open_progress
         from gpusq_onnx.files import staged
-        from gpusq_onnx.report import outline
+        from gpusq_onnx.report import outline, run
         from gpusq_onnx.workflows.apply import compress
 
         keep_apart([model, written], self.report, self.json)
@@ -111,7 +111,7 @@ class _Job:
             if self.quiet or self.json == STDOUT or not (alone or self.full):
                 return said
             if self.full:
-                show(str(result))
+                show_sheet(run.sheet(result.outcome))
             else:
                 show_verdict(outline.of_run(result.outcome, width()))
         return said

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import STDOUT, Json, Quiet, Report, default_cache, keep_apart, writable
+from gpusq_onnx.cli.options import IN_REPORT, STDOUT, Json, Quiet, Report, default_cache, keep_apart, writable
 from gpusq_onnx.errors import UsageError
 
 
@@ -54,10 +54,10 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Time models side by side, beside dense FP32, TF32, FP16 and INT8 of the same runtime; in the paper's format."""
-    from gpusq_onnx.cli.console import publish, show, warn
+    from gpusq_onnx.cli.console import publish, show_sheet, warn
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.files import staged
-    from gpusq_onnx.report.benchmark import digest, draw, require_chart
+    from gpusq_onnx.report.benchmark import digest, draw, require_chart, sheet
     from gpusq_onnx.workflows.bench import bench as time_models
 
     keep_apart(models, report, json)
@@ -82,7 +82,7 @@ def bench(
         if chart:
             draw(found, chart, results)
     if not quiet and json != STDOUT:
-        show(digest(found))
+        show_sheet(sheet(found), IN_REPORT)
 
 
 def _batches(text: str) -> list[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from gpusq_onnx.cli.options import STDOUT, Json, ModelPath, Quiet, Report, keep_apart, writable
+from gpusq_onnx.cli.options import IN_REPORT, STDOUT, Json, ModelPath, Quiet, Report, keep_apart, writable
 from gpusq_onnx.errors import GateFailed
 
 if TYPE_CHECKING:
@@ -118,10 +118,10 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Build a TensorRT engine and show, weight by weight, what TensorRT made of it; with a gate on sparse kernels."""
-    from gpusq_onnx.cli.console import publish, show, warn
+    from gpusq_onnx.cli.console import publish, show_sheet, warn
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.files import staged
-    from gpusq_onnx.report.engine_digest import digest
+    from gpusq_onnx.report.engine_digest import digest, sheet
     from gpusq_onnx.runtime.tensorrt.engine import card_of
     from gpusq_onnx.workflows.build import build as build_model
 
@@ -140,8 +140,8 @@ def build(
             warn=warn,
             results=results,
         )
-        publish(found.to_dict(), digest(found, every_layer=True), report=report, json_target=json, results=results)
+        publish(found.to_dict(), digest(found), report=report, json_target=json, results=results)
     if not quiet and json != STDOUT:
-        show(digest(found))
+        show_sheet(sheet(found), IN_REPORT)
     if found.failures:
         raise GateFailed("the engine runs too few sparse kernels", where=str(plan), found="; ".join(found.failures))

@@ -60,7 +60,7 @@ def cam(
     quiet: Quiet = False,
 ) -> None:
     """Draw where models look: class activation maps and attention, side by side, with what each model sees."""
-    from gpusq_onnx.cli.console import show, warn, write_json
+    from gpusq_onnx.cli.console import show, show_sheet, warn, write_json
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.report.page.html import require_page
     from gpusq_onnx.workflows.cam import cam as explain
@@ -87,6 +87,6 @@ def cam(
         write_json({**found.to_dict(), "written": [str(file) for file in files]}, json)
     if quiet or json == STDOUT:
         return
-    show(str(found))
+    show_sheet(found.sheet(), "--json FILE")
     more = f" and {len(files) - 1} pictures beside it" if len(files) > 1 else ""
     show(f"\n{files[0]}{more}")

@@ -16,13 +16,25 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from gpusq_onnx.cli import several
-from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Report, Seed, TruthArgs, default_cache, keep_apart
+from gpusq_onnx.cli.options import (
+    IN_REPORT,
+    STDOUT,
+    DataArgs,
+    Json,
+    Quiet,
+    Report,
+    Seed,
+    TruthArgs,
+    default_cache,
+    keep_apart,
+)
 from gpusq_onnx.errors import UsageError
 
 if TYPE_CHECKING:
     from gpusq_onnx.runtime.compare.gates import Gates
     from gpusq_onnx.workflows.check import CheckSettings, Parsing
 
+_HOW = "How to compare, and whether TensorRT takes it"
 _gate = partial(Option, rich_help_panel="Gates (exit code 1 when one is not met)")
 _share = partial(_gate, metavar="0..1", min=0, max=1)
 _drop = partial(_gate, metavar="POINTS")
@@ -72,19 +84,20 @@ class LookArgs:
 
     on: Annotated[
         Where,
-        Option("--on", rich_help_panel="How to compare", help="What runs COMPRESSED; an engine: TensorRT."),
+        Option("--on", rich_help_panel=_HOW, help="What runs COMPRESSED."),
     ] = Where.cpu
     taps: Annotated[
         list[str] | None,
         Option(
             "--taps",
             metavar="blocks|all|NAME",
-            rich_help_panel="How to compare",
-            help="Compare inner tensors, too, and name the first that leaves the tolerance; repeatable.",
+            rich_help_panel=_HOW,
+            help="Which inner tensor strays first. Repeatable.",
         ),
     ] = None
     tap_tolerance: Annotated[
-        float, Option("--tap-tolerance", min=0, rich_help_panel="How to compare", help="Relative distance of a tap.")
+        float,
+        Option("--tap-tolerance", metavar="X", min=0, rich_help_panel=_HOW, help="Of a tap's distance."),
     ] = 0.1
     artefacts: Annotated[
         Path | None,
@@ -92,8 +105,8 @@ class LookArgs:
             "--artefacts",
             metavar="FOLDER",
             callback=_new_folder,
-            rich_help_panel="How to compare",
-            help="Save inputs.json, outputs.json and compressed_outputs.json, for polygraphy run.",
+            rich_help_panel=_HOW,
+            help="Save inputs and outputs there, for polygraphy run.",
         ),
     ] = None
 
@@ -110,18 +123,16 @@ class ParserArgs:
 
     parser: Annotated[
         bool,
-        Option("--parser", rich_help_panel="TensorRT", help="COMPRESSED must pass a TensorRT parser; needs no GPU."),
+        Option("--parser", rich_help_panel=_HOW, help="A TensorRT parser must take it; needs no GPU."),
     ] = False
-    build: Annotated[
-        bool, Option("--build", rich_help_panel="TensorRT", help="With --parser: build an engine too.")
-    ] = False
+    build: Annotated[bool, Option("--build", rich_help_panel=_HOW, help="With --parser: build an engine too.")] = False
     shapes: Annotated[
         list[str] | None,
         Option(
             "--shapes",
             metavar="INPUT=SHAPE",
-            rich_help_panel="TensorRT",
-            help="With --build: a size for a model that takes any; default: the images' (--crop).",
+            rich_help_panel=_HOW,
+            help="With --build: of a model that takes any size.",
         ),
     ] = None
     trt_cache: Annotated[
@@ -129,8 +140,8 @@ class ParserArgs:
         Option(
             "--trt-cache",
             metavar="DIR",
-            rich_help_panel="TensorRT",
-            help="Where the parser for machines with no GPU lives; filled on first use (150 MB), and run.",
+            rich_help_panel=_HOW,
+            help="Of a parser that needs no GPU: 150 MB, run.",
         ),
     ] = None
 
@@ -150,7 +161,7 @@ def check(
         list[Path],
         Argument(
             metavar="COMPRESSED...",
-            help="The model after: ONNX, or an engine (.plan). Several: each against ORIGINAL.",
+            help="Models after: ONNX or .plan.",
             show_default=False,
         ),
     ],
@@ -164,11 +175,11 @@ def check(
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compare two models on the same data: outputs, classes, accuracy; with gates, and a TensorRT parser's verdict."""
-    from gpusq_onnx.cli.console import publish, show, warn
+    """Compare models on the same data, with gates, and ask a TensorRT parser."""
+    from gpusq_onnx.cli.console import publish, show_sheet, warn
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.files import staged
-    from gpusq_onnx.report.checking import summary
+    from gpusq_onnx.report.checking import sheet, summary
     from gpusq_onnx.workflows.check import check as check_models
 
     parsing = parser.parsing()
@@ -193,7 +204,7 @@ def check(
         for note in result.data["notes"]:
             warn(note)
         if not quiet and json != STDOUT and alone:
-            show(str(result))
+            show_sheet(sheet(result), IN_REPORT)
         result.require()
         return summary(result.comparison)
 

@@ -10,15 +10,23 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpusq_onnx.cli.journal import settings
 from gpusq_onnx.cli.options import STDOUT
 from gpusq_onnx.files import Staging, staged, write_text
 from gpusq_onnx.text import printable
 
-_GREEN, _YELLOW = 32, 33
-_COLOURS = ((r"\bsparse (INT8|FP16|INT4|FP8)\b", _GREEN), (r"\bdense (INT8|FP16|FP32|BF16)\b", _YELLOW))
+if TYPE_CHECKING:
+    from gpusq_onnx.report.sheet import Part
+
+_RED, _GREEN, _YELLOW = 31, 32, 33
+_COLOURS = (
+    (r"\bsparse (INT8|FP16|INT4|FP8)\b", _GREEN),
+    (r"\bdense (INT8|FP16|FP32|BF16)\b", _YELLOW),
+    (r"(?<=: )(met|accepted)\b", _GREEN),
+    (r"\b(NOT MET|NOT FOR DEPLOYMENT)\b|(?<=: )refused\b", _RED),
+)
 _UNUSUAL = re.compile(r"[^ -~\n]")
 
 
@@ -38,7 +46,7 @@ def _print(text: str) -> None:
 
 
 def show_verdict(lines: Sequence[str]) -> None:
-    """A screen of results; on a terminal the kernels in it are coloured, unless NO_COLOR says no."""
+    """A screen of results; on a terminal kernels and verdicts in it are coloured, unless NO_COLOR says no."""
     plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     text = "\n".join(printable(line) for line in lines)
     if plain:
@@ -47,6 +55,13 @@ def show_verdict(lines: Sequence[str]) -> None:
     for pattern, colour in _COLOURS:
         text = re.sub(pattern, lambda found, colour=colour: f"\x1b[{colour}m{found[0]}\x1b[0m", text)  # type: ignore[misc]
     _print(text)
+
+
+def show_sheet(parts: "Sequence[Part]", more: str | None = None) -> None:
+    """A result in words; with `more`, as a screen, and `more` says what shows the rest of long tables."""
+    from gpusq_onnx.report.sheet import screen
+
+    show_verdict(screen(parts, width(), more))
 
 
 def width() -> int:

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from typer.core import TyperCommand
 
-from gpusq_onnx.cli.journal import Anywhere, settings
+from gpusq_onnx.cli.journal import ANYWHERE, Anywhere, settings
 from gpusq_onnx.cli.memory import at_most
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.pipeline.grammar import shell_damage
@@ -86,13 +86,19 @@ class SectionedCommand(TyperCommand):
         return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write one section per panel, in the order in which the options were declared."""
+        """Write one section per panel, in the order in which the options were declared.
+
+        Options of any verb are explained once, by `gpusq-onnx --help`.
+        """
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 fallback = "Arguments" if parameter.param_type_name == "argument" else "Options"
                 sections.setdefault(getattr(parameter, "rich_help_panel", None) or fallback, []).append(record)
+        anywhere = [names for names, _ in sections.pop(ANYWHERE, [])]
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+        formatter.write_paragraph()
+        formatter.write_text(f"{ANYWHERE}: {', '.join(anywhere)}; see gpusq-onnx --help.")

@@ -108,7 +108,8 @@ def _memory(text: str | None) -> None:
 
 
 # Eager: what goes wrong with another option is reported as they say, wherever they are given.
-_anywhere = partial(Option, is_eager=True, show_default=False, rich_help_panel="For any verb, before or after it")
+ANYWHERE = "For any verb, before or after it"
+_anywhere = partial(Option, is_eager=True, show_default=False, rich_help_panel=ANYWHERE)
 
 
 @dataclass(frozen=True)

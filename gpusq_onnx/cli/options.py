@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gpusq_onnx.pipeline.grammar import Pipeline
 
 STDOUT = Path("-")
+IN_REPORT = "--report FILE.json"  # what shows all of a result that a screen cuts
 _what = partial(Option, rich_help_panel="What to do", show_default=False)
 _data = partial(Option, rich_help_panel="Data", show_default=False)
 
@@ -57,18 +58,16 @@ def default_cache() -> Path:
 
 
 ModelPath = Annotated[Path, Argument(metavar="MODEL", help="The ONNX model.", show_default=False)]
-Models = Annotated[
-    list[Path], Argument(metavar="MODEL...", help="The ONNX models; one, several or a pattern.", show_default=False)
-]
-Full = Annotated[bool, Option("--full", help="Everything, a line each, instead of a screen of it.")]
-Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no summary: errors and warnings only.")]
+Models = Annotated[list[Path], Argument(metavar="MODEL...", help="ONNX models, or a pattern.", show_default=False)]
+Full = Annotated[bool, Option("--full", help="Everything, a line each, not only a screen of it.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress, no summary: errors and warnings only.")]
 Json = Annotated[
     Path | None,
     Option(
         "--json",
         metavar="FILE",
         callback=writable,
-        help="The result as JSON into FILE; with -, to stdout and nothing else there.",
+        help="The result as JSON; -: to stdout, alone there.",
     ),
 ]
 Report = Annotated[
@@ -77,7 +76,7 @@ Report = Annotated[
         "--report",
         metavar="FILE.json",
         callback=writable,
-        help="Write the report, and its digest beside it as FILE.md.",
+        help="Write the report, and FILE.md, the same in words.",
     ),
 ]
 Output = Annotated[
@@ -86,12 +85,12 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE|DIR/",
-        help="The new model; default: MODEL.gpusq.onnx beside MODEL. With -, to stdout and nothing else there.",
+        help="The new model. Default: MODEL.gpusq.onnx; -: to stdout, alone there.",
     ),
 ]
 Seed = Annotated[
     int | None,
-    Option("--seed", metavar="N", min=0, help="Of all that is random: the choice of samples, synthetic images."),
+    Option("--seed", metavar="N", min=0, help="Of the choice of samples, synthetic images."),
 ]
 
 
@@ -106,7 +105,7 @@ class PipelineArgs:
             "-p",
             metavar="TEXT",
             autocompletion=complete_pipeline,
-            help="Passes in order, e.g. 'prune24{method=sparsegpt},qdq-int8', or a preset. Quote it.",
+            help="Passes in order, 'prune24{method=sparsegpt},qdq-int8', or a preset.",
         ),
     ] = None
     recipe: Annotated[
@@ -170,9 +169,9 @@ class TruthArgs:
     masks: Annotated[
         Path | None, _data("--masks", metavar="FOLDER", help="Label maps, NAME.png for NAME.jpg: gives mean IoU.")
     ] = None
-    reduce_zero_label: Annotated[
-        bool, _data("--reduce-zero-label", help="In label maps 0 is no class, and 1 the first (ADE20K).")
-    ] = False
+    reduce_zero_label: Annotated[bool, _data("--reduce-zero-label", help="In label maps 0 is no class (ADE20K).")] = (
+        False
+    )
 
 
 @dataclass(frozen=True)
@@ -192,12 +191,8 @@ class DataArgs:
         _data(
             "--samples",
             metavar="N",
-            help="Use N of them, spread over the classes. Default: 128; to train and to score, all.",
+            help="N of them. Default: 128; to train or score, all.",
         ),
-    ] = None
-    calibrate: Annotated[
-        int | None,
-        _data("--calibrate", metavar="N", help="Where some train, prune and calibrate with N; 128."),
     ] = None
     preset: Annotated[
         str | None,
@@ -205,23 +200,18 @@ class DataArgs:
     ] = None
     resize: Annotated[
         int | None,
-        _data("--resize", metavar="PX", help="Shorter side; a smaller image is only cropped. Default: crop / 0.875."),
+        _data("--resize", metavar="PX", help="Shorter side, never enlarged. Default: crop/0.875."),
     ] = None
     crop: Annotated[
         int | None, _data("--crop", metavar="PX", help="Side of the centre crop. Default: the model's.")
     ] = None
     fit: Annotated[
-        str | None,
-        _data(
-            "--fit", metavar="crop|stretch", help="stretch: the whole image, as many detectors want it. Default: crop."
-        ),
+        str | None, _data("--fit", metavar="crop|stretch", help="stretch: the whole image. Default: crop.")
     ] = None
     mean: Annotated[
         str | None, _data("--mean", metavar="R,G,B", help="Mean of pixels in 0..1. Default: ImageNet's.")
     ] = None
-    std: Annotated[
-        str | None, _data("--std", metavar="R,G,B", help="Standard deviation of pixels in 0..1. Default: ImageNet's.")
-    ] = None
+    std: Annotated[str | None, _data("--std", metavar="R,G,B", help="Their deviation. Default: ImageNet's.")] = None
     classes: Annotated[
         Path | None, _data("--classes", metavar="FILE", help="Line i is the folder of class i; none: no labels.")
     ] = None
@@ -247,7 +237,7 @@ class DataArgs:
         given: dict[str, Any] = {
             "path": self.data,
             "samples": self.samples,
-            "calibrate": self.calibrate,
+            **self._more(),
             "preset": self.preset,
             "resize": self.resize,
             "crop": self.crop,
@@ -268,3 +258,19 @@ class DataArgs:
         if self.data_options is not None:
             return DataOptions.from_toml(self.data_options, given)
         return DataOptions.from_values(given, where="command line")
+
+    def _more(self) -> dict[str, Any]:
+        return {}
+
+
+@dataclass(frozen=True)
+class CalibrationArgs(DataArgs):
+    """The same for the verbs that prune, calibrate or train."""
+
+    calibrate: Annotated[
+        int | None,
+        _data("--calibrate", metavar="N", help="N prune and calibrate, all train. Default: 128."),
+    ] = None
+
+    def _more(self) -> dict[str, Any]:
+        return {"calibrate": self.calibrate}

@@ -9,7 +9,7 @@ from typer import Option
 from gpusq_onnx.cli import several
 from gpusq_onnx.cli.options import (
     STDOUT,
-    DataArgs,
+    CalibrationArgs,
     Full,
     Json,
     Models,
@@ -30,7 +30,7 @@ class _Asked:
     """What a look at a model takes and where its result goes, of a plan and of sensitivity alike."""
 
     pipeline: PipelineArgs
-    data: DataArgs
+    data: CalibrationArgs
     seed: int | None
     report: Path | None
     json: Path | None
@@ -54,7 +54,7 @@ class _Asked:
 def plan(
     models: Models,
     pipeline: PipelineArgs,
-    data: DataArgs,
+    data: CalibrationArgs,
     seed: Seed = None,
     report: Report = None,
     json: Json = None,
@@ -62,7 +62,7 @@ def plan(
     quiet: Quiet = False,
     sensitivity: Annotated[
         bool,
-        Option("--sensitivity", help="Instead: what each group of layers costs when it alone is pruned or quantised."),
+        Option("--sensitivity", help="Instead: what each group of layers costs alone."),
     ] = False,
     look: SensitivityArgs = SensitivityArgs(),
 ) -> None:
@@ -80,9 +80,10 @@ def plan(
 
 
 def _planned(model: Path, asked: _Asked, alone: bool) -> str:
-    from gpusq_onnx.cli.console import show, show_table, show_verdict, width
+    from gpusq_onnx.cli.console import show, show_sheet, show_table, show_verdict, width
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.report import outline, run
+    from gpusq_onnx.report.sheet import Grid
     from gpusq_onnx.workflows.plan import plan as plan_model
 
     pipeline = asked.pipeline
@@ -112,13 +113,13 @@ def _planned(model: Path, asked: _Asked, alone: bool) -> str:
         show_table([step.name, "module", "role", "op", "shape", "decision", "reason"], rows)
         counts = ", ".join(f"{number} {decision}" for decision, number in step.decisions.items())
         show(f"{step.name}: {counts}\n")
-    show("\n".join([*run.architecture(found.outcome), "", *run.totals(found.outcome)]))
+    show_sheet([*run.architecture(found.outcome), Grid(run.TOTALS, run.total_rows(found.outcome))])
     return said
 
 
 def _sensitivity(model: Path, asked: _Asked, look: SensitivityArgs, alone: bool) -> str:
     """What each group of layers costs; the look at it, where the model is alone."""
-    from gpusq_onnx.cli.console import show, show_table
+    from gpusq_onnx.cli.console import show_sheet
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.workflows.sensitivity import sensitivity
 
@@ -140,9 +141,5 @@ def _sensitivity(model: Path, asked: _Asked, look: SensitivityArgs, alone: bool)
     asked.publish(found)
     notes = found.notes()
     if asked.shown and alone:
-        header, rows = found.rows(None if asked.full else SCREEN)
-        show_table(header, rows)
-        if len(rows) < len(found.groups.groups):
-            notes.append(f"the {len(rows)} of {len(found.groups.groups)} groups that cost most; --full has all")
-        show("\n" + "\n".join(notes))
+        show_sheet(found.sheet(None if asked.full else SCREEN), None if asked.full else "--full")
     return notes[0] if notes else ""

@@ -12,7 +12,7 @@ from typer import Option
 
 from gpusq_onnx.cli.options import (
     STDOUT,
-    DataArgs,
+    CalibrationArgs,
     Full,
     Json,
     ModelPath,
@@ -85,7 +85,7 @@ class GoalArgs:
 def tune(
     model: ModelPath,
     goal: GoalArgs,
-    data: DataArgs,
+    data: CalibrationArgs,
     truth: TruthArgs,
     look: SensitivityArgs,
     output: Annotated[
@@ -101,7 +101,7 @@ def tune(
     quiet: Quiet = False,
 ) -> None:
     """Choose a form for each layer under a budget, measure it, and write a recipe for apply."""
-    from gpusq_onnx.cli.console import publish, show, warn
+    from gpusq_onnx.cli.console import publish, show_sheet, warn
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.files import staged
     from gpusq_onnx.workflows.tune import tune as tune_model
@@ -130,5 +130,5 @@ def tune(
             publish(found.report, str(found), report=report, json_target=json, results=results)
         results.commit()
     if not quiet and json != STDOUT:
-        show(str(found) if full else found.screen())
+        show_sheet(found.sheet(full=full), None if full else "--full")
     found.require()

@@ -26,7 +26,7 @@ from gpusq_onnx.learn.objectives import Pair
 from gpusq_onnx.learn.planning import map_names
 from gpusq_onnx.learn.settings import LossOptions, ScheduleOptions, TrainingOptions
 from gpusq_onnx.learn.views import NetworkView, Tokens, thin, tokens_of
-from gpusq_onnx.tasks.kinds import Kind, output_kinds
+from gpusq_onnx.tasks.kinds import Kind, image_shape, output_kinds
 from gpusq_onnx.torchgraph.convert import ancestors, convert
 from gpusq_onnx.torchgraph.network import Network
 from gpusq_onnx.torchgraph.prefix import selections, trainable_prefix
@@ -99,7 +99,7 @@ def prepare(
             found=", ".join(guide.inputs),
             hint="give the model from which this one was made as the teacher",
         )
-    image = next((spec.shape for spec in model.inputs() if len(spec.shape) == 4), ())
+    image = image_shape(spec.shape for spec in model.inputs())
     views = {(False, False): _view(model, student, results, taps, chosen)}
     wanted = {(apart and len(taps) > 1, thinned) for _, apart, thinned in phases(settings)} - set(views)
     thins = any(t for _, t in wanted) and not chosen and bool(maps or not every)  # a pick names one of all tokens

@@ -16,7 +16,7 @@ from typing import Any
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
 from gpusq_onnx.files import Staging, staged
-from gpusq_onnx.report.markdown import assemble, table
+from gpusq_onnx.report.sheet import Grid, Heading, Item, Part, markdown
 from gpusq_onnx.runtime.bench.timing import Rounds
 
 FORMATS = (".png", ".svg", ".pdf")  # of the chart
@@ -88,12 +88,17 @@ class Benchmark:
         return {"tool": f"gpusq-onnx {__version__}", **asdict(self)}
 
 
+def sheet(found: Benchmark) -> list[Part]:
+    """In words: the table, what it was timed on, and the kernels that serve."""
+    parts: list[Part] = [Heading(found.backend), Grid(*columns(found))]
+    parts += [Item(line) for line in machine(found)]
+    parts += [Item(f"note: {note}") for note in found.notes]
+    return parts + ([Heading("What serves", 2), *map(Item, found.choices)] if found.choices else [])
+
+
 def digest(found: Benchmark) -> str:
-    """The whole page."""
-    lines = [f"# {found.backend}", "", *(f"- {line}" for line in machine(found))]
-    lines += [f"- **note**: {note}" for note in found.notes]
-    choices = ["", "## What serves", "", *(f"- {choice}" for choice in found.choices)] if found.choices else []
-    return assemble([*lines, "", *table(*columns(found)), *choices])
+    """The sheet as Markdown."""
+    return markdown(sheet(found))
 
 
 def machine(found: Benchmark) -> list[str]:

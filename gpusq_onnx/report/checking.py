@@ -1,6 +1,6 @@
 """The result of `check`: a comparison, the gates that were set, and a TensorRT parser's verdict, as data.
 
-`workflows.check` makes it; `digest` says it in words.
+`workflows.check` makes it; `sheet` says it in words.
 """
 
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gpusq_onnx.errors import GateFailed
-from gpusq_onnx.report.markdown import assemble, table
 from gpusq_onnx.report.preparation import line
+from gpusq_onnx.report.sheet import Answer, Commands, Grid, Heading, Item, Line, Part, markdown
 from gpusq_onnx.runtime.compare.gates import Gates
 from gpusq_onnx.runtime.compare.outputs import Comparison
 from gpusq_onnx.runtime.compare.taps import TapDifference
@@ -23,7 +23,7 @@ METRICS = {
 """Names of what the tasks' metrics measure, by their keys."""
 
 _RUNTIMES = {"cuda": "onnxruntime's CUDA provider", "tensorrt": "TensorRT"}
-_ROWS = 24  # of taps in the digest; of more, those around the departure
+_ROWS = 24  # of taps in words; of more, those around the departure
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class CheckResult:
         return self
 
     def __str__(self) -> str:
-        return digest(self)
+        return markdown(sheet(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -93,43 +93,49 @@ def summary(found: Comparison) -> str:
     return ", ".join(parts) or "nothing to compare"
 
 
-def digest(result: CheckResult) -> str:
-    """The result as Markdown, readable as plain text."""
-    found = result.comparison
-    lines = [f"# {result.compressed} against {result.original}", ""]
-    where = "" if result.runtime == "cpu" else f", compressed on {_RUNTIMES[result.runtime]}"
-    lines.append(f"{found.samples} samples of {result.data['kind']}{where}")
-    lines += [prepared] if (prepared := line(result.data)) else []
-    lines.append("")
-    rows = [
+def sheet(result: CheckResult) -> list[Part]:
+    """The result in words: the gates, what was lost, then how that was measured."""
+    found, data = result.comparison, result.data
+    parts: list[Part] = [Heading(f"{result.compressed} against {result.original}")]
+    asked = [f"{name} = {value:g}" for name, value in asdict(result.gates).items() if value is not None]
+    if asked or result.failures:
+        parts.append(Answer(f"gates: {', '.join(asked) or 'none'}: {'NOT MET' if result.failures else 'met'}"))
+        parts += [Item(failure) for failure in result.failures]
+    if rows := metric_rows(found):
+        parts.append(Grid(["", "original", "compressed", "change"], rows))
+    if found.default is not None:
+        parts.append(Line(f"with onnxruntime's defaults, where Q/DQ are fused: {summary(found.default)}"))
+    outputs = [
         [o.name, _number(o.cosine_mean), _number(o.cosine_min), _number(o.max_abs), _number(o.mean_relative)]
         for o in found.outputs
     ]
-    lines += table(["output", "cosine", "lowest cosine", "max difference", "mean difference / range"], rows)
-    if found.top1_agreement is not None:
-        more = "" if found.top5_agreement is None else f", top-5 {found.top5_agreement:.2%}"
-        lines += ["", f"agreement: top-1 {found.top1_agreement:.2%}{more}"]
-    if found.reference_metrics and found.candidate_metrics:
-        before, after = found.reference_metrics, found.candidate_metrics
-        lines += [f"{name}: {before[key]:.2%} -> {after[key]:.2%}" for key, name in METRICS.items() if key in before]
-    if found.default is not None:
-        lines += ["", f"with onnxruntime's defaults, where Q/DQ are fused: {summary(found.default)}"]
-    lines += [line for note in result.notes for line in ("", f"note: {note}")]
-    lines += _taps(result)
+    parts.append(Grid(["output", "cosine", "lowest cosine", "max difference", "mean difference / range"], outputs))
+    where = "" if result.runtime == "cpu" else f", compressed on {_RUNTIMES[result.runtime]}"
+    parts.append(Item(f"{found.samples} samples of {data['kind']}{where}"))
+    parts += [Item(prepared)] if (prepared := line(data)) else []
+    parts += [Item(f"note: {note}") for note in result.notes]
+    parts += _taps(result)
     if result.parser:
         built = ", engine built" if result.parser.built else ""
         verdict = "accepted" if result.parser.ok else "refused"
-        lines += ["", f"parser: {result.parser.library}: {verdict}{built}", *(f"- {e}" for e in result.parser.errors)]
-    asked = [f"{name} = {value:g}" for name, value in asdict(result.gates).items() if value is not None]
-    if asked or result.failures:
-        lines += ["", f"gates: {', '.join(asked) or 'none'}: {'NOT MET' if result.failures else 'met'}"]
-        lines += [f"- {failure}" for failure in result.failures]
-    if result.continuation:
-        lines += ["", "go on from here with Polygraphy:", "", *(f"    {command}" for command in result.continuation)]
-    return assemble(lines)
+        parts.append(Line(f"parser: {result.parser.library}: {verdict}{built}"))
+        parts += [Item(error) for error in result.parser.errors]
+    return parts + ([Commands("go on from here with Polygraphy", result.continuation)] if result.continuation else [])
 
 
-def _taps(result: CheckResult) -> list[str]:
+def metric_rows(found: Comparison) -> list[list[str]]:
+    """What the tasks' metrics say, and agreement: [name, original, compressed, change in points]."""
+    before, after = found.reference_metrics or {}, found.candidate_metrics or {}
+    rows = [
+        [name, f"{before[key]:.2%}", f"{after[key]:.2%}", f"{100 * (after[key] - before[key]):+.2f} points"]
+        for key, name in METRICS.items()
+        if key in before and key in after
+    ]
+    agreed = (("top-1 agreement", found.top1_agreement), ("top-5 agreement", found.top5_agreement))
+    return rows + [[name, "", f"{value:.2%}", ""] for name, value in agreed if value is not None]
+
+
+def _taps(result: CheckResult) -> list[Part]:
     """The taps around the first that leaves the tolerance, or all where they are few."""
     taps, names = result.comparison.taps, [tap.name for tap in result.comparison.taps]
     if not taps:
@@ -139,8 +145,8 @@ def _taps(result: CheckResult) -> list[str]:
     rows = [_tap(tap, result) for tap in taps[start : start + _ROWS]]
     shown = f", {len(rows)} of them" if len(rows) < len(taps) else ""
     verdict = f"{result.departure} is the first of them to leave it" if result.departure else "none leaves it"
-    lines = ["", f"{len(taps)} inner tensors in graph order{shown}; tolerance {result.tolerance:g}: {verdict}", ""]
-    return [*lines, *table(["tensor", "distance", "up to scale", ""], rows)]
+    said = f"{len(taps)} inner tensors in graph order{shown}; tolerance {result.tolerance:g}: {verdict}"
+    return [Line(said), Grid(["tensor", "distance", "up to scale", ""], rows)]
 
 
 def _tap(tap: TapDifference, result: CheckResult) -> list[str]:

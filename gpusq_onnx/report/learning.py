@@ -1,4 +1,4 @@
-"""What the learning passes found, as Markdown: how the losses went, what weighed what, what moved, what held."""
+"""What the learning passes found, in words: how the losses went, what weighed what, what moved, what held."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from gpusq_onnx.pipeline.learned import Agreement, Learned, Masks
-from gpusq_onnx.report.markdown import table
+from gpusq_onnx.report.sheet import Grid, Item, Line, Part
 
 ROWS = 8  # of the curves' table
 BARS = "▁▂▃▄▅▆▇█"
@@ -17,18 +17,19 @@ MAPS = 4  # feature maps with a column of their own
 ASIDE = frozenset(("lr", "norm", "images_per_second"))  # for the report and the logs, not for the digest
 
 
-def learning(found: Learned) -> Iterator[str]:
-    """The lines of the digest; none where nothing was learned."""
-    parts = (
-        _curve(found.curve) if found.curve else (),
-        _factors(found.factors, found.distances or {}) if found.factors else (),
-        [_scales(found.movement)] if found.movement else (),
-        [_masks(found.masks)] if found.masks else (),
-        [_agreement(found.agreement)] if found.agreement else (),
-    )
-    for lines in filter(None, parts):
-        yield ""
-        yield from lines
+def learning(found: Learned) -> Iterator[Part]:
+    """The parts of a step's sheet; none where nothing was learned."""
+    if found.curve:
+        yield from _curve(found.curve)
+    if found.factors:
+        rows = [[name, _cell((found.distances or {}).get(name)), _cell(w)] for name, w in found.factors.items()]
+        yield Grid(["critical feature map", "D_i", "w_i"], rows)
+    if found.movement:
+        yield Item(_scales(found.movement))
+    if found.masks:
+        yield Item(_masks(found.masks))
+    if found.agreement:
+        yield Item(_agreement(found.agreement))
 
 
 def thinned(rows: Sequence[Any], count: int) -> list[Any]:
@@ -46,14 +47,13 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(BARS[round((value - low) / unit)] if math.isfinite(value) else " " for value in values)
 
 
-def _curve(curve: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _curve(curve: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
     rows = [_merged(row) for row in curve]
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ASIDE]
     losses = [float(row["loss"]) for row in rows if "loss" in row]
     if losses:
-        yield f"loss {sparkline(thinned(losses, WIDTH))} {losses[0]:.4g} -> {losses[-1]:.4g}"
-        yield ""
-    yield from table(columns, [[_cell(row.get(key)) for key in columns] for row in thinned(rows, ROWS)])
+        yield Line(f"loss {sparkline(thinned(losses, WIDTH))} {losses[0]:.4g} -> {losses[-1]:.4g}")
+    yield Grid(columns, [[_cell(row.get(key)) for key in columns] for row in thinned(rows, ROWS)])
 
 
 def _merged(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,11 +63,6 @@ def _merged(row: Mapping[str, Any]) -> dict[str, Any]:
         return dict(row)
     rest = {key: value for key, value in row.items() if key not in features}
     return {**rest, f"mean of {len(features)} features": sum(row[key] for key in features) / len(features)}
-
-
-def _factors(factors: Mapping[str, float], distances: Mapping[str, float]) -> Iterator[str]:
-    rows = [[name, _cell(distances.get(name)), _cell(w)] for name, w in factors.items()]
-    yield from table(["critical feature map", "D_i", "w_i"], rows)
 
 
 def _scales(movement: Mapping[str, tuple[float, float]]) -> str:

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from operator import gt
+from collections.abc import Sequence
 from shlex import quote
-from textwrap import wrap
 
 from gpusq_onnx.pipeline.base import SKIP
 from gpusq_onnx.pipeline.outcome import Outcome, StepOutcome
 from gpusq_onnx.report import advice
 from gpusq_onnx.report.advice import Weighed
+from gpusq_onnx.report.columns import columns, fair, folded, within
 from gpusq_onnx.report.inspection import Inspection, WeightReport
 from gpusq_onnx.report.preparation import line as prepared
 from gpusq_onnx.report.run import TOTALS, total_rows
-from gpusq_onnx.text import printable
 
 LINES = 36  # of groups, over all passes, and two less for each: with totals and advice no screen passes 60 lines
-LEAST = 24  # columns for the text of a row, however narrow the terminal
-WIDEST = 26  # of all columns but the last
-GAP = 2
+FULL = "--full"
 
 
 def of_plan(outcome: Outcome, weights: Sequence[Weighed], width: int) -> list[str]:
@@ -71,7 +67,7 @@ def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
         for number in sorted(set(counts.values()), reverse=True)
     ]
     header = ["", "role", "type", "pattern", "Q/DQ on", "kernel", "in its way"]
-    lines += ["", *_within(columns(header, rows, width), LINES)]
+    lines += ["", *within(columns(header, rows, width), LINES, FULL)]
     reasons = Counter(other.reason for other in found.others)
     remarks = [f"{count} x no weight matrix: {reason}" for reason, count in reasons.items()] + found.advice
     if made := found.metadata.get("pkg.gpusq_onnx.pipeline"):
@@ -79,51 +75,17 @@ def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
     return [*lines, *([""] if remarks else []), *(line for text in remarks for line in folded(text, width))]
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Columns as wide as their cells, at most `WIDEST`, and the last one as wide as there is room; cells are folded.
-
-    No rows, no lines.
-    """
-    if not rows:
-        return []
-    cells = [[printable(cell) for cell in row] for row in (header, *rows) if any(row)]
-    sizes = [min(WIDEST, max(len(row[column]) for row in cells)) for column in range(len(cells[0]) - 1)]
-    words = [max(len(word) for row in cells for word in row[column].split() or [""]) for column in range(len(sizes))]
-    while sum(sizes) + GAP * len(sizes) + LEAST > width and any(map(gt, sizes, words)):
-        widest = max(range(len(sizes)), key=lambda column: (sizes[column] > words[column], sizes[column]))
-        sizes[widest] -= 1
-    sizes.append(max(LEAST, width - sum(sizes) - GAP * len(sizes)))
-    lines = []
-    for row in cells:
-        parts = [_wrapped(cell, size) for cell, size in zip(row, sizes, strict=True)]
-        for level in range(max(map(len, parts))):
-            texts = [part[level] if level < len(part) else "" for part in parts]
-            lines.append((" " * GAP).join(text.ljust(size) for text, size in zip(texts, sizes, strict=True)).rstrip())
-    return lines
-
-
-def folded(text: str, width: int) -> list[str]:
-    """A sentence on as many lines as it needs."""
-    whole = printable(text)
-    return wrap(whole, max(LEAST, width), subsequent_indent="  ", break_on_hyphens=False) if text else []
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
-
-
 def _steps(steps: Sequence[StepOutcome], width: int) -> list[str]:
     tables = [
         columns([""] * 4, [[f"  {count} x", *group] for count, *group in _groups(step)], width) if step.rows else []
         for step in steps
     ]
-    room = LINES - 2 * len(steps)
-    most = next((cap for cap in range(room, 3, -1) if sum(min(cap, len(table)) for table in tables) <= room), 3)
+    most = fair(tables, LINES - 2 * len(steps))
     lines: list[str] = []
     for step, table in zip(steps, tables, strict=True):
         took = "" if step.seconds is None else f", {step.seconds:.1f} s"
         counts = ", ".join(f"{number} {decision}" for decision, number in step.decisions.items()) or "nothing to do"
-        lines += ["", *folded(f"{step.name}: {counts}{took}", width), *_within(table, most)]
+        lines += ["", *folded(f"{step.name}: {counts}{took}", width), *within(table, most, FULL)]
     return lines
 
 
@@ -166,11 +128,3 @@ def _kind(weight: WeightReport) -> tuple[str, ...]:
     pattern = weight.patterns[0] if weight.patterns else "dense"
     way = "; ".join(dict.fromkeys(o.text.partition(": ")[0] for o in weight.obstacles if o.decides)) or "-"
     return kind, pattern, " ".join(weight.quantised) or "-", weight.kernel, way
-
-
-def _within(lines: Iterable[str], most: int) -> list[str]:
-    """The first lines; of more, how many are left out."""
-    shown = list(lines)
-    if len(shown) <= most:
-        return shown
-    return [*shown[: most - 1], f"  ... {len(shown) - most + 1} lines more: --full"]

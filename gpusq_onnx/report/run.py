@@ -1,6 +1,6 @@
-"""The report of `plan` and `apply`: the manager's outcome as JSON for machines and as a Markdown digest for people.
+"""The report of `plan` and `apply`: the manager's outcome as JSON for machines and in words for people.
 
-The JSON holds every row and every finding. The digest says what was done and how often, why weights were left, what it
+The JSON holds every row and every finding. The sheet says what was done and how often, why weights were left, what it
 cost and gained, and repeats the warnings: calibration without real data is one.
 """
 
@@ -14,8 +14,8 @@ from gpusq_onnx import __version__
 from gpusq_onnx.graph.cost import MEASURES
 from gpusq_onnx.pipeline.outcome import Outcome, Proof, StepOutcome
 from gpusq_onnx.report.learning import learning
-from gpusq_onnx.report.markdown import assemble, table
 from gpusq_onnx.report.preparation import line
+from gpusq_onnx.report.sheet import Grid, Heading, Item, Line, Part, markdown
 
 TOTALS = ("total", "before", "after", "ratio")
 DECISIONS = ("tensors", "role", "decision", "reason")
@@ -26,61 +26,55 @@ def document(outcome: Outcome) -> dict[str, Any]:
     return {"tool": f"gpusq-onnx {__version__}", **TypeAdapter(Outcome).dump_python(outcome, mode="json")}
 
 
-def digest(outcome: Outcome) -> str:
-    """The outcome as Markdown, readable as plain text."""
-    lines = [f"# {outcome.output.path}" if outcome.output else f"# Plan for {outcome.input.path}", ""]
-    lines += [
-        f"- gpusq-onnx {__version__}: {outcome.pipeline}",
-        f"- input: {outcome.input.path}, {outcome.input.sha256}",
-    ]
+def sheet(outcome: Outcome) -> list[Part]:
+    """The outcome in words."""
+    parts: list[Part] = [Heading(outcome.output.path if outcome.output else f"Plan for {outcome.input.path}")]
+    parts.append(Item(f"gpusq-onnx {__version__}: {outcome.pipeline}"))
+    parts.append(Item(f"input: {outcome.input.path}, {outcome.input.sha256}"))
     if outcome.output:
-        lines.append(f"- output: {outcome.output.path}, {outcome.output.sha256}")
+        parts.append(Item(f"output: {outcome.output.path}, {outcome.output.sha256}"))
     if outcome.data:
-        lines.append(f"- data: {outcome.data['samples']} samples of {outcome.data['kind']}, seed {outcome.seed}")
-        lines += [f"- {prepared}"] if (prepared := line(outcome.data)) else []
-    lines += [f"- **warning**: {warning}" for warning in outcome.warnings]
+        parts.append(Item(f"data: {outcome.data['samples']} samples of {outcome.data['kind']}, seed {outcome.seed}"))
+        parts += [Item(prepared)] if (prepared := line(outcome.data)) else []
+    parts += [Item(f"warning: {warning}") for warning in outcome.warnings]
     for step in outcome.steps:
-        lines += ["", *_step(step)]
-    lines += ["", *_proof(outcome.proof)] if outcome.proof else []
-    return assemble([*lines, "", *architecture(outcome), "", *totals(outcome)])
+        parts += _step(step)
+    parts += _proof(outcome.proof) if outcome.proof else []
+    return [*parts, Heading("Totals", 2), *architecture(outcome), Grid(TOTALS, total_rows(outcome))]
 
 
-def _proof(proof: Proof) -> Iterator[str]:
+def digest(outcome: Outcome) -> str:
+    """The sheet as Markdown."""
+    return markdown(sheet(outcome))
+
+
+def _proof(proof: Proof) -> Iterator[Part]:
     """What onnxruntime made of the written file."""
-    yield "## Proof"
-    yield ""
-    yield f"- onnxruntime's defaults: {proof.default}; every node as written: {proof.unoptimised}"
+    yield Heading("Proof", 2)
+    yield Item(f"onnxruntime's defaults: {proof.default}; every node as written: {proof.unoptimised}")
     if proof.note:
-        yield f"- {proof.note}"
+        yield Item(proof.note)
     if proof.outputs:
-        yield ""
         rows = [
             [o.output, _number(o.cosine), _number(o.relative), "judged" if o.judged else "after a choice of the model"]
             for o in proof.outputs
         ]
-        yield from table(["output", "cosine of the two", "relative distance", ""], rows)
+        yield Grid(["output", "cosine of the two", "relative distance", ""], rows)
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def architecture(outcome: Outcome) -> list[str]:
+def architecture(outcome: Outcome) -> list[Part]:
     """How the model was understood: blocks, stages, and the feature maps that matter for distillation."""
     found = outcome.architecture
-    lines = [f"- {found.text}; {len(found.attention_tokens)} attention cores"]
-    if found.feature_maps:
-        lines.append(f"- critical feature maps: {', '.join(found.feature_maps)}")
-    return lines
-
-
-def totals(outcome: Outcome) -> list[str]:
-    """A Markdown table of the totals that both sides have."""
-    return table(TOTALS, total_rows(outcome))
+    parts: list[Part] = [Item(f"{found.text}; {len(found.attention_tokens)} attention cores")]
+    return parts + ([Item(f"critical feature maps: {', '.join(found.feature_maps)}")] if found.feature_maps else [])
 
 
 def total_rows(outcome: Outcome) -> list[list[str]]:
-    """The rows of that table."""
+    """What is before and after, of the totals that both sides have."""
     return [[text, f"{a:,.0f}", f"{b:,.0f}", ratio(a, b)] for text, (a, b) in both_totals(outcome).items()]
 
 
@@ -101,12 +95,10 @@ def ratio(before: float, after: float, digits: int = 2) -> str:
     return "unchanged" if after == before else f"{after / before:.{digits}f}"
 
 
-def _step(step: StepOutcome) -> Iterator[str]:
+def _step(step: StepOutcome) -> Iterator[Part]:
     took = "" if step.seconds is None else f" ({step.seconds:.1f} s)"
-    yield f"## {step.name}{took}"
-    yield ""
-    yield from table(DECISIONS, decision_rows(step))
+    yield Heading(f"{step.name}{took}", 2)
+    yield Grid(DECISIONS, decision_rows(step))
     yield from learning(step.learned)
     if step.facts:
-        yield ""
-        yield f"Checked after this pass and every later one: {len(step.facts)} facts, e.g. {step.facts[0]}."
+        yield Line(f"Checked after this pass and every later one: {len(step.facts)} facts, e.g. {step.facts[0]}.")

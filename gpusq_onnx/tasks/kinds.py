@@ -14,7 +14,7 @@ four classes would be taken for boxes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +23,32 @@ from numpy.typing import NDArray
 Kind = Literal["logits", "queries", "boxes", "masks", "pixels", "raw"]
 CLASSES: frozenset[Kind] = frozenset({"logits", "queries", "pixels"})  # those with classes to agree on
 
+LEAST_SIDE = 8  # px, of an image
+_CHANNELS = (1, 3, 4)
+
 Shape = Sequence[int | str | None]
+
+
+def image_shape(inputs: Iterable[Shape]) -> Shape:
+    """The shape of the image input, [B, C, H, W] or [B, H, W, C]; empty where no input is one.
+
+    Height and width are free, or `LEAST_SIDE` and more; coordinates of points, [B, P, N, 2], are no image.
+
+    >>> image_shape([(1, 1, 2, 2), (1, 3, 256, 256)]), image_shape([("B", "P", "N", 2)])
+    ((1, 3, 256, 256), ())
+    """
+    return next((shape for shape in inputs if _is_image(shape)), ())
+
+
+def _is_image(shape: Shape) -> bool:
+    if len(shape) != 4:
+        return False
+    last = not isinstance(shape[3], int) or shape[3] in _CHANNELS
+    return all(map(_is_side, shape[2:])) or (last and all(map(_is_side, shape[1:3])))
+
+
+def _is_side(side: int | str | None) -> bool:
+    return not isinstance(side, int) or side >= LEAST_SIDE
 
 
 def output_kinds(outputs: Mapping[str, Shape], image: Shape = ()) -> dict[str, Kind]:

@@ -37,7 +37,8 @@ from gpusq_onnx.torchgraph.subjects import Seen
 GRADCAM, ROLLOUT = "gradcam", "rollout"
 METHODS = (GRADCAM, ROLLOUT)
 
-_CONVOLUTIONS = 8  # the last ones, where there is no normalisation
+_CONVOLUTIONS = 8  # the last ones, and as many of the pools, where no normalisation will do
+_POOLS = frozenset(("ReduceMean", "ReduceMax", "GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool"))
 _EXTRA = 9  # tokens that are no positions: class, distillation, up to seven registers
 
 Map = NDArray[np.float32]
@@ -134,6 +135,7 @@ class Explainer:
 
     def _map(self, values: Mapping[str, Tensor], score: Tensor, size: tuple[int, int]) -> Map:
         """Grad-CAM at the layer, which the first image chooses."""
+        flat = []
         for name in [self.layer] if self.layer else reversed(self._places):
             gradient: Tensor | None = torch.autograd.grad(score, values[name], retain_graph=True, allow_unused=True)[0]
             if gradient is None:
@@ -146,6 +148,14 @@ class Explainer:
                 local = self._subjects is not None and self._subjects.kind == "queries"
                 weight = slope if local else slope.mean(dim=(0, 1))
                 return _to_one((here * weight).sum(dim=-1).clamp(min=0))
+            flat.append(name)
+        if flat:
+            raise UnsupportedModelError(
+                "the class does not depend on the image: its slope is zero wherever positions are left",
+                expected="a trained classifier",
+                found=f"zero at {', '.join(flat[:4])}",
+                hint="are the weights of the classifier zero? --method rollout needs attention only",
+            )
         raise UnsupportedModelError(
             "no layer has positions in the image that the class depends on",
             expected="tokens or a feature map whose number fits the image's aspect",
@@ -218,14 +228,16 @@ def on_grid(x: Tensor, size: tuple[int, int], rows: int = 1) -> Tensor | None:
 
 
 def _places(model: Model, before: Sequence[Node], *, queries: bool) -> list[str]:
-    """Where maps may be taken, the best last: convolutions' outputs, then normalisations'.
+    """Where maps may be taken, the best last: convolutions' outputs, what is pooled, then normalisations' outputs.
 
-    Of a detector, those before it selects queries: after that there are no positions.
+    Of a detector, those before it selects queries, after which there are no positions; what it pools may be queries.
     """
     late = _after_selection(before) if queries else set()
     usable = {str(tensor.name) for node in before if id(node) not in late for tensor in node.outputs}
     convolutions = [str(node.outputs[0].name) for node in before if node.op == "Conv" and id(node) not in late]
-    found = [*convolutions[-_CONVOLUTIONS:], *(name for name in norm_outputs(model) if name in usable)]
+    pooled = [str(node.inputs[0].name) for node in before if node.op in _POOLS and not queries]
+    norms = [name for name in norm_outputs(model) if name in usable]
+    found = [*convolutions[-_CONVOLUTIONS:], *(name for name in pooled[-_CONVOLUTIONS:] if name in usable), *norms]
     if not found:
         raise UnsupportedModelError(
             "no norm layer is found to take a map from",

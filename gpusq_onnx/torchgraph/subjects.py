@@ -8,7 +8,7 @@ Of an output that an ArgMax made, what the ArgMax reads is taken. A query of one
 another whose box overlaps most (times its score for the class): two models order their queries differently.
 
 Source: Selvaraju et al., Grad-CAM, ICCV 2017; Vinogradova et al., Seg-Grad-CAM, AAAI 2020. Limits: outputs are
-distinguished by their shapes (`tasks.kinds`); instance masks are not drawn.
+distinguished by their shapes (`tasks.kinds`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.shapes import Shapes, is_float
+from gpusq_onnx.tasks.boxes import overlaps
 from gpusq_onnx.tasks.kinds import Shape, output_kinds, per_class
 from gpusq_onnx.torchgraph.prefix import trainable_prefix
 
@@ -214,12 +215,3 @@ def _of_query(p: Tensor, boxes: NDArray[np.float64] | None, query: int) -> Seen:
     label = int(p[query].argmax())
     box = None if boxes is None else tuple(float(edge) for edge in boxes[query])
     return Seen(label, float(p[query, label]), query, box)
-
-
-def overlaps(boxes: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of each box [Q, 4] with one; corners."""
-    sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
-    common = np.prod(np.clip(sides, 0, None), axis=1)
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) + np.prod(box[2:] - box[:2])
-    found: NDArray[np.float64] = common / np.maximum(areas - common, 1e-12)
-    return found

@@ -1,4 +1,4 @@
-"""The reports of `plan --sensitivity` and `tune`: plain JSON values, and a Markdown digest that reads as plain text."""
+"""The reports of `plan --sensitivity` and `tune`: plain JSON values, and the same in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import GateFailed
-from gpusq_onnx.report.markdown import assemble, table
+from gpusq_onnx.report.sheet import Answer, Grid, Heading, Item, Part, markdown
 from gpusq_onnx.report.tuning import (
     Group,
     JudgedPoint,
@@ -95,10 +95,16 @@ class SensitivityReport:
             )
         return said
 
+    def sheet(self, most: int | None = None) -> list[Part]:
+        """In words; the arguments are those of `rows`."""
+        header, rows = self.rows(most)
+        total = len(self.groups.groups)
+        notes = self.notes() + [f"warning: {text}" for text in self.warnings]
+        notes += [f"the {len(rows)} of {total} groups that cost most; --full has all"] if len(rows) < total else []
+        return [Heading(f"Sensitivity of {self.model}"), *map(Item, notes), Grid(header, rows)]
+
     def __str__(self) -> str:
-        header, rows = self.rows()
-        notes = [f"- {note}" for note in self.notes()] + [f"- **warning**: {text}" for text in self.warnings]
-        return assemble([f"# Sensitivity of {self.model}", "", *notes, "", *table(header, rows)])
+        return markdown(self.sheet())
 
 
 @dataclass(frozen=True)
@@ -166,28 +172,30 @@ class Tuning:
             hint = "a looser budget, more images to calibrate with, or training: apply --finetune"
             raise GateFailed("no configuration meets the budget", where=self.asked, found=self.failure, hint=hint)
 
-    def screen(self) -> str:
-        """The digest with a line for each form in place of one for each group of layers."""
+    def sheet(self, *, full: bool = True) -> list[Part]:
+        """In words; without `full` a line for each form in place of one for each group of layers."""
+        parts: list[Part] = [Heading(f"Tuning of {self.sensitivity.model}")]
+        if self.chosen is None:
+            parts.append(Answer(f"{self.asked}: NOT MET: {self.failure}"))
+        else:
+            parts.append(Answer(f"{self.asked}: met"))
+            parts.append(Item(f"chosen: {self.chosen.name}, {self.chosen.share:.1%} of the dense bit operations"))
+            parts += map(Item, self._said(self.chosen.values))
+            parts.append(Item(f"passes: {self.pipeline}"))
+        parts.append(Item(f"calibrated with {self.calibrated} images, measured on {self.measured} others"))
+        parts += map(Item, self.sensitivity.notes())
+        parts += [Item(f"warning: {text}") for text in self.sensitivity.warnings]
+        parts += [Heading("Measured", 2), self._points()]
+        return [*parts, Heading("Layers", 2), self._layers() if full else self._forms()]
+
+    def __str__(self) -> str:
+        return markdown(self.sheet())
+
+    def _forms(self) -> Grid:
         forms = dict.fromkeys(layer.form for layer in self.layers)
         of = {form: [layer for layer in self.layers if layer.form == form] for form in forms}
         rows = [[form, str(len(of[form])), f"{sum(layer.share for layer in of[form]):.1%}"] for form in forms]
-        return self._digest(["## Layers", "", *table(["form", "groups", "operations"], rows)])
-
-    def __str__(self) -> str:
-        return self._digest(["## Layers", "", *self._layers()])
-
-    def _digest(self, end: list[str]) -> str:
-        lines = [f"# Tuning of {self.sensitivity.model}", "", f"- asked: {self.asked}"]
-        if self.chosen is None:
-            lines.append(f"- **missed**: {self.failure}")
-        else:
-            lines.append(f"- chosen: {self.chosen.name}, {self.chosen.share:.1%} of the dense bit operations")
-            lines += [f"- {text}" for text in self._said(self.chosen.values)]
-            lines.append(f"- passes: {self.pipeline}")
-        lines += [f"- calibrated with {self.calibrated} images, measured on {self.measured} others"]
-        lines += [f"- {note}" for note in self.sensitivity.notes()]
-        lines += [f"- **warning**: {text}" for text in self.sensitivity.warnings]
-        return assemble([*lines, "", "## Measured", "", *self._points(), "", *end])
+        return Grid(["form", "groups", "operations"], rows)
 
     def _said(self, values: Mapping[str, float]) -> list[str]:
         found = [f"{name} {value:.4g}" for name, value in values.items()]
@@ -197,7 +205,7 @@ class Tuning:
             found.append(f"one standard error of the agreement on {self.measured} images: {error:.2g}")
         return found
 
-    def _points(self) -> list[str]:
+    def _points(self) -> Grid:
         metrics = list(self.points[0].values) if self.points else []
         rows = [
             [
@@ -209,8 +217,8 @@ class Tuning:
             ]
             for point in sorted(self.points, key=lambda point: -point.share)
         ]
-        return table(["configuration", "operations", "sum of losses", *metrics, ""], rows)
+        return Grid(["configuration", "operations", "sum of losses", *metrics, ""], rows)
 
-    def _layers(self) -> list[str]:
+    def _layers(self) -> Grid:
         rows = [[layer.name, layer.form, f"{layer.share:.2%}", layer.reason] for layer in self.layers]
-        return table(["layers", "form", "operations", "why"], rows)
+        return Grid(["layers", "form", "operations", "why"], rows)

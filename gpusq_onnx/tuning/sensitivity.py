@@ -27,6 +27,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.report.tuning import Loss, Sensitivity
 from gpusq_onnx.runtime.ort import Session
+from gpusq_onnx.tasks.kinds import image_shape
 from gpusq_onnx.tuning import estimate
 from gpusq_onnx.tuning.divergence import Divergence
 from gpusq_onnx.tuning.groups import Groups
@@ -75,7 +76,7 @@ class Reference:
 
     def __init__(self, model: Model, source: Source, folder: Path) -> None:
         self._source, self._folder = source, folder
-        self._image = next((spec.shape for spec in model.inputs() if len(spec.shape) == 4), ())
+        self._image = image_shape(spec.shape for spec in model.inputs())
         self.images, self.measure = 0, ""
         for number, (outputs, size) in enumerate(self._run(model)):
             np.savez(folder / f"{number}.npz", **outputs)  # type: ignore[arg-type]  # numpy's stub

@@ -9,7 +9,7 @@ Written is one page (.html), one picture (.png, .svg, .pdf), or a folder of pict
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.data import encode, remembered
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import SIZES, Batch, InputSpec, Source, image_inputs
+from gpusq_onnx.data.source import SIZES, Batch, Source
 from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError, UsageError
 from gpusq_onnx.files import staged
 from gpusq_onnx.graph import io
@@ -31,8 +31,11 @@ from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.page import gallery
 from gpusq_onnx.report.page.activation import Activations, ActivationView, Example, agreement
 from gpusq_onnx.report.page.html import require_page
+from gpusq_onnx.tasks.kinds import image_shape
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
+from gpusq_onnx.workflows.outlines import Outline, Outlines, over
+from gpusq_onnx.workflows.outlines import agreement as shared
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 
 if TYPE_CHECKING:
@@ -84,6 +87,7 @@ def cam(
         settled = remembered.settle(options, [model.metadata for model in loaded], paths[0].parent)
         source = open_source(settled.options, loaded[0].inputs())
         explainers: list[Explainer] = []
+        outlines = [Outlines(path, model, source.input_size) for path, model in zip(paths, loaded, strict=True)]
         progress.start("converting", len(models))
         for path, model in zip(paths, loaded, strict=True):
             with blaming(path):
@@ -94,7 +98,10 @@ def cam(
         classes = _class_names(settled.options)
         described = source.describe()
         for batch, row in _rows(source):
-            examples += _examples(explainers, loaded, batch, row, source, classes, described.get("preprocess"))
+            feed = {name: rows[row : row + 1] for name, rows in batch.feed.items()}
+            looks = _looks(explainers, outlines, feed)
+            pixels = encode.shown(feed[_image_of(loaded[0])][0], described.get("preprocess"))
+            examples += _examples(looks, encode.at_least(pixels, _SIDE), batch, row, source, classes)
             progress.advance()
         progress.finish()
     if not examples:
@@ -141,12 +148,12 @@ def draw(found: Activations, output: str | os.PathLike[str], show: int = SHOWN) 
 
 def _image_of(model: Model) -> str:
     """The name of the model's image input."""
-    inputs = [InputSpec(spec.name, spec.dtype, spec.shape) for spec in model.inputs()]
-    image = image_inputs(inputs, "example images").image
-    if len(image.shape) != 4:
+    shape = image_shape(spec.shape for spec in model.inputs())
+    if not shape:
         what = "maps are drawn over images, and the model takes none"
-        raise UnsupportedModelError(what, expected="[B, C, H, W] or [B, H, W, C]", found=str(image))
-    return image.name
+        found = "; ".join(f"{spec.name} {list(spec.shape)}" for spec in model.inputs())
+        raise UnsupportedModelError(what, expected="[B, C, H, W] or [B, H, W, C]", found=found or "no inputs")
+    return next(spec.name for spec in model.inputs() if spec.shape == shape)
 
 
 def _class_names(options: DataOptions) -> list[str]:
@@ -158,48 +165,60 @@ def _rows(source: Source) -> Iterator[tuple[Batch, int]]:
         yield from ((batch, row) for row in range(batch.size))
 
 
+def _looks(
+    explainers: Sequence[Explainer], outlines: Sequence[Outlines], feed: Mapping[str, NDArray[Any]]
+) -> list[list[tuple[Explanation, Outline | None]]]:
+    """What each model sees in one image, subject by subject."""
+    first = explainers[0].explain(feed, most=QUERIES)
+    asked = [look.seen for look in first if look.seen is not None]
+    looks = [first, *(explainer.explain(feed, asked) for explainer in explainers[1:])]
+    found = []
+    for own, objects in zip(looks, outlines, strict=True):
+        edges = objects.find(feed, [look.seen.box if look.seen else None for look in own])
+        found.append(list(zip(own, edges, strict=True)))
+    return found
+
+
 def _examples(
-    explainers: Sequence[Explainer],
-    models: Sequence[Model],
+    looks: Sequence[Sequence[tuple[Explanation, Outline | None]]],
+    pixels: encode.Pixels,
     batch: Batch,
     row: int,
     source: Source,
     classes: Sequence[str],
-    preprocess: dict[str, Any] | None,
 ) -> Iterator[Example]:
     """One image: an example for each subject."""
-    feed = {name: rows[row : row + 1] for name, rows in batch.feed.items()}
-    first = explainers[0].explain(feed, most=QUERIES)
-    asked = [look.seen for look in first if look.seen is not None]
-    looks = [first, *(explainer.explain(feed, asked) for explainer in explainers[1:])]
-    shown = encode.shown(feed[_image_of(models[0])][0], preprocess)
-    pixels = encode.at_least(shown, _SIDE)
     name = source.name(int(batch.indices[row])) if batch.indices is not None else "sample"
     truth = "" if batch.labels is None else _called(int(batch.labels[row]), classes)
     for number, subject in enumerate(zip(*looks, strict=True)):
-        maps = [_whole(look.maps, pixels) for look in subject]
-        pairs = zip(subject, maps, strict=True)
-        views = tuple(_view(look, own, subject[0], maps[0], pixels, classes) for look, own in pairs)
-        yield Example(name if len(first) == 1 else f"{name}, query {number + 1}", truth, pixels, views)
+        views: list[ActivationView] = []
+        for look, edge in subject:
+            views.append(_view(look, over(edge, pixels.shape[:2]), views[0] if views else None, pixels, classes))
+        yield Example(name if len(looks[0]) == 1 else f"{name}, query {number + 1}", truth, pixels, tuple(views))
 
 
 def _view(
     look: Explanation,
-    maps: dict[str, NDArray[np.float32]],
-    first: Explanation,
-    others: dict[str, NDArray[np.float32]],
+    outline: Outline | None,
+    first: ActivationView | None,
     pixels: encode.Pixels,
     classes: Sequence[str],
 ) -> ActivationView:
+    maps = _whole(look.maps, pixels)
+    others = maps if first is None else first.maps
     agreed = {name: agreement(maps[name], others[name]) for name in maps if name in others}
+    edge = outline if first is None else first.outline
+    if outline is not None and edge is not None:
+        agreed["mask"] = shared(outline, edge)
     seen = look.seen
     if seen is None:
         return ActivationView("", 0.0, True, maps, agreed)
     mask = None
     if seen.mask is not None:
         mask = np.rint(encode.enlarged(seen.mask, pixels.shape[:2], smooth=False)).astype(np.int64)
-    same = first.seen is not None and seen.label == first.seen.label
-    return ActivationView(_called(seen.label, classes), seen.probability, same, maps, agreed, seen.box, mask)
+    label = _called(seen.label, classes)
+    same = first is None or label == first.label
+    return ActivationView(label, seen.probability, same, maps, agreed, seen.box, mask, outline)
 
 
 def _whole(maps: dict[str, NDArray[np.float32]], pixels: encode.Pixels) -> dict[str, NDArray[np.float32]]:

@@ -32,6 +32,7 @@ from gpusq_onnx.report.tuning import Point
 from gpusq_onnx.runtime.compare.outputs import compare
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.tasks.classification import Classification
+from gpusq_onnx.tasks.kinds import image_shape
 from gpusq_onnx.tuning.budget import Budget, parse_budget, parse_share, values_of
 from gpusq_onnx.tuning.configuration import pipeline_of
 from gpusq_onnx.tuning.divergence import Divergence
@@ -155,7 +156,7 @@ class _Bench:
     def __init__(self, subject: Subject, groups: Groups, held: Source, count: int, target: str | None) -> None:
         self._subject, self._groups, self._held, self._target = subject, groups, held, target
         self._options = subject.options.model_copy(update={"calibrate": count})
-        self._image = next((spec.shape for spec in subject.model.inputs() if len(spec.shape) == 4), ())
+        self._image = image_shape(spec.shape for spec in subject.model.inputs())
 
     def values(self, choice: Mapping[str, str]) -> dict[str, float]:
         """The metrics of a choice, by name."""

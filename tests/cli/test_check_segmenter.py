@@ -57,7 +57,7 @@ def test_mean_iou_is_told_and_gated(tmp_path: Path, data: list[str]) -> None:
     assert found["top5_agreement"] is None
     reported = call("check", good, poor, *data, "--max-miou-drop", "40", "--min-miou", "0.6", "--min-agreement", "0.8")
     assert reported.code == 0
-    assert "mean IoU: " in reported.out
+    assert "\nmean IoU " in reported.out
     missed = call("check", good, poor, *data, "--max-miou-drop", "2")
     assert missed.code == 1
     assert "mean IoU falls by" in missed.err

@@ -86,7 +86,8 @@ def test_check_of_equal_models(model: Path, tmp_path: Path) -> None:
     assert written["comparison"]["top1_agreement"] == 1.0
     assert written["comparison"]["candidate_metrics"]["top1"] > 0.9
     assert written["data"]["sha256"]
-    assert report.with_suffix(".md").read_text() == outcome.out.removesuffix("\n")
+    words = report.with_suffix(".md").read_text()
+    assert words.startswith(f"# {ASSETS / 'digits_vit_legacy17.onnx'} against ") and "| top-1 agreement |" in words
 
 
 @pytest.mark.parametrize(

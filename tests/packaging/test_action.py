@@ -95,7 +95,7 @@ def test_it_compresses_checks_and_tells(desk: Path, commands: Path) -> None:
     assert (desk / "small.onnx").is_file()
     kept = {path.name for path in (desk / "gpusq-artefacts").iterdir()}
     assert {"apply.json", "apply.md", "check.json", "check.md", "inputs.json", "outputs.json", "report.html"} <= kept
-    for words in ("## qdq-int8", "agreement: top-1", "gates: min_agreement = 0.9, max_top1_drop = 5: met"):
+    for words in ("## qdq-int8", "| top-1 agreement |", "gates: min_agreement = 0.9, max_top1_drop = 5: met"):
         assert words in job.summary
     assert json.loads((desk / "gpusq-artefacts" / "check.json").read_text())["comparison"]["samples"] == 64
 

@@ -2,6 +2,7 @@
 
 from gpusq_onnx.pipeline.learned import Learned
 from gpusq_onnx.report.learning import learning, sparkline, thinned
+from gpusq_onnx.report.sheet import Item, markdown
 
 FINDINGS = {
     "curve": [
@@ -17,17 +18,17 @@ FINDINGS = {
 
 
 def test_everything_that_was_learned_is_told() -> None:
-    lines = list(learning(Learned.of(FINDINGS)))
-    text = "\n".join(lines)
+    text = markdown(learning(Learned.of(FINDINGS)))
+    lines = text.splitlines()
     assert "loss █▃" in text
     assert " 8 -> 0.08" in text
     rows = [line for line in lines if line.startswith("| ") and line[2].isdigit()]
     assert [int(row.split("|")[1]) for row in rows] == [1, 15, 29, 43, 58, 72, 86, 100]
     assert "lr" not in text
     assert "| stage.1              | 0.5  | 0.6667 |" in lines
-    assert "scales: 2 of 3 moved, by a factor of 0.5 to 1.2, median 0.85" in lines
-    assert "masks: 12 weights follow their pattern; looked at 101 times, never broken" in lines
-    assert "agreement with the teacher on 512 images: 50.0% -> 75.1%" in lines
+    assert "- scales: 2 of 3 moved, by a factor of 0.5 to 1.2, median 0.85" in lines
+    assert "- masks: 12 weights follow their pattern; looked at 101 times, never broken" in lines
+    assert "- agreement with the teacher on 512 images: 50.0% -> 75.1%" in lines
 
 
 def test_other_passes_have_nothing_to_tell() -> None:
@@ -36,19 +37,16 @@ def test_other_passes_have_nothing_to_tell() -> None:
 
 
 def test_parts_that_were_not_found_are_left_out() -> None:
-    assert list(learning(Learned.of({"masks": FINDINGS["masks"], "movement": {}})))[1:] == [
-        "masks: 12 weights follow their pattern; looked at 101 times, never broken"
+    assert list(learning(Learned.of({"masks": FINDINGS["masks"], "movement": {}}))) == [
+        Item("masks: 12 weights follow their pattern; looked at 101 times, never broken")
     ]
-    assert list(learning(Learned.of({"factors": {"m": 1.0}})))[-1] == "| m                    | -   | 1   |"
+    assert list(learning(Learned.of({"factors": {"m": 1.0}})))[-1].rows == [["m", "-", "1"]]
 
 
 def test_many_feature_maps_are_told_as_their_mean() -> None:
     curve = [{"step": 1, "loss": 2.0, **{f"feature.{i}": float(i) for i in range(5)}}]
-    assert list(learning(Learned.of({"curve": curve})))[-3:] == [
-        "| step | loss | mean of 5 features |",
-        "| ---- | ---- | ------------------ |",
-        "| 1    | 2    | 2                  |",
-    ]
+    (_, grid) = learning(Learned.of({"curve": curve}))
+    assert (grid.header, grid.rows) == (["step", "loss", "mean of 5 features"], [["1", "2", "2"]])
 
 
 def test_curves_of_any_values() -> None:

@@ -12,13 +12,13 @@ from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.graph.model import Model, from_proto
 from gpusq_onnx.graph.norms import norm_outputs
+from gpusq_onnx.tasks.boxes import overlaps
 
 pytest.importorskip("torch", reason="needs the extra train")
 
 import torch
 
 from gpusq_onnx.torchgraph.activation import Explainer, grid_of, on_grid, roll_out
-from gpusq_onnx.torchgraph.subjects import overlaps
 
 ASSETS = Path(__file__).parents[1] / "assets"
 RANDOM = np.random.default_rng(0)
@@ -127,6 +127,33 @@ def test_the_last_norm_of_a_class_token_model_is_passed_over() -> None:
     assert len(norms) == 7 and explainer.layer == norms[-3]
     assert {name: heat.shape for name, heat in found.maps.items()} == {"gradcam": (4, 4), "rollout": (4, 4)}
     assert all(heat.min() >= 0 and heat.max() == 1 for heat in found.maps.values())
+
+
+def headed(head: np.ndarray) -> Model:
+    """Tokens that are pooled before their only norm, as Hiera's are, and a head."""
+    nodes = [
+        helper.make_node("Conv", ["image", "kernel"], ["map"], strides=[2, 2]),
+        helper.make_node("Reshape", ["map", "flat"], ["columns"]),
+        helper.make_node("Transpose", ["columns"], ["tokens"], perm=[0, 2, 1]),
+        helper.make_node("Relu", ["tokens"], ["features"]),
+        helper.make_node("ReduceMean", ["features", "one"], ["mean"], keepdims=0),
+        helper.make_node("LayerNormalization", ["mean", "scale"], ["normed"]),
+        helper.make_node("MatMul", ["normed", "head"], ["logits"]),
+    ]
+    constants = {"kernel": KERNEL, "head": head, "flat": np.int64([0, 4, 16]), "one": np.int64([1])}
+    return graph(nodes, {"logits": ["N", 5]}, {**constants, "scale": np.ones(4, np.float32)})
+
+
+def test_what_is_pooled_has_positions_where_no_norm_has() -> None:
+    explainer = Explainer(headed(HEAD), "image")
+    (found,) = explainer.explain({"image": RANDOM.standard_normal((1, 3, 8, 8)).astype(np.float32)})
+    assert explainer.layer == "features" and found.maps["gradcam"].shape == (4, 4)
+
+
+def test_a_class_that_depends_on_nothing_is_said_so() -> None:
+    explainer = Explainer(headed(0 * HEAD), "image")
+    with pytest.raises(UnsupportedModelError, match="does not depend on the image"):
+        explainer.explain({"image": np.ones((1, 3, 8, 8), np.float32)})
 
 
 def test_roll_out_follows_the_product() -> None:

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper, save
 
 import gpusq_onnx
 from gpusq_onnx.cli import main
 from gpusq_onnx.data.encode import shown
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.graph.io import load
 from gpusq_onnx.report.page.activation import Activations, agreement
+from gpusq_onnx.tasks.kinds import image_shape
 from gpusq_onnx.workflows.cam import draw
+from gpusq_onnx.workflows.outlines import Outlines
 
 pytest.importorskip("torch", reason="needs the extra train")
 pytest.importorskip("jinja2", reason="needs the extra report")
@@ -96,7 +100,7 @@ def test_the_command_says_what_it_wrote(models: list[Path], tmp_path: Path, caps
     words = ["cam", *models, "--data", DATA, "--samples", "3", "--method", "gradcam", "-o", tmp_path / "cam.html"]
     assert main([*map(str, words), "--json", str(tmp_path / "cam.json")]) == 0
     said = capsys.readouterr().out
-    assert said.endswith(f"\n{tmp_path / 'cam.html'}\n") and "| sparse " in said
+    assert said.endswith(f"\n{tmp_path / 'cam.html'}\n") and "\nsparse  " in said
     document = json.loads((tmp_path / "cam.json").read_text())
     assert [len(example["views"]) for example in document["examples"]] == [3] * 3
     assert document["written"] == [str(tmp_path / "cam.html")]
@@ -122,8 +126,6 @@ def test_what_cannot_be_drawn_is_refused_before_work(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_norm_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from onnx import TensorProto, helper, save
-
     nodes = [helper.make_node("ReduceMax", ["image", "axes"], ["logits"], keepdims=0)]
     axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 32, 32])
@@ -137,6 +139,81 @@ def test_a_model_without_a_norm_is_exit_code_3(tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr().err
     assert "no norm layer is found" in said and "next: name a tensor with --layer" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["none.onnx", "x.npy"]
+
+
+def with_masks(path: Path, side: int, *, listed: bool) -> Path:
+    """Four objects, one a quarter of the image, with masks: in DETR's form, or as Mask R-CNN lists them."""
+    random = np.random.default_rng(0)
+    kernel, head = (random.standard_normal(shape).astype(np.float32) for shape in ((4, 3, 2, 2), (64, 5)))
+    corners = np.float32([[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]])
+    centres = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+    masks = np.full((4, 8, 8), -1.0, np.float32)
+    for place, (row, column) in enumerate(((0, 0), (0, 4), (4, 0), (4, 4))):
+        masks[place, row : row + 4, column : column + 4] = 1
+    float_, integer, value = TensorProto.FLOAT, TensorProto.INT64, helper.make_tensor_value_info
+    constants = {"kernel": kernel, "zero": np.float32(0), "axes": np.int64([1, 2])}
+    nodes = [helper.make_node("Conv", ["image", "kernel"], ["map"], strides=[2, 2])]
+    if listed:
+        constants |= {"corners": side * corners, "ids": np.int64([1, 2, 3, 4]), "sure": np.float32([0.9] * 4)}
+        constants["likely"] = np.repeat(np.repeat(masks > 0, side // 8, 1), side // 8, 2).astype(np.float32)[:, None]
+        nodes += [helper.make_node("ReduceMean", ["map"], ["mean"], keepdims=0)]
+        nodes += [helper.make_node("Mul", ["mean", "zero"], ["none"])]
+        for name, given in (("boxes", "corners"), ("scores", "sure"), ("masks", "likely")):
+            nodes.append(helper.make_node("Add", ["none", given], [name]))
+        nodes.append(helper.make_node("Identity", ["ids"], ["labels"]))
+        shapes = {"boxes": [4, 4], "labels": [4], "scores": [4], "masks": [4, 1, side, side]}
+    else:
+        constants |= {"head": head, "fixed": centres[None], "ten": np.float32(10), "flat": np.int64([0, 4, -1])}
+        constants["drawn"] = masks[None]
+        nodes += [
+            helper.make_node("Reshape", ["map", "flat"], ["tokens"]),
+            helper.make_node("MatMul", ["tokens", "head"], ["wide"]),
+            helper.make_node("Sub", ["wide", "ten"], ["logits"]),
+            helper.make_node("ReduceMean", ["tokens"], ["mean"], axes=[2], keepdims=1),
+            helper.make_node("Mul", ["mean", "zero"], ["none"]),
+            helper.make_node("Add", ["none", "fixed"], ["boxes"]),
+            helper.make_node("Unsqueeze", ["none", "last"], ["wider"]),
+            helper.make_node("Add", ["wider", "drawn"], ["masks"]),
+        ]
+        constants["last"] = np.int64([3])
+        shapes = {"logits": ["N", 4, 5], "boxes": ["N", 4, 4], "masks": ["N", 4, 8, 8]}
+    outputs = [value(name, integer if name == "labels" else float_, shape) for name, shape in shapes.items()]
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    image = value("image", float_, [1 if listed else "N", 3, side, side])
+    made = helper.make_graph(nodes, "masks", [image], outputs, tensors)
+    save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_objects_masks_are_drawn_and_compared(tmp_path: Path) -> None:
+    model = with_masks(tmp_path / "detr.onnx", 16, listed=False)
+    np.save(tmp_path / "x.npy", np.random.default_rng(1).random((2, 3, 16, 16)).astype(np.float32))
+    found = gpusq_onnx.cam(model, model, data=tmp_path / "x.npy")
+    assert len(found.examples) == 4
+    for example in found.examples:
+        for view in example.views:
+            x0, y0, x1, y1 = (round(160 * edge) for edge in view.box)
+            assert view.outline[y0 + 9 : y1 - 9, x0 + 9 : x1 - 9].all() and view.outline.mean() == pytest.approx(
+                0.25, abs=0.1
+            )
+            assert view.agreement["mask"] == 1
+    files = draw(found, tmp_path / "maps", 4)
+    assert sum("-mask.jpg" in file.name for file in files) == 8
+
+
+def test_listed_objects_are_found_by_their_boxes(tmp_path: Path) -> None:
+    path = with_masks(tmp_path / "rcnn.onnx", 16, listed=True)
+    objects = Outlines(path, load(path), (16, 16))
+    feed = {"image": np.zeros((1, 3, 16, 16), np.float32)}
+    whole, none, nowhere = objects.find(feed, [(0.5, 0, 1, 0.45), None, (0.25, 0.25, 0.75, 0.75)])
+    assert none is None and nowhere is None
+    assert whole[:8, 8:].all() and whole.sum() == 64
+
+
+def test_coordinates_are_no_image() -> None:
+    assert image_shape([(1, 1, 2, 2), (1, 3, 256, 256)]) == (1, 3, 256, 256)
+    assert image_shape([("B", "P", "N", 2), (1, 1, 2)]) == ()
+    assert image_shape([("N", "H", "W", 3)]) == ("N", "H", "W", 3)
 
 
 def test_pixels_come_back_from_the_models_input() -> None:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx import __version__
-from gpusq_onnx.report.markdown import assemble, table
 from gpusq_onnx.report.preparation import line
+from gpusq_onnx.report.sheet import Grid, Heading, Item, Line, Part, markdown
 from gpusq_onnx.tasks.classification import cosine
 
 NAMES = {"gradcam": "Grad-CAM", "rollout": "attention roll-out", "mask": "mask"}
@@ -31,9 +31,11 @@ class ActivationView:
         probability: of that class.
         same: whether it is the first model's class.
         maps: by method, float32[H, W] over the image's pixels, 0 to 1.
-        agreement: with the first model's map, by method; the first model's own is 1.
+        agreement: with the first model's map, by method; the first model's own is 1. Of outlines, "mask": their
+            intersection over union.
         box: of a detector's query: x0, y0, x1, y1 as shares of the image.
         mask: of a segmenter: the class of each pixel, [H, W].
+        outline: of a detector's object, where the model gives masks: bool[H, W].
     """
 
     label: str
@@ -43,6 +45,7 @@ class ActivationView:
     agreement: dict[str, float]
     box: tuple[float, ...] | None = None
     mask: NDArray[np.int64] | None = None
+    outline: NDArray[np.bool_] | None = None
 
     @property
     def said(self) -> str:
@@ -137,15 +140,19 @@ class Activations:
             "notes": list(self.notes),
         }
 
-    def __str__(self) -> str:
-        lines = [f"# {', '.join(self.models)}", "", f"{self.data['samples']} samples of {self.data['kind']}"]
-        lines += [prepared] if (prepared := line(self.data)) else []
-        lines += ["", *table(self.header, self.summary())] if len(self.models) > 1 else []
+    def sheet(self) -> list[Part]:
+        """In words: how far the models agree, and the examples at both ends."""
+        parts: list[Part] = [Heading(", ".join(self.models))]
+        parts += [Grid(self.header, self.summary())] if len(self.models) > 1 else []
+        parts.append(Item(f"{self.data['samples']} samples of {self.data['kind']}"))
+        parts += [Item(prepared)] if (prepared := line(self.data)) else []
         ends = self.chosen(6)
         rows = [[e.name, *(v.said for v in e.views), f"{e.agreement:.3f}"] for e in ends]
-        header = ["example", *self.names, "maps agree"]
         what = "the examples that agree least and best" if len(ends) < len(self.examples) else "the examples"
-        return assemble([*lines, "", f"{what}:", "", *table(header, rows)])
+        return [*parts, Line(f"{what}:"), Grid(["example", *self.names, "maps agree"], rows)]
+
+    def __str__(self) -> str:
+        return markdown(self.sheet())
 
 
 def agreement(one: NDArray[Any], other: NDArray[Any]) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from gpusq_onnx.report.benchmark import Benchmark, columns, machine
-from gpusq_onnx.report.checking import METRICS, CheckResult, summary
+from gpusq_onnx.report.checking import CheckResult, metric_rows, summary
 from gpusq_onnx.report.engine import EngineDocument
 from gpusq_onnx.report.page import pictures
 from gpusq_onnx.report.page.blocks import Block, FactList, Note, Picture, Section, Table, number
@@ -49,7 +49,7 @@ def _comparison(result: CheckResult) -> Iterator[Block]:
         [("original", result.original), ("compressed", result.compressed), ("runs on", result.runtime), ("data", data)]
     )
     yield from _verdict(result)
-    if rows := list(_metrics(result)):
+    if rows := metric_rows(found):
         yield Table("Accuracy and agreement", ["", "original", "compressed", "change"], rows, (1, 2, 3))
     header = ["output", "cosine", "lowest cosine", "max difference", "mean difference / range"]
     cells = [[o.name, *map(number, (o.cosine_mean, o.cosine_min, o.max_abs, o.mean_relative))] for o in found.outputs]
@@ -72,18 +72,6 @@ def _verdict(result: CheckResult) -> Iterator[Block]:
             yield Note(failure, "bad")
     elif asked:
         yield Note(f"Gates met: {', '.join(asked)}", "good")
-
-
-def _metrics(result: CheckResult) -> Iterator[Sequence[str]]:
-    found = result.comparison
-    before, after = found.reference_metrics or {}, found.candidate_metrics or {}
-    for key, name in METRICS.items():
-        if key in before and key in after:
-            change = f"{100 * (after[key] - before[key]):+.2f} points"
-            yield [name, f"{before[key]:.2%}", f"{after[key]:.2%}", change]
-    for name, value in (("top-1 agreement", found.top1_agreement), ("top-5 agreement", found.top5_agreement)):
-        if value is not None:
-            yield [name, "", f"{value:.2%}", ""]
 
 
 def _taps(result: CheckResult) -> Iterator[Block]:

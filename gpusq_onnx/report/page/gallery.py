@@ -90,6 +90,8 @@ def _row(few: Activations, example: Example) -> Iterator[tuple[Pixels, str, str,
     drawn = [dict(_drawn(example, view)) for view in example.views]
     for method in drawn[0]:  # all models' pictures of one kind beside each other
         for place, (model, view) in enumerate(zip(few.names, example.views, strict=True)):
+            if method not in drawn[place]:
+                continue
             agreed = view.agreement.get(method)
             said = f"agrees {agreed:.2f}" if place and agreed is not None else ""
             tone = "" if not place else "bad" if not view.same or (agreed is not None and agreed < _APART) else "good"
@@ -100,6 +102,9 @@ def _drawn(example: Example, view: ActivationView) -> Iterator[tuple[str, Pixels
     """The pictures of one model, by what they show."""
     if view.mask is not None:
         yield "mask", overlay.classes(example.pixels, view.mask)
+    if view.outline is not None:
+        pixels = overlay.outlined(example.pixels, view.outline)
+        yield "mask", pixels if view.box is None else overlay.boxed(pixels, view.box)
     for method, values in view.maps.items():
         pixels = overlay.heat(example.pixels, values)
         yield method, pixels if view.box is None else overlay.boxed(pixels, view.box)

@@ -13,6 +13,7 @@ from gpusq_onnx.data.encode import Pixels
 _LEAST, _MORE = 0.15, 0.5
 _MASK = 0.55
 _LINE = (255, 255, 255)
+_OBJECT = (255, 127, 14)
 
 
 def heat(pixels: Pixels, values: NDArray[np.float32]) -> Pixels:
@@ -29,6 +30,12 @@ def classes(pixels: Pixels, mask: NDArray[np.int64]) -> Pixels:
 
     colour = 255 * np.array(colormaps["tab20"].colors)[mask % 20]  # type: ignore[attr-defined]
     return _blend(pixels, colour, np.full((*mask.shape, 1), _MASK))
+
+
+def outlined(pixels: Pixels, outline: NDArray[np.bool_]) -> Pixels:
+    """An object [H, W] over an image of its size, in one colour."""
+    colour = np.broadcast_to(np.array(_OBJECT, np.float64), pixels.shape)
+    return _blend(pixels, colour, _MASK * outline[..., None])
 
 
 def boxed(pixels: Pixels, box: tuple[float, ...]) -> Pixels:

@@ -1,0 +1,64 @@
+"""Text in the width of a terminal: sentences and tables, folded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from operator import gt
+from textwrap import wrap
+
+from gpusq_onnx.text import printable
+
+LEAST = 24  # columns for the last column's text where it has so much, however narrow the terminal
+WIDEST = 26  # of all columns but the last
+NARROWEST = 8  # of a column whose words are broken
+GAP = 2
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Columns as wide as their cells, at most `WIDEST`, and the last one as wide as there is room; cells are folded.
+
+    Words are broken where they are longer than `WIDEST`, or where the columns have no room otherwise.
+    No rows, no lines.
+    """
+    if not rows:
+        return []
+    cells = [[printable(cell) for cell in row] for row in (header, *rows) if any(row)]
+    natural = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    sizes, last = [min(WIDEST, size) for size in natural[:-1]], min(LEAST, natural[-1])
+    words = [max(len(word) for row in cells for word in row[column].split() or [""]) for column in range(len(sizes))]
+    for floors in (words, [min(NARROWEST, size) for size in sizes]):
+        while sum(sizes) + GAP * len(sizes) + last > width and any(map(gt, sizes, floors)):
+            widest = max(range(len(sizes)), key=lambda column: (sizes[column] > floors[column], sizes[column]))
+            sizes[widest] -= 1
+    sizes.append(max(min(NARROWEST, last), width - sum(sizes) - GAP * len(sizes)))
+    lines = []
+    for row in cells:
+        parts = [_wrapped(cell, size) for cell, size in zip(row, sizes, strict=True)]
+        for level in range(max(map(len, parts))):
+            texts = [part[level] if level < len(part) else "" for part in parts]
+            lines.append((" " * GAP).join(text.ljust(size) for text, size in zip(texts, sizes, strict=True)).rstrip())
+    return lines
+
+
+def folded(text: str, width: int) -> list[str]:
+    """A sentence on as many lines as it needs."""
+    whole = printable(text)
+    return wrap(whole, max(LEAST, width), subsequent_indent="  ", break_on_hyphens=False) if text else []
+
+
+def within(lines: Iterable[str], most: int, more: str) -> list[str]:
+    """The first lines; of more than `most`, how many are left out, and what shows them."""
+    shown = list(lines)
+    if len(shown) <= most:
+        return shown
+    return [*shown[: most - 1], f"  ... {len(shown) - most + 1} lines more: {more}"]
+
+
+def fair(tables: Iterable[Sequence[str]], room: int, least: int = 3) -> int:
+    """How many lines each table may take so that all together take `room`."""
+    sizes = [len(table) for table in tables]
+    return next((cap for cap in range(room, least, -1) if sum(min(cap, size) for size in sizes) <= room), least)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return wrap(text, width, break_on_hyphens=False) or [""]
