@@ -71,6 +71,11 @@ REFUSED: dict[str, tuple[str, Edit, list[str]]] = {
     "a circle": ("laid_out", circle, ["depends on its own output", "the graph"]),
     "a circle through a subgraph": ("controlled", circle_through_a_subgraph, ["'If2' (If)", "depends on its own"]),
     "functions in a circle": ("controlled", functions_in_a_circle, ["'Twice' calls itself"]),
+    "more parts than it says": (
+        "laid_out",
+        on("Split", lambda n: n.output.append("more") or 1),
+        ["(Split) has 3 outputs", "num_outputs says 2"],
+    ),
     "two functions of a name": (
         "controlled",
         lambda p: p.functions.append(p.functions[0]),

@@ -228,3 +228,20 @@ def test_the_embedded_model_computes_the_same(asset: str, tmp_path: Path):
     for site in find_sites(loaded):
         np.testing.assert_array_equal(site.read(), sites[site.path])
     assert [spec.shape for spec in loaded.inputs()] == [("batch", 3, 32, 32)]
+
+
+def test_a_node_that_is_named_as_a_tensor():
+    nodes = [
+        node("Transpose", ["w"], ["turned"], perm=[1, 0]),
+        node("MatMul", ["x", "turned"], ["h"]),
+        node("Slice", ["large", "starts", "ends"], ["part"]),
+        node("MatMul", ["h", "part"], ["y"]),
+    ]
+    nodes[-1].name = "turned"
+    stored = {"w": normal(N, K), "large": normal(2 * N, 3), "starts": np.array([N]), "ends": np.array([2 * N])}
+    made = proto(nodes, X, Y, stored)
+    after = folded(made)
+    assert [(n.op, n.name) for n in after.graph.nodes][-1] == ("MatMul", "turned")
+    assert [n.op for n in after.graph.nodes] == ["MatMul", "MatMul"]
+    x = normal(2, 5, K, seed=3)
+    np.testing.assert_allclose(run(after, {"x": x})["y"], run(made, {"x": x})["y"], rtol=1e-5, atol=1e-5)

@@ -13,11 +13,15 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.model import from_proto
 from gpusq_onnx.graph.pack.archive import pack_model, unpack_model
 from gpusq_onnx.graph.pack.container import FORMAT, KEY, ContainerReader, problems
+from gpusq_onnx.graph.qdq.codes import weight_scales_of
+from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.quant.formats import FORMATS, Format, dequantize, quantize
 from gpusq_onnx.quant.scales import Scales
 from gpusq_onnx.sparsity.patterns import parse_pattern
+from tools.fuzz.seeds import SEEDS
 from tools.zoo.checker import weights_of
 
 K, N = 64, 128
@@ -237,3 +241,14 @@ def test_scales_that_are_dequantised_themselves(tmp_path: Path) -> None:
     assert (weight.bits, weight.scaling.scale, weight.scaling.outer) == (2.5, "small", "outer")
     (seen,) = weights_of(path)
     assert seen.on_grid and "4:8pair" in seen.rules
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0, -1.0])
+def test_scales_that_are_no_positive_numbers_are_refused(value: float) -> None:
+    made = SEEDS["quantised"]()
+    (scales,) = (stored for stored in made.graph.initializer if stored.name == "scales")
+    values = np.abs(numpy_helper.to_array(scales))
+    values[3] = value
+    scales.CopyFrom(numpy_helper.from_array(values, "scales"))
+    with pytest.raises(UnsupportedModelError, match="no positive number"):
+        weight_scales_of(*analyse(from_proto(made, None)).sites)

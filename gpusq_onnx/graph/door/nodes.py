@@ -153,6 +153,9 @@ def _fits(node: NodeProto, schema: _Schema) -> Iterator[str]:
     for name in schema.required:
         if name not in given_types:
             yield f"{label(node)} lacks the attribute {name!r}"
+    for attribute in node.attribute:
+        if attribute.name == "num_outputs" and attribute.i != len(node.output):  # which ends the process of onnx
+            yield f"{label(node)} has {len(node.output)} outputs, its attribute num_outputs says {attribute.i}"
 
 
 def acyclic(arrival: Arrival) -> Iterator[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import values_of
 from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.quantize_nodes import activation_format
@@ -92,9 +93,20 @@ def _data(site: Site, node: gs.Node) -> list[Any]:
 
 
 def weight_scales_of(site: Site) -> Scales:
-    """The scales of a quantised site's weight along w[out, k]: one, one an output channel, or in blocks along k."""
+    """The scales of a quantised site's weight along w[out, k]: one, one an output channel, or in blocks along k.
+
+    Raises:
+        UnsupportedModelError: one is not a positive number.
+    """
     node = next(node for node in site.trail if node.op == "DequantizeLinear")
     values, outer = _scale_values(node.inputs[1])
+    if not (np.isfinite(values).all() and (values > 0).all() and (outer is None or 0 < outer < np.inf)):
+        raise UnsupportedModelError(
+            f"the weight {site.name!r} has a scale that is no positive number",
+            where=f"node {node.name!r} (DequantizeLinear)",
+            found=f"{float(values.min()):g} to {float(values.max()):g}",
+            hint="quantise the float model again",
+        )
     block = int(node.attrs.get("block_size", 0))
     if not block or values.ndim < 2:
         return Scales(values, axis=0 if values.ndim else None)

@@ -140,10 +140,16 @@ def fold(model: Model, names: Collection[str]) -> None:
 
 
 def _evaluate(model: Model, made: set[str], sources: list[gs.Constant]) -> None:
-    """Let graphsurgeon compute the nodes whose first output is in `made`; what lies in a file is read meanwhile."""
+    """Let graphsurgeon compute the nodes whose first output is in `made`; what lies in a file is read meanwhile.
+
+    Nodes go by numbers then: graphsurgeon 0.6.1 leaves a node out where another one has a tensor's name.
+    """
+    named = [(node, node.name) for node in model.graph.nodes]
     lazy = [(c, c._values) for c in sources if isinstance(c._values, Payload) and c._values.in_file]
     for constant, _ in lazy:
         constant._values = values_of(constant)
+    for number, (node, _) in enumerate(named):
+        node.name = f"#{number}"
     try:
         with G_LOGGER.suppress():
             model.graph.fold_constants(
@@ -161,6 +167,8 @@ def _evaluate(model: Model, made: set[str], sources: list[gs.Constant]) -> None:
             hint="leave the pass fold out, or run the model in onnxruntime to find the node",
         ) from error
     finally:
+        for node, name in named:
+            node.name = name
         for constant, values in lazy:
             constant._values = values
 
