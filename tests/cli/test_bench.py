@@ -25,8 +25,9 @@ def test_models_are_timed_side_by_side(model: Path, tmp_path: Path) -> None:
     assert {row["format"] for row in found["rows"]} == {"FP32", "FP16", "INT8"}
     assert all(set(row["cells"]) == {"1", "2"} for row in found["rows"])
     assert "onnxruntime" in " ".join(found["machine"]["versions"])
-    assert report.with_suffix(".md").read_text() == outcome.out.removesuffix("\n")
-    assert "throughput, batch 2 (images/s)" in outcome.out
+    page = report.with_suffix(".md").read_text()
+    assert page.startswith("# onnxruntime") and "throughput, batch 2 (images/s)" in page
+    assert outcome.out.startswith("onnxruntime\n")
 
 
 def test_the_reference_of_the_torch_backend_runs_on_a_cpu(model: Path) -> None:

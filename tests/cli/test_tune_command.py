@@ -71,16 +71,17 @@ def test_a_screen_unless_everything_is_asked_for(tmp_path: Path, monkeypatch: py
     model = fresh_model(tmp_path)
     words = ("plan", "--sensitivity", model, *FEW[:-2])
     monkeypatch.setattr(plan, "SCREEN", 2)
+    monkeypatch.setenv("COLUMNS", "200")
     short, full = call(*words), call(*words, "--full")
     assert (short.code, full.code) == (0, 0), short.err
-    lines = short.out.splitlines()
-    assert lines[3] == "" and "groups that cost most; --full has all" in lines[-1]
-    rows = [row.split() for row in full.out.splitlines()[1 : full.out.splitlines().index("")]]
-    shown = [row.split() for row in lines[1:3]]
-    assert len(rows) > 2 and all(row in rows for row in shown)
+    assert "groups that cost most; --full has all" in short.out and "--full has all" not in full.out
+    shown, rows = (
+        [line.split() for line in said.out.splitlines() if line.startswith("block ")] for said in (short, full)
+    )
+    assert len(shown) == 2 < len(rows) and all(row in rows for row in shown)
     costs = [sorted(float(row[-1].lstrip("~")) for row in some) for some in (shown, rows)]
     assert costs[0] == costs[1][-2:]
     tuned = ("tune", model, *FEW, "--budget", "agreement>=0.5", "-o", model.with_name("r.toml"))
     brief, long = call(*tuned), call(*tuned, "--full")
-    assert " groups | operations |" in brief.out and " groups | operations |" not in long.out
+    assert "form   groups  operations" in brief.out and "form   groups  operations" not in long.out
     assert len(brief.out.splitlines()) < len(long.out.splitlines())

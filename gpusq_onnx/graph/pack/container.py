@@ -210,7 +210,9 @@ class ContainerReader:
             while at < size:
                 stream = zlib.decompressobj()
                 while not stream.eof:
-                    fed = stream.unconsumed_tail or data[at : min(size, at + _FED)].tobytes()
+                    fed = stream.unconsumed_tail
+                    if not fed and at < size:  # a slice that begins at the end is an error
+                        fed = data[at : min(size, at + _FED)].tobytes()
                     at += 0 if stream.unconsumed_tail else len(fed)
                     part = stream.decompress(fed, PIECE)
                     if not (part or fed or stream.eof):
