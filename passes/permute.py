@@ -36,8 +36,8 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.movable import find_movable
 from gpusq_onnx.graph.moves import Movable
 from gpusq_onnx.graph.qdq.rescale import own_bias
-from gpusq_onnx.graph.sites import Site
-from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.graph.sites import Site, find_sites
+from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Detail, Pass, PlanContext, PlanRow, require_any
 from gpusq_onnx.pipeline.details import rows_with
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
@@ -106,10 +106,10 @@ class Permute(Pass[PermuteOptions]):
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         sites = {site.name: site for site in structure.sites}
         rows = rows_with(plan, Permuted)
-        by_activation = {row.tensor for row, detail in rows if detail.saliency == "activation"}
         movable, pattern = find_movable(model, structure), parse_pattern(self.options.pattern)
-        walked = self._walked(model, by_activation, pattern, context) if by_activation else None
-        order = ChannelOrder(movable, pattern, after=walked)
+        order = ChannelOrder(movable, pattern)
+        if by_activation := {row.tensor for row, detail in rows if detail.saliency == "activation"}:
+            self._walk(model, structure, by_activation, order, context)
         by_magnitude = [sites[row.tensor] for row, detail in rows if detail.saliency == "magnitude"]
         order.decide({site: np.square(site.read().astype(np.float32)) for site in by_magnitude})
         movable.move(order.moved)
@@ -148,24 +148,25 @@ class Permute(Pass[PermuteOptions]):
             reason = f"stored as {site.dtype}"
         return reason or (f"{sparse[0].name} already" if (sparse := patterns_of(site.read(), site.channels)) else None)
 
-    def _walked(self, model: Model, names: Collection[str], pattern: Pattern, context: Context) -> ChannelOrder:
-        """The order of the inputs of these weights, decided one by one in a copy that is pruned on the way."""
+    def _walk(
+        self, model: Model, structure: Structure, names: Collection[str], order: ChannelOrder, context: Context
+    ) -> None:
+        """Decide the order of the inputs of these weights, one by one, in a copy that is pruned on the way."""
         assert context.source is not None
-        model = model.clone()
-        structure = analyse(model)
-        order = ChannelOrder(find_movable(model, structure), pattern)
-        sites = [site for site in structure.sites if observable(site) and self._prunable(site, pattern)]
-        context.progress.start("ordering channels", len(sites), SECOND_ORDER * len(context.source))
-        with Walk(model, sites, context.source) as walk:
+        pattern = parse_pattern(self.options.pattern)
+        own = {site.name: site for site in structure.sites if observable(site) and self._prunable(site, pattern)}
+        copy = model.clone()
+        copies = [site for site in find_sites(copy) if site.name in own]
+        context.progress.start("ordering channels", len(copies), SECOND_ORDER * len(context.source))
+        with Walk(copy, copies, context.source) as walk:
             context.findings["images"] = walk.images
             for site, gram in walk:
                 if site.name in names:
                     seen = np.diag(gram.sums(centred=own_bias(site) is not None)).astype(np.float32)
-                    order.decide({site: np.square(site.read().astype(np.float32)) * seen})
-                prune_site(site, pattern, gram, order=order.columns(site))
+                    order.decide({own[site.name]: np.square(site.read().astype(np.float32)) * seen})
+                prune_site(site, pattern, gram, order=order.columns(own[site.name]))
                 context.progress.advance()
         context.progress.finish()
-        return order
 
     def _prunable(self, site: Site, pattern: Pattern) -> bool:
         return site.channels % pattern.group == 0 and not self._refusal(site) and not site.conflicts

@@ -163,13 +163,12 @@ class Prune(Pass[PruneOptions]):
     ) -> None:
         assert context.source is not None
         patterns = {site.name: pattern for site, pattern in chosen}
+        damping, correction = self.options.damping, self.options.bias_correction
         with Walk(model, [site for site, _ in chosen], context.source) as walk:
             context.findings["images"] = walk.images
             for site, gram in walk:
-                damping, correction = self.options.damping, self.options.bias_correction
-                kept[site.name] = prune_site(
-                    site, patterns[site.name], gram, damping=damping, bias_correction=correction
-                )
+                pattern = patterns[site.name]
+                kept[site.name] = prune_site(site, pattern, gram, damping=damping, bias_correction=correction)
                 context.progress.advance()
 
 

@@ -20,7 +20,7 @@ _OF_PYTEST = "PYTEST_CURRENT_TEST"
 
 
 class Keeper:
-    """Lends workers, and ends them with the session. Its `lend` stands where code calls `Worker`."""
+    """Lends workers, and ends them with the session. Its `lend` takes the place of `Worker`."""
 
     def __init__(self) -> None:
         self._idle: list[tuple[object, Worker]] = []

@@ -22,19 +22,16 @@ from gpusq_onnx.sparsity.permutation import arrange, kept
 class ChannelOrder:
     """Where each channel of a graph comes to lie.
 
-    Args:
-        after: what was decided already, of the same graph or a copy.
-
     Attributes:
         moved: by place, the channel that comes to it; for `Movable.move`.
         kept: by site, the shares of energy that the pattern keeps before and after, a pair a cohort.
     """
 
-    def __init__(self, movable: Movable, pattern: Pattern, after: ChannelOrder | None = None) -> None:
+    def __init__(self, movable: Movable, pattern: Pattern) -> None:
         self._movable, self._pattern = movable, pattern
-        self._open: list[Ints] = list(movable.cohorts) if after is None else after._open
-        self.moved: Ints = np.arange(movable.count) if after is None else after.moved
-        self.kept: dict[str, list[list[float]]] = {} if after is None else after.kept
+        self._open = list(movable.cohorts)
+        self.moved: Ints = np.arange(movable.count)
+        self.kept: dict[str, list[list[float]]] = {}
 
     def decide(self, energies: Mapping[Site, NDArray[np.float32]]) -> None:
         """Order the input channels of these sites, but for those that were ordered before.
@@ -62,7 +59,7 @@ class ChannelOrder:
         if labels is None:
             return None
         order = sources(labels, self.moved)
-        return (np.arange(site.k).reshape(-1, site.channels)[:, order]).ravel()
+        return np.arange(site.k).reshape(-1, site.channels)[:, order].ravel()
 
 
 def places_of(site: Site, movable: Movable, cohort: Ints, pattern: Pattern) -> NDArray[np.intp] | None:

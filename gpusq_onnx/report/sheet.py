@@ -36,7 +36,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Line:
-    """A sentence that stands alone."""
+    """A sentence by itself."""
 
     text: str
 

@@ -29,8 +29,6 @@ from gpusq_onnx.sparsity.sweep import CHANNELS, Column, damped, inverse_factor, 
 
 __all__ = ["Gram", "bias_correction", "prune"]
 
-REFIT_STEPS = 40
-
 Float32 = NDArray[np.float32]
 
 
@@ -70,21 +68,20 @@ def prune(
         )
     if not np.isfinite(w.astype(np.float32, copy=False)).all():
         raise ValueError(f"weights must be finite; found NaN or infinity in shape {w.shape}")
-    sums = gram.sums(centred=centred)
-    order = np.arange(gram.k) if order is None else order
-    h = damped(sums[np.ix_(order, order)], damping, gram.rounding if centred else 0.0)
-    del sums
+    h = gram.sums(centred=centred)
+    h = damped(h if order is None else h[np.ix_(order, order)], damping, gram.rounding if centred else 0.0)
     upper = inverse_factor(h, each).astype(np.float32)
     hessian = h.astype(np.float32)
     del h
-    pruned, back = np.empty_like(w), np.argsort(order)
+    pruned = np.empty_like(w)
+    there, back = (slice(None),) * 2 if order is None else (order, np.argsort(order))
 
     def settle(_: slice, columns: Float32, pivots: Float32) -> Column:
         keep = pattern.mask((np.abs(columns) / pivots).T).T
         return lambda i, column: np.where(keep[i], column, np.float32(0))
 
     def prune_channels(channels: slice) -> None:
-        dense = np.array(w[channels].T[order], np.float32, order="C")  # [k, out]: each column of w is contiguous
+        dense = np.array(w[channels].T[there], np.float32, order="C")  # [k, out]: each column of w is contiguous
         columns = dense.copy()
         sweep(columns, upper, settle, pattern.group, block)
         pruned[channels] = refit(dense, columns, hessian, refit_steps)[back].T

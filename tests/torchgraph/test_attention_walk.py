@@ -18,7 +18,7 @@ matmul, softmax = torch.matmul, torch.softmax
 
 
 def walk(function: Callable[..., object]) -> Exact | str:
-    """From the first product of a function on; sigmoids stand for pairs."""
+    """From the first product of a function on; sigmoids take the place of pairs."""
     graph = torch.fx.symbolic_trace(function).graph
     first = next(node for node in graph.nodes if node.target is torch.matmul)
     return follow(FxNodes(lambda node: node.target is torch.sigmoid), first)

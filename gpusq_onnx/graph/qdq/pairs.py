@@ -10,10 +10,11 @@ Where (TensorRT's explicit quantisation, NVIDIA's placement rules):
 
 How (TensorRT's parser): zero points are present, of the codes' type and zero; scales are positive; activations have one
 scale, weights one an output channel as a 1-D tensor plus `axis`, or blocks along the reduction (`block_size`); the
-scale's type is the type of the float side; no bias is quantised. A Relu before codes that are not of 8-bit integers is
-written as a Max with 0: onnxruntime (1.31) drops a Relu before a QuantizeLinear without asking where such a range ends,
-and refuses a Clip there. Block scales of a float type lie before a DQ of
+scale's type is the type of the float side; no bias is quantised. Block scales of a float type lie before a DQ of
 their own, under one FP32 number; activations of such a format are quantised at run time (`graph.qdq.dynamic`).
+
+A Relu or Clip before codes that are not of 8-bit integers is written as Max and Min: onnxruntime (1.31) drops a Relu
+before a QuantizeLinear without asking where such a range ends, and refuses a Clip there.
 """
 
 from __future__ import annotations
