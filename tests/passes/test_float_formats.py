@@ -274,8 +274,11 @@ def test_static_fp4_activations_break_a_rule() -> None:
     assert found and all("at run time only" in text for text in found)
 
 
-def convolutions(path: Path, activation: str) -> None:
-    """Four Convs, whose inner ones are quantised, with `activation` between them."""
+WINDOW = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+
+
+def convolutions(path: Path, activation: str, pooled: bool = False) -> None:
+    """Four Convs, whose inner ones are quantised, with `activation` between them, and a MaxPool where asked for."""
     rng = np.random.default_rng(0)
     bounds = {"low": np.zeros((), np.float32), "high": np.full((), 6, np.float32)}
     nodes, x, c = [], "image", 3
@@ -285,6 +288,9 @@ def convolutions(path: Path, activation: str) -> None:
         inputs = [f"y{i}", *{"Relu": [], "Clip": ["low", "high"], "above": ["low"], "below": ["", "high"]}[activation]]
         nodes.append(helper.make_node("Relu" if activation == "Relu" else "Clip", inputs, [f"a{i}"], name=f"act{i}"))
         x, c = f"a{i}", 32
+        if pooled:
+            nodes.append(helper.make_node("MaxPool", [x], [f"p{i}"], name=f"pool{i}", **WINDOW))
+            x = f"p{i}"
     ends = [
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", channels, 32, 32])
         for name, channels in (("image", 3), (x, 32))
@@ -294,10 +300,12 @@ def convolutions(path: Path, activation: str) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-@pytest.mark.parametrize("activation", ["Relu", "Clip", "above", "below"])
+@pytest.mark.parametrize(
+    ("activation", "pooled"), [("Relu", False), ("Clip", False), ("above", False), ("below", False), ("Relu", True)]
+)
 @pytest.mark.parametrize("passes", ["qdq-fp8", "qdq-int4{deployment=native,activations=int4}"])
-def test_onnxruntime_does_not_drop_an_activation_before_codes(activation: str, passes: str, tmp_path: Path) -> None:
-    convolutions(tmp_path / "in.onnx", activation)
+def test_onnxruntime_takes_what_lies_before_codes(activation: str, pooled: bool, passes: str, tmp_path: Path) -> None:
+    convolutions(tmp_path / "in.onnx", activation, pooled)
     outcome = manager.run(tmp_path / "in.onnx", tmp_path / "out.onnx", grammar.parse(passes), RunOptions(DataOptions()))
     assert outcome.proof is not None and outcome.proof.outputs
     assert all(one.relative is not None and one.relative < 0.1 for one in outcome.proof.outputs)

@@ -199,6 +199,7 @@ MODELS: dict[str, Family] = {
     "maxvit": Family(timm_model("maxvit_tiny_rw_224", depths=(1, 1, 1, 1)), ("legacy17",)),
     "mobilevit": Family(timm_model("mobilevit_s"), inputs=image(256)),
     "efficientvit": Family(timm_model("efficientvit_b1"), ("legacy17",)),
+    "botnet": Family(timm_model("botnet26t_256"), ("half",), image(256)),
     "hiera": Family(timm_model("hiera_tiny_224", stages=(1, 1, 2, 1))),
     "sam_encoder": Family(timm_model("samvit_base_patch16_224", depth=3, global_attn_indexes=(2,))),
     "sam_decoder": Family(
@@ -206,7 +207,7 @@ MODELS: dict[str, Family] = {
     ),
     "sam2_encoder": Family(
         hf_model("Sam2VisionModel", "last_hidden_state", config="Sam2VisionConfig", fields=SAM2["vision_config"]),
-        ("legacy17", "dynamo"),
+        ("legacy17", "dynamo", "dynamic"),
         image(256),
     ),
     "sam2": Family(
@@ -229,7 +230,7 @@ MODELS: dict[str, Family] = {
         ("legacy17", "dynamo"),
         {"pixel_values": noise(196, 768), "pixel_attention_mask": always(*[1] * 196), "spatial_shapes": always(14, 14)},
     ),
-    "deit3": Family(timm_model("deit3_small_patch16_224", depth=2), ("half", "sim", "slim", "free")),
+    "deit3": Family(timm_model("deit3_small_patch16_224", depth=2), ("half", "sim", "slim", "free", "inputs")),
     "cvt": Family(
         hf_model("CvtForImageClassification", "logits", config="CvtConfig", fields={}), ("legacy17",)
     ),

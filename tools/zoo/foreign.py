@@ -6,8 +6,9 @@
 Run by the environment of the zoo (`tools.zoo.exports`), which alone has timm and transformers. The families are
 `tools.zoo.families`. A form is an exporter and what is done after: `legacy17`, `dynamo` (its default: newest opset,
 external data), `attention` (dynamo at opset 23, attention fused: the operator Attention), `dynamic` (legacy, batch
-open), `free` (legacy, other axes open, too), `half` (legacy, float16), `sim` and `slim` (legacy, through onnxsim and
-onnxslim), `graph` (written by hand). An export that fails leaves MODEL_FORM.txt with the reason.
+open), `free` (legacy, other axes open, too), `half` (legacy, float16), `inputs` (legacy, each initializer a graph input,
+too, as before IR version 4), `sim` and `slim` (legacy, through onnxsim and onnxslim), `graph` (written by hand). An
+export that fails leaves MODEL_FORM.txt with the reason.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ def export(name: str, form: str, folder: Path) -> None:
             others = family.free if form == "free" else {}
             axes = {key: {0: "batch", **others.get(key, {})} for key in names} if count > 1 else None
             torch.onnx.export(
-                model, feed, str(path), dynamo=False, opset_version=17, input_names=names, dynamic_axes=axes
-            )
+                model, feed, str(path), dynamo=False, opset_version=17, input_names=names, dynamic_axes=axes,
+                keep_initializers_as_inputs=form == "inputs",
+            )  # fmt: skip
     if form == "sim":
         import onnx
         import onnxsim

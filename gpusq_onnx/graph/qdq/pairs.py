@@ -13,8 +13,9 @@ scale, weights one an output channel as a 1-D tensor plus `axis`, or blocks alon
 scale's type is the type of the float side; no bias is quantised. Block scales of a float type lie before a DQ of
 their own, under one FP32 number; activations of such a format are quantised at run time (`graph.qdq.dynamic`).
 
-A Relu or Clip before codes that are not of 8-bit integers is written as Max and Min: onnxruntime (1.31) drops a Relu
-before a QuantizeLinear without asking where such a range ends, and refuses a Clip there.
+Before codes that are not of 8-bit integers, onnxruntime (1.31) drops a Relu without asking where their range ends,
+refuses a Clip, and moves a QuantizeLinear up over a MaxPool that takes no such codes. Relu and Clip are written as Max
+and Min there, and what a MaxPool gives goes through a Max that changes nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -38,7 +40,7 @@ from gpusq_onnx.graph.views import View
 from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale
 from gpusq_onnx.quant.scales import Scales
 
-_WITH_RELU = ("int8", "uint8")  # elements of codes that onnxruntime may see after a Relu
+_INTEGERS = ("int8", "uint8")  # elements of codes that onnxruntime has kernels for
 MAX_TOKENS = 512  # longer score matrices are left to the fused FP16 attention kernels
 
 
@@ -69,8 +71,8 @@ class QdqWriter:
         place = self._behind.setdefault(id(tensor.inputs[0]) if tensor.inputs else 0, [])
         step = np.asarray(scale, self._type(tensor))
         source = self._clipped(tensor, step, fmt, place) if fmt.carried else tensor
-        if fmt.element not in _WITH_RELU:
-            self._without_bounds(tensor)
+        if fmt.element not in _INTEGERS:
+            source = self._held(tensor, place)
         rewire(nodes, tensor, self._pair(source, step, {}, fmt, tensor.name, place))
 
     def dynamic(self, tensor: gs.Tensor, outer: float, readers: Iterable[gs.Node], block: int) -> None:
@@ -93,13 +95,25 @@ class QdqWriter:
         place.append(gs.Node("Clip", self._fresh(f"{tensor.name}_Clip"), {}, [tensor, *bounds], [made]))
         return made
 
-    def _without_bounds(self, tensor: gs.Tensor) -> None:
-        """Make Max and Min of the Relu or Clip that the tensor comes from, with what only moves values in between."""
-        while tensor.inputs and (tensor.inputs[0].op in MOVES or tensor.inputs[0].op == "MaxPool"):
-            tensor = tensor.inputs[0].inputs[0]
-        node = tensor.inputs[0] if tensor.inputs else None
-        if node is None or node.op not in ("Relu", "Clip"):
-            return
+    def _held(self, tensor: gs.Tensor, place: list[gs.Node]) -> gs.Tensor:
+        """The tensor, made so that onnxruntime leaves what it comes from as it is; see the module's text."""
+        source = tensor
+        while source.inputs and source.inputs[0].op in MOVES:
+            source = source.inputs[0].inputs[0]
+        maker = source.inputs[0] if source.inputs else None
+        if maker is not None and maker.op in ("Relu", "Clip"):
+            self._without_bounds(source, maker)
+        if maker is None or maker.op != "MaxPool" or (tensor.name, None) in self._pairs:
+            return tensor
+        kind = self._type(tensor)
+        lowest = np.asarray(ml_dtypes.finfo(kind).min, kind)
+        made = gs.Variable(self._fresh(f"{tensor.name}_pooled"), kind, getattr(tensor, "shape", None))
+        bound = gs.Constant(self._fresh(f"{tensor.name}_lowest"), lowest)
+        place.append(gs.Node("Max", self._fresh(f"{tensor.name}_Max"), {}, [tensor, bound], [made]))
+        return made
+
+    def _without_bounds(self, tensor: gs.Tensor, node: gs.Node) -> None:
+        """Make Max and Min of the Relu or Clip that the tensor comes from."""
         x, *ends = node.inputs
         if node.op == "Relu":
             ends = [gs.Constant(self._fresh(f"{tensor.name}_low"), np.zeros((), self._type(tensor)))]
