@@ -9,6 +9,8 @@ export GPUSQ_TRT_CPU ?= $(CURDIR)/$(VENV)/trt_cpu
 export GPUSQ_SHARED ?= $(CURDIR)/../shared
 export GPUSQ_ZOO ?= $(CURDIR)/.zoo
 export GPUSQ_ZOO_VENV ?= $(CURDIR)/.venv-zoo
+# Empty is off: the tests start hundreds of interpreters, and each would compile the package, a third of its time.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help venv demo test coverage acceptance bench gpu fuzz lint format docs clean
 .DEFAULT_GOAL := help
