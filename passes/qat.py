@@ -9,8 +9,9 @@ with `against=sparse` (the paper's choice), it is the sparse float model: the on
 quantising pass, the file that `teacher` names, or the model itself with its quantisers off. D_i needs both models;
 without the dense one, every w_i is 1.
 
-A calibrated model is close to its teacher already, so weights move little by default (`lr`), biases, norms and
-positions more (`vector_lr`): larger steps of all weights led away from it.
+A model in 8 bits is close to its teacher already, so weights move little by default (`lr`), biases, norms and positions
+more (`vector_lr`): larger steps of all weights led away from it. One with weights of 4 bits is not, and takes the
+larger steps of FOUR_BITS where the options do not say otherwise.
 
 Source: GPUSQ-ViT section 3.3; LSQ (arXiv 1902.08153); formulas in `gpusq_onnx.learn`. Limits: weights stored as integer
 codes stay as they are, their scales learn.
@@ -18,7 +19,7 @@ codes stay as they are, their scales learn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +38,9 @@ from gpusq_onnx.learn.rescaling import recalibrate, scale_values
 from gpusq_onnx.learn.settings import Factors, LabelFree
 from gpusq_onnx.pipeline.base import Context, Fact, Pass, PlanContext, PlanRow
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
+from gpusq_onnx.quant.formats import LOW_BITS
+
+FOUR_BITS: Mapping[str, float] = MappingProxyType({"lr": 1e-4, "vector_lr": 1.0, "scale_lr": 1.0})
 
 
 class QatOptions(LabelFree):
@@ -44,9 +48,9 @@ class QatOptions(LabelFree):
 
     epochs: int = Field(3, ge=1, description="passes over the training images")
     batch: int = Field(20, ge=1, description="images in an optimiser step, over all processes")
-    lr: float = Field(4e-6, gt=0, description="peak learning rate of weights")
-    vector_lr: float = Field(25.0, ge=0, description="that of biases, norms and positions, as a share of lr")
-    scale_lr: float = Field(2.5, ge=0, description="the scales' learning rate, as a share of lr")
+    lr: float = Field(4e-6, gt=0, description="peak learning rate of weights (of 4 bits: 1e-4)")
+    vector_lr: float = Field(25.0, ge=0, description="of biases, norms and positions, as a share of lr (4 bits: 1)")
+    scale_lr: float = Field(2.5, ge=0, description="the scales' learning rate, as a share of lr (4 bits: 1)")
     against: Literal["auto", "sparse", "dense"] = Field(
         "auto", description="teacher: the dense model, or the sparse float one (paper); auto: dense where it is known"
     )
@@ -103,7 +107,7 @@ class Qat(Pass[QatOptions]):
         from gpusq_onnx.torchgraph.write_back import write_back
 
         assert context.source is not None
-        options = self.options
+        options = self._fitted(structure, context)
         dense = planning.model_from(options.dense, context.before, "prune")
         sparse = planning.model_from(options.teacher, context.before, "quantise")
         teacher = dense if options.against != "sparse" and dense is not None else sparse
@@ -145,6 +149,15 @@ class Qat(Pass[QatOptions]):
 
     def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
         return [*planning.sparse_facts(plan), ExplicitQuantisation()]
+
+    def _fitted(self, structure: Structure, context: Context) -> QatOptions:
+        """The options, with the rates that go with the model's bits where none are given."""
+        formats = (weight_format(site) for site in structure.sites if site.quantised == "qdq")
+        if not any(fmt is not None and fmt.bits <= LOW_BITS for fmt in formats):
+            return self.options
+        rates = {name: rate for name, rate in FOUR_BITS.items() if name not in self.options.model_fields_set}
+        context.findings["rates"] = rates
+        return self.options.model_copy(update=rates)
 
     def _distances(self, dense: Model | None, sparse: Model | None, context: Context) -> list[float]:
         """D_i, where both models are known and w_i depends on it."""

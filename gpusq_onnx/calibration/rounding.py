@@ -26,7 +26,7 @@ from gpusq_onnx.pipeline.base import Context
 from gpusq_onnx.pipeline.parallel import share
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
 from gpusq_onnx.quant.clipping import weight_scales
-from gpusq_onnx.quant.formats import Format
+from gpusq_onnx.quant.formats import LOW_BITS, Format
 from gpusq_onnx.quant.rounding import round_to_grid
 from gpusq_onnx.quant.scales import Scales
 from gpusq_onnx.sparsity.gram import Gram
@@ -34,8 +34,6 @@ from gpusq_onnx.sums import matvec
 
 Rounding = Literal["auto", "nearest", "gptq"]
 ROUNDING = "of weights; gptq: by the output error; auto: that for 4 bits where there is data"
-
-LOW_BITS = 4  # of a weight format: at or below, rounding to nearest costs too much
 
 
 def rounding_of(chosen: Rounding, site: Site, fmt: Format, data: bool) -> Literal["nearest", "gptq"]:

@@ -29,6 +29,8 @@ from gpusq_onnx.quant.scales import Scales
 
 Float32 = NDArray[np.float32]
 
+LOW_BITS = 4  # of a weight: at or below, rounding to nearest costs too much, and training has more to mend
+
 
 @dataclass(frozen=True)
 class Format:

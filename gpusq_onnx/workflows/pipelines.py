@@ -63,7 +63,7 @@ def _read(passes: AnyPasses) -> Pipeline:
         if steps:
             return Pipeline(tuple(steps))
     if isinstance(passes, Pass):
-        options = passes.options.model_dump(mode="json", exclude_defaults=True)
+        options = passes.options.model_dump(mode="json", exclude_unset=True)
         return Pipeline((Step(passes.name, options, type(passes)),))
     if isinstance(passes, type) and issubclass(passes, Pass):
         return Pipeline((Step(passes.name, {}, passes),))

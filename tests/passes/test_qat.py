@@ -55,6 +55,24 @@ def test_in_a_pipeline_it_learns_scales_and_keeps_codes_sparse(tmp_path: Path) -
     assert any("Q/DQ" in fact for fact in outcome.steps[2].facts)
 
 
+@pytest.mark.parametrize(
+    ("passes", "given", "rates"),
+    [
+        ("qdq-int4", "", {"lr": 1e-4, "vector_lr": 1.0, "scale_lr": 1.0}),
+        ("qdq-int4", "lr=4e-6", {"vector_lr": 1.0, "scale_lr": 1.0}),
+        ("qdq-int8", "", None),
+    ],
+)
+def test_four_bits_take_larger_steps_where_none_are_given(
+    passes: str, given: str, rates: dict[str, float] | None, tmp_path: Path
+) -> None:
+    text = f"{passes},qat{{steps=1 batch=2 images=2 gamma=0 device=cpu {given}}}"
+    outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(text), RunOptions(DataOptions(path=DATA.path, samples=4)))
+    assert outcome.steps[1].findings.get("rates") == rates
+    (row,) = outcome.steps[1].findings["curve"]
+    assert row["lr"] == pytest.approx(1e-4 if rates and not given else 4e-6)
+
+
 @pytest.mark.slow
 def test_alone_it_learns_from_its_own_float_twin(quantised: Path, tmp_path: Path) -> None:
     outcome = manager.run(quantised, tmp_path / "out.onnx", parse(f"qat{{{SHORT}}}"), RunOptions(DATA))

@@ -6,9 +6,9 @@
 Run by the environment of the zoo (`tools.zoo.exports`), which alone has timm and transformers. The families are
 `tools.zoo.families`. A form is an exporter and what is done after: `legacy17`, `dynamo` (its default: newest opset,
 external data), `attention` (dynamo at opset 23, attention fused: the operator Attention), `dynamic` (legacy, batch
-open), `free` (legacy, other axes open, too), `half` (legacy, float16), `inputs` (legacy, each initializer a graph input,
-too, as before IR version 4), `sim` and `slim` (legacy, through onnxsim and onnxslim), `graph` (written by hand). An
-export that fails leaves MODEL_FORM.txt with the reason.
+open), `free` (legacy, other axes open, too), `half` (legacy, float16), `inputs` (legacy, each initializer a graph
+input, too, as before IR version 4), `sim` and `slim` (legacy, through onnxsim and onnxslim), `graph` (written by hand).
+An export that fails leaves MODEL_FORM.txt with the reason.
 """
 
 from __future__ import annotations
