@@ -106,7 +106,7 @@ class QdqWriter:
         if maker is None or maker.op != "MaxPool" or (tensor.name, None) in self._pairs:
             return tensor
         kind = self._type(tensor)
-        lowest = np.asarray(ml_dtypes.finfo(kind).min, kind)
+        lowest = np.asarray(ml_dtypes.finfo(kind).min, kind)  # type: ignore[no-untyped-call]
         made = gs.Variable(self._fresh(f"{tensor.name}_pooled"), kind, getattr(tensor, "shape", None))
         bound = gs.Constant(self._fresh(f"{tensor.name}_lowest"), lowest)
         place.append(gs.Node("Max", self._fresh(f"{tensor.name}_Max"), {}, [tensor, bound], [made]))
