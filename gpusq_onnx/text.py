@@ -30,6 +30,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def expectation(message: str) -> str:
+    """What pydantic's message asks for, without its own words around it.
+
+    >>> expectation("Input should be 'crop' or 'stretch'"), expectation("Value error, std must be above 0")
+    ("'crop' or 'stretch'", 'std must be above 0')
+    """
+    return message.removeprefix("Value error, ").removeprefix("Input should be ")
+
+
 def block(text: str, margin: str = "") -> str:
     """Several lines, each printable, those after the first after `margin`."""
     return f"\n{margin}".join(map(printable, text.splitlines()))

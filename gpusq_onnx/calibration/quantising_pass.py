@@ -11,7 +11,7 @@ A pass is a `Scheme` (formats and blocks, `quant.schemes`) plus options; `calibr
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Literal, TypeVar
 
 from pydantic import Field
@@ -254,8 +254,9 @@ class QuantisingPass(Pass[OptionsT]):
 
 
 def require_float(model: Model) -> None:
-    """Raise UnsupportedModelError for a model that has Q/DQ nodes."""
-    pairs = [node for node in model.graph.nodes if node.op in QDQ]
+    """Raise UnsupportedModelError for a model that has Q/DQ nodes whose values are read."""
+    ends = {id(tensor) for tensor in model.graph.outputs}
+    pairs = [node for node in model.graph.nodes if node.op in QDQ and _is_read(node, ends)]
     if pairs:
         raise UnsupportedModelError(
             "the model is quantised already",
@@ -304,3 +305,11 @@ def _rows_can_be_rescaled(site: Site) -> bool:
     if site.conflicts:
         return False
     return site.is_linear and len(site.readers) == 1 and (site.bias is None or own_bias(site) is not None)
+
+
+def _is_read(node: Node, ends: Set[int]) -> bool:
+    """Whether what a node makes is in `ends`, or is read by a node other than Q and DQ, directly or through these."""
+    made = node.outputs
+    return any(id(tensor) in ends for tensor in made) or any(
+        reader.op not in QDQ or _is_read(reader, ends) for tensor in made for reader in tensor.outputs
+    )

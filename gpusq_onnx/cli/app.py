@@ -11,12 +11,13 @@ from typing import Annotated
 import typer
 
 from gpusq_onnx import __version__
-from gpusq_onnx.cli.failures import reported
+from gpusq_onnx.cli.failures import mistyped, reported
 from gpusq_onnx.cli.groups import grouped
 from gpusq_onnx.cli.journal import one_call
 from gpusq_onnx.cli.verbs import HELP, Verbs, plain
 
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
+_Mistyped = typer.BadParameter.__mro__[1]  # the base of typer's errors of usage, which has no public name
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -32,14 +33,15 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        _application()(args=None if argv is None else list(argv), prog_name="gpusq-onnx")
+        arguments = None if argv is None else list(argv)
+        code = _application()(args=arguments, prog_name="gpusq-onnx", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        return reported(error)
-    return 0
+        return mistyped(error) if isinstance(error, _Mistyped) else reported(error)
 
 
 def _application() -> typer.Typer:

@@ -21,7 +21,7 @@ class Runtime(str, Enum):
 
 
 def bench(
-    models: Annotated[list[Path], Argument(metavar="MODEL", help="The models to compare.", show_default=False)],
+    models: Annotated[list[Path], Argument(metavar="MODEL...", help="The models to compare.", show_default=False)],
     backend: Annotated[
         Runtime,
         Option(

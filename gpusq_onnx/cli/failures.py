@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+from typing import Any
 
 from gpusq_onnx.cli.journal import settings
 from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, of_the_machine
+from gpusq_onnx.pipeline.grammar import did_you_mean
 from gpusq_onnx.text import block, printable
 
 
@@ -25,6 +27,26 @@ def reported(error: Exception) -> int:
     text, code = explain(error)
     print(text, file=sys.stderr)  # noqa: T201
     return code
+
+
+def mistyped(error: Any) -> int:
+    """Print typer's error of usage as one of ours, or the help where nothing was asked for; returns the exit code."""
+    said = error.format_message()
+    if said.startswith("Usage:"):
+        print(said, file=sys.stderr)  # noqa: T201
+        return UsageError.exit_code
+    what, _, more = said.partition(". ")
+    command = error.ctx.command_path if error.ctx else "gpusq-onnx"
+    hint = f"see {command} --help"
+    name = getattr(error, "option_name", None)
+    if name and error.ctx:
+        what, more = what.partition(" (")[0], ""
+        valid = [option for one in error.ctx.command.get_params(error.ctx) for option in one.opts]
+        hint = did_you_mean(name, [option for option in valid if option.startswith("--")], least=0.7) or hint
+    elif more.startswith("Did you mean"):
+        hint, more = "d" + more[1:], ""
+    what = f"{what[0].lower()}{what[1:].rstrip('.')}".replace("Input should be", "must be")
+    return reported(UsageError(what, where=command, expected=more or None, hint=hint))
 
 
 def explain(error: Exception) -> tuple[str, int]:

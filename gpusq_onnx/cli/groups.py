@@ -79,11 +79,19 @@ class SectionedCommand(TyperCommand):
         if damage:
             raise damage
         if ctx.args:
-            wanted = " ".join(p.metavar or p.name for p in self.params if p.param_type_name == "argument")
             raise UsageError(
-                f"unexpected argument {ctx.args[0]!r}", expected=wanted, hint=f"see {ctx.command_path} --help"
+                f"unexpected argument {ctx.args[0]!r}",
+                expected=" ".join(self._arguments()),
+                hint=f"see {ctx.command_path} --help",
             )
         return super().invoke(ctx)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """`[OPTIONS] ORIGINAL COMPRESSED...`."""
+        return ["[OPTIONS]", *self._arguments()]
+
+    def _arguments(self) -> list[str]:
+        return [p.metavar or str(p.name) for p in self.params if p.param_type_name == "argument"]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section per panel, in the order in which the options were declared.
@@ -94,7 +102,10 @@ class SectionedCommand(TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                fallback = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                argument = parameter.param_type_name == "argument"
+                fallback = "Arguments" if argument else "Options"
+                if argument:  # without typer's word for its type
+                    record = parameter.metavar or str(parameter.name), record[1]
                 sections.setdefault(getattr(parameter, "rich_help_panel", None) or fallback, []).append(record)
         anywhere = [names for names, _ in sections.pop(ANYWHERE, [])]
         for title, records in sections.items():

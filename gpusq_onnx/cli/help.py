@@ -10,7 +10,9 @@ from gpusq_onnx.pipeline.grammar import did_you_mean
 
 def help_(
     context: typer.Context,
-    verb: Annotated[list[str] | None, typer.Argument(metavar="[VERB]", show_default=False)] = None,
+    verb: Annotated[
+        list[str] | None, typer.Argument(metavar="[VERB]", help="Such as check, or passes show.", show_default=False)
+    ] = None,
 ) -> None:
     """Show the help of a verb: the same as VERB --help."""
     here: Any = context.parent

@@ -36,7 +36,7 @@ def show(
     ],
     json: Json = None,
 ) -> None:
-    """Show a pass with its options, the passes of a preset, or the targets that a model can be made for."""
+    """Show a pass with its options, a preset, or the targets."""
     from gpusq_onnx.cli import console
     from gpusq_onnx.pipeline import recipe, table
     from gpusq_onnx.pipeline.grammar import did_you_mean, parse

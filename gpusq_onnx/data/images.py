@@ -102,9 +102,12 @@ class Images(Source):
         done = {name: int((self._geometry == 1 + code).sum()) for code, name in enumerate(GEOMETRIES)}
         crop = f"{self._preprocess.height}x{self._preprocess.width}"
         if done["cropped only"]:
-            notes.append(f"{done['cropped only']} images no larger than the resize were cropped only")
+            limit = f"no longer than {self._preprocess.resize} px"
+            notes.append(
+                f"cropped and not resized: {done['cropped only']} of {len(self)} images, a side of them {limit}"
+            )
         if done["enlarged"]:
-            notes.append(f"{done['enlarged']} images smaller than the crop {crop} were enlarged to it")
+            notes.append(f"enlarged to the crop {crop}: {done['enlarged']} of {len(self)} images, smaller than it")
         return notes
 
     def describe(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gpusq_onnx.data.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.parsing import parse_toml, read_bytes
+from gpusq_onnx.text import expectation
 
 MOST_PIXELS = 178_956_970  # Pillow refuses more by itself
 CROPPED_BOXES = "annotations need fit=stretch: a crop moves the boxes"
@@ -80,7 +81,7 @@ class DataOptions(BaseModel):
         if name is None:
             return values
         if name not in PRESETS:
-            raise ValueError(f"there is no data preset {name!r}: one of {', '.join(PRESETS)}")
+            raise ValueError(f"there is no data preset {name!r}; there are {', '.join(PRESETS)}")
         preset = dict(PRESETS[name].values)
         if values.get("resize") is not None or values.get("crop_ratio") is not None:
             preset.pop("crop_ratio", None)
@@ -105,8 +106,8 @@ class DataOptions(BaseModel):
     def _ranges(self) -> DataOptions:
         if not all(0 < s < float("inf") for s in self.std):
             raise ValueError("std must be above 0")
-        if not all(abs(m) < float("inf") for m in self.mean):
-            raise ValueError("mean must be finite")
+        if not all(0 <= m <= 1 for m in self.mean):
+            raise ValueError("mean must be 0 to 1, as pixels are: divide a mean of 0 to 255, and its std, by 255")
         if self.resize is not None and self.crop is not None and self.resize < self.crop:
             raise ValueError(f"resize ({self.resize}) must not be smaller than crop ({self.crop})")
         if self.resize is not None and self.fit == "stretch":
@@ -172,8 +173,9 @@ def _usage_error(error: ValidationError, where: str) -> UsageError:
             problems.append(f"unknown key {key!r}")
             hints += [f"did you mean {near!r}?" for near in difflib.get_close_matches(key, valid, n=1)]
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            problems.append(f"{key}: {message} (found {item['input']!r})" if key else message)
+            wanted = expectation(item["msg"])
+            must = " must be" if item["msg"].startswith("Input should be") else ":"
+            problems.append(f"{key}{must} {wanted} (found {item['input']!r})" if key else wanted)
     return UsageError(
         "; ".join(dict.fromkeys(problems)),
         where=where,

@@ -36,7 +36,7 @@ class Settled:
 
     Attributes:
         options: the caller's, with what was found for the keys that they leave out.
-        taken_from: where something was found; "" where nothing was.
+        taken_from: where something was found, and the keys that the caller gives otherwise; "" where nothing was.
         warnings: that the caller gives something else, or that a file is not understood.
     """
 
@@ -68,11 +68,8 @@ def settle(options: DataOptions, metadata: Sequence[Mapping[str, str]], folder: 
     if "resize" in given or "crop_ratio" in given:
         found.pop("fit", None)
         found.pop("resize", None)
-    other = [
-        f"{key} {_said(given[key])} is given, {where} says {_said(value)}"
-        for key, value in found.items()
-        if key in given and not _same(given[key], value)
-    ]
+    differing = [key for key, value in found.items() if key in given and not _same(given[key], value)]
+    other = [f"{key} {_said(given[key])} is given, {where} says {_said(found[key])}" for key in differing]
     missing = {key: value for key, value in found.items() if key not in given}
     try:
         complete = DataOptions.from_values({**missing, **given})
@@ -80,7 +77,8 @@ def settle(options: DataOptions, metadata: Sequence[Mapping[str, str]], folder: 
         return Settled(options, "", (*problems, f"{where} does not go with the data options: {error.what}"))
     wrong = (f"{'; '.join(other)}: the wrong preprocessing looks like lost accuracy",) if other else ()
     taken = any(key != "crop" and not _same(getattr(options, key), value) for key, value in missing.items())
-    return Settled(complete, where if taken else "", (*problems, *wrong))
+    origin = where + (f", but for {', '.join(differing)}" if differing else "")
+    return Settled(complete, origin if taken else "", (*problems, *wrong))
 
 
 def _found(metadata: Sequence[Mapping[str, str]], folder: Path | None) -> tuple[dict[str, Any], str, tuple[str, ...]]:

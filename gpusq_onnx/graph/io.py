@@ -28,7 +28,7 @@ from gpusq_onnx.graph.door.admission import READABLE, USABLE, admit
 from gpusq_onnx.graph.door.arrival import Arrival
 from gpusq_onnx.graph.foreign_types import settle_foreign_types
 from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, require_connected
-from gpusq_onnx.graph.opset import raise_opset
+from gpusq_onnx.graph.opset import opset_of, raise_opset
 from gpusq_onnx.graph.origin import reads
 from gpusq_onnx.graph.tidy import confirm_declarations, tidy_nodes, without_functions
 from gpusq_onnx.graph.wire import BinaryWriter, write_model
@@ -56,10 +56,12 @@ def load(path: Path | str) -> Model:
     path = Path(path)
     proto, embedded = read_proto(path)
     admit(_arrival(proto, embedded, path), USABLE, path)
+    opset = opset_of(proto)
     raise_opset(proto)
     proto = without_functions(proto, path)
     tidy_nodes(proto)
     model = from_proto(proto, path.parent, embedded)
+    model.came_with = opset
     require_connected(model)
     confirm_declarations(model)
     settle_foreign_types(model)

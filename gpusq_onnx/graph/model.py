@@ -58,6 +58,7 @@ class Model:
         inner: names of the initializers that belong to subgraphs.
         observed: shapes of tensors for one image, seen in a run where inference does not know them.
         typed: types of what operators of other domains make (`graph.foreign_types`).
+        came_with: the opset of the file that it was read from; None of a model from memory.
     """
 
     graph: gs.Graph
@@ -68,6 +69,7 @@ class Model:
     inner: frozenset[str] = frozenset()
     observed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     typed: dict[str, np.dtype[Any]] = field(default_factory=dict)
+    came_with: int | None = None
 
     @property
     def opset(self) -> int:

@@ -101,10 +101,14 @@ def leftover_rows(structure: Structure) -> list[PlanRow]:
 
 
 def require_any(rows: Sequence[PlanRow], what: str, *, else_found: str, hint: str) -> None:
-    """Raise NothingMatched, with the rows and their commonest reasons, where all are skipped; `else_found`: of none."""
+    """Raise NothingMatched, with the rows and their commonest reasons, where all are skipped.
+
+    Args:
+        else_found: what is found where there are no rows; `hint`, which is about rows, is left out then.
+    """
     if all(row.skipped for row in rows):
         reasons = [reason for reason, _ in Counter(row.reason for row in rows).most_common(4)]
-        error = NothingMatched(what, found="; ".join(reasons) or else_found, hint=hint)
+        error = NothingMatched(what, found="; ".join(reasons) or else_found, hint=hint if rows else None)
         error.rows = rows
         raise error
 

@@ -133,11 +133,11 @@ def shell_damage(words: Sequence[str]) -> UsageError | None:
     )
 
 
-def did_you_mean(word: str, valid: Iterable[str]) -> str | None:
-    """`did you mean 'x'?` for the nearest valid word, or None when nothing is near."""
+def did_you_mean(word: str, valid: Iterable[str], least: float = 0.5) -> str | None:
+    """`did you mean 'x'?` for the nearest valid word, or None where none is as near as `least` (1: equal)."""
     import difflib  # only errors need it
 
-    near = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, list(valid), n=1, cutoff=least)
     return f"did you mean {near[0]!r}?" if near else None
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
 from gpusq_onnx.pipeline.grammar import Pipeline, Step, did_you_mean, parse
+from gpusq_onnx.text import expectation
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -211,7 +212,7 @@ def _option_error(error: "ValidationError", step: Step, fields: Mapping[str, Any
         if key
         else f"the options of {step.name!r} do not fit together",
         where=str(step),
-        expected=str(first["msg"]).removeprefix("Value error, "),
+        expected=expectation(first["msg"]),
         found=repr(first["input"]) if key else None,
         hint=_nearest_choice(first, key) or f"see gpusq-onnx passes show {step.name}",
     )

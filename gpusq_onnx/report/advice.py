@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
+from gpusq_onnx.pipeline.details import Pruned, WeightPair
+from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.report.kernels import Obstacle
 
 PASSES = "'prune24,qdq-int8{profile=sparse-int8}'"
+LEARNING = frozenset({"distill", "qat"})
 _CURABLE = frozenset({"pattern", "precision", "output"})
 _WORTH = 0.1  # of the weights: fewer were left out on purpose, such as the head
 _WHY = {
@@ -27,6 +30,8 @@ _WHY = {
 class Weighed(Protocol):
     """A weight with its kernel, now or as planned."""
 
+    @property
+    def role(self) -> str: ...
     @property
     def kernel(self) -> str: ...
     @property
@@ -48,6 +53,23 @@ def verdict(weights: Sequence[Weighed], *, will: bool) -> str:
     reasons = Counter(kind for weight in weights for kind in deciding(weight))
     why = ", ".join(f"{_WHY.get(kind, kind)} ({number})" for kind, number in reasons.most_common())
     return f"all {len(weights)} weights {run} dense kernels, {listed}: {why}"
+
+
+def accuracy(steps: Sequence[StepOutcome]) -> str:
+    """One sentence: what such a plan costs in accuracy, with what it did to a ViT-Tiny; "" of plans that none was.
+
+    Source: the table of docs/benchmarks.md (650 ImageNet images, dense 83.5 %), which has the commands.
+    """
+    rows = [row for step in steps for row in step.rows]
+    pruned = any(isinstance(row.detail, Pruned) for row in rows)
+    codes = {row.detail.format for row in rows if isinstance(row.detail, WeightPair)}
+    if pruned and not any(step.name in LEARNING for step in steps):
+        return "expected accuracy: far below the model's (a ViT-Tiny: 83.5 % to 50 %) until trained: --finetune 2"
+    if pruned:
+        return "expected accuracy: several points below the model's (a ViT-Tiny: 83.5 % to 74 %)"
+    if codes == {"int8"}:
+        return "expected accuracy: near the model's (a ViT-Tiny: 83.5 % to 83.1 %)"
+    return ""
 
 
 def deciding(weight: Weighed) -> list[str]:
@@ -88,8 +110,9 @@ def _few(weights: Sequence[Weighed]) -> float:
 
 
 def _can_be_helped(weight: Weighed) -> bool:
+    """Heads cannot: passes leave them dense unless asked."""
     kinds = deciding(weight)
-    return bool(kinds) and set(kinds) <= _CURABLE
+    return bool(kinds) and set(kinds) <= _CURABLE and weight.role != "head"
 
 
 def _curable(weights: Sequence[Weighed]) -> Counter[str]:

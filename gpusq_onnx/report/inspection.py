@@ -80,7 +80,7 @@ class OtherConstant:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A whole model: its weights in graph order, and what is multiplied with besides."""
+    """A whole model: its opset as it came, its weights in graph order, and what is multiplied with besides."""
 
     opset: int
     weights: tuple[WeightReport, ...]
@@ -116,7 +116,7 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
         OtherConstant(left.tensor, str(left.node.name), str(left.node.op), left.shape, left.reason)
         for left in structure.leftovers
     )
-    return Inspection(model.opset, weights, tuple(others), ours)
+    return Inspection(model.came_with or model.opset, weights, tuple(others), ours)
 
 
 def _weight(site: Site, research: str) -> WeightReport:

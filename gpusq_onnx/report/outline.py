@@ -29,6 +29,7 @@ def of_plan(outcome: Outcome, weights: Sequence[Weighed], width: int) -> list[st
     model = outcome.input.path
     lines = folded(f"{model}: {outcome.pipeline}", width)
     lines += ["", *folded(advice.verdict(weights, will=True), width)]
+    lines += folded(advice.accuracy(outcome.steps), width)
     lines += _steps(outcome.steps, width)
     lines += ["", *_totals(outcome), ""]
     for text in advice.for_plan(weights, outcome.pipeline):
@@ -52,7 +53,13 @@ def of_run(outcome: Outcome, width: int) -> list[str]:
         cosines = [o.cosine for o in outcome.proof.outputs if o.cosine is not None]
         lines += folded(shown + (f"; lowest cosine of the two {min(cosines):.4g}" if cosines else ""), width)
     model = outcome.input.path
-    return [*lines, "next:", f"  gpusq-onnx check --data images/ {quote(model)} {quote(made)}"]
+    return [*lines, "next:", f"  gpusq-onnx check --data {_data(outcome)} {quote(model)} {quote(made)}"]
+
+
+def _data(outcome: Outcome) -> str:
+    """The caller's data, quoted for a shell; where there was none, a name that stands for it."""
+    path = ((outcome.data or {}).get("options") or {}).get("path")
+    return quote(path) if path else "images/"
 
 
 def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
@@ -67,7 +74,8 @@ def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
         for number in sorted(set(counts.values()), reverse=True)
     ]
     header = ["", "role", "type", "pattern", "Q/DQ on", "kernel", "in its way"]
-    lines += ["", *within(columns(header, rows, width), LINES, FULL)]
+    if rows:
+        lines += ["", *within(columns(header, rows, width), LINES, FULL)]
     reasons = Counter(other.reason for other in found.others)
     remarks = [f"{count} x no weight matrix: {reason}" for reason, count in reasons.items()] + found.advice
     if made := found.metadata.get("pkg.gpusq_onnx.pipeline"):

@@ -62,8 +62,14 @@ def test_the_list_of_verbs_imports_none_and_fits_a_terminal() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["nonsense"], "No such command"),
-        (["inspect"], "Missing argument"),
+        (["nonsense"], "usage error: no such command 'nonsense'"),
+        (["plann"], "did you mean 'plan'"),
+        (["plan", "--frob", "no.onnx"], "usage error: no such option: --frob\n  where: gpusq-onnx plan\n  next: see"),
+        (["plan", "no.onnx", "-p"], "usage error: option '-p' requires an argument"),
+        (["check", "a", "b", "--min-top1", "95"], "usage error: invalid value for '--min-top1': must be less than"),
+        (["plan", "no.onnx", "--passes", "prune24", "--mean", "123.7"], "divide a mean of 0 to 255"),
+        (["plan", "no.onnx", "--passes", "prune24", "--fit", "squash"], "fit must be 'crop' or 'stretch'"),
+        (["inspect"], "missing argument"),
         (["inspect", "no.onnx"], "no such model file"),
         (["unpack", "no.gpusq", "other.gpusq"], "unexpected argument 'other.gpusq'"),
         (["apply", "no.onnx"], "one of --passes and --recipe"),

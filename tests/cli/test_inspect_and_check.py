@@ -61,7 +61,11 @@ def test_inspect_in_full_prints_one_line_a_weight(model: Path) -> None:
     count = len(json.loads(call("inspect", model, "--json", "-").out)["weights"])
     assert len([line for line in lines if " FP32 " in line and "dense" in line]) >= count
     assert lines[-2].startswith(f"{count} weights, opset 20")
-    assert lines[-1].startswith("for sparse kernels (13 weights): apply --passes 'prune24,")
+    assert lines[-1].startswith("for sparse kernels (12 weights): apply --passes 'prune24,")  # not the head
+
+
+def test_inspect_says_the_files_own_opset() -> None:
+    assert json.loads(call("inspect", ASSETS / "digits_vit_legacy17.onnx", "--json", "-").out)["opset"] == 17
 
 
 def test_advice_names_only_what_is_missing(model: Path) -> None:

@@ -31,12 +31,12 @@ def test_echo_is_plain_and_round_trips() -> None:
     ("values", "says"),
     [
         ({"reszie": 248}, "did you mean 'resize'"),
-        ({"samples": 0}, "samples: "),
+        ({"samples": 0}, "samples must be greater"),
         ({"mean": "0.5,0.5"}, "1 or 3 values"),
-        ({"mean": "a,b,c"}, "mean: "),
+        ({"mean": "a,b,c"}, "mean must be a valid number"),
         ({"std": "0,1,1"}, "std must be above 0"),
         ({"resize": 200, "crop": 224}, "resize (200)"),
-        ({"layout": "CHWN"}, "layout: "),
+        ({"layout": "CHWN"}, "layout must be"),
         ({"interpolation": "cubic"}, "'bicubic'"),
     ],
 )

@@ -204,8 +204,8 @@ def test_notes_say_what_was_done_to_odd_sizes(tmp_path: Path) -> None:
     list(source.batches(2))
     assert source.notes == [
         "5 samples asked for, 2 there are: all of them are used",
-        "1 images no larger than the resize were cropped only",
-        "1 images smaller than the crop 8x8 were enlarged to it",
+        "cropped and not resized: 1 of 2 images, a side of them no longer than 9 px",
+        "enlarged to the crop 8x8: 1 of 2 images, smaller than it",
     ]
 
 

@@ -48,7 +48,7 @@ def test_a_resize_beats_the_ratio_of_a_preset():
 
 
 def test_an_unknown_preset_names_those_that_there_are():
-    with pytest.raises(UsageError, match="no data preset 'klip': one of imagenet"):
+    with pytest.raises(UsageError, match="no data preset 'klip'; there are imagenet"):
         DataOptions.from_values({"preset": "klip"})
 
 

@@ -172,6 +172,16 @@ def test_a_quantised_model_is_refused() -> None:
         _run(model)
 
 
+def test_codes_that_nobody_reads_quantise_no_model(tmp_path: Path) -> None:
+    proto = onnx.load(ASSETS / MODELS[0])
+    for name, value in {"q": np.zeros(4, np.int8), "s": np.float32(1)}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    proto.graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "s"], ["unread"]))
+    onnx.save(proto, tmp_path / "dead.onnx")
+    plan, _ = _run(io.load(tmp_path / "dead.onnx"))
+    assert Counter(row.decision for row in plan)["quantise weight"] == 4 * BLOCKS
+
+
 def test_a_tied_weight_gets_a_pair_for_each_input_that_its_readers_read(tmp_path: Path) -> None:
     """x -> w -> * 50 -> w: one matrix, two inputs of very different range."""
     rng = np.random.default_rng(0)

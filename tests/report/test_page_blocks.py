@@ -75,9 +75,10 @@ def test_the_command_makes_the_same_again(small: gpusq_onnx.Result, tmp_path: Pa
     words[words.index("-o") + 1] = str(written)
     assert main([*words[1:], "-q"]) == 0
     assert written.read_bytes() == small.path.read_bytes()
-    checked = small.check(data=DATA, data_options={"samples": 8}, gates={"min_agreement": 0.25})
+    checked = small.check(data=DATA, data_options={"samples": 8, "seed": 3}, gates={"min_agreement": 0.25})
     words = shlex.split(commands.of_check(checked))
     assert words[-4:] == ["--min-agreement", "0.25", str(MODEL), str(small.path)] and main([*words[1:], "-q"]) == 0
+    assert words[words.index("--seed") + 1] == "3"
 
 
 def matmul(w: np.ndarray, name: str = "w") -> gpusq_onnx.Model:

@@ -67,6 +67,7 @@ def test_a_check_takes_it_from_there_and_says_so(small: Path, images: Path):
 def test_a_check_with_another_one_is_warned_of(small: Path, images: Path):
     found = gpusq_onnx.check(MODEL, small, data=images / "images", data_options={"mean": 0.1})
     assert "mean 0.1 is given, the model's metadata says 0.5" in " ".join(found.data["notes"])
+    assert found.data["taken_from"] == "the model's metadata, but for mean"
 
 
 def test_a_further_run_goes_on_with_it(small: Path, images: Path, tmp_path: Path):
@@ -86,7 +87,7 @@ def test_synthetic_images_are_not_remembered():
 
 
 def test_an_original_that_guesses_is_said(images: Path):
-    wrong = {"classes": images / "classes.txt", "mean": -40, "std": 0.5}
+    wrong = {"classes": images / "classes.txt", "mean": 1, "std": 0.005}
     found = gpusq_onnx.check(MODEL, MODEL, data=images / "images", data_options=wrong)
     assert "the preprocessing is wrong" in " ".join(found.data["notes"])
     right = gpusq_onnx.check(MODEL, MODEL, data=images / "images", data_options={**wrong, **RIGHT})

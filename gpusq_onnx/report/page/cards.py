@@ -33,7 +33,7 @@ def summary(reports: Sequence[Report], kernels: Mapping[str, int] | None = None)
     blocks += [Note(f"warning: {warning}", "bad") for warning in warnings]
     texts = [text for report in reports if (text := _command(report))]
     blocks += [Command("To make this again", "\n".join(texts))] if texts else []
-    facts = [("data", fact) for fact in dict.fromkeys(filter(None, map(_data, reports)))]
+    facts = list(dict.fromkeys(fact for report in reports for fact in _data(report)))
     blocks += [FactList(facts)] if facts else []
     return Section("Summary", blocks)
 
@@ -152,14 +152,14 @@ def _command(report: Report) -> str:
     return commands.of_check(report) if isinstance(report, CheckResult) else ""
 
 
-def _data(report: Report) -> str:
+def _data(report: Report) -> Iterator[tuple[str, str]]:
     data = report.data if isinstance(report, (Outcome, CheckResult)) else None
     if not data:
-        return ""
+        return
     where = (data.get("options") or {}).get("path")
-    verb = "compared" if isinstance(report, CheckResult) else "calibrated"
-    said = f"{verb} with {data.get('samples')} samples of {data.get('kind')}" + (f" from {where}" if where else "")
-    return "; ".join(filter(None, [said, line(data)]))
+    said = f"{data.get('samples')} samples of {data.get('kind')}" + (f" from {where}" if where else "")
+    name = "compared on" if isinstance(report, CheckResult) else "calibrated on"
+    yield name, "; ".join(filter(None, [said, line(data)]))
 
 
 def _bytes(size: float) -> str:

@@ -76,6 +76,7 @@ def _blocks(found: Activations, few: Activations) -> Iterator[Block]:
         yield Note(note)
     if len(found.models) > 1:
         yield Table("Agreement with the first model", found.header, found.summary(), range(1, len(found.header) - 1))
+        yield Note(f"green: the first model's class, and a map that agrees with the first model's by {_APART} or more")
     for number, example in enumerate(few.examples):
         least = number < (len(few.examples) + 1) // 2
         which = "" if len(few.examples) == len(found.examples) else " (agrees least)" if least else " (agrees best)"

@@ -44,7 +44,9 @@ def _layers(
     if distances:
         columns["distance of the output"] = [distances.get(layer.output) for layer in chart]
     few = "" if len(chart) == len(layers) else f"; the {len(chart)} with the largest errors"
-    yield Picture(pictures.layers([layer.label for layer in chart], columns, salt), f"Layer by layer{few}")
+    caption = f"Layer by layer{few}: zeros in the weight; its error, |W - W'| / |W|"
+    caption += "; how far the layer's output is from the first model's, as a share of it" if distances else ""
+    yield Picture(pictures.layers([layer.label for layer in chart], columns, salt), caption)
     header = ["layer", "weight", "role", "[out, k]", "pattern", "zeros", "error", "kernel", "median scale"]
     header += ["output's distance"] if distances else []
     rows = []

@@ -208,7 +208,8 @@ def sensitivities(names: Sequence[str], forms: Mapping[str, Sequence[float | Non
 
 
 def _cut(name: str) -> str:
-    """A name that fits beside a picture, without what matplotlib reads as mathematics."""
+    """A name that fits beside a picture, without what torch's exporters end it with and matplotlib's mathematics."""
+    name = name.removesuffix("_output_0")
     short = name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
     return short.replace("$", r"\$")
 
