@@ -184,7 +184,7 @@ class _Trainer:
                 continue
             row, done = self._row(sums, step, step + 1 - done), step + 1
             speed = watch.tell(step + 1, row["loss"])
-            going = self._judged(row, step, folder)
+            going = self._judged(row, step, folder, teaching)
             log.write({**row, "epoch": step // self.feed.per_epoch, "images_per_second": speed})
             if not going:
                 break
@@ -251,8 +251,9 @@ class _Trainer:
         several = {"phase": phase} if len(self.ends) > 1 else {}  # their losses are of different kinds
         return {"step": step + 1, **several, "lr": self.optimiser.param_groups[0]["lr"], **means}
 
-    def _judged(self, row: dict[str, float], step: int, folder: Path | None) -> bool:
-        """Whether training goes on. Raises PassFailed where no more can be done."""
+    def _judged(self, row: dict[str, float], step: int, folder: Path | None, teaching: Teaching) -> bool:
+        """Whether training goes on. Raises PassFailed where no more can be done, UnsupportedModelError for a teacher
+        whose outputs are no numbers."""
         verdict = self.guard.judge(row["loss"], row["norm"], step + 1)
         if verdict in ("go on", "stop"):
             self.curve.append(row)
@@ -264,6 +265,7 @@ class _Trainer:
             rose = f"the loss rose from {self.guard.best_loss:.4g} to {row['loss']:.4g}"
             self.notes.append(f"{rose}: training stopped at step {step + 1}, {best}")
             return False
+        teaching.require_finite()
         if verdict == "fail":
             if folder is not None and self.hardware.leads:
                 student = self.setup.student
