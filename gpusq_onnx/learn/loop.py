@@ -283,14 +283,20 @@ class _Trainer:
         return True
 
     def _save(self, folder: Path, step: int) -> None:
-        tensors: dict[str, Tensor] = {}
+        tensors = self._held()
         for index, parameter in enumerate(self.parameters):
-            tensors[f"parameter.{index}"] = parameter
-            tensors[f"best.{index}"] = self.guard.best[index]
             tensors |= {f"{name}.{index}": value for name, value in self.optimiser.state[parameter].items()}
-        tensors |= {f"average.{index}": value for index, value in enumerate(self.average.values)}
-        state = {"step": step, "guard": self.guard.state(), "curve": self.curve, "notes": self.notes}
-        files.save(folder, self.key, files.Checkpoint(tensors, {**state, "checks": self.masks.checks}))
+        state = files.State(step, self.guard.state(), self.curve, self.notes, self.masks.checks)
+        files.save(folder, self.key, files.Checkpoint(tensors, state))
+
+    def _held(self) -> dict[str, Tensor]:
+        """What every checkpoint of this run holds; an optimiser's moments are forgotten now and then."""
+        every: dict[str, Sequence[Tensor]] = {
+            "parameter": self.parameters,
+            "best": self.guard.best,
+            "average": self.average.values,
+        }
+        return {f"{kind}.{index}": value for kind, values in every.items() for index, value in enumerate(values)}
 
     def _start(self, folder: Path | None) -> int:
         """The step to begin with, the same in every process."""
@@ -306,20 +312,20 @@ class _Trainer:
     @torch.no_grad()
     def _resume(self, folder: Path | None) -> int:
         """Take up a checkpoint, if there is one; the step to go on with."""
-        found = None if folder is None else files.load(folder, self.key, self.hardware.device)
+        held = self._held()
+        moments = [{"step": torch.zeros((), device=p.device), "exp_avg": p, "exp_avg_sq": p} for p in self.parameters]
+        groups = [{f"{name}.{index}": own for name, own in group.items()} for index, group in enumerate(moments)]
+        found = None if folder is None else files.load(folder, self.key, held, groups, self.feed.total)
         if found is None:
             if folder is not None and (folder / files.NAME).exists():
                 self.notes.append(f"{folder} holds a checkpoint of another run (model, data or options): begun anew")
             return 0
-        tensors, state = found.tensors, found.state
-        for index, parameter in enumerate(self.parameters):
-            parameter.copy_(tensors[f"parameter.{index}"])
-            names = ("step", "exp_avg", "exp_avg_sq")
-            moments = {name: tensors[f"{name}.{index}"] for name in names if f"{name}.{index}" in tensors}
-            if moments:
-                self.optimiser.state[parameter] = moments
-        for index, value in enumerate(self.average.values):
-            value.copy_(tensors[f"average.{index}"])
-        self.guard.load(state["guard"], [tensors[f"best.{index}"] for index in range(len(self.parameters))])
-        self.curve, self.notes, self.masks.checks = state["curve"], state["notes"], state["checks"]
-        return int(state["step"])
+        for name, own in held.items():
+            own.copy_(found.tensors[name])
+        for index, (parameter, group) in enumerate(zip(self.parameters, moments, strict=True)):
+            if f"step.{index}" in found.tensors:
+                self.optimiser.state[parameter] = {name: found.tensors[f"{name}.{index}"] for name in group}
+        state = found.state
+        self.guard.load(state.guard)
+        self.curve, self.notes, self.masks.checks = state.curve, state.notes, state.checks
+        return state.step
