@@ -1,4 +1,8 @@
-"""Models: bytes and protobuf fields of small legal models broken, and given to plan, apply, inspect, pack and check."""
+"""Models: small legal models broken, and given to commands.
+
+models   bytes and protobuf fields, for plan, apply, inspect, pack and check with the common pipelines
+passes   one protobuf field, since most such models are still models, for apply with every pass there is
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,12 @@ from tools.fuzz.arena import OUT, Target
 from tools.fuzz.seeds import SEEDS
 
 _PIPELINES = ("prune24{method=magnitude,head=true}", "prune24", "qdq-int8", "prune24,qdq-int8", "fold,prune24", "fp16")
+_EVERY = (
+    "canonical", "fold", "patch-matmul,prune24{patch=true}", "permute,prune24", "prune24{method=sparsegpt}",
+    "prune48pair", "prune-nm{n=1,m=4}", "prune{pattern=2:4}", "int4-weights", "qdq-int4", "qdq-fp8", "qdq-nvfp4",
+    "qdq-int8{rounding=gptq}", "qdq-int8{profile=sparse-int8}", "qdq-int8{weights=int8,observer=entropy}",
+    "prune24,fp16", "prune24,qdq-int8,fp16", "prune24,distill{steps=1,batch=2}", "qdq-int8,qat{steps=1,batch=2}",
+)  # fmt: skip
 
 
 def make(random: Random, folder: Path) -> list[str]:
@@ -60,4 +70,17 @@ def judge(folder: Path, out: Path) -> str:
     return f"the output does not load and the input does: {found}" if ours else ""
 
 
+def make_for_passes(random: Random, folder: Path) -> list[str]:
+    """A model with one field broken, and the words of `apply` with a pass."""
+    proto, path = SEEDS[random.choice(list(SEEDS))](), folder / "model.onnx"
+    mutate.message(random, proto, edits=1)
+    try:
+        path.write_bytes(proto.SerializeToString())
+    except Exception:  # as above
+        path.write_bytes(b"")
+    output = str(folder / OUT / "made.onnx")
+    return ["apply", str(path), "-p", random.choice(_EVERY), "-o", output, "--samples", "2"]
+
+
 TARGET = Target("models", make, judge)
+PASSES = Target("passes", make_for_passes, judge, patience=3)
