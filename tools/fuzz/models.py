@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import onnx
 from onnx import ModelProto
 
@@ -19,7 +20,7 @@ from tools.fuzz.seeds import SEEDS
 _PIPELINES = ("prune24{method=magnitude,head=true}", "prune24", "qdq-int8", "prune24,qdq-int8", "fold,prune24", "fp16")
 _EVERY = (
     "canonical", "fold", "patch-matmul,prune24{patch=true}", "permute,prune24", "prune24{method=sparsegpt}",
-    "prune48pair", "prune-nm{n=1,m=4}", "prune{pattern=2:4}", "int4-weights", "qdq-int4", "qdq-fp8", "qdq-nvfp4",
+    "prune48pair", "prune-nm{pattern=1:4}", "prune{pattern=2:4}", "int4-weights", "qdq-int4", "qdq-fp8", "qdq-nvfp4",
     "qdq-int8{rounding=gptq}", "qdq-int8{profile=sparse-int8}", "qdq-int8{weights=int8,observer=entropy}",
     "prune24,fp16", "prune24,qdq-int8,fp16", "prune24,distill{steps=1,batch=2}", "qdq-int8,qat{steps=1,batch=2}",
 )  # fmt: skip
@@ -54,33 +55,42 @@ def judge(folder: Path, out: Path) -> str:
     made = out / "made.onnx"
     if not made.exists() or made.read_bytes()[8:16].startswith(b'{"'):  # nothing written, or what `pack` writes
         return ""
-    import onnxruntime
-
-    def refusal(path: Path) -> str:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level, options.intra_op_num_threads = 4, 1
-        try:
-            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            return str(error).splitlines()[0]
-        return ""
-
-    found = refusal(made)
-    ours = found and not refusal(folder / "model.onnx")
+    found = _refusal(made)
+    ours = found and not _refusal(folder / "model.onnx")
     return f"the output does not load and the input does: {found}" if ours else ""
 
 
-def make_for_passes(random: Random, folder: Path) -> list[str]:
-    """A model with one field broken, and the words of `apply` with a pass."""
-    proto, path = SEEDS[random.choice(list(SEEDS))](), folder / "model.onnx"
-    mutate.message(random, proto, edits=1)
+def judge_unfused(folder: Path, out: Path) -> str:
+    """As `judge`, or loads without fused Q/DQ: onnxruntime fuses FP8 into kernels that refuse it, as `apply` says."""
+    problem = judge(folder, out)
+    return problem and _refusal(out / "made.onnx", "session.disable_quant_qdq") and problem
+
+
+def _refusal(path: Path, *entries: str) -> str:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    for entry in entries:
+        options.add_session_config_entry(entry, "1")
     try:
-        path.write_bytes(proto.SerializeToString())
-    except Exception:  # as above
-        path.write_bytes(b"")
-    output = str(folder / OUT / "made.onnx")
-    return ["apply", str(path), "-p", random.choice(_EVERY), "-o", output, "--samples", "2"]
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+def make_for_passes(random: Random, folder: Path) -> list[str]:
+    """A model with one field broken, and the words of `apply` with a pass and two images."""
+    proto, path = SEEDS[random.choice(("block", "block", "block", "laid_out", "controlled"))](), folder / "model.onnx"
+    mutate.message(random, proto, edits=1)
+    path.write_bytes(proto.SerializeToString())
+    words = ["apply", str(path), "-p", random.choice(_EVERY), "-o", str(folder / OUT / "made.onnx"), "--samples", "2"]
+    if [i.name for i in proto.graph.input] == ["image"]:
+        np.save(folder / "images.npy", np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32))
+        words += ["--data", str(folder / "images.npy")]
+    return words
 
 
 TARGET = Target("models", make, judge)
-PASSES = Target("passes", make_for_passes, judge, patience=3)
+PASSES = Target("passes", make_for_passes, judge_unfused, patience=3)
