@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from tools.fuzz import mutate
 from tools.fuzz.arena import OUT, Target
-from tools.fuzz.seeds import SEEDS
+from tools.fuzz.seeds import SEEDS, WIDTH
 
 _PIPELINES = ("prune24{method=magnitude,head=true}", "prune24", "qdq-int8", "prune24,qdq-int8", "fold,prune24", "fp16")
 _EVERY = (
@@ -23,6 +23,10 @@ _EVERY = (
     "prune48pair", "prune-nm{pattern=1:4}", "prune{pattern=2:4}", "int4-weights", "qdq-int4", "qdq-fp8", "qdq-nvfp4",
     "qdq-int8{rounding=gptq}", "qdq-int8{profile=sparse-int8}", "qdq-int8{weights=int8,observer=entropy}",
     "prune24,fp16", "prune24,qdq-int8,fp16", "prune24,distill{steps=1,batch=2}", "qdq-int8,qat{steps=1,batch=2}",
+)  # fmt: skip
+_VERBS = (
+    "cam", "tune", "plan", "bench --batch 4 --rounds 3 --backend onnxruntime",
+    "bench --batch 4 --rounds 3 --backend torch-cpu",
 )  # fmt: skip
 
 
@@ -81,15 +85,23 @@ def _refusal(path: Path, *entries: str) -> str:
 
 
 def make_for_passes(random: Random, folder: Path) -> list[str]:
-    """A model with one field broken, and the words of `apply` with a pass and two images."""
-    proto, path = SEEDS[random.choice(("block", "block", "block", "laid_out", "controlled"))](), folder / "model.onnx"
+    """A model with one field broken, and the words of `apply` with a pass, or of another verb, with data."""
+    seed, path = random.choice(("block", "block", "block", "laid_out", "controlled")), folder / "model.onnx"
+    proto = SEEDS[seed]()
     mutate.message(random, proto, edits=1)
     path.write_bytes(proto.SerializeToString())
-    words = ["apply", str(path), "-p", random.choice(_EVERY), "-o", str(folder / OUT / "made.onnx"), "--samples", "2"]
-    if [i.name for i in proto.graph.input] == ["image"]:
-        np.save(folder / "images.npy", np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32))
-        words += ["--data", str(folder / "images.npy")]
-    return words
+    verb, output = random.choice(_VERBS) if random.random() < 0.2 else "apply", folder / OUT
+    if verb.startswith("bench"):
+        return [*verb.split(), str(path)]
+    shape = (4, 3, 8, 8) if seed == "block" else (4, WIDTH)
+    np.save(folder / "data.npy", np.random.default_rng(1).standard_normal(shape).astype(np.float32))
+    more = {
+        "apply": ["-p", random.choice(_EVERY), "-o", str(output / "made.onnx")],
+        "cam": ["-o", str(output / "seen.html"), "--show", "1"],
+        "tune": ["-o", str(output / "tuned.toml"), "--at-most", "50%"],
+        "plan": ["--sensitivity"],
+    }[verb]
+    return [verb, str(path), "--samples", "4", "--data", str(folder / "data.npy"), *more]
 
 
 TARGET = Target("models", make, judge)
