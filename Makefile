@@ -51,7 +51,7 @@ gpu: ## every figure and check that wants a GPU, 8.5 minutes a call, resumable, 
 	$(PYTHON) -m tools.gpu $(if $(wildcard out/wheels),--wheels out/wheels)
 
 fuzz: $(STAMP) ## broken models, options, data, containers and reports by the thousand, and killed runs: hours, into out/fuzz
-	$(BIN)/python -m tools.fuzz --models 20000 --options 5000 --data 5000 --containers 5000 --reports 2000 --kills 200
+	$(BIN)/python -m tools.fuzz --models 20000 --passes 3000 --options 5000 --data 5000 --containers 5000 --reports 2000 --kills 200
 
 lint: $(STAMP) ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -16,7 +16,15 @@ MACHINE = (OSError, MemoryError, ImportError)
 
 A signal in the middle of loading one ends as ImportError, too.
 """
-_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "can't allocate memory", "Failed to allocate memory", "out of memory")
+_OUT_OF_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "can't allocate memory",
+    "Cannot allocate memory",  # the system's words for errno 12, which onnxruntime quotes
+    "Failed to allocate memory",
+    "out of memory",
+    "can't start new thread",  # Python: there is no room for its stack
+)
 _MARGIN = "    "  # before the further lines of a detail: none of them can pass for a detail of its own
 
 

@@ -10,17 +10,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import nn
 
 WINDOW = 5
 RISE = 1.5
 RETRIES = 3
 
 Verdict = Literal["go on", "roll back", "stop", "fail"]
+
+
+@dataclass(frozen=True)
+class GuardState:
+    """All of a guard but the weights; `loss` is None before the first round that was judged."""
+
+    loss: float | None
+    step: Annotated[int, Field(ge=0)]
+    rollbacks: Annotated[int, Field(ge=0, le=RETRIES)]
+    recent: Annotated[list[float], Field(max_length=WINDOW)]
 
 
 class Guard:
@@ -66,15 +78,12 @@ class Guard:
         for parameter, value in zip(self._parameters, self.best, strict=True):
             parameter.copy_(value)
 
-    def state(self) -> dict[str, Any]:
-        """All but the weights, as plain values (infinity as None)."""
+    def state(self) -> GuardState:
+        """All but the weights."""
         loss = self.best_loss if math.isfinite(self.best_loss) else None
-        return {"loss": loss, "step": self.best_step, "rollbacks": self.rollbacks, "recent": self._recent}
+        return GuardState(loss, self.best_step, self.rollbacks, list(self._recent))
 
-    def load(self, state: Mapping[str, Any], best: Sequence[Tensor]) -> None:
-        """Take up what `state` and `best` held."""
-        self.best_loss = math.inf if state["loss"] is None else float(state["loss"])
-        self.best_step, self.rollbacks = int(state["step"]), int(state["rollbacks"])
-        self._recent = [float(value) for value in state["recent"]]
-        for own, value in zip(self.best, best, strict=True):
-            own.copy_(value)
+    def load(self, state: GuardState) -> None:
+        """Go on from `state`; the best weights are given back by whoever kept them."""
+        self.best_loss = math.inf if state.loss is None else state.loss
+        self.best_step, self.rollbacks, self._recent = state.step, state.rollbacks, list(state.recent)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.files import atomic_write
-from gpusq_onnx.parsing import parse_json
+from gpusq_onnx.parsing import parse_json, read_bytes
 
 NAME = "log.jsonl"
 NO_TENSORBOARD = "no TensorBoard log: pip install tensorboard writes one beside log.jsonl"
 
 
-def _step(line: str) -> float:
+def _step(line: bytes) -> float:
     """The step that a line is about; past every other for a line that is not ours."""
     try:
         step = parse_json(line)["step"]
@@ -40,10 +40,10 @@ class Log:
             return
         kept = []
         if self._path.exists():
-            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and _step(line) <= start]
+            lines = read_bytes(self._path).splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith(b"\n") and _step(line) <= start]
         with atomic_write(self._path) as (file,):
-            file.write("".join(kept).encode())
+            file.write(b"".join(kept))
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

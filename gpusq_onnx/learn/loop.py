@@ -184,7 +184,7 @@ class _Trainer:
                 continue
             row, done = self._row(sums, step, step + 1 - done), step + 1
             speed = watch.tell(step + 1, row["loss"])
-            going = self._judged(row, step, folder)
+            going = self._judged(row, step, folder, teaching)
             log.write({**row, "epoch": step // self.feed.per_epoch, "images_per_second": speed})
             if not going:
                 break
@@ -251,8 +251,9 @@ class _Trainer:
         several = {"phase": phase} if len(self.ends) > 1 else {}  # their losses are of different kinds
         return {"step": step + 1, **several, "lr": self.optimiser.param_groups[0]["lr"], **means}
 
-    def _judged(self, row: dict[str, float], step: int, folder: Path | None) -> bool:
-        """Whether training goes on. Raises PassFailed where no more can be done."""
+    def _judged(self, row: dict[str, float], step: int, folder: Path | None, teaching: Teaching) -> bool:
+        """Whether training goes on. Raises PassFailed where no more can be done, UnsupportedModelError for a teacher
+        whose outputs are no numbers."""
         verdict = self.guard.judge(row["loss"], row["norm"], step + 1)
         if verdict in ("go on", "stop"):
             self.curve.append(row)
@@ -264,6 +265,7 @@ class _Trainer:
             rose = f"the loss rose from {self.guard.best_loss:.4g} to {row['loss']:.4g}"
             self.notes.append(f"{rose}: training stopped at step {step + 1}, {best}")
             return False
+        teaching.require_finite()
         if verdict == "fail":
             if folder is not None and self.hardware.leads:
                 student = self.setup.student
@@ -281,14 +283,20 @@ class _Trainer:
         return True
 
     def _save(self, folder: Path, step: int) -> None:
-        tensors: dict[str, Tensor] = {}
+        tensors = self._held()
         for index, parameter in enumerate(self.parameters):
-            tensors[f"parameter.{index}"] = parameter
-            tensors[f"best.{index}"] = self.guard.best[index]
             tensors |= {f"{name}.{index}": value for name, value in self.optimiser.state[parameter].items()}
-        tensors |= {f"average.{index}": value for index, value in enumerate(self.average.values)}
-        state = {"step": step, "guard": self.guard.state(), "curve": self.curve, "notes": self.notes}
-        files.save(folder, self.key, files.Checkpoint(tensors, {**state, "checks": self.masks.checks}))
+        state = files.State(step, self.guard.state(), self.curve, self.notes, self.masks.checks)
+        files.save(folder, self.key, files.Checkpoint(tensors, state))
+
+    def _held(self) -> dict[str, Tensor]:
+        """What every checkpoint of this run holds; an optimiser's moments are forgotten now and then."""
+        every: dict[str, Sequence[Tensor]] = {
+            "parameter": self.parameters,
+            "best": self.guard.best,
+            "average": self.average.values,
+        }
+        return {f"{kind}.{index}": value for kind, values in every.items() for index, value in enumerate(values)}
 
     def _start(self, folder: Path | None) -> int:
         """The step to begin with, the same in every process."""
@@ -304,20 +312,20 @@ class _Trainer:
     @torch.no_grad()
     def _resume(self, folder: Path | None) -> int:
         """Take up a checkpoint, if there is one; the step to go on with."""
-        found = None if folder is None else files.load(folder, self.key, self.hardware.device)
+        held = self._held()
+        moments = [{"step": torch.zeros((), device=p.device), "exp_avg": p, "exp_avg_sq": p} for p in self.parameters]
+        groups = [{f"{name}.{index}": own for name, own in group.items()} for index, group in enumerate(moments)]
+        found = None if folder is None else files.load(folder, self.key, held, groups, self.feed.total)
         if found is None:
             if folder is not None and (folder / files.NAME).exists():
                 self.notes.append(f"{folder} holds a checkpoint of another run (model, data or options): begun anew")
             return 0
-        tensors, state = found.tensors, found.state
-        for index, parameter in enumerate(self.parameters):
-            parameter.copy_(tensors[f"parameter.{index}"])
-            names = ("step", "exp_avg", "exp_avg_sq")
-            moments = {name: tensors[f"{name}.{index}"] for name in names if f"{name}.{index}" in tensors}
-            if moments:
-                self.optimiser.state[parameter] = moments
-        for index, value in enumerate(self.average.values):
-            value.copy_(tensors[f"average.{index}"])
-        self.guard.load(state["guard"], [tensors[f"best.{index}"] for index in range(len(self.parameters))])
-        self.curve, self.notes, self.masks.checks = state["curve"], state["notes"], state["checks"]
-        return int(state["step"])
+        for name, own in held.items():
+            own.copy_(found.tensors[name])
+        for index, (parameter, group) in enumerate(zip(self.parameters, moments, strict=True)):
+            if f"step.{index}" in found.tensors:
+                self.optimiser.state[parameter] = {name: found.tensors[f"{name}.{index}"] for name in group}
+        state = found.state
+        self.guard.load(state.guard)
+        self.curve, self.notes, self.masks.checks = state.curve, state.notes, state.checks
+        return state.step

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gpusq_onnx.data.prefetch import stream
 from gpusq_onnx.data.source import Source
+from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.learn.feed import Part
 from gpusq_onnx.learn.hardware import Hardware
@@ -37,6 +38,7 @@ class Teaching:
         self._network, self._hardware, self._thin = network, hardware, thin
         self._folder: Scratch | None = None
         self._files: dict[str, NDArray[Any]] = {}
+        self._finite: dict[str, Tensor] = {}  # by output or tap: whether all that was given so far is
 
     def __enter__(self) -> Teaching:
         return self
@@ -53,6 +55,32 @@ class Teaching:
 
         With `keep`, only these tokens go through.
         """
+        given = self._answers(part, inputs, keep)
+        for name, value in given.items():  # a sum keeps what is not finite, and nobody waits for the device here
+            finite = value.detach().sum(dtype=torch.float32).isfinite()
+            self._finite[name] = finite & self._finite[name] if name in self._finite else finite
+        return given
+
+    def require_finite(self) -> None:
+        """Refuse an original model whose outputs or taps were not all finite so far: nothing is learned from it.
+
+        To be asked in all processes at once, after a loss that is not a number.
+
+        Raises:
+            UnsupportedModelError: names the tensor.
+        """
+        if not self._finite:
+            return
+        failed = self._hardware.add(torch.stack([1.0 - finite.float() for finite in self._finite.values()]))
+        for name, processes in zip(self._finite, failed.tolist(), strict=True):
+            if processes:
+                raise UnsupportedModelError(
+                    f"the activation {name!r} of the model as it was holds NaN or infinity",
+                    expected="finite numbers for every image",
+                    hint="huge weights overflow before it: check the original checkpoint, and the images",
+                )
+
+    def _answers(self, part: Part, inputs: list[Tensor], keep: Tensor | None) -> dict[str, Tensor]:
         if keep is not None and self._thin is not None:
             with torch.no_grad(), self._hardware.autocast():
                 return self._thin(inputs, (), keep)  # type: ignore[no-any-return]

@@ -54,6 +54,16 @@ def test_max_memory_refuses_before_any_work(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process below a limit")
+@pytest.mark.parametrize("verb", ["inspect", "plan -p prune24", "check", "pack"])
+def test_too_little_for_the_libraries_is_said_before_one_of_them_ends_the_process(verb: str, tmp_path: Path) -> None:
+    model = fresh_model(tmp_path)
+    with unchanged(tmp_path):
+        outcome = call(*verb.split(), model, *([model] if verb == "check" else []), "--max-memory", "150M")
+    assert outcome.code == 5
+    assert "the program alone needs more memory than --max-memory allows" in outcome.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process below a limit")
 def test_max_memory_stops_what_would_take_more_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +78,16 @@ def test_max_memory_stops_what_would_take_more_and_leaves_nothing(
     assert "not enough memory" in outcome.err
 
 
-@pytest.mark.parametrize("words", ["std::bad_alloc", "Failed to allocate memory for requested buffer", "out of memory"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "std::bad_alloc",
+        "Failed to allocate memory for requested buffer",
+        "out of memory",
+        "can't start new thread",
+        "pthread_create failed, error code: 12 error msg: Cannot allocate memory",
+    ],
+)
 def test_memory_that_ran_out_in_a_library_is_the_machine_s(words: str) -> None:
     wrapped = ValueError("it failed")
     wrapped.__cause__ = RuntimeError(words)

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from gpusq_onnx.errors import InvariantError, PassFailed, UnsupportedDataError  # noqa: E402
+from gpusq_onnx.errors import InvariantError, PassFailed, UnsupportedDataError, UnsupportedModelError  # noqa: E402
 from gpusq_onnx.learn import loop  # noqa: E402
 from gpusq_onnx.learn.feed import Part  # noqa: E402
 from gpusq_onnx.learn.guard import Guard  # noqa: E402
@@ -82,6 +82,15 @@ def test_a_loss_that_stays_no_number_fails_and_leaves_the_best(monkeypatch: pyte
     assert caught.value.exit_code == 4 and "best.safetensors" in str(caught.value)
     best = load_file(tmp_path / "run" / "best.safetensors")
     assert best and all(np.isfinite(value).all() for value in best.values())
+
+
+@pytest.mark.parametrize("options", [{}, {"flip": True}], ids=["remembered", "asked in every step"])
+def test_a_teacher_that_gives_no_numbers_is_the_models_fault(options: dict[str, Any]) -> None:
+    settings, model = TrainingOptions(**classroom.TOY, **options), classroom.pruned()
+    setup = classroom.setup(model, settings)
+    next(buffer for buffer in setup.teacher.buffers() if buffer.ndim == 2).fill_(3e38)
+    with pytest.raises(UnsupportedModelError, match="of the model as it was holds NaN or infinity"):
+        loop.train(setup, classroom.data(), settings, kept=classroom.kept(model))
 
 
 def test_a_rising_loss_stops_at_the_best(monkeypatch: pytest.MonkeyPatch) -> None:

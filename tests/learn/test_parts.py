@@ -1,8 +1,10 @@
 """Small parts of the loop: masks, optimiser groups, the rate, the mean, the guard, checkpoints, logs."""
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import classroom
 import numpy as np
@@ -15,13 +17,11 @@ from torch import nn  # noqa: E402
 from gpusq_onnx.errors import InvariantError, UsageError  # noqa: E402
 from gpusq_onnx.learn import checkpoint as files  # noqa: E402
 from gpusq_onnx.learn.average import Average  # noqa: E402
-from gpusq_onnx.learn.guard import RETRIES, Guard  # noqa: E402
+from gpusq_onnx.learn.guard import RETRIES, Guard, GuardState  # noqa: E402
 from gpusq_onnx.learn.log import Log  # noqa: E402
 from gpusq_onnx.learn.masks import Masks  # noqa: E402
 from gpusq_onnx.learn.optimiser import optimiser, rate, set_rate  # noqa: E402
 from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
-
-CPU = torch.device("cpu")
 
 
 def test_masks_are_the_zeros_of_the_sites_and_nothing_else() -> None:
@@ -102,8 +102,9 @@ def test_the_guard_rolls_back_stops_and_gives_up() -> None:
     assert judge(float("nan"), 4) == "roll back" and parameter.item() == 3 and guard.rate == 0.5
     assert [judge(loss, step) for step, loss in enumerate((2.5, 2.5, 2.5, 2.5), 5)] == ["go on"] * 4
     copy = Guard([nn.Parameter(torch.zeros(1))])
-    copy.load(json.loads(json.dumps(guard.state())), guard.best)
-    assert copy.state() == guard.state() and copy.best[0].item() == 3
+    copy.load(guard.state())
+    copy.best[0].copy_(guard.best[0])
+    assert copy.state() == guard.state()
     assert judge(9.0, 9) == "stop" and parameter.item() == 3
     verdicts = [guard.judge(1.0, float("inf"), 21) for _ in range(RETRIES)]
     assert verdicts == [*["roll back"] * (RETRIES - 1), "fail"]
@@ -111,18 +112,69 @@ def test_the_guard_rolls_back_stops_and_gives_up() -> None:
     assert judge(100.0, 30) == "go on" and guard.best_step == 30
 
 
+LONG = "an integer of 5000 digits"
+STATE = files.State(3, GuardState(None, 0, 1, [0.5]), [{"step": 3, "loss": 0.1}], ["a note"], 2)
+HELD = {"a": torch.arange(6.0).reshape(2, 3), "step": torch.tensor(3.0)}
+
+
 def test_a_checkpoint_is_replaced_whole_and_belongs_to_one_run(tmp_path: Path) -> None:
-    tensors = {"a": torch.arange(6.0).reshape(2, 3), "step": torch.tensor(3.0)}
-    files.save(tmp_path, "one", files.Checkpoint(tensors, {"step": 3, "curve": [{"loss": 0.1}]}))
+    files.save(tmp_path, "one", files.Checkpoint(HELD, STATE))
     (tmp_path / f".{files.NAME}.partial").write_bytes(b"cut off")  # a kill in the middle of the next one
-    found = files.load(tmp_path, "one", CPU)
-    assert found is not None and found.state == {"step": 3, "curve": [{"loss": 0.1}]}
-    assert all(torch.equal(found.tensors[name], value) for name, value in tensors.items())
-    assert files.load(tmp_path, "another", CPU) is None
-    assert files.load(tmp_path / "nowhere", "one", CPU) is None
-    (tmp_path / files.NAME).write_bytes(b"no checkpoint")
+    found = files.load(tmp_path, "one", HELD, [{"b": HELD["a"]}], 3)
+    assert found is not None and found.state == STATE and found.tensors.keys() == HELD.keys()
+    assert all(torch.equal(found.tensors[name], value) for name, value in HELD.items())
+    assert isinstance(found.state.curve[0]["step"], int), "the bytes of a report are the same after it"
+    assert files.load(tmp_path, "another", HELD) is None
+    assert files.load(tmp_path / "nowhere", "one", HELD) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ((), []),
+        (("step",), -1),
+        (("step",), LONG),
+        (("step",), 4),
+        (("step",), "three"),
+        (("guard",), {}),
+        (("guard", "rollbacks"), 9),
+        (("guard", "recent"), ["much"]),
+        (("curve",), [{"loss": []}]),
+        (("notes",), 7),
+        (("checks",), None),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_is_believed_in_nothing(path: tuple[str, ...], value: Any, tmp_path: Path) -> None:
+    document: Any = files.STATES.dump_python(STATE, mode="json")
+    if path:
+        within = document
+        for key in path[:-1]:
+            within = within[key]
+        within[path[-1]] = value
+    text = json.dumps(document if path else value).replace(f'"{LONG}"', "9" * 5000)
+    files.write(tmp_path / files.NAME, HELD, {"key": "one", "state": text})
     with pytest.raises(UsageError, match="cannot be read"):
-        files.load(tmp_path, "one", CPU)
+        files.load(tmp_path, "one", HELD, steps=3)
+
+
+@pytest.mark.parametrize("name", ["junk", "folder", "pipe", "no state", "nested", "missing", "shape", "kind", "half"])
+def test_a_file_that_is_no_checkpoint_of_the_run(name: str, tmp_path: Path) -> None:
+    path, state = tmp_path / files.NAME, files.STATES.dump_json(STATE).decode()
+    kind, groups = {"key": "one", "state": state}, [{"m": HELD["a"], "n": HELD["a"]}]
+    {
+        "junk": lambda: path.write_bytes(b"no checkpoint"),
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "no state": lambda: files.write(path, HELD, {"key": "one"}),
+        "nested": lambda: files.write(path, HELD, {"key": "one", "state": "[" * 10**5}),
+        "missing": lambda: files.write(path, {"a": HELD["a"]}, kind),
+        "shape": lambda: files.write(path, {**HELD, "a": torch.zeros(3, 2)}, kind),
+        "kind": lambda: files.write(path, {**HELD, "a": torch.zeros(2, 3, dtype=torch.int32)}, kind),
+        "half": lambda: files.write(path, {**HELD, "m": torch.zeros(2, 3)}, kind),
+    }[name]()
+    with pytest.raises(UsageError, match="cannot be read"):
+        files.load(tmp_path, "one", HELD, groups, 3)
 
 
 def test_keys_tell_runs_apart() -> None:
@@ -136,8 +188,8 @@ def test_a_log_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
     log = Log(tmp_path, 0)
     for step in (1, 2, 3):
         log.write({"step": step, "loss": 1.0 / step})
-    with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')  # killed while writing
+    with (tmp_path / "log.jsonl").open("ab") as file:
+        file.write(b'\xff\n[3]\n{"step": 4, "lo')  # killed while writing
     log.close()
     again = Log(tmp_path, 2)
     again.write({"step": 3, "loss": 0.5})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tools.fuzz import containers, data, kills, models, options, reports
 from tools.fuzz.arena import Target
 
-_TARGETS = (models.TARGET, options.TARGET, data.TARGET, containers.TARGET, reports.TARGET, kills.TARGET)
+_TARGETS = (models.TARGET, models.PASSES, options.TARGET, data.TARGET, containers.TARGET, reports.TARGET, kills.TARGET)
 ALL: dict[str, Target] = {target.name: target for target in _TARGETS}
 
 
