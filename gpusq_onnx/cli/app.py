@@ -6,6 +6,7 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from shlex import join
 from typing import Annotated
 
 import typer
@@ -22,19 +23,19 @@ _Mistyped = typer.BadParameter.__mro__[1]  # the base of typer's errors of usage
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` when None) and return its exit code."""
-    with warnings.catch_warnings(), one_call() as settings:
+    words = list(sys.argv[1:] if argv is None else argv)
+    with warnings.catch_warnings(), one_call(join(["gpusq-onnx", *words])) as settings:
         if not sys.warnoptions:
             warnings.simplefilter("ignore")  # of libraries, about code and not about the model
-        code = _run(argv)
+        code = _run(words)
         if settings.journal:
             settings.journal.write(f"ended with exit code {code}")
         return code
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(words: Sequence[str]) -> int:
     try:
-        arguments = None if argv is None else list(argv)
-        code = _application()(args=arguments, prog_name="gpusq-onnx", standalone_mode=False)
+        code = _application()(args=list(words), prog_name="gpusq-onnx", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0

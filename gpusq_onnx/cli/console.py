@@ -1,6 +1,6 @@
 """What reaches the terminal: results on stdout, everything else on stderr. Progress is in `progress`.
 
-rich is imported when something is drawn, never for `--help`.
+Tables and screens are plain text, laid out by `report.columns`.
 """
 
 import json
@@ -79,18 +79,10 @@ def warn(text: str) -> None:
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns on stdout. A terminal gets them folded to its width; a pipe gets each row on one line, nothing cut."""
-    from rich.console import Console
-    from rich.table import Table
+    from gpusq_onnx.report.columns import columns, unfolded
 
-    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in header:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*map(printable, row))
-    with console.capture() as capture:
-        console.print(table)
-    show("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    lines = columns(header, rows, width()) if sys.stdout.isatty() else unfolded(header, rows)
+    show("\n".join(lines))
 
 
 def write_json(document: Mapping[str, Any], target: Path, results: Staging | None = None) -> None:

@@ -35,6 +35,13 @@ def complete_pass(incomplete: str) -> list[str]:
     return [name for name in (*table.rows(), *table.PRESETS) if name.startswith(incomplete)]
 
 
+def complete_shown(incomplete: str) -> list[str]:
+    """What `passes show` takes and begins so."""
+    from gpusq_onnx.pipeline.targets import TARGETS
+
+    return complete_pass(incomplete) + [name for name in (*TARGETS, "targets") if name.startswith(incomplete)]
+
+
 def complete_pipeline(incomplete: str) -> list[str]:
     """What `--passes` can go on with: the pipeline as it is so far, and a pass or preset after its last comma."""
     if incomplete.count("{") > incomplete.count("}"):  # among a pass's options

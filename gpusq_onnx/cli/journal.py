@@ -63,8 +63,9 @@ def _without_waiting(path: str, flags: int) -> int:
 
 @dataclass
 class JournalSettings:
-    """What was said for any verb."""
+    """What was said for any verb, and the command line that it was said on."""
 
+    command: str = ""
     debug: bool = False
     verbose: bool = False
     journal: Journal | None = None
@@ -75,9 +76,9 @@ _CURRENT: ContextVar[JournalSettings] = ContextVar("settings")
 
 
 @contextmanager
-def one_call() -> Iterator[JournalSettings]:
+def one_call(command: str) -> Iterator[JournalSettings]:
     """New settings, for one command line; `settings` gives them to whoever asks while the block lasts."""
-    token = _CURRENT.set(JournalSettings())
+    token = _CURRENT.set(JournalSettings(command))
     try:
         yield _CURRENT.get()
     finally:
@@ -99,7 +100,8 @@ def _verbose(wanted: bool) -> None:
 
 def _log(path: Path | None) -> None:
     if path is not None:
-        settings().journal = Journal(path)
+        journal = settings().journal = Journal(path)
+        journal.write(settings().command)
 
 
 def _memory(text: str | None) -> None:

@@ -1,14 +1,17 @@
 """`gpusq-onnx passes list|show`: what `--passes` takes, read from the table and the passes themselves."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument
 
-from gpusq_onnx.cli.help import complete_pass
+from gpusq_onnx.cli.help import complete_shown
 from gpusq_onnx.cli.options import Json
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.pipeline.grammar import print_value
+
+if TYPE_CHECKING:
+    from gpusq_onnx.pipeline.targets import Target
 
 
 def list_passes(json: Json = None) -> None:
@@ -23,26 +26,34 @@ def list_passes(json: Json = None) -> None:
         return
     show_table(["pass", "summary"], [[p["name"], p["summary"]] for p in passes])
     show()
-    show_table(["preset", "stands for", "summary"], [[p["name"], p["passes"], p["summary"]] for p in presets])
-    show("\nThe options of one: gpusq-onnx passes show NAME; what runs where: gpusq-onnx passes show targets")
+    show_table(["preset", "summary"], [[p["name"], p["summary"]] for p in presets])
+    show("\noptions of a pass, or what a preset stands for: gpusq-onnx passes show NAME")
+    show("what runs where: gpusq-onnx passes show targets")
 
 
 def show(
     name: Annotated[
         str,
         Argument(
-            metavar="NAME", help="A pass, a preset, or 'targets'.", autocompletion=complete_pass, show_default=False
+            metavar="NAME",
+            help="A pass, a preset, a target, or 'targets': all of them.",
+            autocompletion=complete_shown,
+            show_default=False,
         ),
     ],
     json: Json = None,
 ) -> None:
-    """Show a pass with its options, a preset, or the targets."""
+    """Show a pass with its options, a preset, or a target."""
     from gpusq_onnx.cli import console
     from gpusq_onnx.pipeline import recipe, table
     from gpusq_onnx.pipeline.grammar import did_you_mean, parse
+    from gpusq_onnx.pipeline.targets import TARGETS
 
     if name == "targets":
         _show_targets(json)
+        return
+    if name in TARGETS:
+        _show_target(TARGETS[name], json)
         return
     rows = table.rows()
     if name in table.PRESETS:
@@ -53,9 +64,9 @@ def show(
             console.show(f"{name}: {preset.summary}\n\n{preset.text}\n\n{recipe.dumps(parse(preset.text))}")
         return
     if name not in rows:
-        valid = [*rows, *table.PRESETS]
+        valid = [*rows, *table.PRESETS, *TARGETS]
         raise UsageError(
-            f"there is no pass or preset named {name!r}",
+            f"there is no pass, preset or target named {name!r}",
             expected=f"one of {', '.join(valid)}",
             hint=did_you_mean(name, valid),
         )
@@ -72,16 +83,28 @@ def show(
 
 
 def _show_targets(json: Json) -> None:
-    """The table that `--target` reads."""
+    """The table that `--target` reads; of its nine columns those that fit a screen."""
     from gpusq_onnx.cli import console
     from gpusq_onnx.pipeline.targets import COLUMNS, TARGETS
 
     if json:
         console.write_json({"targets": [row.to_dict() for row in TARGETS.values()]}, json)
         return
-    for row in TARGETS.values():  # nine long columns fit no screen: a record each
-        (_, name), *facts = zip(COLUMNS, row.cells(), strict=True)
-        console.show_table([name, ""], [[f"  {title}", text] for title, text in facts])
+    fitting = [COLUMNS.index(title) for title in ("target", "GPUs", "runtime", "sparse kernels")]
+    cells = [row.cells() for row in TARGETS.values()]
+    console.show_table([COLUMNS[place] for place in fitting], [[row[place] for place in fitting] for row in cells])
+    console.show("\nall of one: gpusq-onnx passes show NAME")
+
+
+def _show_target(row: "Target", json: Json) -> None:
+    from gpusq_onnx.cli import console
+    from gpusq_onnx.pipeline.targets import COLUMNS
+
+    if json:
+        console.write_json(row.to_dict(), json)
+        return
+    (_, name), *facts = zip(COLUMNS, row.cells(), strict=True)
+    console.show_table([name, ""], [[title, text] for title, text in facts])
 
 
 def _identity(row: Any) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import typer
 
 from gpusq_onnx.cli.failures import explain, reported
+from gpusq_onnx.cli.journal import settings
 from gpusq_onnx.cli.options import STDOUT, writable
 from gpusq_onnx.errors import GpusqError, UsageError
 from gpusq_onnx.text import printable
@@ -113,8 +114,11 @@ def for_each(
     rows: list[list[str]] = []
     worst = 0
     for number, model in enumerate(models, 1):
+        turn = f"model {number} of {len(models)}: {printable(str(model))}"
         if not quiet:
-            print(f"model {number} of {len(models)}: {printable(str(model))}", file=sys.stderr)  # noqa: T201
+            print(turn, file=sys.stderr)  # noqa: T201
+        if journal := settings().journal:
+            journal.write(turn)
         code = 0
         try:
             said = one(model, False)

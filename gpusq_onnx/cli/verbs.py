@@ -55,7 +55,7 @@ VERBS = {
         "List the passes and presets, or show one with its options.",
         {
             "list": Verb("passes.list_passes", "List the passes and presets."),
-            "show": Verb("passes.show", "Show a pass with its options, a preset, or the targets."),
+            "show": Verb("passes.show", "Show a pass with its options, a preset, or a target."),
         },
     ),
 }

@@ -40,6 +40,13 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
     return lines
 
 
+def unfolded(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as their cells: a line each, nothing cut, for what reads lines."""
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
+    sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [(" " * GAP).join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip() for row in cells]
+
+
 def folded(text: str, width: int) -> list[str]:
     """A sentence on as many lines as it needs."""
     whole = printable(text)

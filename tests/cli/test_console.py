@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import ROOT
 
-from gpusq_onnx.cli import console, progress
+from gpusq_onnx.cli import console, main, progress
 from gpusq_onnx.progress import NullProgress
 
 
@@ -96,6 +96,17 @@ def test_a_pipe_gets_whole_rows(capsys: pytest.CaptureFixture[str]) -> None:
         [long, "[1,", "2]"],
         ["[bold]y", "[3,", "4]"],
     ]
+
+
+@pytest.mark.parametrize("words", [["passes", "list"], ["passes", "show", "qdq-int8"], ["passes", "show", "targets"]])
+def test_a_terminal_gets_a_screen_without_codes(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(words) == 0
+    lines = stream.getvalue().splitlines()
+    assert len(lines) <= 60 and not any("x1b" in line for line in lines)
+    assert max(map(len, lines[3:])) <= 80
 
 
 def test_json_refuses_what_is_not_json() -> None:

@@ -99,6 +99,7 @@ def test_options_for_any_verb_stand_before_or_after_it(model: Path, tmp_path: Pa
     missing = ["inspect", model.with_name("none.onnx")]
     assert "Traceback" in (call(*anywhere, *missing) if before else call(*missing, *anywhere)).err
     text = log.read_text()
+    assert " gpusq-onnx " in text.splitlines()[0] and "inspect" in text.splitlines()[0]
     assert "inspecting weights: " in text and "ended with exit code 0" in text
     assert "no such model file" in text and "Traceback" in text and text.endswith("ended with exit code 2\n")
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from command_line import ROOT, call
 
-from gpusq_onnx.cli.help import complete_pass, complete_pipeline
+from gpusq_onnx.cli.help import complete_pass, complete_pipeline, complete_shown
 
 
 @pytest.mark.parametrize("words", [["apply"], ["check"], ["passes"], ["passes", "show"], []])
@@ -65,4 +65,5 @@ def test_names_are_completed_at_the_end_of_a_pipeline() -> None:
     assert {"qdq", "qdq-int4", "qdq-int8"} <= set(complete_pass("qdq"))
     assert complete_pipeline("prune24{method=sparsegpt},qdq-int8") == ["prune24{method=sparsegpt},qdq-int8"]
     assert complete_pipeline("prune24{meth") == []
+    assert complete_shown("hop") == ["hopper"] and "targets" in complete_shown("")
     assert {"prune24", "tensorrt-int8"} <= set(complete_pipeline(""))
