@@ -102,7 +102,7 @@ def _planned(model: Path, asked: _Asked, alone: bool) -> str:
     if not asked.shown or not (alone or asked.full):
         return said
     if not asked.full:
-        show_verdict(outline.of_plan(found.outcome, found.weights, width()))
+        show_verdict(outline.of_plan(found.outcome, found.weights, width(), asked.data.data))
         return said
     show(f"{found.pipeline}\n")
     for step in found.steps:

@@ -150,6 +150,11 @@ _FORMATS = {
 FORMATS: Mapping[str, Format] = MappingProxyType(_FORMATS)
 
 
+def lowest_of(kind: np.dtype[Any]) -> NDArray[Any]:
+    """The lowest finite number of a float type, bfloat16 too, in that type; shape []."""
+    return np.asarray(ml_dtypes.finfo(kind).min, kind)  # type: ignore[no-untyped-call]
+
+
 def natural(element: str) -> Format | None:
     """The format that uses all of an ONNX element type (in lower case); None for a type that is in no row."""
     rows = [row for row in FORMATS.values() if row.element == element]

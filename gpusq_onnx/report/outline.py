@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from shlex import quote
 
 from gpusq_onnx.pipeline.base import SKIP
@@ -22,10 +23,11 @@ from gpusq_onnx.report.run import TOTALS, total_rows
 
 LINES = 36  # of groups, over all passes, and two less for each: with totals and advice no screen passes 60 lines
 FULL = "--full"
+_ZEROS = re.compile(r" \(\d+% zeros\)")  # which differ from weight to weight
 
 
-def of_plan(outcome: Outcome, weights: Sequence[Weighed], width: int) -> list[str]:
-    """What would be done, to how many tensors, and what comes of it."""
+def of_plan(outcome: Outcome, weights: Sequence[Weighed], width: int, data: Path | None) -> list[str]:
+    """What would be done, to how many tensors, and what comes of it; `data`: the caller's, for the next command."""
     model = outcome.input.path
     lines = folded(f"{model}: {outcome.pipeline}", width)
     lines += ["", *folded(advice.verdict(weights, will=True), width)]
@@ -34,7 +36,7 @@ def of_plan(outcome: Outcome, weights: Sequence[Weighed], width: int) -> list[st
     lines += ["", *_totals(outcome), ""]
     for text in advice.for_plan(weights, outcome.pipeline):
         lines += folded(text, width)
-    return [*lines, "next:", f"  gpusq-onnx apply --passes {quote(outcome.pipeline)} --data images/ {quote(model)}"]
+    return [*lines, "next:", f"  gpusq-onnx apply --passes {quote(outcome.pipeline)} {_data(data)} {quote(model)}"]
 
 
 def of_run(outcome: Outcome, width: int) -> list[str]:
@@ -53,13 +55,13 @@ def of_run(outcome: Outcome, width: int) -> list[str]:
         cosines = [o.cosine for o in outcome.proof.outputs if o.cosine is not None]
         lines += folded(shown + (f"; lowest cosine of the two {min(cosines):.4g}" if cosines else ""), width)
     model = outcome.input.path
-    return [*lines, "next:", f"  gpusq-onnx check --data {_data(outcome)} {quote(model)} {quote(made)}"]
-
-
-def _data(outcome: Outcome) -> str:
-    """The caller's data, quoted for a shell; where there was none, a name that stands for it."""
     path = ((outcome.data or {}).get("options") or {}).get("path")
-    return quote(path) if path else "images/"
+    return [*lines, "next:", f"  gpusq-onnx check {_data(path)} {quote(model)} {quote(made)}"]
+
+
+def _data(path: Path | str | None) -> str:
+    """The option for a shell; where there was no data, with a name that stands for it."""
+    return f"--data {quote(str(path)) if path else 'images/'}"
 
 
 def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
@@ -69,9 +71,10 @@ def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
     for weight in found.weights:
         roles.setdefault(_kind(weight), Counter())[weight.role] += 1
     rows = [
-        [f"{number} x", _listed([role for role, other in counts.items() if other == number]), *kind]
+        [f"{number} x", _listed([role for role, other in counts.items() if other == number]), *shown]
         for kind, counts in roles.items()
-        for number in sorted(set(counts.values()), reverse=True)
+        for place, number in enumerate(sorted(set(counts.values()), reverse=True))
+        for shown in [[*kind[:-1], "as above"] if place and len(kind[-1]) > len("as above") else kind]
     ]
     header = ["", "role", "type", "pattern", "Q/DQ on", "kernel", "in its way"]
     if rows:
@@ -84,10 +87,7 @@ def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
 
 
 def _steps(steps: Sequence[StepOutcome], width: int) -> list[str]:
-    tables = [
-        columns([""] * 4, [[f"  {count} x", *group] for count, *group in _groups(step)], width) if step.rows else []
-        for step in steps
-    ]
+    tables = [columns([""] * 4, list(_lines(_groups(step))), width) if step.rows else [] for step in steps]
     most = fair(tables, LINES - 2 * len(steps))
     lines: list[str] = []
     for step, table in zip(steps, tables, strict=True):
@@ -97,14 +97,30 @@ def _steps(steps: Sequence[StepOutcome], width: int) -> list[str]:
     return lines
 
 
+def _lines(groups: Sequence[tuple[int, str, str, str]]) -> Iterator[list[str]]:
+    """The cells of each group; what is decided as in the line above is said so."""
+    before = None
+    for count, roles, decision, reason in groups:
+        same = (decision, reason) == before
+        before = decision, reason
+        yield [f"  {count} x", roles, decision, "as above" if same else reason]
+
+
 def _groups(step: StepOutcome) -> list[tuple[int, str, str, str]]:
-    """(how many, roles, decision, reason), what is left alone last; roles of one number and decision share a line."""
+    """(how many, roles, decision, reason), what is left alone last, what has one reason together.
+
+    Roles of one number and decision share a line.
+    """
     single = Counter((row.role, row.decision, _general(row.reason, row.role)) for row in step.rows)
     merged: dict[tuple[int, str, str], list[str]] = {}
     for (role, decision, reason), number in single.items():
         merged.setdefault((number, decision, reason), []).append(role)
     groups = [(number, _listed(roles), decision, reason) for (number, decision, reason), roles in merged.items()]
-    return sorted(groups, key=lambda group: (group[2] == SKIP, -group[0]))
+    most: dict[tuple[str, str], int] = {}  # in the order in which reasons are met
+    for number, _, *why in groups:
+        most[why[0], why[1]] = max(number, most.get((why[0], why[1]), 0))
+    met = {why: place for place, why in enumerate(most)}
+    return sorted(groups, key=lambda g: (g[2] == SKIP, -most[g[2], g[3]], met[g[2], g[3]], -g[0]))
 
 
 def _general(reason: str, role: str) -> str:
@@ -134,5 +150,6 @@ def _totals(outcome: Outcome) -> list[str]:
 def _kind(weight: WeightReport) -> tuple[str, ...]:
     kind = weight.dtype if weight.codes in ("", weight.dtype) else f"{weight.dtype} as {weight.codes}"
     pattern = weight.patterns[0] if weight.patterns else "dense"
-    way = "; ".join(dict.fromkeys(o.text.partition(": ")[0] for o in weight.obstacles if o.decides)) or "-"
+    texts = (_ZEROS.sub("", o.text.partition(": ")[0]) for o in weight.obstacles if o.decides)
+    way = "; ".join(dict.fromkeys(texts)) or "-"
     return kind, pattern, " ".join(weight.quantised) or "-", weight.kernel, way

@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -37,7 +36,7 @@ from gpusq_onnx.graph.qdq.dynamic import DOMAIN, dynamic_nodes
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.trace import channel_axis, operand_view, trace
 from gpusq_onnx.graph.views import View
-from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale
+from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale, lowest_of
 from gpusq_onnx.quant.scales import Scales
 
 _INTEGERS = ("int8", "uint8")  # elements of codes that onnxruntime has kernels for
@@ -106,9 +105,8 @@ class QdqWriter:
         if maker is None or maker.op != "MaxPool" or (tensor.name, None) in self._pairs:
             return tensor
         kind = self._type(tensor)
-        lowest = np.asarray(ml_dtypes.finfo(kind).min, kind)  # type: ignore[no-untyped-call]
         made = gs.Variable(self._fresh(f"{tensor.name}_pooled"), kind, getattr(tensor, "shape", None))
-        bound = gs.Constant(self._fresh(f"{tensor.name}_lowest"), lowest)
+        bound = gs.Constant(self._fresh(f"{tensor.name}_lowest"), lowest_of(kind))
         place.append(gs.Node("Max", self._fresh(f"{tensor.name}_Max"), {}, [tensor, bound], [made]))
         return made
 
