@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gpusq_onnx.calibration.channel_order import ChannelOrder, places_of
-from gpusq_onnx.calibration.pruning import prune_site
+from gpusq_onnx.calibration.pruning import prune_site, squarable
 from gpusq_onnx.calibration.walk import Walk, observable
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
@@ -111,7 +111,7 @@ class Permute(Pass[PermuteOptions]):
         if by_activation := {row.tensor for row, detail in rows if detail.saliency == "activation"}:
             self._walk(model, structure, by_activation, order, context)
         by_magnitude = [sites[row.tensor] for row, detail in rows if detail.saliency == "magnitude"]
-        order.decide({site: np.square(site.read().astype(np.float32)) for site in by_magnitude})
+        order.decide({site: np.square(squarable(site).astype(np.float32)) for site in by_magnitude})
         movable.move(order.moved)
         context.findings["energy_kept"] = {name: np.mean(both, axis=0).tolist() for name, both in order.kept.items()}
 
@@ -162,8 +162,8 @@ class Permute(Pass[PermuteOptions]):
             context.findings["images"] = walk.images
             for site, gram in walk:
                 if site.name in names:
-                    seen = np.diag(gram.sums(centred=own_bias(site) is not None)).astype(np.float32)
-                    order.decide({own[site.name]: np.square(site.read().astype(np.float32)) * seen})
+                    seen = gram.energies(centred=own_bias(site) is not None)
+                    order.decide({own[site.name]: np.square(squarable(site).astype(np.float32)) * seen})
                 prune_site(site, pattern, gram, order=order.columns(own[site.name]))
                 context.progress.advance()
         context.progress.finish()

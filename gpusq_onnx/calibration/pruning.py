@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,30 +42,31 @@ def prune_site(
         The share of the weight's energy that is left.
 
     Raises:
-        UnsupportedModelError: the weight or its inputs are too large to be squared; names the node.
+        UnsupportedModelError: the weight is too large to be squared; names the node.
     """
-    w = site.read()
-    reader = f"read by node {site.readers[0].name!r} ({site.readers[0].op})"
-    largest = float(np.abs(w).max(initial=0))
-    if largest > LARGEST:
-        raise UnsupportedModelError(
-            f"the weight {site.name!r} is too large to be judged: its squares overflow",
-            where=reader,
-            expected=f"values below {LARGEST:g}",
-            found=f"{largest:g}",
-            hint="the export or the training went wrong: check the original checkpoint",
-        )
+    w = squarable(site)
     bias = own_bias(site) if bias_correction else None
-    try:
-        pruned = sparsegpt.prune(w, gram, pattern, damping=damping, centred=bias is not None, order=order, each=share)
-    except np.linalg.LinAlgError as error:
-        raise UnsupportedModelError(
-            f"the second-order error of {site.name!r} cannot be solved for",
-            where=reader,
-            found=f"its inputs are too large to be squared: {error}",
-            hint="method=magnitude",
-        ) from error
+    pruned = sparsegpt.prune(w, gram, pattern, damping=damping, centred=bias is not None, order=order, each=share)
     if bias is not None:
         shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
     site.write(pruned)
     return magnitude.energy_kept(w, pruned)
+
+
+def squarable(site: Site) -> NDArray[Any]:
+    """A site's weight, [out, k].
+
+    Raises:
+        UnsupportedModelError: it is too large to be squared; names the node.
+    """
+    w = site.read()
+    largest = float(np.abs(w).max(initial=0))
+    if largest > LARGEST:
+        raise UnsupportedModelError(
+            f"the weight {site.name!r} is too large to be judged: its squares overflow",
+            where=f"read by node {site.readers[0].name!r} ({site.readers[0].op})",
+            expected=f"values below {LARGEST:g}",
+            found=f"{largest:g}",
+            hint="the export or the training went wrong: check the original checkpoint",
+        )
+    return w

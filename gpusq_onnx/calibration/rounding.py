@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.calibration.walk import Walk, observable
-from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.label import settle
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.codes import set_weight_scales
@@ -94,15 +93,7 @@ def _round(grid: Grid, gram: Gram, correct: bool) -> Scales:
     scales = _scales(w, grid, gram)
     if site.quantised:
         scales = set_weight_scales(site, scales)
-    try:
-        rounded = round_to_grid(w, scales, grid.format, gram, centred=bias is not None, each=share)
-    except np.linalg.LinAlgError as error:
-        raise UnsupportedModelError(
-            f"the second-order error of {site.name!r} cannot be solved for",
-            where=f"read by node {site.readers[0].name!r} ({site.readers[0].op})",
-            found=f"its inputs are too large to be squared: {error}",
-            hint="rounding=nearest",
-        ) from error
+    rounded = round_to_grid(w, scales, grid.format, gram, centred=bias is not None, each=share)
     if bias is not None:
         shift_bias(bias, matvec(w - rounded, gram.mean))
     site.write(rounded.astype(site.weight.dtype))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.calibration.prefix import PrefixRunner
 from gpusq_onnx.calibration.sizes import BATCH
 from gpusq_onnx.data.source import Source
+from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.model import Model, Tensor
 from gpusq_onnx.graph.sites import Site
@@ -37,6 +38,9 @@ class Walk:
 
     Attributes:
         images: how many there are.
+
+    Raises:
+        UnsupportedModelError: in a step, inputs that are too large to be squared; names the node.
     """
 
     def __init__(self, model: Model, sites: Sequence[Site], source: Source) -> None:
@@ -65,6 +69,7 @@ class Walk:
                     gram = grams[key] = Gram(site.k, share)
                     for x in self._runner.read(tensor):
                         gram.add(_rows(site, x))
+                    _require_squares(gram, site)
                 yield site, grams[key]
 
     def _groups(self) -> Iterator[tuple[int, list[Site]]]:
@@ -91,6 +96,17 @@ def observable(site: Site) -> bool:
         plain = attrs.get("group", 1) == 1 and attrs.get("auto_pad", "NOTSET") == "NOTSET"
         return plain and site.op == "Conv" and len(site.weight.shape) == 4
     return site.op == "MatMul" or not attrs.get("transA", 0)
+
+
+def _require_squares(gram: Gram, site: Site) -> None:
+    if not gram.finite:
+        reader = site.readers[0]
+        raise UnsupportedModelError(
+            f"the inputs of {site.name!r} are too large for second-order errors: their squares overflow",
+            where=f"read by node {reader.name!r} ({reader.op})",
+            expected="values below 1e+18",
+            hint="method=magnitude, rounding=nearest; or the training went wrong: check the original checkpoint",
+        )
 
 
 def _data(site: Site) -> Tensor:

@@ -6,6 +6,7 @@ itself, so that the numbers are the same whoever computes the tiles and in whate
 Limits: memory of one k x k float64 matrix, 75 MB for k = 3072, however many rows come.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -64,7 +65,8 @@ class Gram:
 
         def add_tile(tile: tuple[slice, slice]) -> None:
             above, right = tile
-            self._products[tile] += flat[:, above].T @ flat[:, right]  # on the diagonal numpy does half the work
+            with np.errstate(over="ignore", invalid="ignore"):  # see `finite`
+                self._products[tile] += flat[:, above].T @ flat[:, right]  # on the diagonal numpy does half the work
 
         self._each(add_tile, self._tiles())
         self._sum += flat.sum(axis=0, dtype=np.float64)
@@ -76,10 +78,23 @@ class Gram:
         return (self._sum / max(1, self.rows)).astype(np.float32)
 
     @property
+    def finite(self) -> bool:
+        """Whether no square was too large for float32."""
+        return bool(np.isfinite(self._products).all())
+
+    @property
     def rounding(self) -> float:
         """How far float32 products may have moved an eigenvalue of the centred sums; inputs that hardly vary leave
         little else. Errors of single products are a share of s_i s_j / rows, which is a matrix of norm s^T s / rows."""
         return _ROUNDING * max(self.k, _FEW) * float(np.square(self._sum).mean()) / max(1, self.rows)
+
+    def energies(self, *, centred: bool) -> NDArray[np.float32]:
+        """What each input counts for, float32 [k]: its squares' sum, times a power of 2: the largest is about 1.
+
+        Inputs that hardly vary leave sums below zero by rounding; they count for nothing.
+        """
+        found = np.maximum(np.diag(self.sums(centred=centred)), 0)
+        return np.ldexp(found, -math.frexp(float(found.max(initial=0)))[1]).astype(np.float32)
 
     def sums(self, *, centred: bool) -> NDArray[np.float64]:
         """The sum of X^T X, float64 [k, k]; centred: of the inputs less their mean."""

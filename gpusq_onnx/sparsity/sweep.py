@@ -2,7 +2,7 @@
 
 Minimises ||X t^T - X w^T||^2 over w, seen only through H = X^T X:
 
-    H^-1 = U^T U, U upper triangular            (damped: H + damping * mean(diag H) * I)
+    H^-1 = U^T U, U upper triangular            (damped: H + damping * mean(diag H) * I, scaled)
     for each column i:  e = (w_i - settled(w_i)) / U_ii;  w_j -= e * U_ij for all j > i
 
 What a column is settled to is the caller's: 0 or itself (`sparsegpt`), the nearest value of a grid (`quant.rounding`).
@@ -10,6 +10,7 @@ What a column is settled to is the caller's: 0 or itself (`sparsegpt`), the near
 Source: Frantar and Alistarh, "SparseGPT", ICML 2023 (arXiv 2301.00774), algorithm 1; "GPTQ" (arXiv 2210.17323).
 """
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -63,16 +64,23 @@ def _sweep_block(columns: Float32, upper: Float32, first: int, settle: Settle, g
 
 
 def damped(h: Float64, damping: float, least: float = 0.0) -> Float64:
-    """h with the damping added, at least `least`; in place.
+    """h with the damping added, at least `least`, times the power of 4 that makes its mean diagonal about 1; in place.
+
+    What is settled and made up for is the same for any multiple of h, and to the bit for powers of 4, whose roots are
+    exact. In float32 it is then right for inputs of any size: its eigenvalues lie between the damping and k.
 
     Raises:
         ValueError: damping <= 0.
+        numpy.linalg.LinAlgError: h holds infinities.
     """
     if not damping > 0:
         raise ValueError(f"damping must be > 0; found {damping}")
+    if not np.isfinite(h).all():  # a factor of it may be NaN, and nobody says so
+        raise np.linalg.LinAlgError("their squares hold infinities")
     ridge = max(damping * float(np.mean(np.diag(h))), least)
     h[np.diag_indices_from(h)] += ridge if ridge > 0 else 1.0  # no input but zeros: the identity
-    return h
+    size = math.frexp(float(np.mean(np.diag(h))))[1]
+    return np.ldexp(h, -(size // 2 * 2), out=h)
 
 
 def inverse_factor(h: Float64, each: Each = one_by_one) -> Float64:
@@ -80,9 +88,6 @@ def inverse_factor(h: Float64, each: Each = one_by_one) -> Float64:
 
     With J the reversal, J h J = L L^T gives h = (J L J)(J L J)^T, and J L J is upper triangular: U is its inverse.
     Where rounding left h an eigenvalue below zero (inputs that hardly vary), its diagonal is raised, in place.
-
-    Raises:
-        numpy.linalg.LinAlgError: infinities.
     """
     lower = _cholesky(h)[::-1, ::-1]
     return _inverse_upper(lower.astype(np.float64, copy=False), each)

@@ -69,7 +69,8 @@ def _refused() -> str:
 def as_nobody(desk: Path, line: str) -> Outcome:
     """Run a command as `nobody`, whose home and temporary folder are one of his own."""
     mine = str(desk.with_name("tmp"))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE")}  # its files are root's
+    environment = {**own, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     environment |= {"TMPDIR": mine, "HOME": mine, "XDG_CACHE_HOME": f"{mine}/cache"}
     done = subprocess.run(
         [*_AS_NOBODY, sys.executable, "-m", "gpusq_onnx", *line.split()],

@@ -205,3 +205,27 @@ def test_a_matrix_that_rounding_left_indefinite_is_raised_until_it_has_a_factor(
     np.testing.assert_allclose(more, more[0, 0] * np.eye(48), atol=1e-12)
     assert more[0, 0] < 10 * abs(lowest) + 0.1
     np.testing.assert_allclose(upper.T @ upper @ raised, np.eye(48), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2.0**-50, 2.0**50])
+def test_inputs_of_any_size_give_the_same_weights(size):
+    x, w = inputs(), weights()
+    wanted = prune(w, gram_of(x), PATTERN, damping=0.01)
+    assert prune(w, gram_of(x * np.float32(size)), PATTERN, damping=0.01).tobytes() == wanted.tobytes()
+
+
+def test_squares_that_overflow_are_known():
+    x = inputs()
+    x[0, 0] = 3e38
+    gram = gram_of(x)
+    assert not gram.finite and gram_of(inputs()).finite
+    with np.errstate(invalid="ignore"), pytest.raises(np.linalg.LinAlgError, match="infinities"):
+        prune(weights(), gram, PATTERN, damping=0.01)
+
+
+def test_what_hardly_varies_counts_for_nothing_and_not_for_less():
+    x = np.full((500, 8), 3.3, np.float32)
+    x[:, 0] += np.random.default_rng(0).standard_normal(500)
+    energies = gram_of(x).energies(centred=True)
+    assert (energies >= 0).all() and 0.5 <= energies[0] < 1 and energies[1:].max() < 1e-3
+    assert not Gram(4).energies(centred=False).any()

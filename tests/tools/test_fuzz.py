@@ -11,7 +11,13 @@ ROOT = Path(__file__).parents[2]
 CORPUS = sorted((ROOT / "tools" / "fuzz" / "corpus").glob("*.onnx"))
 # `make fuzz` has thousands.
 SLICE = {"models": 50, "passes": 20, "options": 75, "data": 25, "containers": 50, "reports": 12, "kills": 2}
-PIPELINES = ("prune24{method=magnitude,head=true}", "prune24,qdq-int8", "fold,prune24", "fp16")
+PIPELINES = (
+    "prune24{method=magnitude,head=true}",
+    "prune24,qdq-int8",
+    "fold,prune24",
+    "fp16",
+    "permute,prune24{method=sparsegpt}",
+)
 PATIENCE = 60  # seconds a case may take on a machine that does other things, too
 
 

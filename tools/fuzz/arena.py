@@ -127,7 +127,8 @@ def _note(score: Score, seed: int, answer: dict, target: Target, scratch: Path, 
     if answer["problem"]:
         score.failures.append((seed, answer["problem"], answer["words"]))
         if keep is not None:
-            shutil.copytree(scratch / "case", keep / f"{target.name}-{seed}", dirs_exist_ok=True, symlinks=True)
+            with contextlib.suppress(shutil.Error):  # all but pipes and devices, which cannot be copied
+                shutil.copytree(scratch / "case", keep / f"{target.name}-{seed}", dirs_exist_ok=True, symlinks=True)
 
 
 def _work(target: Target, seeds: Sequence[int], scratch: Path, parent: socket.socket) -> None:
