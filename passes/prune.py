@@ -59,6 +59,9 @@ class PruneOptions(EndsOptions):
     skip: list[str] = Field([], description="roles, operators or name patterns to leave dense")
     smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay dense")
     damping: float = Field(0.01, gt=0, le=1, description="SparseGPT: share of the mean diagonal of H added to it")
+    aim: Literal["dense", "layer"] = Field(
+        "dense", description="SparseGPT: outputs to come near to: the dense model's, or the layer's own on its inputs"
+    )
     bias_correction: bool = Field(True, description="SparseGPT: move biases by the mean output error that is left")
 
 
@@ -164,11 +167,12 @@ class Prune(Pass[PruneOptions]):
         assert context.source is not None
         patterns = {site.name: pattern for site, pattern in chosen}
         damping, correction = self.options.damping, self.options.bias_correction
-        with Walk(model, [site for site, _ in chosen], context.source) as walk:
+        dense = self.options.aim == "dense"
+        with Walk(model, [site for site, _ in chosen], context.source, dense=dense) as walk:
             context.findings["images"] = walk.images
-            for site, gram in walk:
+            for site, gram, target in walk:
                 pattern = patterns[site.name]
-                kept[site.name] = prune_site(site, pattern, gram, damping=damping, bias_correction=correction)
+                kept[site.name] = prune_site(site, pattern, gram, target, damping=damping, bias_correction=correction)
                 context.progress.advance()
 
 

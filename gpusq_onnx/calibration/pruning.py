@@ -15,6 +15,7 @@ from gpusq_onnx.pipeline.parallel import share
 from gpusq_onnx.sparsity import magnitude, sparsegpt
 from gpusq_onnx.sparsity.gram import Gram
 from gpusq_onnx.sparsity.patterns import Pattern
+from gpusq_onnx.sparsity.target import Target
 
 LARGEST = 1e18  # of a weight that SparseGPT scores: squares of larger ones overflow float32
 
@@ -23,6 +24,7 @@ def prune_site(
     site: Site,
     pattern: Pattern,
     gram: Gram,
+    target: Target | None = None,
     *,
     damping: float = 0.01,
     bias_correction: bool = True,
@@ -32,6 +34,7 @@ def prune_site(
 
     Args:
         gram: of the site's inputs.
+        target: what the site should do on them; None: what its weight does.
         damping: see `sparsegpt.prune`.
         bias_correction: let the bias absorb the mean error.
         order: of the reduction axis, [k]: groups of the pattern are order[0:group] and so on; None: as it lies.
@@ -55,7 +58,8 @@ def prune_site(
         )
     bias = own_bias(site) if bias_correction else None
     try:
-        pruned = sparsegpt.prune(w, gram, pattern, damping=damping, centred=bias is not None, order=order, each=share)
+        aim = w if target is None else target.weight(centred=bias is not None).astype(w.dtype)
+        pruned = sparsegpt.prune(aim, gram, pattern, damping=damping, centred=bias is not None, order=order, each=share)
     except np.linalg.LinAlgError as error:
         raise UnsupportedModelError(
             f"the second-order error of {site.name!r} cannot be solved for",
@@ -64,6 +68,6 @@ def prune_site(
             hint="method=magnitude",
         ) from error
     if bias is not None:
-        shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
+        shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean) + (0.0 if target is None else target.mean))
     site.write(pruned)
     return magnitude.energy_kept(w, pruned)
