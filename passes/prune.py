@@ -4,7 +4,9 @@ Every constant weight is pruned unless `graph.exclusions` has a reason, or the g
 
     magnitude   keep the largest |w| of each group: needs nothing; loses 5-14 points on base models, ruins tiny ones
     sparsegpt   group by group of layers on the activations of the part already pruned: choose and update by
-                second-order error on calibration images, then move each bias by the mean error that is left
+                second-order error on calibration images, then move each bias by the mean error that is left.
+                aim=dense: a weight starts from the one that on these activations comes nearest to the dense model's
+                outputs (`sparsity.target`); aim=layer: from the dense weight
     auto        sparsegpt where calibration data is given, magnitude where not
 
 `prune24`, `prune48pair` and `prune-nm` are this pass with another default pattern.
