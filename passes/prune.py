@@ -44,7 +44,7 @@ from gpusq_onnx.pipeline.base import (
 from gpusq_onnx.pipeline.details import Pruned, rows_with
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order
-from gpusq_onnx.pipeline.schedule import SECOND_ORDER
+from gpusq_onnx.pipeline.schedule import BESIDE, SECOND_ORDER
 from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, require_unquantised
 from gpusq_onnx.sparsity import magnitude
 from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, Pattern, parse_pattern
@@ -81,7 +81,12 @@ class Prune(Pass[PruneOptions]):
         return self.options.method == "sparsegpt"
 
     def work(self, images: int, data: bool) -> float:
-        return SECOND_ORDER * images if self._method(data) == "sparsegpt" else 0.0
+        return self._cost * images if self._method(data) == "sparsegpt" else 0.0
+
+    @property
+    def _cost(self) -> float:
+        """Of SparseGPT, in runs of one image an image."""
+        return SECOND_ORDER + (BESIDE if self.options.aim == "dense" else 0.0)
 
     def writes(self) -> Written:
         return Written(patterns=(self.options.pattern,))
@@ -111,7 +116,7 @@ class Prune(Pass[PruneOptions]):
         kept: dict[str, float] = {}
         images = 0 if context.source is None else len(context.source)
         second_order = any(detail.method == "sparsegpt" for _, detail in chosen)
-        context.progress.start("pruning", len(chosen), SECOND_ORDER * images if second_order else 0.0)
+        context.progress.start("pruning", len(chosen), self._cost * images if second_order else 0.0)
         simple = [(site, detail.shape) for site, detail in chosen if detail.method == "magnitude"]
         for (site, _), (pruned, energy) in zip(simple, in_order(_by_magnitude, simple), strict=True):
             site.write(pruned)
