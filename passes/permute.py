@@ -160,7 +160,7 @@ class Permute(Pass[PermuteOptions]):
         context.progress.start("ordering channels", len(copies), SECOND_ORDER * len(context.source))
         with Walk(copy, copies, context.source) as walk:
             context.findings["images"] = walk.images
-            for site, gram in walk:
+            for site, gram, _ in walk:
                 if site.name in names:
                     seen = gram.energies(centred=own_bias(site) is not None)
                     order.decide({own[site.name]: np.square(squarable(site).astype(np.float32)) * seen})

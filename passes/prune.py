@@ -4,7 +4,9 @@ Every constant weight is pruned unless `graph.exclusions` has a reason, or the g
 
     magnitude   keep the largest |w| of each group: needs nothing; loses 5-14 points on base models, ruins tiny ones
     sparsegpt   group by group of layers on the activations of the part already pruned: choose and update by
-                second-order error on calibration images, then move each bias by the mean error that is left
+                second-order error on calibration images, then move each bias by the mean error that is left.
+                aim=dense: a weight starts from the one that on these activations comes nearest to the dense model's
+                outputs (`sparsity.target`); aim=layer: from the dense weight
     auto        sparsegpt where calibration data is given, magnitude where not
 
 `prune24`, `prune48pair` and `prune-nm` are this pass with another default pattern.
@@ -42,7 +44,7 @@ from gpusq_onnx.pipeline.base import (
 from gpusq_onnx.pipeline.details import Pruned, rows_with
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order
-from gpusq_onnx.pipeline.schedule import SECOND_ORDER
+from gpusq_onnx.pipeline.schedule import BESIDE, SECOND_ORDER
 from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, require_unquantised
 from gpusq_onnx.sparsity import magnitude
 from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, Pattern, parse_pattern
@@ -59,6 +61,9 @@ class PruneOptions(EndsOptions):
     skip: list[str] = Field([], description="roles, operators or name patterns to leave dense")
     smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay dense")
     damping: float = Field(0.01, gt=0, le=1, description="SparseGPT: share of the mean diagonal of H added to it")
+    aim: Literal["dense", "layer"] = Field(
+        "dense", description="SparseGPT: outputs to come near to: the dense model's, or the layer's own on its inputs"
+    )
     bias_correction: bool = Field(True, description="SparseGPT: move biases by the mean output error that is left")
 
 
@@ -76,7 +81,12 @@ class Prune(Pass[PruneOptions]):
         return self.options.method == "sparsegpt"
 
     def work(self, images: int, data: bool) -> float:
-        return SECOND_ORDER * images if self._method(data) == "sparsegpt" else 0.0
+        return self._cost * images if self._method(data) == "sparsegpt" else 0.0
+
+    @property
+    def _cost(self) -> float:
+        """Of SparseGPT, in runs of one image an image."""
+        return SECOND_ORDER + (BESIDE if self.options.aim == "dense" else 0.0)
 
     def writes(self) -> Written:
         return Written(patterns=(self.options.pattern,))
@@ -106,7 +116,7 @@ class Prune(Pass[PruneOptions]):
         kept: dict[str, float] = {}
         images = 0 if context.source is None else len(context.source)
         second_order = any(detail.method == "sparsegpt" for _, detail in chosen)
-        context.progress.start("pruning", len(chosen), SECOND_ORDER * images if second_order else 0.0)
+        context.progress.start("pruning", len(chosen), self._cost * images if second_order else 0.0)
         simple = [(site, detail.shape) for site, detail in chosen if detail.method == "magnitude"]
         for (site, _), (pruned, energy) in zip(simple, in_order(_by_magnitude, simple), strict=True):
             site.write(pruned)
@@ -164,11 +174,12 @@ class Prune(Pass[PruneOptions]):
         assert context.source is not None
         patterns = {site.name: pattern for site, pattern in chosen}
         damping, correction = self.options.damping, self.options.bias_correction
-        with Walk(model, [site for site, _ in chosen], context.source) as walk:
+        dense = self.options.aim == "dense"
+        with Walk(model, [site for site, _ in chosen], context.source, dense=dense) as walk:
             context.findings["images"] = walk.images
-            for site, gram in walk:
+            for site, gram, target in walk:
                 pattern = patterns[site.name]
-                kept[site.name] = prune_site(site, pattern, gram, damping=damping, bias_correction=correction)
+                kept[site.name] = prune_site(site, pattern, gram, target, damping=damping, bias_correction=correction)
                 context.progress.advance()
 
 

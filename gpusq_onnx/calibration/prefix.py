@@ -11,14 +11,19 @@ reads, so that it always sees the weights of the moment. Q and DQ run as written
 What crosses is an input of unknown size, but for vectors made of shapes: onnxruntime refuses a Resize or a Reshape
 whose sizes are a vector of unknown length.
 
+A runner can be forked: the other keeps the weights that are pinned in it, and so runs on as the dense model while the
+first one's weights change.
+
 Limits: scratch space of one boundary's activations for all images (ViT-Base, 1000 images: about 3 GB between fc1 and
 fc2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 import numpy as np
@@ -61,7 +66,9 @@ class PrefixRunner:
                 self._of_shapes.update(node.output)
         self._last_use: dict[str, int] = {}
         for index, node in self._data_nodes(0, len(self._nodes)):
-            self._last_use.update(dict.fromkeys(reads(node), index))
+            for reader in (*self._constant_nodes([node]), node):
+                self._last_use.update(dict.fromkeys(reads(reader), index))
+        self._pinned: Arrays = {}
         self.position = 0
 
     def start(self, source: Source, batch: int) -> int:
@@ -70,6 +77,23 @@ class PrefixRunner:
             self._store(len(self._rows), data.feed)
             self._rows.append((data.size, len(next(iter(data.feed.values())))))
         return sum(counting for counting, _ in self._rows)
+
+    def fork(self, folder: Path) -> PrefixRunner:
+        """A runner at the same position that goes on by itself, in another empty folder."""
+        other = copy(self)
+        other._folder, other._pinned = folder, dict(self._pinned)
+        for index in range(len(self._rows)):
+            copyfile(self._path(index), other._path(index))
+        return other
+
+    def pin(self, constants: Iterable[str]) -> None:
+        """Go on with the values that these constants have now, whatever the model's become."""
+        self._pinned |= {name: values_of(self._constants[name]) for name in constants if name not in self._pinned}
+
+    def has(self, tensor: str) -> bool:
+        """Whether the tensor can be read at the current position."""
+        with np.load(self._path(0)) as stored:
+            return tensor in stored.files
 
     def advance(self, position: int) -> None:
         """Run the nodes up to (not including) `position` for every batch."""
@@ -89,6 +113,7 @@ class PrefixRunner:
             if session is not None:
                 crossing |= session.run({name: v for name, v in arrays.items() if name in wanted}, made)
             self._store(index, crossing)
+        self._pinned = {name: v for name, v in self._pinned.items() if self._last_use.get(name, -1) >= position}
         self.position = position
 
     def read(self, tensor: str) -> Iterator[NDArray[Any]]:
@@ -121,7 +146,8 @@ class PrefixRunner:
         graph = GraphProto(name="piece", node=nodes)
         read = {name for node in nodes for name in reads(node)}
         for name in sorted(read & self._constants.keys()):
-            graph.initializer.append(numpy_helper.from_array(values_of(self._constants[name]), name))
+            values = self._pinned[name] if name in self._pinned else values_of(self._constants[name])
+            graph.initializer.append(numpy_helper.from_array(values, name))
         for name in (n for n in live if n in read):
             kind = onnx.helper.np_dtype_to_tensor_dtype(live[name].dtype)
             dims = live[name].shape if self._is_fixed(name, live[name].shape) else [None] * live[name].ndim

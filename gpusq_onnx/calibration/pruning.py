@@ -17,6 +17,7 @@ from gpusq_onnx.pipeline.parallel import share
 from gpusq_onnx.sparsity import magnitude, sparsegpt
 from gpusq_onnx.sparsity.gram import Gram
 from gpusq_onnx.sparsity.patterns import Pattern
+from gpusq_onnx.sparsity.target import Target
 
 LARGEST = 1e18  # of a weight that SparseGPT scores: squares of larger ones overflow float32
 
@@ -25,6 +26,7 @@ def prune_site(
     site: Site,
     pattern: Pattern,
     gram: Gram,
+    target: Target | None = None,
     *,
     damping: float = 0.01,
     bias_correction: bool = True,
@@ -34,6 +36,7 @@ def prune_site(
 
     Args:
         gram: of the site's inputs.
+        target: what the site should do on them; None: what its weight does.
         damping: see `sparsegpt.prune`.
         bias_correction: let the bias absorb the mean error.
         order: of the reduction axis, [k]: groups of the pattern are order[0:group] and so on; None: as it lies.
@@ -46,9 +49,17 @@ def prune_site(
     """
     w = squarable(site)
     bias = own_bias(site) if bias_correction else None
-    pruned = sparsegpt.prune(w, gram, pattern, damping=damping, centred=bias is not None, order=order, each=share)
+    try:
+        aim = w if target is None else target.weight(centred=bias is not None).astype(w.dtype)
+    except np.linalg.LinAlgError as error:
+        raise UnsupportedModelError(
+            f"what {site.name!r} should give cannot be solved for: the dense model is infinitely far",
+            where=f"read by node {site.readers[0].name!r} ({site.readers[0].op})",
+            hint="prune24{aim=layer}",
+        ) from error
+    pruned = sparsegpt.prune(aim, gram, pattern, damping=damping, centred=bias is not None, order=order, each=share)
     if bias is not None:
-        shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean))
+        shift_bias(bias, sparsegpt.bias_correction(w, pruned, gram.mean) + (0.0 if target is None else target.mean))
     site.write(pruned)
     return magnitude.energy_kept(w, pruned)
 

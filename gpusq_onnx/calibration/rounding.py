@@ -80,7 +80,7 @@ def round_weights(model: Model, grids: Iterable[Grid], context: Context, *, corr
     context.progress.start("rounding weights", len(by_name), SECOND_ORDER * len(context.source))
     with Walk(model, [grid.site for grid in by_name.values()], context.source) as walk:
         context.findings["images"] = walk.images
-        for site, gram in walk:
+        for site, gram, _ in walk:
             found[site.name] = _round(by_name[site.name], gram, correct)
             context.progress.advance()
     context.progress.finish()

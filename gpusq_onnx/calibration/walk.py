@@ -4,18 +4,25 @@ Second-order methods (SparseGPT, GPTQ) treat a weight on the activations of the 
 weights whose inputs exist before the first of them form a group; the data runs up to the group, its inputs are summed
 up, its weights are changed, and so on. All groups together cost one forward pass over the data (`calibration.prefix`).
 
+With `dense`, the dense model goes beside (`calibration.dense_path`), and a weight comes with what is missing of its
+outputs (`sparsity.target`), seen at its inputs and at the stream that its output is added to right after its own bias.
+Not a weight with several readers: what one of them misses is no matter of the others.
+
 Limits: Linears, and Convs over two axes without groups and implicit padding (`observable`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusq_onnx.calibration.dense_path import DensePath
 from gpusq_onnx.calibration.prefix import PrefixRunner
 from gpusq_onnx.calibration.sizes import BATCH
 from gpusq_onnx.data.source import Source
@@ -26,15 +33,19 @@ from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.pipeline.parallel import share
 from gpusq_onnx.sparsity.gram import Gram
 from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
+from gpusq_onnx.sparsity.target import Target
 
 
 class Walk:
-    """An iterator of (site, Gram of its inputs); change the site's weight before the next step. A context manager.
+    """An iterator of (site, Gram of its inputs, its Target or None); change the weight before the next step.
+
+    A context manager.
 
     Args:
         model: the model; its nodes must not change while the walk lasts, its weights may.
         sites: `observable` ones.
         source: the images.
+        dense: whether to find targets.
 
     Attributes:
         images: how many there are.
@@ -43,12 +54,13 @@ class Walk:
         UnsupportedModelError: in a step, inputs that are too large to be squared; names the node.
     """
 
-    def __init__(self, model: Model, sites: Sequence[Site], source: Source) -> None:
+    def __init__(self, model: Model, sites: Sequence[Site], source: Source, *, dense: bool = False) -> None:
         self._sites = sites
         self._order = {id(node): index for index, node in enumerate(model.graph.nodes)}
         self._folder = Scratch()
-        self._runner = PrefixRunner(model, self._folder.path)
+        self._runner = PrefixRunner(model, _subfolder(self._folder, "treated"))
         self.images = self._runner.start(source, BATCH)
+        self._dense = DensePath(model, self._runner, _subfolder(self._folder, "dense")) if dense else None
 
     def __enter__(self) -> Walk:
         return self
@@ -58,19 +70,33 @@ class Walk:
     ) -> None:
         self._folder.remove()
 
-    def __iter__(self) -> Iterator[tuple[Site, Gram]]:
+    def __iter__(self) -> Iterator[tuple[Site, Gram, Target | None]]:
         for start, group in self._groups():
             self._runner.advance(start)
+            if self._dense is not None:
+                self._dense.advance(start, group)
             grams: dict[str, Gram] = {}
             for site in group:
-                tensor = str(_data(site).name)
-                key = f"{tensor}{'' if site.is_linear else site.view.steps[-1:]}"
-                if key not in grams:
-                    gram = grams[key] = Gram(site.k, share)
-                    for x in self._runner.read(tensor):
+                key = f"{_data(site).name}{'' if site.is_linear else site.view.steps[-1:]}"
+                known = grams.get(key)
+                gram = grams[key] = known or Gram(site.k, share)
+                if known is None:
+                    for x in self._runner.read(str(_data(site).name)):
                         gram.add(_rows(site, x))
                     _require_squares(gram, site)
-                yield site, grams[key]
+                yield site, gram, self._target(site, gram)
+
+    def _target(self, site: Site, gram: Gram) -> Target | None:
+        data, stream = _data(site), _stream(site)
+        if self._dense is None or len(site.readers) > 1 or not self._dense.is_comparable(data):
+            return None
+        target = Target(site.read(), gram, share)
+        joins = stream is not None and self._dense.is_comparable(stream)
+        joined = self._dense.beyond(stream) if joins else repeat(None)
+        for x, ahead, more in zip(self._runner.read(str(data.name)), self._dense.beyond(data), joined, strict=False):
+            rows = _rows(site, x)
+            target.add(rows, _rows(site, ahead), None if more is None else _output_rows(site, more, len(rows)))
+        return target
 
     def _groups(self) -> Iterator[tuple[int, list[Site]]]:
         """Consecutive sites whose inputs all exist before the first of them, with that position in the node list."""
@@ -113,6 +139,25 @@ def _data(site: Site) -> Tensor:
     """What the first reader multiplies with, after a Q/DQ pair if there is one."""
     reader = site.readers[0]
     return reader.inputs[1 - site.operand(reader)]
+
+
+def _stream(site: Site) -> Tensor | None:
+    """What the site's output is added to, where nothing else reads it."""
+    readers = site.output.outputs
+    if len(readers) != 1 or readers[0].op != "Add":
+        return None
+    return next((t for t in readers[0].inputs if t is not site.output), None)
+
+
+def _output_rows(site: Site, stream: NDArray[np.float32], rows: int) -> NDArray[np.float32] | None:
+    """What is added to a site's output, [rows, out]; None where it is broadcast."""
+    last = stream if site.is_linear else np.moveaxis(stream, 1, -1)
+    return last.reshape(rows, site.out) if last.shape[-1] == site.out and last.size == rows * site.out else None
+
+
+def _subfolder(folder: Scratch, name: str) -> Path:
+    (folder.path / name).mkdir()
+    return folder.path / name
 
 
 def _rows(site: Site, x: NDArray[Any]) -> NDArray[np.floating[Any]]:

@@ -42,6 +42,7 @@ class Gram:
     Attributes:
         k: number of input features.
         rows: rows seen.
+        total: their sum, [k].
     """
 
     def __init__(self, k: int, each: Each = one_by_one) -> None:
@@ -49,7 +50,7 @@ class Gram:
         self.rows = 0
         self._each = each
         self._products: NDArray[np.float64] = np.zeros((k, k))  # tiles above the diagonal and on it
-        self._sum: NDArray[np.float64] = np.zeros(k)
+        self.total: NDArray[np.float64] = np.zeros(k)
 
     def add(self, x: NDArray[Any]) -> None:
         """Add the rows of x[..., k], any float dtype.
@@ -69,13 +70,13 @@ class Gram:
                 self._products[tile] += flat[:, above].T @ flat[:, right]  # on the diagonal numpy does half the work
 
         self._each(add_tile, self._tiles())
-        self._sum += flat.sum(axis=0, dtype=np.float64)
+        self.total += flat.sum(axis=0, dtype=np.float64)
         self.rows += len(flat)
 
     @property
     def mean(self) -> NDArray[np.float32]:
         """Mean input, float32 [k]; zeros when nothing was added."""
-        return (self._sum / max(1, self.rows)).astype(np.float32)
+        return (self.total / max(1, self.rows)).astype(np.float32)
 
     @property
     def finite(self) -> bool:
@@ -86,7 +87,7 @@ class Gram:
     def rounding(self) -> float:
         """How far float32 products may have moved an eigenvalue of the centred sums; inputs that hardly vary leave
         little else. Errors of single products are a share of s_i s_j / rows, which is a matrix of norm s^T s / rows."""
-        return _ROUNDING * max(self.k, _FEW) * float(np.square(self._sum).mean()) / max(1, self.rows)
+        return _ROUNDING * max(self.k, _FEW) * float(np.square(self.total).mean()) / max(1, self.rows)
 
     def energies(self, *, centred: bool) -> NDArray[np.float32]:
         """What each input counts for, float32 [k]: its squares' sum, times a power of 2: the largest is about 1.
@@ -99,10 +100,10 @@ class Gram:
     def sums(self, *, centred: bool) -> NDArray[np.float64]:
         """The sum of X^T X, float64 [k, k]; centred: of the inputs less their mean."""
         found = np.empty_like(self._products)
-        mean = self._sum / max(1, self.rows)
+        mean = self.total / max(1, self.rows)
         for above, right in self._tiles():
             tile = self._products[above, right]
-            found[above, right] = tile - np.outer(self._sum[above], mean[right]) if centred else tile
+            found[above, right] = tile - np.outer(self.total[above], mean[right]) if centred else tile
             found[right, above] = found[above, right].T
         return found
 

@@ -64,10 +64,21 @@ def _sweep_block(columns: Float32, upper: Float32, first: int, settle: Settle, g
 
 
 def damped(h: Float64, damping: float, least: float = 0.0) -> Float64:
-    """h with the damping added, at least `least`, times the power of 4 that makes its mean diagonal about 1; in place.
+    """`ridged`, times the power of 4 that makes the mean diagonal about 1; in place.
 
     What is settled and made up for is the same for any multiple of h, and to the bit for powers of 4, whose roots are
     exact. In float32 it is then right for inputs of any size: its eigenvalues lie between the damping and k.
+
+    Raises:
+        ValueError, numpy.linalg.LinAlgError: as `ridged`.
+    """
+    h = ridged(h, damping, least)
+    size = math.frexp(float(np.mean(np.diag(h))))[1]
+    return np.ldexp(h, -(size // 2 * 2), out=h)
+
+
+def ridged(h: Float64, damping: float, least: float = 0.0) -> Float64:
+    """h with the damping, in units of its mean diagonal, added to its diagonal, at least `least`; in place.
 
     Raises:
         ValueError: damping <= 0.
@@ -79,8 +90,7 @@ def damped(h: Float64, damping: float, least: float = 0.0) -> Float64:
         raise np.linalg.LinAlgError("their squares hold infinities")
     ridge = max(damping * float(np.mean(np.diag(h))), least)
     h[np.diag_indices_from(h)] += ridge if ridge > 0 else 1.0  # no input but zeros: the identity
-    size = math.frexp(float(np.mean(np.diag(h))))[1]
-    return np.ldexp(h, -(size // 2 * 2), out=h)
+    return h
 
 
 def inverse_factor(h: Float64, each: Each = one_by_one) -> Float64:

@@ -69,6 +69,27 @@ def test_a_piece_sees_weights_changed_before_it(model: Model, tmp_path: Path) ->
     np.testing.assert_allclose(found, after, rtol=1e-4, atol=1e-5)
 
 
+def test_a_fork_goes_on_with_the_weights_that_are_pinned(model: Model, tmp_path: Path) -> None:
+    sites = [site for site in analyse(model).sites if site.role in ("qkv", "proj")][:2]
+    stops = {tensor: index for index, tensor in _stops(model)}
+    for name in ("ours", "dense"):
+        (tmp_path / name).mkdir()
+    runner = PrefixRunner(model, tmp_path / "ours")
+    runner.start(_source(model), 4)
+    runner.advance(stops[sites[0].activation.name])
+    fork = runner.fork(tmp_path / "dense")
+    fork.pin([sites[0].weight.name])
+    tensor = sites[1].activation.name
+    dense = _whole(model, tensor, tmp_path)
+    sites[0].write(np.zeros((sites[0].out, sites[0].k), np.float32))
+    for one in (runner, fork):
+        one.advance(stops[tensor])
+        assert one.has(tensor) and not one.has("nothing")
+    np.testing.assert_allclose(np.concatenate(list(fork.read(tensor))), dense, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(np.concatenate(list(runner.read(tensor))), dense)
+    assert not fork._pinned  # its last reader is passed
+
+
 def test_what_is_made_of_weights_is_made_anew_by_each_piece(tmp_path: Path) -> None:
     """x -> MatMul(Transpose(w)) -> y, the Transpose long before its reader."""
     w = np.eye(4, dtype=np.float32)
