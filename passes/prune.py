@@ -30,6 +30,7 @@ from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.learn.environment import require_training
 from gpusq_onnx.pipeline.base import (
     SKIP,
     Context,
@@ -64,6 +65,9 @@ class PruneOptions(EndsOptions):
     aim: Literal["dense", "layer"] = Field(
         "dense", description="SparseGPT: outputs to come near to: the dense model's, or the layer's own on its inputs"
     )
+    rows: Literal["equal", "fisher"] = Field(
+        "equal", description="SparseGPT: what each token or position counts for; fisher: by the classifier's gradients"
+    )
     bias_correction: bool = Field(True, description="SparseGPT: move biases by the mean output error that is left")
 
 
@@ -90,6 +94,10 @@ class Prune(Pass[PruneOptions]):
 
     def writes(self) -> Written:
         return Written(patterns=(self.options.pattern,))
+
+    def ready(self) -> None:
+        if self.options.rows == "fisher":
+            require_training()
 
     def requires(self, model: Model, structure: Structure) -> None:
         require_unquantised(
@@ -175,7 +183,8 @@ class Prune(Pass[PruneOptions]):
         patterns = {site.name: pattern for site, pattern in chosen}
         damping, correction = self.options.damping, self.options.bias_correction
         dense = self.options.aim == "dense"
-        with Walk(model, [site for site, _ in chosen], context.source, dense=dense) as walk:
+        fisher = context.seed if self.options.rows == "fisher" else None
+        with Walk(model, [site for site, _ in chosen], context.source, dense=dense, fisher=fisher) as walk:
             context.findings["images"] = walk.images
             for site, gram, target in walk:
                 pattern = patterns[site.name]

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.calibration.dense_path import DensePath
 from gpusq_onnx.calibration.prefix import PrefixRunner
+from gpusq_onnx.calibration.row_weights import RowWeights
 from gpusq_onnx.calibration.sizes import BATCH
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedModelError
@@ -46,6 +47,7 @@ class Walk:
         sites: `observable` ones.
         source: the images.
         dense: whether to find targets.
+        fisher: weigh rows by what the answer depends on (`calibration.row_weights`), with this seed; None: all alike.
 
     Attributes:
         images: how many there are.
@@ -54,10 +56,15 @@ class Walk:
         UnsupportedModelError: in a step, inputs that are too large to be squared; names the node.
     """
 
-    def __init__(self, model: Model, sites: Sequence[Site], source: Source, *, dense: bool = False) -> None:
+    def __init__(
+        self, model: Model, sites: Sequence[Site], source: Source, *, dense: bool = False, fisher: int | None = None
+    ) -> None:
         self._sites = sites
         self._order = {id(node): index for index, node in enumerate(model.graph.nodes)}
         self._folder = Scratch()
+        self._weights = None
+        if fisher is not None:
+            self._weights = RowWeights(model, sites, source, BATCH, _subfolder(self._folder, "weights"), fisher)
         self._runner = PrefixRunner(model, _subfolder(self._folder, "treated"))
         self.images = self._runner.start(source, BATCH)
         self._dense = DensePath(model, self._runner, _subfolder(self._folder, "dense")) if dense else None
@@ -78,11 +85,14 @@ class Walk:
             grams: dict[str, Gram] = {}
             for site in group:
                 key = f"{_data(site).name}{'' if site.is_linear else site.view.steps[-1:]}"
+                if self._weights:
+                    key = site.name  # rows of another output have other weights
                 known = grams.get(key)
                 gram = grams[key] = known or Gram(site.k, share)
                 if known is None:
-                    for x in self._runner.read(str(_data(site).name)):
-                        gram.add(_rows(site, x))
+                    inputs = self._runner.read(str(_data(site).name))
+                    for x, weights in zip(inputs, self._weights_of(site), strict=False):
+                        gram.add(_rows(site, x), weights)
                     _require_squares(gram, site)
                 yield site, gram, self._target(site, gram)
 
@@ -93,10 +103,15 @@ class Walk:
         target = Target(site.read(), gram, share)
         joins = stream is not None and self._dense.is_comparable(stream)
         joined = self._dense.beyond(stream) if joins else repeat(None)
-        for x, ahead, more in zip(self._runner.read(str(data.name)), self._dense.beyond(data), joined, strict=False):
+        inputs = self._runner.read(str(data.name)), self._dense.beyond(data)
+        for x, ahead, more, weights in zip(*inputs, joined, self._weights_of(site), strict=False):
             rows = _rows(site, x)
-            target.add(rows, _rows(site, ahead), None if more is None else _output_rows(site, more, len(rows)))
+            added = None if more is None else _output_rows(site, more, len(rows))
+            target.add(rows, _rows(site, ahead), added, weights)
         return target
+
+    def _weights_of(self, site: Site) -> Iterator[NDArray[np.float32] | None]:
+        return self._weights.of(site) if self._weights else repeat(None)
 
     def _groups(self) -> Iterator[tuple[int, list[Site]]]:
         """Consecutive sites whose inputs all exist before the first of them, with that position in the node list."""

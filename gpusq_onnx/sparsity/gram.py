@@ -41,19 +41,19 @@ class Gram:
 
     Attributes:
         k: number of input features.
-        rows: rows seen.
+        rows: rows seen, by their weights.
         total: their sum, [k].
     """
 
     def __init__(self, k: int, each: Each = one_by_one) -> None:
         self.k = k
-        self.rows = 0
+        self.rows = 0.0
         self._each = each
         self._products: NDArray[np.float64] = np.zeros((k, k))  # tiles above the diagonal and on it
         self.total: NDArray[np.float64] = np.zeros(k)
 
-    def add(self, x: NDArray[Any]) -> None:
-        """Add the rows of x[..., k], any float dtype.
+    def add(self, x: NDArray[Any], weights: NDArray[np.float32] | None = None) -> None:
+        """Add the rows of x[..., k], any float dtype, each counting as its weight says, [rows] >= 0; None: as 1.
 
         Raises:
             ValueError: the last dimension is not k, NaN or infinity; the sums stay as they were.
@@ -64,19 +64,23 @@ class Gram:
         if not np.isfinite(flat).all():
             raise ValueError(f"inputs must be finite; found NaN or infinity in shape {x.shape}")
 
+        share = 1.0 if weights is None else weights[:, None]
+        weighted = flat if weights is None else flat * np.sqrt(share)
+
         def add_tile(tile: tuple[slice, slice]) -> None:
             above, right = tile
-            with np.errstate(over="ignore", invalid="ignore"):  # see `finite`
-                self._products[tile] += flat[:, above].T @ flat[:, right]  # on the diagonal numpy does half the work
+            # on the diagonal numpy does half the work; an overflow: see `finite`
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._products[tile] += weighted[:, above].T @ weighted[:, right]
 
         self._each(add_tile, self._tiles())
-        self.total += flat.sum(axis=0, dtype=np.float64)
-        self.rows += len(flat)
+        self.total += (flat if weights is None else flat * share).sum(axis=0, dtype=np.float64)
+        self.rows += len(flat) if weights is None else float(weights.sum(dtype=np.float64))
 
     @property
     def mean(self) -> NDArray[np.float32]:
         """Mean input, float32 [k]; zeros when nothing was added."""
-        return (self.total / max(1, self.rows)).astype(np.float32)
+        return (self.total / max(1.0, self.rows)).astype(np.float32)
 
     @property
     def finite(self) -> bool:
@@ -87,7 +91,7 @@ class Gram:
     def rounding(self) -> float:
         """How far float32 products may have moved an eigenvalue of the centred sums; inputs that hardly vary leave
         little else. Errors of single products are a share of s_i s_j / rows, which is a matrix of norm s^T s / rows."""
-        return _ROUNDING * max(self.k, _FEW) * float(np.square(self.total).mean()) / max(1, self.rows)
+        return _ROUNDING * max(self.k, _FEW) * float(np.square(self.total).mean()) / max(1.0, self.rows)
 
     def energies(self, *, centred: bool) -> NDArray[np.float32]:
         """What each input counts for, float32 [k]: its squares' sum, times a power of 2: the largest is about 1.
@@ -100,7 +104,7 @@ class Gram:
     def sums(self, *, centred: bool) -> NDArray[np.float64]:
         """The sum of X^T X, float64 [k, k]; centred: of the inputs less their mean."""
         found = np.empty_like(self._products)
-        mean = self.total / max(1, self.rows)
+        mean = self.total / max(1.0, self.rows)
         for above, right in self._tiles():
             tile = self._products[above, right]
             found[above, right] = tile - np.outer(self.total[above], mean[right]) if centred else tile

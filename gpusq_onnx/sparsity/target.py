@@ -44,7 +44,11 @@ class Target:
         self._sum = np.zeros(len(w))  # of E
 
     def add(
-        self, x: NDArray[np.floating[Any]], ahead: NDArray[np.floating[Any]], joined: NDArray[np.floating[Any]] | None
+        self,
+        x: NDArray[np.floating[Any]],
+        ahead: NDArray[np.floating[Any]],
+        joined: NDArray[np.floating[Any]] | None,
+        weights: NDArray[np.float32] | None = None,
     ) -> None:
         """Add rows.
 
@@ -52,6 +56,7 @@ class Target:
             x: [rows, k], X_p.
             ahead: [rows, k], X_d - X_p.
             joined: [rows, out], R_d - R_p; None: the output joins no stream.
+            weights: [rows], what each counts for; None: 1.
         """
         x, ahead = x.astype(np.float32, copy=False), ahead.astype(np.float32, copy=False)
 
@@ -59,6 +64,8 @@ class Target:
             missing = ahead @ self._w[channels].T
             if joined is not None:
                 missing += joined[:, channels]
+            if weights is not None:
+                missing *= weights[:, None]
             self._products[:, channels] += x.T @ missing
             self._sum[channels] += missing.sum(axis=0, dtype=np.float64)
 
@@ -67,7 +74,7 @@ class Target:
     @property
     def mean(self) -> NDArray[np.float32]:
         """The mean of E, float32 [out]; zeros when nothing was added."""
-        return (self._sum / max(1, self._gram.rows)).astype(np.float32)
+        return (self._sum / max(1.0, self._gram.rows)).astype(np.float32)
 
     def weight(self, *, centred: bool) -> NDArray[np.float32]:
         """W', float32 [out, k].
@@ -79,7 +86,7 @@ class Target:
             numpy.linalg.LinAlgError: the sums are not finite.
         """
         gram = self._gram
-        products = self._products - np.outer(gram.total / max(1, gram.rows), self._sum) if centred else self._products
+        products = self._products - np.outer(gram.total / max(1.0, gram.rows), self._sum) if centred else self._products
         if not np.isfinite(products).all():
             raise np.linalg.LinAlgError("infinities")
         upper = inverse_factor(ridged(gram.sums(centred=centred), RIDGE, gram.rounding if centred else 0.0), self._each)

@@ -1,0 +1,92 @@
+"""How steeply a classifier's answer depends on inner tensors, image by image.
+
+    slope = |d log p(y | x) / d row|        y drawn from the model's own p(y | x); a row: all channels at one place
+
+Its square's mean is the Fisher information of the row: what an error there does to the KL divergence of the answer.
+
+Source: Martens, "New insights and perspectives on the natural gradient method" (arXiv 1412.1193). Limits: outputs
+[B, C], logits or probabilities. One image at a time (a fixed batch as it is), and one thread: the same numbers on any
+number of cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.torchgraph.call import fed
+from gpusq_onnx.torchgraph.convert import convert
+
+_TINY = 1e-12  # of a probability whose logarithm is taken
+
+
+class Slopes:
+    """Finds them with a copy of the model.
+
+    Args:
+        model: a classifier.
+        answers: its outputs [B, C].
+        places: names of inner tensors, and the axis of each that its channels lie along.
+        seed: of the answers that are drawn.
+
+    Raises:
+        UnsupportedModelError: an operator that cannot be converted.
+    """
+
+    def __init__(self, model: Model, answers: Sequence[str], places: Mapping[str, int], seed: int) -> None:
+        self._network = convert(model, outputs=list(answers), taps=list(places))
+        self._answers, self._places = answers, places
+        self._random = np.random.default_rng(seed)
+
+    def of(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """The slopes of a batch, by place, in the order of its rows; zeros where the answer does not depend on it."""
+        rows = len(next(iter(feed.values())))
+        step = self._network.fixed or 1
+        with _one_thread():
+            parts = [
+                self._some([fed(feed[name][i : i + step]) for name in self._network.inputs])
+                for i in range(0, rows, step)
+            ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._places}
+
+    def _some(self, inputs: list[Tensor]) -> dict[str, NDArray[np.float32]]:
+        with torch.enable_grad():
+            values: dict[str, Tensor] = dict(zip(self._network.outputs, self._network.body(*inputs), strict=True))
+            answers = [_log_probabilities(values[name]) for name in self._answers]
+            drawn = sum((log_p[range(len(log_p)), self._draw(log_p)].sum() for log_p in answers), torch.zeros(()))
+            taps = [values[name] for name in self._places]
+            slopes = torch.autograd.grad(drawn, taps, allow_unused=True)
+        found = {}
+        for (name, axis), value, slope in zip(self._places.items(), taps, slopes, strict=True):
+            known = torch.zeros_like(value) if slope is None else slope
+            found[name] = known.float().norm(dim=axis).reshape(-1).numpy()
+        return found
+
+    def _draw(self, log_p: Tensor) -> Tensor:
+        """A class for each row, by its probability."""
+        at = torch.from_numpy(self._random.random((len(log_p), 1)))
+        below = log_p.detach().double().exp().cumsum(dim=1) < at
+        return below.sum(dim=1).clamp(max=log_p.shape[1] - 1)
+
+
+def _log_probabilities(z: Tensor) -> Tensor:
+    z = z.float()
+    sums = bool((z >= 0).all()) and bool(((z.sum(dim=1) - 1).abs() < 1e-3).all())
+    return z.clamp(min=_TINY).log() if sums else torch.log_softmax(z, dim=1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
