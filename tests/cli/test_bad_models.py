@@ -39,8 +39,8 @@ UNUSABLE: dict[str, tuple[Maker, str, list[str]]] = {
         "prune24{method=sparsegpt}",
         ["read by node", "too large to be judged"],
     ),
-    "no weight at all": (bad_models.no_weights, "prune24", ["no weight can be pruned", "gpusq-onnx plan"]),
-    "no weight to quantise": (bad_models.no_weights, "qdq-int8", ["no weight can be quantised", "gpusq-onnx plan"]),
+    "no weight at all": (bad_models.no_weights, "prune24", ["no weight can be pruned", "a graph without"]),
+    "no weight to quantise": (bad_models.no_weights, "qdq-int8", ["no weight can be quantised", "a graph without"]),
     "no prunable weight": (
         bad_models.odd_weight,
         "prune24{head=true}",
