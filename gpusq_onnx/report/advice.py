@@ -64,7 +64,7 @@ def accuracy(steps: Sequence[StepOutcome]) -> str:
     pruned = any(isinstance(row.detail, Pruned) for row in rows)
     codes = {row.detail.format for row in rows if isinstance(row.detail, WeightPair)}
     if pruned and not any(step.name in LEARNING for step in steps):
-        return "expected accuracy: far below the model's (a ViT-Tiny: 83.5 % to 50 %) until trained: --finetune 2"
+        return "expected accuracy: far below the model's (a ViT-Tiny: 83.5 % to 53 %) until trained: --finetune 2"
     if pruned:
         return "expected accuracy: several points below the model's (a ViT-Tiny: 83.5 % to 74 %)"
     if codes == {"int8"}:
