@@ -64,7 +64,7 @@ def in_desk(folder: Path) -> Iterator[None]:
 def normal(text: str) -> str:
     """Without numbers, versions and what depends on their width, and so on the CPU."""
     text = re.sub(r"\d[\d.,e-]*%?", "#", text)
-    return re.sub(r"[ \n|-]+", " ", text)
+    return re.sub(r"[ \n|+-]+", " ", text)
 
 
 def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
