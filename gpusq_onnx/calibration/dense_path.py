@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from gpusq_onnx.graph.model import Model, Tensor
 from gpusq_onnx.graph.operators import Is, operators
 from gpusq_onnx.graph.sites import Site
 
-CHOOSERS = operators(Is.CHOOSES | Is.RANDOM) | {"NonZero", "Unique", "Compress"}
+_CHOOSERS = operators(Is.CHOOSES | Is.RANDOM) | {"NonZero", "Unique", "Compress"}
 
 
 class DensePath:
@@ -44,21 +45,21 @@ class DensePath:
         self._dense.pin(c.name for site in sites for c in (site.weight, site.bias) if c is not None)
 
     def is_comparable(self, tensor: Tensor) -> bool:
-        """Whether `beyond` can be had at this position."""
+        """Whether `compared` can be had at this position."""
         return tensor.name not in self._chosen and self._treated.has(tensor.name)
 
-    def beyond(self, tensor: Tensor) -> Iterator[NDArray[np.float32]]:
-        """The dense model's values less the treated one's, batch by batch."""
+    def compared(self, tensor: Tensor) -> Iterator[tuple[NDArray[Any], NDArray[np.float32]]]:
+        """The treated model's values, and the dense one's less these, batch by batch."""
         name = str(tensor.name)
         for dense, treated in zip(self._dense.read(name), self._treated.read(name), strict=True):
-            yield dense.astype(np.float32) - treated.astype(np.float32)
+            yield treated, dense.astype(np.float32) - treated.astype(np.float32)
 
 
 def _after_choices(model: Model) -> frozenset[str]:
     """The names of all tensors that depend on a choice made of the data, or that a subgraph gives."""
     flow, found = Dataflow(model), set[str]()
     for node in flow.nodes:
-        chooses = has_subgraph(node) or (node.op in CHOOSERS and bool(flow.data_inputs(node)))
+        chooses = has_subgraph(node) or (node.op in _CHOOSERS and bool(flow.data_inputs(node)))
         if chooses or any(tensor.name in found for tensor in node.inputs):
             found.update(tensor.name for tensor in node.outputs)
     return frozenset(found)

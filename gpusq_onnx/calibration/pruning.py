@@ -15,11 +15,9 @@ from gpusq_onnx.graph.qdq.rescale import own_bias, shift_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.pipeline.parallel import share
 from gpusq_onnx.sparsity import magnitude, sparsegpt
-from gpusq_onnx.sparsity.gram import Gram
+from gpusq_onnx.sparsity.gram import LARGEST, Gram
 from gpusq_onnx.sparsity.patterns import Pattern
 from gpusq_onnx.sparsity.target import Target
-
-LARGEST = 1e18  # of a weight that SparseGPT scores: squares of larger ones overflow float32
 
 
 def prune_site(
@@ -54,7 +52,7 @@ def prune_site(
     except np.linalg.LinAlgError as error:
         raise UnsupportedModelError(
             f"what {site.name!r} should give cannot be solved for: the dense model is infinitely far",
-            where=f"read by node {site.readers[0].name!r} ({site.readers[0].op})",
+            where=site.place,
             hint="prune24{aim=layer}",
         ) from error
     pruned = sparsegpt.prune(aim, gram, pattern, damping=damping, centred=bias is not None, order=order, each=share)
@@ -75,7 +73,7 @@ def squarable(site: Site) -> NDArray[Any]:
     if largest > LARGEST:
         raise UnsupportedModelError(
             f"the weight {site.name!r} is too large to be judged: its squares overflow",
-            where=f"read by node {site.readers[0].name!r} ({site.readers[0].op})",
+            where=site.place,
             expected=f"values below {LARGEST:g}",
             found=f"{largest:g}",
             hint="the export or the training went wrong: check the original checkpoint",

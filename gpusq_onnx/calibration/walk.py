@@ -32,7 +32,7 @@ from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.model import Model, Tensor
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.pipeline.parallel import share
-from gpusq_onnx.sparsity.gram import Gram
+from gpusq_onnx.sparsity.gram import LARGEST, Gram
 from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
 from gpusq_onnx.sparsity.target import Target
 
@@ -84,9 +84,8 @@ class Walk:
                 self._dense.advance(start, group)
             grams: dict[str, Gram] = {}
             for site in group:
-                key = f"{_data(site).name}{'' if site.is_linear else site.view.steps[-1:]}"
-                if self._weights:
-                    key = site.name  # rows of another output have other weights
+                seen = f"{_data(site).name}{'' if site.is_linear else site.view.steps[-1:]}"
+                key = site.name if self._weights else seen  # rows of another output have other weights
                 known = grams.get(key)
                 gram = grams[key] = known or Gram(site.k, share)
                 if known is None:
@@ -102,9 +101,9 @@ class Walk:
             return None
         target = Target(site.read(), gram, share)
         joins = stream is not None and self._dense.is_comparable(stream)
-        joined = self._dense.beyond(stream) if joins else repeat(None)
-        inputs = self._runner.read(str(data.name)), self._dense.beyond(data)
-        for x, ahead, more, weights in zip(*inputs, joined, self._weights_of(site), strict=False):
+        joined = (more for _, more in self._dense.compared(stream)) if joins else repeat(None)
+        batches = zip(self._dense.compared(data), joined, self._weights_of(site), strict=False)
+        for (x, ahead), more, weights in batches:
             rows = _rows(site, x)
             added = None if more is None else _output_rows(site, more, len(rows))
             target.add(rows, _rows(site, ahead), added, weights)
@@ -141,11 +140,10 @@ def observable(site: Site) -> bool:
 
 def _require_squares(gram: Gram, site: Site) -> None:
     if not gram.finite:
-        reader = site.readers[0]
         raise UnsupportedModelError(
             f"the inputs of {site.name!r} are too large for second-order errors: their squares overflow",
-            where=f"read by node {reader.name!r} ({reader.op})",
-            expected="values below 1e+18",
+            where=site.place,
+            expected=f"values below {LARGEST:g}",
             hint="method=magnitude, rounding=nearest; or the training went wrong: check the original checkpoint",
         )
 

@@ -27,7 +27,7 @@ def list_passes(json: Json = None) -> None:
     show_table(["pass", "summary"], [[p["name"], p["summary"]] for p in passes])
     show()
     show_table(["preset", "summary"], [[p["name"], p["summary"]] for p in presets])
-    show("\noptions of a pass, or what a preset stands for: gpusq-onnx passes show NAME")
+    show("\noptions of a pass, or the passes of a preset: gpusq-onnx passes show NAME")
     show("what runs where: gpusq-onnx passes show targets")
 
 

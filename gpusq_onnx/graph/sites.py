@@ -104,6 +104,11 @@ class Site:
         return module_path(self.readers[0])
 
     @property
+    def place(self) -> str:
+        """Who reads it first, as errors say where something is."""
+        return f"read by node {self.readers[0].name!r} ({self.op})"
+
+    @property
     def activation(self) -> gs.Tensor:
         """The data operand of the first reader, before any Q/DQ."""
         reader = self.readers[0]

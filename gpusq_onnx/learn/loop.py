@@ -311,7 +311,7 @@ class _Trainer:
 
     @torch.no_grad()
     def _resume(self, folder: Path | None) -> int:
-        """Take up a checkpoint, if there is one; the step to go on with."""
+        """Load a checkpoint, if there is one; the step to go on with."""
         held = self._held()
         moments = [{"step": torch.zeros((), device=p.device), "exp_avg": p, "exp_avg_sq": p} for p in self.parameters]
         groups = [{f"{name}.{index}": own for name, own in group.items()} for index, group in enumerate(moments)]

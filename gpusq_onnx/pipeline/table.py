@@ -150,7 +150,7 @@ def expand(pipeline: Pipeline, known: Mapping[str, PassRow] | None = None) -> Pi
                 raise UsageError(
                     f"the preset {step.name!r} takes no options",
                     where=str(step),
-                    hint=f"it stands for {PRESETS[step.name].text!r}: write that, or --set PASS.KEY=VALUE",
+                    hint=f"it is short for {PRESETS[step.name].text!r}: write that, or --set PASS.KEY=VALUE",
                 )
             steps += parse(PRESETS[step.name].text).steps
         else:

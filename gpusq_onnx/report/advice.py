@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gpusq_onnx.pipeline.details import Pruned, WeightPair
+from gpusq_onnx.pipeline.finetune import LEARNING
 from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.report.kernels import Obstacle
 
 PASSES = "'prune24,qdq-int8{profile=sparse-int8}'"
-LEARNING = frozenset({"distill", "qat"})
 _CURABLE = frozenset({"pattern", "precision", "output"})
 _WORTH = 0.1  # of the weights: fewer were left out on purpose, such as the head
 _WHY = {
@@ -63,7 +63,7 @@ def accuracy(steps: Sequence[StepOutcome]) -> str:
     rows = [row for step in steps for row in step.rows]
     pruned = any(isinstance(row.detail, Pruned) for row in rows)
     codes = {row.detail.format for row in rows if isinstance(row.detail, WeightPair)}
-    if pruned and not any(step.name in LEARNING for step in steps):
+    if pruned and not any(step.name in LEARNING.values() for step in steps):
         return "expected accuracy: far below the model's (a ViT-Tiny: 83.5 % to 53 %) until trained: --finetune 2"
     if pruned:
         return "expected accuracy: several points below the model's (a ViT-Tiny: 83.5 % to 74 %)"

@@ -60,7 +60,7 @@ def of_run(outcome: Outcome, width: int) -> list[str]:
 
 
 def _data(path: Path | str | None) -> str:
-    """The option for a shell; where there was no data, with a name that stands for it."""
+    """The option `--data`, quoted for a shell; `images/` where no data was given."""
     return f"--data {quote(str(path)) if path else 'images/'}"
 
 

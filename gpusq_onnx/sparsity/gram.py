@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Each = Callable[[Callable[[Any], None], Iterable[Any]], None]
 """Runs a function on every item of independent work; `pipeline.parallel` has one that does so in threads."""
 
+LARGEST = 1e18  # of what is squared: sums of larger squares overflow float32
 TILE = 512
 _ROUNDING = 2.0**-22  # of a float32 sum of products, in units of the sum
 _FEW = 64  # below so many features, the errors of all are not small beside the error of one
@@ -64,17 +65,18 @@ class Gram:
         if not np.isfinite(flat).all():
             raise ValueError(f"inputs must be finite; found NaN or infinity in shape {x.shape}")
 
-        share = 1.0 if weights is None else weights[:, None]
-        weighted = flat if weights is None else flat * np.sqrt(share)
+        counted = rooted = flat  # times the weights, and times their roots
+        if weights is not None:
+            counted, rooted = flat * weights[:, None], flat * np.sqrt(weights)[:, None]
 
         def add_tile(tile: tuple[slice, slice]) -> None:
             above, right = tile
             # on the diagonal numpy does half the work; an overflow: see `finite`
             with np.errstate(over="ignore", invalid="ignore"):
-                self._products[tile] += weighted[:, above].T @ weighted[:, right]
+                self._products[tile] += rooted[:, above].T @ rooted[:, right]
 
         self._each(add_tile, self._tiles())
-        self.total += (flat if weights is None else flat * share).sum(axis=0, dtype=np.float64)
+        self.total += counted.sum(axis=0, dtype=np.float64)
         self.rows += len(flat) if weights is None else float(weights.sum(dtype=np.float64))
 
     @property

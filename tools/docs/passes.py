@@ -39,7 +39,7 @@ def page() -> str:
 def _presets(presets: list[dict[str, str]]) -> Iterator[str]:
     yield "## Presets\n"
     yield from _table(["preset", "summary"], [[f"`{p['name']}`", _cell(p["summary"])] for p in presets])
-    yield from (f"`{p['name']}` stands for:\n\n```text\n{p['passes']}\n```\n" for p in presets)
+    yield from (f"`{p['name']}` is short for:\n\n```text\n{p['passes']}\n```\n" for p in presets)
 
 
 def _section(name: str) -> Iterator[str]:
