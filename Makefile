@@ -12,7 +12,7 @@ export GPUSQ_ZOO_VENV ?= $(CURDIR)/.venv-zoo
 # Empty is off: the tests start hundreds of interpreters, and each would compile the package, a third of its time.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help venv demo test coverage acceptance bench gpu fuzz lint format docs clean
+.PHONY: help venv demo test long coverage acceptance bench gpu fuzz lint format docs clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,9 +31,12 @@ demo: $(STAMP) ## the straight road on the embedded digits model: plan, apply, c
 	$(BIN)/python -m tools.digits.demo
 
 test: $(STAMP) ## the fast tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not long'
 
-coverage: $(STAMP) ## the fast tests, their lines counted in every process: what is not run, and an error below 94 %
+long: $(STAMP) ## the tests that take seconds each: trainings, processes, whole documents
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'long and not slow'
+
+coverage: $(STAMP) ## the fast and the long tests, their lines counted in every process: what is not run, and an error below 94 %
 	mkdir -p out/coverage
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile -m 'not slow'

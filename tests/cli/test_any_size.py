@@ -27,6 +27,7 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_it_is_trained_at_the_size_of_its_data(model: Path) -> None:
     output = model.with_name("out.onnx")
     passes = "prune24{method=magnitude},distill{steps=2 batch=4},qdq-int8,qat{steps=2 batch=4}"
@@ -45,6 +46,7 @@ def test_a_missing_size_is_asked_for(model: Path) -> None:
     assert "--crop PX" in outcome.err and "--shapes pixel_values" in outcome.err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [["--crop", "32"], ["--shapes", "pixel_values=1x3x32x32"]])
 @pytest.mark.parametrize("backend", ["onnxruntime", "torch-cpu"])
 def test_it_is_timed_at_a_size(model: Path, backend: str, size: list[str]) -> None:
@@ -61,6 +63,7 @@ def test_shapes_that_do_not_fit_are_named(model: Path) -> None:
     assert "the shape does not fit input pixel_values" in outcome.err
 
 
+@pytest.mark.long
 def test_an_engine_is_built_at_a_size(model: Path, harness: Path) -> None:
     plan, report = model.with_suffix(".plan"), model.with_name("engine.json")
     done = call(

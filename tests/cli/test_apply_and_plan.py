@@ -40,6 +40,7 @@ def test_the_road_from_a_float_model_to_sparse_int8(model: Path) -> None:
     assert checked.code == 0, checked.err
 
 
+@pytest.mark.long
 def test_the_report_and_its_digest(model: Path, tmp_path: Path) -> None:
     report = tmp_path / "out.json"
     applied = call("apply", model, "--passes", "prune24,qdq-int8", *CALIBRATION, "--seed", "7", "--report", report)
@@ -55,6 +56,7 @@ def test_the_report_and_its_digest(model: Path, tmp_path: Path) -> None:
     assert "| skip" in text
 
 
+@pytest.mark.long
 def test_plan_says_what_apply_then_does(model: Path) -> None:
     words = [model, "--passes", "prune24,qdq-int8", *CALIBRATION, "--json", "-"]
     planned = json.loads(call("plan", *words).out)

@@ -127,6 +127,7 @@ def test_nothing_to_do_is_allowed_on_request(tmp_path: Path) -> None:
     assert again.exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stored", ["one file", "external data"])
 @pytest.mark.parametrize("pipeline", ["prune24{method=magnitude}", "prune24{method=sparsegpt},qdq-int8"])
 def test_the_same_command_twice_gives_the_same_bytes(pipeline: str, stored: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def model(tmp_path: Path) -> Path:
     return fresh_model(tmp_path)
 
 
+@pytest.mark.long
 def test_models_are_timed_side_by_side(model: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     outcome = call("bench", model, "--backend", "onnxruntime", *QUICK, "--report", report)
@@ -30,6 +31,7 @@ def test_models_are_timed_side_by_side(model: Path, tmp_path: Path) -> None:
     assert outcome.out.startswith("onnxruntime\n")
 
 
+@pytest.mark.long
 def test_the_reference_of_the_torch_backend_runs_on_a_cpu(model: Path) -> None:
     pytest.importorskip("torch")
     outcome = call("bench", model, "--backend", "torch-cpu", "--batch", "1", "--rounds", "3", "--json", "-")

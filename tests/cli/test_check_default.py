@@ -52,6 +52,7 @@ def test_an_original_that_ends_onnxruntime_is_compared_as_apply_reads_it(quantis
     assert call("check", tmp_path / "in.onnx", tmp_path / "out.onnx", *DATA).code == 0
 
 
+@pytest.mark.long
 def test_a_model_that_ends_it_in_every_form_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken_onnxruntime.install(monkeypatch, tmp_path, "def load(data, optimised):\n    die()")
     outcome = call("check", MODEL, MODEL, *DATA)

@@ -41,6 +41,7 @@ def checked(folder: Path, candidate: str, *words: str | Path) -> dict:
     return json.loads(outcome.out)
 
 
+@pytest.mark.long
 def test_blocks_are_looked_at_in_order_and_stay_in_tolerance(folder: Path) -> None:
     found = checked(folder, "int8.onnx", "--taps", "blocks")
     taps = found["comparison"]["taps"]
@@ -59,6 +60,7 @@ def test_what_equalising_rescaled_does_not_leave_the_tolerance(folder: Path) -> 
     assert found["departure"] is None
 
 
+@pytest.mark.long
 def test_the_first_tensor_that_leaves_the_tolerance_is_named(folder: Path) -> None:
     found = checked(folder, "wrong.onnx", "--taps", "all")
     product = next(n.output[0] for n in onnx.load(MODEL).graph.node if broken_weight() in n.input)

@@ -117,6 +117,7 @@ def _at_moments(disk: Disk, line: str, moments: slice) -> None:
         assert "Traceback" not in outcome.err, shown
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", VERBS)
 def test_some_moments(verb: str, disk: Disk) -> None:
     _at_moments(disk, VERBS[verb], slice(1, None, 6))

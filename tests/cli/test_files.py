@@ -184,6 +184,7 @@ def test_closed_streams_are_no_error(closed: str, tmp_path: Path) -> None:
     assert model.with_name("model.gpusq.onnx").exists()
 
 
+@pytest.mark.long
 def test_an_ascii_terminal_is_no_error(tmp_path: Path) -> None:
     model = fresh_model(tmp_path)
     environment = {**_environment(tmp_path), "PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C"}
@@ -250,6 +251,7 @@ def test_a_signal_that_is_switched_off_stays_off(tmp_path: Path) -> None:
     assert model.with_name("model.gpusq.onnx").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stored", ["one file", pytest.param("external data", marks=pytest.mark.slow)])
 def test_random_signals_at_random_moments_leave_the_output_whole_or_absent(stored: str, tmp_path: Path) -> None:
     """Kill, TERM, INT and HUP over `apply`: what a killed run leaves, the next one removes."""

@@ -96,6 +96,7 @@ def test_another_user_s_folder(verb: str, desk: Path, request: pytest.FixtureReq
     _refuses(desk, VERBS[verb].replace("{harness}", str(harness)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["apply", pytest.param("pack", marks=pytest.mark.slow)])
 def test_another_user_s_file_in_a_folder_for_all(verb: str, desk: Path) -> None:
     """As in /tmp: everybody may add files, and nobody but their owner may replace them."""
@@ -104,6 +105,7 @@ def test_another_user_s_file_in_a_folder_for_all(verb: str, desk: Path) -> None:
     _refuses(desk, VERBS[verb])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["apply", pytest.param("pack", marks=pytest.mark.slow)])
 def test_another_user_s_file_in_a_folder_of_one_s_own_is_replaced(verb: str, desk: Path) -> None:
     assert call(*VERBS[verb].split()).code == 0
@@ -116,6 +118,7 @@ def test_another_user_s_file_in_a_folder_of_one_s_own_is_replaced(verb: str, des
     assert {path.stat().st_uid for path in (desk / "there").iterdir()} == {NOBODY}
 
 
+@pytest.mark.long
 def test_a_file_of_another_user_that_was_replaced_comes_back_where_the_rest_fails(desk: Path) -> None:
     """Of somebody else's file no second name can be made: it is put aside meanwhile."""
     assert call(*VERBS["apply"].split()).code == 0

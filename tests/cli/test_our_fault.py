@@ -23,6 +23,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return fresh_model(tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("pipeline", "failing", "says"),
     [
@@ -57,6 +58,7 @@ def test_a_pass_that_goes_wrong_leaves_a_reproducer(pipeline: str, failing: str,
     assert again.err.splitlines()[:2] == outcome.err.splitlines()[:2]
 
 
+@pytest.mark.long
 def test_the_reproducer_holds_the_failing_pass_s_input_and_the_rest(model: Path) -> None:
     assert call("apply", model, "-p", "prune24,raises{strength=3},qdq-int8", *CALIBRATION).code == 4
     folder = model.with_name("model.gpusq.onnx.reproducer")
@@ -92,6 +94,7 @@ def test_an_older_reproducer_is_replaced(model: Path) -> None:
     assert "strength = 9" in recipe.read_text()
 
 
+@pytest.mark.long
 def test_a_parser_is_asked_for_and_there_is_none(tmp_path: Path) -> None:
     """No tensorrt that starts, no compiler for the harness: exit 5, with what to install, and an empty cache."""
     (tmp_path / "tensorrt.py").write_text('raise ImportError("no TensorRT here")\n')

@@ -16,6 +16,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.long
 def test_a_recipe_that_apply_takes(tmp_path: Path) -> None:
     model = fresh_model(tmp_path)
     recipe, report = model.with_name("recipe.toml"), model.with_name("report.json")
@@ -26,6 +27,7 @@ def test_a_recipe_that_apply_takes(tmp_path: Path) -> None:
     assert call("apply", model, "--recipe", recipe, "--data", IMAGES, "--samples", "8", "-q").code == 0
 
 
+@pytest.mark.long
 def test_a_missed_budget_is_exit_code_1_and_leaves_nothing_but_the_analysis(tmp_path: Path) -> None:
     model = fresh_model(tmp_path)
     report = model.with_name("report.json")
@@ -65,6 +67,7 @@ def test_what_is_no_command(words: tuple[str, ...], tmp_path: Path) -> None:
     assert done.code == 2 and ("next:" in done.err or "expected:" in done.err)
 
 
+@pytest.mark.long
 def test_a_screen_unless_everything_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gpusq_onnx.cli import plan
 

@@ -1,7 +1,7 @@
 """Every command of the documents does what it says: run here on the embedded model, in the order of the pages.
 
-The README's and the quickstart's run with the fast tests. Those of the other pages run with the slow ones; a wrong
-verb, option or pass in them is found by the fast ones.
+The README's run with the fast tests, those that train and the quickstart's with the long ones, and those of the other
+pages with the slow ones; a wrong verb, option or pass in any of them is found by the fast ones.
 """
 
 import os
@@ -20,14 +20,17 @@ from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.grammar import parse
 from tests.cli.command_line import Outcome, call
 
-FIRST = (README, ROOT / "docs" / "quickstart.md")
 ALL = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
-QUICK = {command for page in FIRST for command in commands(page)}
-OURS = [
-    pytest.param(command, marks=() if command in QUICK else pytest.mark.slow)
-    for command in ALL
-    if command.startswith("gpusq-onnx ")
-]
+
+
+def mark(command: str) -> tuple[pytest.MarkDecorator, ...]:
+    """Which tests the command runs with."""
+    if command in commands(README):
+        return (pytest.mark.long,) if "--finetune" in command else ()
+    return (pytest.mark.long if command in commands(ROOT / "docs" / "quickstart.md") else pytest.mark.slow,)
+
+
+OURS = [pytest.param(command, marks=mark(command)) for command in ALL if command.startswith("gpusq-onnx ")]
 # Those of transcripts, too, which are not run: an engine wants a GPU.
 SHOWN = sorted({shlex.join(words) for page in PAGES for words in shown(page)})
 

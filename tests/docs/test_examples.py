@@ -14,6 +14,7 @@ SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_a_script_runs(script: Path, tmp_path: Path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -23,6 +24,7 @@ def test_a_script_runs(script: Path, tmp_path: Path):
     assert done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_runs_from_top_to_bottom_and_holds_no_outputs(notebook: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(notebook.parent)
@@ -48,6 +50,7 @@ def _run(source: str, scope: dict[str, object]) -> list[str]:
     return [draw() if draw else repr(value)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [README, ROOT / "docs" / "python.md"], ids=lambda path: path.name)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

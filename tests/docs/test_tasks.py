@@ -67,6 +67,7 @@ def normal(text: str) -> str:
     return re.sub(r"[ \n|+-]+", " ", text)
 
 
+@pytest.mark.long
 def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
     for module in ("faster_coco_eval", "jinja2", "matplotlib"):
         pytest.importorskip(module)

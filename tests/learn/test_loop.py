@@ -93,6 +93,7 @@ def test_a_teacher_that_gives_no_numbers_is_the_models_fault(options: dict[str, 
         loop.train(setup, classroom.data(), settings, kept=classroom.kept(model))
 
 
+@pytest.mark.long
 def test_a_rising_loss_stops_at_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     judge = Guard.judge
     monkeypatch.setattr(Guard, "judge", lambda self, loss, norm, step: judge(self, max(1.0, step - 5), norm, step))
@@ -134,11 +135,13 @@ def test_logs_hold_every_round_once(tmp_path: Path) -> None:
     assert all(row["images_per_second"] > 0 for row in rows)
 
 
+@pytest.mark.long
 def test_parts_of_a_batch_add_up_to_it() -> None:
     whole, parts = classroom.run(gate=False), classroom.run(gate=False, accumulate=4)
     classroom.assert_close(classroom.weights(parts[0]), classroom.weights(whole[0]))
 
 
+@pytest.mark.long
 def test_remembered_answers_are_the_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = {"crop": 1, "flip": False}
     taught, history = classroom.run(**plain)
@@ -148,6 +151,7 @@ def test_remembered_answers_are_the_teachers(monkeypatch: pytest.MonkeyPatch) ->
     classroom.assert_close(classroom.weights(taught), classroom.weights(looked))
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
     one, two, other = (classroom.weights(classroom.run(steps=3, seed=seed)[0]) for seed in (1, 1, 2))
     assert all((one[name] == two[name]).all() for name in one)

@@ -56,6 +56,7 @@ def _end(process: subprocess.Popen[str]) -> int:
     return process.returncode
 
 
+@pytest.mark.long
 def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path: Path) -> None:
     folder, output = tmp_path / "run", tmp_path / "out.npz"
     options = {**classroom.TOY, **LOOKS}
@@ -74,6 +75,7 @@ def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert [row["loss"] for row in rows] == [row["loss"] for row in history.curve]
 
 
+@pytest.mark.long
 def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     """Up to the order of float32 sums, which Adam's first steps magnify: 3e-5, a tenth of what is learned."""
     with socket.socket() as free:

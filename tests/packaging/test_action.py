@@ -79,6 +79,7 @@ def test_the_documents_show_inputs_that_there_are() -> None:
     assert {name for step in ours for name in step["with"]} <= set(ACTION["inputs"])
 
 
+@pytest.mark.long
 def test_it_compresses_checks_and_tells(desk: Path, commands: Path) -> None:
     job = act(desk, commands, check_args="--min-agreement 0.9 --max-top1-drop 5", data_args="--samples '64'")
     assert job.code == 0, job.log
@@ -100,6 +101,7 @@ def test_it_compresses_checks_and_tells(desk: Path, commands: Path) -> None:
     assert json.loads((desk / "gpusq-artefacts" / "check.json").read_text())["comparison"]["samples"] == 64
 
 
+@pytest.mark.long
 def test_a_gate_that_fails_fails_the_job_and_the_summary_says_why(desk: Path, commands: Path) -> None:
     job = act(desk, commands, check_args="--min-cosine 1")
     assert job.code == 1
@@ -129,6 +131,7 @@ def test_an_error_ends_with_the_tools_own_code_and_text(
     assert not (desk / "small.onnx").exists() and not (desk / "pwned").exists()
 
 
+@pytest.mark.long
 def test_a_gate_that_cannot_be_asked_is_no_pass(desk: Path, commands: Path) -> None:
     job = act(desk, commands, data="", apply_args="--samples 8", check_args="--min-top1 0.5")
     assert job.code == 2
@@ -158,6 +161,7 @@ def test_classes_reach_both_verbs(desk: Path, commands: Path) -> None:
         assert "classes not applied" in (desk / "gpusq-artefacts" / name).read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("event", "comment", "calls"),
     [
@@ -244,6 +248,7 @@ def test_inputs_add_no_outputs_and_no_options(desk: Path, commands: Path) -> Non
     assert "--version" in job.summary
 
 
+@pytest.mark.long
 def test_the_install_step_installs_this_checkout(tmp_path: Path) -> None:
     (step,) = (step for step in STEPS if step["name"] == "Install")
     tree, site = tmp_path / "tree", tmp_path / "site"

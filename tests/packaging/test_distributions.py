@@ -54,6 +54,7 @@ def shipped_files() -> set[str]:
     return python | others
 
 
+@pytest.mark.long
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile):
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == shipped_files()

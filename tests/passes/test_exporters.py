@@ -25,6 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataOptions:
     return DataOptions(path=noise_images(tmp_path_factory.mktemp("images"), 24))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("uint8", [True, False])
 def test_keras_through_tf2onnx(uint8: bool, data: DataOptions, tmp_path: Path) -> None:
     source, output = tmp_path / "keras.onnx", tmp_path / "out.onnx"

@@ -197,6 +197,7 @@ def test_packed_and_back(passes: str, tmp_path: Path) -> None:
     assert back.read_bytes() == written.read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "passes",
     [

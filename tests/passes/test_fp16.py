@@ -78,6 +78,7 @@ def test_fp16_follows_float32(name: str, tmp_path: Path) -> None:
     assert output.stat().st_size < 0.6 * path.stat().st_size
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("profile", "weights"), [("accurate", "float"), ("sparse-int8", "int8")])
 def test_behind_24_and_qdq(profile: str, weights: str, harness: Path, tmp_path: Path) -> None:
     path, wide, output = ASSETS / "digits_vit.onnx", tmp_path / "wide.onnx", tmp_path / "out.onnx"

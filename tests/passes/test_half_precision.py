@@ -51,6 +51,7 @@ PIPELINES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_float16_goes_through(pipeline: str, half: Path, data: DataOptions, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
@@ -67,6 +68,7 @@ def test_float16_goes_through(pipeline: str, half: Path, data: DataOptions, tmp_
             assert parse_pattern("2:4").holds(site.read())
 
 
+@pytest.mark.long
 def test_training_moves_weights_of_half_precision(half: Path, data: DataOptions, tmp_path: Path) -> None:
     pruned, trained = tmp_path / "pruned.onnx", tmp_path / "trained.onnx"
     manager.run(half, pruned, parse("prune24{method=magnitude}"), RunOptions(data))

@@ -219,6 +219,7 @@ def test_the_digits_lose_little_and_everything_that_reads_graphs_takes_them(
     assert np.isfinite(session).all()
 
 
+@pytest.mark.long
 def test_with_data_it_is_closer_to_the_dense_model(tmp_path: Path) -> None:
     with np.load(ASSETS / "digits_test.npz") as stored:
         x = stored["pixel_values"].astype(np.float32)

@@ -87,6 +87,7 @@ def test_what_cannot_be_rewritten_says_why(tmp_path: Path, change: dict, why: st
     assert [file.name for file in tmp_path.iterdir() if file.suffix == ".onnx"] == ["m.onnx"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("export", ["digits_vit", "digits_vit_legacy17"])
 def test_both_ends_are_included_where_they_are_asked_for(tmp_path: Path, export: str) -> None:
     data = DataOptions(path=ASSETS / "digits_train.npz", samples=8)

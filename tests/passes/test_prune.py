@@ -84,6 +84,7 @@ def test_every_planned_weight_follows_the_pattern_and_no_other_changes(name: str
             np.testing.assert_array_equal(site.read(), before[site.name])
 
 
+@pytest.mark.long
 def test_sparsegpt_loses_less_than_magnitude_on_real_data() -> None:
     by_magnitude, second_order = _load(), _load()
     _run(by_magnitude, method="magnitude")
@@ -93,6 +94,7 @@ def test_sparsegpt_loses_less_than_magnitude_on_real_data() -> None:
     assert _accuracy(second_order) > _accuracy(by_magnitude) + 0.01
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_aim_at_the_dense_model(name: str) -> None:
     """What layers lost before a layer, it makes up for, as far as it can: 1:4 ruins nine predictions of a hundred."""
@@ -104,6 +106,7 @@ def test_weights_aim_at_the_dense_model(name: str) -> None:
     assert accuracy["dense"] > accuracy["layer"] + 0.02
 
 
+@pytest.mark.long
 def test_bias_correction_keeps_the_mean_output() -> None:
     drifts = []
     for correct in (True, False):

@@ -55,6 +55,7 @@ def test_in_a_pipeline_it_learns_scales_and_keeps_codes_sparse(tmp_path: Path) -
     assert any("Q/DQ" in fact for fact in outcome.steps[2].facts)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("passes", "given", "rates"),
     [
@@ -102,6 +103,7 @@ def test_without_a_word_the_dense_model_teaches_where_it_is_known(quantised: Pat
     assert learned("") == learned("against=sparse")
 
 
+@pytest.mark.long
 def test_stored_codes_stay_and_their_scales_learn(tmp_path: Path) -> None:
     coded, output = tmp_path / "coded.onnx", tmp_path / "out.onnx"
     manager.run(MODEL, coded, parse("prune24{method=magnitude},qdq-int8{weights=int8}"), RunOptions(DATA))

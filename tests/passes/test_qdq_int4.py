@@ -38,6 +38,7 @@ def agreement(path: Path, **session: Any) -> float:
     return float((found.argmax(1) == wanted.argmax(1)).mean())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("data", "fmt", "least"), [("int8", INT8, 0.95), ("int4", INT4_IN_INT8, 0.85)])
 def test_the_carrier_is_four_bits_in_int8(data: str, fmt: Any, least: float, tmp_path: Path) -> None:
     outcome, out = apply(f"qdq-int4{{activations={data}}}", tmp_path)
@@ -57,18 +58,21 @@ def test_the_carrier_is_four_bits_in_int8(data: str, fmt: Any, least: float, tmp
     assert agreement(out, exact_qdq=True) > least
 
 
+@pytest.mark.long
 def test_with_2_4_and_narrow_outputs_it_is_for_sparse_int8_kernels(tmp_path: Path) -> None:
     _, out = apply("prune24{method=magnitude},qdq-int4{profile=sparse-int8}", tmp_path)
     kernels = [weight.kernel for weight in inspect_model(io.load(out)).weights if weight.format]
     assert kernels == ["sparse INT8"] * 12
 
 
+@pytest.mark.long
 def test_the_carrier_is_parsed_and_built(harness: Path, tmp_path: Path) -> None:
     _, out = apply("qdq-int4{activations=int4}", tmp_path)
     verdict = parser_verdict(out, harness=harness, build=True)
     assert (verdict.ok, verdict.errors, verdict.built) == (True, [], True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("data", ["int8", "int4"])
 def test_training_stays_on_the_grid(data: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
@@ -79,6 +83,7 @@ def test_training_stays_on_the_grid(data: str, tmp_path: Path) -> None:
     assert {quantised(site).input for site in sites} == {INT8 if data == "int8" else INT4_IN_INT8}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("more", ["", ",weights=codes,block=16"])
 def test_native_codes_are_marked_as_research_and_run_on_a_cpu(more: str, tmp_path: Path) -> None:
     outcome, out = apply(f"qdq-int4{{activations=int4,deployment=native{more}}}", tmp_path)

@@ -67,6 +67,7 @@ def _peak(model: Path, *arguments: str) -> float:
     return usage.ru_maxrss / 1024
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="peak memory of a child is read with os.wait4")
 def test_the_range_guard_takes_the_memory_of_a_few_tensors(deep: Path) -> None:
     without = _peak(deep, "--passes", "fp16{images=0}")

@@ -64,6 +64,7 @@ def with_defaults(change: str) -> str:
 DIFFERS, NAN, CUT = with_defaults("-v"), with_defaults("v * float('nan')"), with_defaults("v[:, :5]")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "says", "passes"),
     [
@@ -138,6 +139,7 @@ def test_a_model_that_is_chaotic_itself_is_not_our_fault(tmp_path: Path, monkeyp
 FATAL = "def load(data, optimised):\n    if b'{}' in data: die()"
 
 
+@pytest.mark.long
 def test_a_model_that_ends_onnxruntime_is_an_error_that_names_the_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def _linears(model: Model) -> list[Site]:
     return [site for site in analyse(model).sites if site.role not in ("patch_embed", "head")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_closer_to_the_dense_model_than_rounding_to_nearest(name: str) -> None:
     found = []
@@ -70,6 +71,7 @@ def test_it_is_closer_to_the_dense_model_than_rounding_to_nearest(name: str) -> 
     assert found[0] < 0.5 * found[1]
 
 
+@pytest.mark.long
 def test_weights_lie_on_their_grid_and_keep_their_pattern() -> None:
     model = _load()
     prune, structure = Prune24(Prune24.Options(method="magnitude")), analyse(model)
@@ -83,6 +85,7 @@ def test_weights_lie_on_their_grid_and_keep_their_pattern() -> None:
         assert TWO_FOUR.holds(codes_of(site))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_alone_are_rounded_before_they_have_pairs(name: str) -> None:
     found = []

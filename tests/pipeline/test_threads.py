@@ -46,6 +46,7 @@ def _bytes(model: Path, pipeline: str, threads: int) -> bytes:
     return output.read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "pipeline",
     [

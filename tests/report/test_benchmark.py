@@ -100,6 +100,7 @@ def test_formats_are_read_from_the_weights(sparse: Path) -> None:
     assert dense.flops / entry.flops > 5 and 2 < dense.parameters / entry.parameters < 6.4
 
 
+@pytest.mark.long
 def test_rows_rivals_and_ratios_on_a_cpu(found: Benchmark, backend: KnownBackend) -> None:
     assert formats(found) == [
         ("digits_vit", "FP32", True),
@@ -116,6 +117,7 @@ def test_rows_rivals_and_ratios_on_a_cpu(found: Benchmark, backend: KnownBackend
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+@pytest.mark.long
 def test_on_a_gpu_tf32_is_the_reference_and_only_given_models_may_be_sparse(sparse: Path) -> None:
     backend = KnownBackend(GPU_BASELINES)
     found = run_benchmark([sparse], backend, [2], QUICK)

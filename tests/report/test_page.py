@@ -165,6 +165,7 @@ def test_pictures_on_one_page_share_no_identifier(reports: dict[str, Path]) -> N
     assert identifiers and len(identifiers) == len(set(identifiers))
 
 
+@pytest.mark.long
 def test_the_same_report_gives_the_same_bytes(reports: dict[str, Path], tmp_path: Path) -> None:
     assert page_of([reports["apply"]]) == page_of([reports["apply"]])
     pages = [tmp_path / "a.html", tmp_path / "b.html"]

@@ -49,6 +49,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> gpusq_onnx.Result:
     return gpusq_onnx.compress(MODEL, "prune24,qdq-int8", data=DATA, data_options=options, output=path)
 
 
+@pytest.mark.long
 def test_the_cards_say_the_verdict(small: gpusq_onnx.Result) -> None:
     found = small.check(data=DATA, data_options={"samples": 32}, gates={"min_agreement": 0.5})
     good = {card.name: card for card in cards_of([small.outcome, found], {"sparse INT8": 3, "dense FP32": 1})}
@@ -68,6 +69,7 @@ def cards_of(reports: list, kernels: dict[str, int] | None) -> list[cards.Card]:
     return [card for block in blocks if isinstance(block, Cards) for card in block.cards]
 
 
+@pytest.mark.long
 def test_the_command_makes_the_same_again(small: gpusq_onnx.Result, tmp_path: Path) -> None:
     words = shlex.split(commands.of_run(small.outcome))
     assert words[:4] == ["gpusq-onnx", "apply", "--passes", small.pipeline] and words[-1] == str(MODEL)
@@ -166,6 +168,7 @@ def test_what_tune_writes_is_what_the_page_reads() -> None:
     assert again == document and list(of_tune(again)) == list(of_tune(document))
 
 
+@pytest.mark.long
 def test_a_tuned_model_has_a_page(tmp_path: Path) -> None:
     words = ["tune", "--budget", "kl<=1", "--forms", "int8", "--exact", "0", "--samples", "24", "--data", DATA]
     words += ["--no-cache", "--report", tmp_path / "t.json", "-o", tmp_path / "r.toml", MODEL, "-q"]

@@ -127,6 +127,7 @@ def test_a_real_vision_transformer_is_accepted(harness: Path) -> None:
     assert parser_verdict(model, harness=harness).ok
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("parse", "words"),
     [

@@ -43,6 +43,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     return Desk(folder, folder, SMALL)
 
 
+@pytest.mark.long
 def test_every_kind_of_arm_runs_once(desk: Desk) -> None:
     chosen = [arm for arm in arms() if arm.name in ("one-shot", "calibrated", "full")]
     results = [desk.run(arm, 0) for arm in chosen]

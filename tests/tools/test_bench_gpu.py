@@ -18,6 +18,7 @@ ABSENT = "onnx onnxruntime onnx_graphsurgeon polygraphy pydantic typer rich PIL 
 QUICK = "--device cpu --models tiny --batch 1,2 --rounds 3 --warm 0.001 --least 0.0001".split()
 
 
+@pytest.mark.long
 def test_it_runs_with_torch_and_numpy_alone(tmp_path: Path) -> None:
     hide = "; ".join(f"sys.modules[{name!r}] = None" for name in ABSENT)
     arguments = [*QUICK, "--out", str(tmp_path)]

@@ -26,6 +26,7 @@ def warm() -> None:
     targets.warm_up()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", targets.ALL)
 def test_no_broken_input_is_our_fault(name: str) -> None:
     score = arena.run(targets.ALL[name], range(SLICE[name]), limit=PATIENCE)

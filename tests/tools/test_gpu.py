@@ -185,6 +185,7 @@ def rehearse(out: Path, *options: str) -> tuple[int, dict[str, Any], str]:
     return done.returncode, json.loads((out / "results.json").read_text()), (out / "results.md").read_text()
 
 
+@pytest.mark.long
 def test_a_part_of_the_rehearsal(tmp_path: Path) -> None:
     """Kernels, networks, a compressed graph and the tests, in real processes; training and timing of graphs: below."""
     pytest.importorskip("torch")

@@ -73,6 +73,7 @@ def linears_of(model: onnx.ModelProto) -> list[tuple[str, str, str]]:
     return found
 
 
+@pytest.mark.long
 def test_every_linear_equals_onnxruntime_on_the_same_codes(
     compressed: Path, network: Network, images: np.ndarray, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_quantised_attention_runs_on_its_kernel(compressed: Path, network: Netwo
     assert not left  # in floating point attention is one fused operator already
 
 
+@pytest.mark.long
 def test_any_batch_and_no_break_under_the_compiler(compressed: Path, network: Network, images: np.ndarray) -> None:
     x = torch.from_numpy(images)
     body, _ = lower(network, [x[:4]], Chooser(CPU))

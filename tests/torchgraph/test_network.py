@@ -97,6 +97,7 @@ def test_a_state_dict_holds_what_is_learned(network: Network, model: Model) -> N
     torch.testing.assert_close(other(images())["logits"], network(images())["logits"], rtol=0, atol=0)
 
 
+@pytest.mark.long
 def test_torch_compile_takes_the_whole_graph(network: Network) -> None:
     expected = gradients(network, images())
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")

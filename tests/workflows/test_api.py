@@ -102,6 +102,7 @@ def test_what_a_notebook_shows_is_escaped(tmp_path: Path):
     assert "<script>" not in gpusq_onnx.plan(path, "prune24")._repr_html_()
 
 
+@pytest.mark.long
 def test_a_result_is_checked_on_its_own_data_or_on_others(pixels: NDArray[np.float32]):
     result = gpusq_onnx.compress(MODEL, PASSES, data=pixels)
     assert result.check().comparison.samples == len(pixels)
@@ -196,6 +197,7 @@ def test_a_recipe_is_a_path(tmp_path: Path):
     assert gpusq_onnx.plan(MODEL, tmp_path / "r.toml").pipeline == "prune24"
 
 
+@pytest.mark.long
 def test_models_are_packed_restored_inspected_and_timed(pixels: NDArray[np.float32], tmp_path: Path):
     result = gpusq_onnx.compress(MODEL, PASSES, data=pixels, output=tmp_path / "small.onnx")
     gpusq_onnx.pack(result.path, tmp_path / "small.gpusq")

@@ -41,6 +41,7 @@ def found(models: list[Path]) -> Activations:
     return gpusq_onnx.cam(*models, data=DATA, data_options={"samples": 8})
 
 
+@pytest.mark.long
 def test_every_model_is_asked_for_the_first_ones_class(found: Activations) -> None:
     assert len(found.examples) == 8 and found.methods == ["gradcam", "rollout"]
     assert len(set(found.layers)) == 1
@@ -83,6 +84,7 @@ def test_agreement_is_a_correlation() -> None:
     assert agreement(0 * x[0], 0 * x[0]) == 1 and agreement(0 * x[0], x[0]) == 0
 
 
+@pytest.mark.long
 def test_a_folder_a_page_and_a_picture(found: Activations, tmp_path: Path) -> None:
     files = draw(found, tmp_path / "maps", 2)
     assert files[0] == tmp_path / "maps" / "index.html" and all(file.is_file() for file in files)

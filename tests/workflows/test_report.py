@@ -24,6 +24,7 @@ def applied(tmp_path: Path) -> Path:
     return written
 
 
+@pytest.mark.long
 def test_the_models_of_a_report_are_shown_while_they_are_what_they_were(applied: Path) -> None:
     text = report([applied]).read_text(encoding="utf-8")
     assert "Layers: small.onnx" in text and "that TensorRT can choose for the weights: 2 dense FP32, 12 dense" in text
@@ -36,6 +37,7 @@ def test_the_models_of_a_report_are_shown_while_they_are_what_they_were(applied:
         report([applied], data=DATA)
 
 
+@pytest.mark.long
 def test_with_data_it_shows_activations_and_where_the_models_look(applied: Path) -> None:
     pytest.importorskip("torch", reason="needs the extra train")
     page = report([applied], data=DATA, data_options={"samples": 4})
@@ -44,6 +46,7 @@ def test_with_data_it_shows_activations_and_where_the_models_look(applied: Path)
     assert text.count("<img src=") == 4 * (1 + 2 * 2)
 
 
+@pytest.mark.long
 def test_models_can_be_named(applied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = ["--model", MODEL, "--model", MODEL]
     assert main([*map(str, ["report", applied, *models, "-o", tmp_path / "page.html"])]) == 0

@@ -43,6 +43,7 @@ def test_groups_are_what_reads_one_tensor_and_each_attention_core(subject: Subje
     assert total == pytest.approx(groups.total)
 
 
+@pytest.mark.long
 def test_what_is_measured_and_what_is_estimated(tmp_path: Path):
     options = {"data": TRAIN, "data_options": {"samples": 16}, "images": 8, "forms": ["int8"], "cache": tmp_path}
     found = gpusq_onnx.sensitivity(MODEL, exact=8, **options)
@@ -106,6 +107,7 @@ def test_four_bits_and_eight_in_one_recipe(subject: Subject):
     assert formats["val_74"] != formats["val_13"] and "val_140" not in formats
 
 
+@pytest.mark.long
 def test_a_budget_that_is_missed_writes_nothing(tmp_path: Path):
     recipe = tmp_path / "recipe.toml"
     found = gpusq_onnx.tune(
