@@ -45,7 +45,7 @@ from gpusq_onnx.pipeline.base import (
 from gpusq_onnx.pipeline.details import Pruned, rows_with
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order
-from gpusq_onnx.pipeline.schedule import BESIDE, SECOND_ORDER
+from gpusq_onnx.pipeline.schedule import BESIDE, SECOND_ORDER, SLOPES
 from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, require_unquantised
 from gpusq_onnx.sparsity import magnitude
 from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, Pattern, parse_pattern
@@ -90,7 +90,8 @@ class Prune(Pass[PruneOptions]):
     @property
     def _cost(self) -> float:
         """Of SparseGPT, in runs of one image an image."""
-        return SECOND_ORDER + (BESIDE if self.options.aim == "dense" else 0.0)
+        beside = BESIDE if self.options.aim == "dense" else 0.0
+        return SECOND_ORDER + beside + (SLOPES if self.options.rows == "fisher" else 0.0)
 
     def writes(self) -> Written:
         return Written(patterns=(self.options.pattern,))

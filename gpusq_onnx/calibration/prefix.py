@@ -23,15 +23,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, numpy_helper
 
 from gpusq_onnx.calibration.activations import require_finite
+from gpusq_onnx.calibration.store import BatchStore
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.origin import reads
@@ -51,7 +50,7 @@ class PrefixRunner:
         self._model = model
         self._nodes: list[NodeProto] = list(model.export()[0].node)
         self._constants = {c.name: c for c in model.constants()}
-        self._folder = folder
+        self._store = BatchStore(folder)
         self._header = model.header
         self._rows: list[tuple[int, int]] = []  # of each batch: those that count, and with the filling of a fixed size
         self._makers: dict[str, int] = {}  # of what is made of constants, by output
@@ -74,16 +73,14 @@ class PrefixRunner:
     def start(self, source: Source, batch: int) -> int:
         """Store the images of `source` as the tensors before the first node; returns their number."""
         for data in source.batches(batch):
-            self._store(len(self._rows), data.feed)
+            self._store.write(len(self._rows), data.feed)
             self._rows.append((data.size, len(next(iter(data.feed.values())))))
         return sum(counting for counting, _ in self._rows)
 
     def fork(self, folder: Path) -> PrefixRunner:
         """A runner at the same position that goes on by itself, in another empty folder."""
         other = copy(self)
-        other._folder, other._pinned = folder, dict(self._pinned)
-        for index in range(len(self._rows)):
-            copyfile(self._path(index), other._path(index))
+        other._store, other._pinned = self._store.fork(folder), dict(self._pinned)
         return other
 
     def pin(self, constants: Iterable[str]) -> None:
@@ -92,8 +89,7 @@ class PrefixRunner:
 
     def has(self, tensor: str) -> bool:
         """Whether the tensor can be read at the current position."""
-        with np.load(self._path(0)) as stored:
-            return tensor in stored.files
+        return tensor in self._store.names(0)
 
     def advance(self, position: int) -> None:
         """Run the nodes up to (not including) `position` for every batch."""
@@ -112,15 +108,14 @@ class PrefixRunner:
             crossing = {name: arrays[name] for name in kept}
             if session is not None:
                 crossing |= session.run({name: v for name, v in arrays.items() if name in wanted}, made)
-            self._store(index, crossing)
+            self._store.write(index, crossing)
         self._pinned = {name: v for name, v in self._pinned.items() if self._last_use.get(name, -1) >= position}
         self.position = position
 
     def read(self, tensor: str) -> Iterator[NDArray[Any]]:
         """The tensor at the current position, batch by batch, without the rows that fill a fixed batch up."""
         for index, (counting, rows) in enumerate(self._rows):
-            with np.load(self._path(index)) as stored:
-                values = stored[tensor]
+            values = self._store.read(index, tensor)
             values = values[: len(values) * counting // rows]
             require_finite(self._model, {tensor: values})
             yield values
@@ -162,15 +157,7 @@ class PrefixRunner:
         """Whether every batch has this shape here: a vector of sizes, if the last batch, which may be short, has it."""
         if name not in self._of_shapes or len(shape) != 1:
             return False
-        with np.load(self._path(len(self._rows) - 1)) as stored:
-            return bool(stored[name].shape == shape)
-
-    def _path(self, index: int) -> Path:
-        return self._folder / f"{index}.npz"
-
-    def _store(self, index: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        np.savez(self._path(index), **arrays)  # type: ignore[arg-type]  # numpy's stub knows no keyword arrays
+        return self._store.read(len(self._rows) - 1, name).shape == shape
 
     def _load(self, index: int) -> Arrays:
-        with np.load(self._path(index)) as stored:
-            return {name: stored[name] for name in stored.files}
+        return {name: self._store.read(index, name) for name in self._store.names(index)}

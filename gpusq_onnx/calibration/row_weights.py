@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusq_onnx.calibration.store import BatchStore
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import Model
@@ -45,7 +46,7 @@ class RowWeights:
     ) -> None:
         from gpusq_onnx.torchgraph.slopes import Slopes
 
-        self._folder = folder
+        self._store = BatchStore(folder)
         places = {_place(site): -1 if site.is_linear else 1 for site in sites}
         slopes = Slopes(model, answers(model), places, seed)
         self._sums = dict.fromkeys(places, 0.0)
@@ -57,22 +58,17 @@ class RowWeights:
             for name, values in found.items():
                 self._sums[name] += float(values.sum(dtype=np.float64))
                 self._rows[name] += len(values)
-            np.savez(self._path(self._batches), *found.values())
+            self._store.write(self._batches, found)
             self._batches += 1
-        self._numbers = {name: f"arr_{i}" for i, name in enumerate(places)}
 
     def of(self, site: Site) -> Iterator[NDArray[np.float32]]:
         """The weights of a site's rows, batch by batch; their mean over all is 1."""
         name = _place(site)
         mean = self._sums[name] / max(1, self._rows[name])
         for index in range(self._batches):
-            with np.load(self._path(index)) as stored:
-                slopes: NDArray[np.float32] = stored[self._numbers[name]]
+            slopes: NDArray[np.float32] = self._store.read(index, name)
             of_mean = slopes / np.float32(mean) if mean > 0 else np.ones_like(slopes)
             yield (of_mean + np.float32(FLOOR)) / np.float32(1 + FLOOR)
-
-    def _path(self, index: int) -> Path:
-        return self._folder / f"{index}.npz"
 
 
 def answers(model: Model) -> list[str]:

@@ -23,6 +23,7 @@ from gpusq_onnx.text import duration
 CALIBRATING = 1.6  # runs of one image that an image takes whose activations are watched
 SECOND_ORDER = 3.0  # that takes part in the second-order choice of all weights
 BESIDE = 3.5  # and that many more where the dense model is run beside and compared with
+SLOPES = 5.0  # and that many more where its rows are weighted by gradients, in torch
 LOOKING = 3.0  # that a student and its teacher are compared on, in torch
 TRAINING = 5.0  # that a student learns from, whole
 WORTH_SAYING = 10.0  # seconds
