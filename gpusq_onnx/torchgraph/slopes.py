@@ -5,8 +5,8 @@
 Its square's mean is the Fisher information of the row: what an error there does to the KL divergence of the answer.
 
 Source: Martens, "New insights and perspectives on the natural gradient method" (arXiv 1412.1193). Limits: outputs
-[B, C], logits or probabilities. One image at a time (a fixed batch as it is), and one thread: the same numbers on any
-number of cores.
+[B, C], logits or probabilities. One image at a time (a fixed batch as it is), each in one thread: the same numbers on
+any number of cores.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.pipeline.parallel import in_order
 from gpusq_onnx.torchgraph.call import fed
 from gpusq_onnx.torchgraph.convert import convert
 
@@ -49,18 +50,25 @@ class Slopes:
         """The slopes of a batch, by place, in the order of its rows; zeros where the answer does not depend on it."""
         rows = len(next(iter(feed.values())))
         step = self._network.fixed or 1
+        some = [
+            ([fed(feed[name][i : i + step]) for name in self._network.inputs], self._chances(min(step, rows - i)))
+            for i in range(0, rows, step)
+        ]
         with _one_thread():
-            parts = [
-                self._some([fed(feed[name][i : i + step]) for name in self._network.inputs])
-                for i in range(0, rows, step)
-            ]
+            parts = list(in_order(self._some, some))
         return {name: np.concatenate([part[name] for part in parts]) for name in self._places}
 
-    def _some(self, inputs: list[Tensor]) -> dict[str, NDArray[np.float32]]:
+    def _chances(self, rows: int) -> list[Tensor]:
+        """For each answer, a number in 0..1 for each row."""
+        return [torch.from_numpy(self._random.random((rows, 1))) for _ in self._answers]
+
+    def _some(self, given: tuple[list[Tensor], list[Tensor]]) -> dict[str, NDArray[np.float32]]:
+        inputs, chances = given
         with torch.enable_grad():
             values: dict[str, Tensor] = dict(zip(self._network.outputs, self._network.body(*inputs), strict=True))
             answers = [_log_probabilities(values[name]) for name in self._answers]
-            drawn = sum((log_p[range(len(log_p)), self._draw(log_p)].sum() for log_p in answers), torch.zeros(()))
+            picked = (log_p.gather(1, _draw(log_p, at)) for log_p, at in zip(answers, chances, strict=True))
+            drawn = sum((log_p.sum() for log_p in picked), torch.zeros(()))
             taps = [values[name] for name in self._places]
             slopes = torch.autograd.grad(drawn, taps, allow_unused=True)
         found = {}
@@ -69,11 +77,11 @@ class Slopes:
             found[name] = known.float().norm(dim=axis).reshape(-1).numpy()
         return found
 
-    def _draw(self, log_p: Tensor) -> Tensor:
-        """A class for each row, by its probability."""
-        at = torch.from_numpy(self._random.random((len(log_p), 1)))
-        below = log_p.detach().double().exp().cumsum(dim=1) < at
-        return below.sum(dim=1).clamp(max=log_p.shape[1] - 1)
+
+def _draw(log_p: Tensor, at: Tensor) -> Tensor:
+    """A class for each row [rows, 1], by its probability; at: where in 0..1."""
+    below = log_p.detach().double().exp().cumsum(dim=1) < at
+    return below.sum(dim=1, keepdim=True).clamp(max=log_p.shape[1] - 1)
 
 
 def _log_probabilities(z: Tensor) -> Tensor:
