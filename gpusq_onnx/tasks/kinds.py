@@ -25,6 +25,7 @@ CLASSES: frozenset[Kind] = frozenset({"logits", "queries", "pixels"})  # those w
 
 LEAST_SIDE = 8  # px, of an image
 _CHANNELS = (1, 3, 4)
+_ROUNDING = 1e-3  # of a sum of probabilities
 
 Shape = Sequence[int | str | None]
 
@@ -84,6 +85,15 @@ def _same(one: int | str | None, other: int | str | None) -> bool:
 def _fills(sides: Shape, image: Shape) -> bool:
     """Whether two sides are those of the image, in either layout."""
     return len(image) == 4 and tuple(sides) in (tuple(image[2:]), tuple(image[1:3]))
+
+
+def normalised(x: NDArray[Any]) -> bool:
+    """Whether rows along the last axis are probabilities already: none below 0, and sums of 1.
+
+    >>> normalised(np.array([[0.25, 0.75]])), normalised(np.array([[0.5, 0.75]]))
+    (True, False)
+    """
+    return bool((x >= 0).all()) and bool((np.abs(x.sum(axis=-1, dtype=np.float64) - 1) < _ROUNDING).all())
 
 
 def per_class(logits: NDArray[Any]) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.parallel import in_order
+from gpusq_onnx.tasks.kinds import normalised
 from gpusq_onnx.torchgraph.call import fed
 from gpusq_onnx.torchgraph.convert import convert
 
@@ -86,8 +87,7 @@ def _draw(log_p: Tensor, at: Tensor) -> Tensor:
 
 def _log_probabilities(z: Tensor) -> Tensor:
     z = z.float()
-    sums = bool((z >= 0).all()) and bool(((z.sum(dim=1) - 1).abs() < 1e-3).all())
-    return z.clamp(min=_TINY).log() if sums else torch.log_softmax(z, dim=1)
+    return z.clamp(min=_TINY).log() if normalised(z.detach().numpy()) else torch.log_softmax(z, dim=1)
 
 
 @contextmanager

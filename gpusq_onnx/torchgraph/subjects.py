@@ -26,7 +26,7 @@ from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.shapes import Shapes, is_float
 from gpusq_onnx.tasks.boxes import overlaps
-from gpusq_onnx.tasks.kinds import Shape, output_kinds, per_class
+from gpusq_onnx.tasks.kinds import Shape, normalised, output_kinds, per_class
 from gpusq_onnx.torchgraph.prefix import trainable_prefix
 
 _AFTER_LOGITS = frozenset("Sigmoid Softmax Flatten Reshape Squeeze Unsqueeze Identity Cast Mul Sub Add Concat".split())
@@ -201,8 +201,7 @@ def _nothing(found: Mapping[str, Any]) -> UnsupportedModelError:
 def probabilities(logits: Tensor) -> Tensor:
     """Softmax over the last axis; what is a distribution already stays."""
     x = logits.detach().double()
-    whole = bool((x >= 0).all()) and bool(((x.sum(dim=-1) - 1).abs() < 1e-3).all())
-    return x if whole else x.softmax(dim=-1)
+    return x if normalised(x.numpy()) else x.softmax(dim=-1)
 
 
 def _query_scores(logits: Tensor) -> Tensor:

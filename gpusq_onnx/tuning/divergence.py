@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.tasks.kinds import CLASSES, Shape, output_kinds, per_class
+from gpusq_onnx.tasks.kinds import CLASSES, Shape, normalised, output_kinds, per_class
 
 Outputs = Mapping[str, NDArray[Any]]
 Float64 = NDArray[np.float64]
 
 _TINY = 1e-12  # of a probability whose logarithm is taken
-_ROUNDING = 1e-3  # of the sum of probabilities
 
 
 class Divergence:
@@ -92,9 +91,8 @@ class Divergence:
 
 def _log_probabilities(x: Float64) -> Float64:
     """Log-softmax over the last axis; of rows that are probabilities already, their logarithm."""
-    if bool((x >= 0).all()) and bool((np.abs(x.sum(axis=-1) - 1) < _ROUNDING).all()):
-        logs: Float64 = np.log(np.maximum(x, _TINY))
-        return logs
+    if normalised(x):
+        return np.log(np.maximum(x, _TINY))
     x = x - x.max(axis=-1, keepdims=True)
-    normalised: Float64 = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-    return normalised
+    logs: Float64 = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return logs
