@@ -70,7 +70,7 @@ class Run:
 
     Attributes:
         trials: runs files in a process of its own.
-        source: all samples; `calibration`: those for passes that do not train.
+        source: all samples that are used, of those `offered`; `calibration`: those for passes that do not train.
         sample: a batch of one, or of the fixed size, that the model is tried and its result proven with.
         folder: where learning passes keep checkpoints and logs, in a folder each; None: nowhere.
         before: see `Context.before`.
@@ -88,6 +88,7 @@ class Run:
     progress: Progress
     allow_noop: bool
     trials: Trials
+    offered: int = 0
     calibration: Source | None = None
     sample: Feed | None = None
     folder: Path | None = None
@@ -123,7 +124,8 @@ def begin(model: Model, passes: Sequence[Pass[Any]], options: RunOptions, trials
             hint="give --data FOLDER; a thousand images without labels will do",
         )
     if data.path is not None or any(step.needs_data for step in passes):
-        state.source = state.calibration = _opened(data, model, all_of_it=bool(learning))
+        state.source, state.offered = _opened(data, model, all_of_it=bool(learning))
+        state.calibration = state.source
         count = data.calibrate or (CALIBRATED if learning else None)
         if count is not None:
             state.calibration = at_most(state.source, count)
@@ -133,15 +135,18 @@ def begin(model: Model, passes: Sequence[Pass[Any]], options: RunOptions, trials
     return state
 
 
-def _opened(data: DataOptions, model: Model, *, all_of_it: bool) -> Source:
-    """The samples, no more than what calibrating needs where the caller names no number and nothing learns from all."""
+def _opened(data: DataOptions, model: Model, *, all_of_it: bool) -> tuple[Source, int]:
+    """The samples, and how many the data have.
+
+    No more than what calibrating needs, where the caller names no number and nothing learns from all.
+    """
     rows = partial(table_rows, model)
     source = open_source(data, model.inputs(), rows)
     if all_of_it or data.path is None or data.samples or data.calibrate:
-        return source
+        return source, len(source)
     if not source.random_access or len(source) <= CALIBRATED:
-        return source
-    return open_source(data.model_copy(update={"samples": CALIBRATED}), model.inputs(), rows)
+        return source, len(source)
+    return open_source(data.model_copy(update={"samples": CALIBRATED}), model.inputs(), rows), len(source)
 
 
 def scheduled(state: Run, seconds: float | None) -> Schedule:

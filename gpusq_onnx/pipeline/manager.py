@@ -168,7 +168,7 @@ def run(
             pipeline, passes = automatic.insert(pipeline, passes, model, structure)
             state.passes = passes
         state.schedule = scheduled(state, seconds)
-        state.schedule.announce(state.images)
+        state.schedule.announce(state.images, state.offered)
         before = measure(model, structure)
         beside = output if reproducible else None
         for index in range(len(passes)):

@@ -64,7 +64,7 @@ def test_stages_share_the_work_of_their_step() -> None:
 def test_nothing_is_said_where_a_step_is_not_known_until_that_is_over() -> None:
     heard = Listener()
     schedule = Schedule(heard, [("distill", None), ("qdq-int8", 10.0)], 1.0, lambda: 0.0)
-    schedule.announce(8)
+    schedule.announce(8, 8)
     schedule.step(0)
     schedule.start("training", 4, 100.0)
     assert (heard.said, heard.remains) == ([], [None])
@@ -75,11 +75,12 @@ def test_nothing_is_said_where_a_step_is_not_known_until_that_is_over() -> None:
 
 def test_long_work_is_announced_as_an_estimate_and_short_work_is_not() -> None:
     heard = Listener()
-    Schedule(heard, [("prune24", 300.0), ("qdq-int8", 100.0)], 0.5).announce(128)
+    Schedule(heard, [("prune24", 300.0), ("qdq-int8", 100.0)], 0.5).announce(128, 1000)
     assert heard.said == [
-        "prune24, qdq-int8: about 3 min for 128 images; an estimate, from one run of one image (0.5 s)"
+        "prune24, qdq-int8: about 3 min for 128 of 1000 images (more: --samples N); "
+        "an estimate, from one run of one image (0.5 s)"
     ]
-    Schedule(heard, [("prune24", 300.0)], 0.001).announce(128)
+    Schedule(heard, [("prune24", 300.0)], 0.001).announce(128, 128)
     assert len(heard.said) == 1
 
 
