@@ -139,6 +139,8 @@ def test_values_that_are_not_finite_are_counted_and_left_out(tmp_path: Path) -> 
     everything = linear(tmp_path / "c.onnx", np.full_like(broken, np.nan))
     (output,) = compare(linear(tmp_path / "a.onnx"), everything, Data(5)).outputs
     assert (output.nonfinite, output.max_abs, output.cosine_mean) == (5 * CLASSES, None, None)
+    with pytest.raises(UnsupportedModelError, match="nothing but NaN"):
+        compare(everything, linear(tmp_path / "a.onnx"), Data(5))
 
 
 def test_models_with_other_inputs_or_outputs_are_refused(tmp_path: Path) -> None:

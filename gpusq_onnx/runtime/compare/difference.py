@@ -68,6 +68,7 @@ class RunningDifference:
         self._low, self._high = np.inf, -np.inf
         self._cosine_sum, self._cosine_min, self._rows = 0.0, 1.0, 0
         self._nonfinite, self._mismatches = 0, 0
+        self._numberless = 0  # elements of the reference that are NaN or infinite
 
     def update(self, reference: NDArray[Any], candidate: NDArray[Any]) -> None:
         """Take in one batch of the output, samples along axis 0; any numeric or boolean type."""
@@ -78,6 +79,7 @@ class RunningDifference:
             np.atleast_2d(x.reshape(len(x), -1) if x.ndim else x).astype(np.float64) for x in (reference, candidate)
         )
         finite = np.isfinite(a)
+        self._numberless += int(np.count_nonzero(~finite))
         self._nonfinite += int(np.count_nonzero(finite & ~np.isfinite(b)))
         finite &= np.isfinite(b)
         elements = int(np.count_nonzero(finite))
@@ -94,6 +96,11 @@ class RunningDifference:
         self._cosine_sum += float(cosines.sum())
         self._cosine_min = min(self._cosine_min, float(cosines.min()))
         self._rows += len(cosines)
+
+    @property
+    def is_void(self) -> bool:
+        """Whether all that the reference gave so far is NaN or infinite."""
+        return self._numberless > 0 and not self._elements and not self._nonfinite
 
     def result(self) -> OutputDifference:
         """The statistics over all batches so far."""

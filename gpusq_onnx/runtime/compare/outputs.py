@@ -116,7 +116,8 @@ def compare(
         on_batch: receives each batch with both models' outputs; they are valid during the call only.
 
     Raises:
-        UnsupportedModelError: a model cannot be loaded or run, or their inputs or outputs differ.
+        UnsupportedModelError: a model cannot be loaded or run, or their inputs or outputs differ; or all that the
+            reference gives is NaN or infinite.
         UnsupportedDataError: the data does not fit the models, or there is none.
     """
     first, second = (_loaded(model) for model in (reference, candidate))
@@ -144,6 +145,7 @@ def compare(
             progress(piece.size)
     if not samples:
         raise UnsupportedDataError("there is no data to compare the models on")
+    sides[0].require_numbers()
     compared, *others = [side.result(samples) for side in sides]
     return replace(
         compared, taps=tuple(look.result() for look in looks.values()), default=others[0] if others else None
@@ -177,6 +179,17 @@ class _Side:
         if piece.truth is not None:
             for judged, outputs in zip(self._judges, (expected, found), strict=False):
                 judged.update({name: _counted(outputs[name], piece, fixed) for name in self._differences}, piece.truth)
+
+    def require_numbers(self) -> None:
+        """Refuse a reference that computes nothing."""
+        void = [name for name, difference in self._differences.items() if difference.is_void]
+        if void and len(void) == len(self._differences):
+            raise UnsupportedModelError(
+                "the reference gives nothing but NaN or infinities, so nothing can be compared with it",
+                where=f"outputs {', '.join(void)}",
+                expected="finite numbers",
+                hint="weights, FP16 that overflows, or inputs on another scale (--mean, --std): run it on one image",
+            )
 
     def result(self, samples: int) -> Comparison:
         """The statistics over all batches."""
