@@ -79,7 +79,7 @@ def _untrained(pruned: Sequence[Pruned]) -> str:
         return f"{lost} until trained: --finetune 2"
     if all(detail.method == "magnitude" for detail in pruned):
         return f"{lost} (a ViT-Tiny: 83.5 % to 6 %; by SparseGPT, on images, 53 %) until trained: --finetune 2"
-    more = "with 1000 images and permute,prune24{rows=fisher} 66 %"
+    more = "with 1000 images and, for classifiers, permute,prune24{rows=fisher} 66 %"
     return f"{lost} (a ViT-Tiny: 83.5 % to 53 %; {more}) until trained: --finetune 2"
 
 
