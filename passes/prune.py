@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gpusq_onnx.calibration.pruning import prune_site
+from gpusq_onnx.calibration.row_weights import classifies
 from gpusq_onnx.calibration.walk import Walk, observable
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
@@ -65,8 +66,10 @@ class PruneOptions(EndsOptions):
     aim: Literal["dense", "layer"] = Field(
         "dense", description="SparseGPT: outputs to come near to: the dense model's, or the layer's own on its inputs"
     )
-    rows: Literal["equal", "fisher"] = Field(
-        "equal", description="SparseGPT: what each token or position counts for; fisher: by the classifier's gradients"
+    rows: Literal["equal", "fisher", "auto"] = Field(
+        "equal",
+        description="SparseGPT: what each token or position counts for; fisher: by a classifier's gradients; "
+        "auto: the latter where the model is one",
     )
     bias_correction: bool = Field(True, description="SparseGPT: move biases by the mean output error that is left")
 
@@ -91,13 +94,13 @@ class Prune(Pass[PruneOptions]):
     def _cost(self) -> float:
         """Of SparseGPT, in runs of one image an image."""
         beside = BESIDE if self.options.aim == "dense" else 0.0
-        return SECOND_ORDER + beside + (SLOPES if self.options.rows == "fisher" else 0.0)
+        return SECOND_ORDER + beside + (SLOPES if self.options.rows != "equal" else 0.0)
 
     def writes(self) -> Written:
         return Written(patterns=(self.options.pattern,))
 
     def ready(self) -> None:
-        if self.options.rows == "fisher":
+        if self.options.rows != "equal":
             require_training()
 
     def requires(self, model: Model, structure: Structure) -> None:
@@ -184,7 +187,8 @@ class Prune(Pass[PruneOptions]):
         patterns = {site.name: pattern for site, pattern in chosen}
         damping, correction = self.options.damping, self.options.bias_correction
         dense = self.options.aim == "dense"
-        fisher = context.seed if self.options.rows == "fisher" else None
+        rows = self.options.rows
+        fisher = context.seed if rows == "fisher" or (rows == "auto" and classifies(model)) else None
         with Walk(model, [site for site, _ in chosen], context.source, dense=dense, fisher=fisher) as walk:
             context.findings["images"] = walk.images
             for site, gram, target in walk:

@@ -77,9 +77,7 @@ def answers(model: Model) -> list[str]:
     Raises:
         UnsupportedModelError: it is none.
     """
-    image = image_shape(spec.shape for spec in model.inputs())
-    floats = {spec.name: spec.shape for spec in model.outputs() if spec.dtype.kind == "f"}
-    found = [name for name, kind in output_kinds(floats, image).items() if kind == "logits"]
+    found = _logits(model)
     if not found:
         raise UnsupportedModelError(
             "rows are weighted by what a classifier answers, and this is none",
@@ -88,6 +86,17 @@ def answers(model: Model) -> list[str]:
             hint="rows=equal",
         )
     return found
+
+
+def classifies(model: Model) -> bool:
+    """Whether the model is a classifier."""
+    return bool(_logits(model))
+
+
+def _logits(model: Model) -> list[str]:
+    image = image_shape(spec.shape for spec in model.inputs())
+    floats = {spec.name: spec.shape for spec in model.outputs() if spec.dtype.kind == "f"}
+    return [name for name, kind in output_kinds(floats, image).items() if kind == "logits"]
 
 
 def _place(site: Site) -> str:

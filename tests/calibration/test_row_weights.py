@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gpusq_onnx.calibration.row_weights import FLOOR, RowWeights
+from gpusq_onnx.calibration.row_weights import FLOOR, RowWeights, classifies
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, Source
@@ -46,6 +46,7 @@ def test_only_the_token_that_is_looked_at_counts(batch: int | str, tmp_path: Pat
     """A fixed batch of 4 is filled up for the last two images: what fills it counts nowhere."""
     model, source = first_token(tmp_path, batch)
     (tmp_path / "weights").mkdir()
+    assert classifies(model)
     sites = find_sites(model)[:1]
     weights = RowWeights(model, sites, source, 4, tmp_path / "weights", seed=0)
     found = np.concatenate(list(weights.of(sites[0]))).reshape(IMAGES, TOKENS)
@@ -56,5 +57,6 @@ def test_only_the_token_that_is_looked_at_counts(batch: int | str, tmp_path: Pat
 
 def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
     model, source = first_token(tmp_path, "n", pooled=False)
+    assert not classifies(model)
     with pytest.raises(UnsupportedModelError, match="this is none"):
         RowWeights(model, find_sites(model), source, 4, tmp_path, seed=0)
