@@ -1,0 +1,36 @@
+"""Batches on disk: what was written last is read, array by array, and a copy goes its own way."""
+
+from pathlib import Path
+
+import numpy as np
+
+from gpusq_onnx.calibration.store import BatchStore
+
+
+def test_arrays_of_any_kind_come_back(tmp_path: Path) -> None:
+    arrays = {
+        "x": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "across": np.arange(6.0).reshape(2, 3).T,
+        "size": np.array(7),
+        "none": np.zeros((0, 4), np.float16),
+        "a/b:0": np.array([True, False]),
+    }
+    store = BatchStore(tmp_path)
+    store.write(0, arrays)
+    assert list(store.names(0)) == list(arrays)
+    for name, values in arrays.items():
+        found = store.read(0, name)
+        np.testing.assert_array_equal(found, values)
+        assert found.dtype == values.dtype
+
+
+def test_a_batch_that_is_written_again_and_a_copy(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    store = BatchStore(tmp_path / "one")
+    store.write(0, {"x": np.arange(1000)})
+    other = store.fork(tmp_path / "two")
+    store.write(0, {"y": np.arange(3)})
+    assert (list(store.names(0)), list(other.names(0))) == (["y"], ["x"])
+    np.testing.assert_array_equal(store.read(0, "y"), np.arange(3))
+    np.testing.assert_array_equal(other.read(0, "x"), np.arange(1000))
