@@ -1,7 +1,7 @@
 """The arrays of every batch, in a scratch folder: one file a batch, written whole and read array by array.
 
 A file is arrays in numpy's own format, one after the other; where each begins is remembered. An .npz does the same with
-check sums, which took a quarter of SparseGPT's time.
+check sums, which took an eighth of SparseGPT's time (ViT-Tiny, 64 images).
 """
 
 from __future__ import annotations
