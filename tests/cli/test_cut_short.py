@@ -40,6 +40,7 @@ def load_data():
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pipeline", ["qdq-int8", PIPELINE])
 def test_ctrl_c_in_the_middle_of_calibration_leaves_nothing(pipeline: str, tmp_path: Path) -> None:
     model = fresh_model(tmp_path)
@@ -56,6 +57,7 @@ def test_ctrl_c_in_the_middle_of_calibration_leaves_nothing(pipeline: str, tmp_p
     assert "Traceback" not in err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["io.write_model", "io._write_data", "files.os.fsync", "files.os.replace"])
 def test_ctrl_c_while_the_model_is_written_leaves_nothing(moment: str, tmp_path: Path) -> None:
     """The signal comes at the named call; of two files (external data) neither may stay."""

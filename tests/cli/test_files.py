@@ -176,6 +176,7 @@ def _environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
 def test_closed_streams_are_no_error(closed: str, tmp_path: Path) -> None:
     model = fresh_model(tmp_path)
@@ -199,6 +200,7 @@ def test_an_ascii_terminal_is_no_error(tmp_path: Path) -> None:
         assert "UnicodeEncodeError" not in done.stderr
 
 
+@pytest.mark.long
 def test_onnxruntime_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> None:
     model, scratch = fresh_model(tmp_path), tmp_path / "scratch"
     scratch.mkdir()

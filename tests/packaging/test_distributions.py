@@ -60,6 +60,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile):
     assert names == shipped_files()
 
 
+@pytest.mark.long
 def test_a_wheel_from_the_checkout_is_the_wheel_from_the_sdist(dist: Path, wheel: zipfile.ZipFile):
     run("-m", "build", "--wheel", "--no-isolation", "--outdir", dist / "direct", dist / "tree", cwd=dist)
     (path,) = (dist / "direct").glob("*.whl")
@@ -83,6 +84,7 @@ def test_the_metadata_names_the_command_and_one_top_level_package(wheel: zipfile
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
 
 
+@pytest.mark.long
 def test_an_installation_leaves_one_package_in_site_packages(installed: Path):
     names = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
     assert names == {"gpusq_onnx", "bin"}

@@ -228,6 +228,7 @@ def test_channels_that_something_else_sees_stay(ending: Callable[[Graph, str], l
         _permute(_load(proto, tmp_path), head=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("saliency", ["magnitude", "activation"])
 @pytest.mark.parametrize("name", ["digits_vit.onnx", "digits_vit_legacy17.onnx"])
 def test_the_embedded_models_stay_as_they_were(name: str, saliency: str) -> None:

@@ -77,6 +77,7 @@ def test_accurate_places_what_the_table_says(name: str) -> None:
         assert all(tensor.inputs[0].op == "DequantizeLinear" for tensor in operands)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_sparse_int8_adds_the_outputs_of_pruned_linears_and_only_of_those(name: str) -> None:
     dense, pruned = _load(name), _load(name)

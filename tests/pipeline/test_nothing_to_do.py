@@ -77,6 +77,7 @@ def test_training_after_a_quantisation_with_nothing_to_do_has_nothing_to_do_eith
     assert [text.split(" ")[0] for text in outcome.warnings if "nothing to do" in text] == ["qdq-int8", "qat"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plan", [False, True])
 def test_training_after_a_pruning_with_nothing_to_do_has_nothing_to_do_either(plan: bool, tmp_path: Path) -> None:
     pytest.importorskip("torch")

@@ -67,6 +67,7 @@ def test_parts_are_joined_once_all_are_there(tmp_path: Path) -> None:
     assert len(lacking) == 1 and "of" in lacking[0]
 
 
+@pytest.mark.long
 def test_the_environment_has_the_wheels_and_what_is_beneath(tmp_path: Path) -> None:
     wheel(tmp_path / "wheels" / "1", "carried")
     library = tmp_path / "venv"

@@ -47,6 +47,7 @@ def _generated(pixels: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
     yield from (pixels[start : start + 10] for start in range(0, len(pixels), 10))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["array", "dict", "list", "generator"])
 def test_data_from_memory_gives_the_bytes_that_the_same_file_gives(
     form: str, pixels: NDArray[np.float32], as_the_command_line: Path, tmp_path: Path
