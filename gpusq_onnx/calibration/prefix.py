@@ -35,8 +35,6 @@ from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.origin import reads
 
-Arrays = dict[str, NDArray[Any]]
-
 
 class PrefixRunner:
     """A position in a graph's node list, and every batch's tensors there.
@@ -67,7 +65,7 @@ class PrefixRunner:
         for index, node in self._data_nodes(0, len(self._nodes)):
             for reader in (*self._constant_nodes([node]), node):
                 self._last_use.update(dict.fromkeys(reads(reader), index))
-        self._pinned: Arrays = {}
+        self._pinned: dict[str, NDArray[Any]] = {}
         self.position = 0
 
     def start(self, source: Source, batch: int) -> int:
@@ -97,14 +95,14 @@ class PrefixRunner:
 
         if position <= self.position or not self._rows:
             return
-        live = self._load(0)
+        live = self._store.read_all(0)
         piece = [node for _, node in self._data_nodes(self.position, position)]
         made = [name for node in piece for name in node.output if self._last_use.get(name, -1) >= position]
         kept = [name for name in live if self._last_use.get(name, -1) >= position]
         session = Session(self._piece(piece, live, made), exact_qdq=True) if made else None
         wanted = {name for node in piece for name in reads(node)}
         for index in range(len(self._rows)):
-            arrays = self._load(index)
+            arrays = self._store.read_all(index)
             crossing = {name: arrays[name] for name in kept}
             if session is not None:
                 crossing |= session.run({name: v for name, v in arrays.items() if name in wanted}, made)
@@ -158,6 +156,3 @@ class PrefixRunner:
         if name not in self._of_shapes or len(shape) != 1:
             return False
         return self._store.read(len(self._rows) - 1, name).shape == shape
-
-    def _load(self, index: int) -> Arrays:
-        return {name: self._store.read(index, name) for name in self._store.names(index)}

@@ -1,4 +1,4 @@
-"""The arrays of every batch, in a scratch folder: one file a batch, written whole and read array by array.
+"""The arrays of every batch, in a scratch folder: one file a batch, written whole, read whole or array by array.
 
 A file is arrays in numpy's own format, one after the other; where each begins is remembered. An .npz does the same with
 check sums, which took an eighth of SparseGPT's time (ViT-Tiny, 64 images).
@@ -44,6 +44,11 @@ class BatchStore:
             file.seek(self._places[batch][name])
             values: NDArray[Any] = read_array(file, allow_pickle=False)
         return values
+
+    def read_all(self, batch: int) -> dict[str, NDArray[Any]]:
+        """All arrays of a batch, as they were written."""
+        with self._path(batch).open("rb") as file:
+            return {name: read_array(file, allow_pickle=False) for name in self._places[batch]}
 
     def fork(self, folder: Path) -> BatchStore:
         """A copy in another empty folder."""

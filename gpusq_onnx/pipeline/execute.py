@@ -142,11 +142,11 @@ def _opened(data: DataOptions, model: Model, *, all_of_it: bool) -> tuple[Source
     """
     rows = partial(table_rows, model)
     source = open_source(data, model.inputs(), rows)
-    if all_of_it or data.path is None or data.samples or data.calibrate:
-        return source, len(source)
-    if not source.random_access or len(source) <= CALIBRATED:
-        return source, len(source)
-    return open_source(data.model_copy(update={"samples": CALIBRATED}), model.inputs(), rows), len(source)
+    offered = len(source)
+    unsaid = data.path is not None and not (all_of_it or data.samples or data.calibrate)
+    if unsaid and source.random_access and offered > CALIBRATED:
+        source = open_source(data.model_copy(update={"samples": CALIBRATED}), model.inputs(), rows)
+    return source, offered
 
 
 def scheduled(state: Run, seconds: float | None) -> Schedule:

@@ -74,13 +74,13 @@ def accuracy(steps: Sequence[StepOutcome]) -> str:
 
 
 def _untrained(pruned: Sequence[Pruned]) -> str:
-    lost = "expected accuracy: far below the model's"
-    if any(detail.pattern != TWO_FOUR.name for detail in pruned):
-        return f"{lost} until trained: --finetune 2"
-    if all(detail.method == "magnitude" for detail in pruned):
-        return f"{lost} (a ViT-Tiny: 83.5 % to 6 %; by SparseGPT, on images, 53 %) until trained: --finetune 2"
-    more = "with 1000 images and, for classifiers, permute,prune24{rows=fisher} 66 %"
-    return f"{lost} (a ViT-Tiny: 83.5 % to 53 %; {more}) until trained: --finetune 2"
+    measured = ""
+    if all(detail.pattern == TWO_FOUR.name for detail in pruned):
+        left, better = "53 %", "with 1000 images and, for classifiers, permute,prune24{rows=fisher} 66 %"
+        if all(detail.method == "magnitude" for detail in pruned):
+            left, better = "6 %", "by SparseGPT, on images, 53 %"
+        measured = f" (a ViT-Tiny: 83.5 % to {left}; {better})"
+    return f"expected accuracy: far below the model's{measured} until trained: --finetune 2"
 
 
 def deciding(weight: Weighed) -> list[str]:

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.calibration.sizes import BATCH
+from gpusq_onnx.calibration.store import BatchStore
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import halves
 from gpusq_onnx.files import Scratch
@@ -75,19 +75,18 @@ class Reference:
     """The dense model's outputs, batch by batch on disk, to which others are compared."""
 
     def __init__(self, model: Model, source: Source, folder: Path) -> None:
-        self._source, self._folder = source, folder
+        self._source, self._folder, self._store = source, folder, BatchStore(folder)
         self._image = image_shape(spec.shape for spec in model.inputs())
         self.images, self.measure = 0, ""
         for number, (outputs, size) in enumerate(self._run(model)):
-            np.savez(folder / f"{number}.npz", **outputs)  # type: ignore[arg-type]  # numpy's stub
+            self._store.write(number, outputs)
             self.images += size
 
     def divergence(self, model: Model) -> float:
         """How far a model's outputs are."""
         found = Divergence(self._image)
         for number, (outputs, _) in enumerate(self._run(model)):
-            with np.load(self._folder / f"{number}.npz") as stored:
-                found.update({name: stored[name] for name in stored.files}, outputs)
+            found.update(self._store.read_all(number), outputs)
         self.measure = found.measure
         return found.result()
 

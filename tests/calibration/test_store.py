@@ -22,6 +22,10 @@ def test_arrays_of_any_kind_come_back(tmp_path: Path) -> None:
         found = store.read(0, name)
         np.testing.assert_array_equal(found, values)
         assert found.dtype == values.dtype
+    whole = store.read_all(0)
+    assert list(whole) == list(arrays)
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(whole[name], values)
 
 
 def test_a_batch_that_is_written_again_and_a_copy(tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from gpusq_onnx.pipeline.grammar import parse
 from tests.cli.command_line import Outcome, call
 
 ALL = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+FIRST, SECOND = (set(commands(page)) for page in (README, ROOT / "docs" / "quickstart.md"))
 
 
 def mark(command: str) -> tuple[pytest.MarkDecorator, ...]:
     """Which tests the command runs with."""
-    if command in commands(README):
+    if command in FIRST:
         return (pytest.mark.long,) if "--finetune" in command else ()
-    return (pytest.mark.long if command in commands(ROOT / "docs" / "quickstart.md") else pytest.mark.slow,)
+    return (pytest.mark.long if command in SECOND else pytest.mark.slow,)
 
 
 OURS = [pytest.param(command, marks=mark(command)) for command in ALL if command.startswith("gpusq-onnx ")]
