@@ -13,7 +13,6 @@ from typing import Any
 
 from gpusq_onnx.cli.journal import settings
 from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, of_the_machine
-from gpusq_onnx.pipeline.grammar import did_you_mean
 from gpusq_onnx.text import block, printable
 
 
@@ -40,6 +39,8 @@ def mistyped(error: Any) -> int:
     hint = f"see {command} --help"
     name = getattr(error, "option_name", None)
     if name and error.ctx:
+        from gpusq_onnx.pipeline.grammar import did_you_mean
+
         what, more = what.partition(" (")[0], ""
         valid = [option for one in error.ctx.command.get_params(error.ctx) for option in one.opts]
         hint = did_you_mean(name, [option for option in valid if option.startswith("--")], least=0.7) or hint

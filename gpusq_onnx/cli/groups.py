@@ -19,7 +19,6 @@ from typer.core import TyperCommand
 from gpusq_onnx.cli.journal import ANYWHERE, Anywhere, settings
 from gpusq_onnx.cli.memory import at_most
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.pipeline.grammar import shell_damage
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,6 +71,8 @@ class SectionedCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Refuse surplus arguments, then run."""
+        from gpusq_onnx.pipeline.grammar import shell_damage
+
         positional = [ctx.params[p.name] for p in self.params if p.param_type_name == "argument"]
         given = [word for one in positional for word in (one if isinstance(one, (list, tuple)) else [one])]
         words = [str(word) for word in [*given, *ctx.args] if word is not None]

@@ -21,7 +21,6 @@ from typer import Option
 
 from gpusq_onnx.cli.memory import parse
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import require_place
 from gpusq_onnx.text import printable
 
 
@@ -33,6 +32,8 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
+        from gpusq_onnx.files import require_place
+
         self._path = path
         if not path.exists():
             require_place(path, "the log")
