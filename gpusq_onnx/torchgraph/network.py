@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from gpusq_onnx.torchgraph.autocast import autocast_kept
 from gpusq_onnx.torchgraph.quantiser import Quantiser
 
 
@@ -69,5 +70,6 @@ class Network(nn.Module):
             return dict(zip(self.outputs, run(*inputs), strict=True))
         named = zip(self.inputs, inputs, strict=True)
         groups = [x.reshape(-1, self.fixed, *x.shape[1:]) if self._batched[name] else x for name, x in named]
-        found = zip(self.outputs, torch.vmap(run)(*groups), strict=True)
+        with autocast_kept(groups[0].device):
+            found = zip(self.outputs, torch.vmap(run)(*groups), strict=True)
         return {name: value.flatten(0, 1) if self._batched[name] else value for name, value in found}
