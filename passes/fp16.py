@@ -30,7 +30,7 @@ from gpusq_onnx.graph.fp16.rewrite import halve
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
 from gpusq_onnx.graph.norms import LayerNorm, fuse, layer_norms
 from gpusq_onnx.graph.operators import QDQ
-from gpusq_onnx.graph.qdq.simulated import runs_as
+from gpusq_onnx.graph.qdq.simulated import holds_fp4
 from gpusq_onnx.graph.sites import OPERATORS, module_path
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline.base import SKIP, Context, Detail, Fact, Pass, PassOptions, PlanContext, PlanRow, Written
@@ -64,7 +64,7 @@ class Fp16(Pass[Fp16Options]):
         return Written(("fp16",))
 
     def requires(self, model: Model, structure: Structure) -> None:
-        if runs_as(model) == "twin":
+        if holds_fp4(model):
             raise UnsupportedModelError(
                 "NVFP4 is written into float32 models",
                 expected="a model without FP4 tensors",

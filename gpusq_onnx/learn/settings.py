@@ -93,7 +93,7 @@ class AugmentationOptions(PassOptions):
 class ArithmeticOptions(PassOptions):
     """Where and how precisely is computed."""
 
-    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="of the arithmetic; auto: bf16 on GPUs")
+    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     device: Literal["auto", "cpu"] = Field("auto", description="auto: what accelerate finds")
 
 

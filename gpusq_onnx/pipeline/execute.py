@@ -24,8 +24,10 @@ from gpusq_onnx.errors import InvariantError, NothingMatched, SelectorUnmatched,
 from gpusq_onnx.graph import invariants, label
 from gpusq_onnx.graph.id_ranges import table_rows
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.snapshot import Snapshot, take
 from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.graph.widening import holds_bfloat16, widen
 from gpusq_onnx.pipeline import facts
 from gpusq_onnx.pipeline.base import Context, Fact, Pass, PlanContext, PlanRow
 from gpusq_onnx.pipeline.fingerprint import Fingerprint
@@ -114,8 +116,6 @@ def begin(model: Model, passes: Sequence[Pass[Any]], options: RunOptions, trials
     state = Run(model, passes, None, data, options.progress, options.allow_noop, trials, facts=take_facts(model))
     for step in passes:
         step.ready()
-        if step.needs_data and step.kind != "finetune":
-            _require_runnable(model, step.name)
     learning = [step.name for step in passes if step.kind == "finetune"]
     if learning and data.path is None:
         raise UsageError(
@@ -162,17 +162,28 @@ def scheduled(state: Run, seconds: float | None) -> Schedule:
     return Schedule(state.progress, works, None if seconds is None else seconds / rows)
 
 
-def _require_runnable(model: Model, name: str) -> None:
-    """Refuse a model in bfloat16 where onnxruntime must run it: its CPU provider has no such kernels."""
-    found = next((constant for constant in model.constants() if constant.dtype.name == "bfloat16"), None)
-    if found is not None:
-        raise UnsupportedModelError(
-            f"the pass {name!r} runs the model in onnxruntime, which computes no bfloat16 on a CPU",
-            where=f"initializer {found.name!r}",
-            expected="float32 or float16",
-            found="bfloat16",
-            hint="export in float16 or float32; prune24{method=magnitude} and distill need no onnxruntime",
-        )
+def widened(model: Model, passes: Sequence[Pass[Any]]) -> list[str]:
+    """Make a model in bfloat16 float32 where passes compute with it, in place; what is to be said of that.
+
+    It stays as it is where weights alone are pruned or trained, unless its operators take no bfloat16 at its opset.
+    """
+    if not holds_bfloat16(model):
+        return []
+    runs = any(step.kind == "quantise" or (step.needs_data and step.kind != "finetune") for step in passes)
+    if not (runs or _contradicts_itself(model)):
+        return []
+    border = [spec.name for spec in (*model.inputs(), *model.outputs()) if spec.dtype.name == "bfloat16"]
+    widen(model)
+    also = f", inputs and outputs too ({', '.join(border)})" if border else ""
+    return [f"bfloat16, which no kernel of onnxruntime computes on a CPU, became float32{also}; fp16 makes it smaller"]
+
+
+def _contradicts_itself(model: Model) -> bool:
+    try:
+        infer_shapes(model)
+    except UnsupportedModelError:
+        return True
+    return False
 
 
 def sample_of(source: Source) -> Feed | None:

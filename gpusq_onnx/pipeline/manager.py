@@ -51,6 +51,7 @@ from gpusq_onnx.pipeline.execute import (
     sample_of,
     scheduled,
     take_facts,
+    widened,
 )
 from gpusq_onnx.pipeline.grammar import Pipeline
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, Proof, StepOutcome
@@ -78,6 +79,7 @@ def plan(
     pipeline, notes = _fitted(pipeline, options.target)
     passes = table.resolve(pipeline)
     model = io.load(path)
+    notes += widened(model, passes)
     settled = remembered.settle(options.data, [model.metadata], path.parent)
     data = settled.options
     with blaming(path), _hashing(path, model) as file:
@@ -149,6 +151,7 @@ def run(
     passes = table.resolve(pipeline)
     model = io.load(path)
     check_output(output, [path, *io.data_files(model)])
+    notes += widened(model, passes)
     settled = remembered.settle(options.data, [model.metadata], path.parent)
     with blaming(path), _hashing(path, model) as file, Trials() as trials:
         state = begin(model, passes, replace(options, data=settled.options), trials.start())

@@ -10,7 +10,7 @@ from noise_images import noise_images
 from onnx import TensorProto
 
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
+from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager, table
@@ -18,6 +18,7 @@ from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.sparsity.patterns import parse_pattern
+from gpusq_onnx.workflows.check import check
 
 ASSETS = Path(__file__).parents[1] / "assets"
 LEARN = "steps=2 batch=4"
@@ -88,10 +89,16 @@ def test_bfloat16_is_pruned_and_trained_without_the_runtime(brain: Path, data: D
     assert _types(output) == {"BFLOAT16"}
 
 
-@pytest.mark.parametrize("pipeline", ["prune24{method=sparsegpt}", "qdq-int8"])
-def test_bfloat16_that_onnxruntime_cannot_run_is_an_error(
+@pytest.mark.parametrize("pipeline", ["prune24{method=sparsegpt}", "qdq-int8", "qdq-int8,fp16"])
+def test_bfloat16_that_is_computed_with_becomes_float32(
     pipeline: str, brain: Path, data: DataOptions, tmp_path: Path
 ) -> None:
-    with pytest.raises(UnsupportedModelError, match="bfloat16"):
-        manager.run(brain, tmp_path / "out.onnx", parse(pipeline), RunOptions(data))
-    assert list(tmp_path.iterdir()) == []
+    output = tmp_path / "out.onnx"
+    outcome = manager.run(brain, output, parse(pipeline), RunOptions(data))
+    assert "BFLOAT16" not in _types(output)
+    assert any("became float32, inputs and outputs too" in warning for warning in outcome.warnings)
+    planned = manager.plan(brain, parse(pipeline), RunOptions(data))
+    assert [step.name for step in planned.steps] == [step.name for step in outcome.steps]
+    found = check(brain, output, data=data.path)
+    assert found.comparison.outputs[0].cosine_mean > 0.9
+    assert any("bfloat16" in note for note in found.notes)

@@ -3,11 +3,12 @@
     FP4 tensors, activations quantised at run time   no session loads them. The model has a *twin* instead: weights as
                                                      the floats that their codes mean, and ordinary operators that
                                                      compute what `quant.dynamic` says
+    bfloat16                                         no kernel on a CPU computes it: float32 in the twin
     FP8 pairs around a product                       a default session fuses them into integer kernels, which take no
                                                      FP8, and refuses the model; `session.disable_quant_qdq=1` runs it
 
-Names of inputs, outputs and dequantised tensors are the same in the twin. It costs about twenty nodes an activation and
-is for checking alone: it is never written beside a model.
+Names of inputs, outputs and dequantised tensors are the same in the twin. FP4 costs about twenty nodes an
+activation. The twin is for checking alone: it is never written beside a model.
 
 Source: onnxruntime 1.31.1, tried; docs/formats.md.
 """
@@ -28,6 +29,7 @@ from gpusq_onnx.graph.qdq.dynamic import FORMAT, is_dynamic
 from gpusq_onnx.graph.qdq.float_twin import constants_of_codes
 from gpusq_onnx.graph.qdq.quantize_nodes import code_type
 from gpusq_onnx.graph.trace import trace
+from gpusq_onnx.graph.widening import holds_bfloat16, widen
 from gpusq_onnx.quant.formats import Format, natural, quantize
 
 _TINY = np.float32(2.0**-126)
@@ -35,9 +37,14 @@ _TINY = np.float32(2.0**-126)
 Runs = Literal["default", "exact", "twin"]
 
 
+def holds_fp4(model: Model) -> bool:
+    """Whether weights are FP4, or activations quantised to it at run time."""
+    return any(map(is_dynamic, model.graph.nodes)) or any(type_name(c) == FORMAT.element for c in model.constants())
+
+
 def runs_as(model: Model) -> Runs:
     """How onnxruntime's CPU kernels run a model: as it is opened by default, with Q/DQ unfused, or by its twin only."""
-    if any(map(is_dynamic, model.graph.nodes)) or any(type_name(c) == FORMAT.element for c in model.constants()):
+    if holds_fp4(model) or holds_bfloat16(model):
         return "twin"
     formats = [natural(code_type(node)) for node in model.graph.nodes if node.op == "QuantizeLinear"]
     return "exact" if any(fmt is not None and fmt.grid for fmt in formats) else "default"
@@ -46,14 +53,15 @@ def runs_as(model: Model) -> Runs:
 NOTES = {
     "exact": "onnxruntime's default session refuses FP8 products, whose Q/DQ it fuses into integer kernels; what ran "
     "has session.disable_quant_qdq=1",
-    "twin": "no onnxruntime kernel runs FP4: the file itself is not proven; what ran is the same graph with FP4 in "
-    "ordinary operators",
+    "twin": "no onnxruntime kernel on a CPU runs FP4 or bfloat16: the file itself is not proven; what ran is the same "
+    "graph with FP4 in ordinary operators, and bfloat16 as float32",
 }
 
 
 def twin_of(model: Model) -> Model:
     """A model in ordinary operators that computes what `model` says; `model` is not changed."""
     twin = model.clone()
+    widen(twin)
     fresh, nodes = Names(twin), list[gs.Node]()
     for node in twin.graph.nodes:
         found = trace(node.inputs[0]) if node.op == "QuantizeLinear" and code_type(node) == FORMAT.element else None
