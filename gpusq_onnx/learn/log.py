@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from gpusq_onnx.files import atomic_write
@@ -61,7 +62,14 @@ class Log:
                 if name != "step":
                     self._board.add_scalar(name, value, int(row["step"]))
 
-    def close(self) -> None:
-        """End TensorBoard's file."""
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End TensorBoard's file; a log without a line, of a run that ended before it began, goes."""
         if self._board is not None:
             self._board.close()
+        if self._path is not None and self._path.exists() and not self._path.stat().st_size:
+            self._path.unlink()

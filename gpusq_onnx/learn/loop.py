@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import PassFailed, UsageError
+from gpusq_onnx.files import present
 from gpusq_onnx.learn import checkpoint as files
 from gpusq_onnx.learn.average import Average
 from gpusq_onnx.learn.compare import clean, compare
@@ -76,13 +78,12 @@ def train(
         UsageError, UnsupportedDataError, EnvironmentLacking: what cannot be trained, or not here.
     """
     hardware, progress = Hardware(settings), progress or NullProgress()
-    if folder is not None and hardware.leads:
-        folder.mkdir(parents=True, exist_ok=True)
-    hardware.wait()
     trainer = _Trainer(setup, source, settings, kept or {}, seed, hardware)
     watch = ProgressMeter(progress, label, interval, settings.work)
     thin = None if setup.thin_teacher is None else setup.thin_teacher.to(hardware.device)
-    with Teaching(setup.teacher.to(hardware.device), hardware, thin) as teaching:
+    made = present(folder) if folder is not None and hardware.leads else nullcontext()
+    with made, Teaching(setup.teacher.to(hardware.device), hardware, thin) as teaching:
+        hardware.wait()
         objective = Objective(
             settings,
             setup.outputs,
@@ -171,28 +172,27 @@ class _Trainer:
         ends = {end for end, _, _ in self.ends}
         length = max(1, min(LONGEST, math.ceil(total / ROUNDS)))
         start = self._start(folder)
-        log = Log(folder if self.hardware.leads else None, start)
-        self.notes += [note for note in (log.note,) if note and note not in self.notes]
-        watch.begin(start, total, self.feed.rows)
-        sums: dict[str, Tensor] = {}
-        done = start  # steps of earlier rounds
-        for step, parts in enumerate(self.feed.steps(start, total), start):
-            self._step(step, total, parts, objective, teaching, sums)
-            if (step + 1) % self.feed.per_epoch == 0:
-                self.masks.verify(f"epoch {(step + 1) // self.feed.per_epoch}")
-            if (step + 1) % length and step + 1 not in ends:
-                continue
-            row, done = self._row(sums, step, step + 1 - done), step + 1
-            speed = watch.tell(step + 1, row["loss"])
-            going = self._judged(row, step, folder, teaching)
-            log.write({**row, "epoch": step // self.feed.per_epoch, "images_per_second": speed})
-            if not going:
-                break
-            if step + 1 in ends:
-                self.guard.forget()
-            if folder is not None and self.hardware.leads and watch.save_now(step + 1 == total):
-                self._save(folder, step + 1)
-        log.close()
+        with Log(folder if self.hardware.leads else None, start) as log:
+            self.notes += [note for note in (log.note,) if note and note not in self.notes]
+            watch.begin(start, total, self.feed.rows)
+            sums: dict[str, Tensor] = {}
+            done = start  # steps of earlier rounds
+            for step, parts in enumerate(self.feed.steps(start, total), start):
+                self._step(step, total, parts, objective, teaching, sums)
+                if (step + 1) % self.feed.per_epoch == 0:
+                    self.masks.verify(f"epoch {(step + 1) // self.feed.per_epoch}")
+                if (step + 1) % length and step + 1 not in ends:
+                    continue
+                row, done = self._row(sums, step, step + 1 - done), step + 1
+                speed = watch.tell(step + 1, row["loss"])
+                going = self._judged(row, step, folder, teaching)
+                log.write({**row, "epoch": step // self.feed.per_epoch, "images_per_second": speed})
+                if not going:
+                    break
+                if step + 1 in ends:
+                    self.guard.forget()
+                if folder is not None and self.hardware.leads and watch.save_now(step + 1 == total):
+                    self._save(folder, step + 1)
         watch.end()
         self.average.store()
         self.masks.verify("the end")

@@ -158,8 +158,11 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
     assert any((one[name] != other[name]).any() for name in one)
 
 
-def test_labels_that_the_model_does_not_know_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_that_the_model_does_not_know_are_refused_and_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     targets = Part.__init__
     monkeypatch.setattr(Part, "__init__", lambda self, feed, labels, *rest: targets(self, feed, labels + 5, *rest))
     with pytest.raises(UnsupportedDataError, match="no class of the model"):
-        classroom.run()
+        classroom.run(folder=tmp_path / "out.onnx.training" / "1-distill")
+    assert list(tmp_path.iterdir()) == []

@@ -185,17 +185,20 @@ def test_keys_tell_runs_apart() -> None:
 
 
 def test_a_log_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
-    log = Log(tmp_path, 0)
-    for step in (1, 2, 3):
-        log.write({"step": step, "loss": 1.0 / step})
-    with (tmp_path / "log.jsonl").open("ab") as file:
-        file.write(b'\xff\n[3]\n{"step": 4, "lo')  # killed while writing
-    log.close()
-    again = Log(tmp_path, 2)
-    again.write({"step": 3, "loss": 0.5})
-    again.close()
+    with Log(tmp_path, 0) as log:
+        for step in (1, 2, 3):
+            log.write({"step": step, "loss": 1.0 / step})
+        with (tmp_path / "log.jsonl").open("ab") as file:
+            file.write(b'\xff\n[3]\n{"step": 4, "lo')  # killed while writing
+    with Log(tmp_path, 2) as again:
+        again.write({"step": 3, "loss": 0.5})
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.5}]
-    silent = Log(None, 0)
-    silent.write({"step": 1})
-    silent.close()
+    with Log(None, 0) as silent:
+        silent.write({"step": 1})
+
+
+def test_a_run_that_ends_before_its_first_line_leaves_no_log(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="labels"), Log(tmp_path, 0):
+        raise ValueError("labels")
+    assert not (tmp_path / "log.jsonl").exists()
