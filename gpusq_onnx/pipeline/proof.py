@@ -52,25 +52,24 @@ _RAN = {"default": ("ran", "ran"), "exact": ("unfused: ran", "ran"), "twin": ("t
 
 
 def require_survival(model: Model, attempt: Attempt) -> float | None:
-    """Run the model once elsewhere, as it will be run here; the seconds of that run, where it ran.
+    """Run the model once elsewhere, optimised as it will be run here; the seconds of that run, where it ran.
 
     Raises:
         UnsupportedModelError: that ends onnxruntime's process; names the first node that does. A model that onnxruntime
             refuses or fails to run is left to who runs it.
     """
-    trials = _of_model(model, attempt)
-    for trial in trials:
-        if trial.outcome == "died":
-            raise UnsupportedModelError(
-                "onnxruntime crashes on the model",
-                where=None if _KILLED in trial.said else _first_fatal(model, attempt, trial.way),
-                expected="a model that a session loads and runs",
-                found=str(trial),
-                hint="give it more memory: that is what the system kills for"
-                if _KILLED in trial.said
-                else "export the model again without this form of the node, or with another onnxruntime installed",
-            )
-    return trials[0].seconds
+    (trial,) = _of_model(model, attempt, ["default"])
+    if trial.outcome == "died":
+        raise UnsupportedModelError(
+            "onnxruntime crashes on the model",
+            where=None if _KILLED in trial.said else _first_fatal(model, attempt, trial.way),
+            expected="a model that a session loads and runs",
+            found=str(trial),
+            hint="give it more memory: that is what the system kills for"
+            if _KILLED in trial.said
+            else "export the model again without this form of the node, or with another onnxruntime installed",
+        )
+    return trial.seconds
 
 
 def prove(written: Path, model: Model, types: Types, before: Path, attempt: Attempt) -> Proof:

@@ -111,12 +111,14 @@ def calibrating(setting: Setting) -> Iterator[Line]:
         quantise = ("apply", "--quiet", "--passes", "qdq-int8", *images, "--std", "0.5,0.5,0.5")
         ours: list[Usage] = []
         forwards: list[float] = []
+        proofs: list[Usage] = []
         for _ in range(max(2, setting.repeat // 2)):
             forwards.append(_forwards(model, samples))
             ours.append(gpusq(*quantise, "--samples", str(samples), "-o", written, model))
             forwards.append(_forwards(model, samples))
-        floor = median(forwards)
-        against = f"1.15x {samples} forwards of onnxruntime + 5 s"
+            proofs.append(python("-c", _PROOF, written))
+        floor, proof = median(forwards), seconds_of(proofs)
+        against = f"1.15x {samples} forwards of onnxruntime + 5 s; the proof's two sessions alone take {proof:.2f} s"
         yield Line(f"qdq-int8, {samples} images: time", seconds_of(ours), floor, 1.15 * floor + 5, "s", against)
         peaks[samples] = peak_of(ours) / MB
     yield Line("qdq-int8, 64 images: peak memory", peaks[64], peaks[8], 1.05 * peaks[8], "MB", "1.05x that of 8 images")
