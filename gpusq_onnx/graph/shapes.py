@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, shape_inference
+from onnx import GraphProto, ModelProto, TensorProto, shape_inference
 
 from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.element_types import names_type, rename_type
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.dynamic import without_dynamic
 from gpusq_onnx.graph.snapshot import Snapshot, take
@@ -23,6 +24,9 @@ from gpusq_onnx.graph.snapshot import Snapshot, take
 Dim = int | str | None
 Shapes = dict[str, tuple[Dim, ...]]
 Types = dict[str, np.dtype[Any]]
+
+_BF16, _FP16 = TensorProto.BFLOAT16, TensorProto.FLOAT16
+_CONTRADICTIONS = (onnx.shape_inference.InferenceError, onnx.onnx_cpp2py_export.checker.ValidationError)
 
 
 def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | None = None) -> tuple[Shapes, Types]:
@@ -49,8 +53,8 @@ def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | N
     _spell_out(skeleton.graph)
     without_dynamic(skeleton.graph)
     try:
-        inferred = shape_inference.infer_shapes(skeleton, check_type=True, data_prop=True)
-    except (onnx.shape_inference.InferenceError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
+        inferred = _inferred(skeleton)
+    except _CONTRADICTIONS as error:
         raise UnsupportedModelError(
             "the graph's shapes or types contradict each other",
             found=str(error).strip().splitlines()[0],
@@ -58,6 +62,17 @@ def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | N
         ) from None
     shapes, types = _collect(inferred.graph)
     return shapes | (_of_one_image(model, shapes) if one_image else {}), types
+
+
+def _inferred(skeleton: ModelProto) -> ModelProto:
+    """Of a model in bfloat16 whose operators take none at their opset, what holds for float16 in its place."""
+    brain = names_type(skeleton.graph, _BF16) and not names_type(skeleton.graph, _FP16)
+    if brain:
+        rename_type(skeleton.graph, _BF16, _FP16)
+    inferred = shape_inference.infer_shapes(skeleton, check_type=True, data_prop=True)
+    if brain:
+        rename_type(inferred.graph, _FP16, _BF16)
+    return inferred
 
 
 def _spell_out(graph: GraphProto) -> None:

@@ -11,13 +11,12 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
+from gpusq_onnx.graph.element_types import TYPE_ATTRIBUTES, rename_type
 from gpusq_onnx.graph.model import Model, data_type_of, values_of
 
 _BF16, _FLOAT = TensorProto.BFLOAT16, TensorProto.FLOAT
-_TYPES = frozenset(["to", "dtype", "output_dtype", "output_datatype", "stash_type", "softmax_precision", "precision"])
-"""Attributes of standard operators that hold an element type."""
 
 
 def holds_bfloat16(model: Model) -> bool:
@@ -56,7 +55,7 @@ def _named(node: gs.Node) -> list[str]:
     return [
         key
         for key, value in node.attrs.items()
-        if (key in _TYPES and isinstance(value, int) and value == _BF16)
+        if (key in TYPE_ATTRIBUTES and isinstance(value, int) and value == _BF16)
         or (isinstance(value, gs.Constant) and _stored_type(value) == _BF16)
     ]
 
@@ -89,25 +88,8 @@ def _widen_bodies(node: gs.Node) -> None:
     node.origin.CopyFrom(origin)  # clones of the model share it
     for attribute in node.origin.attribute:
         if attribute.type == AttributeProto.GRAPH:
-            _widen_body(attribute.g)
+            rename_type(attribute.g, _BF16, _FLOAT, _wide)
 
 
-def _widen_body(graph: GraphProto) -> None:
-    for tensor in graph.initializer:
-        _widen_tensor(tensor)
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        if _is_bfloat16(value):
-            value.type.tensor_type.elem_type = _FLOAT
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                _widen_body(attribute.g)
-            elif attribute.type == AttributeProto.TENSOR:
-                _widen_tensor(attribute.t)
-            elif attribute.name in _TYPES and attribute.i == _BF16:
-                attribute.i = _FLOAT
-
-
-def _widen_tensor(tensor: TensorProto) -> None:
-    if tensor.data_type == _BF16:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+def _wide(tensor: TensorProto) -> TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)

@@ -24,7 +24,6 @@ from gpusq_onnx.errors import InvariantError, NothingMatched, SelectorUnmatched,
 from gpusq_onnx.graph import invariants, label
 from gpusq_onnx.graph.id_ranges import table_rows
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.snapshot import Snapshot, take
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.graph.widening import holds_bfloat16, widen
@@ -165,25 +164,17 @@ def scheduled(state: Run, seconds: float | None) -> Schedule:
 def widened(model: Model, passes: Sequence[Pass[Any]]) -> list[str]:
     """Make a model in bfloat16 float32 where passes compute with it, in place; what is to be said of that.
 
-    It stays as it is where weights alone are pruned or trained, unless its operators take no bfloat16 at its opset.
+    It stays as it is where weights alone are pruned or trained.
     """
     if not holds_bfloat16(model):
         return []
     runs = any(step.kind == "quantise" or (step.needs_data and step.kind != "finetune") for step in passes)
-    if not (runs or _contradicts_itself(model)):
+    if not runs:
         return []
     border = [spec.name for spec in (*model.inputs(), *model.outputs()) if spec.dtype.name == "bfloat16"]
     widen(model)
     also = f", inputs and outputs too ({', '.join(border)})" if border else ""
     return [f"bfloat16, which no kernel of onnxruntime computes on a CPU, became float32{also}; fp16 makes it smaller"]
-
-
-def _contradicts_itself(model: Model) -> bool:
-    try:
-        infer_shapes(model)
-    except UnsupportedModelError:
-        return True
-    return False
 
 
 def sample_of(source: Source) -> Feed | None:
