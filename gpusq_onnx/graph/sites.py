@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -241,16 +241,26 @@ def module_path(node: gs.Node) -> str:
 
 
 def _behind_bias(node: gs.Node) -> tuple[gs.Tensor, gs.Constant | None]:
-    if node.op != "MatMul":
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        return node.outputs[0], bias if isinstance(bias, gs.Constant) else None
     out = node.outputs[0]
+    if node.op != "MatMul" and len(node.inputs) > 2:
+        bias = node.inputs[2]
+        return out, bias if isinstance(bias, gs.Constant) else None
     if len(out.outputs) == 1 and out.outputs[0].op == "Add":
         add = out.outputs[0]
         for tensor in add.inputs:
-            if isinstance(tensor, gs.Constant) and len(tensor.shape) == 1:
+            if not isinstance(tensor, gs.Constant):
+                continue
+            if node.op == "MatMul" and len(tensor.shape) == 1:
                 return add.outputs[0], tensor
+            if node.op == "Conv" and _is_of_channels(tensor.shape):  # as `graph.fp16.biases` writes it
+                return add.outputs[0], None
     return out, None
+
+
+def _is_of_channels(shape: Sequence[int]) -> bool:
+    """Whether a constant has one number a channel of images: [C, 1, 1] or [1, C, 1, 1]."""
+    kept = [size for size in shape if size != 1]
+    return len(kept) == 1 and list(shape).index(kept[0]) == len(shape) - 3
 
 
 def _unfit(node: gs.Node, operand: int, flow: Dataflow) -> Iterator[str]:

@@ -141,6 +141,15 @@ def convolutions() -> tuple[Graph, str, int]:
     return g, g("Conv", g("Relu", mixed), g.weight(16, 24, 1, 1)), 2
 
 
+def batch_normalised() -> tuple[Graph, str, int]:
+    """A BatchNormalization of images as wide as they have channels: its vectors are of channels, not of columns."""
+    g = Graph(16, 32, 32)
+    hidden = g("Conv", "x", g.weight(32, 16, 1, 1))
+    variance = g.constant(np.abs(np.random.default_rng(1).standard_normal(32)).astype("f4") + 0.5)
+    normed = g("BatchNormalization", hidden, g.weight(32), g.weight(32), g.weight(32), variance)
+    return g, g("Conv", g("Relu", normed), g.weight(16, 32, 1, 1)), 1
+
+
 def normalised() -> tuple[Graph, str, int]:
     """A LayerNorm and a layer scale on the hidden axis: their vectors move."""
     g = Graph(5, 16)
@@ -163,7 +172,10 @@ def merging() -> tuple[Graph, str, int]:
     return g, g("MatMul", normed, g.weight(64, 32)), 1
 
 
-FORMS = (mlp, gemm, swiglu, packed_swiglu, separate, grouped_keys, windows, convolutions, normalised, merging)
+FORMS = (
+    mlp, gemm, swiglu, packed_swiglu, separate, grouped_keys, windows, convolutions, batch_normalised, normalised,
+    merging,
+)  # fmt: skip
 
 
 def _check_equal(proto: onnx.ModelProto, model: Model, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,72 @@
+"""Biases that onnxruntime would lose in FP16, written so that it leaves them alone.
+
+Of a Conv or a Gemm between Q/DQ pairs a default session makes the bias INT32 codes: it divides it by the scale of the
+data times that of the weight, in the scales' own type. In FP16 that is infinite above 65504 steps, and the codes are
+anything. So there a Conv's bias is added after it, and a Gemm's is a row [1, N]: the same sums.
+
+Source: onnxruntime 1.31, `weight_bias_quantization.cc`: it takes biases of one axis, and outputs that nothing but one
+QuantizeLinear reads, a Relu or Clip between.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from gpusq_onnx.graph.edits import Names
+from gpusq_onnx.graph.fp16.policy import HALF
+from gpusq_onnx.graph.model import Model, values_of
+
+
+def protect_biases(model: Model) -> list[str]:
+    """Rewrite the biases that are infinite in steps of FP16 scales, in place; the names of their nodes."""
+    fresh, nodes, changed = Names(model).fresh, list[gs.Node](), []
+    for node in model.graph.nodes:
+        nodes.append(node)
+        if node.op not in ("Conv", "ConvTranspose", "Gemm") or not _is_lost(node):
+            continue
+        changed.append(str(node.name))
+        bias = node.inputs[2]
+        values = values_of(bias)
+        if node.op == "Gemm":
+            node.inputs[2] = gs.Constant(fresh(f"{bias.name}_row"), values.reshape(1, -1))
+            continue
+        rank = len(node.inputs[1].inputs[0].inputs[0].shape)
+        made, result = gs.Variable(fresh(f"{node.outputs[0].name}_without_bias"), HALF), node.outputs[0]
+        after = gs.Constant(fresh(f"{bias.name}_after"), values.reshape(-1, *[1] * (rank - 2)))
+        del node.inputs[2]
+        node.outputs[0] = made
+        nodes.append(gs.Node("Add", fresh(f"{node.name}_bias"), {}, [made, after], [result]))
+    model.graph.nodes[:] = nodes
+    return changed
+
+
+def _is_lost(node: gs.Node) -> bool:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    data, weight = _scale_of(node.inputs[0]), _scale_of(node.inputs[1])
+    if not isinstance(bias, gs.Constant) or bias.dtype != HALF or len(bias.shape) != 1:
+        return False
+    if data is None or data.size != 1 or weight is None or not _goes_to_a_pair(node):
+        return False
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        return not np.isfinite(values_of(bias) / (data.reshape(()) * weight)).all()
+
+
+def _scale_of(tensor: gs.Tensor) -> NDArray[Any] | None:
+    """The FP16 scale of the DequantizeLinear that makes a tensor."""
+    maker = tensor.inputs[0] if tensor.inputs else None
+    scale = maker.inputs[1] if maker is not None and maker.op == "DequantizeLinear" else None
+    return values_of(scale) if isinstance(scale, gs.Constant) and scale.dtype == HALF else None
+
+
+def _goes_to_a_pair(node: gs.Node) -> bool:
+    while True:
+        readers = node.outputs[0].outputs
+        if len(readers) != 1 or readers[0].op not in ("QuantizeLinear", "Relu", "Clip"):
+            return False
+        if readers[0].op == "QuantizeLinear":
+            return True
+        (node,) = readers
