@@ -252,15 +252,17 @@ def _behind_bias(node: gs.Node) -> tuple[gs.Tensor, gs.Constant | None]:
                 continue
             if node.op == "MatMul" and len(tensor.shape) == 1:
                 return add.outputs[0], tensor
-            if node.op == "Conv" and _is_of_channels(tensor.shape):  # as `graph.fp16.biases` writes it
+            if _is_protected(node.op, tensor.shape):
                 return add.outputs[0], None
     return out, None
 
 
-def _is_of_channels(shape: Sequence[int]) -> bool:
-    """Whether a constant has one number a channel of images: [C, 1, 1] or [1, C, 1, 1]."""
+def _is_protected(op: str, shape: Sequence[int]) -> bool:
+    """Whether what is added is a bias as `graph.fp16.biases` writes it: [1, N], or [C, 1, 1] with leading ones."""
+    if op == "MatMul":
+        return len(shape) == 2 and shape[0] == 1
     kept = [size for size in shape if size != 1]
-    return len(kept) == 1 and list(shape).index(kept[0]) == len(shape) - 3
+    return op == "Conv" and len(kept) == 1 and list(shape).index(kept[0]) == len(shape) - 3
 
 
 def _unfit(node: gs.Node, operand: int, flow: Dataflow) -> Iterator[str]:

@@ -16,7 +16,7 @@ WEIGHT_SCALE = np.float32(2.0**-12)
 
 
 def quantised(op: str, bias: float, between: list[str]) -> Model:
-    """x and w by codes, a Conv or a Gemm with a bias, `between` and a pair, in FP16 inside."""
+    """x and w by codes, a Conv, a Gemm or MatMul and Add with a bias, `between` and a pair, in FP16 inside."""
     rng = np.random.default_rng(0)
     conv = op == "Conv"
     codes = rng.integers(-127, 128, (8, 16, 1, 1) if conv else (16, 8)).astype(np.int8)
@@ -28,7 +28,11 @@ def quantised(op: str, bias: float, between: list[str]) -> Model:
         node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
         node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
         node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0 if conv else 1),
-        node(op, ["xd", "wd", "bias"], ["h0"]),
+        *(
+            [node("MatMul", ["xd", "wd"], ["product"]), node("Add", ["product", "bias"], ["h0"])]
+            if op == "MatMul"
+            else [node(op, ["xd", "wd", "bias"], ["h0"])]
+        ),
         *(node(name, [f"h{i}"], [f"h{i + 1}"]) for i, name in enumerate(between)),
         node("QuantizeLinear", [f"h{len(between)}", "out", "z"], ["yq"]),
         node("DequantizeLinear", ["yq", "out", "z"], ["y"]),
@@ -47,18 +51,18 @@ def results(made: Model) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("between", [[], ["Relu"]], ids=["plain", "relu"])
-@pytest.mark.parametrize("op", ["Conv", "Gemm"])
+@pytest.mark.parametrize("op", ["Conv", "Gemm", "MatMul"])
 def test_a_large_bias_is_written_so_that_a_default_session_keeps_it(op: str, between: list[str]) -> None:
     made = quantised(op, 3.0, between)
     assert len(protect_biases(made)) == 1
-    assert ("Add" in [n.op for n in made.graph.nodes]) == (op == "Conv")
+    assert ("Add" in [n.op for n in made.graph.nodes]) == (op != "Gemm")
     as_written, default = results(made)
     assert np.abs(as_written).max() > 1
     np.testing.assert_allclose(default, as_written, atol=2.0**-5)
     assert protect_biases(made) == []
 
 
-@pytest.mark.parametrize("op", ["Conv", "Gemm"])
+@pytest.mark.parametrize("op", ["Conv", "Gemm", "MatMul"])
 def test_the_pair_is_still_the_output_of_the_weight(op: str) -> None:
     made = quantised(op, 3.0, [])
     protect_biases(made)

@@ -1,8 +1,9 @@
 """Biases that onnxruntime would lose in FP16, written so that it leaves them alone.
 
-Of a Conv or a Gemm between Q/DQ pairs a default session makes the bias INT32 codes: it divides it by the scale of the
-data times that of the weight, in the scales' own type. In FP16 that is infinite above 65504 steps, and the codes are
-anything. So there a Conv's bias is added after it, and a Gemm's is a row [1, N]: the same sums.
+Of a Conv or a Gemm between Q/DQ pairs, and of a MatMul with an Add, which becomes one, a default session makes the bias
+INT32 codes: it divides it by the scale of the data times that of the weight, in the scales' own type. In FP16 that is
+infinite above 65504 steps, and the codes are anything. So there a Conv's bias is added after it, and the others' are
+rows [1, N]: the same sums.
 
 Source: onnxruntime 1.31, `weight_bias_quantization.cc`: it takes biases of one axis, and outputs that nothing but one
 QuantizeLinear reads, a Relu or Clip between.
@@ -26,33 +27,49 @@ def protect_biases(model: Model) -> list[str]:
     fresh, nodes, changed = Names(model).fresh, list[gs.Node](), []
     for node in model.graph.nodes:
         nodes.append(node)
-        if node.op not in ("Conv", "ConvTranspose", "Gemm") or not _is_lost(node):
+        place = _bias_of(node)
+        if place is None or not _is_lost(node, *place):
             continue
         changed.append(str(node.name))
-        bias = node.inputs[2]
+        adds, index = place
+        bias = adds.inputs[index]
         values = values_of(bias)
-        if node.op == "Gemm":
-            node.inputs[2] = gs.Constant(fresh(f"{bias.name}_row"), values.reshape(1, -1))
+        if node.op in ("Gemm", "MatMul"):
+            adds.inputs[index] = gs.Constant(fresh(f"{bias.name}_row"), values.reshape(1, -1))
             continue
         rank = len(node.inputs[1].inputs[0].inputs[0].shape)
         made, result = gs.Variable(fresh(f"{node.outputs[0].name}_without_bias"), HALF), node.outputs[0]
         after = gs.Constant(fresh(f"{bias.name}_after"), values.reshape(-1, *[1] * (rank - 2)))
-        del node.inputs[2]
+        del node.inputs[index]
         node.outputs[0] = made
         nodes.append(gs.Node("Add", fresh(f"{node.name}_bias"), {}, [made, after], [result]))
     model.graph.nodes[:] = nodes
     return changed
 
 
-def _is_lost(node: gs.Node) -> bool:
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+def _bias_of(node: gs.Node) -> tuple[gs.Node, int] | None:
+    """The node that adds a bias, and which input that is: a Conv or Gemm itself, or the only reader of a MatMul."""
+    if node.op in ("Conv", "ConvTranspose", "Gemm"):
+        return (node, 2) if len(node.inputs) > 2 else None
+    readers = node.outputs[0].outputs if node.op == "MatMul" else []
+    if len(readers) != 1 or readers[0].op != "Add":
+        return None
+    return next(
+        ((readers[0], i) for i, tensor in enumerate(readers[0].inputs) if isinstance(tensor, gs.Constant)), None
+    )
+
+
+def _is_lost(node: gs.Node, adds: gs.Node, index: int) -> bool:
+    bias = adds.inputs[index]
     data, weight = _scale_of(node.inputs[0]), _scale_of(node.inputs[1])
     if not isinstance(bias, gs.Constant) or bias.dtype != HALF or len(bias.shape) != 1:
         return False
-    if data is None or data.size != 1 or weight is None or not _goes_to_a_pair(node):
+    if data is None or data.size != 1 or weight is None or not _goes_to_a_pair(adds):
+        return False
+    if weight.size not in (1, bias.shape[0]):
         return False
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        return not np.isfinite(values_of(bias) / (data.reshape(()) * weight)).all()
+        return not np.isfinite(values_of(bias) / (data.reshape(()) * weight.reshape(-1))).all()
 
 
 def _scale_of(tensor: gs.Tensor) -> NDArray[Any] | None:

@@ -113,7 +113,7 @@ class _Edit:
             if data_type_of(scale) != TensorProto.FLOAT:
                 continue
             old = values_of(scale)
-            new = scale_to_half(old).astype(np.float32)
+            new = np.asarray(scale_to_half(old), np.float32)
             raised = new > old * 1.01
             if np.any(raised):
                 self.done.clamped.append(scale.name)
