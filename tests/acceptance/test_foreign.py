@@ -10,6 +10,7 @@ Random weights, so accuracy means nothing. Of each export:
     sessions    the written file runs in a default session of onnxruntime and in one without optimisations
     TensorRT    parser and build go as far with the result as with the model that came in, or further
     training    pruned, quantised, and trained three steps by `distill` and three by `qat`
+    sparse      with pairs on the outputs, and FP16 around: proven like all others
 
 One row: `pytest -s -m slow tests/acceptance/test_foreign.py -k segformer_half`. With GPUSQ_RESUME=1, rows that an
 earlier run of the same code left in out/acceptance/foreign are taken from there.
@@ -122,6 +123,21 @@ def test_model(export: str, table: Table, parser_cache: Path, tmp_path: Path) ->
     assert report["proof"]["default"] == report["proof"]["unoptimised"] == "ran", report["proof"]
     KEPT.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps({"cells": cells, "record": table.records[-1]}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("export", EXPORTS)
+def test_sparse_int8_and_fp16(export: str, tmp_path: Path) -> None:
+    """The pipeline of sparse engines: the proof holds, with pairs on outputs and scales and biases in FP16."""
+    try:
+        original = Zoo.default().foreign(export)
+    except RuntimeError as error:
+        pytest.skip(f"does not export: {error}")
+    name, _, form = export.rpartition("_")
+    data, passes = tmp_path / "noise.npz", "prune24{method=magnitude},qdq-int8{profile=sparse-int8},fp16"
+    np.savez(data, **MODELS[name].samples(2, form))  # type: ignore[arg-type]  # numpy's stub knows no keyword arrays
+    passes = passes.removesuffix(",fp16") if form == "half" else passes
+    report, _ = gpusq("apply", "--passes", passes, "--data", str(data), "-o", str(tmp_path / "out.onnx"), str(original))
+    assert report["proof"]["default"] == report["proof"]["unoptimised"] == "ran", report["proof"]
 
 
 def _trained(original: Path, data: Path, written: Path) -> tuple[dict[str, Any], float]:
