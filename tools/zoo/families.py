@@ -198,6 +198,8 @@ MODELS: dict[str, Family] = {
     "mvitv2": Family(timm_model("mvitv2_tiny")),
     "maxvit": Family(timm_model("maxvit_tiny_rw_224", depths=(1, 1, 1, 1)), ("legacy17",)),
     "mobilevit": Family(timm_model("mobilevit_s"), inputs=image(256)),
+    "efficientformerv2": Family(timm_model("efficientformerv2_s0"), ("dynamo",)),
+    "tinyvit": Family(timm_model("tiny_vit_5m_224"), ("legacy17",)),
     "efficientvit": Family(timm_model("efficientvit_b1"), ("legacy17",)),
     "botnet": Family(timm_model("botnet26t_256"), ("half",), image(256)),
     "hiera": Family(timm_model("hiera_tiny_224", stages=(1, 1, 2, 1))),
