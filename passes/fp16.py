@@ -24,7 +24,6 @@ from pydantic import Field
 
 from gpusq_onnx.calibration.extremes import magnitudes
 from gpusq_onnx.errors import NothingMatched, SelectorUnmatched, UnsupportedModelError
-from gpusq_onnx.graph.fp16.biases import protect_biases
 from gpusq_onnx.graph.fp16.numeric import LARGEST, SMALLEST_NORMAL, is_single, weight_range
 from gpusq_onnx.graph.fp16.policy import kept_single
 from gpusq_onnx.graph.fp16.rewrite import halve
@@ -117,7 +116,7 @@ class Fp16(Pass[Fp16Options]):
             texts = (f"{row.tensor} ({loss.lost:.0%})" for row, loss in small)
             context.warnings.append(f"weights too small for FP16, with the share that it loses: {_first(texts)}")
         done = halve(model, structure.types, set(kept), io=self.options.io == "float16")
-        context.findings |= {"casts": done.casts, "clamped_scales": done.clamped, "biases": protect_biases(model)}
+        context.findings |= {"casts": done.casts, "clamped_scales": done.clamped}
         if done.clamped:
             least = f"{SMALLEST_NORMAL:.3g}"
             context.warnings.append(f"scales raised to {least}, the smallest that FP16 takes: {_first(done.clamped)}")

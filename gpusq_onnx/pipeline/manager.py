@@ -30,6 +30,7 @@ from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.files import Staging, require_place, staged
 from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.blame import blaming
+from gpusq_onnx.graph.fp16.biases import protect_biases
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.qdq.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.rewrites import newer
@@ -182,6 +183,7 @@ def run(
         for site in structure.sites:
             if (fmt := weight_format(site)) is not None:
                 store_on_grid(site, fmt)
+        protect_biases(model)
         after = measure(model, structure)
         source = state.source
         used = None if source is None else _used(settled, source)

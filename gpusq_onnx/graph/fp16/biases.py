@@ -37,9 +37,8 @@ def protect_biases(model: Model) -> list[str]:
         if node.op in ("Gemm", "MatMul"):
             adds.inputs[index] = gs.Constant(fresh(f"{bias.name}_row"), values.reshape(1, -1))
             continue
-        rank = len(node.inputs[1].inputs[0].inputs[0].shape)
         made, result = gs.Variable(fresh(f"{node.outputs[0].name}_without_bias"), HALF), node.outputs[0]
-        after = gs.Constant(fresh(f"{bias.name}_after"), values.reshape(-1, *[1] * (rank - 2)))
+        after = gs.Constant(fresh(f"{bias.name}_after"), values.reshape(-1, *[1] * _kernel_axes(node)))
         del node.inputs[index]
         node.outputs[0] = made
         nodes.append(gs.Node("Add", fresh(f"{node.name}_bias"), {}, [made, after], [result]))
@@ -66,10 +65,19 @@ def _is_lost(node: gs.Node, adds: gs.Node, index: int) -> bool:
         return False
     if data is None or data.size != 1 or weight is None or not _goes_to_a_pair(adds):
         return False
-    if weight.size not in (1, bias.shape[0]):
+    if weight.size not in (1, bias.shape[0]) or (node.op.startswith("Conv") and not _kernel_axes(node)):
         return False
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         return not np.isfinite(values_of(bias) / (data.reshape(()) * weight.reshape(-1))).all()
+
+
+def _kernel_axes(node: gs.Node) -> int:
+    """How many axes a convolution slides along; 0 where the graph does not say."""
+    for name in ("kernel_shape", "strides", "dilations"):
+        if node.attrs.get(name):
+            return len(node.attrs[name])
+    shape = node.inputs[1].inputs[0].inputs[0].shape
+    return len(shape) - 2 if shape is not None else 0
 
 
 def _scale_of(tensor: gs.Tensor) -> NDArray[Any] | None:
