@@ -40,7 +40,7 @@ from gpusq_onnx.graph.structure import Structure
 
 _WHOLE = frozenset("Identity Cast Dropout Reshape Flatten Squeeze Unsqueeze".split())
 _PARTS = frozenset("Transpose Split Slice Gather Expand Concat".split())
-_ELEMENTWISE = operators(Is.ACTIVATES | Is.AFFINE) | frozenset(
+_ELEMENTWISE = operators(Is.ACTIVATES | Is.AFFINE) - {"BatchNormalization"} | frozenset(  # its vectors are of axis 1
     "Neg Exp Sqrt Abs Log Reciprocal Clip Min Max Where Not".split()
 )
 _SHAPES = operators(Is.MEASURES)
@@ -168,12 +168,12 @@ class _Follower:
             return [read[0].moved(read[0].channel.reshape(shape), read[0].place.reshape(shape), whole=True)]
         if node.op in _PARTS and (moved := self._part(node, read)) is not None:
             return moved
-        if node.op == "BatchNormalization" and read[0] is not None:
-            return [self._batch_norm(node, read[0])]
         if node.op in _ELEMENTWISE:
             return [self._elementwise(node, read)]
         if node.op in _NORMS and read[0] is not None:
             return [self._norm(node, read[0])]
+        if node.op == "BatchNormalization" and read[0] is not None:
+            return [self._batch_norm(node, read[0])]
         if node.op == "MatMul" and read[0] is None and read[1] is not None:
             return [self._weighted(node, read[1])]
         raise _Refused(f"{node.op} {node.name} reads it".rstrip())

@@ -26,7 +26,6 @@ Shapes = dict[str, tuple[Dim, ...]]
 Types = dict[str, np.dtype[Any]]
 
 _BF16, _FP16 = TensorProto.BFLOAT16, TensorProto.FLOAT16
-_CONTRADICTIONS = (onnx.shape_inference.InferenceError, onnx.onnx_cpp2py_export.checker.ValidationError)
 
 
 def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | None = None) -> tuple[Shapes, Types]:
@@ -54,7 +53,7 @@ def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | N
     without_dynamic(skeleton.graph)
     try:
         inferred = _inferred(skeleton)
-    except _CONTRADICTIONS as error:
+    except (onnx.shape_inference.InferenceError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
         raise UnsupportedModelError(
             "the graph's shapes or types contradict each other",
             found=str(error).strip().splitlines()[0],

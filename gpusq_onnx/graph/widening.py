@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
-from gpusq_onnx.graph.element_types import TYPE_ATTRIBUTES, rename_type
+from gpusq_onnx.graph.element_types import TYPE_ATTRIBUTES, names_type, rename_type
 from gpusq_onnx.graph.model import Model, data_type_of, values_of
 
 _BF16, _FLOAT = TensorProto.BFLOAT16, TensorProto.FLOAT
@@ -21,9 +21,9 @@ _BF16, _FLOAT = TensorProto.BFLOAT16, TensorProto.FLOAT
 
 def holds_bfloat16(model: Model) -> bool:
     """Whether a weight, a constant, an input or an output is bfloat16, or a node makes it."""
-    stored = any(data_type_of(c) == _BF16 for c in (*model.constants(), *model.inner_constants()))
-    border = any(map(_is_bfloat16, (*model.frame.input, *model.frame.output)))
-    return stored or border or any(_named(node) for graph in _levels(model) for node in graph.nodes)
+    if names_type(model.frame, _BF16) or any(_named(node) for graph in _levels(model) for node in graph.nodes):
+        return True
+    return any(data_type_of(c) == _BF16 for c in (*model.constants(), *model.inner_constants()))
 
 
 def widen(model: Model) -> None:
@@ -41,9 +41,7 @@ def widen(model: Model) -> None:
                 node.attrs[key] = int(_FLOAT) if isinstance(value, int) else _widened(value)
     for node in model.graph.nodes:
         _widen_bodies(node)
-    for value in (*model.frame.input, *model.frame.output):
-        if _is_bfloat16(value):
-            value.type.tensor_type.elem_type = _FLOAT
+    rename_type(model.frame, _BF16, _FLOAT)
 
 
 def _levels(model: Model) -> Iterable[gs.Graph]:
@@ -73,10 +71,6 @@ def _widened(constant: gs.Constant) -> gs.Constant:
 
 def _names(dtype: object) -> bool:
     return dtype == _BF16 if isinstance(dtype, int) else np.dtype(dtype).name == "bfloat16"  # type: ignore[call-overload]
-
-
-def _is_bfloat16(value: ValueInfoProto) -> bool:
-    return bool(value.type.tensor_type.elem_type == _BF16)
 
 
 def _widen_bodies(node: gs.Node) -> None:

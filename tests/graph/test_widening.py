@@ -72,7 +72,7 @@ def test_everything_is_float32_and_computes_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found["y"], found["z"] + np.array(added, np.float32))
 
 
-def test_a_model_without_bfloat16_holds_none(tmp_path: Path) -> None:
+def test_widening_again_changes_nothing(tmp_path: Path) -> None:
     model = io.load(written(tmp_path / "brain.onnx"))
     widen(model)
     before = model.clone()
