@@ -27,6 +27,7 @@ from gpusq_onnx.graph import scan
 from gpusq_onnx.graph.door.admission import READABLE, USABLE, admit
 from gpusq_onnx.graph.door.arrival import Arrival
 from gpusq_onnx.graph.foreign_types import settle_foreign_types
+from gpusq_onnx.graph.fp16.transposes import move_transposes
 from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, require_connected
 from gpusq_onnx.graph.opset import opset_of, raise_opset
 from gpusq_onnx.graph.origin import reads
@@ -65,6 +66,7 @@ def load(path: Path | str) -> Model:
     require_connected(model)
     confirm_declarations(model)
     settle_foreign_types(model)
+    move_transposes(model)
     return model
 
 

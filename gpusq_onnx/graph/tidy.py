@@ -9,6 +9,7 @@
     5. nodes after those that read them                       run, as every runtime sorts; walks here go in order
     6. initializers that are listed as inputs                 a caller may give others, so that onnxruntime folds no Q
                                                               and no weight is its kernels' to lay out: they saturate
+    7. some Transposes before Linears in FP16                 end the process of onnxruntime: `fp16.transposes`
 
 Case 3 is decided once for all: of an inner tensor's declaration (`value_info`) stays what inference finds as well, and
 what inference cannot know (after operators of other domains). Viewers still show shapes, and no runtime reads a wrong

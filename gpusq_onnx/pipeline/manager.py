@@ -31,6 +31,7 @@ from gpusq_onnx.files import Staging, require_place, staged
 from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.fp16.biases import protect_biases
+from gpusq_onnx.graph.fp16.transposes import move_transposes
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.qdq.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.rewrites import newer
@@ -184,6 +185,7 @@ def run(
             if (fmt := weight_format(site)) is not None:
                 store_on_grid(site, fmt)
         protect_biases(model)
+        move_transposes(model)
         after = measure(model, structure)
         source = state.source
         used = None if source is None else _used(settled, source)

@@ -78,13 +78,13 @@ def timm_model(name: str, **options: Any) -> Build:
     return build
 
 
-def torchvision_model(name: str) -> Build:
+def torchvision_model(name: str, **arguments: Any) -> Build:
     """A torchvision model, not pretrained."""
 
     def build(fused: bool) -> Any:
         import torchvision
 
-        return getattr(torchvision.models, name)(weights=None)
+        return getattr(torchvision.models, name)(**arguments)
 
     return build
 
@@ -181,6 +181,12 @@ MODELS: dict[str, Family] = {
         image(256),
     ),
     "swinv2_torchvision": Family(torchvision_model("swin_v2_t"), ("legacy17", "dynamo"), image(256)),
+    "vit_torchvision": Family(
+        torchvision_model(
+            "VisionTransformer", image_size=224, patch_size=16, num_layers=3, num_heads=6, hidden_dim=384, mlp_dim=1536
+        ),
+        ("legacy17", "dynamic", "half"),
+    ),
     "segformer": Family(
         hf_model(
             "SegformerForSemanticSegmentation", "logits", config="SegformerConfig",
