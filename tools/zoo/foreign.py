@@ -45,6 +45,7 @@ def export(name: str, form: str, folder: Path) -> None:
         write_keras_vit(path)
         return
     torch.manual_seed(0)
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused operator has no ONNX form
     model = family.build(form == "attention").eval()
     perturb(model)
     if form == "half":
