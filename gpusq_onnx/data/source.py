@@ -83,6 +83,7 @@ class ImageInputs:
 
 
 SIZES = "orig_target_sizes"  # in the exports of RT-DETR, D-FINE and DEIM
+LARGEST_BATCH = 1 << 31  # bytes of an input that one call may be fed
 """The input that tells a detector how large each image was."""
 
 
@@ -220,9 +221,21 @@ def image_inputs(inputs: Sequence[InputSpec], what: str) -> ImageInputs:
 
 
 def fill_up(rows: NDArray[Any], static: int | None) -> NDArray[Any]:
-    """rows[n, ...] as rows[static, ...] by repeating the last one; unchanged when the batch is dynamic or full."""
+    """rows[n, ...] as rows[static, ...] by repeating the last one; unchanged when the batch is dynamic or full.
+
+    Raises:
+        UnsupportedDataError: such a batch is larger than `LARGEST_BATCH`.
+    """
     if static is None or len(rows) == static:
         return rows
+    size = rows[0].nbytes * static
+    if size > LARGEST_BATCH:
+        raise UnsupportedDataError(
+            f"the model fixes a batch of {static}, which no machine feeds",
+            expected=f"at most {LARGEST_BATCH >> 30} GiB an input",
+            found=f"{size / 2**30:.0f} GiB",
+            hint="export it with a batch of 1, or a free one",
+        )
     return np.concatenate([rows, np.repeat(rows[-1:], static - len(rows), axis=0)])
 
 

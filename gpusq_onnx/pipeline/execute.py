@@ -35,7 +35,7 @@ from gpusq_onnx.pipeline.parallel import one_blas_thread
 from gpusq_onnx.pipeline.schedule import Schedule
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.runtime.ort import Feed
-from gpusq_onnx.runtime.trial import Trials
+from gpusq_onnx.runtime.trial import Trial, Trials
 
 PREFIX = "pkg.gpusq_onnx."
 CALIBRATED = 128  # images that prune and calibrate by default: docs/benchmarks.md, "How many images"
@@ -73,6 +73,7 @@ class Run:
         trials: runs files in a process of its own.
         source: all samples that are used, of those `offered`; `calibration`: those for passes that do not train.
         sample: a batch of one, or of the fixed size, that the model is tried and its result proven with.
+        trial: how the model that came in ran on it; None: not tried.
         folder: where learning passes keep checkpoints and logs, in a folder each; None: nowhere.
         before: see `Context.before`.
         worked: the passes that had something to do, so far.
@@ -92,6 +93,7 @@ class Run:
     offered: int = 0
     calibration: Source | None = None
     sample: Feed | None = None
+    trial: Trial | None = None
     folder: Path | None = None
     facts: list[Fact] = field(default_factory=list)
     steps: list[StepOutcome] = field(default_factory=list)

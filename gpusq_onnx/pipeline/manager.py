@@ -163,16 +163,15 @@ def run(
         structure = analyse(model, state.snapshot)
         _require_numbers(model, structure)
         invariants.require(model)
-        seconds = None
         if state.sample is not None:
             state.progress.start("trying the model in onnxruntime")
-            seconds = proof.require_survival(model, state.trials.with_feed(state.sample))
+            state.trial = proof.require_survival(model, state.trials.with_feed(state.sample))
             state.progress.finish()
         structure = observe(model, structure, state.sample, state.trials)
         if options.canonical:
             pipeline, passes = automatic.insert(pipeline, passes, model, structure)
             state.passes = passes
-        state.schedule = scheduled(state, seconds)
+        state.schedule = scheduled(state, None if state.trial is None else state.trial.seconds)
         state.schedule.announce(state.images, state.offered)
         before = measure(model, structure)
         beside = output if reproducible else None

@@ -51,8 +51,8 @@ _KILLED = "SIGKILL"
 _RAN = {"default": ("ran", "ran"), "exact": ("unfused: ran", "ran"), "twin": ("twin: ran", "twin: ran")}
 
 
-def require_survival(model: Model, attempt: Attempt) -> float | None:
-    """Run the model once elsewhere, optimised as it will be run here; the seconds of that run, where it ran.
+def require_survival(model: Model, attempt: Attempt) -> Trial:
+    """Run the model once elsewhere, optimised as it will be run here.
 
     Raises:
         UnsupportedModelError: that ends onnxruntime's process; names the first node that does. A model that onnxruntime
@@ -69,7 +69,7 @@ def require_survival(model: Model, attempt: Attempt) -> float | None:
             if _KILLED in trial.said
             else "export the model again without this form of the node, or with another onnxruntime installed",
         )
-    return trial.seconds
+    return trial
 
 
 def prove(written: Path, model: Model, types: Types, before: Path, attempt: Attempt) -> Proof:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from gpusq_onnx.errors import GpusqError, PassFailed, of_the_machine
+from gpusq_onnx.errors import GpusqError, PassFailed, UnsupportedModelError, of_the_machine
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
@@ -36,6 +36,7 @@ def reproducer(
 
     Raises:
         PassFailed: names the pass, or says `what`.
+        UnsupportedModelError: something fails in a model that does not run as it came.
     """
     try:
         yield
@@ -44,6 +45,12 @@ def reproducer(
             raise  # nothing to reproduce
         if isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code:
             raise
+        if state.trial is not None and state.trial.outcome == "failed":
+            raise UnsupportedModelError(
+                "onnxruntime does not run the model on the data",
+                found=state.trial.said.strip().splitlines()[0],
+                hint="is that what the model takes, in size and batch? Else the export went wrong",
+            ) from error
         found = f"{type(error).__name__}: {error}"
         hint = "report it; with an output file, what shows it again is written beside that"
         if output is not None:
