@@ -2,10 +2,11 @@
 
     Einsum(x, W), Einsum(q, k) -> MatMul        Attention (opset 23), few tokens -> MatMul, Softmax, MatMul
     If(constant) -> its branch                  MatMul(x, Reshape(W)), Mul(W, s) -> MatMul(x, one initializer)
+    onnxruntime's own operators (SkipLayerNormalization, FusedMatMul, ...) -> those of ONNX that they fuse
 
-It comes by itself: before the first pass of a pipeline that prunes or quantises, where it has something to do
-(`--no-canonical` leaves it out). Each rewrite computes the same up to rounding. How, and why not:
-`graph.rewrites.canonical`.
+It comes by itself: before the first pass of a pipeline that prunes or quantises, where it has something to do, and
+before any first pass where onnxruntime has optimised the file (`--no-canonical` leaves it out). Each rewrite computes
+the same up to rounding. How, and why not: `graph.rewrites.canonical`.
 
 Limits: the rows of `graph.rewrites.canonical.RULES`.
 """
@@ -33,7 +34,7 @@ class Canonical(Pass[CanonicalOptions]):
     """See the module's text."""
 
     name = "canonical"
-    summary = "Einsum, fused Attention, constant branches and computed weights take the forms that passes treat"
+    summary = "Einsum, fused operators, constant branches and computed weights take the forms that passes treat"
     source = "ONNX operator definitions; TensorRT folds and rewrites the same at build time"
     structural = True
     Options = CanonicalOptions

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, shape_inference
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.element_types import names_type, rename_type
@@ -25,6 +25,10 @@ Dim = int | str | None
 Shapes = dict[str, tuple[Dim, ...]]
 Types = dict[str, np.dtype[Any]]
 
+_LIKE_THE_FIRST = frozenset(
+    "SkipLayerNormalization SkipSimplifiedLayerNormalization BiasGelu FastGelu Gelu QuickGelu Attention".split()
+)  # of onnxruntime: outputs as the first input, statistics aside
+_TRANSPOSED = ("transA", "transB", "transBatchA", "transBatchB")
 _BF16, _FP16 = TensorProto.BFLOAT16, TensorProto.FLOAT16
 
 
@@ -75,17 +79,29 @@ def _inferred(skeleton: ModelProto) -> ModelProto:
 
 
 def _spell_out(graph: GraphProto) -> None:
-    """Put MatMul in place of onnxruntime's MatMulNBits, of which ONNX knows no shape."""
+    """Put ONNX's operators of the same shapes in place of onnxruntime's, of which ONNX knows none."""
+    if all(node.domain != "com.microsoft" for node in graph.node):
+        return
     kinds = {value.name: value.type.tensor_type.elem_type for value in graph.input}
     kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    nodes: list[NodeProto] = []
     for number, node in enumerate(graph.node):
-        if node.op_type != "MatMulNBits" or node.domain != "com.microsoft":
-            continue
-        sides = {attribute.name: attribute.i for attribute in node.attribute}
-        name, shape = f"{node.name}_{number}_matrix", [sides.get("K"), sides.get("N")]
-        graph.input.append(onnx.helper.make_tensor_value_info(name, kinds.get(node.input[2], 0), shape))
-        matmul = onnx.helper.make_node("MatMul", [node.input[0], name], node.output, node.name)
-        node.CopyFrom(matmul)
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.domain != "com.microsoft":
+            nodes.append(node)
+        elif node.op_type == "MatMulNBits":
+            name, shape = f"{node.name}_{number}_matrix", [attributes.get("K"), attributes.get("N")]
+            graph.input.append(onnx.helper.make_tensor_value_info(name, kinds.get(node.input[2], 0), shape))
+            nodes.append(onnx.helper.make_node("MatMul", [node.input[0], name], node.output, node.name))
+        elif node.op_type == "FusedMatMul" and not any(attributes.get(name) for name in _TRANSPOSED):
+            nodes.append(onnx.helper.make_node("MatMul", node.input, node.output, node.name))
+        elif node.op_type in _LIKE_THE_FIRST and "qkv_hidden_sizes" not in attributes:
+            like = [node.output[place] for place in (0, 3) if node.output[place : place + 1] not in ([], [""])]
+            nodes += [onnx.helper.make_node("Identity", node.input[:1], [name], f"{node.name}_{name}") for name in like]
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _of_one_image(model: Model, shapes: Shapes) -> Shapes:

@@ -1,5 +1,6 @@
 """The pass that comes by itself: `canonical`, before the first pass that prunes or quantises, where it has work to do.
 
+A model with onnxruntime's own operators, which neither TensorRT nor training takes, gets it before any first pass.
 Those passes find more weights after it. It is a step like any other from there on: `plan` and the report show it, and
 it is in the provenance. A pipeline that names it says itself where it goes.
 """
@@ -10,6 +11,7 @@ from typing import Any
 
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.rewrites import runtime_operators
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.base import Context, Pass, PlanContext
@@ -23,6 +25,8 @@ def insert(
 ) -> tuple[Pipeline, list[Pass[Any]]]:
     """The pipeline (presets expanded) and its passes as they run on this model, which is not changed."""
     compress = [index for index, step in enumerate(passes) if step.kind in ("prune", "quantise")]
+    if not compress and any(node.domain == runtime_operators.DOMAIN for node in model.graph.nodes):
+        compress = [0]
     if not compress or any(step.name == NAME for step in pipeline.steps):
         return pipeline, passes
     first = compress[0]

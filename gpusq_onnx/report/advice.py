@@ -7,9 +7,10 @@ what is in it, and advice for a plan on the passes that are planned.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from gpusq_onnx.graph.rewrites.runtime_operators import RULES
 from gpusq_onnx.pipeline.details import Pruned, WeightPair
 from gpusq_onnx.pipeline.finetune import LEARNING
 from gpusq_onnx.pipeline.outcome import StepOutcome
@@ -99,6 +100,20 @@ def for_plan(weights: Sequence[Weighed], pipeline: str) -> list[str]:
         lines.append(f"for sparse kernels ({number} weights): add qdq-int8{{profile=sparse-int8}}, or fp16")
     if number := kinds["pattern"]:
         lines.append(f"for the 2:4 pattern ({number} weights): put prune24 first, or widen its choice")
+    return lines
+
+
+def for_operators(operators: Mapping[str, int]) -> list[str]:
+    """What becomes of operators that TensorRT does not have, by "DOMAIN.NAME" and number."""
+    known = {name: number for name, number in operators.items() if name in RULES}
+    lines = []
+    for found, then in (
+        (known, "apply writes them in ONNX's own first (canonical)"),
+        ({name: number for name, number in operators.items() if name not in known}, "it needs plugins for them"),
+    ):
+        if found:
+            names = ", ".join(f"{number} x {name}" for name, number in found.items())
+            lines.append(f"TensorRT does not have these operators: {names}; {then}")
     return lines
 
 

@@ -14,13 +14,15 @@ import numpy as np
 
 from gpusq_onnx.graph.invariants import RESEARCH
 from gpusq_onnx.graph.model import Model, type_name
+from gpusq_onnx.graph.operators import is_standard
 from gpusq_onnx.graph.qdq.codes import float_format, quantised, weight_scales_of
+from gpusq_onnx.graph.qdq.dynamic import DOMAIN as TENSORRT
 from gpusq_onnx.graph.qdq.weight_only import NBITS, NBits, find_nbits, read_nbits
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.progress import NullProgress, Progress, track
 from gpusq_onnx.quant.formats import INT4
-from gpusq_onnx.report.advice import for_file
+from gpusq_onnx.report.advice import for_file, for_operators
 from gpusq_onnx.report.kernels import Obstacle, WeightFacts, eligible, find_obstacles, kernel
 from gpusq_onnx.sparsity.patterns import patterns_of
 
@@ -80,11 +82,20 @@ class OtherConstant:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A whole model: its opset as it came, its weights in graph order, and what is multiplied with besides."""
+    """A whole model.
+
+    Attributes:
+        opset: as it came.
+        weights: in graph order.
+        others: what is multiplied with besides.
+        operators: how many nodes it has of each operator that is neither ONNX's nor TensorRT's, "DOMAIN.NAME".
+        metadata: what this tool wrote into it.
+    """
 
     opset: int
     weights: tuple[WeightReport, ...]
     others: tuple[OtherConstant, ...]
+    operators: dict[str, int]
     metadata: dict[str, str]
 
     @property
@@ -94,8 +105,8 @@ class Inspection:
 
     @property
     def advice(self) -> list[str]:
-        """What the model can still take that makes more of its weights sparse; sentences."""
-        return for_file(self.weights)
+        """What TensorRT lacks, and what the model can still take that makes more of its weights sparse; sentences."""
+        return [*for_operators(self.operators), *for_file(self.weights)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -116,7 +127,12 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
         OtherConstant(left.tensor, str(left.node.name), str(left.node.op), left.shape, left.reason)
         for left in structure.leftovers
     )
-    return Inspection(model.came_with or model.opset, weights, tuple(others), ours)
+    return Inspection(model.came_with or model.opset, weights, tuple(others), _operators(model), ours)
+
+
+def _operators(model: Model) -> dict[str, int]:
+    foreign = [node for node in model.graph.nodes if not is_standard(node) and node.domain != TENSORRT]
+    return dict(Counter(f"{node.domain}.{node.op}" for node in foreign if node.op != NBITS))
 
 
 def _weight(site: Site, research: str) -> WeightReport:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
@@ -57,6 +58,23 @@ def attention(tmp_path: Path) -> Path:
     path = tmp_path / "attention.onnx"
     onnx.save_model(made, str(path))
     return path
+
+
+@pytest.fixture(scope="module", params=["digits_vit.onnx", "digits_vit_legacy17.onnx"])
+def optimised(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An embedded model as onnxruntime saves it, with operators of its own, the original beside it."""
+    folder = tmp_path_factory.mktemp("optimised")
+    (folder / "original.onnx").write_bytes((ASSETS / request.param).read_bytes())
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    ort.InferenceSession(str(folder / "original.onnx"), options, providers=["CPUExecutionProvider"])
+    assert _foreign(folder / "optimised.onnx")
+    return folder / "optimised.onnx"
+
+
+def _foreign(path: Path) -> list[str]:
+    return [n.op_type for n in onnx.load(path).graph.node if n.domain == "com.microsoft"]
 
 
 def _roles(path: Path) -> list[str]:
@@ -117,3 +135,34 @@ def test_a_weight_that_is_no_longer_read_goes(einsums: Path) -> None:
     output = einsums.with_name("out.onnx")
     manager.run(einsums, output, parse("canonical"), RunOptions(NO_DATA))
     assert output.stat().st_size < einsums.stat().st_size + 4096
+
+
+def test_a_file_that_onnxruntime_optimised_is_quantised_like_the_original(optimised: Path) -> None:
+    original, outputs = optimised.with_name("original.onnx"), {}
+    data = DataOptions(path=ASSETS / "digits_train.npz", samples=16)
+    image = np.load(ASSETS / "digits_test.npz")["pixel_values"][:32]
+    for path in (original, optimised):
+        written = path.with_name(f"int8_{path.name}")
+        manager.run(path, written, parse("qdq-int8"), RunOptions(data))
+        assert _foreign(written) == []
+        outputs[path] = Session(written, exact_qdq=True).run({"pixel_values": image})["logits"]
+    count = [
+        [n.op_type for n in onnx.load(p.with_name(f"int8_{p.name}")).graph.node].count("QuantizeLinear")
+        for p in outputs
+    ]
+    assert count[0] == count[1]
+    np.testing.assert_allclose(outputs[optimised], outputs[original], atol=0.05 * np.abs(outputs[original]).max())
+
+
+@pytest.mark.parametrize("passes", ["fp16", "prune24{method=magnitude}"])
+def test_any_first_pass_of_such_a_file_is_prepared(passes: str, optimised: Path) -> None:
+    written = optimised.with_name("out.onnx")
+    outcome = manager.run(optimised, written, parse(passes), RunOptions(NO_DATA))
+    assert outcome.pipeline == f"canonical{{attention=false}},{passes}"
+    assert _foreign(written) == []
+
+
+def test_such_a_file_stays_as_it_is_where_the_caller_says_so(optimised: Path) -> None:
+    written = optimised.with_name("out.onnx")
+    manager.run(optimised, written, parse("prune24{method=magnitude}"), RunOptions(NO_DATA, canonical=False))
+    assert _foreign(written) == _foreign(optimised)

@@ -185,14 +185,14 @@ MODELS: dict[str, Family] = {
         torchvision_model(
             "VisionTransformer", image_size=224, patch_size=16, num_layers=3, num_heads=6, hidden_dim=384, mlp_dim=1536
         ),
-        ("legacy17", "dynamic", "half"),
+        ("legacy17", "dynamic", "half", "ort"),
     ),
     "segformer": Family(
         hf_model(
             "SegformerForSemanticSegmentation", "logits", config="SegformerConfig",
             fields={"depths": [1, 1, 1, 1], "hidden_sizes": [32, 64, 160, 256], "num_labels": 150},
         ),
-        ("legacy17", "dynamo", "dynamic", "sim", "slim", "half", "free"),
+        ("legacy17", "dynamo", "dynamic", "sim", "slim", "half", "free", "ort"),
     ),
     "pvt": Family(timm_model("pvt_v2_b1", depths=(1, 1, 1, 1)), ("legacy17",)),
     "pit": Family(timm_model("pit_s_224", depth=(1, 1, 1))),
@@ -203,7 +203,7 @@ MODELS: dict[str, Family] = {
     "levit": Family(timm_model("levit_192", depth=(1, 1, 1)), ("legacy17", "dynamo", "dynamic")),
     "mvitv2": Family(timm_model("mvitv2_tiny")),
     "maxvit": Family(timm_model("maxvit_tiny_rw_224", depths=(1, 1, 1, 1)), ("legacy17",)),
-    "mobilevit": Family(timm_model("mobilevit_s"), inputs=image(256)),
+    "mobilevit": Family(timm_model("mobilevit_s"), ("legacy17", "dynamo", "ort"), image(256)),
     "efficientformerv2": Family(timm_model("efficientformerv2_s0"), ("dynamo",)),
     "tinyvit": Family(timm_model("tiny_vit_5m_224"), ("legacy17",)),
     "efficientvit": Family(timm_model("efficientvit_b1"), ("legacy17",)),
@@ -282,6 +282,7 @@ MODELS: dict[str, Family] = {
     ),
     "clip_vision": Family(
         hf_model("CLIPVisionModelWithProjection", "image_embeds", config="CLIPVisionConfig", fields=CLIP_VISION),
+        ("legacy17", "dynamo", "ort"),
     ),
     "clip_text": Family(
         hf_model("CLIPTextModelWithProjection", "text_embeds", config="CLIPTextConfig", fields=TEXT),
@@ -301,7 +302,7 @@ MODELS: dict[str, Family] = {
     "dinov2": Family(
         hf_model("Dinov2ForImageClassification", "logits", config="Dinov2Config",
                  fields={**VIT, "image_size": 224, "num_labels": 1000}),
-        ("legacy17", "dynamic", "attention"),
+        ("legacy17", "dynamic", "attention", "ort"),
     ),
     "keras_vit": Family(None, ("graph",), {"input": pixels(224, 224, 3)}),
 }  # fmt: skip

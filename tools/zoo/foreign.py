@@ -7,8 +7,9 @@ Run by the environment of the zoo (`tools.zoo.exports`), which alone has timm an
 `tools.zoo.families`. A form is an exporter and what is done after: `legacy17`, `dynamo` (its default: newest opset,
 external data), `attention` (dynamo at opset 23, attention fused: the operator Attention), `dynamic` (legacy, batch
 open), `free` (legacy, other axes open, too), `half` (legacy, float16), `inputs` (legacy, each initializer a graph
-input, too, as before IR version 4), `sim` and `slim` (legacy, through onnxsim and onnxslim), `graph` (written by hand).
-An export that fails leaves MODEL_FORM.txt with the reason.
+input, too, as before IR version 4), `sim` and `slim` (legacy, through onnxsim and onnxslim), `ort` (legacy, as
+onnxruntime saves what it has optimised), `graph` (written by hand). An export that fails leaves MODEL_FORM.txt with the
+reason.
 """
 
 from __future__ import annotations
@@ -74,6 +75,14 @@ def export(name: str, form: str, folder: Path) -> None:
         import onnxslim
 
         onnx.save(onnxslim.slim(str(path)), path)
+    if form == "ort":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(path.with_suffix(".optimised"))
+        onnxruntime.InferenceSession(str(path), options)
+        path.with_suffix(".optimised").rename(path)
 
 
 def main() -> None:

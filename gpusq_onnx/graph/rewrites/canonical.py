@@ -1,6 +1,7 @@
 """The forms that later passes treat, made of those that they cannot: each rewrite computes the same, up to rounding.
 
-    rows   Einsum -> MatMul · Attention -> its products · If with a constant condition -> its branch (`RULES`)
+    rows   Einsum -> MatMul · Attention -> its products · If with a constant condition -> its branch ·
+           onnxruntime's own operators -> those of ONNX that they fuse (`RULES`)
     folds  what constants decide, where a product with data or an If's condition reads it, or a Resize with antialias
            makes it
 
@@ -23,6 +24,7 @@ from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.operators import PRODUCTS, factors, is_standard
+from gpusq_onnx.graph.rewrites import runtime_operators
 from gpusq_onnx.graph.rewrites.branches import inline_branch, taken_branch
 from gpusq_onnx.graph.rewrites.einsum import check_einsum, rewrite_einsum
 from gpusq_onnx.graph.rewrites.folding import MIB, Fold, fold, foldable
@@ -38,6 +40,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "Attention": Rule(
             "Attention", "two MatMuls and a Softmax, whose operands can be INT8", check_attention, rewrite_attention
         ),
+        **runtime_operators.RULES,
     }
 )
 
@@ -87,7 +90,7 @@ def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[
         for node in list(_candidates(model, flow, operators)):
             if node.op == "If":
                 _inline(model, node, known, done, kept)
-            elif node.op in operators:
+            elif _row(node) in operators:
                 _rewrite(model, node, known, done, kept)
         if len(done) == before:
             done += _fold(model, flow, refused)
@@ -97,15 +100,16 @@ def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[
 
 def _candidates(model: Model, flow: Dataflow, operators: Sequence[str]) -> Iterator[gs.Node]:
     for node in model.graph.nodes:
-        if not is_standard(node):
-            continue
-        if (
-            node.op in operators
-            or node.op == "If"
-            or _reads_computed_weight(node, flow)
-            or _smooths_constant(node, flow)
+        if _row(node) in operators or (
+            is_standard(node)
+            and (node.op == "If" or _reads_computed_weight(node, flow) or _smooths_constant(node, flow))
         ):
             yield node
+
+
+def _row(node: gs.Node) -> str:
+    """The key of `RULES` that an operator has."""
+    return str(node.op) if is_standard(node) else f"{node.domain}.{node.op}"
 
 
 def _reads_computed_weight(node: gs.Node, flow: Dataflow) -> bool:
@@ -133,10 +137,10 @@ def _inline(model: Model, node: gs.Node, known: Known, done: list[Change], kept:
 
 
 def _rewrite(model: Model, node: gs.Node, known: Known, done: list[Change], kept: list[Change]) -> None:
-    rule = RULES[node.op]
+    rule = RULES[_row(node)]
     found = _change(node, known, rule.does)
     try:
-        replace(model, node, rule, rule.check(node, known), known.type(node.outputs[0]))
+        replace(model, node, rule, rule.check(node, known), known.type(node.inputs[0]))
         done.append(found)
     except Unfit as why:
         kept.append(_refusal(found, why))

@@ -14,6 +14,7 @@ padding counts (opset 24). A query that may see no key gets NaN here, as it does
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +102,13 @@ def check_attention(node: gs.Node, known: Known) -> AttentionForm:
 
 def rewrite_attention(node: gs.Node, form: AttentionForm, editor: Editor) -> gs.Tensor:
     """The nodes that compute it; returns the context."""
+    return write_attention(node.inputs[:3], form, editor)
+
+
+def write_attention(operands: Sequence[gs.Tensor], form: AttentionForm, editor: Editor) -> gs.Tensor:
+    """Attention of these queries, keys and values."""
     heads = (form.heads, form.key_heads, form.key_heads)
-    q, k, v = (_by_head(editor, tensor, n, form) for tensor, n in zip(node.inputs[:3], heads, strict=True))
+    q, k, v = (_by_head(editor, tensor, n, form) for tensor, n in zip(operands, heads, strict=True))
     if form.heads != form.key_heads:
         repeat = editor.numbers(
             "heads", [h for h in range(form.key_heads) for _ in range(form.heads // form.key_heads)]

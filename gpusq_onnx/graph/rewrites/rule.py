@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from gpusq_onnx.graph.dataflow import Dataflow
-from gpusq_onnx.graph.edits import Names, unlink
+from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.shapes import Dim, Shapes, Types
 
@@ -65,6 +65,7 @@ class Editor:
 
     def __init__(self, model: Model, node: gs.Node, dtype: np.dtype[Any]) -> None:
         self.nodes: list[gs.Node] = []
+        self.others: dict[int, gs.Tensor] = {}
         self._model, self._node, self._dtype = model, node, dtype
         self._fresh = Names(model).fresh
         self._stem = str(node.name or node.outputs[0].name)
@@ -92,6 +93,10 @@ class Editor:
         self.nodes.append(node)
         return made
 
+    def also(self, output: int, made: gs.Tensor) -> None:
+        """Let `made` be this output of the old node, beside the first."""
+        self.others[output] = made
+
     def transpose(self, tensor: gs.Tensor, order: Sequence[int]) -> gs.Tensor:
         """The tensor with its axes in this order; a constant is laid out anew at once."""
         if list(order) == list(range(len(order))):
@@ -108,12 +113,17 @@ class Editor:
 def replace(model: Model, node: gs.Node, rule: Rule, form: Any, dtype: np.dtype[Any]) -> None:
     """Put what `rule` makes of `node` in its place."""
     editor = Editor(model, node, dtype)
-    made = rule.rewrite(node, form, editor)
-    output = node.outputs[0]
+    results = {0: rule.rewrite(node, form, editor), **editor.others}
+    outputs = list(node.outputs)
     place = next(i for i, other in enumerate(model.graph.nodes) if other is node)
     unlink(node)
-    if editor.nodes and made is editor.nodes[-1].outputs[0]:
-        editor.nodes[-1].outputs[0] = output
-    else:
-        editor.nodes.append(gs.Node("Identity", Names(model).fresh(f"{output.name}_Identity"), {}, [made], [output]))
+    for index, made in results.items():
+        output = outputs[index]
+        maker = next((new for new in editor.nodes if any(made is tensor for tensor in new.outputs)), None)
+        if maker is not None:
+            rewire(made.outputs, made, output)
+            maker.outputs[0] = output
+        else:
+            name = Names(model).fresh(f"{output.name}_Identity")
+            editor.nodes.append(gs.Node("Identity", name, {}, [made], [output]))
     model.graph.nodes[place : place + 1] = editor.nodes

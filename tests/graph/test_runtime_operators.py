@@ -1,0 +1,159 @@
+"""onnxruntime's own operators as those of ONNX: the same as its kernels compute."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto, helper
+from small_graphs import FLOAT, Array, model, normal, proto, run
+
+from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.rewrites.canonical import canonicalise
+from gpusq_onnx.graph.rewrites.runtime_operators import DOMAIN, RULES
+from gpusq_onnx.graph.shapes import infer_shapes
+from gpusq_onnx.graph.sites import find_sites
+
+B, S, H, HEADS = 2, 5, 8, 2
+WEIGHT, BIAS = normal(H, 3 * H, seed=3), normal(3 * H, seed=4)
+
+
+def fused(
+    op: str, inputs: list[str], constants: dict[str, Array], outputs: list[str] | None = None, **attrs: Any
+) -> ModelProto:
+    """A model of one such operator; inputs that are no constants are fed [B, S, H], or as `shapes` says."""
+    shapes: dict[str, tuple[int, ...]] = attrs.pop("shapes", {})
+    outputs = outputs or ["y"]
+    fed = [name for name in inputs if name and name not in constants]
+    made = proto(
+        [helper.make_node(op, inputs, outputs, "n", domain=DOMAIN, **attrs)],
+        [(name, FLOAT, shapes.get(name, (B, S, H))) for name in fed],
+        [(name, FLOAT, None) for name in outputs if name],  # type: ignore[list-item]
+        constants,
+    )
+    made.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return made
+
+
+GAMMA, BETA = {"gamma": normal(H, seed=1)}, {"beta": normal(H, seed=2)}
+SKIP = ["x", "skip", "gamma", "beta", "bias"]
+IMAGE = {"x": (B, 4, 6, 6), "z": (B, 6, 4, 4)}
+KERNEL = {"w": normal(6, 4, 3, 3, seed=5), "b": normal(6, seed=6)}
+Q = ["q", "k", "v"]
+
+CASES = {
+    "skip norm": fused("SkipLayerNormalization", SKIP[:4], {**GAMMA, **BETA}, epsilon=1e-5),
+    "skip norm, no beta": fused("SkipLayerNormalization", ["x", "skip", "gamma"], GAMMA, epsilon=1e-5),
+    "skip norm, bias and sum": fused(
+        "SkipLayerNormalization", SKIP, {**GAMMA, **BETA, "bias": normal(H, seed=9)}, ["y", "", "", "sum"]
+    ),
+    "skip norm, one skip for all": fused(
+        "SkipLayerNormalization", SKIP[:4], {**GAMMA, **BETA, "skip": normal(1, S, H, seed=9)}, epsilon=1e-5
+    ),
+    "skip rms norm": fused(
+        "SkipSimplifiedLayerNormalization", ["x", "skip", "gamma"], GAMMA, ["y", "", "", "sum"], epsilon=1e-5
+    ),
+    "bias gelu": fused("BiasGelu", ["x", "b"], {"b": normal(H)}),
+    "fast gelu": fused("FastGelu", ["x"], {}),
+    "fast gelu, bias": fused("FastGelu", ["x", "b"], {"b": normal(H)}),
+    "gelu": fused("Gelu", ["x"], {}),
+    "quick gelu": fused("QuickGelu", ["x"], {}, alpha=1.702),
+    "matmul": fused("FusedMatMul", ["x", "w"], {"w": normal(H, 6)}, alpha=0.5),
+    "matmul, transposed weight": fused("FusedMatMul", ["x", "w"], {"w": normal(6, H)}, transB=1),
+    "matmul, keys": fused("FusedMatMul", ["x", "z"], {}, transB=1, alpha=0.125),
+    "matmul, transposed data": fused("FusedMatMul", ["x", "z"], {}, transA=1),
+    "matmul, batch inside": fused(
+        "FusedMatMul", ["x", "z"], {}, transBatchA=1, shapes={"x": (5, 2, 8), "z": (2, 8, 3)}
+    ),
+    "matmul, batch at the end": fused(
+        "FusedMatMul", ["x", "z"], {}, transBatchA=1, transA=1, shapes={"x": (5, 2, 8), "z": (2, 5, 3)}
+    ),
+    "gemm": fused(
+        "FusedGemm", ["x", "w", "b"], {"w": normal(6, H), "b": normal(6)}, transB=1, activation="LeakyRelu",
+        activation_alpha=0.2, shapes={"x": (B, H)},
+    ),
+    "conv": fused("FusedConv", ["x", "w", "b"], KERNEL, activation="Relu", shapes=IMAGE),
+    "conv, sum": fused("FusedConv", ["x", "w", "b", "z"], KERNEL, activation="Relu", shapes=IMAGE),
+    "conv, clip": fused(
+        "FusedConv", ["x", "w"], {"w": KERNEL["w"]}, activation="Clip", activation_params=[-0.5, 0.5], shapes=IMAGE
+    ),
+    "attention": fused("Attention", ["x", "w", "b"], {"w": WEIGHT, "b": BIAS}, num_heads=HEADS),
+    "attention, sizes and scale": fused(
+        "Attention", ["x", "w", "b"], {"w": WEIGHT[:, :16], "b": BIAS[:16]}, num_heads=HEADS, scale=0.3,
+        qkv_hidden_sizes=[4, 4, 8],
+    ),
+    "attention, causal and mask": fused(
+        "Attention", ["x", "w", "b", "", "", "m"], {"w": WEIGHT, "b": BIAS, "m": normal(B, HEADS, S, S)},
+        num_heads=HEADS, unidirectional=1,
+    ),
+    "heads": fused("MultiHeadAttention", Q, {}, num_heads=HEADS, shapes={"k": (B, 7, H), "v": (B, 7, H)}),
+    "heads, bias and mask": fused(
+        "MultiHeadAttention", [*Q, "b", "", "m"], {"b": BIAS, "m": normal(1, HEADS, S, S)}, num_heads=HEADS
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_computes_as_the_kernel_does(case: str) -> None:
+    made = CASES[case]
+    feed = {
+        value.name: normal(*(dim.dim_value for dim in value.type.tensor_type.shape.dim), seed=i)
+        for i, value in enumerate(made.graph.input)
+    }
+    rewritten = model(made)
+    changes = canonicalise(rewritten)
+    assert changes and not any(change.kept for change in changes)
+    assert not [node.op for node in rewritten.graph.nodes if node.domain == DOMAIN]
+    before, after = run(made, feed), run(rewritten, feed)
+    assert before.keys() == after.keys()
+    for name, values in before.items():
+        np.testing.assert_allclose(after[name], values, rtol=1e-4, atol=1e-5)
+
+
+def test_every_row_is_tried() -> None:
+    assert {f"{DOMAIN}.{made.graph.node[0].op_type}" for made in CASES.values()} == set(RULES)
+
+
+UNFIT = {
+    "it returns its mean": fused("SkipLayerNormalization", SKIP[:4], {**GAMMA, **BETA}, ["y", "mean"]),
+    "it ends with Softsign": fused(
+        "FusedGemm", ["x", "w"], {"w": normal(H, 6)}, activation="Softsign", shapes={"x": (B, H)}
+    ),
+    "it is told lengths": fused(
+        "Attention", ["x", "w", "b", "m"], {"w": WEIGHT, "b": BIAS, "m": np.full(B, S, np.int32)}, num_heads=HEADS
+    ),
+    "its weight is computed": fused("Attention", ["x", "w", "b"], {"b": BIAS}, num_heads=HEADS, shapes={"w": (H, 24)}),
+    "it has fewer than 3 operands": fused("SkipLayerNormalization", ["x", "skip"], {}),
+    "its attribute epsilon is 'small'": fused("SkipLayerNormalization", SKIP[:3], GAMMA, epsilon="small"),
+    "it has 3 heads for 8 channels": fused("Attention", ["x", "w"], {"w": WEIGHT}, num_heads=3),
+    "it has 0 heads for 8 channels": fused("MultiHeadAttention", Q, {}),
+    "its weight is (8, 24)": fused("Attention", ["x", "w", "b"], {"w": WEIGHT, "b": BIAS[:5]}, num_heads=HEADS),
+    "its operands are not": fused("MultiHeadAttention", ["q"], {}, num_heads=HEADS, shapes={"q": (B, S, HEADS, 3, 4)}),
+}
+
+
+@pytest.mark.parametrize("reason", UNFIT)
+def test_what_stays_has_its_reason(reason: str) -> None:
+    found = model(UNFIT[reason])
+    (change,) = canonicalise(found)
+    assert change.kept and change.reason.startswith(reason)
+    assert found.graph.nodes[0].domain == DOMAIN
+
+
+def test_shapes_go_through_them_before_they_are_rewritten() -> None:
+    shapes, types = infer_shapes(model(CASES["skip norm, bias and sum"]))
+    assert shapes["y"] == shapes["sum"] == (B, S, H)
+    assert types["y"] == np.float32
+    assert infer_shapes(model(CASES["matmul"]))[0]["y"] == (B, S, 6)
+
+
+def test_a_bias_belongs_to_the_linear_that_it_follows() -> None:
+    """Of a pre-norm block: SkipLayerNormalization(residual, MatMul, ..., bias)."""
+    made = fused("SkipLayerNormalization", SKIP, {**GAMMA, **BETA, "bias": normal(H, seed=9)})
+    made.graph.node.insert(0, helper.make_node("MatMul", ["h", "w"], ["skip"], "linear"))
+    made.graph.input[1].name = "h"
+    made.graph.initializer.append(proto([], [], [], {"w": normal(H, H)}).graph.initializer[0])
+    found: Model = model(made)
+    canonicalise(found)
+    (site,) = find_sites(found, Dataflow(found))
+    assert site.bias is not None and site.bias.name == "bias"
