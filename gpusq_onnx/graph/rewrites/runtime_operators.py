@@ -10,7 +10,7 @@ Linear, the Linears of an Attention.
 
 They do come back: a default session fuses them anew when it loads the result.
 
-Source: onnxruntime 1.31, docs/ContribOperators.md and its CPU kernels. Limits: attention with masks by length, keys of
+Source: onnxruntime 1.31, its ContribOperators.md and CPU kernels. Limits: attention with masks by length, keys of
 earlier calls or rotary positions; norms that return their mean; everything else of that domain stays.
 """
 
