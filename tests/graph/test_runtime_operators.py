@@ -1,12 +1,15 @@
 """onnxruntime's own operators as those of ONNX: the same as its kernels compute."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto, helper
 from small_graphs import FLOAT, Array, model, normal, proto, run
 
+from gpusq_onnx.graph import io
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.canonical import canonicalise
@@ -157,3 +160,19 @@ def test_a_bias_belongs_to_the_linear_that_it_follows() -> None:
     canonicalise(found)
     (site,) = find_sites(found, Dataflow(found))
     assert site.bias is not None and site.bias.name == "bias"
+
+
+def test_what_inference_knows_afterwards_is_no_longer_declared(tmp_path: Path) -> None:
+    """Else a tensor that becomes FP16 later would still be called float32."""
+    made = CASES["conv"]
+    copy = ModelProto()
+    copy.CopyFrom(made)
+    copy.graph.node.append(helper.make_node("Conv", ["y", "next"], ["z"], "next"))
+    copy.graph.initializer.append(proto([], [], [], {"next": normal(4, 6, 1, 1)}).graph.initializer[0])
+    del copy.graph.output[:]
+    copy.graph.output.append(helper.make_tensor_value_info("z", FLOAT, None))
+    onnx.save(copy, tmp_path / "model.onnx")
+    found = io.load(tmp_path / "model.onnx")
+    assert "y" in found.typed
+    canonicalise(found)
+    assert found.typed == {}

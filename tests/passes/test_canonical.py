@@ -154,7 +154,7 @@ def test_a_file_that_onnxruntime_optimised_is_quantised_like_the_original(optimi
     np.testing.assert_allclose(outputs[optimised], outputs[original], atol=0.05 * np.abs(outputs[original]).max())
 
 
-@pytest.mark.parametrize("passes", ["fp16", "prune24{method=magnitude}"])
+@pytest.mark.parametrize("passes", ["fp16", "prune24{method=magnitude}", "prune24{method=magnitude},fp16"])
 def test_any_first_pass_of_such_a_file_is_prepared(passes: str, optimised: Path) -> None:
     written = optimised.with_name("out.onnx")
     outcome = manager.run(optimised, written, parse(passes), RunOptions(NO_DATA))

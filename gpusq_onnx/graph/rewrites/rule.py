@@ -119,6 +119,7 @@ def replace(model: Model, node: gs.Node, rule: Rule, form: Any, dtype: np.dtype[
     unlink(node)
     for index, made in results.items():
         output = outputs[index]
+        model.typed.pop(output.name, None)  # inference knows it from now on
         maker = next((new for new in editor.nodes if any(made is tensor for tensor in new.outputs)), None)
         if maker is not None:
             rewire(made.outputs, made, output)
