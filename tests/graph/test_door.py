@@ -96,6 +96,12 @@ REFUSED: dict[str, tuple[str, Edit, list[str]]] = {
     "an input left out": ("block", on("Add", lambda n: n.input.__setitem__(0, "") or 1), ["lacks an input"]),
     "no outputs": ("block", on("Relu", lambda n: n.output.pop()), ["Relu", "0 outputs"]),
     "a graph without outputs": ("block", lambda proto: proto.graph.ClearField("output"), ["has no outputs"]),
+    "an output that nothing makes": (
+        "block",
+        lambda proto: setattr(proto.graph.output[0], "name", "elsewhere"),
+        ["nothing makes the output 'elsewhere'"],
+    ),
+    "a Cast to no type": ("laid_out", on("Cast", lambda n: setattr(n.attribute[0], "i", 255) or 1), ["(Cast) is 255"]),
     "an unknown attribute": (
         "block",
         on("Softmax", lambda n: n.attribute.append(helper.make_attribute("axle", 1)) or 1),

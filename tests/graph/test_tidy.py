@@ -109,7 +109,7 @@ def test_declarations_of_inner_tensors_stay_where_inference_agrees(tmp_path: Pat
 
 def test_what_inference_cannot_know_stays_as_declared(tmp_path: Path):
     nodes = [
-        helper.make_node("FusedMatMul", ["x", "w"], ["m"], domain="com.microsoft", name="f"),
+        helper.make_node("FusedMatMul", ["x", "w"], ["m"], domain="com.microsoft", name="f", transB=1),
         node("NonZero", ["m"], ["i"]),
         node("Reshape", ["m", "to"], ["r"]),
         node("Relu", ["r"], ["y"]),

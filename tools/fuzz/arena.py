@@ -159,7 +159,7 @@ def play(target: Target, seed: int, folder: Path) -> dict:
         code, problem = 4, f"{type(error).__name__} left main: {error}"
     finally:
         os.chdir(home)
-    problem = problem or _problem(code, err.getvalue(), before, _entries(folder))
+    problem = problem or _problem(code, err.getvalue(), before, _entries(folder) - set(words))
     if not problem and code == 0:
         problem = target.judge(folder, folder / OUT)
     return {

@@ -27,7 +27,7 @@ READABLE: tuple[tuple[Rule, ...], ...] = (
 )
 USABLE: tuple[tuple[Rule, ...], ...] = (
     (legal_tensors.values, legal_nodes.attributes, legal_nodes.names, legal_nodes.outputs),
-    (legal_nodes.schemas, legal_nodes.acyclic, legal_nodes.calls),
+    (legal_nodes.schemas, legal_nodes.element_types, legal_nodes.acyclic, legal_nodes.calls),
     (legal_nodes.weights, legal_nodes.lists),
 )
 

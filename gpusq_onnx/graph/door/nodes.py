@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto
+from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
 
 from gpusq_onnx.graph.door.arrival import Arrival, Level, bodies, label
 from gpusq_onnx.graph.operators import STANDARD, WEIGHTS, Is, operators
@@ -31,6 +31,10 @@ _LISTED = {
     "Tile": (1,), "Pad": (1, 3), "Resize": (1, 2, 3), "ConstantOfShape": (0,),
     **dict.fromkeys(operators(Is.REDUCES), (1,)),
 }  # fmt: skip
+
+_TYPES_OR_NONE = frozenset({"output_dtype", "softmax_precision", "stash_type"})
+_TYPES = _TYPES_OR_NONE | {"to", "dtype"}
+_KNOWN_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 
 
 def attributes(arrival: Arrival) -> Iterator[str]:
@@ -53,14 +57,33 @@ def attributes(arrival: Arrival) -> Iterator[str]:
                 yield f"attribute {attribute.name!r} of {label(node)} has no value"
 
 
+def element_types(arrival: Arrival) -> Iterator[str]:
+    """An attribute that says a type of elements says one that ONNX knows."""
+    for _, node in arrival.nodes():
+        if node.domain not in STANDARD:
+            continue
+        for attribute in node.attribute:
+            if attribute.name not in _TYPES or attribute.type != AttributeProto.INT or attribute.ref_attr_name:
+                continue
+            if attribute.i not in _KNOWN_TYPES and not (attribute.i == 0 and attribute.name in _TYPES_OR_NONE):
+                yield f"attribute {attribute.name!r} of {label(node)} is {attribute.i}, no type of elements"
+
+
 def _is_set(attribute: AttributeProto, field: str) -> bool:
     return bool(getattr(attribute, field)) if field in _LISTS else bool(attribute.HasField(field))
 
 
 def outputs(arrival: Arrival) -> Iterator[str]:
-    """The graph gives something."""
-    if not arrival.proto.graph.output:
+    """The graph gives something, and makes or holds all that it gives."""
+    graph = arrival.proto.graph
+    if not graph.output:
         yield "the graph has no outputs"
+    there = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    there |= {sparse.values.name for sparse in graph.sparse_initializer}
+    there |= {name for node in graph.node for name in node.output}
+    for value in graph.output:
+        if value.name not in there:
+            yield f"nothing makes the output {value.name!r}"
 
 
 def names(arrival: Arrival) -> Iterator[str]:
