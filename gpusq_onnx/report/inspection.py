@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpusq_onnx.graph.invariants import RESEARCH
+from gpusq_onnx.graph.invariants import QUANTISATION, RESEARCH, violations
 from gpusq_onnx.graph.model import Model, type_name
 from gpusq_onnx.graph.operators import is_standard
 from gpusq_onnx.graph.qdq.codes import float_format, quantised, weight_scales_of
@@ -89,6 +89,7 @@ class Inspection:
         weights: in graph order.
         others: what is multiplied with besides.
         operators: how many nodes it has of each operator that is neither ONNX's nor TensorRT's, "DOMAIN.NAME".
+        illegal: how it is quantised in a form that TensorRT does not take; "" where it is not.
         metadata: what this tool wrote into it.
     """
 
@@ -96,6 +97,7 @@ class Inspection:
     weights: tuple[WeightReport, ...]
     others: tuple[OtherConstant, ...]
     operators: dict[str, int]
+    illegal: str
     metadata: dict[str, str]
 
     @property
@@ -106,7 +108,10 @@ class Inspection:
     @property
     def advice(self) -> list[str]:
         """What TensorRT lacks, and what the model can still take that makes more of its weights sparse; sentences."""
-        return [*for_operators(self.operators), *for_file(self.weights)]
+        lacking = for_operators(self.operators)
+        if self.illegal:
+            return [*lacking, f"quantised as TensorRT does not take it: {self.illegal}; start from the float model"]
+        return [*lacking, *for_file(self.weights)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -127,7 +132,8 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
         OtherConstant(left.tensor, str(left.node.name), str(left.node.op), left.shape, left.reason)
         for left in structure.leftovers
     )
-    return Inspection(model.came_with or model.opset, weights, tuple(others), _operators(model), ours)
+    illegal = next(iter(violations(model, QUANTISATION)), "")
+    return Inspection(model.came_with or model.opset, weights, tuple(others), _operators(model), illegal, ours)
 
 
 def _operators(model: Model) -> dict[str, int]:

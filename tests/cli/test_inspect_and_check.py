@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from command_line import ASSETS, IMAGES, LABELLED, call, fresh_model
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 
 @pytest.fixture
@@ -54,6 +54,38 @@ def test_inspect_sees_a_pattern_and_what_is_still_missing(model: Path) -> None:
         assert weight["zeros"] == 0.5
         assert weight["kernel"] == "dense FP32"
         assert not any("not 2:4" in o["text"] for o in weight["obstacles"])
+
+
+def test_inspect_names_operators_that_tensorrt_lacks(model: Path) -> None:
+    proto = onnx.load(model)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    proto.opset_import.append(helper.make_opsetid("ours", 1))
+    last = proto.graph.output[0].name
+    next(n for n in proto.graph.node if last in n.output).output[0] = "before"
+    proto.graph.node.append(helper.make_node("QuickGelu", ["before"], ["between"], domain="com.microsoft"))
+    proto.graph.node.append(helper.make_node("Glow", ["between"], [last], domain="ours"))
+    onnx.save(proto, model)
+    found = json.loads(call("inspect", model, "--json", "-").out)
+    assert found["operators"] == {"com.microsoft.QuickGelu": 1, "ours.Glow": 1}
+    assert [text.partition("; ")[2] for text in found["advice"][:2]] == [
+        "apply writes them in ONNX's own first (canonical)",
+        "it needs plugins for them",
+    ]
+
+
+def test_inspect_says_where_a_file_is_quantised_as_tensorrt_does_not_take_it(model: Path) -> None:
+    written = model.with_name("int8.onnx")
+    call("apply", model, "-p", "qdq-int8", "-o", written, "--samples", "2")
+    proto = onnx.load(written)
+    pair = next(n for n in proto.graph.node if n.op_type == "DequantizeLinear")
+    zero = next(t for t in proto.graph.initializer if t.name == pair.input[2])
+    zero.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(zero) + np.int8(3), zero.name))
+    onnx.save(proto, written)
+    found = json.loads(call("inspect", written, "--json", "-").out)
+    assert "is not zero" in found["illegal"]
+    assert found["advice"] == [
+        f"quantised as TensorRT does not take it: {found['illegal']}; start from the float model"
+    ]
 
 
 def test_inspect_in_full_prints_one_line_a_weight(model: Path) -> None:
