@@ -37,6 +37,7 @@ from gpusq_onnx.graph.wire import BinaryWriter, write_model
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+_BLOCKED = "com.microsoft.nchwc"  # what ORT_ENABLE_ALL saves: channels in blocks as wide as the processor's registers
 _PROTOBUF_LIMIT = 2**31 - 2**20
 _ALIGNMENT = 4096  # external tensors start on a page, so that they can be memory-mapped
 
@@ -52,11 +53,13 @@ def load(path: Path | str) -> Model:
 
     Raises:
         UsageError: there is no such file.
-        UnsupportedModelError: not ONNX, truncated, an opset that is not supported, external data missing or outside.
+        UnsupportedModelError: not ONNX, truncated, an opset that is not supported, external data missing or outside,
+            weights that onnxruntime has laid out for one processor.
     """
     path = Path(path)
     proto, embedded = read_proto(path)
     admit(_arrival(proto, embedded, path), USABLE, path)
+    _require_portable(proto, path)
     opset = opset_of(proto)
     raise_opset(proto)
     proto = without_functions(proto, path)
@@ -91,6 +94,18 @@ def read_proto(path: Path, least: int = INLINE_BYTES) -> tuple[ModelProto, scan.
         raise _not_onnx(path)
     admit(_arrival(proto, embedded, path), READABLE, path)
     return proto, embedded
+
+
+def _require_portable(proto: ModelProto, path: Path) -> None:
+    blocked = [node.name for node in proto.graph.node if node.domain == _BLOCKED]
+    if blocked:
+        raise UnsupportedModelError(
+            "onnxruntime has laid out the weights for one processor",
+            where=str(path),
+            expected="a model that is not optimised, or up to ORT_ENABLE_EXTENDED",
+            found=f"{len(blocked)} nodes of the domain {_BLOCKED}, {blocked[0]!r} the first",
+            hint="start from the file that onnxruntime optimised",
+        )
 
 
 def _arrival(proto: ModelProto, embedded: scan.Embedded, path: Path) -> Arrival:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
-from gpusq_onnx.graph.operators import LINEAR, QUANTISERS, WEIGHTS
+from gpusq_onnx.graph.operators import LINEAR, QUANTISERS, WEIGHTS, is_standard
 from gpusq_onnx.graph.qdq.quantize_nodes import code_type, is_grid_clip
 from gpusq_onnx.graph.trace import weight_of
 from gpusq_onnx.graph.views import View
@@ -190,7 +190,7 @@ def find_sites(model: Model, flow: Dataflow | None = None) -> list[Site]:
     """All sites of the main graph in graph order, without roles (see `structure.analyse`)."""
     flow = flow or Dataflow(model)
     found: dict[tuple[str, View], Site] = {}
-    for node in model.graph.nodes:
+    for node in filter(is_standard, model.graph.nodes):  # another domain's Conv may lay its weight out otherwise
         for operand in WEIGHTS.get(node.op, ()):
             trace = weight_of(node, operand)
             if trace is None:

@@ -9,6 +9,7 @@ import pytest
 from onnx import ModelProto, helper
 from small_graphs import FLOAT, Array, model, normal, proto, run
 
+from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model
@@ -176,3 +177,18 @@ def test_what_inference_knows_afterwards_is_no_longer_declared(tmp_path: Path) -
     assert "y" in found.typed
     canonicalise(found)
     assert found.typed == {}
+
+
+def test_a_conv_of_another_domain_is_no_weight_to_prune() -> None:
+    made = fused("Conv", ["x", "w"], {"w": KERNEL["w"]}, shapes=IMAGE)
+    made.graph.node[0].domain = made.opset_import[-1].domain = "ours"
+    found = model(made)
+    assert find_sites(found, Dataflow(found)) == []
+
+
+def test_weights_laid_out_for_one_processor_are_refused(tmp_path: Path) -> None:
+    made = fused("Conv", ["x", "w"], {"w": KERNEL["w"]}, shapes=IMAGE)
+    made.graph.node[0].domain = made.opset_import[-1].domain = "com.microsoft.nchwc"
+    onnx.save(made, tmp_path / "model.onnx")
+    with pytest.raises(UnsupportedModelError, match="laid out the weights for one processor"):
+        io.load(tmp_path / "model.onnx")
