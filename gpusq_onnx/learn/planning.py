@@ -14,6 +14,7 @@ from gpusq_onnx.errors import NothingMatched, UsageError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.pin import Sizes, is_open
+from gpusq_onnx.graph.rewrites.canonical import spelled_out
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.learn.environment import on_gpu
@@ -66,7 +67,7 @@ def work(settings: TrainingOptions, images: int, distances: int = 0) -> float | 
 
 def model_from(path: Path | None, before: Mapping[str, Model], kind: str) -> Model | None:
     """The model in `path`, or the one before the first pass of `kind`, or None."""
-    return io.load(path) if path is not None else before.get(kind)
+    return spelled_out(io.load(path)) if path is not None else before.get(kind)
 
 
 def sizes(model: Model, source: Source) -> Sizes:

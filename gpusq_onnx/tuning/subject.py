@@ -20,6 +20,7 @@ from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.id_ranges import table_rows
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.rewrites.canonical import spelled_out
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import automatic, table
 from gpusq_onnx.pipeline.base import Context, PlanContext
@@ -66,7 +67,7 @@ class Subject:
                 where="--data",
                 hint="give --data FOLDER; a hundred images without labels will do",
             )
-        model = io.load(path)
+        model = spelled_out(io.load(path))
         sha256 = io.file_digest(path, io.data_files(model))
         settled = remembered.settle(data, [model.metadata], path.parent)
         source = open_source(settled.options, model.inputs(), partial(table_rows, model))

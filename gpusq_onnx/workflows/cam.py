@@ -27,6 +27,7 @@ from gpusq_onnx.files import staged
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.rewrites.canonical import spelled_out
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.page import gallery
 from gpusq_onnx.report.page.activation import Activations, ActivationView, Example, agreement
@@ -83,7 +84,7 @@ def cam(
             raise UsageError("maps are drawn on example images", hint="give --data, a folder of images")
         if options.samples is None:
             options = options.model_copy(update={"samples": IMAGES})
-        loaded = [io.load(path) for path in paths]
+        loaded = [spelled_out(io.load(path)) for path in paths]
         settled = remembered.settle(options, [model.metadata for model in loaded], paths[0].parent)
         source = open_source(settled.options, loaded[0].inputs())
         explainers: list[Explainer] = []

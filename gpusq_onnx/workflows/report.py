@@ -21,6 +21,7 @@ from gpusq_onnx.files import write_text
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.rewrites.canonical import spelled_out
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.inspection import Inspection, inspect_model
@@ -128,7 +129,7 @@ def _signals(pair: _Pair, options: DataOptions) -> tuple[list[Signal], int]:
 
 def _loaded(path: Path) -> Model:
     with blaming(path):
-        return io.load(path)
+        return spelled_out(io.load(path))
 
 
 def _models_of(outcomes: Sequence[Outcome]) -> list[Path]:

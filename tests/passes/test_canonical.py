@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.graph import io
+from gpusq_onnx.graph.rewrites.canonical import spelled_out
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.execute import RunOptions
@@ -166,3 +167,18 @@ def test_such_a_file_stays_as_it_is_where_the_caller_says_so(optimised: Path) ->
     written = optimised.with_name("out.onnx")
     manager.run(optimised, written, parse("prune24{method=magnitude}"), RunOptions(NO_DATA, canonical=False))
     assert _foreign(written) == _foreign(optimised)
+
+
+def test_training_on_a_pruned_copy_takes_such_a_file_as_teacher(optimised: Path) -> None:
+    pruned, taught = optimised.with_name("pruned.onnx"), optimised.with_name("taught.onnx")
+    manager.run(optimised, pruned, parse("prune24{method=magnitude}"), RunOptions(NO_DATA))
+    data = DataOptions(path=ASSETS / "digits_train.npz", samples=16)
+    outcome = manager.run(pruned, taught, parse(f"distill{{steps=2,teacher={optimised}}}"), RunOptions(data))
+    assert outcome.steps[-1].decisions["train"] == 14
+
+
+def test_what_reads_a_model_sees_no_operators_of_onnxruntime(optimised: Path) -> None:
+    assert not [n for n in spelled_out(io.load(optimised)).graph.nodes if n.domain]
+    plain = io.load(optimised.with_name("original.onnx"))
+    before = [id(n) for n in plain.graph.nodes]
+    assert [id(n) for n in spelled_out(plain).graph.nodes] == before

@@ -67,6 +67,13 @@ def has_candidates(model: Model, flow: Dataflow, operators: Sequence[str]) -> bo
     return any(True for _ in _candidates(model, flow, operators))
 
 
+def spelled_out(model: Model) -> Model:
+    """The model, in which onnxruntime's own operators are made those of ONNX: what reads it knows no others."""
+    if any(_row(node) in runtime_operators.RULES for node in model.graph.nodes):
+        canonicalise(model, tuple(runtime_operators.RULES))
+    return model
+
+
 def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[Change]:
     """Rewrite the graph until no rule fits any more; what was done, then what was left and why.
 

@@ -24,6 +24,7 @@ from torch import Tensor, fx
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.rewrites.canonical import spelled_out
 from gpusq_onnx.runtime.bench.backend import Baseline, Variant, random_feed
 from gpusq_onnx.runtime.bench.timing import Runner, WallClock
 from gpusq_onnx.runtime.kernels.choose import DENSE_WAYS, WAYS, Chooser, KernelChoice
@@ -87,7 +88,7 @@ class TorchBackend:
 
     def open(self, variant: Variant, batch: int) -> Runner:
         """See `runtime.bench.backend.Backend.open`."""
-        model = load(variant.path)
+        model = spelled_out(load(variant.path))
         infos = [TensorInfo(spec.name, spec.dtype, spec.shape) for spec in model.inputs()]
         feed = random_feed(infos, batch, str(variant.path))
         network = convert(model, train=("weight", "scale"))
