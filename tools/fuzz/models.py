@@ -88,14 +88,14 @@ def _refusal(path: Path, *entries: str) -> str:
 
 def make_for_passes(random: Random, folder: Path) -> list[str]:
     """A model with one field broken, and the words of `apply` with a pass, or of another verb, with data."""
-    seed, path = random.choice(("block", "block", "block", "laid_out", "controlled")), folder / "model.onnx"
+    seed, path = random.choice(("block", "block", "block", "laid_out", "controlled", "fused")), folder / "model.onnx"
     proto = SEEDS[seed]()
     mutate.message(random, proto, edits=1)
     path.write_bytes(proto.SerializeToString())
     verb, output = random.choice(_VERBS) if random.random() < 0.2 else "apply", folder / OUT
     if verb.startswith("bench"):
         return [*verb.split(), str(path)]
-    shape = (4, 3, 8, 8) if seed == "block" else (4, WIDTH)
+    shape = {"block": (4, 3, 8, 8), "fused": (4, 6, WIDTH)}.get(seed, (4, WIDTH))
     np.save(folder / "data.npy", np.random.default_rng(1).standard_normal(shape).astype(np.float32))
     more = {
         "apply": ["-p", random.choice(_EVERY), "-o", str(output / "made.onnx")],

@@ -1,4 +1,4 @@
-"""Small legal models to break: a transformer block, layout operators, quantised weights, subgraphs, a function."""
+"""Small legal models to break: transformer blocks, layout operators, quantised weights, subgraphs, a function."""
 
 from __future__ import annotations
 
@@ -77,11 +77,34 @@ def quantised() -> ModelProto:
     return made.model([("x", ["N", WIDTH])], [("y", ["N", WIDTH])])
 
 
+def fused() -> ModelProto:
+    """A block as onnxruntime saves what it has optimised: attention, norms, activations and products of its own."""
+    made, own = _Graph(), {"domain": "com.microsoft"}
+    packed = [made.weight("qkv", WIDTH, 3 * WIDTH), made.weight("qkv_b", 3 * WIDTH)]
+    mixed = made.add("Attention", ["x", *packed], num_heads=2, **own)
+    norm = [made.weight("gain", WIDTH), made.weight("shift", WIDTH), made.weight("proj_b", WIDTH)]
+    product = made.add("FusedMatMul", [mixed, made.weight("proj", WIDTH, WIDTH)], transB=1, alpha=0.5, **own)
+    made.nodes.append(
+        helper.make_node("SkipLayerNormalization", ["x", product, *norm], ["normed", "", "", "total"], "skip", **own)
+    )
+    hidden = made.add("MatMul", ["normed", made.weight("fc1", WIDTH, 2 * WIDTH)])
+    hidden = made.add("BiasGelu", [hidden, made.weight("fc1_b", 2 * WIDTH)], **own)
+    hidden = made.add("QuickGelu", [made.linear(hidden, "fc2", 2 * WIDTH, WIDTH)], **own)
+    query = made.add("MultiHeadAttention", [hidden, "total", "total"], num_heads=4, **own)
+    pooled = made.add("ReduceMean", [query, made.ints("axes", 1)], keepdims=0)
+    head = [made.weight("head", 8, WIDTH), made.weight("head_b", 8)]
+    made.add("FusedGemm", [pooled, *head], "y", transB=1, activation="Relu", **own)
+    model = made.model([("x", ["N", 6, WIDTH])], [("y", ["N", 8])])
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
 SEEDS: dict[str, Callable[[], ModelProto]] = {
     "block": block,
     "laid_out": laid_out,
     "controlled": controlled,
     "quantised": quantised,
+    "fused": fused,
 }
 
 
