@@ -160,6 +160,15 @@ def factors(product: gs.Node) -> Sequence[gs.Tensor]:
     return found
 
 
+def constant_added(product: gs.Node) -> tuple[gs.Node, int] | None:
+    """The Add that alone reads a product and adds a constant to it, and the constant's place: a bias, mostly."""
+    readers = product.outputs[0].outputs
+    if len(readers) != 1 or readers[0].op != "Add":
+        return None
+    places = (place for place, tensor in enumerate(readers[0].inputs) if isinstance(tensor, gs.Constant))
+    return next(((readers[0], place) for place in places), None)
+
+
 def is_standard(node: gs.Node) -> bool:
     """Whether a node is of ONNX's default domain."""
     return (node.domain or "") in STANDARD

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
-from gpusq_onnx.graph.operators import LINEAR, QUANTISERS, WEIGHTS, is_standard
+from gpusq_onnx.graph.operators import LINEAR, QUANTISERS, WEIGHTS, constant_added, is_standard
 from gpusq_onnx.graph.qdq.quantize_nodes import code_type, is_grid_clip
 from gpusq_onnx.graph.trace import weight_of
 from gpusq_onnx.graph.views import View
@@ -245,15 +245,12 @@ def _behind_bias(node: gs.Node) -> tuple[gs.Tensor, gs.Constant | None]:
     if node.op != "MatMul" and len(node.inputs) > 2:
         bias = node.inputs[2]
         return out, bias if isinstance(bias, gs.Constant) else None
-    if len(out.outputs) == 1 and out.outputs[0].op == "Add":
-        add = out.outputs[0]
-        for tensor in add.inputs:
-            if not isinstance(tensor, gs.Constant):
-                continue
-            if node.op == "MatMul" and len(tensor.shape) == 1:
-                return add.outputs[0], tensor
-            if _is_protected(node.op, tensor.shape):
-                return add.outputs[0], None
+    if (found := constant_added(node)) is not None:
+        add, place = found
+        if node.op == "MatMul" and len(add.inputs[place].shape) == 1:
+            return add.outputs[0], add.inputs[place]
+        if _is_protected(node.op, add.inputs[place].shape):
+            return add.outputs[0], None
     return out, None
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.graph.edits import Names
 from gpusq_onnx.graph.fp16.policy import HALF
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.operators import constant_added
 
 
 def protect_biases(model: Model) -> list[str]:
@@ -50,12 +51,7 @@ def _bias_of(node: gs.Node) -> tuple[gs.Node, int] | None:
     """The node that adds a bias, and which input that is: a Conv or Gemm itself, or the only reader of a MatMul."""
     if node.op in ("Conv", "ConvTranspose", "Gemm"):
         return (node, 2) if len(node.inputs) > 2 else None
-    readers = node.outputs[0].outputs if node.op == "MatMul" else []
-    if len(readers) != 1 or readers[0].op != "Add":
-        return None
-    return next(
-        ((readers[0], i) for i, tensor in enumerate(readers[0].inputs) if isinstance(tensor, gs.Constant)), None
-    )
+    return constant_added(node) if node.op == "MatMul" else None
 
 
 def _is_lost(node: gs.Node, adds: gs.Node, index: int) -> bool:

@@ -16,6 +16,7 @@ from onnx import TensorProto
 from gpusq_onnx.graph.edits import Names, unlink
 from gpusq_onnx.graph.fp16.policy import HALF
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.operators import constant_added
 from gpusq_onnx.graph.trace import trace
 
 
@@ -70,8 +71,5 @@ def _is_matrix_in_half(operand: gs.Tensor) -> bool:
 
 def _with_bias(node: gs.Node) -> gs.Node:
     """The Add of a bias [N] that alone reads a MatMul, or the MatMul."""
-    readers = node.outputs[0].outputs
-    if len(readers) != 1 or readers[0].op != "Add":
-        return node
-    constants = [tensor for tensor in readers[0].inputs if isinstance(tensor, gs.Constant)]
-    return readers[0] if constants and len(constants[0].shape) == 1 else node
+    found = constant_added(node)
+    return found[0] if found is not None and len(found[0].inputs[found[1]].shape) == 1 else node
