@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError
+from gpusq_onnx.interruption import held
 
 HAS_LOCKS = find_spec("fcntl") is not None
 if HAS_LOCKS:
@@ -48,10 +49,11 @@ class Scratch:
         parent = Path(tempfile.gettempdir()) if where is None else where
         sweep(parent)
         lock = None
-        while lock is None:
-            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-            lock = _lock(self.path)
-        self._remove = weakref.finalize(self, _removed, self.path, lock)
+        with held():  # or a folder is there, and nobody knows it
+            while lock is None:
+                self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+                lock = _lock(self.path)
+            self._remove = weakref.finalize(self, _removed, self.path, lock)
 
     def __enter__(self) -> Path:
         return self.path

@@ -1,19 +1,25 @@
 """Signals that end a command: heard from the first import on, so that every ending cleans up.
 
 SIGINT (Ctrl-C), SIGTERM (a scheduler, `docker stop`) and SIGHUP (a terminal that closes) raise KeyboardInterrupt once;
-the ones after it wait until the command has put its things away. A signal that the caller has switched off (`nohup`, a
-job in the background) stays off.
+the ones after it wait until the command has put its things away. Where that interrupt meets a finaliser, which Python
+lets no exception out of, it is raised again a moment later. A signal that the caller has switched off (`nohup`, a job
+in the background) stays off.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, NoReturn
+
+from gpusq_onnx.interruption import Holding
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_MOMENT = 0.01  # seconds
 
 
 class Heard:
@@ -41,13 +47,43 @@ def heard() -> Iterator[Heard]:
     def stop(number: int, frame: FrameType | None) -> None:
         first = not found.number
         found.number = found.number or number
-        if first:
+        if first and Holding.blocks:
+            Holding.waiting = True
+        elif first:
             raise KeyboardInterrupt
 
     for number in listening:
         signal.signal(number, stop)
     try:
-        yield found
+        with _raised_again(found):
+            yield found
     finally:
         for number in listening:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def _raised_again(found: Heard) -> Iterator[None]:
+    """Raise an interrupt that was lost in a finaliser once more, after it."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    hook, handler = sys.unraisablehook, signal.getsignal(signal.SIGALRM)
+
+    def lost(what: Any) -> None:
+        if found.number and what.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, _MOMENT)
+        else:
+            hook(what)
+
+    def again(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    sys.unraisablehook = lost
+    signal.signal(signal.SIGALRM, again)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        sys.unraisablehook = hook

@@ -102,7 +102,8 @@ def _planned(model: Path, asked: _Asked, alone: bool) -> str:
     if not asked.shown or not (alone or asked.full):
         return said
     if not asked.full:
-        show_verdict(outline.of_plan(found.outcome, found.weights, width(), asked.data.data))
+        given = asked.data.options(asked.seed)
+        show_verdict(outline.of_plan(found.outcome, found.weights, width(), given, pipeline.target))
         return said
     show(f"{found.pipeline}\n")
     for step in found.steps:

@@ -66,7 +66,7 @@ def accuracy(steps: Sequence[StepOutcome]) -> str:
     pruned = [row.detail for row in rows if isinstance(row.detail, Pruned)]
     codes = {row.detail.format for row in rows if isinstance(row.detail, WeightPair)}
     if pruned and not any(step.name in LEARNING.values() for step in steps):
-        return _untrained(pruned)
+        return _untrained(pruned, int8=codes == {"int8"})
     if pruned:
         return "expected accuracy: several points below the model's (a ViT-Tiny: 83.5 % to 74 %)"
     if codes == {"int8"}:
@@ -74,12 +74,13 @@ def accuracy(steps: Sequence[StepOutcome]) -> str:
     return ""
 
 
-def _untrained(pruned: Sequence[Pruned]) -> str:
+def _untrained(pruned: Sequence[Pruned], *, int8: bool) -> str:
     measured = ""
     if all(detail.pattern == TWO_FOUR.name for detail in pruned):
-        left, better = "53 %", "with 1000 images and, for classifiers, permute,prune24{rows=fisher} 66 %"
+        left, most = ("49 %", "65 %") if int8 else ("53 %", "66 %")
+        better = f"with 1000 images and, for classifiers, permute,prune24{{rows=fisher}} {most}"
         if all(detail.method == "magnitude" for detail in pruned):
-            left, better = "6 %", "by SparseGPT, on images, 53 %"
+            left, better = "6 %", f"by SparseGPT, on images, {left}"
         measured = f" (a ViT-Tiny: 83.5 % to {left}; {better})"
     return f"expected accuracy: far below the model's{measured} until trained: --finetune 2"
 

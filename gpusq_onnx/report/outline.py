@@ -10,14 +10,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 
+from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.pipeline.base import SKIP
 from gpusq_onnx.pipeline.outcome import Outcome, StepOutcome
 from gpusq_onnx.report import advice
 from gpusq_onnx.report.advice import Weighed
 from gpusq_onnx.report.columns import columns, fair, folded, within
 from gpusq_onnx.report.inspection import Inspection, WeightReport
+from gpusq_onnx.report.page import commands
 from gpusq_onnx.report.preparation import line as prepared
 from gpusq_onnx.report.run import TOTALS, total_rows
 
@@ -26,8 +28,10 @@ FULL = "--full"
 _ZEROS = re.compile(r" \(\d+% zeros\)")  # which differ from weight to weight
 
 
-def of_plan(outcome: Outcome, weights: Sequence[Weighed], width: int, data: Path | None) -> list[str]:
-    """What would be done, to how many tensors, and what comes of it; `data`: the caller's, for the next command."""
+def of_plan(
+    outcome: Outcome, weights: Sequence[Weighed], width: int, data: DataOptions, target: str | None = None
+) -> list[str]:
+    """What would be done, to how many tensors, and what comes of it; `data`, `target`: for the next command."""
     model = outcome.input.path
     lines = folded(f"{model}: {outcome.pipeline}", width)
     lines += ["", *folded(advice.verdict(weights, will=True), width)]
@@ -36,7 +40,9 @@ def of_plan(outcome: Outcome, weights: Sequence[Weighed], width: int, data: Path
     lines += ["", *_totals(outcome), ""]
     for text in advice.for_plan(weights, outcome.pipeline):
         lines += folded(text, width)
-    return [*lines, "next:", f"  gpusq-onnx apply --passes {quote(outcome.pipeline)} {_data(data)} {quote(model)}"]
+    given = [*commands.data_words(data.echo(), data.seed), *(["--target", target] if target else [])]
+    words = ["--passes", outcome.pipeline, *([] if data.path else ["--data", "images/"]), *given, model]
+    return [*lines, "next:", f"  gpusq-onnx apply {join(words)}"]
 
 
 def of_run(outcome: Outcome, width: int) -> list[str]:

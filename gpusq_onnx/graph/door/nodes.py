@@ -138,7 +138,7 @@ def schemas(arrival: Arrival) -> Iterator[str]:
 @lru_cache(maxsize=1024)
 def _schema(op: str, domain: str, version: int) -> _Schema | None:
     try:
-        return _Schema(onnx.defs.get_schema(op, version, domain))
+        return _Schema(onnx.defs.get_schema(op, min(max(version, -1), 2**31 - 1), domain))  # it takes no other number
     except onnx.defs.SchemaError:
         return None
 

@@ -18,7 +18,7 @@ _APART = ("crop_ratio", "seed")  # a key of files only, and an option of its own
 def of_run(outcome: Outcome) -> str:
     """`apply`, or `plan`."""
     words = ["gpusq-onnx", "apply" if outcome.output else "plan", "--passes", outcome.pipeline]
-    words += _data((outcome.data or {}).get("options") or {}, outcome.seed)
+    words += data_words((outcome.data or {}).get("options") or {}, outcome.seed)
     words += ["-o", outcome.output.path] if outcome.output else []
     return join([*words, outcome.input.path])
 
@@ -26,7 +26,7 @@ def of_run(outcome: Outcome) -> str:
 def of_check(result: CheckResult) -> str:
     """`check` with its gates."""
     options = result.data.get("options") or {}
-    words = ["gpusq-onnx", "check", *_data(options, options.get("seed", 0))]
+    words = ["gpusq-onnx", "check", *data_words(options, options.get("seed", 0))]
     for name, value in asdict(result.gates).items():
         words += [] if value is None else [f"--{name.replace('_', '-')}", f"{value:g}"]
     words += ["--on", result.runtime] if result.runtime != "cpu" and result.compressed.endswith(".onnx") else []
@@ -34,8 +34,8 @@ def of_check(result: CheckResult) -> str:
     return join([*words, result.original, result.compressed])
 
 
-def _data(options: Mapping[str, Any], seed: int) -> Iterator[str]:
-    """The options, and the seed, that are not as they are by default."""
+def data_words(options: Mapping[str, Any], seed: int) -> Iterator[str]:
+    """Of `DataOptions.echo`: the options, and the seed, that are not as they are by default."""
     default = DataOptions.from_values({}).echo()
     for key, value in options.items():
         if value is None or value == default.get(key) or key in _APART:
