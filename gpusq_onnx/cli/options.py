@@ -191,7 +191,7 @@ class DataArgs:
         _data(
             "--samples",
             metavar="N",
-            help="N of them. Default: 128; to train or score, all; for maps, 16.",
+            help="Default: 128; to train or score, all; maps, 16.",
         ),
     ] = None
     preset: Annotated[

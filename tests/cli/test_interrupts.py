@@ -25,22 +25,28 @@ def test_a_signal_is_an_interrupt_once() -> None:
 
 def test_a_signal_in_a_held_block_waits_for_its_end() -> None:
     noted = []
-    with heard(), pytest.raises(KeyboardInterrupt), held():
+
+    def make() -> None:
         with held():
-            send()
-        noted.append("made")
+            with held():
+                send()
+            noted.append("made")
+
+    with heard(), pytest.raises(KeyboardInterrupt):
+        make()
     assert noted == ["made"]
 
 
 def test_a_signal_that_a_finaliser_swallows_comes_again(capfd: pytest.CaptureFixture[str]) -> None:
-    class Thing:
-        pass
+    things = [set[int]()]  # which can be referred to weakly
+    weakref.finalize(things[0], send)
 
-    thing = Thing()
-    weakref.finalize(thing, send)
-    with heard(), pytest.raises(KeyboardInterrupt):
-        del thing
+    def drop() -> None:
+        things.clear()
         time.sleep(5)
+
+    with heard(), pytest.raises(KeyboardInterrupt):
+        drop()
     assert capfd.readouterr().err == ""
 
 

@@ -42,6 +42,7 @@ FOR_THE_DIGITS |= {"detector.onnx": "model.onnx", "val2017/": "images/"}
 FOR_THE_DIGITS |= {"--annotations instances_val2017.json --max-ap-drop 1": ""}
 FOR_THE_DIGITS |= {"segmenter.onnx": "model.onnx", "ADE20K/images/validation/": "images/", "--resize 512": ""}
 FOR_THE_DIGITS |= {"--masks ADE20K/annotations/validation/ --reduce-zero-label": "", "--max-miou-drop 1": ""}
+FOR_THE_DIGITS |= {"--data val/": "--data images/"}
 
 MADE_BY = {
     "small.onnx": "apply --passes prune24,qdq-int8 --report report.json -o small.onnx model.onnx",
