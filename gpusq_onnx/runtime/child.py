@@ -76,10 +76,15 @@ class Worker:
         answer = scratch / "answer.json"
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended already; the next line tells
-            self._process.stdin.write(_words(request, answer))
-            self._process.stdin.flush()
-        end = None if self._process.stdout.readline() else _end(self._process.wait())
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended already; the next line tells
+                self._process.stdin.write(_words(request, answer))
+                self._process.stdin.flush()
+            end = None if self._process.stdout.readline() else _end(self._process.wait())
+        except BaseException:  # an interrupt: who asked removes the scratch folder, and nobody may write there then
+            self._process.kill()
+            self._process.wait()
+            raise
         return _read(answer), end
 
 

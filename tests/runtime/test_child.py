@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gpusq_onnx.runtime import child
+
 ROOT = Path(__file__).parents[2]
 # A worker that says where it is, and is then at work for an hour; its module is found in the folder of the test.
 BUSY = """
@@ -67,3 +69,19 @@ def _wait(for_it) -> None:
     while not for_it():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_an_interrupted_question_ends_the_worker(tmp_path: Path) -> None:
+    """Or it would write its answer into a folder that is being removed."""
+
+    class Interrupted:
+        def readline(self) -> bytes:
+            raise KeyboardInterrupt
+
+    with child.Worker("gpusq_onnx.runtime.trial_worker") as worker:
+        process = worker._process
+        stdout, process.stdout = process.stdout, Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            worker.ask({"site": None}, tmp_path)
+        assert process.poll() is not None
+        process.stdout = stdout
