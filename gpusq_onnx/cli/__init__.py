@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from gpusq_onnx.cli.app import run
 
             code = run(argv)
+            _settle()
         except BaseException as error:
             if not signals.number and not isinstance(error, KeyboardInterrupt):
                 raise
@@ -34,6 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (signals.number and code) or code == 130:
             print(INTERRUPTED, file=sys.stderr)  # noqa: T201
         return code
+
+
+def _settle() -> None:
+    """What stdout did not take, as an error has said, is not to fail once more when the process ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _prepare() -> None:

@@ -172,8 +172,21 @@ def test_apply_leaves_no_model_where_stdout_takes_nothing(there: bool, tmp_path:
     assert "No space left on device" in done.stderr
 
 
+@pytest.mark.parametrize("words", ["--help", "--version", "passes list", "inspect --json - MODEL", "inspect MODEL"])
+def test_a_stdout_that_takes_nothing_is_an_error_of_the_machine(words: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gpusq_onnx", *words.replace("MODEL", str(fresh_model(tmp_path))).split()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=_environment(tmp_path), check=False
+        )
+    assert done.returncode == 5, done.stderr
+    assert done.stderr == "environment lacks something: [Errno 28] No space left on device\n"
+
+
 def _environment(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    """With stdout buffered, as it is by default, whatever this machine says."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @pytest.mark.long
