@@ -39,6 +39,12 @@ def writable(path: Path | None) -> Path | None:
     return path
 
 
+def require_file(output: Path | str | None, what: str) -> None:
+    """Refuse stdout as the place of what is a file."""
+    if str(output) == str(STDOUT):
+        raise UsageError(f"{what} does not go to stdout", where="-o -", hint="name a file")
+
+
 def keep_apart(models: Sequence[Path], report: Path | None, json: Path | None = None) -> None:
     """Refuse a report that would overwrite a model, another report or its own digest."""
     taken = {path.resolve(): "the model" for path in models}

@@ -7,8 +7,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from gpusq_onnx.cli import several
-from gpusq_onnx.cli.options import STDOUT, Json, Models, Quiet, keep_apart, writable
-from gpusq_onnx.errors import UsageError
+from gpusq_onnx.cli.options import STDOUT, Json, Models, Quiet, keep_apart, require_file, writable
 
 
 def pack(
@@ -22,8 +21,7 @@ def pack(
     """Store a pruned model in the space that its pattern needs; `unpack` restores it bit for bit."""
     from gpusq_onnx.workflows.pack import SUFFIX
 
-    if output == str(STDOUT):
-        raise UsageError("a container does not go to stdout", where="-o -", hint="name a file")
+    require_file(output, "a container")
     files = several.matched(models)
     places = several.targets(files, output, lambda model: model.with_suffix(SUFFIX))
     several.for_each(
@@ -75,8 +73,7 @@ def unpack(
     from gpusq_onnx.graph.pack.archive import read_contents
     from gpusq_onnx.workflows.pack import unpack as unpack_model
 
-    if output == STDOUT:
-        raise UsageError("what is unpacked does not go to stdout", where="-o -", hint="name a file")
+    require_file(output, "what is unpacked")
     target = unpack_model(packed, output)
     if not quiet:
         model = read_contents(packed).files[0]

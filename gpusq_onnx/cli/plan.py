@@ -86,12 +86,12 @@ def _planned(model: Path, asked: _Asked, alone: bool) -> str:
     from gpusq_onnx.report.sheet import Grid
     from gpusq_onnx.workflows.plan import plan as plan_model
 
-    pipeline = asked.pipeline
+    pipeline, data = asked.pipeline, asked.data.options(asked.seed)
     with open_progress(quiet=asked.quiet) as progress:
         found = plan_model(
             model,
             pipeline.pipeline(),
-            data=asked.data.options(asked.seed),
+            data=data,
             allow_noop=pipeline.allow_noop,
             canonical=not pipeline.no_canonical,
             target=pipeline.target,
@@ -102,8 +102,7 @@ def _planned(model: Path, asked: _Asked, alone: bool) -> str:
     if not asked.shown or not (alone or asked.full):
         return said
     if not asked.full:
-        given = asked.data.options(asked.seed)
-        show_verdict(outline.of_plan(found.outcome, found.weights, width(), given, pipeline.target))
+        show_verdict(outline.of_plan(found.outcome, found.weights, width(), data, pipeline.target))
         return said
     show(f"{found.pipeline}\n")
     for step in found.steps:

@@ -83,8 +83,8 @@ class ImageInputs:
 
 
 SIZES = "orig_target_sizes"  # in the exports of RT-DETR, D-FINE and DEIM
-LARGEST_BATCH = 1 << 31  # bytes of an input that one call may be fed
 """The input that tells a detector how large each image was."""
+LARGEST_BATCH = 1 << 31  # bytes of an input that one call may be fed
 
 
 @dataclass(frozen=True)

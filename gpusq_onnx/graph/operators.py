@@ -29,6 +29,7 @@ from types import MappingProxyType
 
 import onnx_graphsurgeon as gs
 
+ONNXRUNTIME = "com.microsoft"  # the domain of its own operators
 STANDARD = ("", "ai.onnx")  # the two spellings of the default domain
 FP4_QUANTISER = "TRT_FP4DynamicQuantize"
 

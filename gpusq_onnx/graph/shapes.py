@@ -18,6 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, shape_inference
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.element_types import names_type, rename_type
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.operators import ONNXRUNTIME
 from gpusq_onnx.graph.qdq.dynamic import without_dynamic
 from gpusq_onnx.graph.snapshot import Snapshot, take
 
@@ -80,14 +81,14 @@ def _inferred(skeleton: ModelProto) -> ModelProto:
 
 def _spell_out(graph: GraphProto) -> None:
     """Put ONNX's operators of the same shapes in place of onnxruntime's, of which ONNX knows none."""
-    if all(node.domain != "com.microsoft" for node in graph.node):
+    if all(node.domain != ONNXRUNTIME for node in graph.node):
         return
     kinds = {value.name: value.type.tensor_type.elem_type for value in graph.input}
     kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     nodes: list[NodeProto] = []
     for number, node in enumerate(graph.node):
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
-        if node.domain != "com.microsoft":
+        if node.domain != ONNXRUNTIME:
             nodes.append(node)
         elif node.op_type == "MatMulNBits":
             name, shape = f"{node.name}_{number}_matrix", [attributes.get("K"), attributes.get("N")]

@@ -150,12 +150,9 @@ def _opened(data: DataOptions, model: Model, *, all_of_it: bool) -> tuple[Source
     return source, offered
 
 
-def scheduled(state: Run, seconds: float | None) -> Schedule:
-    """How long the passes take.
-
-    Args:
-        seconds: of a run of `Run.sample`; None: it was not timed.
-    """
+def scheduled(state: Run) -> Schedule:
+    """How long the passes take, by the time of `Run.trial` where there was one."""
+    seconds = None if state.trial is None else state.trial.seconds
     rows = max([1, *(len(x) for x in (state.sample or {}).values() if x.ndim)])
     lengths = [0 if source is None else len(source) for source in (state.source, state.calibration)]
     given = state.data.path is not None
@@ -225,7 +222,7 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
     if learns_later and first:
         state.before[step.kind] = model.clone()
     source = state.source if step.kind == "finetune" else state.calibration
-    schedule = state.schedule or scheduled(state, None)
+    schedule = state.schedule or scheduled(state)
     schedule.step(index)
     context = Context(source, state.data.seed, schedule, before=state.before)
     if step.kind == "finetune" and state.folder is not None:

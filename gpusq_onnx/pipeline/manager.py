@@ -171,7 +171,7 @@ def run(
         if options.canonical:
             pipeline, passes = automatic.insert(pipeline, passes, model, structure)
             state.passes = passes
-        state.schedule = scheduled(state, None if state.trial is None else state.trial.seconds)
+        state.schedule = scheduled(state)
         state.schedule.announce(state.images, state.offered)
         before = measure(model, structure)
         beside = output if reproducible else None

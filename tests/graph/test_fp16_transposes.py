@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 X = {rank: RNG.integers(-8, 9, size).astype(np.float16) for rank, size in SIZES.items()}
 
 
-def linear(perm: list[int], bias: bool, form: str = "stored", last: str | None = None) -> tuple[Model, np.ndarray]:
+def linear(perm: list[int], bias: bool, form: str = "stored") -> tuple[Model, np.ndarray]:
     """y = Transpose(x) W (+ b), numbers that FP16 holds exactly, and what it gives."""
     x = X[len(perm)]
     k = x.shape[perm[-1]]
@@ -34,7 +34,7 @@ def linear(perm: list[int], bias: bool, form: str = "stored", last: str | None =
     if bias:
         nodes.append(node("Add", ["b", "product"], ["sum"]))
         made = "sum"
-    nodes.append(node(last or "Relu", [made], ["y"]))
+    nodes.append(node("Relu", [made], ["y"]))
     shape = [f"d{axis}" for axis in range(len(perm))]
     shape[perm[-1]] = k
     result = np.maximum(x.transpose(perm).astype(np.float32) @ w.astype(np.float32) + b * np.float16(bias), 0)

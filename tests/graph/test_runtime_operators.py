@@ -13,8 +13,9 @@ from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.operators import ONNXRUNTIME
 from gpusq_onnx.graph.rewrites.canonical import canonicalise
-from gpusq_onnx.graph.rewrites.runtime_operators import DOMAIN, RULES
+from gpusq_onnx.graph.rewrites.runtime_operators import RULES
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.sites import find_sites
 
@@ -30,12 +31,12 @@ def fused(
     outputs = outputs or ["y"]
     fed = [name for name in inputs if name and name not in constants]
     made = proto(
-        [helper.make_node(op, inputs, outputs, "n", domain=DOMAIN, **attrs)],
+        [helper.make_node(op, inputs, outputs, "n", domain=ONNXRUNTIME, **attrs)],
         [(name, FLOAT, shapes.get(name, (B, S, H))) for name in fed],
         [(name, FLOAT, None) for name in outputs if name],  # type: ignore[list-item]
         constants,
     )
-    made.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    made.opset_import.append(helper.make_opsetid(ONNXRUNTIME, 1))
     return made
 
 
@@ -107,7 +108,7 @@ def test_it_computes_as_the_kernel_does(case: str) -> None:
     rewritten = model(made)
     changes = canonicalise(rewritten)
     assert changes and not any(change.kept for change in changes)
-    assert not [node.op for node in rewritten.graph.nodes if node.domain == DOMAIN]
+    assert not [node.op for node in rewritten.graph.nodes if node.domain == ONNXRUNTIME]
     before, after = run(made, feed), run(rewritten, feed)
     assert before.keys() == after.keys()
     for name, values in before.items():
@@ -115,7 +116,7 @@ def test_it_computes_as_the_kernel_does(case: str) -> None:
 
 
 def test_every_row_is_tried() -> None:
-    assert {f"{DOMAIN}.{made.graph.node[0].op_type}" for made in CASES.values()} == set(RULES)
+    assert {f"{ONNXRUNTIME}.{made.graph.node[0].op_type}" for made in CASES.values()} == set(RULES)
 
 
 UNFIT = {
@@ -123,7 +124,7 @@ UNFIT = {
     "it ends with Softsign": fused(
         "FusedGemm", ["x", "w"], {"w": normal(H, 6)}, activation="Softsign", shapes={"x": (B, H)}
     ),
-    "it is told lengths": fused(
+    "it is given lengths": fused(
         "Attention", ["x", "w", "b", "m"], {"w": WEIGHT, "b": BIAS, "m": np.full(B, S, np.int32)}, num_heads=HEADS
     ),
     "its weight is computed": fused("Attention", ["x", "w", "b"], {"b": BIAS}, num_heads=HEADS, shapes={"w": (H, 24)}),
@@ -141,7 +142,7 @@ def test_what_stays_has_its_reason(reason: str) -> None:
     found = model(UNFIT[reason])
     (change,) = canonicalise(found)
     assert change.kept and change.reason.startswith(reason)
-    assert found.graph.nodes[0].domain == DOMAIN
+    assert found.graph.nodes[0].domain == ONNXRUNTIME
 
 
 def test_shapes_go_through_them_before_they_are_rewritten() -> None:

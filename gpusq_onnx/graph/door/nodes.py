@@ -14,6 +14,7 @@ import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
 
 from gpusq_onnx.graph.door.arrival import Arrival, Level, bodies, label
+from gpusq_onnx.graph.element_types import TYPE_ATTRIBUTES
 from gpusq_onnx.graph.operators import STANDARD, WEIGHTS, Is, operators
 from gpusq_onnx.graph.opset import NEWEST, OLDEST
 
@@ -32,8 +33,6 @@ _LISTED = {
     **dict.fromkeys(operators(Is.REDUCES), (1,)),
 }  # fmt: skip
 
-_TYPES_OR_NONE = frozenset({"output_dtype", "softmax_precision", "stash_type"})
-_TYPES = _TYPES_OR_NONE | {"to", "dtype"}
 _KNOWN_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 
 
@@ -63,9 +62,10 @@ def element_types(arrival: Arrival) -> Iterator[str]:
         if node.domain not in STANDARD:
             continue
         for attribute in node.attribute:
-            if attribute.name not in _TYPES or attribute.type != AttributeProto.INT or attribute.ref_attr_name:
+            if attribute.name not in TYPE_ATTRIBUTES or attribute.type != AttributeProto.INT or attribute.ref_attr_name:
                 continue
-            if attribute.i not in _KNOWN_TYPES and not (attribute.i == 0 and attribute.name in _TYPES_OR_NONE):
+            unset = attribute.i == TensorProto.UNDEFINED and attribute.name not in ("to", "dtype")
+            if attribute.i not in _KNOWN_TYPES and not unset:
                 yield f"attribute {attribute.name!r} of {label(node)} is {attribute.i}, no type of elements"
 
 

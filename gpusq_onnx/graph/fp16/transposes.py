@@ -22,6 +22,8 @@ from gpusq_onnx.graph.trace import trace
 
 def move_transposes(model: Model) -> list[str]:
     """Let Linears in FP16 read what such a Transpose reads, and transpose what they give, in place; their names."""
+    if not any(map(_fused, model.graph.nodes)):
+        return []  # nearly always, and a walk over all names costs more than this one
     fresh, nodes, changed = Names(model).fresh, list[gs.Node](), []
     bypassed: dict[int, gs.Node] = {}
     following: dict[int, gs.Node] = {}  # by id of a Linear's last node

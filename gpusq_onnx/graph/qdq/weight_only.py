@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.graph.edits import Names, rewire
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.operators import ONNXRUNTIME
 from gpusq_onnx.graph.qdq.pairs import prune_node
 from gpusq_onnx.graph.sites import Site, module_path
 from gpusq_onnx.quant.formats import clamp_scale
 from gpusq_onnx.quant.scales import Scales
 
-NBITS, DOMAIN = "MatMulNBits", "com.microsoft"
+NBITS = "MatMulNBits"
 _INT4 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)
 _ROUNDS_DATA = 4  # the accuracy level
 _ZERO = 8  # of an unsigned 4-bit code
@@ -64,7 +65,7 @@ def find_nbits(model: Model) -> Iterator[NBits]:
 def nbits_of(nodes: Iterable[gs.Node]) -> Iterator[NBits]:
     """Those among these nodes."""
     for node in nodes:
-        if node.op == NBITS and node.domain == DOMAIN:
+        if node.op == NBITS and node.domain == ONNXRUNTIME:
             out, k, block = (int(node.attrs.get(key, 0)) for key in ("N", "K", "block_size"))
             yield NBits(node, out, k, int(node.attrs.get("bits", 4)), block)
 
@@ -114,7 +115,7 @@ def write_nbits(model: Model, site: Site, codes: NDArray[Any], scales: Scales, a
     for reader in site.readers:
         weight = reader.inputs[site.operand(reader)]
         bias = reader.inputs[2] if reader.op == "Gemm" and len(reader.inputs) > 2 else None
-        reader.op, reader.domain = NBITS, DOMAIN
+        reader.op, reader.domain = NBITS, ONNXRUNTIME
         reader.attrs = {"K": site.k, "N": site.out, "bits": 4, "block_size": scales.block}
         if accuracy_level:
             reader.attrs["accuracy_level"] = accuracy_level
@@ -127,8 +128,8 @@ def write_nbits(model: Model, site: Site, codes: NDArray[Any], scales: Scales, a
             reader.outputs[0] = product
             add = gs.Node("Add", fresh(f"{reader.name}_Add"), {}, [product, bias], [out])
             model.graph.nodes.insert(_place(model, reader) + 1, add)
-    if all(entry.domain != DOMAIN for entry in model.header.opset_import):
-        model.header.opset_import.add(domain=DOMAIN, version=1)
+    if all(entry.domain != ONNXRUNTIME for entry in model.header.opset_import):
+        model.header.opset_import.add(domain=ONNXRUNTIME, version=1)
     return str(stored.name)
 
 

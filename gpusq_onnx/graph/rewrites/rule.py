@@ -61,12 +61,16 @@ class Rule(NamedTuple):
 
 
 class Editor:
-    """Writes the nodes that replace one node. New nodes carry its module path in their name and metadata."""
+    """Writes the nodes that replace one node, `dtype` that of its first input.
+
+    New nodes carry its module path in their name and metadata.
+    """
 
     def __init__(self, model: Model, node: gs.Node, dtype: np.dtype[Any]) -> None:
         self.nodes: list[gs.Node] = []
         self.others: dict[int, gs.Tensor] = {}
-        self._model, self._node, self._dtype = model, node, dtype
+        self.dtype = dtype
+        self._model, self._node = model, node
         self._fresh = Names(model).fresh
         self._stem = str(node.name or node.outputs[0].name)
 
@@ -85,7 +89,7 @@ class Editor:
     def add(self, op: str, *inputs: gs.Tensor, dtype: np.dtype[Any] | None = None, **attrs: Any) -> gs.Variable:
         """A new node; returns its output."""
         name = self._fresh(f"{self._stem}_{op}")
-        made = gs.Variable(self._fresh(f"{name}_output"), dtype or self._dtype)
+        made = gs.Variable(self._fresh(f"{name}_output"), dtype or self.dtype)
         node = gs.Node(op, name, attrs, list(inputs), [made])
         origin = getattr(self._node, "origin", None)
         if origin is not None:

@@ -27,11 +27,9 @@ from onnx import TensorProto
 from onnx.helper import np_dtype_to_tensor_dtype
 
 from gpusq_onnx.graph.model import values_of
-from gpusq_onnx.graph.operators import PRODUCTS
+from gpusq_onnx.graph.operators import ONNXRUNTIME, PRODUCTS
 from gpusq_onnx.graph.rewrites.fused_attention import AttentionForm, write_attention
 from gpusq_onnx.graph.rewrites.rule import Editor, Known, Rule, Unfit
-
-DOMAIN = "com.microsoft"
 
 _ACTIVATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"": (), "Relu": (), "Sigmoid": (), "Tanh": (), "LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta")}
@@ -46,7 +44,11 @@ _NUMBERS = frozenset(
 _LISTS = frozenset({"activation_params", "qkv_hidden_sizes"})
 
 
-def _row(op: str, does: str, least: int, check: Callable[[gs.Node, Known], Any], write: Any) -> Rule:
+def _fits(node: gs.Node, known: Known) -> None:
+    """Of operators that are always like their rule says."""
+
+
+def _row(op: str, does: str, least: int, write: Any, check: Callable[[gs.Node, Known], Any] = _fits) -> Rule:
     """A rule whose check comes after that of `least` operands and of attributes: no checker knows these operators."""
 
     def checked(node: gs.Node, known: Known) -> Any:
@@ -71,23 +73,22 @@ def _used(node: gs.Node, outputs: slice) -> bool:
     return any(tensor.name and not tensor.is_empty() for tensor in node.outputs[outputs])
 
 
-def _check_norm(node: gs.Node, known: Known) -> np.dtype[Any]:
+def _check_norm(node: gs.Node, known: Known) -> None:
     if _used(node, slice(1, 3)):
         raise Unfit("it returns its mean or its deviation")
-    return known.type(node.inputs[0])
 
 
-def _write_skip_norm(node: gs.Node, dtype: np.dtype[Any], editor: Editor) -> gs.Tensor:
+def _write_skip_norm(node: gs.Node, _: None, editor: Editor) -> gs.Tensor:
     x, skip, gamma, beta, bias = _given(node, 5)
     scales = [gamma] if beta is None else [gamma, beta]
     total = _sum(node, editor, x, skip, bias)
     return editor.add("LayerNormalization", total, *scales, axis=-1, epsilon=_epsilon(node))
 
 
-def _write_skip_rms(node: gs.Node, dtype: np.dtype[Any], editor: Editor) -> gs.Tensor:
+def _write_skip_rms(node: gs.Node, _: None, editor: Editor) -> gs.Tensor:
     x, skip, gamma, bias = _given(node, 4)
     total = _sum(node, editor, x, skip, bias)
-    wide = np.dtype(np.float32)
+    dtype, wide = editor.dtype, np.dtype(np.float32)
     single = total if dtype == wide else editor.add("Cast", total, dtype=wide, to=TensorProto.FLOAT)
     mean = editor.add(
         "ReduceMean", editor.add("Mul", single, single, dtype=wide), editor.numbers("axes", [-1]), dtype=wide
@@ -120,22 +121,18 @@ def _is_product(tensor: gs.Tensor) -> bool:
     return any(maker.op in PRODUCTS for maker in tensor.inputs)
 
 
-def _check_typed(node: gs.Node, known: Known) -> np.dtype[Any]:
-    return known.type(node.inputs[0])
-
-
-def _write_gelu(node: gs.Node, dtype: np.dtype[Any], editor: Editor) -> gs.Tensor:
+def _write_gelu(node: gs.Node, _: None, editor: Editor) -> gs.Tensor:
     x, bias = _given(node, 2)
     total = x if bias is None else editor.add("Add", x, bias)
     return editor.add("Gelu", total, approximate="tanh" if node.op == "FastGelu" else "none")
 
 
-def _write_quick_gelu(node: gs.Node, dtype: np.dtype[Any], editor: Editor) -> gs.Tensor:
-    alpha = editor.constant("alpha", np.asarray(node.attrs.get("alpha", 1.702), dtype))
+def _write_quick_gelu(node: gs.Node, _: None, editor: Editor) -> gs.Tensor:
+    alpha = editor.constant("alpha", np.asarray(node.attrs.get("alpha", 1.702), editor.dtype))
     return editor.add("Mul", node.inputs[0], editor.add("Sigmoid", editor.add("Mul", node.inputs[0], alpha)))
 
 
-def _check_matmul(node: gs.Node, known: Known) -> tuple[np.dtype[Any], list[list[int]]]:
+def _check_matmul(node: gs.Node, known: Known) -> list[list[int]]:
     orders = []
     for side, tensor in zip("AB", node.inputs[:2], strict=True):
         order: list[int] = []
@@ -146,45 +143,44 @@ def _check_matmul(node: gs.Node, known: Known) -> tuple[np.dtype[Any], list[list
         if node.attrs.get(f"trans{side}", 0) and len(order) > 1:
             order = [*order[:-2], order[-1], order[-2]]
         orders.append(order)
-    return known.type(node.inputs[0]), orders
+    return orders
 
 
-def _write_matmul(node: gs.Node, form: tuple[np.dtype[Any], list[list[int]]], editor: Editor) -> gs.Tensor:
-    dtype, orders = form
+def _write_matmul(node: gs.Node, orders: list[list[int]], editor: Editor) -> gs.Tensor:
     a, b = (editor.transpose(x, order) if order else x for x, order in zip(node.inputs[:2], orders, strict=True))
     if (alpha := float(node.attrs.get("alpha", 1))) != 1:
-        a = editor.add("Mul", a, editor.constant("alpha", np.asarray(alpha, dtype)))
+        a = editor.add("Mul", a, editor.constant("alpha", np.asarray(alpha, editor.dtype)))
     return editor.add("MatMul", a, b)
 
 
-def _check_activation(node: gs.Node, known: Known) -> np.dtype[Any]:
+def _check_activation(node: gs.Node, known: Known) -> None:
     if node.attrs.get("activation", "") not in (*_ACTIVATIONS, "Clip"):
         raise Unfit(f"it ends with {node.attrs['activation']}")
-    return known.type(node.inputs[0])
 
 
-def _write_gemm(node: gs.Node, dtype: np.dtype[Any], editor: Editor) -> gs.Tensor:
-    attrs = {key: value for key, value in node.attrs.items() if not key.startswith("activation")}
+def _write_gemm(node: gs.Node, _: None, editor: Editor) -> gs.Tensor:
     numbers = [node.attrs[f"activation_{key}"] for key in ("alpha", "beta") if f"activation_{key}" in node.attrs]
-    return _activated(node, editor, editor.add("Gemm", *node.inputs, **attrs), numbers, dtype)
+    return _activated(node, editor, editor.add("Gemm", *node.inputs, **_product_attrs(node)), numbers)
 
 
-def _write_conv(node: gs.Node, dtype: np.dtype[Any], editor: Editor) -> gs.Tensor:
-    attrs = {key: value for key, value in node.attrs.items() if not key.startswith("activation")}
+def _write_conv(node: gs.Node, _: None, editor: Editor) -> gs.Tensor:
     x, w, bias, other = _given(node, 4)
-    made = editor.add("Conv", *(tensor for tensor in (x, w, bias) if tensor is not None), **attrs)
+    made = editor.add("Conv", *(tensor for tensor in (x, w, bias) if tensor is not None), **_product_attrs(node))
     if other is not None:
         made = editor.add("Add", made, other)
-    return _activated(node, editor, made, node.attrs.get("activation_params", []), dtype)
+    return _activated(node, editor, made, node.attrs.get("activation_params", []))
 
 
-def _activated(
-    node: gs.Node, editor: Editor, made: gs.Variable, numbers: Sequence[float], dtype: np.dtype[Any]
-) -> gs.Tensor:
+def _product_attrs(node: gs.Node) -> dict[str, Any]:
+    return {key: value for key, value in node.attrs.items() if not key.startswith("activation")}
+
+
+def _activated(node: gs.Node, editor: Editor, made: gs.Variable, numbers: Sequence[float]) -> gs.Tensor:
     name = node.attrs.get("activation", "")
     if name == "Clip":
         bounds = zip(("least", "most"), numbers, strict=False)
-        return editor.add("Clip", made, *(editor.constant(key, np.asarray(number, dtype)) for key, number in bounds))
+        limits = (editor.constant(key, np.asarray(number, editor.dtype)) for key, number in bounds)
+        return editor.add("Clip", made, *limits)
     if not name:
         return made
     attrs: dict[str, Any] = dict(zip(_ACTIVATIONS[name], map(float, numbers), strict=False))
@@ -194,15 +190,12 @@ def _activated(
 def _check_packed_attention(node: gs.Node, known: Known) -> tuple[AttentionForm, list[int]]:
     _, weight, bias, lengths, past, mask = _given(node, 6)
     if lengths is not None or past is not None or _used(node, slice(1, None)) or node.attrs.get("do_rotary", 0):
-        raise Unfit("it is told lengths, keeps keys of earlier calls, or turns positions")
+        raise Unfit("it is given lengths, keeps keys of earlier calls, or turns positions")
     if not isinstance(weight, gs.Constant) or not isinstance(bias, gs.Constant | None):
         raise Unfit("its weight is computed")
     sizes = [int(size) for size in node.attrs.get("qkv_hidden_sizes") or [weight.shape[-1] // 3] * 3]
-    if (
-        len(sizes) != 3
-        or len(weight.shape) != 2
-        or any(x.shape[-1] != sum(sizes) for x in (weight, bias) if x is not None)
-    ):
+    widths = {tensor.shape[-1] for tensor in (weight, bias) if tensor is not None}
+    if len(sizes) != 3 or len(weight.shape) != 2 or widths != {sum(sizes)}:
         raise Unfit(f"its weight is {tuple(weight.shape)}")
     return _form(node, known, sizes[0], mask), sizes
 
@@ -275,19 +268,19 @@ def _form(node: gs.Node, known: Known, width: int, mask: gs.Tensor | None) -> At
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
-        f"{DOMAIN}.{rule.op}": rule
+        f"{ONNXRUNTIME}.{rule.op}": rule
         for rule in (
-            _row("SkipLayerNormalization", "an Add and a LayerNormalization", 3, _check_norm, _write_skip_norm),
-            _row("SkipSimplifiedLayerNormalization", "an Add and an RMS norm", 3, _check_norm, _write_skip_rms),
-            _row("BiasGelu", "an Add and a Gelu", 2, _check_typed, _write_gelu),
-            _row("FastGelu", "a Gelu by tanh", 1, _check_typed, _write_gelu),
-            _row("Gelu", "ONNX's own Gelu", 1, _check_typed, _write_gelu),
-            _row("QuickGelu", "a Sigmoid and a product", 1, _check_typed, _write_quick_gelu),
-            _row("FusedMatMul", "a MatMul, its scale and Transposes apart", 2, _check_matmul, _write_matmul),
-            _row("FusedGemm", "a Gemm and its activation", 2, _check_activation, _write_gemm),
-            _row("FusedConv", "a Conv, what is added to it, and its activation", 2, _check_activation, _write_conv),
-            _row("Attention", "three Linears and two products", 2, _check_packed_attention, _write_packed_attention),
-            _row("MultiHeadAttention", "two products and a Softmax", 1, _check_heads_attention, _write_heads_attention),
+            _row("SkipLayerNormalization", "an Add and a LayerNormalization", 3, _write_skip_norm, _check_norm),
+            _row("SkipSimplifiedLayerNormalization", "an Add and an RMS norm", 3, _write_skip_rms, _check_norm),
+            _row("BiasGelu", "an Add and a Gelu", 2, _write_gelu),
+            _row("FastGelu", "a Gelu by tanh", 1, _write_gelu),
+            _row("Gelu", "ONNX's own Gelu", 1, _write_gelu),
+            _row("QuickGelu", "a Sigmoid and a product", 1, _write_quick_gelu),
+            _row("FusedMatMul", "a MatMul, its scale and Transposes apart", 2, _write_matmul, _check_matmul),
+            _row("FusedGemm", "a Gemm and its activation", 2, _write_gemm, _check_activation),
+            _row("FusedConv", "a Conv, what is added to it, and its activation", 2, _write_conv, _check_activation),
+            _row("Attention", "three Linears and two products", 2, _write_packed_attention, _check_packed_attention),
+            _row("MultiHeadAttention", "two products and a Softmax", 1, _write_heads_attention, _check_heads_attention),
         )
     }
 )
