@@ -143,3 +143,11 @@ def of_the_machine(error: BaseException) -> BaseException | None:
             return MemoryError()
         cause = cause.__cause__
     return None
+
+
+def of_an_interrupt(error: BaseException) -> bool:
+    """Whether `error` is what became of a Ctrl-C: in a lock of the standard library it turns into a RuntimeError."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, KeyboardInterrupt):
+        found = found.__cause__ or found.__context__
+    return found is not None

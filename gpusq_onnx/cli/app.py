@@ -16,6 +16,7 @@ from gpusq_onnx.cli.failures import mistyped, reported
 from gpusq_onnx.cli.groups import grouped
 from gpusq_onnx.cli.journal import one_call
 from gpusq_onnx.cli.verbs import HELP, Verbs, plain
+from gpusq_onnx.errors import of_an_interrupt
 
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 _Mistyped = typer.BadParameter.__mro__[1]  # the base of typer's errors of usage, which has no public name
@@ -42,6 +43,8 @@ def _run(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
+        if of_an_interrupt(error):
+            return INTERRUPTED
         return mistyped(error) if isinstance(error, _Mistyped) else reported(error)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from gpusq_onnx.errors import GpusqError, PassFailed, UnsupportedModelError, of_the_machine
+from gpusq_onnx.errors import GpusqError, PassFailed, UnsupportedModelError, of_an_interrupt, of_the_machine
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.snapshot import take
 
@@ -29,6 +29,8 @@ def blaming(*paths: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if of_an_interrupt(error):
+            raise KeyboardInterrupt from error
         if of_the_machine(error) or (isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code):
             raise
         for path in paths:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from gpusq_onnx.errors import GpusqError, PassFailed, UnsupportedModelError, of_the_machine
+from gpusq_onnx.errors import GpusqError, PassFailed, UnsupportedModelError, of_an_interrupt, of_the_machine
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
@@ -41,6 +41,8 @@ def reproducer(
     try:
         yield
     except Exception as error:
+        if of_an_interrupt(error):
+            raise KeyboardInterrupt from error
         if of_the_machine(error):
             raise  # nothing to reproduce
         if isinstance(error, GpusqError) and error.exit_code != PassFailed.exit_code:

@@ -2,12 +2,17 @@
 
 import os
 import signal
+import threading
 import time
 import weakref
+from pathlib import Path
 
 import pytest
+from command_line import call, fresh_model
 
 from gpusq_onnx.cli.interrupts import heard
+from gpusq_onnx.errors import of_an_interrupt
+from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.interruption import held
 
 
@@ -55,3 +60,30 @@ def test_what_was_there_before_is_there_after() -> None:
     with heard():
         pass
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)]
+
+
+def turned_over() -> None:
+    """As `threading.Condition` does where the interrupt meets it between giving its lock up and taking it again."""
+    lock = threading.Lock()
+    with lock:
+        lock.release()
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_that_a_lock_made_an_error_of_is_one() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        turned_over()
+    assert of_an_interrupt(caught.value)
+    assert not of_an_interrupt(RuntimeError("it failed"))
+    with pytest.raises(KeyboardInterrupt), blaming():
+        turned_over()
+
+
+def test_such_an_interrupt_leaves_no_reproducer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpusq_onnx.pipeline.manager.execute", lambda *_: turned_over())
+    model = fresh_model(tmp_path)
+    before = {path.name for path in model.parent.iterdir()}
+    outcome = call("apply", model, "-p", "prune24{method=magnitude}")
+    assert outcome.code == 130
+    assert "error" not in outcome.err
+    assert {path.name for path in model.parent.iterdir()} == before
