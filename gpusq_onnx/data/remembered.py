@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.parsing import parse_json, read_bytes
 from gpusq_onnx.text import printable
@@ -38,11 +39,20 @@ class Settled:
         options: the caller's, with what was found for the keys that they leave out.
         taken_from: where something was found, and the keys that the caller gives otherwise; "" where nothing was.
         warnings: that the caller gives something else, or that a file is not understood.
+        confirmed: mean and std are those that the model or a file beside it names.
+        guessed: mean and std are defaults: neither the caller nor the model nor a file names any.
     """
 
     options: DataOptions
     taken_from: str = ""
     warnings: tuple[str, ...] = ()
+    confirmed: bool = False
+    guessed: bool = False
+
+    def describe(self, source: Source) -> dict[str, Any]:
+        """For reports: what the caller asked for, where the rest came from, and what `source` made of it."""
+        about = {"options": self.options.echo(), "taken_from": self.taken_from, "guessed": self.guessed}
+        return {**about, **source.describe(), "sha256": source.digest()}
 
 
 def record(preprocess: Mapping[str, Any]) -> str:
@@ -60,8 +70,9 @@ def settle(options: DataOptions, metadata: Sequence[Mapping[str, str]], folder: 
     if options.path is not None and (options.path.suffix in _ARRAYS or ".py:" in str(options.path)):
         return Settled(options)
     found, where, problems = _found(metadata, folder)
+    guessed = not {"mean", "std"} & options.model_fields_set
     if not found:
-        return Settled(options, "", problems)
+        return Settled(options, "", problems, guessed=guessed)
     given = {key: getattr(options, key) for key in options.model_fields_set}
     if given.get("fit") == "stretch":
         found.pop("resize", None)
@@ -74,11 +85,14 @@ def settle(options: DataOptions, metadata: Sequence[Mapping[str, str]], folder: 
     try:
         complete = DataOptions.from_values({**missing, **given})
     except UsageError as error:
-        return Settled(options, "", (*problems, f"{where} does not go with the data options: {error.what}"))
+        problem = f"{where} does not go with the data options: {error.what}"
+        return Settled(options, "", (*problems, problem), guessed=guessed)
     wrong = (f"{'; '.join(other)}: the wrong preprocessing looks like lost accuracy",) if other else ()
     taken = any(key != "crop" and not _same(getattr(options, key), value) for key, value in missing.items())
     origin = where + (f", but for {', '.join(differing)}" if differing else "")
-    return Settled(complete, origin if taken else "", (*problems, *wrong))
+    said = {"mean", "std"} <= found.keys()
+    confirmed = said and not {"mean", "std"} & set(differing)
+    return Settled(complete, origin if taken else "", (*problems, *wrong), confirmed, guessed and not said)
 
 
 def _found(metadata: Sequence[Mapping[str, str]], folder: Path | None) -> tuple[dict[str, Any], str, tuple[str, ...]]:

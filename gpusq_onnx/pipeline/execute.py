@@ -56,6 +56,7 @@ class RunOptions:
         canonical: put the pass `canonical` first where it has something to do (see `pipeline.automatic`).
         target: a name of `pipeline.targets`, which the pipeline is made to fit.
         progress: where long work reports.
+        questioned: ask the model whether images are normalised as it wants them (`pipeline.doubts`).
     """
 
     data: DataOptions
@@ -63,6 +64,7 @@ class RunOptions:
     canonical: bool = True
     target: str | None = None
     progress: Progress = field(default_factory=NullProgress)
+    questioned: bool = True
 
 
 @dataclass
@@ -152,12 +154,16 @@ def _opened(data: DataOptions, model: Model, *, all_of_it: bool) -> tuple[Source
 
 def scheduled(state: Run) -> Schedule:
     """How long the passes take, by the time of `Run.trial` where there was one."""
-    seconds = None if state.trial is None else state.trial.seconds
-    rows = max([1, *(len(x) for x in (state.sample or {}).values() if x.ndim)])
     lengths = [0 if source is None else len(source) for source in (state.source, state.calibration)]
     given = state.data.path is not None
     works = [(step.name, step.work(lengths[step.kind != "finetune"], given)) for step in state.passes]
-    return Schedule(state.progress, works, None if seconds is None else seconds / rows)
+    return Schedule(state.progress, works, rate_of(state.trial, state.sample))
+
+
+def rate_of(trial: Trial | None, sample: Feed | None) -> float | None:
+    """Seconds that one sample took in a trial with `sample`; None where none was timed."""
+    rows = max([1, *(len(x) for x in (sample or {}).values() if x.ndim)])
+    return None if trial is None or trial.seconds is None else trial.seconds / rows
 
 
 def widened(model: Model, passes: Sequence[Pass[Any]]) -> list[str]:

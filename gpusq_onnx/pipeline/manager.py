@@ -24,8 +24,6 @@ import numpy as np
 from gpusq_onnx import __version__
 from gpusq_onnx.data import remembered
 from gpusq_onnx.data.opening import open_source
-from gpusq_onnx.data.remembered import Settled
-from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.files import Staging, require_place, staged
 from gpusq_onnx.graph import invariants, io
@@ -39,6 +37,7 @@ from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import automatic, proof, table, targets
 from gpusq_onnx.pipeline.base import Context, Pass, PlanRow
+from gpusq_onnx.pipeline.doubts import doubts
 from gpusq_onnx.pipeline.execute import (
     PREFIX,
     Run,
@@ -60,6 +59,7 @@ from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, Proof, StepOutcome
 from gpusq_onnx.pipeline.reproducer import reproducer
 from gpusq_onnx.pipeline.summary import Architecture, as_planned, measure
 from gpusq_onnx.runtime.observed import observe
+from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.runtime.trial import Trials
 
 
@@ -167,6 +167,8 @@ def run(
             state.progress.start("trying the model in onnxruntime")
             state.trial = proof.require_survival(model, state.trials.with_feed(state.sample))
             state.progress.finish()
+            if options.questioned and state.source is not None and state.trial.outcome == "ran":
+                state.warnings += doubts(partial(Session, path), settled, state.source)
         structure = observe(model, structure, state.sample, state.trials)
         if options.canonical:
             pipeline, passes = automatic.insert(pipeline, passes, model, structure)
@@ -187,7 +189,7 @@ def run(
         move_transposes(model)
         after = measure(model, structure)
         source = state.source
-        used = None if source is None else _used(settled, source)
+        used = None if source is None else settled.describe(source)
         found = file.result()
         if newer.settle_newer(model):
             invariants.check(model, "writing for a newer opset")
@@ -241,11 +243,6 @@ def _written(state: Run, structure: Structure, path: Path, output: Path, results
 def _forget_checkpoints(folder: Path) -> None:
     for checkpoint in folder.glob("*/checkpoint*"):
         checkpoint.unlink()
-
-
-def _used(settled: Settled, source: Source) -> dict[str, Any]:
-    said = {"options": settled.options.echo(), "taken_from": settled.taken_from}
-    return {**said, **source.describe(), "sha256": source.digest()}
 
 
 def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dict[str, Any] | None) -> dict[str, str]:

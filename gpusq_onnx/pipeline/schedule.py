@@ -59,13 +59,13 @@ class Schedule:
         known = [work for work in works if work is not None]
         return None if self._rate is None or len(known) < len(works) else self._rate * sum(known)
 
-    def announce(self, images: int, offered: int) -> None:
-        """Say how long it will take, where that is worth it; of `offered` images so many are used."""
+    def announce(self, images: int, offered: int, option: str = "--samples N") -> None:
+        """Say how long it will take, where that is worth it; of `offered` images so many are used, by `option` more."""
         expected = self.expected
         if expected is not None and expected >= WORTH_SAYING:
             names = ", ".join(name for name, _ in self._steps)
             basis = f"an estimate, from one run of one image ({self._rate:.2g} s)"
-            used = f"{images} images" if images >= offered else f"{images} of {offered} images (more: --samples N)"
+            used = f"{images} images" if images >= offered else f"{images} of {offered} images (more: {option})"
             self._progress.say(f"{names}: about {duration(expected)} for {used}; {basis}")
 
     def step(self, index: int) -> None:

@@ -18,6 +18,8 @@ def line(data: Mapping[str, Any]) -> str:
     values = ", ".join(f"{key} {_numbers(done[key])}" for key in ("mean", "std") if done[key] is not None)
     parts = [size, done["interpolation"], values or "pixels 0 to 255", done["channels"]]
     origin = f"; taken from {data['taken_from']}" if data.get("taken_from") else ""
+    if data.get("guessed") and done["mean"] is not None:
+        origin += "; mean and std are defaults, which nothing confirms"
     return f"preprocessing: {', '.join(parts)}{origin}"
 
 

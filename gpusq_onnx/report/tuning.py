@@ -10,7 +10,7 @@ share is of the whole dense model's operations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -132,7 +132,7 @@ class ModelFile:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SensitivityDocument:
     """What `plan --sensitivity --report` writes.
 
@@ -140,6 +140,7 @@ class SensitivityDocument:
         tool: name and version.
         operations: of the whole dense model.
         warnings: sentences about the data.
+        data: what the images are and how they became inputs (`data.remembered.Settled.describe`).
     """
 
     tool: str
@@ -148,13 +149,14 @@ class SensitivityDocument:
     groups: tuple[SharedGroup, ...]
     sensitivity: Sensitivity
     warnings: tuple[str, ...]
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TuningDocument(SensitivityDocument):
     """What `tune --report` writes.
 

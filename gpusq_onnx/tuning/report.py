@@ -9,6 +9,7 @@ from typing import Any
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import GateFailed
+from gpusq_onnx.report.preparation import line
 from gpusq_onnx.report.sheet import Answer, Grid, Heading, Item, Part, markdown
 from gpusq_onnx.report.tuning import (
     Group,
@@ -33,6 +34,7 @@ class SensitivityReport:
         model, sha256: the file.
         groups: what is chosen together, with its operations in each form.
         found: what each group costs in each form.
+        data: what the images are and how they became inputs (`data.remembered.Settled.describe`).
         warnings: sentences about the data.
     """
 
@@ -40,6 +42,7 @@ class SensitivityReport:
     sha256: str
     groups: Groups
     found: Sensitivity
+    data: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
 
     @property
@@ -48,7 +51,15 @@ class SensitivityReport:
         total = self.groups.total
         groups = tuple(SharedGroup(**vars(g), share=g.operations[DENSE] / total) for g in self.groups.groups)
         model = ModelFile(self.model, self.sha256)
-        return SensitivityDocument(f"gpusq-onnx {__version__}", model, total, groups, self.found, self.warnings)
+        return SensitivityDocument(
+            tool=f"gpusq-onnx {__version__}",
+            model=model,
+            operations=total,
+            groups=groups,
+            sensitivity=self.found,
+            warnings=self.warnings,
+            data=self.data,
+        )
 
     @property
     def report(self) -> dict[str, Any]:
@@ -93,7 +104,7 @@ class SensitivityReport:
                 f"{exact} of {len(self.found.losses)} measured, ~ estimated; rank correlation of measured ones with "
                 f"their estimates, each left out in turn: {how}"
             )
-        return said
+        return [*said, *([prepared] if (prepared := line(self.data)) else [])]
 
     def sheet(self, most: int | None = None) -> list[Part]:
         """In words; the arguments are those of `rows`."""

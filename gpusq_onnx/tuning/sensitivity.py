@@ -24,8 +24,9 @@ from gpusq_onnx.data.subset import halves
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
 from gpusq_onnx.progress import Progress
-from gpusq_onnx.report.tuning import Loss, Sensitivity
+from gpusq_onnx.report.tuning import Group, Loss, Sensitivity
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.tasks.kinds import image_shape
 from gpusq_onnx.tuning import estimate
@@ -34,6 +35,8 @@ from gpusq_onnx.tuning.groups import Groups
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS
 from gpusq_onnx.tuning.variants import Variants
+
+_PAIR = 2.5  # runs of one image that an image takes for each pair: to calibrate with, and to measure on
 
 
 def measure(subject: Subject, groups: Groups, source: Source, exact: int | None, progress: Progress) -> Sensitivity:
@@ -44,8 +47,7 @@ def measure(subject: Subject, groups: Groups, source: Source, exact: int | None,
         exact: how many pairs of group and form are measured: half of them spread evenly, but one of each role, pruned
             and not, at least; then those that a search would take first. None: all.
     """
-    pairs = [(group, form) for group in groups.groups for form in group.operations if form != DENSE]
-    count = len(pairs) if exact is None else min(exact, len(pairs))
+    pairs, count = _pairs(groups), measurements(groups, exact)
     sample = list(range(len(pairs))) if count == len(pairs) else estimate.spread(pairs, count // 2)
     calibration, held = halves(source)
     variants = Variants(subject.model, groups, calibration, subject.options.seed)
@@ -53,7 +55,8 @@ def measure(subject: Subject, groups: Groups, source: Source, exact: int | None,
     errors = estimate.errors(subject, groups, calibration, held, progress) if len(sample) < len(pairs) else {}
     with Scratch() as folder:
         reference = Reference(subject.model, held, folder)
-        progress.start("measuring layers one by one", max(count, len(sample)))
+        total = max(count, len(sample))
+        progress.start("measuring layers one by one", total, _PAIR * len(held) * total)
         waiting = list(sample)
         while waiting:
             index = waiting.pop(0)
@@ -69,6 +72,23 @@ def measure(subject: Subject, groups: Groups, source: Source, exact: int | None,
         correlation = estimate.left_out(pairs, errors, found, sample)
     losses = tuple(Loss(g.name, form, found.get(i), guesses.get(i)) for i, (g, form) in enumerate(pairs))
     return Sensitivity(reference.measure, reference.images, losses, correlation)
+
+
+def _pairs(groups: Groups) -> list[tuple[Group, str]]:
+    return [(group, form) for group in groups.groups for form in group.operations if form != DENSE]
+
+
+def measurements(groups: Groups, exact: int | None) -> int:
+    """How many pairs of group and form `measure` measures, about."""
+    pairs = len(_pairs(groups))
+    return pairs if exact is None else min(exact, pairs)
+
+
+def work(groups: Groups, source: Source, exact: int | None) -> float:
+    """What `measure` costs, in runs of one image (`pipeline.schedule`)."""
+    half = max(1, len(source) // 2)
+    looking = SECOND_ORDER + CALIBRATING if measurements(groups, exact) < len(_pairs(groups)) else 0.0
+    return half * (looking + 1 + _PAIR * measurements(groups, exact))
 
 
 class Reference:

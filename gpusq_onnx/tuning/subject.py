@@ -15,6 +15,7 @@ from pathlib import Path
 from gpusq_onnx.data import remembered
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.remembered import Settled
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph import io
@@ -24,9 +25,12 @@ from gpusq_onnx.graph.rewrites.canonical import spelled_out
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import automatic, table
 from gpusq_onnx.pipeline.base import Context, PlanContext
-from gpusq_onnx.pipeline.execute import sample_of
+from gpusq_onnx.pipeline.doubts import doubts
+from gpusq_onnx.pipeline.execute import rate_of, sample_of
 from gpusq_onnx.pipeline.grammar import Step, parse
+from gpusq_onnx.pipeline.proof import require_survival
 from gpusq_onnx.runtime.observed import observe
+from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.runtime.trial import Trials
 
 
@@ -40,8 +44,9 @@ class Subject:
         model, structure: as passes see it after `first`.
         first: the steps that every pipeline begins with: `canonical`, or none.
         source: all samples of the data.
-        options: the data options, complete.
+        settled: the data options, complete.
         warnings: sentences about the data.
+        rate: seconds that one run of one sample takes; None: it could not be timed.
     """
 
     path: Path
@@ -50,8 +55,14 @@ class Subject:
     structure: Structure
     first: tuple[Step, ...]
     source: Source
-    options: DataOptions
+    settled: Settled
     warnings: Sequence[str]
+    rate: float | None
+
+    @property
+    def options(self) -> DataOptions:
+        """The data options, complete."""
+        return self.settled.options
 
     @classmethod
     def of(cls, path: Path, data: DataOptions) -> Subject:
@@ -72,11 +83,15 @@ class Subject:
         settled = remembered.settle(data, [model.metadata], path.parent)
         source = open_source(settled.options, model.inputs(), partial(table_rows, model))
         with Trials() as trials:
-            structure = observe(model, analyse(model), sample_of(source), trials)
+            sample = sample_of(source)
+            trial = require_survival(model, trials.with_feed(sample))
+            doubted = doubts(partial(Session, path), settled, source) if trial.outcome == "ran" else []
+            structure = observe(model, analyse(model), sample, trials)
         wanted = parse("prune24,qdq-int8")
         pipeline, passes = automatic.insert(wanted, table.resolve(wanted), model, structure)
         first = pipeline.steps[: len(pipeline.steps) - len(wanted.steps)]
         for step in passes[: len(first)]:
             step.apply(model, structure, step.plan(model, structure, PlanContext()), Context())
             structure = analyse(model)
-        return cls(path, sha256, model, structure, first, source, settled.options, settled.warnings)
+        warnings = (*settled.warnings, *doubted)
+        return cls(path, sha256, model, structure, first, source, settled, warnings, rate_of(trial, sample))

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,12 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.canonical import spelled_out
+from gpusq_onnx.pipeline.doubts import doubts
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.page import gallery
 from gpusq_onnx.report.page.activation import Activations, ActivationView, Example, agreement
 from gpusq_onnx.report.page.html import require_page
+from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.tasks.kinds import image_shape
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
@@ -87,6 +90,7 @@ def cam(
         loaded = [spelled_out(io.load(path)) for path in paths]
         settled = remembered.settle(options, [model.metadata for model in loaded], paths[0].parent)
         source = open_source(settled.options, loaded[0].inputs())
+        doubted = doubts(partial(Session, paths[0]), settled, source)
         explainers: list[Explainer] = []
         outlines = [Outlines(path, model, source.input_size) for path, model in zip(paths, loaded, strict=True)]
         progress.start("converting", len(models))
@@ -107,13 +111,12 @@ def cam(
         progress.finish()
     if not examples:
         raise UnsupportedDataError("the data is empty", hint="point --data at a folder with images")
-    about = {"options": settled.options.echo(), "taken_from": settled.taken_from, **source.describe()}
     return Activations(
         tuple(map(name_of, models)),
         tuple(explainer.layer for explainer in explainers),
         tuple(sorted(examples, key=lambda example: example.agreement)),
-        {**about, "sha256": source.digest()},
-        settled.warnings,
+        settled.describe(source),
+        (*settled.warnings, *doubted),
         tuple(source.notes),
     )
 

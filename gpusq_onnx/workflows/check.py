@@ -24,6 +24,7 @@ from gpusq_onnx.files import Staging, staged, write_text
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.id_ranges import table_rows
+from gpusq_onnx.pipeline.doubts import doubts
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.checking import METRICS, CheckResult
 from gpusq_onnx.report.compared_models import BATCH, Runtime, is_plan, opened
@@ -151,6 +152,7 @@ def _compared(
         framed = reference if reference.fixed_batch else candidate
         source = open_source(options, framed.inputs(), lambda: table_rows(io.load(original)))
         _require_truth(gates, source)
+        doubted = doubts(lambda: reference, settled, source)
         own = {info.name for info in reference.outputs()} - {tap.name for tap in taps}
         runtime = "tensorrt" if is_plan(compressed) else look.on
         recorder = Recorder((f"onnxruntime {original.name}", f"{runtime} {compressed.name}"), own)
@@ -177,11 +179,8 @@ def _compared(
         runtime,
         found,
         {
-            "options": options.echo(),
-            "taken_from": settled.taken_from,
-            **source.describe(),
-            "notes": [*settled.warnings, *source.notes, *_suspicions(found, source)],
-            "sha256": source.digest(),
+            **settled.describe(source),
+            "notes": [*settled.warnings, *source.notes, *(doubted or _suspicions(found, source))],
         },
         gates,
         (*gates.failures(found), *([sides.refusal] if sides.refusal else [])),

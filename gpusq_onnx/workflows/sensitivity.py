@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -18,12 +19,13 @@ from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.files import Scratch, write_text
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.parsing import parse_json
+from gpusq_onnx.pipeline.schedule import Schedule
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.tuning import Sensitivity
 from gpusq_onnx.runtime.tensorrt.store import Store
 from gpusq_onnx.tuning.groups import Groups, find_groups
 from gpusq_onnx.tuning.report import SensitivityReport
-from gpusq_onnx.tuning.sensitivity import measure
+from gpusq_onnx.tuning.sensitivity import measure, work
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.treatments import Treatment, offered
 from gpusq_onnx.workflows import samples
@@ -67,39 +69,74 @@ def sensitivity(
     with as_file(model) as path, blaming(path), samples.opened(model, data, data_options, seed) as options:
         subject = Subject.of(path, options)
         groups = find_groups(subject.model, subject.structure, treatments)
-        source = at_most(subject.source, images)
-        found = measured(subject, groups, treatments, source, exact, cache, progress)
-    return SensitivityReport(name_of(model), subject.sha256, groups, found, tuple(subject.warnings))
+        look = Look(subject, groups, treatments, at_most(subject.source, images), exact, cache)
+        found = look.kept()
+        if found is None:
+            schedule = Schedule(progress, [("sensitivity", look.work)], subject.rate)
+            schedule.announce(len(look.source), len(subject.source), "--images N")
+            found = look.measure(schedule)
+    return report_of(name_of(model), look, found)
 
 
-def measured(
-    subject: Subject,
-    groups: Groups,
-    treatments: Sequence[Treatment],
-    source: Source,
-    exact: int | None,
-    cache: Path | None,
-    progress: Progress,
-) -> Sensitivity:
-    """The sensitivity, from the cache where it is there."""
-    key = {
-        "format": _FORMAT,
-        "version": __version__,
-        "model": subject.sha256,
-        "data": source.digest(),
-        "preprocess": subject.source.describe().get("preprocess"),
-        "images": len(source),
-        "forms": [treatment.name for treatment in treatments],
-        "exact": exact,
-        "seed": subject.options.seed,
-    }
-    store = Store(cache, "sensitivity") if cache is not None else None
-    entry = store.find(key) if store is not None else None
-    if entry is not None:
+def report_of(name: str, look: Look, found: Sensitivity) -> SensitivityReport:
+    """What was found, with the model and the data that it was found on."""
+    subject = look.subject
+    used = subject.settled.describe(subject.source)
+    return SensitivityReport(name, subject.sha256, look.groups, found, used, tuple(subject.warnings))
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a model: what the result depends on, and where it is kept.
+
+    Attributes:
+        source: the images to look with.
+        exact: see `sensitivity`.
+        cache: a folder; None: nothing is kept.
+    """
+
+    subject: Subject
+    groups: Groups
+    treatments: Sequence[Treatment]
+    source: Source
+    exact: int | None
+    cache: Path | None
+
+    @property
+    def work(self) -> float:
+        """What `measure` costs, in runs of one image."""
+        return work(self.groups, self.source, self.exact)
+
+    def kept(self) -> Sensitivity | None:
+        """What an earlier look found."""
+        entry = None if self._store is None else self._store.find(self._key)
+        if entry is None:
+            return None
         return TypeAdapter(Sensitivity).validate_python(parse_json(entry.file.read_text(encoding="utf-8")))
-    found = measure(subject, groups, source, exact, progress)
-    if store is not None:
-        with Scratch() as folder:
-            write_text(folder / "sensitivity.json", json.dumps(asdict(found)))
-            store.keep(key, folder / "sensitivity.json", {})
-    return found
+
+    def measure(self, progress: Progress) -> Sensitivity:
+        """Find it, and keep it."""
+        found = measure(self.subject, self.groups, self.source, self.exact, progress)
+        if self._store is not None:
+            with Scratch() as folder:
+                write_text(folder / "sensitivity.json", json.dumps(asdict(found)))
+                self._store.keep(self._key, folder / "sensitivity.json", {})
+        return found
+
+    @property
+    def _store(self) -> Store | None:
+        return Store(self.cache, "sensitivity") if self.cache is not None else None
+
+    @property
+    def _key(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "version": __version__,
+            "model": self.subject.sha256,
+            "data": self.source.digest(),
+            "preprocess": self.subject.source.describe().get("preprocess"),
+            "images": len(self.source),
+            "forms": [treatment.name for treatment in self.treatments],
+            "exact": self.exact,
+            "seed": self.subject.options.seed,
+        }

@@ -27,6 +27,7 @@ from gpusq_onnx.files import Scratch, Staging, require_place, staged, write_text
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.pipeline import manager, recipe
 from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER, Schedule
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.tuning import Point
 from gpusq_onnx.runtime.compare.outputs import compare
@@ -38,7 +39,7 @@ from gpusq_onnx.tuning.configuration import pipeline_of
 from gpusq_onnx.tuning.divergence import Divergence
 from gpusq_onnx.tuning.groups import Groups, find_groups
 from gpusq_onnx.tuning.reasons import layers
-from gpusq_onnx.tuning.report import SensitivityReport, Tuning
+from gpusq_onnx.tuning.report import Tuning
 from gpusq_onnx.tuning.rounds import Tuner
 from gpusq_onnx.tuning.sensitivity import by_group
 from gpusq_onnx.tuning.subject import Subject
@@ -47,7 +48,7 @@ from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.check import judge_of
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
-from gpusq_onnx.workflows.sensitivity import EXACT, IMAGES, measured
+from gpusq_onnx.workflows.sensitivity import EXACT, IMAGES, Look, report_of
 
 MEASUREMENTS = 8
 _MOST_CALIBRATE = 128
@@ -110,27 +111,34 @@ def tune(
             _require_truth(wanted, held)
         groups = find_groups(subject.model, subject.structure, treatments)
         bench = _Bench(subject, groups, held, count, target)
-        progress.start("checking the dense model")
+        look = Look(subject, groups, treatments, up_to(calibration, images), exact, cache)
+        found = look.kept()
+        tries = 2 * (len(treatments) - 1) + measurements
+        works = [("sensitivity", 0.0 if found else look.work), ("search", tries * bench.work)]
+        schedule = Schedule(progress, works, subject.rate)
+        schedule.announce(len(subject.source), len(subject.source))
+        schedule.start("checking the dense model")
         values = bench.values({group.name: DENSE for group in groups.groups})
         if wanted is not None and wanted.metric.name not in values:
             raise UsageError(f"{wanted.metric.name} needs {wanted.metric.needs}", where="--budget", found=str(wanted))
-        found = measured(subject, groups, treatments, up_to(calibration, images), exact, cache, progress)
+        found = found or look.measure(schedule)
         losses = by_group(found)
 
         def measure(choice: Mapping[str, str]) -> Mapping[str, float]:
             values = bench.values(choice)
-            progress.advance()
+            schedule.advance()
             return values
 
-        progress.start("measuring configurations")
+        schedule.step(1)
+        schedule.start("measuring configurations", tries, tries * bench.work)
         tuner = Tuner(groups, losses, measure, measurements)
         tuner.uniform(treatments)
         chosen = tuner.under(wanted) if wanted is not None else tuner.at_most(share or 1.0)
-        progress.finish()
+        schedule.finish()
     asked = str(wanted) if wanted is not None else f"at most {share:.4%} of the dense bit operations"
     pipeline = None if chosen is None else pipeline_of(subject, groups, chosen.choice)
     tuning = Tuning(
-        SensitivityReport(name_of(model), subject.sha256, groups, found, tuple(subject.warnings)),
+        report_of(name_of(model), look, found),
         asked,
         chosen,
         "" if pipeline is None else str(pipeline),
@@ -158,6 +166,11 @@ class _Bench:
         self._options = subject.options.model_copy(update={"calibrate": count})
         self._image = image_shape(spec.shape for spec in subject.model.inputs())
 
+    @property
+    def work(self) -> float:
+        """What one choice costs at most, in runs of one image: to prune, to calibrate, and both models to compare."""
+        return (self._options.calibrate or 0) * (SECOND_ORDER + CALIBRATING) + 2 * len(self._held)
+
     def values(self, choice: Mapping[str, str]) -> dict[str, float]:
         """The metrics of a choice, by name."""
         pipeline = pipeline_of(self._subject, self._groups, choice)
@@ -165,7 +178,7 @@ class _Bench:
             path = folder / "tuned.onnx"
             if len(pipeline.steps) == len(self._subject.first):
                 return self._compared(self._subject.path)
-            options = RunOptions(self._options, target=self._target)
+            options = RunOptions(self._options, target=self._target, questioned=False)
             manager.run(self._subject.path, path, pipeline, options, reproducible=False)
             return self._compared(path)
 

@@ -1,6 +1,7 @@
 """A model remembers how its images were prepared; wrong preprocessing does not pass for lost accuracy."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 from PIL import Image
 
 import gpusq_onnx
+from gpusq_onnx.data import remembered
+from gpusq_onnx.data.opening import open_source
+from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.graph import io
+from gpusq_onnx.pipeline import doubts
+from gpusq_onnx.runtime.ort import Session
 
+SHARED = Path(os.environ.get("GPUSQ_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit.onnx"
 RIGHT = {"resize": 32, "mean": 0.5, "std": 0.5}
@@ -86,9 +94,63 @@ def test_synthetic_images_are_not_remembered():
     assert KEY not in {entry.key for entry in gpusq_onnx.compress(MODEL, "qdq-int8").model.metadata_props}
 
 
-def test_an_original_that_guesses_is_said(images: Path):
-    wrong = {"classes": images / "classes.txt", "mean": 1, "std": 0.005}
-    found = gpusq_onnx.check(MODEL, MODEL, data=images / "images", data_options=wrong)
-    assert "the preprocessing is wrong" in " ".join(found.data["notes"])
-    right = gpusq_onnx.check(MODEL, MODEL, data=images / "images", data_options={**wrong, **RIGHT})
-    assert "the preprocessing is wrong" not in " ".join(right.data["notes"])
+def test_an_original_that_guesses_is_said():
+    with np.load(ASSETS / "digits_test.npz") as data:
+        right = dict(data)
+    wrong = {**right, "pixel_values": -right["pixel_values"][:, :, ::-1]}
+    for given, guesses in ((wrong, True), (right, False)):
+        found = gpusq_onnx.check(MODEL, MODEL, data=given)
+        assert ("the preprocessing is wrong" in " ".join(found.data["notes"])) == guesses
+
+
+WRONG = "the preprocessing looks wrong"
+
+
+def test_defaults_that_the_model_does_not_want_are_doubted(images: Path, tmp_path: Path):
+    data = {"data": images / "images", "data_options": {"resize": 32}}
+    made = gpusq_onnx.compress(MODEL, "qdq-int8", **data, output=tmp_path / "wrong.onnx")
+    (said,) = [text for text in made.warnings if WRONG in text]
+    assert "with mean 0.5 std 0.5 (--data-preset vit)" in said
+    assert made.report["data"]["guessed"] and "defaults, which nothing confirms" in str(made)
+    found = gpusq_onnx.check(MODEL, MODEL, **data)
+    assert [text for text in found.data["notes"] if WRONG in text] == [said]
+    looked = gpusq_onnx.sensitivity(MODEL, **data, forms=["int8"], images=4, exact=1)
+    assert said in looked.warnings and "mean and std are defaults" in str(looked)
+
+
+def test_what_is_given_rightly_is_not_doubted(small: Path, images: Path):
+    for model, options in ((MODEL, RIGHT), (small, {})):
+        found = gpusq_onnx.check(model, small, data=images / "images", data_options=options)
+        assert not any(WRONG in text for text in found.data["notes"])
+        assert not found.data["guessed"]
+
+
+@pytest.mark.parametrize(("layout", "channels"), [("NCHW", "RGB"), ("NHWC", "BGR")])
+def test_pixels_move_from_one_normalisation_to_another(layout: str, channels: str):
+    pixels, order = np.random.default_rng(0).random((2, 4, 4, 3), np.float32), 1 if channels == "RGB" else -1
+    one, other = ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), ((0.5,) * 3, (0.25, 0.5, 0.75))
+
+    def as_input(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+        x = ((pixels - np.float32(mean)) / np.float32(std))[..., ::order]
+        return x.transpose(0, 3, 1, 2) if layout == "NCHW" else x
+
+    moved = doubts._moved(as_input(*one), one, other, {"layout": layout, "channels": channels})
+    np.testing.assert_allclose(moved, as_input(*other), atol=1e-5)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="wants ../shared")
+@pytest.mark.parametrize(
+    ("model", "data", "given", "preset"),
+    [
+        ("vit_tiny_imagenet.onnx", "imagenet/train", {"resize": 248}, "vit"),
+        ("deimv2_atto.onnx", "coco_mini/images", {"fit": "stretch"}, "coco-stretch"),
+    ],
+)
+def test_real_models_know_theirs(model: str, data: str, given: dict[str, object], preset: str):
+    path = SHARED / model
+    for right in (False, True):
+        options = DataOptions.from_values({"path": SHARED / data, **given, **({"preset": preset} if right else {})})
+        settled = remembered.settle(options, [], None)
+        source = open_source(settled.options, io.load(path).inputs())
+        said = doubts.doubts(lambda: Session(path), settled, source)
+        assert [f"--data-preset {preset})" in text for text in said] == ([] if right else [True])

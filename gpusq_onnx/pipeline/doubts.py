@@ -1,0 +1,111 @@
+"""Whether images are normalised as the model learned to see them, asked of the model itself, without labels.
+
+The same images go in with the mean and std of each data preset; where the model is much surer with one of them, that is
+said: wrong preprocessing looks like lost accuracy.
+
+Limits: mean and std only; crops change what is seen, so that sureness says little about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.data.presets import PRESETS
+from gpusq_onnx.data.remembered import Settled
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.data.subset import at_most
+from gpusq_onnx.errors import GpusqError
+from gpusq_onnx.runtime.compare.outputs import Loaded
+from gpusq_onnx.tasks.sureness import sureness
+
+IMAGES = 32  # that are looked at
+FEWEST = 16  # of which something can be said
+_MARGIN = 0.05  # by which sureness, 0 to 1, must differ: by ImageNet's mean and std a ViT-Tiny loses 0.20, DEIMv2 0.06
+_ERRORS = 2.5  # and in standard errors
+_BATCH = 8
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""mean and std of red, green and blue, of pixels 0 to 1."""
+
+
+def doubts(opened: Callable[[], Loaded], settled: Settled, source: Source) -> list[str]:
+    """A sentence where another normalisation suits the model much better; else nothing.
+
+    Args:
+        opened: gives the model, loaded; asked where there is something to find out.
+
+    Nothing, too, where the model or a file beside it says how images are normalised, where `source` is not of colour
+    images, readable by index and `FEWEST` at least, and where the outputs are nothing to be sure of.
+    """
+    done = source.describe().get("preprocess")
+    usable = source.random_access and source.kind != "synthetic" and len(source) >= FEWEST
+    if settled.confirmed or not usable or not done or len(done["mean"] or ()) != 3:
+        return []
+    now: Normalisation = (tuple(done["mean"]), tuple(done["std"]))
+    presets: dict[Normalisation, str] = {}
+    for name, preset in PRESETS.items():
+        presets.setdefault(_normalisation(preset.values), name)
+    try:
+        found = _sureness(opened(), at_most(source, IMAGES), done, list(dict.fromkeys([now, *presets])))
+    except GpusqError:
+        return []  # what runs the model in earnest says why it does not run
+    if len(found.get(now, ())) < FEWEST:
+        return []
+    best = max(found, key=lambda one: float(found[one].mean()))
+    gain = found[best] - found[now]
+    if not gain.mean() > max(_MARGIN, _ERRORS * gain.std(ddof=1) / len(gain) ** 0.5):
+        return []
+    sure, surer = found[now].mean(), found[best].mean()
+    return [
+        f"the preprocessing looks wrong: with {_said(now)} the model is {sure:.0%} sure of {len(gain)} images, with "
+        f"{_said(best)} (--data-preset {presets[best]}) {surer:.0%}; give --mean and --std as in training"
+    ]
+
+
+def _sureness(
+    model: Loaded, source: Source, done: Mapping[str, Any], rivals: Sequence[Normalisation]
+) -> dict[Normalisation, NDArray[np.float64]]:
+    """How sure the model is of each image, by normalisation; empty where its outputs do not say.
+
+    Args:
+        done: what `source` does to an image, as `Preprocess.describe` says it; `rivals[0]` is its normalisation.
+    """
+    shapes = [spec.shape for spec in model.inputs()]
+    found: dict[Normalisation, list[NDArray[np.float64]]] = {rival: [] for rival in rivals}
+    with model.opened() as infer:
+        for batch in source.batches(_BATCH):
+            pixels = batch.feed[done["input"]]
+            for rival, rows in found.items():
+                fed = _moved(pixels.astype(np.float32), rivals[0], rival, done).astype(pixels.dtype)
+                sure = sureness(infer({**batch.feed, done["input"]: fed}), shapes)
+                if sure is None:
+                    return {}
+                rows.append(sure[: batch.size])
+    return {rival: np.concatenate(rows) for rival, rows in found.items() if rows}
+
+
+def _moved(
+    x: NDArray[np.float32], before: Normalisation, after: Normalisation, done: Mapping[str, Any]
+) -> NDArray[np.float32]:
+    """x, normalised as `before` says, as `after` says it."""
+    if before == after:
+        return x
+    step = 1 if done["channels"] == "RGB" else -1
+    shape = (3, 1, 1) if done["layout"] == "NCHW" else (3,)
+    values = [np.array(v[::step], np.float32).reshape(shape) for v in (*before, *after)]
+    moved: NDArray[np.float32] = (x * values[1] + values[0] - values[2]) / values[3]
+    return moved
+
+
+def _normalisation(values: Mapping[str, Any]) -> Normalisation:
+    mean, std = (v if isinstance(v, tuple) else (float(v),) * 3 for v in (values["mean"], values["std"]))
+    return mean, std
+
+
+def _said(one: Normalisation) -> str:
+    mean, std = (",".join(f"{v:g}" for v in (values[:1] if len(set(values)) == 1 else values)) for values in one)
+    return f"mean {mean} std {std}"
