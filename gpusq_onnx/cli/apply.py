@@ -113,7 +113,7 @@ class _Job:
             if self.full:
                 show_sheet(run.sheet(result.outcome))
             else:
-                show_verdict(outline.of_run(result.outcome, width()))
+                show_verdict(outline.of_run(result.outcome, result.weights, width()))
         return said
 
     def to_stdout(self, models: Sequence[Path]) -> None:

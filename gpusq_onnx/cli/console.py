@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _RED, _GREEN, _YELLOW = 31, 32, 33
 _COLOURS = (
-    (r"\bsparse (INT8|FP16|INT4|FP8)\b", _GREEN),
-    (r"\bdense (INT8|FP16|FP32|BF16)\b", _YELLOW),
+    (r"\bsparse [A-Z]+\d+\b", _GREEN),
+    (r"\bdense [A-Z]+\d+\b", _YELLOW),
     (r"(?<=: )(met|accepted)\b", _GREEN),
     (r"\b(NOT MET|NOT FOR DEPLOYMENT)\b|(?<=: )refused\b", _RED),
 )
@@ -77,8 +77,15 @@ def warn(text: str) -> None:
         journal.write(line)
 
 
+def show_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of a screen, folded to its width."""
+    from gpusq_onnx.report.columns import columns
+
+    show("\n".join(columns(header, rows, width())))
+
+
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns on stdout. A terminal gets them folded to its width; a pipe gets each row on one line, nothing cut."""
+    """A table of everything. A terminal gets it folded to its width; a pipe gets each row on one line, nothing cut."""
     from gpusq_onnx.report.columns import columns, unfolded
 
     lines = columns(header, rows, width()) if sys.stdout.isatty() else unfolded(header, rows)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from shlex import join
 from typing import Annotated
 
 from typer import Argument, Option
@@ -33,7 +34,7 @@ def pack(
 
 
 def _packed(model: Path, target: Path, json: Path | None, *, quiet: bool, alone: bool) -> str:
-    from gpusq_onnx.cli.console import show, show_table, write_json
+    from gpusq_onnx.cli.console import show, show_columns, write_json
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.files import staged
     from gpusq_onnx.workflows.pack import pack as pack_model
@@ -50,13 +51,14 @@ def _packed(model: Path, target: Path, json: Path | None, *, quiet: bool, alone:
         return said
     groups = Counter((weight.pattern, weight.width, weight.bits) for weight in contents.weights)
     rows = [[str(count), pattern, f"{width}", f"{bits:g}"] for (pattern, width, bits), count in groups.items()]
-    show_table(["weights", "pattern", "bits a value", "bits a weight"], rows)
+    show(f"{model} -> {said}\n")
+    show_columns(["weights", "pattern", "bits a value", "bits a weight"], rows)
     weights, scales = contents.sizes
     rest = after - weights - scales
     show(f"\nweights {weights:,} bytes, their scales {scales:,}, all else, compressed, {rest:,}")
-    show(said)
     if any(weight.width == 32 for weight in contents.weights):
         show("32-bit values stay 32 bits wide: qdq-int8 gives them 8-bit codes, 5 bits a weight at 2:4")
+    show(f"next:\n  gpusq-onnx {join(['unpack', str(target)])}")
     return said
 
 
@@ -77,4 +79,4 @@ def unpack(
     target = unpack_model(packed, output)
     if not quiet:
         model = read_contents(packed).files[0]
-        show(f"{target}: {model.bytes:,} bytes, sha256 {model.sha256}")
+        show(f"{packed} -> {target}: {model.bytes:,} bytes\nsha256 {model.sha256}")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def list_passes(json: Json = None) -> None:
     """List the passes and presets."""
-    from gpusq_onnx.cli.console import show, show_table, write_json
+    from gpusq_onnx.cli.console import show, show_columns, write_json
     from gpusq_onnx.pipeline import table
 
     passes = [_identity(row) for row in table.rows().values()]
@@ -24,9 +24,9 @@ def list_passes(json: Json = None) -> None:
     if json:
         write_json({"passes": passes, "presets": presets}, json)
         return
-    show_table(["pass", "summary"], [[p["name"], p["summary"]] for p in passes])
+    show_columns(["pass", "summary"], [[p["name"], p["summary"]] for p in passes])
     show()
-    show_table(["preset", "summary"], [[p["name"], p["summary"]] for p in presets])
+    show_columns(["preset", "summary"], [[p["name"], p["summary"]] for p in presets])
     show("\noptions of a pass, or the passes of a preset: gpusq-onnx passes show NAME")
     show("what runs where: gpusq-onnx passes show targets")
 
@@ -79,7 +79,7 @@ def show(
         f"same bytes: {identity['same_bytes']}\n"
     )
     columns = ["option", "takes", "default", "meaning"]
-    console.show_table(columns, [[option[column] for column in columns] for option in options])
+    console.show_columns(columns, [[option[column] for column in columns] for option in options])
 
 
 def _show_targets(json: Json) -> None:
@@ -92,7 +92,7 @@ def _show_targets(json: Json) -> None:
         return
     fitting = [COLUMNS.index(title) for title in ("target", "GPUs", "runtime", "sparse kernels")]
     cells = [row.cells() for row in TARGETS.values()]
-    console.show_table([COLUMNS[place] for place in fitting], [[row[place] for place in fitting] for row in cells])
+    console.show_columns([COLUMNS[place] for place in fitting], [[row[place] for place in fitting] for row in cells])
     console.show("\nall of one: gpusq-onnx passes show NAME")
 
 
@@ -104,7 +104,7 @@ def _show_target(row: "Target", json: Json) -> None:
         console.write_json(row.to_dict(), json)
         return
     (_, name), *facts = zip(COLUMNS, row.cells(), strict=True)
-    console.show_table([name, ""], [[title, text] for title, text in facts])
+    console.show_columns([name, ""], [[title, text] for title, text in facts])
 
 
 def _identity(row: Any) -> dict[str, str]:

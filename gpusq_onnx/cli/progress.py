@@ -1,7 +1,7 @@
 """How long work shows itself: a line on a terminal, lines in a log; `--quiet` has none, `-v` every stage.
 
     terminal    one line that is drawn again and again: step, stage, how far, time gone, time left for all
-    elsewhere   such a line every `EVERY` seconds, so that a log shows that something happens
+    elsewhere   such a line every `EVERY` seconds, also while a stage does not advance: a log shows that work goes on
     -v          a line as each stage ends, with its time, on either
     --log-file  what -v says, whatever else is shown (`journal`)
 
@@ -15,7 +15,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from threading import Event, Lock, Thread
 
 from gpusq_onnx.cli.journal import Journal, settings
 from gpusq_onnx.progress import NullProgress, Progress
@@ -29,14 +30,16 @@ def open_progress(*, quiet: bool) -> Iterator[Progress]:
     """What long work reports to. However the block ends, the line is gone then and the cursor is back."""
     chosen = settings()
     drawn = sys.stderr.isatty() and not os.environ.get("CI")
-    progress: Progress = NullProgress() if quiet else RichProgress() if drawn else LineProgress()
+    lines = LineProgress()
+    progress: Progress = NullProgress() if quiet else RichProgress() if drawn else lines
     listeners: list[Callable[[str], None]] = [chosen.journal.write] if chosen.journal else []
     if chosen.verbose:
         listeners.append(progress.say)
     if listeners:
         progress = Stages(progress, listeners, chosen.journal)
     try:
-        yield progress
+        with nullcontext() if quiet or drawn else lines.beating():
+            yield progress
     finally:
         progress.finish()
 
@@ -98,18 +101,21 @@ class LineProgress:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._lock = Lock()
         self._spoken = clock()
         self._label, self._note = "", ""
         self._remains = Remains(clock)
 
     def start(self, label: str, total: int | None = None, work: float = 0.0) -> None:
-        self._label, self._note = label, ""
-        self._remains.start(total)
-        self._speak()
+        with self._lock:
+            self._label, self._note = label, ""
+            self._remains.start(total)
+        self.speak()
 
     def advance(self, n: int = 1) -> None:
-        self._remains.advance(n)
-        self._speak()
+        with self._lock:
+            self._remains.advance(n)
+        self.speak()
 
     def note(self, text: str) -> None:
         self._note = text
@@ -121,16 +127,37 @@ class LineProgress:
         self._remains.all = seconds
 
     def finish(self) -> None:
-        self._label, self._remains.all = "", None
+        with self._lock:
+            self._label, self._remains.all = "", None
 
-    def _speak(self) -> None:
-        now = self._clock()
-        if now - self._spoken < EVERY or not self._label:
-            return
-        self._spoken = now
-        far = [self._remains.count] if self._remains.count else []
-        left = [self._remains.text] if self._remains.text else []
-        self.say("; ".join([self._label, ", ".join(far + left), self._note]).rstrip("; ").replace("; ; ", "; "))
+    def speak(self) -> None:
+        """A line, where `EVERY` seconds have gone by and something is under way."""
+        with self._lock:
+            now = self._clock()
+            if now - self._spoken < EVERY or not self._label:
+                return
+            self._spoken = now
+            far = [self._remains.count] if self._remains.count else []
+            left = [self._remains.text] if self._remains.text else []
+            line = "; ".join([self._label, ", ".join(far + left), self._note]).rstrip("; ").replace("; ; ", "; ")
+        self.say(line)
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Speak while the block lasts, whether or not anything advances; a closed stderr is for the work to meet."""
+        done = Event()
+
+        def beat() -> None:
+            while not done.wait(1):
+                with suppress(OSError, ValueError):
+                    self.speak()
+
+        thread = Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
 
 
 class Remains:

@@ -131,11 +131,13 @@ def run(
     leader: bool = True,
     results: Staging | None = None,
     reproducible: bool = True,
+    look: Callable[[Structure], None] = lambda structure: None,
 ) -> Outcome:
     """Apply a pipeline to a model file and write the result.
 
     Args:
         path, output: the model, and the file that is written (with `OUTPUT.data` where there is external data).
+        look: gets the model as it was written.
         leader: of several processes that train together and all run this, the one that writes.
         results: write there, and leave it to the caller to commit; None: the result has its name when this returns.
         reproducible: what fails by our fault leaves a reproducer beside the output.
@@ -148,7 +150,9 @@ def run(
     """
     if results is None:
         with staged() as own:
-            return run(path, output, pipeline, options, leader=leader, results=own, reproducible=reproducible)
+            return run(
+                path, output, pipeline, options, leader=leader, results=own, reproducible=reproducible, look=look
+            )
     pipeline, notes = _fitted(pipeline, options.target)
     passes = table.resolve(pipeline)
     model = io.load(path)
@@ -201,6 +205,7 @@ def run(
         if leader:
             with reproducer(path, beside, pipeline, len(passes) - 1, state, "the written model failed its proof"):
                 written, shown = _written(state, structure, path, output, results)
+        look(structure)
     if leader:
         results.afterwards(partial(_forget_checkpoints, state.folder))
     return Outcome(

@@ -90,7 +90,8 @@ class Benchmark:
 
 def sheet(found: Benchmark) -> list[Part]:
     """In words: the table, what it was timed on, and the kernels that serve."""
-    parts: list[Part] = [Heading(found.backend), Grid(*columns(found))]
+    names = dict.fromkeys(row.model for row in found.rows if row.given)
+    parts: list[Part] = [Heading(f"{', '.join(names)}: timed on {found.backend}"), Grid(*columns(found))]
     parts += [Item(line) for line in machine(found)]
     parts += [Item(f"note: {note}") for note in found.notes]
     return parts + ([Heading("What serves", 2), *map(Item, found.choices)] if found.choices else [])

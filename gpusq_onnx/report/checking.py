@@ -5,10 +5,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from shlex import join
 from typing import Any
 
 from gpusq_onnx.errors import GateFailed
-from gpusq_onnx.report.preparation import line
+from gpusq_onnx.report.preparation import given_words, line
 from gpusq_onnx.report.sheet import Answer, Commands, Grid, Heading, Item, Line, Part, markdown
 from gpusq_onnx.runtime.compare.gates import Gates
 from gpusq_onnx.runtime.compare.outputs import Comparison
@@ -120,7 +121,19 @@ def sheet(result: CheckResult) -> list[Part]:
         verdict = "accepted" if result.parser.ok else "refused"
         parts.append(Line(f"parser: {result.parser.library}: {verdict}{built}"))
         parts += [Item(error) for error in result.parser.errors]
-    return parts + ([Commands("go on from here with Polygraphy", result.continuation)] if result.continuation else [])
+    if result.continuation:
+        parts.append(Commands("go on from here with Polygraphy", result.continuation))
+    return [*parts, *([Commands("next", [join(_next(result))])] if _next(result) else [])]
+
+
+def _next(result: CheckResult) -> list[str]:
+    """An engine, where all is well; else where the outputs begin to stray."""
+    if not result.compressed.endswith(".onnx") or (result.failures and result.comparison.taps):
+        return []
+    if result.passed:
+        return ["gpusq-onnx", "build", "-o", f"{result.compressed.removesuffix('.onnx')}.plan", result.compressed]
+    words = ["gpusq-onnx", "check", "--taps", "blocks", *given_words(result.data)]
+    return [*words, result.original, result.compressed]
 
 
 def metric_rows(found: Comparison) -> list[list[str]]:

@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from operator import gt
 from textwrap import wrap
 
 from gpusq_onnx.text import printable
 
-LEAST = 24  # columns for the last column's text where it has so much, however narrow the terminal
+LEAST = 24  # columns for the last column's text where it has so much, before words are broken
+TIGHT = 16  # and after
 WIDEST = 26  # of all columns but the last
 NARROWEST = 8  # of a column whose words are broken
 GAP = 2
+_KEPT = re.compile(r"^ *\d+ x$|\b(sparse|dense) [A-Z]+\d+\b|\bNOT (MET|FOR DEPLOYMENT)\b|: (met|accepted|refused)\b")
+_TIE = "\N{NO-BREAK SPACE}"  # which no fold takes for a space
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Columns as wide as their cells, at most `WIDEST`, and the last one as wide as there is room; cells are folded.
 
-    Words are broken where they are longer than `WIDEST`, or where the columns have no room otherwise.
-    No rows, no lines.
+    Words are broken where they are longer than `WIDEST`, or where the columns have no room otherwise; kernels and
+    verdicts are one word. No rows, no lines.
     """
     if not rows:
         return []
-    cells = [[printable(cell) for cell in row] for row in (header, *rows) if any(row)]
+    cells = [[_tied(printable(cell)) for cell in row] for row in (header, *rows) if any(row)]
     natural = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    sizes, last = [min(WIDEST, size) for size in natural[:-1]], min(LEAST, natural[-1])
-    words = [max(len(word) for row in cells for word in row[column].split() or [""]) for column in range(len(sizes))]
-    for floors in (words, [min(NARROWEST, size) for size in sizes]):
-        while sum(sizes) + GAP * len(sizes) + last > width and any(map(gt, sizes, floors)):
+    sizes = [min(WIDEST, size) for size in natural[:-1]]
+    words = [max(len(word) for row in cells for word in row[column].split(" ")) for column in range(len(sizes))]
+    for floors, last in ((words, LEAST), (words, TIGHT), ([min(NARROWEST, size) for size in sizes], TIGHT)):
+        while sum(sizes) + GAP * len(sizes) + min(last, natural[-1]) > width and any(map(gt, sizes, floors)):
             widest = max(range(len(sizes)), key=lambda column: (sizes[column] > floors[column], sizes[column]))
             sizes[widest] -= 1
-    sizes.append(max(min(NARROWEST, last), width - sum(sizes) - GAP * len(sizes)))
+    sizes.append(max(min(NARROWEST, natural[-1]), width - sum(sizes) - GAP * len(sizes)))
     lines = []
     for row in cells:
         parts = [_wrapped(cell, size) for cell, size in zip(row, sizes, strict=True)]
         for level in range(max(map(len, parts))):
             texts = [part[level] if level < len(part) else "" for part in parts]
-            lines.append((" " * GAP).join(text.ljust(size) for text, size in zip(texts, sizes, strict=True)).rstrip())
+            line = (" " * GAP).join(text.ljust(size) for text, size in zip(texts, sizes, strict=True))
+            lines.append(line.replace(_TIE, " ").rstrip())
     return lines
 
 
@@ -49,8 +54,8 @@ def unfolded(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def folded(text: str, width: int) -> list[str]:
     """A sentence on as many lines as it needs."""
-    whole = printable(text)
-    return wrap(whole, max(LEAST, width), subsequent_indent="  ", break_on_hyphens=False) if text else []
+    lines = wrap(_tied(printable(text)), max(LEAST, width), subsequent_indent="  ", break_on_hyphens=False)
+    return [line.replace(_TIE, " ") for line in lines]
 
 
 def within(lines: Iterable[str], most: int, more: str) -> list[str]:
@@ -69,3 +74,8 @@ def fair(tables: Iterable[Sequence[str]], room: int, least: int = 3) -> int:
 
 def _wrapped(text: str, width: int) -> list[str]:
     return wrap(text, width, break_on_hyphens=False) or [""]
+
+
+def _tied(text: str) -> str:
+    """What has a colour on a terminal stays on one line."""
+    return _KEPT.sub(lambda found: found[0].replace(" ", _TIE), text)

@@ -19,7 +19,7 @@ from gpusq_onnx.report import advice
 from gpusq_onnx.report.advice import Weighed
 from gpusq_onnx.report.columns import columns, fair, folded, within
 from gpusq_onnx.report.inspection import Inspection, WeightReport
-from gpusq_onnx.report.page import commands
+from gpusq_onnx.report.preparation import data_words
 from gpusq_onnx.report.preparation import line as prepared
 from gpusq_onnx.report.run import TOTALS, total_rows
 
@@ -40,15 +40,16 @@ def of_plan(
     lines += ["", *_totals(outcome), ""]
     for text in advice.for_plan(weights, outcome.pipeline):
         lines += folded(text, width)
-    given = [*commands.data_words(data.echo(), data.seed), *(["--target", target] if target else [])]
+    given = [*data_words(data.echo(), data.seed), *(["--target", target] if target else [])]
     words = ["--passes", outcome.pipeline, *([] if data.path else ["--data", "images/"]), *given, model]
     return [*lines, "next:", f"  gpusq-onnx apply {join(words)}"]
 
 
-def of_run(outcome: Outcome, width: int) -> list[str]:
+def of_run(outcome: Outcome, weights: Sequence[Weighed], width: int) -> list[str]:
     """What was done, and what came of it."""
     made = outcome.output.path if outcome.output else "nothing"
     lines = folded(f"{outcome.input.path} -> {made}: {outcome.pipeline}", width)
+    lines += ["", *folded(advice.verdict(weights, will=False), width)]
     if outcome.data:
         lines += folded(f"{outcome.data['samples']} samples of {outcome.data['kind']}, seed {outcome.seed}", width)
         lines += folded(prepared(outcome.data), width)
@@ -89,7 +90,16 @@ def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
     remarks = [f"{count} x no weight matrix: {reason}" for reason, count in reasons.items()] + found.advice
     if made := found.metadata.get("pkg.gpusq_onnx.pipeline"):
         remarks.append(f"made by gpusq-onnx {found.metadata.get('pkg.gpusq_onnx.version', '')}: {made}")
-    return [*lines, *([""] if remarks else []), *(line for text in remarks for line in folded(text, width))]
+    lines += [*([""] if remarks else []), *(line for text in remarks for line in folded(text, width))]
+    return [*lines, "next:", f"  gpusq-onnx {join(_next(name, found))}"]
+
+
+def _next(name: str, found: Inspection) -> list[str]:
+    """What a file that has been looked at is for: an engine, where passes have been at it, else a plan."""
+    quantised = any(weight.quantised for weight in found.weights)
+    if quantised or "pkg.gpusq_onnx.pipeline" in found.metadata:
+        return ["build", "-o", str(Path(name).with_suffix(".plan")), name]
+    return ["plan", "--passes", "prune24,qdq-int8{profile=sparse-int8}", "--data", "images/", name]
 
 
 def _steps(steps: Sequence[StepOutcome], width: int) -> list[str]:

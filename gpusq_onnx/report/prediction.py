@@ -1,4 +1,4 @@
-"""The kernels that a plan leads to: the rules of `report.kernels`, on each weight as the plan's rows leave it."""
+"""The kernels that a plan or a run leads to: the rules of `report.kernels`, on each weight as it is left."""
 
 from __future__ import annotations
 
@@ -32,8 +32,12 @@ class Predicted:
     quantised: tuple[str, ...]
 
 
-def predict(structure: Structure, rows: Iterable[PlanRow]) -> tuple[Predicted, ...]:
-    """Each weight of the model as its passes will leave it. Reads the values of those that no pass prunes."""
+def predict(structure: Structure, rows: Iterable[PlanRow] = ()) -> tuple[Predicted, ...]:
+    """Each weight of the model as its passes will leave it. Reads the values of those that no pass prunes.
+
+    Args:
+        rows: what is planned for it; none: the model is as it will be.
+    """
     patterns: dict[str, Pattern] = {}
     pairs: dict[str, dict[str, Format]] = {}
     floats: dict[str, Format] = {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
+from shlex import join
 from typing import Any
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import GateFailed
-from gpusq_onnx.report.preparation import line
-from gpusq_onnx.report.sheet import Answer, Grid, Heading, Item, Part, markdown
+from gpusq_onnx.report.preparation import given_words, line
+from gpusq_onnx.report.sheet import Answer, Commands, Grid, Heading, Item, Part, markdown
 from gpusq_onnx.report.tuning import (
     Group,
     JudgedPoint,
@@ -112,7 +113,15 @@ class SensitivityReport:
         total = len(self.groups.groups)
         notes = self.notes() + [f"warning: {text}" for text in self.warnings]
         notes += [f"the {len(rows)} of {total} groups that cost most; --full has all"] if len(rows) < total else []
-        return [Heading(f"Sensitivity of {self.model}"), *map(Item, notes), Grid(header, rows)]
+        return [
+            Heading(f"{self.model}: what each group of layers costs alone"),
+            *map(Item, notes),
+            Grid(header, rows),
+            Commands("next", [self._next()]),
+        ]
+
+    def _next(self) -> str:
+        return join(["gpusq-onnx", "tune", "--budget", "agreement>=0.97", *given_words(self.data), self.model])
 
     def __str__(self) -> str:
         return markdown(self.sheet())
@@ -132,6 +141,7 @@ class Tuning:
         points: everything that was measured, in order.
         calibrated, measured: images that the passes calibrated with, and those that configurations were measured on.
         failure: why the budget is missed; "" where it is met.
+        written: the recipe's file; "" where none was written.
     """
 
     sensitivity: SensitivityReport
@@ -144,6 +154,7 @@ class Tuning:
     calibrated: int
     measured: int
     failure: str = ""
+    written: str = ""
 
     @property
     def document(self) -> TuningDocument:
@@ -185,7 +196,7 @@ class Tuning:
 
     def sheet(self, *, full: bool = True) -> list[Part]:
         """In words; without `full` a line for each form in place of one for each group of layers."""
-        parts: list[Part] = [Heading(f"Tuning of {self.sensitivity.model}")]
+        parts: list[Part] = [Heading(f"{self.sensitivity.model}: a form for each layer")]
         if self.chosen is None:
             parts.append(Answer(f"{self.asked}: NOT MET: {self.failure}"))
         else:
@@ -197,7 +208,13 @@ class Tuning:
         parts += map(Item, self.sensitivity.notes())
         parts += [Item(f"warning: {text}") for text in self.sensitivity.warnings]
         parts += [Heading("Measured", 2), self._points()]
-        return [*parts, Heading("Layers", 2), self._layers() if full else self._forms()]
+        parts += [Heading("Layers", 2), self._layers() if full else self._forms()]
+        return parts + ([Commands("next", [self._next()])] if self.written else [])
+
+    def _next(self) -> str:
+        given = {**self.sensitivity.data["options"], "calibrate": self.calibrated}
+        words = given_words({**self.sensitivity.data, "options": given})
+        return join(["gpusq-onnx", "apply", "--recipe", self.written, *words, self.sensitivity.model])
 
     def __str__(self) -> str:
         return markdown(self.sheet())

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpusq_onnx.files import Scratch, Staging
+from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.progress import NullProgress, Progress
+from gpusq_onnx.report.prediction import Predicted, predict
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import IN_MEMORY, AnyModel, as_file
 from gpusq_onnx.workflows.pipelines import AnyPasses, as_pipeline
@@ -63,11 +65,26 @@ def compress(
     pipeline = as_pipeline(passes, finetune=finetune, finetune_steps=finetune_steps, overrides=overrides)
     scratch = Scratch() if output is None else None
     written = scratch.path / IN_MEMORY if scratch else Path(output or "")
+    weights: list[Predicted] = []
+
+    def look(structure: Structure) -> None:
+        weights.extend(predict(structure))
+
     with as_file(model) as path, samples.opened(model, data, data_options, seed) as given:
         options = RunOptions(given, allow_noop, canonical, target, progress)
         kept = scratch is None
-        outcome = manager.run(path, written, pipeline, options, leader=leader, results=results, reproducible=kept)
+        outcome = manager.run(
+            path, written, pipeline, options, leader=leader, results=results, reproducible=kept, look=look
+        )
     outcome = as_named(outcome, model, data)
     if scratch and outcome.output:
         outcome = replace(outcome, output=replace(outcome.output, path=IN_MEMORY))
-    return Result(outcome, path=written, _original=model, _data=data, _data_options=data_options, _scratch=scratch)
+    return Result(
+        outcome,
+        tuple(weights),
+        path=written,
+        _original=model,
+        _data=data,
+        _data_options=data_options,
+        _scratch=scratch,
+    )

@@ -38,7 +38,7 @@ class Plan:
 
     Attributes:
         outcome: everything, as plain values.
-        weights: of a plan, each weight with the kernel that TensorRT can choose for it afterwards.
+        weights: each weight with the kernel that TensorRT can choose for it afterwards.
     """
 
     outcome: Outcome
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def kernels(self) -> dict[str, int]:
-        """Of a plan, how many weights each kernel class will get."""
+        """How many weights each kernel class can get."""
         return dict(sorted(Counter(weight.kernel for weight in self.weights).items()))
 
     def __str__(self) -> str:
@@ -101,7 +101,7 @@ class Result(Plan):
     @property
     def plan(self) -> Plan:
         """The decisions alone."""
-        return Plan(self.outcome)
+        return Plan(self.outcome, self.weights)
 
     @property
     def model(self) -> onnx.ModelProto:

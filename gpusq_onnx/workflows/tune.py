@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,7 @@ def tune(
         "" if chosen is not None else _failure(wanted, tuner),
     )
     if output is not None and chosen is not None:
+        tuning = replace(tuning, written=str(output))
         if results is not None:
             write_text(Path(output), tuning.recipe, results)
         else:

@@ -124,6 +124,12 @@ UNFIT = {
     "it ends with Softsign": fused(
         "FusedGemm", ["x", "w"], {"w": normal(H, 6)}, activation="Softsign", shapes={"x": (B, H)}
     ),
+    "its attributes are not those of a Gemm": fused(
+        "FusedGemm", ["x", "w"], {"w": normal(H, 6)}, act="Relu", shapes={"x": (B, H)}
+    ),
+    "its attributes are not those of a Conv": fused(
+        "FusedConv", ["x", "w"], {"w": KERNEL["w"]}, strides=1.5, shapes=IMAGE
+    ),
     "it is given lengths": fused(
         "Attention", ["x", "w", "b", "m"], {"w": WEIGHT, "b": BIAS, "m": np.full(B, S, np.int32)}, num_heads=HEADS
     ),

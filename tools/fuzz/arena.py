@@ -149,7 +149,7 @@ def play(target: Target, seed: int, folder: Path) -> dict:
     words = target.make(random.Random(f"{target.name}/{seed}"), folder)
     (folder / OUT).mkdir(exist_ok=True)
     before = _entries(folder)
-    out, err = io.StringIO(), io.StringIO()
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()  # models go to stdout as bytes
     began, home, problem = time.perf_counter(), Path.cwd(), ""
     os.chdir(folder)  # relative names that a case makes up stay in it
     try:

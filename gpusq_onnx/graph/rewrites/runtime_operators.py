@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 from onnx.helper import np_dtype_to_tensor_dtype
@@ -153,7 +154,13 @@ def _write_matmul(node: gs.Node, orders: list[list[int]], editor: Editor) -> gs.
     return editor.add("MatMul", a, b)
 
 
-def _check_activation(node: gs.Node, known: Known) -> None:
+def _check_product(node: gs.Node, known: Known) -> None:
+    """Refuse attributes that the Gemm or Conv would not have, and what it cannot end with."""
+    alone = onnx.helper.make_node(node.op.removeprefix("Fused"), ["x", "w"], ["y"], **_product_attrs(node))
+    try:
+        onnx.checker.check_node(alone)
+    except onnx.checker.ValidationError as error:
+        raise Unfit(f"its attributes are not those of a {alone.op_type}: {error}") from None
     if node.attrs.get("activation", "") not in (*_ACTIVATIONS, "Clip"):
         raise Unfit(f"it ends with {node.attrs['activation']}")
 
@@ -277,8 +284,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             _row("Gelu", "ONNX's own Gelu", 1, _write_gelu),
             _row("QuickGelu", "a Sigmoid and a product", 1, _write_quick_gelu),
             _row("FusedMatMul", "a MatMul, its scale and Transposes apart", 2, _write_matmul, _check_matmul),
-            _row("FusedGemm", "a Gemm and its activation", 2, _write_gemm, _check_activation),
-            _row("FusedConv", "a Conv, what is added to it, and its activation", 2, _write_conv, _check_activation),
+            _row("FusedGemm", "a Gemm and its activation", 2, _write_gemm, _check_product),
+            _row("FusedConv", "a Conv, what is added to it, and its activation", 2, _write_conv, _check_product),
             _row("Attention", "three Linears and two products", 2, _write_packed_attention, _check_packed_attention),
             _row("MultiHeadAttention", "two products and a Softmax", 1, _write_heads_attention, _check_heads_attention),
         )
