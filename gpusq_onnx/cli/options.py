@@ -5,7 +5,6 @@ A value that the caller did not give is None and is not passed on: defaults belo
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,17 +44,9 @@ def require_file(output: Path | str | None, what: str) -> None:
         raise UsageError(f"{what} does not go to stdout", where="-o -", hint="name a file")
 
 
-def keep_apart(models: Sequence[Path], report: Path | None, json: Path | None = None) -> None:
-    """Refuse a report that would overwrite a model, another report or its own digest."""
-    taken = {path.resolve(): "the model" for path in models}
-    digest = report.with_suffix(".md") if report else None
-    for option, path in (("--report", report), ("the digest of --report", digest), ("--json", json)):
-        if path is None or path == STDOUT:
-            continue
-        if path.resolve() in taken:
-            what = f"{option} would overwrite {taken[path.resolve()]}"
-            raise UsageError(what, where=str(path), hint="name another file, FILE.json")
-        taken[path.resolve()] = option
+def digest_of(report: Path) -> Path:
+    """Where the same in words lies: `FILE.md` beside `FILE.json`."""
+    return report.with_suffix(".md")
 
 
 def default_cache() -> Path:

@@ -17,8 +17,8 @@ from gpusq_onnx.cli.options import (
     Quiet,
     Report,
     Seed,
-    keep_apart,
 )
+from gpusq_onnx.cli.spare import claim
 from gpusq_onnx.cli.tune import SensitivityArgs
 from gpusq_onnx.errors import UsageError
 
@@ -73,7 +73,7 @@ def plan(
     asked = _Asked(pipeline, data, seed, report, json, quiet, full)
 
     def one(model: Path, alone: bool) -> str:
-        keep_apart([model], report, json)
+        claim([model], {}, report, json)
         return _sensitivity(model, asked, look, alone) if sensitivity else _planned(model, asked, alone)
 
     several.for_each(several.matched(models), one, quiet=quiet, report=report, json=json)

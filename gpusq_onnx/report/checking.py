@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gpusq_onnx.errors import GateFailed
+from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.report.preparation import line
 from gpusq_onnx.report.sheet import Answer, Commands, Grid, Heading, Item, Line, Part, markdown
 from gpusq_onnx.runtime.compare.gates import Gates
@@ -80,7 +81,7 @@ class CheckResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         values = asdict(replace(self, artefacts={}))
-        return {**values, "artefacts": sorted(self.artefacts), "passed": not self.failures}
+        return {"tool": AUTHOR, **values, "artefacts": sorted(self.artefacts), "passed": not self.failures}
 
 
 def summary(found: Comparison) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from gpusq_onnx import __version__
 from gpusq_onnx.graph.cost import MEASURES
+from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.pipeline.outcome import Outcome, Proof, StepOutcome
 from gpusq_onnx.report.learning import learning
 from gpusq_onnx.report.preparation import line
@@ -23,13 +23,13 @@ DECISIONS = ("tensors", "role", "decision", "reason")
 
 def document(outcome: Outcome) -> dict[str, Any]:
     """The outcome as plain JSON values."""
-    return {"tool": f"gpusq-onnx {__version__}", **TypeAdapter(Outcome).dump_python(outcome, mode="json")}
+    return {"tool": AUTHOR, **TypeAdapter(Outcome).dump_python(outcome, mode="json")}
 
 
 def sheet(outcome: Outcome) -> list[Part]:
     """The outcome in words."""
     parts: list[Part] = [Heading(outcome.output.path if outcome.output else f"Plan for {outcome.input.path}")]
-    parts.append(Item(f"gpusq-onnx {__version__}: {outcome.pipeline}"))
+    parts.append(Item(f"{AUTHOR}: {outcome.pipeline}"))
     parts.append(Item(f"input: {outcome.input.path}, {outcome.input.sha256}"))
     if outcome.output:
         parts.append(Item(f"output: {outcome.output.path}, {outcome.output.sha256}"))

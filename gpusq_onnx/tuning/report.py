@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from gpusq_onnx import __version__
 from gpusq_onnx.errors import GateFailed
+from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.report.sheet import Answer, Grid, Heading, Item, Part, markdown
 from gpusq_onnx.report.tuning import (
     Group,
@@ -48,7 +48,7 @@ class SensitivityReport:
         total = self.groups.total
         groups = tuple(SharedGroup(**vars(g), share=g.operations[DENSE] / total) for g in self.groups.groups)
         model = ModelFile(self.model, self.sha256)
-        return SensitivityDocument(f"gpusq-onnx {__version__}", model, total, groups, self.found, self.warnings)
+        return SensitivityDocument(AUTHOR, model, total, groups, self.found, self.warnings)
 
     @property
     def report(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from gpusq_onnx.data.subset import split
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import Scratch, Staging, require_place, staged, write_text
 from gpusq_onnx.graph.blame import blaming
+from gpusq_onnx.marks import first_line
 from gpusq_onnx.pipeline import manager, recipe
 from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.progress import NullProgress, Progress
@@ -134,7 +135,7 @@ def tune(
         asked,
         chosen,
         "" if pipeline is None else str(pipeline),
-        "" if pipeline is None else recipe.dumps(pipeline),
+        "" if pipeline is None else first_line(f"tune, {asked}") + recipe.dumps(pipeline),
         () if chosen is None else tuple(layers(groups, losses, chosen.choice)),
         tuple(tuner.points),
         count,
