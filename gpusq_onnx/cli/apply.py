@@ -27,6 +27,7 @@ from gpusq_onnx.cli.options import (
     Quiet,
     Report,
     Seed,
+    TruthArgs,
 )
 from gpusq_onnx.cli.spare import a_model, claim
 from gpusq_onnx.errors import UsageError
@@ -36,6 +37,7 @@ def apply(
     models: Models,
     pipeline: PipelineArgs,
     data: CalibrationArgs,
+    truth: TruthArgs,
     output: Output = None,
     seed: Seed = None,
     report: Report = None,
@@ -46,10 +48,10 @@ def apply(
 ) -> None:
     """Prune and quantise: run the passes, check the result, write the new model."""
     if dry_run:
-        dry.plan(models, pipeline, data, seed, report, json, full, quiet)
+        dry.plan(models, pipeline, data, truth, seed, report, json, full, quiet)
         return
     files = several.matched(models)
-    job = _Job(pipeline, data, seed, report, json, full, quiet)
+    job = _Job(pipeline, data, truth, seed, report, json, full, quiet)
     if output == str(STDOUT):
         job.to_stdout(files)
         return
@@ -65,6 +67,7 @@ class _Job:
 
     pipeline: PipelineArgs
     data: CalibrationArgs
+    truth: TruthArgs
     seed: int | None
     report: Path | None
     json: Path | None
@@ -87,7 +90,7 @@ class _Job:
                 result = compress(
                     model,
                     self.pipeline.pipeline(),
-                    data=self.data.options(self.seed),
+                    data=self.data.options(self.seed, self.truth),
                     output=written,
                     allow_noop=self.pipeline.allow_noop,
                     canonical=not self.pipeline.no_canonical,

@@ -158,7 +158,7 @@ class PipelineArgs:
 
 @dataclass(frozen=True)
 class TruthArgs:
-    """What the images show, beside `--classes`, for the verbs that score."""
+    """What the images show, beside `--classes`: what the verbs that score compare with, and which images are used."""
 
     annotations: Annotated[
         Path | None, _data("--annotations", metavar="FILE.json", help="COCO boxes of the folder's images: gives AP.")
@@ -199,6 +199,9 @@ class DataArgs:
         int | None,
         _data("--resize", metavar="PX", help="Shorter side, never enlarged. Default: crop/0.875."),
     ] = None
+    crop_ratio: Annotated[
+        float | None, _data("--crop-ratio", metavar="X", help="Crop / resize, where no resize is given.")
+    ] = None
     crop: Annotated[
         int | None, _data("--crop", metavar="PX", help="Side of the centre crop. Default: the model's.")
     ] = None
@@ -237,6 +240,7 @@ class DataArgs:
             **self._more(),
             "preset": self.preset,
             "resize": self.resize,
+            "crop_ratio": self.crop_ratio,
             "crop": self.crop,
             "fit": self.fit,
             "mean": self.mean,

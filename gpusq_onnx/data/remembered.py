@@ -36,13 +36,19 @@ class Settled:
 
     Attributes:
         options: the caller's, with what was found for the keys that they leave out.
+        given: the keys that the caller gave, a preset's among them.
         taken_from: where something was found, and the keys that the caller gives otherwise; "" where nothing was.
         warnings: that the caller gives something else, or that a file is not understood.
     """
 
     options: DataOptions
+    given: frozenset[str]
     taken_from: str = ""
     warnings: tuple[str, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """For the report: plain JSON values."""
+        return {"options": self.options.echo(), "given": sorted(self.given), "taken_from": self.taken_from}
 
 
 def record(preprocess: Mapping[str, Any]) -> str:
@@ -57,11 +63,12 @@ def settle(options: DataOptions, metadata: Sequence[Mapping[str, str]], folder: 
         metadata: the models' own, of which the first that has something counts.
         folder: where the model lies; None: nowhere.
     """
+    keys = frozenset(options.model_fields_set)
     if options.path is not None and (options.path.suffix in _ARRAYS or ".py:" in str(options.path)):
-        return Settled(options)
+        return Settled(options, keys)
     found, where, problems = _found(metadata, folder)
     if not found:
-        return Settled(options, "", problems)
+        return Settled(options, keys, "", problems)
     given = {key: getattr(options, key) for key in options.model_fields_set}
     if given.get("fit") == "stretch":
         found.pop("resize", None)
@@ -74,11 +81,11 @@ def settle(options: DataOptions, metadata: Sequence[Mapping[str, str]], folder: 
     try:
         complete = DataOptions.from_values({**missing, **given})
     except UsageError as error:
-        return Settled(options, "", (*problems, f"{where} does not go with the data options: {error.what}"))
+        return Settled(options, keys, "", (*problems, f"{where} does not go with the data options: {error.what}"))
     wrong = (f"{'; '.join(other)}: the wrong preprocessing looks like lost accuracy",) if other else ()
     taken = any(key != "crop" and not _same(getattr(options, key), value) for key, value in missing.items())
     origin = where + (f", but for {', '.join(differing)}" if differing else "")
-    return Settled(complete, origin if taken else "", (*problems, *wrong))
+    return Settled(complete, keys, origin if taken else "", (*problems, *wrong))
 
 
 def _found(metadata: Sequence[Mapping[str, str]], folder: Path | None) -> tuple[dict[str, Any], str, tuple[str, ...]]:

@@ -119,7 +119,8 @@ def plan(
         facts_of_file = file.result()
     made_of = Architecture.of(structure), tuple(warnings)
     before = before.in_files(facts_of_file.bytes)
-    return Outcome(str(pipeline), data.seed, facts_of_file, None, None, tuple(steps), before, after, *made_of)
+    outcome = Outcome(str(pipeline), data.seed, facts_of_file, None, None, tuple(steps), before, after, *made_of)
+    return _asked(outcome, options)
 
 
 def run(
@@ -201,7 +202,7 @@ def run(
                 written, shown = _written(state, structure, path, output, results)
     if leader:
         results.afterwards(partial(_forget_checkpoints, state.folder))
-    return Outcome(
+    outcome = Outcome(
         str(pipeline),
         state.data.seed,
         found,
@@ -217,6 +218,12 @@ def run(
         ),
         shown,
     )
+    return _asked(outcome, options)
+
+
+def _asked(outcome: Outcome, options: RunOptions) -> Outcome:
+    """The outcome with what was asked for."""
+    return replace(outcome, target=options.target, canonical=options.canonical, allow_noop=options.allow_noop)
 
 
 def _fitted(pipeline: Pipeline, target: str | None) -> tuple[Pipeline, list[str]]:
@@ -244,8 +251,7 @@ def _forget_checkpoints(folder: Path) -> None:
 
 
 def _used(settled: Settled, source: Source) -> dict[str, Any]:
-    said = {"options": settled.options.echo(), "taken_from": settled.taken_from}
-    return {**said, **source.describe(), "sha256": source.digest()}
+    return {**settled.describe(), **source.describe(), "sha256": source.digest()}
 
 
 def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dict[str, Any] | None) -> dict[str, str]:

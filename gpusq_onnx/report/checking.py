@@ -38,6 +38,7 @@ class CheckResult:
         artefacts: texts of Polygraphy's files by their names.
         continuation: commands that go on from them.
         notes: what ran in place of a file that no onnxruntime kernel runs.
+        taps: the inner tensors that were asked for, as they were named.
     """
 
     original: str
@@ -53,6 +54,7 @@ class CheckResult:
     continuation: tuple[str, ...] = ()
     parser: Verdict | None = None
     notes: tuple[str, ...] = ()
+    taps: tuple[str, ...] = ()
 
     def with_verdict(self, verdict: Verdict) -> "CheckResult":
         """The same with the parser's verdict, which is a gate too."""

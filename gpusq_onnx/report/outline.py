@@ -28,10 +28,8 @@ FULL = "--full"
 _ZEROS = re.compile(r" \(\d+% zeros\)")  # which differ from weight to weight
 
 
-def of_plan(
-    outcome: Outcome, weights: Sequence[Weighed], width: int, data: DataOptions, target: str | None = None
-) -> list[str]:
-    """What would be done, to how many tensors, and what comes of it; `data`, `target`: for the next command."""
+def of_plan(outcome: Outcome, weights: Sequence[Weighed], width: int, data: DataOptions) -> list[str]:
+    """What would be done, to how many tensors, and what comes of it; `data`: for the next command."""
     model = outcome.input.path
     lines = folded(f"{model}: {outcome.pipeline}", width)
     lines += ["", *folded(advice.verdict(weights, will=True), width)]
@@ -40,7 +38,7 @@ def of_plan(
     lines += ["", *_totals(outcome), ""]
     for text in advice.for_plan(weights, outcome.pipeline):
         lines += folded(text, width)
-    given = [*commands.data_words(data.echo(), data.seed), *(["--target", target] if target else [])]
+    given = [*commands.data_words(data.echo(), data.model_fields_set), *commands.run_words(outcome)]
     words = ["--passes", outcome.pipeline, *([] if data.path else ["--data", "images/"]), *given, model]
     return [*lines, "next:", f"  gpusq-onnx apply {join(words)}"]
 

@@ -10,7 +10,7 @@ share is of the whole dense model's operations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -133,6 +133,26 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
+class Look:
+    """How the layers were looked at: see `workflows.sensitivity`."""
+
+    target: str | None
+    forms: tuple[str, ...]
+    images: int
+    exact: int | None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was chosen for: arguments of `workflows.tune`; `recipe`: where it is written, None: nowhere."""
+
+    budget: str | None
+    at_most: str | None
+    measurements: int
+    recipe: str | None
+
+
+@dataclass(frozen=True)
 class SensitivityDocument:
     """What `plan --sensitivity --report` writes.
 
@@ -140,6 +160,8 @@ class SensitivityDocument:
         tool: name and version.
         operations: of the whole dense model.
         warnings: sentences about the data.
+        data: what the data says of itself, its `options`, and those of them that were `given`.
+        look: how it was made. Reports of earlier builds have neither.
     """
 
     tool: str
@@ -148,6 +170,8 @@ class SensitivityDocument:
     groups: tuple[SharedGroup, ...]
     sensitivity: Sensitivity
     warnings: tuple[str, ...]
+    data: Mapping[str, Any] | None = field(default=None, kw_only=True)
+    look: Look | None = field(default=None, kw_only=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -167,6 +191,7 @@ class TuningDocument(SensitivityDocument):
         layers: what each group of layers gets, and why.
         points: everything that was measured, in order.
         calibrated, measured: images that the passes calibrated with, and those that configurations were measured on.
+        goal: as it was given; None in reports of earlier builds.
     """
 
     asked: str
@@ -178,3 +203,4 @@ class TuningDocument(SensitivityDocument):
     points: tuple[JudgedPoint, ...]
     calibrated: int
     measured: int
+    goal: Goal | None = field(default=None, kw_only=True)

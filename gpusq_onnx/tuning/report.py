@@ -11,8 +11,10 @@ from gpusq_onnx.errors import GateFailed
 from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.report.sheet import Answer, Grid, Heading, Item, Part, markdown
 from gpusq_onnx.report.tuning import (
+    Goal,
     Group,
     JudgedPoint,
+    Look,
     ModelFile,
     Point,
     ReasonedLayer,
@@ -34,6 +36,7 @@ class SensitivityReport:
         groups: what is chosen together, with its operations in each form.
         found: what each group costs in each form.
         warnings: sentences about the data.
+        data, look: see `report.tuning.SensitivityDocument`.
     """
 
     model: str
@@ -41,6 +44,8 @@ class SensitivityReport:
     groups: Groups
     found: Sensitivity
     warnings: tuple[str, ...] = ()
+    data: Mapping[str, Any] | None = None
+    look: Look | None = None
 
     @property
     def document(self) -> SensitivityDocument:
@@ -48,7 +53,8 @@ class SensitivityReport:
         total = self.groups.total
         groups = tuple(SharedGroup(**vars(g), share=g.operations[DENSE] / total) for g in self.groups.groups)
         model = ModelFile(self.model, self.sha256)
-        return SensitivityDocument(AUTHOR, model, total, groups, self.found, self.warnings)
+        said = self.found, self.warnings
+        return SensitivityDocument(AUTHOR, model, total, groups, *said, data=self.data, look=self.look)
 
     @property
     def report(self) -> dict[str, Any]:
@@ -121,6 +127,7 @@ class Tuning:
         points: everything that was measured, in order.
         calibrated, measured: images that the passes calibrated with, and those that configurations were measured on.
         failure: why the budget is missed; "" where it is met.
+        goal: as it was given.
     """
 
     sensitivity: SensitivityReport
@@ -133,6 +140,7 @@ class Tuning:
     calibrated: int
     measured: int
     failure: str = ""
+    goal: Goal | None = None
 
     @property
     def document(self) -> TuningDocument:
@@ -149,6 +157,7 @@ class Tuning:
             points=tuple(JudgedPoint(**vars(point), pareto=point in best) for point in self.points),
             calibrated=self.calibrated,
             measured=self.measured,
+            goal=self.goal,
         )
 
     @property

@@ -7,10 +7,11 @@ What is chosen on it is carried out by a pipeline that begins with `subject.firs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gpusq_onnx.data import remembered
 from gpusq_onnx.data.opening import open_source
@@ -41,6 +42,7 @@ class Subject:
         first: the steps that every pipeline begins with: `canonical`, or none.
         source: all samples of the data.
         options: the data options, complete.
+        data: what reports say of it.
         warnings: sentences about the data.
     """
 
@@ -51,6 +53,7 @@ class Subject:
     first: tuple[Step, ...]
     source: Source
     options: DataOptions
+    data: Mapping[str, Any]
     warnings: Sequence[str]
 
     @classmethod
@@ -79,4 +82,5 @@ class Subject:
         for step in passes[: len(first)]:
             step.apply(model, structure, step.plan(model, structure, PlanContext()), Context())
             structure = analyse(model)
-        return cls(path, sha256, model, structure, first, source, settled.options, settled.warnings)
+        data_of = {**settled.describe(), **source.describe()}
+        return cls(path, sha256, model, structure, first, source, settled.options, data_of, settled.warnings)

@@ -107,7 +107,7 @@ def cam(
         progress.finish()
     if not examples:
         raise UnsupportedDataError("the data is empty", hint="point --data at a folder with images")
-    about = {"options": settled.options.echo(), "taken_from": settled.taken_from, **source.describe()}
+    about = {**settled.describe(), **source.describe()}
     return Activations(
         tuple(map(name_of, models)),
         tuple(explainer.layer for explainer in explainers),

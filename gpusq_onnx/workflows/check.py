@@ -177,8 +177,7 @@ def _compared(
         runtime,
         found,
         {
-            "options": options.echo(),
-            "taken_from": settled.taken_from,
+            **settled.describe(),
             **source.describe(),
             "notes": [*settled.warnings, *source.notes, *_suspicions(found, source)],
             "sha256": source.digest(),
@@ -190,6 +189,7 @@ def _compared(
         recorder.files() if look.artefacts else {},
         tuple(continuation(look.artefacts, original, compressed, engine=is_plan(compressed))) if look.artefacts else (),
         notes=sides.notes,
+        taps=look.taps,
     )
 
 

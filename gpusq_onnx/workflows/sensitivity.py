@@ -19,7 +19,7 @@ from gpusq_onnx.files import Scratch, write_text
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.parsing import parse_json
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report.tuning import Sensitivity
+from gpusq_onnx.report.tuning import Look, Sensitivity
 from gpusq_onnx.runtime.tensorrt.store import Store
 from gpusq_onnx.tuning.groups import Groups, find_groups
 from gpusq_onnx.tuning.report import SensitivityReport
@@ -69,7 +69,8 @@ def sensitivity(
         groups = find_groups(subject.model, subject.structure, treatments)
         source = at_most(subject.source, images)
         found = measured(subject, groups, treatments, source, exact, cache, progress)
-    return SensitivityReport(name_of(model), subject.sha256, groups, found, tuple(subject.warnings))
+    look = Look(target, tuple(forms), images, exact)
+    return SensitivityReport(name_of(model), subject.sha256, groups, found, tuple(subject.warnings), subject.data, look)
 
 
 def measured(

@@ -29,7 +29,7 @@ from gpusq_onnx.marks import first_line
 from gpusq_onnx.pipeline import manager, recipe
 from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report.tuning import Point
+from gpusq_onnx.report.tuning import Goal, Look, Point
 from gpusq_onnx.runtime.compare.outputs import compare
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.tasks.classification import Classification
@@ -131,7 +131,15 @@ def tune(
     asked = str(wanted) if wanted is not None else f"at most {share:.4%} of the dense bit operations"
     pipeline = None if chosen is None else pipeline_of(subject, groups, chosen.choice)
     tuning = Tuning(
-        SensitivityReport(name_of(model), subject.sha256, groups, found, tuple(subject.warnings)),
+        SensitivityReport(
+            name_of(model),
+            subject.sha256,
+            groups,
+            found,
+            tuple(subject.warnings),
+            subject.data,
+            Look(target, tuple(forms), images, exact),
+        ),
         asked,
         chosen,
         "" if pipeline is None else str(pipeline),
@@ -141,6 +149,7 @@ def tune(
         count,
         len(held),
         "" if chosen is not None else _failure(wanted, tuner),
+        Goal(budget, at_most, measurements, None if output is None else os.fspath(output)),
     )
     if output is not None and chosen is not None:
         if results is not None:

@@ -149,7 +149,9 @@ def _warnings(report: Report) -> Sequence[str]:
 def _command(report: Report) -> str:
     if isinstance(report, Outcome):
         return commands.of_run(report)
-    return commands.of_check(report) if isinstance(report, CheckResult) else ""
+    if isinstance(report, CheckResult):
+        return commands.of_check(report)
+    return commands.of_sensitivity(report) if isinstance(report, SensitivityDocument) else ""
 
 
 def _data(report: Report) -> Iterator[tuple[str, str]]:

@@ -1,49 +1,106 @@
-"""The commands that make a report's result again, from what the report says: pipeline, data options, gates, files."""
+"""The commands that make a report's result again, from what the report says: pipeline, data options, gates, files.
+
+An option is written where it was given, also where it says what is the default: what a model remembers would count in
+its place. Reports of earlier builds do not say what was given; of those, what is not the default is written.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from shlex import join
 from typing import Any
 
 from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.presets import PRESETS
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.checking import CheckResult
+from gpusq_onnx.report.tuning import SensitivityDocument, TuningDocument
 
 _NAMES = {"path": "data", "preset": "data-preset"}
-_APART = ("crop_ratio", "seed")  # a key of files only, and an option of its own
+_TOLERANCE = 0.1  # of taps, by default
 
 
 def of_run(outcome: Outcome) -> str:
     """`apply`, or `plan`."""
     words = ["gpusq-onnx", "apply" if outcome.output else "plan", "--passes", outcome.pipeline]
-    words += data_words((outcome.data or {}).get("options") or {}, outcome.seed)
+    words += [*_of_data(outcome.data, outcome.seed), *run_words(outcome)]
     words += ["-o", outcome.output.path] if outcome.output else []
     return join([*words, outcome.input.path])
 
 
 def of_check(result: CheckResult) -> str:
-    """`check` with its gates."""
-    options = result.data.get("options") or {}
-    words = ["gpusq-onnx", "check", *data_words(options, options.get("seed", 0))]
+    """`check` with its gates, taps and parser; a parser's shapes and a folder of artefacts are left out."""
+    given = {**result.data, "options": {**(result.data.get("options") or {}), "calibrate": None}}
+    words = ["gpusq-onnx", "check", *_of_data(given)]
     for name, value in asdict(result.gates).items():
-        words += [] if value is None else [f"--{name.replace('_', '-')}", f"{value:g}"]
+        words += [] if value is None else [f"--{name.replace('_', '-')}", _number(value)]
     words += ["--on", result.runtime] if result.runtime != "cpu" and result.compressed.endswith(".onnx") else []
+    for tap in result.taps:
+        words += ["--taps", tap]
+    tolerance = result.tolerance
+    words += [] if tolerance in (None, _TOLERANCE) else ["--tap-tolerance", _number(tolerance or 0.0)]
     words += ["--parser"] if result.parser else []
+    words += ["--build"] if result.parser and result.parser.built else []
     return join([*words, result.original, result.compressed])
 
 
-def data_words(options: Mapping[str, Any], seed: int) -> Iterator[str]:
-    """Of `DataOptions.echo`: the options, and the seed, that are not as they are by default."""
-    default = DataOptions.from_values({}).echo()
+def of_sensitivity(document: SensitivityDocument) -> str:
+    """`plan --sensitivity`, or `tune`; "" of a report of an earlier build, which does not say how it was made."""
+    look = document.look
+    if look is None:
+        return ""
+    goal = document.goal if isinstance(document, TuningDocument) else None
+    words = ["gpusq-onnx", *(["plan", "--sensitivity"] if goal is None else ["tune"]), *_of_data(document.data)]
+    words += ["--target", look.target] if look.target else []
+    words += ["--forms", ",".join(look.forms)] if look.forms else []
+    exact = len(document.sensitivity.losses) if look.exact is None else look.exact
+    words += ["--images", str(look.images), "--exact", str(exact)]
+    if goal is not None:
+        words += ["--budget", goal.budget] if goal.budget is not None else ["--at-most", goal.at_most or ""]
+        words += ["--measurements", str(goal.measurements)]
+        words += ["--analysis-only"] if goal.recipe is None else ["-o", goal.recipe]
+    return join([*words, document.model.path])
+
+
+def run_words(outcome: Outcome) -> list[str]:
+    """How a pipeline is planned and run, as options: `--target`, `--allow-noop`, `--no-canonical`."""
+    words = ["--target", outcome.target] if outcome.target else []
+    words += ["--allow-noop"] if outcome.allow_noop else []
+    return words + ([] if outcome.canonical else ["--no-canonical"])
+
+
+def data_words(options: Mapping[str, Any], given: Collection[str] | None = None) -> Iterator[str]:
+    """Of `DataOptions.echo`: the options that were given, as options of a verb.
+
+    Args:
+        given: their keys; None: those that are not as they are by default.
+    """
+    preset = options.get("preset")
+    default = DataOptions.from_values({} if preset is None else {"preset": preset}).echo()
+    meant = PRESETS[preset].values if preset else {}
     for key, value in options.items():
-        if value is None or value == default.get(key) or key in _APART:
+        same = value == default.get(key)
+        if value is None or value is False or (same and (given is None or key in meant)):
+            continue
+        if given is not None and key not in given:
             continue
         yield f"--{_NAMES.get(key, key.replace('_', '-'))}"
         if isinstance(value, list):
-            yield ",".join(f"{number:g}" for number in (value[:1] if len(set(value)) == 1 else value))
+            yield ",".join(map(_number, value))
         elif value is not True:
-            yield str(value)
-    if seed:
+            yield _number(value) if isinstance(value, float) else str(value)
+
+
+def _of_data(data: Mapping[str, Any] | None, seed: int = 0) -> Iterator[str]:
+    """What a report says of its data, as options; where there was none, the seed alone."""
+    if data is not None:
+        yield from data_words(data.get("options") or {}, data.get("given"))
+    elif seed:
         yield from ("--seed", str(seed))
+
+
+def _number(value: float) -> str:
+    """As short as it is exact."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
