@@ -39,6 +39,7 @@ class CheckResult:
         continuation: commands that go on from them.
         notes: what ran in place of a file that no onnxruntime kernel runs.
         taps: the inner tensors that were asked for, as they were named.
+        sha256: of the two models, each with its external data; "" in reports of earlier builds.
     """
 
     original: str
@@ -55,6 +56,7 @@ class CheckResult:
     parser: Verdict | None = None
     notes: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
+    sha256: tuple[str, str] = ("", "")
 
     def with_verdict(self, verdict: Verdict) -> "CheckResult":
         """The same with the parser's verdict, which is a gate too."""
