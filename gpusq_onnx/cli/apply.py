@@ -27,8 +27,9 @@ from gpusq_onnx.cli.options import (
     Quiet,
     Report,
     Seed,
-    keep_apart,
+    TruthArgs,
 )
+from gpusq_onnx.cli.spare import a_model, claim
 from gpusq_onnx.errors import UsageError
 
 
@@ -36,21 +37,21 @@ def apply(
     models: Models,
     pipeline: PipelineArgs,
     data: CalibrationArgs,
+    truth: TruthArgs,
     output: Output = None,
     seed: Seed = None,
     report: Report = None,
     json: Json = None,
     full: Full = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be done, as plan does; write nothing.")] = False,
-    force: Annotated[bool, Option("--force", help="Write over a file that is not ours.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Prune and quantise: run the passes, check the result, write the new model."""
     if dry_run:
-        dry.plan(models, pipeline, data, seed, report, json, full, quiet)
+        dry.plan(models, pipeline, data, truth, seed, report, json, full, quiet)
         return
     files = several.matched(models)
-    job = _Job(pipeline, data, seed, report, json, full, force, quiet)
+    job = _Job(pipeline, data, truth, seed, report, json, full, quiet)
     if output == str(STDOUT):
         job.to_stdout(files)
         return
@@ -66,11 +67,11 @@ class _Job:
 
     pipeline: PipelineArgs
     data: CalibrationArgs
+    truth: TruthArgs
     seed: int | None
     report: Path | None
     json: Path | None
     full: bool
-    force: bool
     quiet: bool
 
     def run(self, model: Path, written: Path, *, alone: bool) -> str:
@@ -81,9 +82,7 @@ class _Job:
         from gpusq_onnx.report import outline, run
         from gpusq_onnx.workflows.apply import compress
 
-        keep_apart([model, written], self.report, self.json)
-        if not self.force:
-            _spare(written, model)
+        claim([model], {written: lambda path: a_model(path) or _is_data_of(path, model)}, self.report, self.json)
         leader = os.environ.get("RANK", "0") == "0"
         require_room(settings().max_memory, model)
         with staged() as results:
@@ -91,7 +90,7 @@ class _Job:
                 result = compress(
                     model,
                     self.pipeline.pipeline(),
-                    data=self.data.options(self.seed),
+                    data=self.data.options(self.seed, self.truth),
                     output=written,
                     allow_noop=self.pipeline.allow_noop,
                     canonical=not self.pipeline.no_canonical,
@@ -134,20 +133,8 @@ class _Job:
             sys.stdout.buffer.flush()
 
 
-def _spare(written: Path, model: Path) -> None:
-    """Refuse to write over a file that this tool did not write, unless the input lies there, which is refused later."""
-    from gpusq_onnx.errors import GpusqError
-    from gpusq_onnx.graph.io import data_files, load, read_proto
+def _is_data_of(path: Path, model: Path) -> bool:
+    """Whether the input keeps weights in this file; the run refuses to write there, and says so."""
+    from gpusq_onnx.graph.io import data_files, load
 
-    if not written.is_file() or (model.exists() and written.samefile(model)):
-        return
-    try:
-        ours = any(entry.key.startswith("pkg.gpusq_onnx.") for entry in read_proto(written)[0].metadata_props)
-    except GpusqError:
-        ours = False
-    if not ours and written.resolve() not in {part.resolve() for part in data_files(load(model))}:
-        raise UsageError(
-            "the output exists, and gpusq-onnx did not write it",
-            where=str(written),
-            hint="name another file with -o, or give --force",
-        )
+    return path.resolve() in {part.resolve() for part in data_files(load(model))}

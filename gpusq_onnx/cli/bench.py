@@ -6,8 +6,10 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import IN_REPORT, STDOUT, Json, Quiet, Report, default_cache, keep_apart, writable
+from gpusq_onnx.cli.options import IN_REPORT, STDOUT, Json, Quiet, Report, default_cache, writable
+from gpusq_onnx.cli.spare import claim
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.marks import in_picture
 
 
 class Runtime(str, Enum):
@@ -60,7 +62,7 @@ def bench(
     from gpusq_onnx.report.benchmark import digest, draw, require_chart, sheet
     from gpusq_onnx.workflows.bench import bench as time_models
 
-    keep_apart(models, report, json)
+    claim(models, {chart: in_picture} if chart else {}, report, json)
     batches = _batches(batch)
     if chart:
         require_chart(chart)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from gpusq_onnx.cli.options import IN_REPORT, STDOUT, Json, ModelPath, Quiet, Report, keep_apart, writable
+from gpusq_onnx.cli.options import IN_REPORT, STDOUT, Json, ModelPath, Quiet, Report, writable
+from gpusq_onnx.cli.spare import an_engine, an_engine_card, claim
 from gpusq_onnx.errors import GateFailed
+from gpusq_onnx.marks import in_first_line
 
 if TYPE_CHECKING:
     from gpusq_onnx.workflows.build import EngineOptions
@@ -126,7 +128,8 @@ def build(
     from gpusq_onnx.workflows.build import build as build_model
 
     plan = output or model.with_suffix(".plan")
-    keep_apart([model, plan, card_of(plan)], report, json)
+    results_of = {plan: an_engine, card_of(plan): an_engine_card, **({log: in_first_line} if log else {})}
+    claim([model], results_of, report, json)
     with staged() as results, open_progress(quiet=quiet) as progress:
         found = build_model(
             model,

@@ -1,5 +1,6 @@
 """`gpusq-onnx cam MODEL... --data images/`: where models look in example images, side by side."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -7,10 +8,13 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Seed, keep_apart
+from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Seed
+from gpusq_onnx.cli.spare import Known, claim
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import require_place
+from gpusq_onnx.marks import in_page, in_picture
 
+_PICTURE = re.compile(r"\d{2,}-.*\.jpg")  # see `report.page.gallery.pictures`
 _look = partial(Option, rich_help_panel="How to look", show_default=False)
 
 
@@ -69,9 +73,9 @@ def cam(
     require_page()
     written = output or models[0].with_suffix(".cam.html")
     require_place(written if written.suffix else written / "index.html", "the pictures")
-    keep_apart([*models, written], None, json)
     if any(model.resolve() == written.resolve() for model in models):
         raise UsageError("the pictures would overwrite a model", where=str(written), hint="name another file with -o")
+    claim(models, _places(written), json=json)
     with open_progress(quiet=quiet) as progress:
         found = explain(
             *models,
@@ -90,3 +94,14 @@ def cam(
     show_sheet(found.sheet(), "--json FILE")
     more = f" and {len(files) - 1} pictures beside it" if len(files) > 1 else ""
     show(f"\n{files[0]}{more}")
+
+
+def _places(written: Path) -> dict[Path, Known]:
+    """The files that may be written; of a folder, its page and whatever lies there and has a picture's name."""
+    from gpusq_onnx.report.page.gallery import FORMATS
+
+    if written.suffix.lower() in (".html", ".htm", *FORMATS):
+        return {written: in_picture if written.suffix.lower() in FORMATS else in_page}
+    there = written.iterdir() if written.is_dir() else ()
+    pictures = [path for path in there if _PICTURE.fullmatch(path.name)]
+    return {written / "index.html": in_page, **dict.fromkeys(pictures, in_picture)}

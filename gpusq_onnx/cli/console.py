@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpusq_onnx.cli.journal import settings
-from gpusq_onnx.cli.options import STDOUT
+from gpusq_onnx.cli.options import STDOUT, digest_of
 from gpusq_onnx.files import Staging, staged, write_text
+from gpusq_onnx.marks import with_mark
 from gpusq_onnx.text import printable
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def publish(
             return publish(document, digest, report=report, json_target=json_target, results=own)
     if report:
         write_json(document, report, results)
-        write_text(report.with_suffix(".md"), digest, results)
+        write_text(digest_of(report), with_mark(digest), results)
     if json_target:
         write_json(document, json_target, results)
     return None

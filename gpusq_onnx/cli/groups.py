@@ -108,9 +108,9 @@ class SectionedCommand(TyperCommand):
                 if argument:  # without typer's word for its type
                     record = parameter.metavar or str(parameter.name), record[1]
                 sections.setdefault(getattr(parameter, "rich_help_panel", None) or fallback, []).append(record)
-        anywhere = [names for names, _ in sections.pop(ANYWHERE, [])]
+        anywhere = [names.split()[0].rstrip(",") for names, _ in sections.pop(ANYWHERE, [])]
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
         formatter.write_paragraph()
-        formatter.write_text(f"{ANYWHERE}: {', '.join(anywhere)}; see gpusq-onnx --help.")
+        formatter.write_text(f"For any verb: {', '.join(anywhere)} (gpusq-onnx -h)")

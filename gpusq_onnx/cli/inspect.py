@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from gpusq_onnx.cli import several
-from gpusq_onnx.cli.options import STDOUT, Full, Json, Models, Quiet, keep_apart
+from gpusq_onnx.cli.options import STDOUT, Full, Json, Models, Quiet
+from gpusq_onnx.cli.spare import claim
+from gpusq_onnx.marks import AUTHOR
 
 
 def inspect(models: Models, json: Json = None, full: Full = False, quiet: Quiet = False) -> None:
@@ -22,11 +24,11 @@ def _inspected(model: Path, json: Path | None, *, full: bool, quiet: bool, alone
     from gpusq_onnx.report import outline
     from gpusq_onnx.workflows.inspect import inspect as inspect_model
 
-    keep_apart([model], json)
+    claim([model], {}, json=json)
     with open_progress(quiet=quiet) as progress:
         found = inspect_model(model, progress=progress)
     if json:
-        write_json({"model": str(model), **found.to_dict()}, json)
+        write_json({"tool": AUTHOR, "model": str(model), **found.to_dict()}, json)
     kernels = ", ".join(f"{number} {kernel}" for kernel, number in found.kernels.items())
     if quiet or json == STDOUT or not (alone or full):
         return kernels

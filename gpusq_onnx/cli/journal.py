@@ -1,4 +1,4 @@
-"""The options that are taken before or after any verb: `-v`, `--debug`, `--log-file` and its file, `--max-memory`.
+"""The options that are taken before or after any verb: `-v`, `--debug`, `--log-file`, `--max-memory`, `--force`.
 
 The journal has a line with the time for the command, for each stage with its seconds, for warnings, and for how it
 ended; of an error, the traceback. It is written line by line and appended to: what a killed run had done is there.
@@ -71,6 +71,7 @@ class JournalSettings:
     verbose: bool = False
     journal: Journal | None = None
     max_memory: int | None = None
+    force: bool = False
 
 
 _CURRENT: ContextVar[JournalSettings] = ContextVar("settings")
@@ -97,6 +98,10 @@ def _debug(wanted: bool) -> None:
 
 def _verbose(wanted: bool) -> None:
     settings().verbose |= bool(wanted)
+
+
+def _force(wanted: bool) -> None:
+    settings().force |= bool(wanted)
 
 
 def _log(path: Path | None) -> None:
@@ -133,3 +138,4 @@ class Anywhere:
         str | None,
         _anywhere("--max-memory", metavar="N[M|G]", callback=_memory, help="Refuse what needs more; stop at this."),
     ] = None
+    force: Annotated[bool, _anywhere("--force", callback=_force, help="Write over files that are not ours.")] = False

@@ -5,7 +5,6 @@ A value that the caller did not give is None and is not passed on: defaults belo
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,17 +44,9 @@ def require_file(output: Path | str | None, what: str) -> None:
         raise UsageError(f"{what} does not go to stdout", where="-o -", hint="name a file")
 
 
-def keep_apart(models: Sequence[Path], report: Path | None, json: Path | None = None) -> None:
-    """Refuse a report that would overwrite a model, another report or its own digest."""
-    taken = {path.resolve(): "the model" for path in models}
-    digest = report.with_suffix(".md") if report else None
-    for option, path in (("--report", report), ("the digest of --report", digest), ("--json", json)):
-        if path is None or path == STDOUT:
-            continue
-        if path.resolve() in taken:
-            what = f"{option} would overwrite {taken[path.resolve()]}"
-            raise UsageError(what, where=str(path), hint="name another file, FILE.json")
-        taken[path.resolve()] = option
+def digest_of(report: Path) -> Path:
+    """Where the same in words lies: `FILE.md` beside `FILE.json`."""
+    return report.with_suffix(".md")
 
 
 def default_cache() -> Path:
@@ -167,7 +158,7 @@ class PipelineArgs:
 
 @dataclass(frozen=True)
 class TruthArgs:
-    """What the images show, beside `--classes`, for the verbs that score."""
+    """What the images show, beside `--classes`: what the verbs that score compare with, and which images are used."""
 
     annotations: Annotated[
         Path | None, _data("--annotations", metavar="FILE.json", help="COCO boxes of the folder's images: gives AP.")
@@ -208,6 +199,9 @@ class DataArgs:
         int | None,
         _data("--resize", metavar="PX", help="Shorter side, never enlarged. Default: crop/0.875."),
     ] = None
+    crop_ratio: Annotated[
+        float | None, _data("--crop-ratio", metavar="X", help="Crop / resize, where no resize is given.")
+    ] = None
     crop: Annotated[
         int | None, _data("--crop", metavar="PX", help="Side of the centre crop. Default: the model's.")
     ] = None
@@ -246,6 +240,7 @@ class DataArgs:
             **self._more(),
             "preset": self.preset,
             "resize": self.resize,
+            "crop_ratio": self.crop_ratio,
             "crop": self.crop,
             "fit": self.fit,
             "mean": self.mean,

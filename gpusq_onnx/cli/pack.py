@@ -8,7 +8,10 @@ from typing import Annotated
 from typer import Argument, Option
 
 from gpusq_onnx.cli import several
-from gpusq_onnx.cli.options import STDOUT, Json, Models, Quiet, keep_apart, require_file, writable
+from gpusq_onnx.cli.journal import settings
+from gpusq_onnx.cli.options import STDOUT, Json, Models, Quiet, require_file, writable
+from gpusq_onnx.cli.spare import a_container, a_model, claim
+from gpusq_onnx.marks import AUTHOR
 
 
 def pack(
@@ -39,12 +42,18 @@ def _packed(model: Path, target: Path, json: Path | None, *, quiet: bool, alone:
     from gpusq_onnx.files import staged
     from gpusq_onnx.workflows.pack import pack as pack_model
 
-    keep_apart([model, target], None, json)
+    claim([model], {target: a_container}, json=json)
     with staged() as results, open_progress(quiet=quiet) as progress:
         contents = pack_model(model, target, progress=progress, results=results)
         before, after = sum(file.bytes for file in contents.files), results.place(target).stat().st_size
         if json:
-            document = {"model": str(model), "packed": str(target), "bytes": after, **contents.to_dict()}
+            document = {
+                "tool": AUTHOR,
+                "model": str(model),
+                "packed": str(target),
+                "bytes": after,
+                **contents.to_dict(),
+            }
             write_json(document, json, results)
     said = f"{target}: {after:,} bytes, {after / before:.1%} of {before:,}"
     if quiet or json == STDOUT or not alone:
@@ -72,11 +81,16 @@ def unpack(
 ) -> None:
     """Restore the model that was packed: the same bytes, or an error and nothing written."""
     from gpusq_onnx.cli.console import show
+    from gpusq_onnx.graph.io import file_digest
     from gpusq_onnx.graph.pack.archive import read_contents
     from gpusq_onnx.workflows.pack import unpack as unpack_model
 
     require_file(output, "what is unpacked")
-    target = unpack_model(packed, output)
+    if output is not None:
+        claim(
+            [packed], {output: lambda path: a_model(path) or file_digest(path) == read_contents(packed).files[0].sha256}
+        )
+    target = unpack_model(packed, output, force=settings().force)
     if not quiet:
         model = read_contents(packed).files[0]
         show(f"{packed} -> {target}: {model.bytes:,} bytes\nsha256 {model.sha256}")

@@ -17,8 +17,9 @@ from gpusq_onnx.cli.options import (
     Quiet,
     Report,
     Seed,
-    keep_apart,
+    TruthArgs,
 )
+from gpusq_onnx.cli.spare import claim
 from gpusq_onnx.cli.tune import SensitivityArgs
 from gpusq_onnx.errors import UsageError
 
@@ -31,6 +32,7 @@ class _Asked:
 
     pipeline: PipelineArgs
     data: CalibrationArgs
+    truth: TruthArgs
     seed: int | None
     report: Path | None
     json: Path | None
@@ -55,6 +57,7 @@ def plan(
     models: Models,
     pipeline: PipelineArgs,
     data: CalibrationArgs,
+    truth: TruthArgs,
     seed: Seed = None,
     report: Report = None,
     json: Json = None,
@@ -70,10 +73,10 @@ def plan(
     if look.given and not sensitivity:
         raise UsageError("--forms, --images, --exact and --no-cache go with --sensitivity", hint="add --sensitivity")
 
-    asked = _Asked(pipeline, data, seed, report, json, quiet, full)
+    asked = _Asked(pipeline, data, truth, seed, report, json, quiet, full)
 
     def one(model: Path, alone: bool) -> str:
-        keep_apart([model], report, json)
+        claim([model], {}, report, json)
         return _sensitivity(model, asked, look, alone) if sensitivity else _planned(model, asked, alone)
 
     several.for_each(several.matched(models), one, quiet=quiet, report=report, json=json)
@@ -86,7 +89,7 @@ def _planned(model: Path, asked: _Asked, alone: bool) -> str:
     from gpusq_onnx.report.sheet import Grid
     from gpusq_onnx.workflows.plan import plan as plan_model
 
-    pipeline, data = asked.pipeline, asked.data.options(asked.seed)
+    pipeline, data = asked.pipeline, asked.data.options(asked.seed, asked.truth)
     with open_progress(quiet=asked.quiet) as progress:
         found = plan_model(
             model,
@@ -102,7 +105,7 @@ def _planned(model: Path, asked: _Asked, alone: bool) -> str:
     if not asked.shown or not (alone or asked.full):
         return said
     if not asked.full:
-        show_verdict(outline.of_plan(found.outcome, found.weights, width(), data, pipeline.target))
+        show_verdict(outline.of_plan(found.outcome, found.weights, width(), data))
         return said
     show(f"{found.pipeline}\n")
     for step in found.steps:
@@ -133,7 +136,7 @@ def _sensitivity(model: Path, asked: _Asked, look: SensitivityArgs, alone: bool)
     with open_progress(quiet=asked.quiet) as progress:
         found = sensitivity(
             model,
-            data=asked.data.options(asked.seed),
+            data=asked.data.options(asked.seed, asked.truth),
             target=pipeline.target,
             progress=progress,
             **look.options(),  # type: ignore[arg-type]  # by name

@@ -6,6 +6,8 @@ from typing import Annotated
 from typer import Argument, Option
 
 from gpusq_onnx.cli.options import DataArgs, Quiet, Seed, writable
+from gpusq_onnx.cli.spare import claim
+from gpusq_onnx.marks import in_page
 
 
 def report(
@@ -36,10 +38,12 @@ def report(
     from gpusq_onnx.workflows.report import report as draw
 
     options = data.options(seed)
+    page = output or reports[0].with_suffix(".html")
+    claim([*reports, *(models or ())], {page: in_page})
     with open_progress(quiet=quiet) as progress:
-        page = draw(
+        draw(
             reports,
-            output,
+            page,
             models=models or (),
             data=options if options.path is not None else None,
             progress=progress,

@@ -21,10 +21,11 @@ from gpusq_onnx.cli.options import (
     Seed,
     TruthArgs,
     default_cache,
-    keep_apart,
     writable,
 )
+from gpusq_onnx.cli.spare import claim
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.marks import in_first_line
 
 _look = partial(Option, rich_help_panel="How layers are looked at", show_default=False)
 _goal = partial(Option, rich_help_panel="What to choose for", show_default=False)
@@ -109,7 +110,7 @@ def tune(
     recipe = output or model.with_suffix(".recipe.toml")
     if recipe.resolve() == model.resolve():
         raise UsageError("the recipe would overwrite the model", where=str(recipe), hint="name another file with -o")
-    keep_apart([model, recipe], report, json)
+    claim([model], {} if goal.analysis_only else {recipe: in_first_line}, report, json)
     with staged() as results:
         with open_progress(quiet=quiet) as progress:
             found = tune_model(

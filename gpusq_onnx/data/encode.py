@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gpusq_onnx.marks import JPEG_COMMENT
+
 Pixels = NDArray[np.uint8]
 
 
 def encoded(pixels: Pixels, kind: Literal["JPEG", "PNG"]) -> bytes:
     """uint8[H, W, 3] as a file's bytes."""
     file = BytesIO()
-    Image.fromarray(pixels).save(file, kind, **({"quality": 88} if kind == "JPEG" else {}))
+    Image.fromarray(pixels).save(file, kind, **({"quality": 88, "comment": JPEG_COMMENT} if kind == "JPEG" else {}))
     return file.getvalue()
 
 

@@ -37,6 +37,7 @@ class Settled:
 
     Attributes:
         options: the caller's, with what was found for the keys that they leave out.
+        given: the keys that the caller gave, a preset's among them.
         taken_from: where something was found, and the keys that the caller gives otherwise; "" where nothing was.
         warnings: that the caller gives something else, or that a file is not understood.
         confirmed: mean and std are those that the model or a file beside it names.
@@ -44,14 +45,16 @@ class Settled:
     """
 
     options: DataOptions
+    given: frozenset[str]
     taken_from: str = ""
     warnings: tuple[str, ...] = ()
     confirmed: bool = False
     guessed: bool = False
 
     def describe(self, source: Source) -> dict[str, Any]:
-        """For reports: what the caller asked for, where the rest came from, and what `source` made of it."""
-        about = {"options": self.options.echo(), "taken_from": self.taken_from, "guessed": self.guessed}
+        """For reports, plain JSON values: what was asked for, where the rest came from, what `source` made of it."""
+        said = {"options": self.options.echo(), "given": sorted(self.given)}
+        about = {**said, "taken_from": self.taken_from, "guessed": self.guessed}
         return {**about, **source.describe(), "sha256": source.digest()}
 
 
@@ -67,12 +70,13 @@ def settle(options: DataOptions, metadata: Sequence[Mapping[str, str]], folder: 
         metadata: the models' own, of which the first that has something counts.
         folder: where the model lies; None: nowhere.
     """
+    keys = frozenset(options.model_fields_set)
     if options.path is not None and (options.path.suffix in _ARRAYS or ".py:" in str(options.path)):
-        return Settled(options)
+        return Settled(options, keys)
     found, where, problems = _found(metadata, folder)
     guessed = not {"mean", "std"} & options.model_fields_set
     if not found:
-        return Settled(options, "", problems, guessed=guessed)
+        return Settled(options, keys, "", problems, guessed=guessed)
     given = {key: getattr(options, key) for key in options.model_fields_set}
     if given.get("fit") == "stretch":
         found.pop("resize", None)
@@ -86,13 +90,13 @@ def settle(options: DataOptions, metadata: Sequence[Mapping[str, str]], folder: 
         complete = DataOptions.from_values({**missing, **given})
     except UsageError as error:
         problem = f"{where} does not go with the data options: {error.what}"
-        return Settled(options, "", (*problems, problem), guessed=guessed)
+        return Settled(options, keys, "", (*problems, problem), guessed=guessed)
     wrong = (f"{'; '.join(other)}: the wrong preprocessing looks like lost accuracy",) if other else ()
     taken = any(key != "crop" and not _same(getattr(options, key), value) for key, value in missing.items())
     origin = where + (f", but for {', '.join(differing)}" if differing else "")
     said = {"mean", "std"} <= found.keys()
     confirmed = said and not {"mean", "std"} & set(differing)
-    return Settled(complete, origin if taken else "", (*problems, *wrong), confirmed, guessed and not said)
+    return Settled(complete, keys, origin if taken else "", (*problems, *wrong), confirmed, guessed and not said)
 
 
 def _found(metadata: Sequence[Mapping[str, str]], folder: Path | None) -> tuple[dict[str, Any], str, tuple[str, ...]]:

@@ -119,7 +119,8 @@ def plan(
         facts_of_file = file.result()
     made_of = Architecture.of(structure), tuple(warnings)
     before = before.in_files(facts_of_file.bytes)
-    return Outcome(str(pipeline), data.seed, facts_of_file, None, None, tuple(steps), before, after, *made_of)
+    outcome = Outcome(str(pipeline), data.seed, facts_of_file, None, None, tuple(steps), before, after, *made_of)
+    return _asked(outcome, options)
 
 
 def run(
@@ -208,7 +209,7 @@ def run(
         look(structure)
     if leader:
         results.afterwards(partial(_forget_checkpoints, state.folder))
-    return Outcome(
+    outcome = Outcome(
         str(pipeline),
         state.data.seed,
         found,
@@ -224,6 +225,12 @@ def run(
         ),
         shown,
     )
+    return _asked(outcome, options)
+
+
+def _asked(outcome: Outcome, options: RunOptions) -> Outcome:
+    """The outcome with what was asked for."""
+    return replace(outcome, target=options.target, canonical=options.canonical, allow_noop=options.allow_noop)
 
 
 def _fitted(pipeline: Pipeline, target: str | None) -> tuple[Pipeline, list[str]]:

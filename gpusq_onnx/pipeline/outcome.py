@@ -100,14 +100,15 @@ class Outcome:
         pipeline: the canonical text of what ran, presets expanded.
         seed: of everything random.
         input, output: the files; output is None in a plan.
-        data: what the calibration source says of itself (`Source.describe`), its `options` and `sha256`; None where no
-            data was read.
+        data: what the calibration source says of itself (`Source.describe`), its `options` and which of them were
+            `given`, and `sha256`; None where no data was read.
         steps: the passes in order.
         before, after: the measures of `graph.cost`, in all and for each site. In a plan, `after` is the
             estimate.
         architecture: as recognised in the result.
         warnings: sentences for the user.
         proof: of the written file; None in a plan.
+        target, canonical, allow_noop: as in `pipeline.execute.RunOptions`.
     """
 
     pipeline: str
@@ -121,3 +122,6 @@ class Outcome:
     architecture: Architecture
     warnings: tuple[str, ...] = ()
     proof: Proof | None = None
+    target: str | None = None
+    canonical: bool = True
+    allow_noop: bool = False

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
 from gpusq_onnx.files import Staging, staged
+from gpusq_onnx.marks import AUTHOR, of_picture
 from gpusq_onnx.report.sheet import Grid, Heading, Item, Part, markdown
 from gpusq_onnx.runtime.bench.timing import Rounds
 
@@ -85,7 +85,7 @@ class Benchmark:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"tool": f"gpusq-onnx {__version__}", **asdict(self)}
+        return {"tool": AUTHOR, **asdict(self)}
 
 
 def sheet(found: Benchmark) -> list[Part]:
@@ -112,7 +112,7 @@ def machine(found: Benchmark) -> list[str]:
         lines += [f"under load: {clocks}"] if clocks else []
     versions = ", ".join(f"{name} {version}" for name, version in found.machine["versions"].items())
     rounds = f"medians of {found.rounds.rounds} interleaved rounds; no transfers counted"
-    lines += [f"CPU: {found.machine['cpu']}", f"gpusq-onnx {__version__}, {versions}", rounds]
+    lines += [f"CPU: {found.machine['cpu']}", f"{AUTHOR}, {versions}", rounds]
     return lines + ([f"x: times the speed of {found.reference}, paired by round"] if found.reference else [])
 
 
@@ -177,6 +177,5 @@ def draw(found: Benchmark, path: Path, results: Staging | None = None) -> None:
         panel.invert_yaxis()
     where = found.machine.get("gpu", {}).get("name") or found.machine["cpu"]
     figure.suptitle(f"{found.backend}, {where}")
-    metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-    figure.savefig(results.place(path), dpi=120, metadata=metadata)
+    figure.savefig(results.place(path), dpi=120, metadata=of_picture(path.suffix.lower()))
     return None

@@ -9,6 +9,7 @@ from shlex import join
 from typing import Any
 
 from gpusq_onnx.errors import GateFailed
+from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.report.preparation import given_words, line
 from gpusq_onnx.report.sheet import Answer, Commands, Grid, Heading, Item, Line, Part, markdown
 from gpusq_onnx.runtime.compare.gates import Gates
@@ -38,6 +39,8 @@ class CheckResult:
         artefacts: texts of Polygraphy's files by their names.
         continuation: commands that go on from them.
         notes: what ran in place of a file that no onnxruntime kernel runs.
+        taps: the inner tensors that were asked for, as they were named.
+        sha256: of the two models, each with its external data; "" in reports of earlier builds.
     """
 
     original: str
@@ -53,6 +56,8 @@ class CheckResult:
     continuation: tuple[str, ...] = ()
     parser: Verdict | None = None
     notes: tuple[str, ...] = ()
+    taps: tuple[str, ...] = ()
+    sha256: tuple[str, str] = ("", "")
 
     def with_verdict(self, verdict: Verdict) -> "CheckResult":
         """The same with the parser's verdict, which is a gate too."""
@@ -81,7 +86,7 @@ class CheckResult:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         values = asdict(replace(self, artefacts={}))
-        return {**values, "artefacts": sorted(self.artefacts), "passed": not self.failures}
+        return {"tool": AUTHOR, **values, "artefacts": sorted(self.artefacts), "passed": not self.failures}
 
 
 def summary(found: Comparison) -> str:

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpusq_onnx import __version__
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.report.inspection import Inspection, WeightReport
 from gpusq_onnx.report.kernels import Obstacle, why_dense
 from gpusq_onnx.runtime.tensorrt.engine import Built
@@ -176,7 +176,7 @@ class EngineReport:
         eligible, chosen = (self.eligible, self.chosen) if known else (None, None)
         names = self.sparsity.eligible, self.sparsity.chosen, self.unmatched
         return EngineDocument(
-            tool=f"gpusq-onnx {__version__}",
+            tool=AUTHOR,
             model=self.model,
             model_sha256=self.model_sha256,
             engine=file,

@@ -19,6 +19,7 @@ from gpusq_onnx.report import advice
 from gpusq_onnx.report.advice import Weighed
 from gpusq_onnx.report.columns import columns, fair, folded, within
 from gpusq_onnx.report.inspection import Inspection, WeightReport
+from gpusq_onnx.report.page import commands
 from gpusq_onnx.report.preparation import data_words
 from gpusq_onnx.report.preparation import line as prepared
 from gpusq_onnx.report.run import TOTALS, total_rows
@@ -28,10 +29,8 @@ FULL = "--full"
 _ZEROS = re.compile(r" \(\d+% zeros\)")  # which differ from weight to weight
 
 
-def of_plan(
-    outcome: Outcome, weights: Sequence[Weighed], width: int, data: DataOptions, target: str | None = None
-) -> list[str]:
-    """What would be done, to how many tensors, and what comes of it; `data`, `target`: for the next command."""
+def of_plan(outcome: Outcome, weights: Sequence[Weighed], width: int, data: DataOptions) -> list[str]:
+    """What would be done, to how many tensors, and what comes of it; `data`: for the next command."""
     model = outcome.input.path
     lines = folded(f"{model}: {outcome.pipeline}", width)
     lines += ["", *folded(advice.verdict(weights, will=True), width)]
@@ -40,7 +39,7 @@ def of_plan(
     lines += ["", *_totals(outcome), ""]
     for text in advice.for_plan(weights, outcome.pipeline):
         lines += folded(text, width)
-    given = [*data_words(data.echo(), data.seed), *(["--target", target] if target else [])]
+    given = [*data_words(data.echo(), data.model_fields_set), *commands.run_words(outcome)]
     words = ["--passes", outcome.pipeline, *([] if data.path else ["--data", "images/"]), *given, model]
     return [*lines, "next:", f"  gpusq-onnx apply {join(words)}"]
 

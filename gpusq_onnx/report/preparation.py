@@ -1,12 +1,12 @@
 """How images became inputs: in one line for the verbs' screens and digests, and as the options that say so."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.presets import PRESETS
 
 _NAMES = {"path": "data", "preset": "data-preset"}
-_APART = ("crop_ratio", "seed")  # a key of files only, and an option of its own
 
 
 def line(data: Mapping[str, Any]) -> str:
@@ -32,22 +32,37 @@ def _numbers(values: list[float]) -> str:
     return " ".join(f"{value:g}" for value in (values[:1] if len(set(values)) == 1 else values))
 
 
-def given_words(data: Mapping[str, Any]) -> Iterator[str]:
-    """Of a report's `data` (`data.remembered.Settled.describe`): what the caller gave."""
-    options = data.get("options") or {}
-    return data_words(options, options.get("seed", 0))
+def data_words(options: Mapping[str, Any], given: Collection[str] | None = None) -> Iterator[str]:
+    """Of `DataOptions.echo`: the options that were given, as options of a verb.
 
-
-def data_words(options: Mapping[str, Any], seed: int) -> Iterator[str]:
-    """Of `DataOptions.echo`: the options, and the seed, that are not as they are by default."""
-    default = DataOptions.from_values({}).echo()
+    Args:
+        given: their keys; None: those that are not as they are by default.
+    """
+    preset = options.get("preset")
+    default = DataOptions.from_values({} if preset is None else {"preset": preset}).echo()
+    meant = PRESETS[preset].values if preset else {}
     for key, value in options.items():
-        if value is None or value == default.get(key) or key in _APART:
+        same = value == default.get(key)
+        if value is None or value is False or (same and (given is None or key in meant)):
+            continue
+        if given is not None and key not in given:
             continue
         yield f"--{_NAMES.get(key, key.replace('_', '-'))}"
         if isinstance(value, list):
-            yield ",".join(f"{number:g}" for number in (value[:1] if len(set(value)) == 1 else value))
+            yield ",".join(map(number, value))
         elif value is not True:
-            yield str(value)
-    if seed:
+            yield number(value) if isinstance(value, float) else str(value)
+
+
+def given_words(data: Mapping[str, Any] | None, seed: int = 0) -> Iterator[str]:
+    """What a report says of its data, as options; where there was none, the seed alone."""
+    if data is not None:
+        yield from data_words(data.get("options") or {}, data.get("given"))
+    elif seed:
         yield from ("--seed", str(seed))
+
+
+def number(value: float) -> str:
+    """As short as it is exact."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

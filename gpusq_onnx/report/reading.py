@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.engine import EngineDocument
 from gpusq_onnx.report.page.blocks import Section
-from gpusq_onnx.report.page.cards import Report, summary
+from gpusq_onnx.report.page.cards import Report, Seen, summary
 from gpusq_onnx.report.page.check import of_bench, of_check, of_engine
 from gpusq_onnx.report.page.html import render, require_page
 from gpusq_onnx.report.page.run import of_run
@@ -24,12 +25,16 @@ from gpusq_onnx.report.page.tune import of_tune
 from gpusq_onnx.report.tuning import SensitivityDocument, TuningDocument
 
 
-def page_of(paths: Sequence[Path], more: Sequence[Section] = (), kernels: Mapping[str, int] | None = None) -> str:
+def page_of(
+    paths: Sequence[Path],
+    more: Sequence[Section] = (),
+    seen: Seen = Seen(),  # noqa: B008 - it is frozen
+) -> str:
     """One page of several reports, in their order, after a summary of all.
 
     Args:
         more: sections about the models, which follow the summary.
-        kernels: of the result, where they were looked up; see `cards.summary`.
+        seen: what the models show; kernels that a plan predicts count where none were looked up.
 
     Raises:
         UsageError: a file that is not there, no JSON, or no report of a verb that has `--report`.
@@ -44,13 +49,13 @@ def page_of(paths: Sequence[Path], more: Sequence[Section] = (), kernels: Mappin
             sections += _sections(reports[-1])
             title = title or _title(reports[-1])
     with _reading(paths[0]):
-        return render(title, [summary(reports, kernels or _predicted(paths)), *more, *sections])
+        seen = replace(seen, kernels=seen.kernels or _predicted(paths))
+        return render(title, [summary(reports, seen), *more, *sections])
 
 
-def outcomes_of(paths: Sequence[Path]) -> list[Outcome]:
-    """The runs of `apply` among the reports. Raises as `page_of`."""
-    found = [_typed(_document(path), path) for path in paths]
-    return [report for report in found if isinstance(report, Outcome) and report.output]
+def reports_of(paths: Sequence[Path]) -> list[Report]:
+    """What verbs reported. Raises as `page_of`."""
+    return [_typed(_document(path), path) for path in paths]
 
 
 @contextmanager
@@ -114,10 +119,10 @@ def _sections(report: Report) -> Iterator[Section]:
     return of_engine(report) if isinstance(report, EngineDocument) else of_tune(report)
 
 
-def _predicted(paths: Sequence[Path]) -> Mapping[str, int] | None:
+def _predicted(paths: Sequence[Path]) -> Mapping[str, int]:
     """What a plan among the reports predicts."""
     found = (document.get("predicted") for document in map(_document, paths))
-    return next((kernels for kernels in found if isinstance(kernels, dict)), None)
+    return next((kernels for kernels in found if isinstance(kernels, dict)), {})
 
 
 def _title(report: Report) -> str:

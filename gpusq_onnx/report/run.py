@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from gpusq_onnx import __version__
 from gpusq_onnx.graph.cost import MEASURES
+from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.pipeline.outcome import Outcome, Proof, StepOutcome
+from gpusq_onnx.pipeline.summary import Cost
 from gpusq_onnx.report.learning import learning
 from gpusq_onnx.report.preparation import line
 from gpusq_onnx.report.sheet import Grid, Heading, Item, Line, Part, markdown
@@ -23,13 +24,13 @@ DECISIONS = ("tensors", "role", "decision", "reason")
 
 def document(outcome: Outcome) -> dict[str, Any]:
     """The outcome as plain JSON values."""
-    return {"tool": f"gpusq-onnx {__version__}", **TypeAdapter(Outcome).dump_python(outcome, mode="json")}
+    return {"tool": AUTHOR, **TypeAdapter(Outcome).dump_python(outcome, mode="json")}
 
 
 def sheet(outcome: Outcome) -> list[Part]:
     """The outcome in words."""
     parts: list[Part] = [Heading(outcome.output.path if outcome.output else f"Plan for {outcome.input.path}")]
-    parts.append(Item(f"gpusq-onnx {__version__}: {outcome.pipeline}"))
+    parts.append(Item(f"{AUTHOR}: {outcome.pipeline}"))
     parts.append(Item(f"input: {outcome.input.path}, {outcome.input.sha256}"))
     if outcome.output:
         parts.append(Item(f"output: {outcome.output.path}, {outcome.output.sha256}"))
@@ -86,7 +87,12 @@ def decision_rows(step: StepOutcome) -> list[list[str]]:
 
 def both_totals(outcome: Outcome) -> dict[str, tuple[float, float]]:
     """The totals that both sides have, before and after, by what people call them."""
-    before, after = outcome.before.total, outcome.after.total
+    return shared_totals(outcome.before, outcome.after)
+
+
+def shared_totals(before_of: Cost, after_of: Cost) -> dict[str, tuple[float, float]]:
+    """The same of two models' costs."""
+    before, after = before_of.total, after_of.total
     return {text: (before[key], after[key]) for key, text in MEASURES.items() if before.get(key) and key in after}
 
 

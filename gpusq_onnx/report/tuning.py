@@ -132,7 +132,27 @@ class ModelFile:
     sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class Look:
+    """How the layers were looked at: see `workflows.sensitivity`."""
+
+    target: str | None
+    forms: tuple[str, ...]
+    images: int
+    exact: int | None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was chosen for: arguments of `workflows.tune`; `recipe`: where it is written, None: nowhere."""
+
+    budget: str | None
+    at_most: str | None
+    measurements: int
+    recipe: str | None
+
+
+@dataclass(frozen=True)
 class SensitivityDocument:
     """What `plan --sensitivity --report` writes.
 
@@ -141,6 +161,7 @@ class SensitivityDocument:
         operations: of the whole dense model.
         warnings: sentences about the data.
         data: what the images are and how they became inputs (`data.remembered.Settled.describe`).
+        look: how it was made. Reports of earlier builds have neither.
     """
 
     tool: str
@@ -149,14 +170,15 @@ class SensitivityDocument:
     groups: tuple[SharedGroup, ...]
     sensitivity: Sensitivity
     warnings: tuple[str, ...]
-    data: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] | None = field(default=None, kw_only=True)
+    look: Look | None = field(default=None, kw_only=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TuningDocument(SensitivityDocument):
     """What `tune --report` writes.
 
@@ -169,6 +191,7 @@ class TuningDocument(SensitivityDocument):
         layers: what each group of layers gets, and why.
         points: everything that was measured, in order.
         calibrated, measured: images that the passes calibrated with, and those that configurations were measured on.
+        goal: as it was given; None in reports of earlier builds.
     """
 
     asked: str
@@ -180,3 +203,4 @@ class TuningDocument(SensitivityDocument):
     points: tuple[JudgedPoint, ...]
     calibrated: int
     measured: int
+    goal: Goal | None = field(default=None, kw_only=True)

@@ -8,13 +8,15 @@ from math import sqrt
 from shlex import join
 from typing import Any
 
-from gpusq_onnx import __version__
 from gpusq_onnx.errors import GateFailed
+from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.report.preparation import given_words, line
 from gpusq_onnx.report.sheet import Answer, Commands, Grid, Heading, Item, Part, markdown
 from gpusq_onnx.report.tuning import (
+    Goal,
     Group,
     JudgedPoint,
+    Look,
     ModelFile,
     Point,
     ReasonedLayer,
@@ -37,6 +39,7 @@ class SensitivityReport:
         found: what each group costs in each form.
         data: what the images are and how they became inputs (`data.remembered.Settled.describe`).
         warnings: sentences about the data.
+        look: how it was made.
     """
 
     model: str
@@ -45,6 +48,7 @@ class SensitivityReport:
     found: Sensitivity
     data: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
+    look: Look | None = None
 
     @property
     def document(self) -> SensitivityDocument:
@@ -53,13 +57,14 @@ class SensitivityReport:
         groups = tuple(SharedGroup(**vars(g), share=g.operations[DENSE] / total) for g in self.groups.groups)
         model = ModelFile(self.model, self.sha256)
         return SensitivityDocument(
-            tool=f"gpusq-onnx {__version__}",
+            tool=AUTHOR,
             model=model,
             operations=total,
             groups=groups,
             sensitivity=self.found,
             warnings=self.warnings,
             data=self.data,
+            look=self.look,
         )
 
     @property
@@ -141,7 +146,7 @@ class Tuning:
         points: everything that was measured, in order.
         calibrated, measured: images that the passes calibrated with, and those that configurations were measured on.
         failure: why the budget is missed; "" where it is met.
-        written: the recipe's file; "" where none was written.
+        goal: as it was given.
     """
 
     sensitivity: SensitivityReport
@@ -154,7 +159,7 @@ class Tuning:
     calibrated: int
     measured: int
     failure: str = ""
-    written: str = ""
+    goal: Goal | None = None
 
     @property
     def document(self) -> TuningDocument:
@@ -171,6 +176,7 @@ class Tuning:
             points=tuple(JudgedPoint(**vars(point), pareto=point in best) for point in self.points),
             calibrated=self.calibrated,
             measured=self.measured,
+            goal=self.goal,
         )
 
     @property
@@ -209,12 +215,14 @@ class Tuning:
         parts += [Item(f"warning: {text}") for text in self.sensitivity.warnings]
         parts += [Heading("Measured", 2), self._points()]
         parts += [Heading("Layers", 2), self._layers() if full else self._forms()]
-        return parts + ([Commands("next", [self._next()])] if self.written else [])
+        recipe = self.goal.recipe if self.goal else None
+        return parts + ([Commands("next", [self._next(recipe)])] if recipe and self.chosen else [])
 
-    def _next(self) -> str:
-        given = {**self.sensitivity.data["options"], "calibrate": self.calibrated}
-        words = given_words({**self.sensitivity.data, "options": given})
-        return join(["gpusq-onnx", "apply", "--recipe", self.written, *words, self.sensitivity.model])
+    def _next(self, recipe: str) -> str:
+        data = self.sensitivity.data
+        options, given = {**data["options"], "calibrate": self.calibrated}, [*data["given"], "calibrate"]
+        words = given_words({**data, "options": options, "given": given})
+        return join(["gpusq-onnx", "apply", "--recipe", recipe, *words, self.sensitivity.model])
 
     def __str__(self) -> str:
         return markdown(self.sheet())

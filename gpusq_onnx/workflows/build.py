@@ -14,6 +14,7 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.pin import pin_specs
+from gpusq_onnx.marks import first_line
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.engine import EngineReport, make_report, parse_gate
 from gpusq_onnx.report.inspection import inspect_model
@@ -124,7 +125,7 @@ def build(
             results.place(card_of(plan))
         built = replace(build_engine(path, sha256, place, options, library, cache=cache), plan=plan)
         if log:
-            write_text(log, "\n".join(built.log) + "\n")
+            write_text(log, first_line("what the builder said") + "\n".join(built.log) + "\n")
         built.require(path)
         inspection = inspect_model(graph, progress)
         lines = {

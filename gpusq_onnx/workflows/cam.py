@@ -74,7 +74,7 @@ def cam(
         UnsupportedDataError: the data does not fit, or is empty.
         EnvironmentLacking: torch (extra `train`) is not installed.
     """
-    from gpusq_onnx.torchgraph.activation import METHODS, Explainer
+    from gpusq_onnx.torchgraph.activation import METHODS
 
     wrong = [name for name in methods if name not in METHODS]
     if not models or wrong:
@@ -85,34 +85,55 @@ def cam(
         options = open_files.enter_context(samples.opened(models[0], data, data_options, seed))
         if options.path is None:
             raise UsageError("maps are drawn on example images", hint="give --data, a folder of images")
-        if options.samples is None:
-            options = options.model_copy(update={"samples": IMAGES})
         loaded = [spelled_out(io.load(path)) for path in paths]
-        settled = remembered.settle(options, [model.metadata for model in loaded], paths[0].parent)
-        source = open_source(settled.options, loaded[0].inputs())
-        doubted = doubts(partial(Session, paths[0]), settled, source)
-        explainers: list[Explainer] = []
-        outlines = [Outlines(path, model, source.input_size) for path, model in zip(paths, loaded, strict=True)]
-        progress.start("converting", len(models))
-        for path, model in zip(paths, loaded, strict=True):
-            with blaming(path):
-                explainers.append(Explainer(model, _image_of(model), sizes=SIZES, methods=methods, layer=layer))
-            progress.advance()
-        progress.start("looking", len(source))
-        examples: list[Example] = []
-        classes = _class_names(settled.options)
-        described = source.describe()
-        for batch, row in _rows(source):
-            feed = {name: rows[row : row + 1] for name, rows in batch.feed.items()}
-            looks = _looks(explainers, outlines, feed)
-            pixels = encode.shown(feed[_image_of(loaded[0])][0], described.get("preprocess"))
-            examples += _examples(looks, encode.at_least(pixels, _SIDE), batch, row, source, classes)
-            progress.advance()
-        progress.finish()
+        names = tuple(map(name_of, models))
+        return explained(names, paths, loaded, options, methods=methods, layer=layer, progress=progress)
+
+
+def explained(
+    names: tuple[str, ...],
+    paths: Sequence[Path],
+    loaded: Sequence[Model],
+    options: DataOptions,
+    *,
+    methods: Sequence[str] = (),
+    layer: str | None = None,
+    progress: Progress = NullProgress(),  # noqa: B008 - it has no state
+) -> Activations:
+    """The same of models that are loaded, in ONNX's own operators, from files that are there; they are not changed.
+
+    Raises:
+        UsageError, UnsupportedModelError, UnsupportedDataError, EnvironmentLacking: as `cam`.
+    """
+    from gpusq_onnx.torchgraph.activation import Explainer
+
+    if options.samples is None:
+        options = options.model_copy(update={"samples": IMAGES})
+    settled = remembered.settle(options, [model.metadata for model in loaded], paths[0].parent)
+    source = open_source(settled.options, loaded[0].inputs())
+    doubted = doubts(partial(Session, paths[0]), settled, source)
+    explainers: list[Explainer] = []
+    outlines = [Outlines(path, model, source.input_size) for path, model in zip(paths, loaded, strict=True)]
+    progress.start("converting", len(loaded))
+    for path, model in zip(paths, loaded, strict=True):
+        with blaming(path):
+            explainers.append(Explainer(model, _image_of(model), sizes=SIZES, methods=methods, layer=layer))
+        progress.advance()
+    progress.start("looking", len(source))
+    examples: list[Example] = []
+    classes = _class_names(settled.options)
+    described = source.describe()
+    for batch, row in _rows(source):
+        feed = {name: rows[row : row + 1] for name, rows in batch.feed.items()}
+        looks = _looks(explainers, outlines, feed)
+        pixels = encode.shown(feed[_image_of(loaded[0])][0], described.get("preprocess"))
+        examples += _examples(looks, encode.at_least(pixels, _SIDE), batch, row, source, classes)
+        progress.advance()
+    progress.finish()
     if not examples:
         raise UnsupportedDataError("the data is empty", hint="point --data at a folder with images")
     return Activations(
-        tuple(map(name_of, models)),
+        names,
         tuple(explainer.layer for explainer in explainers),
         tuple(sorted(examples, key=lambda example: example.agreement)),
         settled.describe(source),

@@ -189,6 +189,8 @@ def _compared(
         recorder.files() if look.artefacts else {},
         tuple(continuation(look.artefacts, original, compressed, engine=is_plan(compressed))) if look.artefacts else (),
         notes=sides.notes,
+        taps=look.taps,
+        sha256=(_digest(original), _digest(compressed)),
     )
 
 
@@ -211,6 +213,13 @@ def _suspicions(found: Comparison, source: Source) -> list[str]:
 def _metadata(path: Path) -> dict[str, str]:
     """The model-level metadata of an ONNX file; an engine has none."""
     return {} if is_plan(path) else {entry.key: entry.value for entry in io.read_proto(path)[0].metadata_props}
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a model and its external data, which is beside it."""
+    tensors = () if is_plan(path) else io.read_proto(path)[0].graph.initializer
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return io.file_digest(path, sorted(path.parent / name for name in names))
 
 
 def _ask(model: Path, parsing: Parsing, options: DataOptions, progress: Progress) -> Verdict:

@@ -44,11 +44,14 @@ def pack(
         return pack_model(path, target if results is None else results.place(target, last=True), progress)
 
 
-def unpack(packed: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+def unpack(
+    packed: str | os.PathLike[str], output: str | os.PathLike[str] | None = None, *, force: bool = False
+) -> Path:
     """Restore the model that was packed: the same bytes, or an error and nothing written.
 
     Args:
         output: None: the model's own name, beside the packed file.
+        force: with no `output`, also over another file of that name.
 
     Returns:
         Where the model is now.
@@ -64,8 +67,9 @@ def unpack(packed: str | os.PathLike[str], output: str | os.PathLike[str] | None
         raise UnsupportedModelError("this is a model, and was not packed", where=str(path), hint=hint)
     first = read_contents(path).files[0]
     target = path.with_name(first.name) if output is None else Path(output)
-    if output is None and target.exists() and file_digest(target) != first.sha256:
-        raise UsageError("another model has the name of the packed one", where=str(target), hint="name a file with -o")
+    if output is None and not force and target.exists() and file_digest(target) != first.sha256:
+        what, hint = "another model has the name of the packed one", "name a file with -o, or give --force"
+        raise UsageError(what, where=str(target), hint=hint)
     if target.resolve() == path.resolve():
         raise UsageError("the model would overwrite the packed file", where=str(target), hint="name another with -o")
     require_place(target, "the model")

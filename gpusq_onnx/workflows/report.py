@@ -4,7 +4,8 @@
     models       layer by layer: sparsity, error, kernels, scales, histograms of weights
     with data    the distance of each layer's output, histograms of activations, and where the models look (`cam`)
 
-Models that are not named are the files that the reports of `apply` are about, as long as they are what they were.
+Models that are not named are the files that the reports of `apply` are about, or without one those of `check`, as long
+as they are what they were. Each is loaded once; `check`, which measures the distances, reads what it runs itself.
 """
 
 from __future__ import annotations
@@ -16,24 +17,29 @@ from pathlib import Path
 from gpusq_onnx.data import remembered
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.errors import UsageError
+from gpusq_onnx.errors import GpusqError, UsageError
 from gpusq_onnx.files import write_text
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.canonical import spelled_out
-from gpusq_onnx.pipeline.outcome import FileFacts, Outcome
+from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.pipeline.outcome import Outcome
+from gpusq_onnx.pipeline.summary import Cost, measure
 from gpusq_onnx.progress import NullProgress, Progress
+from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.inspection import Inspection, inspect_model
 from gpusq_onnx.report.page import gallery
 from gpusq_onnx.report.page import models as page_models
 from gpusq_onnx.report.page.blocks import Section
+from gpusq_onnx.report.page.cards import Report, Seen
 from gpusq_onnx.report.page.html import require_page
 from gpusq_onnx.report.page.layers import layers_of
 from gpusq_onnx.report.page.signals import Signal, signals_of
-from gpusq_onnx.report.reading import outcomes_of, page_of
+from gpusq_onnx.report.reading import page_of, reports_of
+from gpusq_onnx.report.run import shared_totals
 from gpusq_onnx.workflows import samples
-from gpusq_onnx.workflows.cam import IMAGES, SHOWN, cam
+from gpusq_onnx.workflows.cam import IMAGES, SHOWN, explained
 from gpusq_onnx.workflows.check import CheckSettings, check
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 
@@ -75,25 +81,26 @@ def report(
     page = output or reports[0].with_suffix(".html")
     if page.resolve() in {path.resolve() for path in (*reports, *models)}:
         raise UsageError("the page would overwrite a report", where=str(page), hint="name another file with -o")
-    found = list(models) or _models_of(outcomes_of(reports))
+    found, missing = ([(path, _loaded(path)) for path in models], "") if models else _of_reports(reports_of(reports))
     if data is not None and not found:
         what = "example images are for models, and the reports' are not where they were"
         raise UsageError(what, where="--data", hint="name them with --model, the original first")
-    sections, kernels = list[Section](), None
+    sections, seen = list[Section](), Seen(missing=missing)
     if found:
-        loaded = [_loaded(path) for path in found]
-        others = [(path, model, inspect_model(model)) for path, model in zip(found[1:], loaded[1:], strict=True)]
-        kernels = (others[-1][2] if others else inspect_model(loaded[0])).kernels
-        pairs = [_Pair(found[0], path, loaded[0], model, inspected) for path, model, inspected in others]
-        with samples.opened(found[0], data, data_options, seed) as options:
+        (first, dense), *rest = found
+        others = [(path, model, inspect_model(model)) for path, model in rest]
+        kernels = (others[-1][2] if others else inspect_model(dense)).kernels
+        seen = Seen(kernels, shared_totals(_cost(first, dense), _cost(*rest[-1])) if rest else {})
+        pairs = [_Pair(first, path, dense, model, inspected) for path, model, inspected in others]
+        with samples.opened(first, data, data_options, seed) as options:
             few = options if options.samples else options.model_copy(update={"samples": IMAGES})
             sections = list(_sections(found, pairs, few, progress))
-    write_text(page, page_of(reports, sections, kernels))
+    write_text(page, page_of(reports, sections, seen))
     return page
 
 
 def _sections(
-    models: Sequence[Path], pairs: Sequence[_Pair], options: DataOptions, progress: Progress
+    models: Sequence[tuple[Path, Model]], pairs: Sequence[_Pair], options: DataOptions, progress: Progress
 ) -> Iterator[Section]:
     seen = options.path is not None
     for number, pair in enumerate(pairs):
@@ -104,7 +111,8 @@ def _sections(
         if signals:
             yield page_models.of_signals(pair.other.name, signals, images, f"model{number}")
     if seen:
-        looked = cam(*models, data=options, progress=progress)
+        paths, loaded = [path for path, _ in models], [model for _, model in models]
+        looked = explained(tuple(map(str, paths)), paths, loaded, options, progress=progress)
         yield gallery.section(looked, replace(looked, examples=tuple(looked.chosen(SHOWN))))
 
 
@@ -132,16 +140,45 @@ def _loaded(path: Path) -> Model:
         return spelled_out(io.load(path))
 
 
-def _models_of(outcomes: Sequence[Outcome]) -> list[Path]:
-    """The models that the runs began with and wrote, the first original first; none where a file has changed."""
-    files = [outcome.input for outcome in outcomes[:1]] + [run.output for run in outcomes if run.output]
-    paths = list(dict.fromkeys(Path(file.path) for file in files))
-    return paths if len(paths) > 1 and all(map(_is_there, files)) else []
+def _cost(path: Path, model: Model) -> Cost:
+    """What a model costs as it is stored."""
+    return measure(model, analyse(model)).in_files(sum(part.stat().st_size for part in (path, *io.data_files(model))))
 
 
-def _is_there(file: FileFacts) -> bool:
-    path = Path(file.path)
+def _of_reports(reports: Sequence[Report]) -> tuple[list[tuple[Path, Model]], str]:
+    """The models that the reports are about, the original first; else none, and a sentence where one is not there."""
+    files = _files_of(reports)
+    loaded = list[tuple[Path, Model]]()
+    for path, sha256 in files.items() if len(files) > 1 else ():
+        model = _unchanged(path, sha256)
+        if model is None:
+            why = f"{path} is not there, or not what the report is about"
+            return [], f"{why}: what only the models show, such as their layers, is left out"
+        loaded.append((path, model))
+    return loaded, ""
+
+
+def _files_of(reports: Sequence[Report]) -> dict[Path, str]:
+    """The ONNX files that runs began with and wrote, or else that were compared, with their SHA-256."""
+    runs = [report for report in reports if isinstance(report, Outcome) and report.output]
+    checks = [report for report in reports if isinstance(report, CheckResult)]
+    named = [(run.input.path, run.input.sha256) for run in runs[:1]]
+    named += [(run.output.path, run.output.sha256) for run in runs if run.output]
+    if not runs:
+        named = [(one.original, one.sha256[0]) for one in checks[:1]]
+        named += [(one.compressed, one.sha256[1]) for one in checks if one.original == checks[0].original]
+    return {Path(path): sha256 for path, sha256 in named if path.endswith(".onnx")}
+
+
+def _unchanged(path: Path, sha256: str) -> Model | None:
+    """The model, where it is what the report is about; "": where it can be read."""
     try:
-        return path.suffix == ".onnx" and path.is_file() and io.file_digest(path) == file.sha256
-    except (OSError, ValueError):  # a report may name anything
-        return False
+        if not path.is_file():
+            return None
+        model = io.load(path)
+        if sha256 and io.file_digest(path, io.data_files(model)) != sha256:
+            return None
+        with blaming(path):
+            return spelled_out(model)
+    except (OSError, ValueError, GpusqError):  # a report may name anything
+        return None

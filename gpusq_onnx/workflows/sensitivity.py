@@ -21,7 +21,7 @@ from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.parsing import parse_json
 from gpusq_onnx.pipeline.schedule import Schedule
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report.tuning import Sensitivity
+from gpusq_onnx.report.tuning import Look, Sensitivity
 from gpusq_onnx.runtime.tensorrt.store import Store
 from gpusq_onnx.tuning.groups import Groups, find_groups
 from gpusq_onnx.tuning.report import SensitivityReport
@@ -69,24 +69,24 @@ def sensitivity(
     with as_file(model) as path, blaming(path), samples.opened(model, data, data_options, seed) as options:
         subject = Subject.of(path, options)
         groups = find_groups(subject.model, subject.structure, treatments)
-        look = Look(subject, groups, treatments, at_most(subject.source, images), exact, cache)
-        found = look.kept()
+        inquiry = Inquiry(subject, groups, treatments, at_most(subject.source, images), exact, cache)
+        found = inquiry.kept()
         if found is None:
-            schedule = Schedule(progress, [("sensitivity", look.work)], subject.rate)
-            schedule.announce(len(look.source), len(subject.source), "--images N")
-            found = look.measure(schedule)
-    return report_of(name_of(model), look, found)
+            schedule = Schedule(progress, [("sensitivity", inquiry.work)], subject.rate)
+            schedule.announce(len(inquiry.source), len(subject.source), "--images N")
+            found = inquiry.measure(schedule)
+    return report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact))
 
 
-def report_of(name: str, look: Look, found: Sensitivity) -> SensitivityReport:
+def report_of(name: str, inquiry: Inquiry, found: Sensitivity, look: Look) -> SensitivityReport:
     """What was found, with the model and the data that it was found on."""
-    subject = look.subject
+    subject = inquiry.subject
     used = subject.settled.describe(subject.source)
-    return SensitivityReport(name, subject.sha256, look.groups, found, used, tuple(subject.warnings))
+    return SensitivityReport(name, subject.sha256, inquiry.groups, found, used, tuple(subject.warnings), look)
 
 
 @dataclass(frozen=True)
-class Look:
+class Inquiry:
     """One look at a model: what the result depends on, and where it is kept.
 
     Attributes:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +25,12 @@ from gpusq_onnx.data.subset import split
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import Scratch, Staging, require_place, staged, write_text
 from gpusq_onnx.graph.blame import blaming
+from gpusq_onnx.marks import first_line
 from gpusq_onnx.pipeline import manager, recipe
 from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER, Schedule
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report.tuning import Point
+from gpusq_onnx.report.tuning import Goal, Look, Point
 from gpusq_onnx.runtime.compare.outputs import compare
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.tasks.classification import Classification
@@ -49,7 +49,7 @@ from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.check import judge_of
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
-from gpusq_onnx.workflows.sensitivity import EXACT, IMAGES, Look, report_of
+from gpusq_onnx.workflows.sensitivity import EXACT, IMAGES, Inquiry, report_of
 
 MEASUREMENTS = 8
 _MOST_CALIBRATE = 128
@@ -112,17 +112,17 @@ def tune(
             _require_truth(wanted, held)
         groups = find_groups(subject.model, subject.structure, treatments)
         bench = _Bench(subject, groups, held, count, target)
-        look = Look(subject, groups, treatments, up_to(calibration, images), exact, cache)
-        found = look.kept()
+        inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache)
+        found = inquiry.kept()
         tries = 2 * (len(treatments) - 1) + measurements
-        works = [("sensitivity", 0.0 if found else look.work), ("search", tries * bench.work)]
+        works = [("sensitivity", 0.0 if found else inquiry.work), ("search", tries * bench.work)]
         schedule = Schedule(progress, works, subject.rate)
         schedule.announce(len(subject.source), len(subject.source))
         schedule.start("checking the dense model")
         values = bench.values({group.name: DENSE for group in groups.groups})
         if wanted is not None and wanted.metric.name not in values:
             raise UsageError(f"{wanted.metric.name} needs {wanted.metric.needs}", where="--budget", found=str(wanted))
-        found = found or look.measure(schedule)
+        found = found or inquiry.measure(schedule)
         losses = by_group(found)
 
         def measure(choice: Mapping[str, str]) -> Mapping[str, float]:
@@ -139,19 +139,19 @@ def tune(
     asked = str(wanted) if wanted is not None else f"at most {share:.4%} of the dense bit operations"
     pipeline = None if chosen is None else pipeline_of(subject, groups, chosen.choice)
     tuning = Tuning(
-        report_of(name_of(model), look, found),
+        report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact)),
         asked,
         chosen,
         "" if pipeline is None else str(pipeline),
-        "" if pipeline is None else recipe.dumps(pipeline),
+        "" if pipeline is None else first_line(f"tune, {asked}") + recipe.dumps(pipeline),
         () if chosen is None else tuple(layers(groups, losses, chosen.choice)),
         tuple(tuner.points),
         count,
         len(held),
         "" if chosen is not None else _failure(wanted, tuner),
+        Goal(budget, at_most, measurements, None if output is None else os.fspath(output)),
     )
     if output is not None and chosen is not None:
-        tuning = replace(tuning, written=str(output))
         if results is not None:
             write_text(Path(output), tuning.recipe, results)
         else:

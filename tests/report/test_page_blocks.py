@@ -65,7 +65,7 @@ def test_the_cards_say_the_verdict(small: gpusq_onnx.Result) -> None:
 
 
 def cards_of(reports: list, kernels: dict[str, int] | None) -> list[cards.Card]:
-    blocks = cards.summary(reports, kernels).blocks
+    blocks = cards.summary(reports, cards.Seen(kernels or {})).blocks
     return [card for block in blocks if isinstance(block, Cards) for card in block.cards]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx import __version__
+from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.report.preparation import line
 from gpusq_onnx.report.sheet import Grid, Heading, Item, Line, Part, markdown
 from gpusq_onnx.tasks.classification import cosine
@@ -131,7 +131,7 @@ class Activations:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without pictures."""
         return {
-            "tool": f"gpusq-onnx {__version__}",
+            "tool": AUTHOR,
             "models": [{"path": path, "layer": layer} for path, layer in zip(self.models, self.layers, strict=True)],
             "data": self.data,
             "methods": self.methods,

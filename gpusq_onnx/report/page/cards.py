@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.benchmark import Benchmark
@@ -21,14 +21,26 @@ Report = Outcome | CheckResult | Benchmark | EngineDocument | SensitivityDocumen
 _PACKED, _FILE = "packed bytes", "file bytes"
 
 
-def summary(reports: Sequence[Report], kernels: Mapping[str, int] | None = None) -> Section:
-    """The section that a page begins with.
+@dataclass(frozen=True)
+class Seen:
+    """What was looked up in the models that a page is about.
 
-    Args:
-        kernels: how many weights of the result get each kernel, where that is known.
+    Attributes:
+        kernels: how many weights of the last model get each kernel; empty where that is not known.
+        totals: of the first and the last model, see `report.run.both_totals`; what a report of `apply` says wins.
+        missing: a sentence about what is left out because a model is not there; "".
     """
-    cards = [card for make in _MAKERS for card in make(reports)]
-    blocks: list[Block] = [Cards([*cards, *([_kernels(kernels)] if kernels else [])])]
+
+    kernels: Mapping[str, int] = field(default_factory=dict)
+    totals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    missing: str = ""
+
+
+def summary(reports: Sequence[Report], seen: Seen = Seen()) -> Section:
+    """The section that a page begins with; `seen`: what the models themselves show."""
+    cards = [*_verdict(reports), *_size(reports, seen.totals), *(card for make in _MAKERS for card in make(reports))]
+    blocks: list[Block] = [Cards([*cards, *([_kernels(seen.kernels)] if seen.kernels else [])])]
+    blocks += [Note(seen.missing)] if seen.missing else []
     warnings = dict.fromkeys(warning for report in reports for warning in _warnings(report))
     blocks += [Note(f"warning: {warning}", "bad") for warning in warnings]
     texts = [text for report in reports if (text := _command(report))]
@@ -57,9 +69,8 @@ def _verdict(reports: Sequence[Report]) -> Iterator[Card]:
         yield Card("verdict", "no gates", "the models were compared, and nothing had to hold")
 
 
-def _size(reports: Sequence[Report]) -> Iterator[Card]:
-    for report in reports:
-        totals = both_totals(report) if isinstance(report, Outcome) else {}
+def _size(reports: Sequence[Report], seen: Mapping[str, tuple[float, float]]) -> Iterator[Card]:
+    for totals in (*(both_totals(report) for report in reports if isinstance(report, Outcome)), seen):
         before, after = totals.get(_PACKED, (0.0, 0.0))
         if before and after:
             files = totals.get(_FILE)
@@ -121,7 +132,7 @@ def _engine(reports: Sequence[Report]) -> Iterator[Card]:
             yield Card("sparse layers", value, "that TensorRT chose, of those it found eligible")
 
 
-_MAKERS = (_verdict, _size, _accuracy, _agreement, _speed, _chosen, _engine)
+_MAKERS = (_accuracy, _agreement, _speed, _chosen, _engine)
 
 
 def _kernels(found: Mapping[str, int]) -> Card:
@@ -149,7 +160,9 @@ def _warnings(report: Report) -> Sequence[str]:
 def _command(report: Report) -> str:
     if isinstance(report, Outcome):
         return commands.of_run(report)
-    return commands.of_check(report) if isinstance(report, CheckResult) else ""
+    if isinstance(report, CheckResult):
+        return commands.of_check(report)
+    return commands.of_sensitivity(report) if isinstance(report, SensitivityDocument) else ""
 
 
 def _data(report: Report) -> Iterator[tuple[str, str]]:

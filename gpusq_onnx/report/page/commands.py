@@ -1,4 +1,8 @@
-"""The commands that make a report's result again, from what the report says: pipeline, data options, gates, files."""
+"""The commands that make a report's result again, from what the report says: pipeline, data options, gates, files.
+
+An option is written where it was given, also where it says what is the default: what a model remembers would count in
+its place. Reports of earlier builds do not say what was given; of those, what is not the default is written.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,56 @@ from shlex import join
 
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.checking import CheckResult
-from gpusq_onnx.report.preparation import data_words, given_words
+from gpusq_onnx.report.preparation import given_words, number
+from gpusq_onnx.report.tuning import SensitivityDocument, TuningDocument
+
+_TOLERANCE = 0.1  # of taps, by default
 
 
 def of_run(outcome: Outcome) -> str:
     """`apply`, or `plan`."""
     words = ["gpusq-onnx", "apply" if outcome.output else "plan", "--passes", outcome.pipeline]
-    words += data_words((outcome.data or {}).get("options") or {}, outcome.seed)
+    words += [*given_words(outcome.data, outcome.seed), *run_words(outcome)]
     words += ["-o", outcome.output.path] if outcome.output else []
     return join([*words, outcome.input.path])
 
 
 def of_check(result: CheckResult) -> str:
-    """`check` with its gates."""
-    words = ["gpusq-onnx", "check", *given_words(result.data)]
+    """`check` with its gates, taps and parser; a parser's shapes and a folder of artefacts are left out."""
+    given = {**result.data, "options": {**(result.data.get("options") or {}), "calibrate": None}}
+    words = ["gpusq-onnx", "check", *given_words(given)]
     for name, value in asdict(result.gates).items():
-        words += [] if value is None else [f"--{name.replace('_', '-')}", f"{value:g}"]
+        words += [] if value is None else [f"--{name.replace('_', '-')}", number(value)]
     words += ["--on", result.runtime] if result.runtime != "cpu" and result.compressed.endswith(".onnx") else []
+    for tap in result.taps:
+        words += ["--taps", tap]
+    tolerance = result.tolerance
+    words += [] if tolerance in (None, _TOLERANCE) else ["--tap-tolerance", number(tolerance or 0.0)]
     words += ["--parser"] if result.parser else []
+    words += ["--build"] if result.parser and result.parser.built else []
     return join([*words, result.original, result.compressed])
+
+
+def of_sensitivity(document: SensitivityDocument) -> str:
+    """`plan --sensitivity`, or `tune`; "" of a report of an earlier build, which does not say how it was made."""
+    look = document.look
+    if look is None:
+        return ""
+    goal = document.goal if isinstance(document, TuningDocument) else None
+    words = ["gpusq-onnx", *(["plan", "--sensitivity"] if goal is None else ["tune"]), *given_words(document.data)]
+    words += ["--target", look.target] if look.target else []
+    words += ["--forms", ",".join(look.forms)] if look.forms else []
+    exact = len(document.sensitivity.losses) if look.exact is None else look.exact
+    words += ["--images", str(look.images), "--exact", str(exact)]
+    if goal is not None:
+        words += ["--budget", goal.budget] if goal.budget is not None else ["--at-most", goal.at_most or ""]
+        words += ["--measurements", str(goal.measurements)]
+        words += ["--analysis-only"] if goal.recipe is None else ["-o", goal.recipe]
+    return join([*words, document.model.path])
+
+
+def run_words(outcome: Outcome) -> list[str]:
+    """How a pipeline is planned and run, as options: `--target`, `--allow-noop`, `--no-canonical`."""
+    words = ["--target", outcome.target] if outcome.target else []
+    words += ["--allow-noop"] if outcome.allow_noop else []
+    return words + ([] if outcome.canonical else ["--no-canonical"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.data.encode import Pixels, encoded
+from gpusq_onnx.marks import of_picture
 from gpusq_onnx.report.page import overlay
 from gpusq_onnx.report.page.activation import NAMES, Activations, ActivationView, Example
 from gpusq_onnx.report.page.blocks import Block, Gallery, Note, Section, Shot, Table
@@ -63,7 +64,7 @@ def picture(few: Activations, suffix: str) -> bytes:
             axes.imshow(pixels)
             axes.set_title(f"{title}\n{text}".replace("$", r"\$"), fontsize=7)
     file = BytesIO()
-    figure.savefig(file, format=suffix[1:], dpi=110, metadata={"Date": None} if suffix == ".svg" else None)
+    figure.savefig(file, format=suffix[1:], dpi=110, metadata=of_picture(suffix))
     return file.getvalue()
 
 

@@ -14,8 +14,8 @@ from hashlib import sha256
 from importlib.resources import files
 from importlib.util import find_spec
 
-from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking
+from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.report.page.blocks import Section
 
 
@@ -36,7 +36,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
     return environment.from_string(_part("page.html.jinja")).render(
         title=title,
         sections=sections,
-        version=__version__,
+        author=AUTHOR,
         style=_part("page.css"),
         script=script,
         script_hash=b64encode(sha256(script.encode()).digest()).decode("ascii"),
