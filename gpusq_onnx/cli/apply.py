@@ -110,7 +110,7 @@ class _Job:
             if self.quiet or self.json == STDOUT or not (alone or self.full):
                 return said
             if self.full:
-                show_sheet(run.sheet(result.outcome))
+                show_sheet(run.sheet(result.outcome, result.weights))
             else:
                 show_verdict(outline.of_run(result.outcome, result.weights, width()))
         return said

@@ -5,7 +5,7 @@ cost and gained, and repeats the warnings: calibration without real data is one.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -14,9 +14,11 @@ from gpusq_onnx.graph.cost import MEASURES
 from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.pipeline.outcome import Outcome, Proof, StepOutcome
 from gpusq_onnx.pipeline.summary import Cost
+from gpusq_onnx.report import advice
+from gpusq_onnx.report.advice import Weighed
 from gpusq_onnx.report.learning import learning
 from gpusq_onnx.report.preparation import line
-from gpusq_onnx.report.sheet import Grid, Heading, Item, Line, Part, markdown
+from gpusq_onnx.report.sheet import Answer, Grid, Heading, Item, Line, Part, markdown
 
 TOTALS = ("total", "before", "after", "ratio")
 DECISIONS = ("tensors", "role", "decision", "reason")
@@ -27,9 +29,17 @@ def document(outcome: Outcome) -> dict[str, Any]:
     return {"tool": AUTHOR, **TypeAdapter(Outcome).dump_python(outcome, mode="json")}
 
 
-def sheet(outcome: Outcome) -> list[Part]:
-    """The outcome in words."""
+def sheet(outcome: Outcome, weights: Sequence[Weighed] = ()) -> list[Part]:
+    """The outcome in words.
+
+    Args:
+        weights: with the kernels that they can get; none: nothing is said of them.
+    """
     parts: list[Part] = [Heading(outcome.output.path if outcome.output else f"Plan for {outcome.input.path}")]
+    if weights:
+        parts.append(Answer(advice.verdict(weights, will=outcome.output is None)))
+    if outcome.output is None and (expected := advice.accuracy(outcome.steps)):
+        parts.append(Line(expected))
     parts.append(Item(f"{AUTHOR}: {outcome.pipeline}"))
     parts.append(Item(f"input: {outcome.input.path}, {outcome.input.sha256}"))
     if outcome.output:
@@ -44,9 +54,9 @@ def sheet(outcome: Outcome) -> list[Part]:
     return [*parts, Heading("Totals", 2), *architecture(outcome), Grid(TOTALS, total_rows(outcome))]
 
 
-def digest(outcome: Outcome) -> str:
+def digest(outcome: Outcome, weights: Sequence[Weighed] = ()) -> str:
     """The sheet as Markdown."""
-    return markdown(sheet(outcome))
+    return markdown(sheet(outcome, weights))
 
 
 def _proof(proof: Proof) -> Iterator[Part]:

@@ -75,7 +75,7 @@ class Plan:
         return dict(sorted(Counter(weight.kernel for weight in self.weights).items()))
 
     def __str__(self) -> str:
-        return run.digest(self.outcome)
+        return run.digest(self.outcome, self.weights)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self.outcome.input.path}: {self.outcome.pipeline}>"
