@@ -9,6 +9,7 @@ model's own folder, as the ONNX specification demands.
 
 from __future__ import annotations
 
+import mmap
 import sys
 from collections.abc import Sequence, Sized
 from pathlib import Path
@@ -83,6 +84,7 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
         if self.embedded is not None and self.tensor.data_type not in SUB_BYTE and sys.byteorder == "little":
             values = np.empty(self.shape, self.dtype)  # the file aligns nothing
             values.reshape(-1).view(np.uint8)[:] = self.embedded
+            _let_go(self.embedded)
             return values
         return numpy_helper.to_array(self.inlined() if self.in_file else self.tensor)
 
@@ -95,6 +97,7 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
             loaded.data_location = TensorProto.DEFAULT
             del loaded.external_data[:]
             loaded.raw_data = mapped.tobytes()
+            _let_go(mapped)
         return loaded
 
     def _inside(self) -> Sized | None:
@@ -175,3 +178,16 @@ class Header(LazyValues):  # type: ignore[misc]
     def load(self) -> NDArray[Any]:
         """Never called: a header holds no values."""
         raise AssertionError(f"{self.tensor.name}: a header has no values")
+
+
+def _let_go(mapped: NDArray[np.uint8]) -> None:
+    """Give back the memory of bytes in a mapped file, which come from there again when they are read again."""
+    base: Any = mapped
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = mapped.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    first, last = -(-start // mmap.PAGESIZE), (start + len(mapped)) // mmap.PAGESIZE
+    if last > first:
+        base.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
