@@ -40,7 +40,6 @@ class Settled:
         given: the keys that the caller gave, a preset's among them.
         taken_from: where something was found, and the keys that the caller gives otherwise; "" where nothing was.
         warnings: that the caller gives something else, or that a file is not understood.
-        confirmed: mean and std are those that the model or a file beside it names.
         guessed: mean and std are defaults: neither the caller nor the model nor a file names any.
     """
 
@@ -48,7 +47,6 @@ class Settled:
     given: frozenset[str]
     taken_from: str = ""
     warnings: tuple[str, ...] = ()
-    confirmed: bool = False
     guessed: bool = False
 
     def describe(self, source: Source) -> dict[str, Any]:
@@ -95,8 +93,7 @@ def settle(options: DataOptions, metadata: Sequence[Mapping[str, str]], folder: 
     taken = any(key != "crop" and not _same(getattr(options, key), value) for key, value in missing.items())
     origin = where + (f", but for {', '.join(differing)}" if differing else "")
     said = {"mean", "std"} <= found.keys()
-    confirmed = said and not {"mean", "std"} & set(differing)
-    return Settled(complete, keys, origin if taken else "", (*problems, *wrong), confirmed, guessed and not said)
+    return Settled(complete, keys, origin if taken else "", (*problems, *wrong), guessed and not said)
 
 
 def _found(metadata: Sequence[Mapping[str, str]], folder: Path | None) -> tuple[dict[str, Any], str, tuple[str, ...]]:

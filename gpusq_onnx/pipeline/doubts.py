@@ -8,6 +8,7 @@ Limits: mean and std only; crops change what is seen, so that sureness says litt
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,35 +16,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data.presets import PRESETS
-from gpusq_onnx.data.remembered import Settled
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import GpusqError
 from gpusq_onnx.runtime.compare.outputs import Loaded
 from gpusq_onnx.tasks.sureness import sureness
 
-IMAGES = 32  # that are looked at
-FEWEST = 16  # of which something can be said
+IMAGES = 32  # that are looked at, where that takes no more than
+SECONDS = 10.0
+FEWEST = 16  # images of which something can be said
 _MARGIN = 0.05  # by which sureness, 0 to 1, must differ: by ImageNet's mean and std a ViT-Tiny loses 0.20, DEIMv2 0.06
 _ERRORS = 2.5  # and in standard errors
-_BATCH = 8
+_BATCH = 4
+_PATIENCE = 2  # with the first runs, which are slower
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """mean and std of red, green and blue, of pixels 0 to 1."""
 
 
-def doubts(opened: Callable[[], Loaded], settled: Settled, source: Source) -> list[str]:
+def doubts(opened: Callable[[], Loaded], source: Source) -> list[str]:
     """A sentence where another normalisation suits the model much better; else nothing.
+
+    Nothing, too, where `source` is not of colour images, readable by index and `FEWEST` at least, where the outputs are
+    nothing to be sure of, and where so many runs take more than `SECONDS`.
 
     Args:
         opened: gives the model, loaded; asked where there is something to find out.
-
-    Nothing, too, where the model or a file beside it says how images are normalised, where `source` is not of colour
-    images, readable by index and `FEWEST` at least, and where the outputs are nothing to be sure of.
     """
     done = source.describe().get("preprocess")
     usable = source.random_access and source.kind != "synthetic" and len(source) >= FEWEST
-    if settled.confirmed or not usable or not done or len(done["mean"] or ()) != 3:
+    if not usable or not done or len(done["mean"] or ()) != 3:
         return []
     now: Normalisation = (tuple(done["mean"]), tuple(done["std"]))
     presets: dict[Normalisation, str] = {}
@@ -76,15 +78,20 @@ def _sureness(
     """
     shapes = [spec.shape for spec in model.inputs()]
     found: dict[Normalisation, list[NDArray[np.float64]]] = {rival: [] for rival in rivals}
+    began, runs, enough = time.perf_counter(), 0, FEWEST * len(rivals)
     with model.opened() as infer:
         for batch in source.batches(_BATCH):
             pixels = batch.feed[done["input"]]
             for rival, rows in found.items():
                 fed = _moved(pixels.astype(np.float32), rivals[0], rival, done).astype(pixels.dtype)
                 sure = sureness(infer({**batch.feed, done["input"]: fed}), shapes)
-                if sure is None:
+                runs += batch.size
+                late = runs < enough and time.perf_counter() - began > _PATIENCE * SECONDS * runs / enough
+                if sure is None or late:
                     return {}
                 rows.append(sure[: batch.size])
+            if time.perf_counter() - began > SECONDS:
+                break
     return {rival: np.concatenate(rows) for rival, rows in found.items() if rows}
 
 

@@ -56,7 +56,6 @@ class RunOptions:
         canonical: put the pass `canonical` first where it has something to do (see `pipeline.automatic`).
         target: a name of `pipeline.targets`, which the pipeline is made to fit.
         progress: where long work reports.
-        questioned: ask the model whether images are normalised as it wants them (`pipeline.doubts`).
     """
 
     data: DataOptions
@@ -64,7 +63,6 @@ class RunOptions:
     canonical: bool = True
     target: str | None = None
     progress: Progress = field(default_factory=NullProgress)
-    questioned: bool = True
 
 
 @dataclass

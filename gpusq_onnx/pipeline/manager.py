@@ -172,8 +172,8 @@ def run(
             state.progress.start("trying the model in onnxruntime")
             state.trial = proof.require_survival(model, state.trials.with_feed(state.sample))
             state.progress.finish()
-            if options.questioned and state.source is not None and state.trial.outcome == "ran":
-                state.warnings += doubts(partial(Session, path), settled, state.source)
+            if settled.guessed and state.source is not None and state.trial.outcome == "ran":
+                state.warnings += doubts(partial(Session, path), state.source)
         structure = observe(model, structure, state.sample, state.trials)
         if options.canonical:
             pipeline, passes = automatic.insert(pipeline, passes, model, structure)

@@ -85,7 +85,8 @@ class Subject:
         with Trials() as trials:
             sample = sample_of(source)
             trial = require_survival(model, trials.with_feed(sample))
-            doubted = doubts(partial(Session, path), settled, source) if trial.outcome == "ran" else []
+            ran = trial.outcome == "ran"
+            doubted = doubts(partial(Session, path), source) if ran and settled.guessed else []
             structure = observe(model, analyse(model), sample, trials)
         wanted = parse("prune24,qdq-int8")
         pipeline, passes = automatic.insert(wanted, table.resolve(wanted), model, structure)

@@ -111,7 +111,7 @@ def explained(
         options = options.model_copy(update={"samples": IMAGES})
     settled = remembered.settle(options, [model.metadata for model in loaded], paths[0].parent)
     source = open_source(settled.options, loaded[0].inputs())
-    doubted = doubts(partial(Session, paths[0]), settled, source)
+    doubted = doubts(partial(Session, paths[0]), source) if settled.guessed else []
     explainers: list[Explainer] = []
     outlines = [Outlines(path, model, source.input_size) for path, model in zip(paths, loaded, strict=True)]
     progress.start("converting", len(loaded))

@@ -152,7 +152,7 @@ def _compared(
         framed = reference if reference.fixed_batch else candidate
         source = open_source(options, framed.inputs(), lambda: table_rows(io.load(original)))
         _require_truth(gates, source)
-        doubted = doubts(lambda: reference, settled, source)
+        doubted = doubts(lambda: reference, source)
         own = {info.name for info in reference.outputs()} - {tap.name for tap in taps}
         runtime = "tensorrt" if is_plan(compressed) else look.on
         recorder = Recorder((f"onnxruntime {original.name}", f"{runtime} {compressed.name}"), own)

@@ -180,7 +180,7 @@ class _Bench:
             path = folder / "tuned.onnx"
             if len(pipeline.steps) == len(self._subject.first):
                 return self._compared(self._subject.path)
-            options = RunOptions(self._options, target=self._target, questioned=False)
+            options = RunOptions(self._options, target=self._target)
             manager.run(self._subject.path, path, pipeline, options, reproducible=False)
             return self._compared(path)
 

@@ -24,6 +24,12 @@ RIGHT = {"resize": 32, "mean": 0.5, "std": 0.5}
 KEY = "pkg.gpusq_onnx.preprocess"
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, models are asked."""
+    monkeypatch.setattr(doubts, "SECONDS", 3600.0)
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty digits as pictures, a folder a class, and the classes."""
@@ -125,6 +131,12 @@ def test_what_is_given_rightly_is_not_doubted(small: Path, images: Path):
         assert not found.data["guessed"]
 
 
+def test_a_slow_model_is_not_asked_for_long(images: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doubts, "SECONDS", 0.0)
+    found = gpusq_onnx.check(MODEL, MODEL, data=images / "images", data_options={"resize": 32})
+    assert not any(WRONG in text for text in found.data["notes"])
+
+
 @pytest.mark.parametrize(("layout", "channels"), [("NCHW", "RGB"), ("NHWC", "BGR")])
 def test_pixels_move_from_one_normalisation_to_another(layout: str, channels: str):
     pixels, order = np.random.default_rng(0).random((2, 4, 4, 3), np.float32), 1 if channels == "RGB" else -1
@@ -152,5 +164,5 @@ def test_real_models_know_theirs(model: str, data: str, given: dict[str, object]
         options = DataOptions.from_values({"path": SHARED / data, **given, **({"preset": preset} if right else {})})
         settled = remembered.settle(options, [], None)
         source = open_source(settled.options, io.load(path).inputs())
-        said = doubts.doubts(lambda: Session(path), settled, source)
+        said = doubts.doubts(lambda: Session(path), source)
         assert [f"--data-preset {preset})" in text for text in said] == ([] if right else [True])
