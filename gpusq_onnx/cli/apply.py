@@ -27,7 +27,6 @@ from gpusq_onnx.cli.options import (
     Quiet,
     Report,
     Seed,
-    TruthArgs,
 )
 from gpusq_onnx.cli.spare import Known, a_model, claim
 from gpusq_onnx.errors import UsageError
@@ -37,7 +36,6 @@ def apply(
     models: Models,
     pipeline: PipelineArgs,
     data: CalibrationArgs,
-    truth: TruthArgs,
     output: Output = None,
     seed: Seed = None,
     report: Report = None,
@@ -48,10 +46,10 @@ def apply(
 ) -> None:
     """Prune and quantise: run the passes, check the result, write the new model."""
     if dry_run:
-        dry.plan(models, pipeline, data, truth, seed, report, json, full, quiet)
+        dry.plan(models, pipeline, data, seed, report, json, full, quiet)
         return
     files = several.matched(models)
-    job = _Job(pipeline, data, truth, seed, report, json, full, quiet)
+    job = _Job(pipeline, data, seed, report, json, full, quiet)
     if output == str(STDOUT):
         job.to_stdout(files)
         return
@@ -67,7 +65,6 @@ class _Job:
 
     pipeline: PipelineArgs
     data: CalibrationArgs
-    truth: TruthArgs
     seed: int | None
     report: Path | None
     json: Path | None
@@ -90,7 +87,7 @@ class _Job:
                 result = compress(
                     model,
                     self.pipeline.pipeline(),
-                    data=self.data.options(self.seed, self.truth),
+                    data=self.data.options(self.seed),
                     output=written,
                     allow_noop=self.pipeline.allow_noop,
                     canonical=not self.pipeline.no_canonical,

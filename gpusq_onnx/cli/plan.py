@@ -17,7 +17,6 @@ from gpusq_onnx.cli.options import (
     Quiet,
     Report,
     Seed,
-    TruthArgs,
 )
 from gpusq_onnx.cli.spare import claim
 from gpusq_onnx.cli.tune import SensitivityArgs
@@ -32,7 +31,6 @@ class _Asked:
 
     pipeline: PipelineArgs
     data: CalibrationArgs
-    truth: TruthArgs
     seed: int | None
     report: Path | None
     json: Path | None
@@ -57,7 +55,6 @@ def plan(
     models: Models,
     pipeline: PipelineArgs,
     data: CalibrationArgs,
-    truth: TruthArgs,
     seed: Seed = None,
     report: Report = None,
     json: Json = None,
@@ -73,7 +70,7 @@ def plan(
     if look.given and not sensitivity:
         raise UsageError("--forms, --images, --exact and --no-cache go with --sensitivity", hint="add --sensitivity")
 
-    asked = _Asked(pipeline, data, truth, seed, report, json, quiet, full)
+    asked = _Asked(pipeline, data, seed, report, json, quiet, full)
 
     def one(model: Path, alone: bool) -> str:
         claim([model], {}, report, json)
@@ -89,7 +86,7 @@ def _planned(model: Path, asked: _Asked, alone: bool) -> str:
     from gpusq_onnx.report.sheet import Grid
     from gpusq_onnx.workflows.plan import plan as plan_model
 
-    pipeline, data = asked.pipeline, asked.data.options(asked.seed, asked.truth)
+    pipeline, data = asked.pipeline, asked.data.options(asked.seed)
     with open_progress(quiet=asked.quiet) as progress:
         found = plan_model(
             model,
@@ -136,7 +133,7 @@ def _sensitivity(model: Path, asked: _Asked, look: SensitivityArgs, alone: bool)
     with open_progress(quiet=asked.quiet) as progress:
         found = sensitivity(
             model,
-            data=asked.data.options(asked.seed, asked.truth),
+            data=asked.data.options(asked.seed),
             target=pipeline.target,
             progress=progress,
             **look.options(),  # type: ignore[arg-type]  # by name

@@ -137,7 +137,7 @@ def _next(result: CheckResult) -> list[str]:
         return []
     if result.passed:
         return ["gpusq-onnx", "build", "-o", f"{result.compressed.removesuffix('.onnx')}.plan", result.compressed]
-    words = ["gpusq-onnx", "check", "--taps", "blocks", *given_words(result.data)]
+    words = ["gpusq-onnx", "check", "--taps", "blocks", *given_words(result.data, scores=True)]
     return [*words, result.original, result.compressed]
 
 

@@ -7,6 +7,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.presets import PRESETS
 
 _NAMES = {"path": "data", "preset": "data-preset"}
+_TRUTHS = frozenset({"annotations", "masks", "reduce_zero_label"})  # options of the verbs that score
 
 
 def line(data: Mapping[str, Any]) -> str:
@@ -32,11 +33,14 @@ def _numbers(values: list[float]) -> str:
     return " ".join(f"{value:g}" for value in (values[:1] if len(set(values)) == 1 else values))
 
 
-def data_words(options: Mapping[str, Any], given: Collection[str] | None = None) -> Iterator[str]:
+def data_words(
+    options: Mapping[str, Any], given: Collection[str] | None = None, *, scores: bool = False
+) -> Iterator[str]:
     """Of `DataOptions.echo`: the options that were given, as options of a verb.
 
     Args:
         given: their keys; None: those that are not as they are by default.
+        scores: of a verb that scores: with what images show, beside their classes.
     """
     preset = options.get("preset")
     default = DataOptions.from_values({} if preset is None else {"preset": preset}).echo()
@@ -45,7 +49,7 @@ def data_words(options: Mapping[str, Any], given: Collection[str] | None = None)
         same = value == default.get(key)
         if value is None or value is False or (same and (given is None or key in meant)):
             continue
-        if given is not None and key not in given:
+        if (given is not None and key not in given) or (key in _TRUTHS and not scores):
             continue
         yield f"--{_NAMES.get(key, key.replace('_', '-'))}"
         if isinstance(value, list):
@@ -54,10 +58,10 @@ def data_words(options: Mapping[str, Any], given: Collection[str] | None = None)
             yield number(value) if isinstance(value, float) else str(value)
 
 
-def given_words(data: Mapping[str, Any] | None, seed: int = 0) -> Iterator[str]:
-    """What a report says of its data, as options; where there was none, the seed alone."""
+def given_words(data: Mapping[str, Any] | None, seed: int = 0, *, scores: bool = False) -> Iterator[str]:
+    """What a report says of its data, as options; where there was none, the seed alone. `scores`: as `data_words`."""
     if data is not None:
-        yield from data_words(data.get("options") or {}, data.get("given"))
+        yield from data_words(data.get("options") or {}, data.get("given"), scores=scores)
     elif seed:
         yield from ("--seed", str(seed))
 

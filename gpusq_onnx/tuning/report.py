@@ -126,7 +126,8 @@ class SensitivityReport:
         ]
 
     def _next(self) -> str:
-        return join(["gpusq-onnx", "tune", "--budget", "agreement>=0.97", *given_words(self.data), self.model])
+        words = given_words(self.data, scores=True)
+        return join(["gpusq-onnx", "tune", "--budget", "agreement>=0.97", *words, self.model])
 
     def __str__(self) -> str:
         return markdown(self.sheet())

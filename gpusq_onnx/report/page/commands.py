@@ -28,7 +28,7 @@ def of_run(outcome: Outcome) -> str:
 def of_check(result: CheckResult) -> str:
     """`check` with its gates, taps and parser; a parser's shapes and a folder of artefacts are left out."""
     given = {**result.data, "options": {**(result.data.get("options") or {}), "calibrate": None}}
-    words = ["gpusq-onnx", "check", *given_words(given)]
+    words = ["gpusq-onnx", "check", *given_words(given, scores=True)]
     for name, value in asdict(result.gates).items():
         words += [] if value is None else [f"--{name.replace('_', '-')}", number(value)]
     words += ["--on", result.runtime] if result.runtime != "cpu" and result.compressed.endswith(".onnx") else []
@@ -47,7 +47,8 @@ def of_sensitivity(document: SensitivityDocument) -> str:
     if look is None:
         return ""
     goal = document.goal if isinstance(document, TuningDocument) else None
-    words = ["gpusq-onnx", *(["plan", "--sensitivity"] if goal is None else ["tune"]), *given_words(document.data)]
+    words = ["gpusq-onnx", *(["plan", "--sensitivity"] if goal is None else ["tune"])]
+    words += given_words(document.data, scores=goal is not None)
     words += ["--target", look.target] if look.target else []
     words += ["--forms", ",".join(look.forms)] if look.forms else []
     exact = len(document.sensitivity.losses) if look.exact is None else look.exact
