@@ -48,11 +48,9 @@ def doubts(opened: Callable[[], Loaded], source: Source) -> list[str]:
     if not usable or not done or len(done["mean"] or ()) != 3:
         return []
     now: Normalisation = (tuple(done["mean"]), tuple(done["std"]))
-    presets: dict[Normalisation, str] = {}
-    for name, preset in PRESETS.items():
-        presets.setdefault(_normalisation(preset.values), name)
+    rivals = list(dict.fromkeys([now, *(_normalisation(preset.values) for preset in PRESETS.values())]))
     try:
-        found = _sureness(opened(), at_most(source, IMAGES), done, list(dict.fromkeys([now, *presets])))
+        found = _sureness(opened(), at_most(source, IMAGES), done, rivals)
     except GpusqError:
         return []  # what runs the model in earnest says why it does not run
     if len(found.get(now, ())) < FEWEST:
@@ -63,8 +61,8 @@ def doubts(opened: Callable[[], Loaded], source: Source) -> list[str]:
         return []
     sure, surer = found[now].mean(), found[best].mean()
     return [
-        f"the preprocessing looks wrong: with {_said(now)} the model is {sure:.0%} sure of {len(gain)} images, with "
-        f"{_said(best)} (--data-preset {presets[best]}) {surer:.0%}; give --mean and --std as in training"
+        f"the preprocessing looks wrong: with {_options(now)} the model is {sure:.0%} sure of {len(gain)} images, and "
+        f"{surer:.0%} with {_options(best)}; give what it was trained with"
     ]
 
 
@@ -113,6 +111,6 @@ def _normalisation(values: Mapping[str, Any]) -> Normalisation:
     return mean, std
 
 
-def _said(one: Normalisation) -> str:
+def _options(one: Normalisation) -> str:
     mean, std = (",".join(f"{v:g}" for v in (values[:1] if len(set(values)) == 1 else values)) for values in one)
-    return f"mean {mean} std {std}"
+    return f"--mean {mean} --std {std}"

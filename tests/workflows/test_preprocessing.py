@@ -116,7 +116,7 @@ def test_defaults_that_the_model_does_not_want_are_doubted(images: Path, tmp_pat
     data = {"data": images / "images", "data_options": {"resize": 32}}
     made = gpusq_onnx.compress(MODEL, "qdq-int8", **data, output=tmp_path / "wrong.onnx")
     (said,) = [text for text in made.warnings if WRONG in text]
-    assert "with mean 0.5 std 0.5 (--data-preset vit)" in said
+    assert "% with --mean 0.5 --std 0.5; give" in said
     assert made.report["data"]["guessed"] and "defaults, which nothing confirms" in str(made)
     found = gpusq_onnx.check(MODEL, MODEL, **data)
     assert [text for text in found.data["notes"] if WRONG in text] == [said]
@@ -152,17 +152,17 @@ def test_pixels_move_from_one_normalisation_to_another(layout: str, channels: st
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="wants ../shared")
 @pytest.mark.parametrize(
-    ("model", "data", "given", "preset"),
+    ("model", "data", "given", "preset", "options"),
     [
-        ("vit_tiny_imagenet.onnx", "imagenet/train", {"resize": 248}, "vit"),
-        ("deimv2_atto.onnx", "coco_mini/images", {"fit": "stretch"}, "coco-stretch"),
+        ("vit_tiny_imagenet.onnx", "imagenet/train", {"resize": 248}, "vit", "--mean 0.5 --std 0.5"),
+        ("deimv2_atto.onnx", "coco_mini/images", {"fit": "stretch"}, "coco-stretch", "--mean 0 --std 1"),
     ],
 )
-def test_real_models_know_theirs(model: str, data: str, given: dict[str, object], preset: str):
+def test_real_models_know_theirs(model: str, data: str, given: dict[str, object], preset: str, options: str):
     path = SHARED / model
     for right in (False, True):
-        options = DataOptions.from_values({"path": SHARED / data, **given, **({"preset": preset} if right else {})})
-        settled = remembered.settle(options, [], None)
+        asked = DataOptions.from_values({"path": SHARED / data, **given, **({"preset": preset} if right else {})})
+        settled = remembered.settle(asked, [], None)
         source = open_source(settled.options, io.load(path).inputs())
         said = doubts.doubts(lambda: Session(path), source)
-        assert [f"--data-preset {preset})" in text for text in said] == ([] if right else [True])
+        assert [f"% with {options}; give" in text for text in said] == ([] if right else [True])
