@@ -28,7 +28,7 @@ from gpusq_onnx.cli.options import (
     Report,
     Seed,
 )
-from gpusq_onnx.cli.spare import Known, a_model, claim
+from gpusq_onnx.cli.spare import a_model, claim
 from gpusq_onnx.errors import UsageError
 
 
@@ -79,7 +79,7 @@ class _Job:
         from gpusq_onnx.report import outline, run
         from gpusq_onnx.workflows.apply import compress
 
-        claim([model], _places(written, model), self.report, self.json)
+        claim([model], {written: lambda path: a_model(path) or _is_data_of(path, model)}, self.report, self.json)
         leader = os.environ.get("RANK", "0") == "0"
         require_room(settings().max_memory, model)
         with staged() as results:
@@ -130,18 +130,8 @@ class _Job:
             sys.stdout.buffer.flush()
 
 
-def _places(written: Path, model: Path) -> dict[Path, Known]:
-    """What is written, with its data where it may have some, and how each is known as ours.
+def _is_data_of(path: Path, model: Path) -> bool:
+    """Whether the input keeps weights in this file; the run refuses to write there, and says so."""
+    from gpusq_onnx.graph.io import data_files, load
 
-    Where the input keeps weights in such a file, the run refuses to write there, and says so.
-    """
-    from gpusq_onnx.graph.io import data_beside, data_files, load
-
-    def is_data(path: Path) -> bool:
-        return path.resolve() in {part.resolve() for part in data_files(load(model))}
-
-    places: dict[Path, Known] = {written: lambda path: a_model(path) or is_data(path)}
-    data = data_beside(written)
-    if data.is_file() and data_files(load(model)):
-        places[data] = lambda path: a_model(written) or is_data(path)
-    return places
+    return path.resolve() in {part.resolve() for part in data_files(load(model))}

@@ -6,7 +6,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from command_line import MODEL, call
 from desk import unchanged
@@ -104,18 +103,6 @@ def test_it_is_spared_before_the_work(words: str, file: str, desk: Path) -> None
     assert "did not write it" not in forced.err and forced.code != 0  # what stops it is another thing
 
 
-def test_data_beside_a_new_model_is_spared_too(tmp_path: Path) -> None:
-    proto = onnx.load(MODEL)
-    onnx.save(proto, tmp_path / "model.onnx", save_as_external_data=True, location="weights", size_threshold=0)
-    (tmp_path / "small.onnx.data").write_bytes(DIARY)
-    words = ["apply", *PRUNE.split(), "-o", tmp_path / "small.onnx", tmp_path / "model.onnx"]
-    outcome = call(*words)
-    assert outcome.code == 2 and "small.onnx.data" in outcome.err
-    assert (tmp_path / "small.onnx.data").read_bytes() == DIARY
-    assert call(*words, "--force").code == 0
-    assert call(*words).code == 0
-
-
 def test_an_empty_file_and_what_a_link_does_not_lead_to_are_written(desk: Path) -> None:
     (desk / "r.json").touch()
     (desk / "r.md").symlink_to("nowhere")
@@ -125,7 +112,6 @@ def test_an_empty_file_and_what_a_link_does_not_lead_to_are_written(desk: Path) 
 
 def test_a_plain_model_is_unpacked_onto_itself(desk: Path) -> None:
     """A model that another tool pruned has no metadata of ours: its bytes say what it is."""
-    import onnx
 
     proto = onnx.load(desk / "pruned.onnx")
     del proto.metadata_props[:]
