@@ -112,6 +112,7 @@ def test_an_empty_file_and_what_a_link_does_not_lead_to_are_written(desk: Path) 
 
 def test_a_plain_model_is_unpacked_onto_itself(desk: Path) -> None:
     """A model that another tool pruned has no metadata of ours: its bytes say what it is."""
+    import onnx
 
     proto = onnx.load(desk / "pruned.onnx")
     del proto.metadata_props[:]

@@ -1,33 +1,36 @@
-"""Every command of the documents does what it says: run here on the embedded model, in the order of the pages.
+"""Every command of the documents does what it says: run here on the embedded model, after what its page runs for it.
 
-The README's run with the fast tests, those that train and the quickstart's with the long ones, and those of the other
-pages with the slow ones; a wrong verb, option or pass in any of them is found by the fast ones.
+The README's first of each verb run with the fast tests, its others and the quickstart's with the long ones, and those
+of the other pages with the slow ones; a wrong verb, option or pass in any of them is found by the fast ones.
 """
 
+import itertools
 import os
 import re
 import shlex
+import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 from pages import PAGES, README, ROOT, commands, shown
-from PIL import Image
 
 from gpusq_onnx.cli import main
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.grammar import parse
 from tests.cli.command_line import Outcome, call
+from tools.digits.desk import write
 
 ALL = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
-FIRST, SECOND = (set(commands(page)) for page in (README, ROOT / "docs" / "quickstart.md"))
+FIRST = {command.split()[1]: command for command in reversed(commands(README))}.values()  # of each verb
+SECOND = {*commands(README), *commands(ROOT / "docs" / "quickstart.md")}
 
 
 def mark(command: str) -> tuple[pytest.MarkDecorator, ...]:
     """Which tests the command runs with."""
     if command in FIRST:
-        return (pytest.mark.long,) if "--finetune" in command else ()
+        return ()
     return (pytest.mark.long if command in SECOND else pytest.mark.slow,)
 
 
@@ -37,47 +40,109 @@ SHOWN = sorted({shlex.join(words) for page in PAGES for words in shown(page)})
 
 # The pages speak of a 224-pixel model, the embedded one takes 32; and of epochs, where a few steps show the same.
 FOR_THE_DIGITS = {"--resize 248": "--resize 32", "--crop 224": "--crop 32", "--finetune 2": "--finetune-steps 4"}
-# No detector and no segmenter is embedded: test_check_detector.py and test_check_segmenter.py in tests/cli have them.
-FOR_THE_DIGITS |= {"detector.onnx": "model.onnx", "val2017/": "images/"}
-FOR_THE_DIGITS |= {"--annotations instances_val2017.json --max-ap-drop 1": ""}
+FOR_THE_DIGITS |= {"val2017/": "scenes/", "instances_val2017.json": "instances.json"}
+# No segmenter is embedded: test_check_segmenter.py in tests/cli has one.
 FOR_THE_DIGITS |= {"segmenter.onnx": "model.onnx", "ADE20K/images/validation/": "images/", "--resize 512": ""}
 FOR_THE_DIGITS |= {"--masks ADE20K/annotations/validation/ --reduce-zero-label": "", "--max-miou-drop 1": ""}
-FOR_THE_DIGITS |= {"--data val/": "--data images/"}
 
+# What a page takes for granted, where none of its commands makes it.
+APPLY = "gpusq-onnx apply --passes prune24,qdq-int8 --data images/"
 MADE_BY = {
-    "small.onnx": "apply --passes prune24,qdq-int8 --report report.json -o small.onnx model.onnx",
-    "pruned.onnx": "apply --passes prune24 -o pruned.onnx model.onnx",
-    "compressed/first.onnx": "apply --passes prune24,qdq-int8 -o compressed/ models/first.onnx models/second.onnx",
-    "report.json": "apply --passes qdq-int8 --report report.json -o other.onnx model.onnx",
-    "check.json": "check --report check.json model.onnx model.onnx",
-    "small.gpusq": "pack small.onnx",
-    "recipe.toml": "tune --budget 'kl<=1' --data images/ --samples 24 --exact 0 --forms int8 -o recipe.toml model.onnx",
+    "small.onnx": f"{APPLY} --report report.json -o small.onnx model.onnx",
+    "sparse.onnx": f"{APPLY} --set qdq-int8.profile=sparse-int8 -o sparse.onnx model.onnx",
+    "pruned.onnx": "gpusq-onnx apply --passes prune24 -o pruned.onnx model.onnx",
+    "small.gpusq": "gpusq-onnx pack small.onnx",
 }
 
 
-def gpusq(arguments: list[str], cwd: Path) -> Outcome:
+def writes(command: str) -> set[str]:
+    """The files that a command of the pages leaves, as they are named there."""
+    words = shlex.split(command)
+    found = {after for word, after in itertools.pairwise(words) if word in ("-o", "--report")}
+    return found | {words[-1].replace(".onnx", ".gpusq")} if words[1] == "pack" else found
+
+
+class Workshop:
+    """Runs each command in a folder of its own, with what it reads from those of the commands that make it.
+
+    A command runs once, whichever test asks first, so no test depends on another.
+    """
+
+    def __init__(self, desk: Path) -> None:
+        self._desk = desk
+        self._done: dict[str, tuple[Path, Outcome]] = {}
+
+    def run(self, command: str) -> Outcome:
+        """What the command left."""
+        return self._run(command)[1]
+
+    def _run(self, command: str) -> tuple[Path, Outcome]:
+        if command not in self._done:
+            folder = Path(tempfile.mkdtemp(dir=self._desk.parent))
+            shutil.copytree(self._desk, folder, copy_function=os.link, dirs_exist_ok=True)
+            for maker in makers(command):
+                made, outcome = self._run(maker)
+                assert outcome.code == 0, outcome.err
+                shutil.copytree(made, folder, copy_function=link_once, dirs_exist_ok=True)
+            self._done[command] = folder, gpusq(arguments(command), folder)
+        return self._done[command]
+
+
+def link_once(source: str, target: str) -> None:
+    """A file of another folder, but for those that are here."""
+    if not Path(target).exists():
+        os.link(source, target)
+
+
+def has(written: set[str], name: str) -> bool:
+    """Whether a file is among those that are written, or in a folder of them."""
+    return name in written or any(name.startswith(one) for one in written if one.endswith("/"))
+
+
+def makers(command: str) -> list[str]:
+    """The commands that make what a command reads: earlier ones of its page, those that train aside, else `MADE_BY`."""
+    page = next((page for page in PAGES if command in commands(page)), None)
+    earlier = commands(page)[: commands(page).index(command)] if page else []
+    found = []
+    for name in dict.fromkeys(shlex.split(command)):
+        if name in writes(command):
+            continue
+        made = [one for one in earlier if "--finetune" not in one and has(writes(one), name)]
+        found += made[-1:] or filter(None, [MADE_BY.get(name)])
+    return found
+
+
+def arguments(command: str) -> list[str]:
+    """The words of a command of the pages, as they are run here."""
+    for written, here in FOR_THE_DIGITS.items():
+        command = command.replace(written, here)
+    words = shlex.split(command)[1:]
+    if "--parser" in words:
+        words += ["--trt-cache", parser_cache()]
+    if "--cpu-harness" in words:
+        words[words.index("--cpu-harness") + 1] = parser_cache()
+    return words
+
+
+def parser_cache() -> str:
+    return os.environ.get("GPUSQ_TRT_CPU") or pytest.skip("set GPUSQ_TRT_CPU to a folder, as `make test` does")
+
+
+def gpusq(words: list[str], cwd: Path) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
-        return call(*arguments)
+        return call(*words)
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the documents' reader has: model.onnx, images/ in one folder a class, classes.txt."""
-    desk = tmp_path_factory.mktemp("desk")
-    assets = ROOT / "tests" / "assets"
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """With what the documents' reader has: the desk of the README, and some models in one folder."""
+    desk = tmp_path_factory.mktemp("documents") / "desk"
+    write(desk)
     (desk / "models").mkdir()
-    for name in ("model.onnx", "models/first.onnx", "models/second.onnx"):
-        (desk / name).write_bytes((assets / "digits_vit.onnx").read_bytes())
-    with np.load(assets / "digits_test.npz") as data:
-        pixels = np.rint((data["pixel_values"] * 0.5 + 0.5) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-        labels = data["labels"]
-    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-        folder = desk / "images" / f"digit-{label}"
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{number:03}.png")
-    (desk / "classes.txt").write_text("".join(f"digit-{digit}\n" for digit in range(10)))
-    return desk
+    for name in ("first.onnx", "second.onnx"):
+        (desk / "models" / name).write_bytes((desk / "model.onnx").read_bytes())
+    return Workshop(desk)
 
 
 def test_the_documents_have_the_commands_that_they_promise():
@@ -88,33 +153,10 @@ def test_the_documents_have_the_commands_that_they_promise():
     }
 
 
-def make(name: str, desk: Path) -> None:
-    """A file that an earlier command of the pages leaves, with what it is made from."""
-    maker = shlex.split(MADE_BY[name])
-    for other in MADE_BY:
-        if other in maker and other != name and not (desk / other).exists():
-            make(other, desk)
-    assert gpusq(maker, desk).code == 0
-
-
 @pytest.mark.parametrize("command", OURS)
-def test_a_command_runs(command: str, desk: Path):
-    for written, here in FOR_THE_DIGITS.items():
-        command = command.replace(written, here)
-    arguments = shlex.split(command)[1:]
-    if "--parser" in arguments:
-        cache = os.environ.get("GPUSQ_TRT_CPU") or pytest.skip("set GPUSQ_TRT_CPU to a folder, as `make test` does")
-        arguments += ["--trt-cache", cache]
-    if "--cpu-harness" in arguments:
-        cache = os.environ.get("GPUSQ_TRT_CPU") or pytest.skip("set GPUSQ_TRT_CPU to a folder, as `make test` does")
-        arguments[arguments.index("--cpu-harness") + 1] = cache
-    for name, maker in MADE_BY.items():  # by an earlier command, unless this one runs alone
-        if name in arguments and arguments[0] != maker.split()[0] and not (desk / name).exists():
-            make(name, desk)
-    if "-o" in arguments and "distill{" in command and not (desk / "pruned.onnx").exists():
-        make("pruned.onnx", desk)
-    done = gpusq(arguments, desk)
-    on_a_gpu = arguments[0] in ("build", "bench") and not {"--cpu-harness", "--backend"} & set(arguments)
+def test_a_command_runs(command: str, workshop: Workshop):
+    done, words = workshop.run(command), arguments(command)
+    on_a_gpu = words[0] in ("build", "bench") and not {"--cpu-harness", "--backend"} & set(words)
     if on_a_gpu and find_spec("tensorrt") is None:
         assert (done.code, "pip install 'gpusq-onnx[tensorrt]'" in done.err) == (5, True), done.err
         return

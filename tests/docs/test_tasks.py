@@ -16,7 +16,7 @@ from pages import ROOT
 
 from gpusq_onnx.cli import main
 from tests.terminal import terminal
-from tools.digits import desk
+from tools.digits import desk, newcomer
 
 PAGE = ROOT / "docs" / "tasks.md"
 COLUMNS = "80"
@@ -82,6 +82,16 @@ def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
     assert "all 14 weights can run dense kernels" in normal_space(now) and "\n$ echo $?\n1\n" in now
     assert "12 of 14 weights can run sparse kernels" in normal_space(now)
     assert real
+
+
+def test_the_readme_has_the_commands_of_each_task() -> None:
+    """`newcomer` follows them; test_commands.py and test_examples.py run them."""
+    found = newcomer.tasks()
+    assert len(found) == 6
+    assert [
+        title for title, text in found.items() if "gpusq-onnx " not in text and "import gpusq_onnx" not in text
+    ] == []
+    assert "--max-ap-drop" in found["Compress a detector and gate its AP"]
 
 
 def normal_space(text: str) -> str:

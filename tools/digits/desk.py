@@ -7,6 +7,7 @@ python -m tools.digits.desk FOLDER
     val/              test images, a folder a class; classes.txt numbers the folders
     detector.onnx     the same ViT as a detector: one box an image, the digit its class
     scenes/           the test images without their labels, which instances.json (COCO) has
+    preprocessor_config.json    how both models want an image
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from PIL import Image
 
 ASSETS = Path(__file__).parents[2] / "tests" / "assets"
 CALIBRATION, TEST = 64, 200  # images
+# Hugging Face's words for: stretched to the input, RGB from -1 to 1.
+PREPROCESSOR = {"size": {"height": 32, "width": 32}, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 
 def write(folder: Path) -> None:
@@ -30,6 +33,7 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes((ASSETS / "digits_vit.onnx").read_bytes())
     onnx.save(detector(onnx.load(ASSETS / "digits_vit.onnx")), folder / "detector.onnx")
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR), encoding="utf-8")
     (folder / "classes.txt").write_text("".join(f"digit-{digit}\n" for digit in range(10)), encoding="utf-8")
     for number, (image, _) in list(enumerate(zip(*_images("digits_train.npz"), strict=True)))[:CALIBRATION]:
         _save(image, folder / "images" / f"{number:03}.png")

@@ -65,7 +65,7 @@ class Zoo:
             raise FileNotFoundError(f"{path} is not there, and neither is {self.script}, which would make it")
         partial = self.folder / ".partial"
         partial.mkdir(parents=True, exist_ok=True)
-        subprocess.run([str(self._python()), str(self.script), model, exporter, str(partial)], check=True)
+        subprocess.run([str(self.python()), str(self.script), model, exporter, str(partial)], check=True)
         (partial / path.name).replace(path)
         return path
 
@@ -81,13 +81,14 @@ class Zoo:
         if not path.is_file() and not reason.is_file():
             if not self.script.is_file():
                 raise FileNotFoundError(f"{path} is not there, and neither is {self.script.parent}, to make it with")
-            command = [str(self._python().absolute()), "-W", "ignore", "-m", "tools.zoo.foreign"]
+            command = [str(self.python().absolute()), "-W", "ignore", "-m", "tools.zoo.foreign"]
             subprocess.run([*command, str(folder.resolve()), export], check=True, cwd=ROOT)
         if not path.is_file():
             raise RuntimeError(reason.read_text(encoding="utf-8").strip())
         return path
 
-    def _python(self) -> Path:
+    def python(self) -> Path:
+        """The interpreter of the environment that exports, which is made when it is not there."""
         python, stamp = self.venv / "bin" / "python", self.venv / ".installed"
         if not stamp.is_file():
             subprocess.run([sys.executable, "-m", "venv", str(self.venv)], check=True)
