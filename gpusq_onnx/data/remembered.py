@@ -7,7 +7,8 @@
 Where several say something, the first of this list is taken, and what the caller gives wins over it, key by key; a
 caller who gives something else than was remembered is warned: wrong preprocessing looks like lost accuracy.
 
-Limits: Hugging Face's `do_pad` and sizes by `longest_edge` have no counterpart here and are said not to be understood.
+Limits: Hugging Face's `do_pad` and sizes by `longest_edge`, with which DETR keeps the whole image, have no counterpart
+here: of such a file only mean, std and interpolation are taken, and that is said.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ KEY = "pkg.gpusq_onnx.preprocess"
 FIELDS = ("fit", "resize", "crop", "interpolation", "mean", "std", "channels")
 METADATA = "the model's metadata"
 _ARRAYS = (".npy", ".npz", ".py")
+_INSTEAD = "here it is cropped, or with --fit stretch resized to the input; nothing of its size is taken"
 _PIL = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -111,6 +113,8 @@ def _found(metadata: Sequence[Mapping[str, str]], folder: Path | None) -> tuple[
         try:
             document = parse_json(read_bytes(file, "the configuration beside the model").decode())
             values = _of_timm(document) if file.name == "config.json" else _of_hugging_face(document)
+            if file.name != "config.json" and _whole(document):
+                problems.append(f"{file.name} beside the model keeps the whole image ({_whole(document)}): {_INSTEAD}")
             if values:
                 return _valid(values), f"{file.name} beside the model", tuple(problems)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
@@ -149,8 +153,6 @@ def _of_timm(document: Any) -> dict[str, Any]:
 
 
 def _of_hugging_face(document: Any) -> dict[str, Any]:
-    if document.get("do_pad"):
-        raise ValueError("do_pad: images are padded, which is not possible here")
     values: dict[str, Any] = {}
     if document.get("do_normalize", True) and "image_mean" in document:
         values |= {"mean": document["image_mean"], "std": document["image_std"]}
@@ -158,17 +160,24 @@ def _of_hugging_face(document: Any) -> dict[str, Any]:
         values |= {"mean": 0, "std": 1}
     if document.get("resample") in _PIL:
         values["interpolation"] = _PIL[document["resample"]]
+    if _whole(document):
+        return values
     size, crop = document.get("size"), document.get("crop_size")
     if document.get("do_center_crop") and isinstance(crop, dict):
         crop = crop["height"] if crop["height"] == crop["width"] else None
     shorter = size.get("shortest_edge") if isinstance(size, dict) else size
-    if isinstance(size, dict) and "longest_edge" in size:
-        raise ValueError("size: longest_edge keeps the whole image, which is not possible here")
     if document.get("do_center_crop") and shorter is not None:
         values |= {"resize": shorter, "fit": "crop"} | ({"crop": crop} if crop else {})
     elif isinstance(size, dict) and "height" in size:
         values["fit"] = "stretch"
     return values
+
+
+def _whole(document: Any) -> str:
+    """The keys by which images are scaled as a whole and padded; "" where none does."""
+    size = document.get("size")
+    longest = isinstance(size, dict) and "longest_edge" in size
+    return " and ".join([*(["do_pad"] if document.get("do_pad") else []), *(["longest_edge"] if longest else [])])
 
 
 def _same(given: Any, found: Any) -> bool:

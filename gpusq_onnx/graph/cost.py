@@ -152,6 +152,12 @@ def _nbits_cost(found: NBits, structure: Structure) -> SiteCost:
     return _cost(parameters, macs, CostForm(codes, data))
 
 
+def open_positions(structure: Structure) -> int:
+    """How many sites have output positions that are not known, batch aside, and count as one."""
+    outputs = ([structure.shapes.get(reader.outputs[0].name) for reader in site.readers] for site in structure.sites)
+    return sum(any(not shape or not all(isinstance(d, int) for d in shape[1:]) for shape in found) for found in outputs)
+
+
 def _rows(out: int, output: str, structure: Structure) -> int:
     """Output positions: the output's elements for one image, divided by its channels."""
     dims = [d for d in structure.shapes.get(output, ()) if isinstance(d, int)]

@@ -28,6 +28,7 @@ from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.files import Staging, require_place, staged
 from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.blame import blaming
+from gpusq_onnx.graph.cost import open_positions
 from gpusq_onnx.graph.fp16.biases import protect_biases
 from gpusq_onnx.graph.fp16.transposes import move_transposes
 from gpusq_onnx.graph.model import Model, values_of
@@ -94,6 +95,7 @@ def plan(
         if options.canonical:
             pipeline, passes = automatic.insert(pipeline, passes, model, structure)
         before = measure(model, structure)
+        notes += _uncounted(structure)
         facts = take_facts(model)
         steps, worked = list[StepOutcome](), list[Pass[Any]]()
         idle, warnings = list[NothingMatched](), [*settled.warnings, *notes]
@@ -181,6 +183,7 @@ def run(
         state.schedule = scheduled(state)
         state.schedule.announce(state.images, state.offered)
         before = measure(model, structure)
+        state.warnings += _uncounted(structure)
         beside = output if reproducible else None
         for index in range(len(passes)):
             with reproducer(path, beside, pipeline, index, state) if leader else nullcontext(), blaming(path):
@@ -237,6 +240,15 @@ def _fitted(pipeline: Pipeline, target: str | None) -> tuple[Pipeline, list[str]
     """The pipeline with its presets replaced, as the target runs it, and what is to be said of that."""
     pipeline = table.expand(pipeline)
     return (pipeline, []) if target is None else targets.fit(pipeline, target)
+
+
+def _uncounted(structure: Structure) -> list[str]:
+    """That MACs are those of one position, where the model leaves the size of its images open."""
+    number = open_positions(structure)
+    if not number:
+        return []
+    what = f"MACs and bit operations count one position for {number} of {len(structure.sites)} weights"
+    return [f"{what}: the model leaves the sizes of their outputs open; --data shows them"]
 
 
 def _written(state: Run, structure: Structure, path: Path, output: Path, results: Staging) -> tuple[FileFacts, Proof]:

@@ -46,6 +46,16 @@ def test_a_missing_size_is_asked_for(model: Path) -> None:
     assert "--crop PX" in outcome.err and "--shapes pixel_values" in outcome.err
 
 
+def test_operations_of_an_open_size_are_said_to_be_those_of_one_position(model: Path) -> None:
+    words = ["plan", "-q", "-p", "prune24{method=magnitude}", "--json", "-"]
+    open_size, known = call(*words, model), call(*words, "--data", model.with_name("images.npy"), model)
+    fixed = call(*words, MODEL)
+    assert "count one position for" in open_size.err and "--data shows them" in open_size.err
+    assert "count one position" not in known.err + fixed.err
+    totals = [json.loads(outcome.out)["before"]["total"]["dense_macs"] for outcome in (known, fixed)]
+    assert totals[0] == totals[1]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("size", [["--crop", "32"], ["--shapes", "pixel_values=1x3x32x32"]])
 @pytest.mark.parametrize("backend", ["onnxruntime", "torch-cpu"])

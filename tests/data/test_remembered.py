@@ -148,3 +148,13 @@ def test_a_file_that_is_not_understood_is_said_and_left(name: str, text: str, wa
 def test_the_document_has_every_preset():
     page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
     assert [name for name in PRESETS if f"| `{name}` |" not in page] == []
+
+
+def test_of_images_that_are_padded_only_the_values_are_taken(tmp_path: Path):
+    written = {"do_pad": True, "size": {"shortest_edge": 800, "longest_edge": 1333}, "resample": 2}
+    values = {"image_mean": [0.5], "image_std": [0.2]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**written, **values}))
+    settled = settle(DataOptions(path=Path("images")), [{}], tmp_path)
+    expected = DataOptions.from_values({"mean": 0.5, "std": 0.2, "interpolation": "bilinear"})
+    assert said(settled.options) == said(expected)
+    assert not settled.guessed and "(do_pad and longest_edge)" in " ".join(settled.warnings)
