@@ -27,8 +27,8 @@ def test_models_are_timed_side_by_side(model: Path, tmp_path: Path) -> None:
     assert all(set(row["cells"]) == {"1", "2"} for row in found["rows"])
     assert "onnxruntime" in " ".join(found["machine"]["versions"])
     page = report.with_suffix(".md").read_text()
-    assert page.startswith("# onnxruntime") and "throughput, batch 2 (images/s)" in page
-    assert outcome.out.startswith("onnxruntime\n")
+    assert page.startswith("# model: timed on onnxruntime") and "throughput, batch 2 (images/s)" in page
+    assert outcome.out.startswith("model: timed on onnxruntime\n")
 
 
 @pytest.mark.long
