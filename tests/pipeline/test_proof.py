@@ -126,7 +126,7 @@ def test_a_model_that_came_in_unable_to_run_is_written_with_a_warning(tmp_path: 
     assert outcome.proof is not None
     assert (outcome.proof.default, outcome.proof.outputs) == ("refused", ())
     assert any("nothing is proven" in warning and "mine" in warning for warning in outcome.warnings)
-    assert "not proven: onnxruntime's defaults refused, as written refused" in of_run(outcome, 120)
+    assert "not proven: onnxruntime's defaults refused, as written refused" in of_run(outcome, (), 120)
 
 
 def test_a_model_that_is_chaotic_itself_is_not_our_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
