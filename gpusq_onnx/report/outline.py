@@ -62,7 +62,7 @@ def of_run(outcome: Outcome, weights: Sequence[Weighed], width: int) -> list[str
         lines += folded(shown + (f"; lowest cosine of the two {min(cosines):.4g}" if cosines else ""), width)
     model = outcome.input.path
     path = ((outcome.data or {}).get("options") or {}).get("path")
-    return [*lines, "next:", f"  gpusq-onnx check {_data(path)} {quote(model)} {quote(made)}"]
+    return [*lines, "next, best with other images:", f"  gpusq-onnx check {_data(path)} {quote(model)} {quote(made)}"]
 
 
 def _data(path: Path | str | None) -> str:
