@@ -131,7 +131,12 @@ def _of_model(model: Model, attempt: Attempt, ways: Sequence[Way] = WAYS) -> lis
 
 
 def _unproven(bad: Sequence[Trial], before: Sequence[Trial]) -> Proof:
-    """Where the model that came in went wrong in the same way, all that can be said; else our fault."""
+    """Where the model that came in went wrong in the same way, all that can be said; else our fault.
+
+    Raises:
+        InvariantError: what came in runs.
+        UnsupportedModelError: it loads, and does not run; what is written would not even load.
+    """
     ours = [after for after, came in zip(bad, before, strict=True) if came.went]
     if ours:
         raise InvariantError(
@@ -140,6 +145,14 @@ def _unproven(bad: Sequence[Trial], before: Sequence[Trial]) -> Proof:
             found="; ".join(map(str, ours)),
             hint="this is a defect; the reproducer beside the output shows it",
         )
+    for after, came in zip(bad, before, strict=True):
+        if came.outcome == "failed" and after.outcome != "failed":
+            raise UnsupportedModelError(
+                "onnxruntime loads the model and does not run it, and would not load what comes of it",
+                expected="a model that runs on one batch",
+                found=came.said,
+                hint="see that the original runs: check it against itself",
+            )
     ends = {trial.way: str(trial.outcome) for trial in bad}
     note = f"nothing is proven of the written model in onnxruntime, as of the input model: {bad[0]}"
     return Proof(ends.get("default", "ran"), ends.get("unoptimised", "ran"), (), note)

@@ -137,6 +137,9 @@ UNFIT = {
     "it has fewer than 3 operands": fused("SkipLayerNormalization", ["x", "skip"], {}),
     "its attribute epsilon is 'small'": fused("SkipLayerNormalization", SKIP[:3], GAMMA, epsilon="small"),
     "it has 3 heads for 8 channels": fused("Attention", ["x", "w"], {"w": WEIGHT}, num_heads=3),
+    "its queries have 8 channels, its keys 16": fused(
+        "MultiHeadAttention", ["q", "k", "v"], {}, num_heads=HEADS, shapes={"k": (B, S, 16)}
+    ),
     "it has 0 heads for 8 channels": fused("MultiHeadAttention", Q, {}),
     "its weight is (8, 24)": fused("Attention", ["x", "w", "b"], {"w": WEIGHT, "b": BIAS[:5]}, num_heads=HEADS),
     "its operands are not": fused("MultiHeadAttention", ["q"], {}, num_heads=HEADS, shapes={"q": (B, S, HEADS, 3, 4)}),

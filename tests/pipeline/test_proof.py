@@ -19,6 +19,7 @@ from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.outline import of_run
 from gpusq_onnx.report.run import digest
+from gpusq_onnx.runtime.trial import Trial
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit.onnx"
@@ -127,6 +128,15 @@ def test_a_model_that_came_in_unable_to_run_is_written_with_a_warning(tmp_path: 
     assert (outcome.proof.default, outcome.proof.outputs) == ("refused", ())
     assert any("nothing is proven" in warning and "mine" in warning for warning in outcome.warnings)
     assert "not proven: onnxruntime's defaults refused, as written refused" in of_run(outcome, (), 120)
+
+
+def test_a_model_that_loads_and_does_not_run_is_not_written_as_one_that_does_not_load() -> None:
+    came = [Trial("default", "failed", "query and key differ"), Trial("unoptimised", "failed", "query and key differ")]
+    for outcome in ("refused", "died"):
+        with pytest.raises(UnsupportedModelError, match="does not run it") as raised:
+            proof._unproven([Trial(trial.way, outcome, "") for trial in came], came)
+        assert raised.value.details["found"] == "query and key differ"
+    assert "nothing is proven" in (proof._unproven(came, came).note or "")
 
 
 def test_a_model_that_is_chaotic_itself_is_not_our_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,6 +231,8 @@ def _check_heads_attention(node: gs.Node, known: Known) -> AttentionForm:
         raise Unfit("its bias is computed")
     if not isinstance(width, int):
         raise Unfit("how long its queries are is not known before the model runs")
+    if isinstance(keys := known.shape(k)[-1], int) and keys != width:
+        raise Unfit(f"its queries have {width} channels, its keys {keys}")
     return _form(node, known, width, mask)
 
 
