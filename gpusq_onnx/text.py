@@ -6,6 +6,8 @@ shown as its escape, so that a name can neither colour a terminal nor begin a li
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def printable(text: str) -> str:
     r"""The text on one line.
@@ -28,6 +30,15 @@ def duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{max(0.0, seconds):.0f} s"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def numbers(values: Sequence[float], between: str) -> str:
+    """Values as short as they can be said: one where all are the same.
+
+    >>> numbers([0.5, 0.5, 0.5], ","), numbers([0.485, 0.456, 0.406], ",")
+    ('0.5', '0.485,0.456,0.406')
+    """
+    return between.join(f"{value:g}" for value in (values[:1] if len(set(values)) == 1 else values))
 
 
 def expectation(message: str) -> str:

@@ -16,18 +16,14 @@ from gpusq_onnx.cli.journal import settings
 from gpusq_onnx.cli.options import STDOUT, digest_of
 from gpusq_onnx.files import Staging, staged, write_text
 from gpusq_onnx.marks import with_mark
+from gpusq_onnx.report.columns import DENSE, MET, MISSED, REFUSED, SPARSE, columns, unfolded
 from gpusq_onnx.text import printable
 
 if TYPE_CHECKING:
     from gpusq_onnx.report.sheet import Part
 
 _RED, _GREEN, _YELLOW = 31, 32, 33
-_COLOURS = (
-    (r"\bsparse [A-Z]+\d+\b", _GREEN),
-    (r"\bdense [A-Z]+\d+\b", _YELLOW),
-    (r"(?<=: )(met|accepted)\b", _GREEN),
-    (r"\b(NOT MET|NOT FOR DEPLOYMENT)\b|(?<=: )refused\b", _RED),
-)
+_COLOURS = ((SPARSE, _GREEN), (DENSE, _YELLOW), (MET, _GREEN), (MISSED, _RED), (REFUSED, _RED))
 _UNUSUAL = re.compile(r"[^ -~\n]")
 
 
@@ -54,7 +50,7 @@ def show_verdict(lines: Sequence[str]) -> None:
         show(text)
         return
     for pattern, colour in _COLOURS:
-        text = re.sub(pattern, lambda found, colour=colour: f"\x1b[{colour}m{found[0]}\x1b[0m", text)  # type: ignore[misc]
+        text = re.sub(pattern, f"\x1b[{colour}m\\g<0>\x1b[0m", text)
     _print(text)
 
 
@@ -80,15 +76,11 @@ def warn(text: str) -> None:
 
 def show_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table of a screen, folded to its width."""
-    from gpusq_onnx.report.columns import columns
-
     show("\n".join(columns(header, rows, width())))
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table of everything. A terminal gets it folded to its width; a pipe gets each row on one line, nothing cut."""
-    from gpusq_onnx.report.columns import columns, unfolded
-
     lines = columns(header, rows, width()) if sys.stdout.isatty() else unfolded(header, rows)
     show("\n".join(lines))
 

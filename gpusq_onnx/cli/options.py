@@ -158,7 +158,7 @@ class PipelineArgs:
 
 @dataclass(frozen=True)
 class TruthArgs:
-    """What the images show, beside `--classes`: what the verbs that score compare with, and which images are used."""
+    """What the images show, beside `--classes`, for the verbs that score."""
 
     annotations: Annotated[
         Path | None, _data("--annotations", metavar="FILE.json", help="COCO boxes of the folder's images: gives AP.")

@@ -21,6 +21,7 @@ from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.errors import GpusqError
 from gpusq_onnx.runtime.compare.outputs import Loaded
 from gpusq_onnx.tasks.sureness import sureness
+from gpusq_onnx.text import numbers
 
 IMAGES = 32  # that are looked at, where that takes no more than
 SECONDS = 10.0
@@ -48,9 +49,9 @@ def doubts(opened: Callable[[], Loaded], source: Source) -> list[str]:
     if not usable or not done or len(done["mean"] or ()) != 3:
         return []
     now: Normalisation = (tuple(done["mean"]), tuple(done["std"]))
-    rivals = list(dict.fromkeys([now, *(_normalisation(preset.values) for preset in PRESETS.values())]))
+    candidates = list(dict.fromkeys([now, *(_normalisation(preset.values) for preset in PRESETS.values())]))
     try:
-        found = _sureness(opened(), at_most(source, IMAGES), done, rivals)
+        found = _sureness(opened(), at_most(source, IMAGES), done, candidates)
     except GpusqError:
         return []  # what runs the model in earnest says why it does not run
     if len(found.get(now, ())) < FEWEST:
@@ -67,21 +68,21 @@ def doubts(opened: Callable[[], Loaded], source: Source) -> list[str]:
 
 
 def _sureness(
-    model: Loaded, source: Source, done: Mapping[str, Any], rivals: Sequence[Normalisation]
+    model: Loaded, source: Source, done: Mapping[str, Any], candidates: Sequence[Normalisation]
 ) -> dict[Normalisation, NDArray[np.float64]]:
     """How sure the model is of each image, by normalisation; empty where its outputs do not say.
 
     Args:
-        done: what `source` does to an image, as `Preprocess.describe` says it; `rivals[0]` is its normalisation.
+        done: what `source` does to an image, as `Preprocess.describe` says it; `candidates[0]` is its normalisation.
     """
     shapes = [spec.shape for spec in model.inputs()]
-    found: dict[Normalisation, list[NDArray[np.float64]]] = {rival: [] for rival in rivals}
-    began, runs, enough = time.perf_counter(), 0, FEWEST * len(rivals)
+    found: dict[Normalisation, list[NDArray[np.float64]]] = {candidate: [] for candidate in candidates}
+    began, runs, enough = time.perf_counter(), 0, FEWEST * len(candidates)
     with model.opened() as infer:
         for batch in source.batches(_BATCH):
             pixels = batch.feed[done["input"]]
-            for rival, rows in found.items():
-                fed = _moved(pixels.astype(np.float32), rivals[0], rival, done).astype(pixels.dtype)
+            for candidate, rows in found.items():
+                fed = _moved(pixels.astype(np.float32), candidates[0], candidate, done).astype(pixels.dtype)
                 sure = sureness(infer({**batch.feed, done["input"]: fed}), shapes)
                 runs += batch.size
                 late = runs < enough and time.perf_counter() - began > _PATIENCE * SECONDS * runs / enough
@@ -90,7 +91,7 @@ def _sureness(
                 rows.append(sure[: batch.size])
             if time.perf_counter() - began > SECONDS:
                 break
-    return {rival: np.concatenate(rows) for rival, rows in found.items() if rows}
+    return {candidate: np.concatenate(rows) for candidate, rows in found.items() if rows}
 
 
 def _moved(
@@ -112,5 +113,5 @@ def _normalisation(values: Mapping[str, Any]) -> Normalisation:
 
 
 def _options(one: Normalisation) -> str:
-    mean, std = (",".join(f"{v:g}" for v in (values[:1] if len(set(values)) == 1 else values)) for values in one)
+    mean, std = (numbers(values, ",") for values in one)
     return f"--mean {mean} --std {std}"

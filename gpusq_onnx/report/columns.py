@@ -14,7 +14,11 @@ TIGHT = 16  # and after
 WIDEST = 26  # of all columns but the last
 NARROWEST = 8  # of a column whose words are broken
 GAP = 2
-_KEPT = re.compile(r"^ *\d+ x$|\b(sparse|dense) [A-Z]+\d+\b|\bNOT (MET|FOR DEPLOYMENT)\b|: (met|accepted|refused)\b")
+SPARSE, DENSE = r"\bsparse [A-Z]+\d+\b", r"\bdense [A-Z]+\d+\b"
+MET, REFUSED = r"(?<=: )(?:met|accepted)\b", r"(?<=: )refused\b"
+MISSED = r"\bNOT (?:MET|FOR DEPLOYMENT)\b"
+"""Kernels and verdicts, which have a colour on a terminal and stay on one line."""
+_KEPT = re.compile("|".join([r"^ *\d+ x$", SPARSE, DENSE, MISSED, f": {MET}", f": {REFUSED}"]))
 _TIE = "\N{NO-BREAK SPACE}"  # which no fold takes for a space
 
 

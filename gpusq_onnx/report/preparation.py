@@ -5,6 +5,7 @@ from typing import Any
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.presets import PRESETS
+from gpusq_onnx.text import numbers
 
 _NAMES = {"path": "data", "preset": "data-preset"}
 _TRUTHS = frozenset({"annotations", "masks", "reduce_zero_label"})  # options of the verbs that score
@@ -21,16 +22,12 @@ def line(data: Mapping[str, Any]) -> str:
         return ""
     crop = "x".join(map(str, dict.fromkeys(done["crop"])))
     size = f"stretched to {crop}" if done["fit"] == "stretch" else f"resize {done['resize']}, crop {crop}"
-    values = ", ".join(f"{key} {_numbers(done[key])}" for key in ("mean", "std") if done[key] is not None)
+    values = ", ".join(f"{key} {numbers(done[key], ' ')}" for key in ("mean", "std") if done[key] is not None)
     parts = [size, done["interpolation"], values or "pixels 0 to 255", done["channels"]]
     origin = f"; taken from {data['taken_from']}" if data.get("taken_from") else ""
     if data.get("guessed") and data["kind"] != "synthetic" and done["mean"] is not None:
         origin += "; mean and std are defaults, which nothing confirms"
     return f"preprocessing: {', '.join(parts)}{origin}"
-
-
-def _numbers(values: list[float]) -> str:
-    return " ".join(f"{value:g}" for value in (values[:1] if len(set(values)) == 1 else values))
 
 
 def data_words(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
+from gpusq_onnx.tasks.kinds import normalised
 
 
 class Classification:
@@ -73,9 +74,12 @@ def agreement(reference: NDArray[Any], candidate: NDArray[Any]) -> int:
 
 
 def confidence(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """float64[B]: the softmax probability of each row's best class; logits[B, classes]."""
+    """float64[B, ...]: the likelihood of the best class; logits[B, classes, ...], or the likelihoods themselves."""
     x = logits.astype(np.float64)
     best = x.max(axis=1, keepdims=True)
+    if normalised(np.moveaxis(x, 1, -1)):
+        likelihood: NDArray[np.float64] = best[:, 0]
+        return likelihood
     certainty: NDArray[np.float64] = 1.0 / np.exp(x - best).sum(axis=1)
     return certainty
 

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.tasks.classification import confidence
 from gpusq_onnx.tasks.detectors import DetectionReader
-from gpusq_onnx.tasks.kinds import Shape, image_shape, normalised, output_kinds
+from gpusq_onnx.tasks.kinds import Shape, image_shape, output_kinds
 
 ANSWERS = 10  # of a detector: most of its queries say nothing
 
@@ -34,9 +35,9 @@ def sureness(outputs: Mapping[str, NDArray[Any]], inputs: Sequence[Shape]) -> ND
     kinds = output_kinds({name: x.shape for name, x in floats.items()}, image_shape(inputs))
     for name, kind in kinds.items():
         if kind == "logits":
-            return _best(floats[name])
+            return confidence(floats[name])
         if kind == "pixels":
-            sure: NDArray[np.float64] = _best(np.moveaxis(floats[name], 1, -1)).mean(axis=(1, 2))
+            sure: NDArray[np.float64] = confidence(floats[name]).mean(axis=(1, 2))
             return sure
     try:
         scores = DetectionReader((1, 1))(outputs).scores
@@ -44,10 +45,3 @@ def sureness(outputs: Mapping[str, NDArray[Any]], inputs: Sequence[Shape]) -> ND
         return None
     best: NDArray[np.float64] = np.sort(scores, axis=1)[:, -ANSWERS:].mean(axis=1)
     return best
-
-
-def _best(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """The likelihood of the best class, along the last axis."""
-    x = logits.astype(np.float64)
-    best: NDArray[np.float64] = x.max(axis=-1)
-    return best if normalised(x) else 1.0 / np.exp(x - best[..., None]).sum(axis=-1)
