@@ -66,10 +66,14 @@ class Lent:
         else:
             _end(self._worker)
 
-    def ask(self, request: Mapping[str, Any], scratch: Path) -> tuple[dict[str, Any], str | None]:
-        """See `runtime.child.Worker.ask`."""
+    def send(self, request: Mapping[str, Any], scratch: Path) -> None:
+        """See `runtime.child.Worker.send`."""
         self._sound = False
-        answer, end = self._worker.ask(request, scratch)
+        self._worker.send(request, scratch)
+
+    def receive(self, scratch: Path) -> tuple[dict[str, Any], str | None]:
+        """See `runtime.child.Worker.receive`."""
+        answer, end = self._worker.receive(scratch)
         self._sound = end is None
         return answer, end
 

@@ -105,9 +105,8 @@ def _finish(model: Model, weights: Sequence[_Weight], settings: QuantiseSettings
     grids = [Grid(s, weight.format, weight_scales_of(s), search) for s, weight in written if weight.second_order]
     if grids:
         round_weights(model, grids, context, correct=settings.bias_correction)
-    for site, weight in written:
-        if weight.format.carried:
-            store_on_grid(site, weight.format)
+    carried = [(site, weight.format) for site, weight in written if weight.format.carried]
+    run_all(lambda pair: store_on_grid(*pair), carried)
     if settings.codes:
         context.renamed |= _store_codes(model, {weight.site.name for weight in weights})
 

@@ -34,6 +34,7 @@ from gpusq_onnx.graph.fp16.transposes import move_transposes
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.qdq.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.rewrites import newer
+from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import automatic, proof, table, targets
@@ -57,6 +58,7 @@ from gpusq_onnx.pipeline.execute import (
 )
 from gpusq_onnx.pipeline.grammar import Pipeline
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, Proof, StepOutcome
+from gpusq_onnx.pipeline.parallel import run_all
 from gpusq_onnx.pipeline.reproducer import reproducer
 from gpusq_onnx.pipeline.summary import Architecture, as_planned, measure
 from gpusq_onnx.runtime.observed import observe
@@ -167,15 +169,17 @@ def run(
         state.warnings += notes
         state.folder = output.with_name(output.name + ".training")
         state.snapshot = take(model)
-        structure = analyse(model, state.snapshot)
-        _require_numbers(model, structure)
-        invariants.require(model)
-        if state.sample is not None:
-            state.progress.start("trying the model in onnxruntime")
-            state.trial = proof.require_survival(model, state.trials.with_feed(state.sample))
-            state.progress.finish()
-            if settled.guessed and state.source is not None and state.trial.outcome == "ran":
-                state.warnings += doubts(partial(Session, path), state.source)
+        tried = nullcontext() if state.sample is None else proof.survival(model, state.trials, state.sample)
+        with tried as survived:
+            structure = analyse(model, state.snapshot)
+            _require_numbers(model, structure)
+            invariants.require(model)
+            if survived is not None:
+                state.progress.start("trying the model in onnxruntime")
+                state.trial = survived()
+                state.progress.finish()
+        if settled.guessed and state.source is not None and state.trial is not None and state.trial.outcome == "ran":
+            state.warnings += doubts(partial(Session, path), state.source)
         structure = observe(model, structure, state.sample, state.trials)
         if options.canonical:
             pipeline, passes = automatic.insert(pipeline, passes, model, structure)
@@ -190,9 +194,7 @@ def run(
                 structure = execute(state, index, structure)
         require_work(passes, state.idle, options.allow_noop)
         state.snapshot = None
-        for site in structure.sites:
-            if (fmt := weight_format(site)) is not None:
-                store_on_grid(site, fmt)
+        run_all(_settle_on_grid, structure.sites)
         protect_biases(model)
         move_transposes(model)
         after = measure(model, structure)
@@ -208,7 +210,7 @@ def run(
         written = shown = None
         if leader:
             with reproducer(path, beside, pipeline, len(passes) - 1, state, "the written model failed its proof"):
-                written, shown = _written(state, structure, path, output, results)
+                written, shown = _written(state, structure, path, output, results, found.bytes)
         look(structure)
     if leader:
         results.afterwards(partial(_forget_checkpoints, state.folder))
@@ -231,6 +233,11 @@ def run(
     return _asked(outcome, options)
 
 
+def _settle_on_grid(site: Site) -> None:
+    if (fmt := weight_format(site)) is not None:
+        store_on_grid(site, fmt)
+
+
 def _asked(outcome: Outcome, options: RunOptions) -> Outcome:
     """The outcome with what was asked for."""
     return replace(outcome, target=options.target, canonical=options.canonical, allow_noop=options.allow_noop)
@@ -251,12 +258,16 @@ def _uncounted(structure: Structure) -> list[str]:
     return [f"{what}: the model leaves the sizes of their outputs open; --data shows them"]
 
 
-def _written(state: Run, structure: Structure, path: Path, output: Path, results: Staging) -> tuple[FileFacts, Proof]:
-    """Write the model among the results, and prove what was written."""
+def _written(
+    state: Run, structure: Structure, path: Path, output: Path, results: Staging, size: int
+) -> tuple[FileFacts, Proof]:
+    """Write the model among the results, and prove what was written; `size` is what came in, in bytes."""
     model = state.model
+    state.trials.start(size)
     sha = io.save(model, output, results)
     state.progress.start("proving the written model")
-    shown = proof.prove(results.place(output), model, structure.types, path, state.trials.with_feed(state.sample))
+    with results.flushing():
+        shown = proof.prove(results.place(output), model, structure.types, path, state.trials.with_feed(state.sample))
     state.progress.finish()
     if shown.note:
         state.warnings.append(shown.note)

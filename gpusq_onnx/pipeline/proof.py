@@ -3,7 +3,7 @@
     before    the model runs once in a process of its own, before any pass runs it in this one: a model that ends
               onnxruntime is an error that names the node
     after     the written file, before it gets its name, is loaded with onnxruntime's defaults and without
-              optimisations, each in turn and elsewhere; both run one batch, and the two results are compared
+              optimisations, at once where that fits; both run one batch, and the two results are compared
 
 What may differ is arithmetic alone. Fusions regroup float graphs: 1e-3 of an output's norm is a hundred times what that
 costs in float32, and 3e-2 in half precision. Integer kernels round once where a Q/DQ graph rounds twice, in other
@@ -23,7 +23,8 @@ that nothing could be proven.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ from gpusq_onnx.graph.qdq.simulated import NOTES, runs_as, twin_of
 from gpusq_onnx.graph.qdq.weight_only import find_nbits, rounds_data
 from gpusq_onnx.graph.shapes import Types
 from gpusq_onnx.pipeline.outcome import OutputAgreement, Proof
-from gpusq_onnx.runtime.trial import WAYS, Attempt, Trial, Way
+from gpusq_onnx.runtime.ort import Feed
+from gpusq_onnx.runtime.trial import WAYS, Attempt, Trial, Trials, Way
 from gpusq_onnx.tasks.classification import cosine
 
 Values = NDArray[Any]
@@ -51,14 +53,28 @@ _KILLED = "SIGKILL"
 _RAN = {"default": ("ran", "ran"), "exact": ("unfused: ran", "ran"), "twin": ("twin: ran", "twin: ran")}
 
 
-def require_survival(model: Model, attempt: Attempt) -> Trial:
-    """Run the model once elsewhere, optimised as it will be run here.
+@contextmanager
+def survival(model: Model, trials: Trials, feed: Feed | None) -> Iterator[Callable[[], Trial]]:
+    """Run the model, as it is now, once elsewhere while the block does something else.
 
-    Raises:
-        UnsupportedModelError: that ends onnxruntime's process; names the first node that does. A model that onnxruntime
-            refuses or fails to run is left to who runs it.
+    Args:
+        feed: one batch; None: a random one.
+
+    Returns:
+        What waits for the end, and raises UnsupportedModelError where the model ends onnxruntime's process: it names
+        the first node that does. A model that onnxruntime refuses or fails to run is left to who runs it.
     """
-    (trial,) = _of_model(model, attempt, ["default"])
+    with _stored(model) as path, trials.beside(path, feed, "default") as wait:
+        yield lambda: _survivor(model, trials.with_feed(feed), wait())
+
+
+def require_survival(model: Model, trials: Trials, feed: Feed | None) -> Trial:
+    """The same, waited for."""
+    with survival(model, trials, feed) as wait:
+        return wait()
+
+
+def _survivor(model: Model, attempt: Attempt, trial: Trial) -> Trial:
     if trial.outcome == "died":
         raise UnsupportedModelError(
             "onnxruntime crashes on the model",
@@ -123,11 +139,17 @@ def prove(written: Path, model: Model, types: Types, before: Path, attempt: Atte
 
 
 def _of_model(model: Model, attempt: Attempt, ways: Sequence[Way] = WAYS) -> list[Trial]:
-    """Of a model in memory: what the tool reads is not always what lies in the file (`graph.tidy`)."""
+    with _stored(model) as path:
+        return attempt(path, ways)
+
+
+@contextmanager
+def _stored(model: Model) -> Iterator[Path]:
+    """A model in memory as a file: what the tool reads is not always what lies in the input (`graph.tidy`)."""
     with Scratch() as folder:
         path = folder / "model.onnx"
         io.write_tapped(model, path, [spec.name for spec in model.outputs()])
-        return attempt(path, ways)
+        yield path
 
 
 def _unproven(bad: Sequence[Trial], before: Sequence[Trial]) -> Proof:

@@ -128,7 +128,7 @@ def _tried(path: Path, folder: Path, trials: Trials) -> _Tried:
     model = load(path)
     runs = runs_as(model)
     if trial.outcome == "died":
-        require_survival(model, trials.with_feed(None))
+        require_survival(model, trials, None)
     elif runs != "twin":
         return _Tried(path, trial, NOTES.get(runs))
     written = folder / f"{len(list(folder.iterdir()))}.onnx"

@@ -71,27 +71,29 @@ class Worker:
         self._process.kill()  # it is idle, or what it does is of no use any more
         self._process.communicate()
 
-    def ask(self, request: Mapping[str, Any], scratch: Path) -> tuple[dict[str, Any], str | None]:
-        """The last answer to `request`, and where the worker died of it, how it ended: as in `Reply`."""
-        answer = scratch / "answer.json"
+    def send(self, request: Mapping[str, Any], scratch: Path) -> None:
+        """Hand over a request; what is found goes into `scratch`."""
         assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already: `receive` tells
+            self._process.stdin.write(_words(request, _answer_in(scratch)))
+            self._process.stdin.flush()
+
+    def receive(self, scratch: Path) -> tuple[dict[str, Any], str | None]:
+        """The last answer to what was sent, and where the worker died of it, how it ended: as in `Reply`."""
         assert self._process.stdout is not None
         try:
-            with contextlib.suppress(BrokenPipeError):  # it has ended already; the next line tells
-                self._process.stdin.write(_words(request, answer))
-                self._process.stdin.flush()
             end = None if self._process.stdout.readline() else _end(self._process.wait())
         except BaseException:  # an interrupt: who asked removes the scratch folder, and nobody may write there then
             self._process.kill()
             self._process.wait()
             raise
-        return _read(answer), end
+        return _read(_answer_in(scratch)), end
 
 
 def ask(module: str, request: Mapping[str, Any], scratch: Path, timeout: float | None) -> Reply:
     """Run `module` on `request` (its "answer" is filled in here) with files in `scratch`; `timeout` in seconds."""
     began = time.perf_counter()
-    answer, log = scratch / "answer.json", scratch / "log.txt"
+    answer, log = _answer_in(scratch), scratch / "log.txt"
     with log.open("wb") as printed, _started(module, printed) as process:
         try:
             process.communicate(_words(request, answer), timeout)
@@ -141,6 +143,10 @@ def _started(module: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
         stdout=subprocess.PIPE,
         stderr=log,
     )
+
+
+def _answer_in(scratch: Path) -> Path:
+    return scratch / "answer.json"
 
 
 def _words(request: Mapping[str, Any], answer: Path) -> bytes:

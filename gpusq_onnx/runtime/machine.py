@@ -89,6 +89,22 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free_memory() -> int:
+    """Bytes that this process may still take without swapping; 0 where the system does not say. Source: proc(5),
+    cgroups(7), v2."""
+    listing = Path("/proc/meminfo")
+    if not listing.is_file():
+        return 0
+    lines = (line.split() for line in listing.read_text(encoding="utf-8").splitlines())
+    free = next((int(line[1]) << 10 for line in lines if line[0] == "MemAvailable:"), 0)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
+    except OSError:
+        return free
+    return free if limit.strip() == "max" else max(0, min(free, int(limit) - int(used)))
+
+
 def versions(*names: str) -> dict[str, str]:
     """The installed versions of these distributions; those that are not there are left out."""
     return {name: found[0].version for name in names if (found := list(distributions(name=name)))}

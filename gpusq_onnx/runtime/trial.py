@@ -8,12 +8,14 @@
 
 A crash of onnxruntime (a signal, an exhausted memory) ends the child and is an outcome here; the next way has a new
 one. Each way costs one load and one run. `Trials.start` has the process ready, about half a second, before it is
-needed.
+needed. Ways of a large file go at once, each in a process of its own, where memory allows that: loading a Q/DQ graph
+and running it unoptimised are the work of one core each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.files import Scratch
+from gpusq_onnx.graph import io
 from gpusq_onnx.runtime.child import Worker
+from gpusq_onnx.runtime.machine import free_memory, usable_cpus
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial_worker import TrialRequest
 
@@ -62,6 +66,8 @@ class Trial:
 Attempt = Callable[[Path, Sequence[Way]], list[Trial]]
 """Tries out a model file in these ways, with one feed."""
 
+_LARGE = 64 << 20  # bytes: a smaller file is tried sooner than another process has started
+_TOGETHER = 2 << 30  # bytes that sessions at once may take
 _NAMES = {
     "default": "with onnxruntime's defaults",
     "unoptimised": "without optimisations",
@@ -72,10 +78,10 @@ _NAMES = {
 
 
 class Trials:
-    """Tries out models, all in one process, which is started when it is first needed, or before by `start`."""
+    """Tries out models in processes that stay, each started when it is first needed, or before by `start`."""
 
     def __init__(self) -> None:
-        self._worker: Worker | None = None
+        self._workers: list[Worker | None] = [None]
 
     def __enter__(self) -> Trials:
         return self
@@ -83,11 +89,13 @@ class Trials:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        for index in range(len(self._workers)):
+            self._end(index)
 
-    def start(self) -> Trials:
-        """Have a process ready."""
-        self._worker = self._worker or Worker("gpusq_onnx.runtime.trial_worker")
+    def start(self, size: int = 0) -> Trials:
+        """Have a process ready; or as many as `WAYS`, where these will go at once for a model of so many bytes."""
+        for index in range(len(WAYS) if _at_once(size, len(WAYS)) else 1):
+            self._started(index)
         return self
 
     def try_out(self, path: Path, feed: Feed | None, ways: Sequence[Way] = WAYS) -> list[Trial]:
@@ -96,31 +104,69 @@ class Trials:
         Args:
             feed: arrays by input name; None: random ones of the inputs' shapes, for one sample.
         """
+        size = sum(part.stat().st_size for part in (path, io.data_beside(path)) if part.is_file())
+        if len(ways) > 1 and _at_once(size, len(ways)):
+            with ExitStack() as stack:
+                begun = [stack.enter_context(self._begun(index, path, feed, [way])) for index, way in enumerate(ways)]
+                return [trial for wait in begun for trial in wait()]
         trials: list[Trial] = []
         while len(trials) < len(ways):  # a child that died tells nothing about the ways after
-            self.start()
-            assert self._worker is not None
-            with Scratch() as scratch:
-                trials += _tried(self._worker, path, feed, ways[len(trials) :], scratch)
-            if trials[-1].outcome == "died":
-                self._end()
+            with self._begun(0, path, feed, ways[len(trials) :]) as wait:
+                trials += wait()
         return trials
+
+    @contextmanager
+    def beside(self, path: Path, feed: Feed | None, way: Way) -> Iterator[Callable[[], Trial]]:
+        """Try it out in one way while the block does something else; what the block gets waits for the end."""
+        with self._begun(0, path, feed, [way]) as wait:
+            yield lambda: wait()[0]
 
     def with_feed(self, feed: Feed | None) -> Attempt:
         """`try_out` with this feed."""
         return lambda path, ways: self.try_out(path, feed, ways)
 
-    def _end(self) -> None:
-        if self._worker is not None:
-            self._worker.__exit__(None, None, None)
-            self._worker = None
+    @contextmanager
+    def _begun(
+        self, index: int, path: Path, feed: Feed | None, ways: Sequence[Way]
+    ) -> Iterator[Callable[[], list[Trial]]]:
+        """Ways that a worker tries in turn, until one ends it."""
+        worker, waits = self._started(index), True
+
+        def wait() -> list[Trial]:
+            nonlocal waits
+            found, end = worker.receive(scratch)
+            waits = end is not None
+            return _found(found, end, ways, scratch)
+
+        with Scratch() as scratch:
+            worker.send(_request(path, feed, ways, scratch), scratch)
+            try:
+                yield wait
+            finally:
+                if waits:  # it died, or nobody wants to know any more
+                    self._end(index)
+
+    def _started(self, index: int) -> Worker:
+        self._workers += [None] * (index + 1 - len(self._workers))
+        worker = self._workers[index] = self._workers[index] or Worker("gpusq_onnx.runtime.trial_worker")
+        return worker
+
+    def _end(self, index: int) -> None:
+        worker, self._workers[index] = self._workers[index], None
+        if worker is not None:
+            worker.__exit__(None, None, None)
 
 
-def _tried(worker: Worker, path: Path, feed: Feed | None, ways: Sequence[Way], scratch: Path) -> list[Trial]:
+def _at_once(size: int, ways: int) -> bool:
+    """Whether so many sessions on a file of `size` bytes are worth a process each, and fit: each takes twice that."""
+    return size >= _LARGE and usable_cpus() > 1 and 2 * size * ways <= min(_TOGETHER, free_memory() // 2)
+
+
+def _request(path: Path, feed: Feed | None, ways: Sequence[Way], scratch: Path) -> TrialRequest:
     stored = scratch / "feed.npz"
     if feed is not None:
         np.savez(stored, **feed)  # type: ignore[arg-type]  # numpy's stub knows no keyword arrays
-    request: TrialRequest = {
+    return {
         "model": str(path.resolve()),
         "feed": str(stored) if feed is not None else "",
         "ways": list(ways),
@@ -128,7 +174,9 @@ def _tried(worker: Worker, path: Path, feed: Feed | None, ways: Sequence[Way], s
         "site": None,
         "answer": "",
     }
-    found, end = worker.ask(request, scratch)
+
+
+def _found(found: dict[str, Any], end: str | None, ways: Sequence[Way], scratch: Path) -> list[Trial]:
     trials: list[Trial] = []
     for way in ways:
         answer = found.get(way, {"outcome": "died", "said": "before it began"})

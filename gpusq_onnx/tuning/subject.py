@@ -84,7 +84,7 @@ class Subject:
         source = open_source(settled.options, model.inputs(), partial(table_rows, model))
         with Trials() as trials:
             sample = sample_of(source)
-            trial = require_survival(model, trials.with_feed(sample))
+            trial = require_survival(model, trials, sample)
             ran = trial.outcome == "ran"
             doubted = doubts(partial(Session, path), source) if ran and settled.guessed else []
             structure = observe(model, analyse(model), sample, trials)

@@ -37,7 +37,8 @@ if how == "ask":
     ask("busy", request, scratch, None)
 else:
     with Worker("busy") as worker:
-        worker.ask(request, scratch)
+        worker.send(request, scratch)
+        worker.receive(scratch)
 """
 
 
@@ -81,7 +82,8 @@ def test_an_interrupted_question_ends_the_worker(tmp_path: Path) -> None:
     with child.Worker("gpusq_onnx.runtime.trial_worker") as worker:
         process = worker._process
         stdout, process.stdout = process.stdout, Interrupted()
+        worker.send({"site": None}, tmp_path)
         with pytest.raises(KeyboardInterrupt):
-            worker.ask({"site": None}, tmp_path)
+            worker.receive(tmp_path)
         assert process.poll() is not None
         process.stdout = stdout
