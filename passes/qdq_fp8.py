@@ -8,7 +8,8 @@ the factor is a power of two. K's transpose is before its pair already.
     scores = (Q sqrt s)(K' sqrt s) ->  (Q s) K'
 
 A float grid rounds relative to each value, so outlier channels do not cost the others their precision: nothing is
-equalised by default. TensorRT's entropy calibrator is defined for steps of equal width and does not apply.
+equalised by default, and nothing is clipped. TensorRT's entropy calibrator is defined for steps of equal width and does
+not apply.
 
 Source: TensorRT explicit quantisation; OCP 8-bit floating point; docs/formats.md for attention. Limits: a default
 onnxruntime session refuses FP8 products (`graph.qdq.simulated`): the file is proven with `session.disable_quant_qdq=1`.

@@ -38,8 +38,8 @@ MARK = "pkg.gpusq_onnx.not_proven"
 class QdqNvfp4Options(QuantiseOptions):
     """Options of `qdq-nvfp4`."""
 
-    observer: Literal["minmax", "percentile", "mse", "entropy"] = Field(
-        "minmax", description="of activation ranges: a block above it saturates"
+    observer: Literal["auto", "minmax", "percentile", "mse", "entropy"] = Field(
+        "auto", description="of activation ranges, auto: minmax; a block above it saturates"
     )
     equalise: bool = Field(False, description="move outlier channels into LayerNorms and weights: blocks do without")
     activations: Literal["dynamic", "none"] = Field("dynamic", description="FP4 at run time, or float: weight-only")

@@ -50,8 +50,8 @@ from gpusq_onnx.quant.schemes import Scheme
 class QuantiseOptions(EndsOptions):
     """Options of every quantising pass."""
 
-    observer: Literal["minmax", "percentile", "mse", "snr", "entropy"] = Field(
-        "snr", description="of activation ranges"
+    observer: Literal["auto", "minmax", "percentile", "mse", "snr", "entropy"] = Field(
+        "auto", description="of activation ranges; auto: snr, of float formats minmax"
     )
     percentile: float = Field(99.99, gt=50, le=100, description="of |x|, for observer=percentile")
     attention: bool = Field(True, description="quantise the operands of both attention products")
@@ -164,7 +164,7 @@ class QuantisingPass(Pass[OptionsT]):
                 where=f"{self.name}.observer",
                 expected="snr, mse, percentile or minmax",
                 found="entropy",
-                hint=f"{self.name}{{observer=snr}}, the default",
+                hint=f"{self.name}{{observer=minmax}}, what auto takes",
             )
 
     def _weight_row(self, site: Site, selector: Selector, data: bool) -> PlanRow:

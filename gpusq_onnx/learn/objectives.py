@@ -105,8 +105,10 @@ class Objective:
             else:
                 soft = soft + self.distances(z_s, z_t).mean()
         features = [
-            self._gated(self.distances(student[pair.student].float(), teacher[pair.teacher].float(), len(gate)), gate)
-            for pair in self.maps
+            self._gated(
+                self.distances(student[p.student].float(), teacher[p.teacher].float(), len(gate), settings.bound), gate
+            )
+            for p in self.maps
         ]
         weighted = [w * loss for w, loss in zip(self.factors, features, strict=True)]
         gamma = settings.gamma / (max(1, len(weighted)) if settings.reduce == "mean" else 1)
@@ -135,16 +137,21 @@ class Objective:
             return torch.ones(len(any_output), device=any_output.device)
         return torch.stack([agree.mean(1) for agree in agrees.values()]).mean(0)
 
-    def distances(self, f_s: Tensor, f_t: Tensor, images: int | None = None) -> Tensor:
-        """l[b] of one map, whatever its layout; float32[B], or [1] where no axis is the batch."""
+    def distances(self, f_s: Tensor, f_t: Tensor, images: int | None = None, bound: float = 0.0) -> Tensor:
+        """l[b] of one map, whatever its layout, within a bound if one is given; float32[B], or [1] where no axis is the
+        batch."""
         images = len(f_s) if images is None else images
         if f_s.shape[0] != images:  # [tokens, B, d], or something that knows no images
             at = 1 if f_s.ndim > 1 and f_s.shape[1] == images else None
             f_s, f_t = (f.movedim(at, 0) if at is not None else f.unsqueeze(0) for f in (f_s, f_t))
-        square = (f_s - f_t).square().flatten(1).mean(1)
+        f_s, f_t = f_s.flatten(1), f_t.flatten(1)
+        if bound:
+            most = bound * f_t.abs().mean(1, keepdim=True)
+            f_s, f_t = f_s.clamp(-most, most), f_t.clamp(-most, most)
+        square = (f_s - f_t).square().mean(1)
         if self.settings.feature_loss == "plain":
             return square
-        return square / (f_t.square().flatten(1).mean(1) + EPS)
+        return square / (f_t.square().mean(1) + EPS)
 
     def _hard(self, z_s: Tensor, z_t: Tensor, kind: Kind, labels: Labels | None) -> Tensor:
         classes = z_s.shape[-1]

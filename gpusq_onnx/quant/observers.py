@@ -28,7 +28,7 @@ from gpusq_onnx.quant.formats import INT8, Format, clamp_scale
 from gpusq_onnx.quant.histogram import Histogram, extremes
 
 Float64 = NDArray[np.float64]
-Kind = Literal["minmax", "percentile", "mse", "snr", "entropy"]
+Kind = Literal["auto", "minmax", "percentile", "mse", "snr", "entropy"]
 
 _ENTROPY_BINS = 2048  # as TensorRT's calibrator
 _SAMPLE_BINS, _SAMPLE_ELEMENTS = 512, 1 << 14  # of one sample's histogram
@@ -230,13 +230,17 @@ def make_observer(
     """A new observer.
 
     Args:
+        kind: auto: `snr`, and for a float grid `minmax`: it rounds each value by its own size, so a wide clip costs
+            nothing, and a narrow one cuts off the few huge activations of a trained ViT (docs/benchmarks.md).
         percentile: of |x|, for that kind only.
         importance: what a squared error in each channel (last axis) costs, for `mse` and `snr`; None: all the same.
-        fmt: that a scale will be asked for, for `snr` only.
+        fmt: that a scale will be asked for, for `auto` and `snr`.
 
     Raises:
         ValueError: unknown kind, percentile outside (0, 100].
     """
+    if kind == "auto":
+        kind = "minmax" if fmt.grid else "snr"
     match kind:
         case "minmax":
             return MinMax()
@@ -248,4 +252,4 @@ def make_observer(
             return SNR(fmt, importance)
         case "entropy":
             return Entropy()
-    raise ValueError(f"unknown observer {kind!r}; expected minmax, percentile, mse, snr or entropy")
+    raise ValueError(f"unknown observer {kind!r}; expected auto, minmax, percentile, mse, snr or entropy")

@@ -188,7 +188,7 @@ def _error(site: Site, pruned: NDArray[Any] | None, x: NDArray[Any], treatment: 
         fmt, data = treatment.scheme.weight, treatment.scheme.input
         made = fake_quantize(made, Scales(weight_scales(made, fmt), 0), fmt)
         if data is not None:
-            observer = make_observer("snr", fmt=data)
+            observer = make_observer("auto", fmt=data)
             observer.update(x, len(x))
             seen = fake_quantize(x, observer.scale(data), data)
     y = x @ w.T

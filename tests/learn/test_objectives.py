@@ -74,6 +74,22 @@ def test_the_gate_can_be_opened_and_each_loss_switched_off() -> None:
     assert only_soft.total.item() == pytest.approx(10 * only_soft.parts["soft"].item())
 
 
+def test_what_lies_beyond_the_bound_counts_as_the_bound() -> None:
+    """A few huge values are most of a map's energy: without a bound, all others are next to nothing beside them."""
+    student, teacher = _pair()
+    teacher["g0"][:, 0, 0], student["f0"][:, 0, 0] = 1e4, 2e4
+    most = 20 * teacher["g0"].abs().mean((1, 2), keepdim=True)
+    f_s, f_t = (torch.maximum(torch.minimum(f, most), -most) for f in (student["f0"], teacher["g0"]))
+    each = (f_s - f_t).square().mean((1, 2)) / (f_t.square().mean((1, 2)) + 1e-6)
+    found = _objective(gate=False, bound=20)(student, teacher).parts
+    assert found["feature.0"].item() == pytest.approx(each.mean().item(), rel=1e-5)
+    free = _objective(gate=False)(student, teacher).parts
+    assert free["feature.0"].item() == pytest.approx(1, rel=1e-3)
+    assert found["soft"].item() == free["soft"].item()
+    wide = _objective(gate=False, bound=1e9)(student, teacher).parts
+    assert wide["feature.0"].item() == free["feature.0"].item()
+
+
 def test_labels_take_the_place_of_the_teachers_class() -> None:
     student, teacher = _pair()
     y, other = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([1, 1, 1, 1, 1, 1])

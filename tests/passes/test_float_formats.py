@@ -225,7 +225,7 @@ def test_fp8_goes_on_to_fp16(tmp_path: Path) -> None:
     [
         ("qdq-fp8{observer=entropy}", UsageError, "observer=entropy"),
         ("qdq-nvfp4{observer=entropy}", UsageError, "snr, mse, percentile or minmax"),
-        ("qdq{scheme=fp8,observer=entropy}", UsageError, "observer=snr"),
+        ("qdq{scheme=fp8,observer=entropy}", UsageError, "observer=minmax"),
         ("qdq-nvfp4{activations=static}", UsageError, "'dynamic' or 'none'"),
         ("qdq-fp8{weights=int8}", UsageError, "'float' or 'fp8'"),
         ("fp16,qdq-nvfp4", UnsupportedModelError, "float32"),

@@ -85,6 +85,14 @@ def test_samples_in_one_array_are_samples_one_by_one():
         together.scale(INT4)
 
 
+def test_auto_clips_nothing_of_a_float_grid():
+    """One channel of a few tokens is huge in many trained ViTs: a float grid can hold it, so no clip may cut it off."""
+    x = next(families())[1].copy()
+    x.reshape(-1)[7] = 50 * np.abs(x).max()
+    assert observed("auto", x, fmt=FP8).scale(FP8) == pytest.approx(float(np.abs(x).max()) / FP8.largest)
+    assert observed("auto", x, fmt=INT8).scale(INT8) == observed("snr", x, fmt=INT8).scale(INT8)
+
+
 def nvidia_divergences(counts, levels):
     """pytorch-quantization's `_compute_amax_entropy`, in its own steps: a loop over clips and over bins."""
     bins = counts.copy()
