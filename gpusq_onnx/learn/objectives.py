@@ -5,6 +5,8 @@
     hard       CE(z_s, label), or CE(z_s, argmax z_t) without labels
     soft       KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes, mean over the rest; T = 3, no T^2
     feature_i  sum_b agree_b l_i[b] / max(1, sum_b agree_b),  l_i[b] = mean((f_s - f_t)^2) / (mean(f_t^2) + eps)
+               both first clamped to +-bound sqrt(mean(f_t^2)), where there is a bound: a few "massive activations" of a
+               trained ViT (arXiv 2402.17762) are nearly all of a map's energy, and would be all that it teaches
     total      alpha hard + beta soft + gamma sum_i w_i feature_i        (or the mean over i)
 
 What else counts as soft, by `tasks.kinds`: boxes, the L1 distance of queries that agree, over the teacher's farthest
@@ -146,7 +148,7 @@ class Objective:
             f_s, f_t = (f.movedim(at, 0) if at is not None else f.unsqueeze(0) for f in (f_s, f_t))
         f_s, f_t = f_s.flatten(1), f_t.flatten(1)
         if bound:
-            most = bound * f_t.abs().mean(1, keepdim=True)
+            most = bound * f_t.square().mean(1, keepdim=True).sqrt()
             f_s, f_t = f_s.clamp(-most, most), f_t.clamp(-most, most)
         square = (f_s - f_t).square().mean(1)
         if self.settings.feature_loss == "plain":

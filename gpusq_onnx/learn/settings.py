@@ -67,7 +67,7 @@ class LossOptions(PassOptions):
     reduce: Literal["sum", "mean"] = Field("sum", description="of the compared maps' losses")
     maps: list[str] = Field([], description="tensors to compare instead, by name")
     feature_loss: Literal["normalised", "plain"] = Field("normalised", description="squared error over the map's own")
-    bound: float = Field(0.0, ge=0, description="in mean magnitudes of a map: what is above counts as that; 0: off")
+    bound: float = Field(0.0, ge=0, description="in a map's root mean squares: what is above counts as that; 0: off")
 
     @model_validator(mode="after")
     def _weighs(self) -> LossOptions:

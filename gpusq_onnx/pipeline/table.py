@@ -66,7 +66,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "gpusq-paper": Preset(
             "patch-matmul,prune24{head=true,method=magnitude,patch=true},"
-            "distill{alpha=1,beta=10,blockwise=0,features=stages,gamma=5,gate=true,reduce=sum,temperature=3,tokens=1},"
+            "distill{alpha=1,beta=10,blockwise=0,bound=0,features=stages,gamma=5,gate=true,reduce=sum,temperature=3,tokens=1},"
             "qdq-int8{head=true,patch=true},qat{alpha=1,beta=10,features=stages,gate=true,reduce=sum,temperature=3}",
             "the paper's own: patch embedding and head, too; hard and soft labels, the ends of the stages, the gate",
         ),

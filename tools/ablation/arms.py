@@ -17,7 +17,7 @@ GROUPS = ("float", "int8", "int4")  # what a group starts from, the next one sta
 
 PAPER = (
     "alpha=1 beta=10 gamma=5 temperature=3 gate=true reduce=sum features=stages "
-    "blockwise=0 tokens=1 vector_lr=1 scale_lr=0.1"
+    "blockwise=0 tokens=1 bound=0 vector_lr=1 scale_lr=0.1"
 )
 """What an arm is trained with where it does not say otherwise: the paper's losses, whatever the defaults are."""
 PAPER_TEACHER = "against=sparse"
@@ -72,7 +72,9 @@ _FACTORS = {
     "dense teacher": "against=dense",
 }
 SHIPPED = {
-    "distill": "alpha=0 beta=1 gamma=40 temperature=1 gate=false reduce=mean features=blocks blockwise=0.8 tokens=0.5",
+    "distill": (
+        "alpha=0 beta=1 gamma=40 temperature=1 gate=false reduce=mean features=blocks bound=8 blockwise=0.8 tokens=0.5"
+    ),
     "qat": (
         "alpha=0 beta=1 temperature=1 gate=false reduce=mean features=blocks "
         "lr=4e-6 vector_lr=25 scale_lr=2.5 against=auto"
