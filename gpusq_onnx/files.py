@@ -20,7 +20,6 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -221,20 +220,6 @@ class Staging:
     def afterwards(self, act: Callable[[], None]) -> None:
         """Call `act` once the results have their names."""
         self._afterwards.append(act)
-
-    @contextmanager
-    def flushing(self) -> Iterator[None]:
-        """While open, what was written so far is brought to the disk, so that `commit` has less to wait for.
-
-        Raises:
-            OSError: the disk does not take it.
-        """
-        written = [place for _, place, _ in self._targets if place.is_file()]
-        with ThreadPoolExecutor(1) as pool:
-            flushed = [pool.submit(_flush, place) for place in written]
-            yield
-            for future in flushed:
-                future.result()
 
     def commit(self) -> None:
         """Give every result its name; `rollback` can still take the names back.

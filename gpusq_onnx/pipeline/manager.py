@@ -266,8 +266,7 @@ def _written(
     state.trials.start(size)
     sha = io.save(model, output, results)
     state.progress.start("proving the written model")
-    with results.flushing():
-        shown = proof.prove(results.place(output), model, structure.types, path, state.trials.with_feed(state.sample))
+    shown = proof.prove(results.place(output), model, structure.types, path, state.trials.with_feed(state.sample))
     state.progress.finish()
     if shown.note:
         state.warnings.append(shown.note)
