@@ -139,11 +139,11 @@ class Trials:
             return _found(found, end, ways, scratch)
 
         with Scratch() as scratch:
-            worker.send(_request(path, feed, ways, scratch), scratch)
             try:
+                worker.send(_request(path, feed, ways, scratch), scratch)
                 yield wait
             finally:
-                if waits:  # it died, or nobody wants to know any more
+                if waits:  # it died, or nobody wants to know: it must not write where a folder is being removed
                     self._end(index)
 
     def _started(self, index: int) -> Worker:
