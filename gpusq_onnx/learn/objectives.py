@@ -140,8 +140,7 @@ class Objective:
         return torch.stack([agree.mean(1) for agree in agrees.values()]).mean(0)
 
     def distances(self, f_s: Tensor, f_t: Tensor, images: int | None = None, bound: float = 0.0) -> Tensor:
-        """l[b] of one map, whatever its layout, within a bound if one is given; float32[B], or [1] where no axis is the
-        batch."""
+        """l[b] of one map, whatever its layout; float32[B], or [1] where no axis is the batch. A bound of 0 is none."""
         images = len(f_s) if images is None else images
         if f_s.shape[0] != images:  # [tokens, B, d], or something that knows no images
             at = 1 if f_s.ndim > 1 and f_s.shape[1] == images else None

@@ -210,7 +210,8 @@ def run(
         written = shown = None
         if leader:
             with reproducer(path, beside, pipeline, len(passes) - 1, state, "the written model failed its proof"):
-                written, shown = _written(state, structure, path, output, results, found.bytes)
+                state.trials.start(found.bytes)
+                written, shown = _written(state, structure, path, output, results)
         look(structure)
     if leader:
         results.afterwards(partial(_forget_checkpoints, state.folder))
@@ -258,12 +259,9 @@ def _uncounted(structure: Structure) -> list[str]:
     return [f"{what}: the model leaves the sizes of their outputs open; --data shows them"]
 
 
-def _written(
-    state: Run, structure: Structure, path: Path, output: Path, results: Staging, size: int
-) -> tuple[FileFacts, Proof]:
-    """Write the model among the results, and prove what was written; `size` is what came in, in bytes."""
+def _written(state: Run, structure: Structure, path: Path, output: Path, results: Staging) -> tuple[FileFacts, Proof]:
+    """Write the model among the results, and prove what was written."""
     model = state.model
-    state.trials.start(size)
     sha = io.save(model, output, results)
     state.progress.start("proving the written model")
     shown = proof.prove(results.place(output), model, structure.types, path, state.trials.with_feed(state.sample))
