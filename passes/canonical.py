@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.rewrites.canonical import RULES, Change, canonicalise, has_candidates
+from gpusq_onnx.graph.rewrites.canonical import RULES, NodeChange, canonicalise, has_candidates
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PassOptions, PlanContext, PlanRow
 from gpusq_onnx.runtime.ort import silenced
@@ -55,6 +55,6 @@ class Canonical(Pass[CanonicalOptions]):
         context.findings["nodes"] = {"before": before, "after": len(model.graph.nodes)}
 
 
-def _row(change: Change) -> PlanRow:
+def _row(change: NodeChange) -> PlanRow:
     decision = SKIP if change.kept else "rewrite"
     return PlanRow(change.tensor, change.module, "node", change.op, change.shape, decision, change.reason)

@@ -31,7 +31,14 @@ from typing import Literal
 from pydantic import AliasChoices, Field
 
 from gpusq_onnx.calibration.quantising_pass import require_float
-from gpusq_onnx.calibration.rounding import ROUNDING, Grid, Rounding, round_weights, rounded_by_output, rounding_of
+from gpusq_onnx.calibration.rounding import (
+    ROUNDING,
+    Rounding,
+    WeightGrid,
+    round_weights,
+    rounded_by_output,
+    rounding_of,
+)
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
@@ -140,7 +147,9 @@ class Int4Weights(Pass[Int4Options]):
         second_order = {row.tensor for row, pair in pairs if pair.rounding == "gptq"}
         if second_order:
             search, correct = self.options.clip == "mse", self.options.bias_correction
-            grids = [Grid(site, INT4, scales_of[site.name], search) for site, _ in chosen if site.name in second_order]
+            grids = [
+                WeightGrid(site, INT4, scales_of[site.name], search) for site, _ in chosen if site.name in second_order
+            ]
             scales_of |= round_weights(model, grids, context, correct=correct)
         context.progress.start("quantising weights", len(chosen))
         for site, scales in ((site, scales_of[site.name]) for site, _ in chosen):

@@ -17,14 +17,14 @@ from gpusq_onnx.pipeline.parallel import share
 from gpusq_onnx.sparsity import magnitude, sparsegpt
 from gpusq_onnx.sparsity.gram import LARGEST, Gram
 from gpusq_onnx.sparsity.patterns import Pattern
-from gpusq_onnx.sparsity.target import Target
+from gpusq_onnx.sparsity.target import WeightTarget
 
 
 def prune_site(
     site: Site,
     pattern: Pattern,
     gram: Gram,
-    target: Target | None = None,
+    target: WeightTarget | None = None,
     *,
     damping: float = 0.01,
     bias_correction: bool = True,

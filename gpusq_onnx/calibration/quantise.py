@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.calibration.activations import Calibration
 from gpusq_onnx.calibration.ranges import ContextError, MakeObserver, MeanError, Watch
-from gpusq_onnx.calibration.rounding import Grid, round_weights
+from gpusq_onnx.calibration.rounding import WeightGrid, round_weights
 from gpusq_onnx.graph.model import Model, Node, Tensor
 from gpusq_onnx.graph.operators import LINEAR
 from gpusq_onnx.graph.qdq.codes import codes_of, store_on_grid, weight_scales_of
@@ -29,7 +29,7 @@ from gpusq_onnx.graph.qdq.rescale import own_bias, rescale_input, rescale_output
 from gpusq_onnx.graph.sites import Site, find_sites
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Context, PlanRow
-from gpusq_onnx.pipeline.details import OperandPair, Pair, TensorPair, WeightPair, rows_with
+from gpusq_onnx.pipeline.details import OperandPair, QdqPair, TensorPair, WeightPair, rows_with
 from gpusq_onnx.pipeline.parallel import in_order, run_all
 from gpusq_onnx.quant.dynamic import scales_for
 from gpusq_onnx.quant.equalise import Float32
@@ -102,7 +102,7 @@ def _finish(model: Model, weights: Sequence[_Weight], settings: QuantiseSettings
     planned = {weight.site.name: weight for weight in weights}
     written = [(site, planned[site.name]) for site in find_sites(model) if site.name in planned]
     search = settings.clip == "mse"
-    grids = [Grid(s, weight.format, weight_scales_of(s), search) for s, weight in written if weight.second_order]
+    grids = [WeightGrid(s, weight.format, weight_scales_of(s), search) for s, weight in written if weight.second_order]
     if grids:
         round_weights(model, grids, context, correct=settings.bias_correction)
     carried = [(site, weight.format) for site, weight in written if weight.format.carried]
@@ -126,7 +126,7 @@ class _Rows:
         return cls(inputs, outputs, rows_with(plan, OperandPair))
 
     @property
-    def all(self) -> list[tuple[PlanRow, Pair]]:
+    def all(self) -> list[tuple[PlanRow, QdqPair]]:
         return [*self.inputs, *self.outputs, *self.operands]
 
 
@@ -147,7 +147,7 @@ def _contexts(structure: Structure, softmaxes: Sequence[str]) -> list[tuple[str,
     return [(softmax, values) for softmax, values in pairs if softmax in softmaxes]
 
 
-def _watch(pair: Pair, sites: Mapping[str, Site], settings: QuantiseSettings) -> Watch:
+def _watch(pair: QdqPair, sites: Mapping[str, Site], settings: QuantiseSettings) -> Watch:
     readers = [sites[name] for name in pair.sites] if isinstance(pair, TensorPair) and pair.side == "input" else []
     dense = all(site.op != "ConvTranspose" and site.group == 1 for site in readers)
     w = partial(_rows_of, readers) if readers and dense else None
@@ -289,7 +289,7 @@ def _over_positions(site: Site, w: Float32) -> Float32:
     return w if positions == 1 else w.reshape(len(w), positions, -1).sum(axis=1)
 
 
-def _readers(pair: Pair, target: Tensor, sites: Mapping[str, Site], structure: Structure) -> list[Node]:
+def _readers(pair: QdqPair, target: Tensor, sites: Mapping[str, Site], structure: Structure) -> list[Node]:
     if isinstance(pair, OperandPair):
         attention = structure.attentions[pair.attention]
         return [attention.scores if pair.operand in ("Q", "K") else attention.context]

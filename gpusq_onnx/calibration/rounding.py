@@ -48,7 +48,7 @@ def rounded_by_output(chosen: Rounding, fmt: Format, data: bool) -> bool:
     return chosen == "gptq"
 
 
-class Grid(NamedTuple):
+class WeightGrid(NamedTuple):
     """Where a weight is to lie.
 
     Attributes:
@@ -64,7 +64,9 @@ class Grid(NamedTuple):
     search: bool = True
 
 
-def round_weights(model: Model, grids: Iterable[Grid], context: Context, *, correct: bool = True) -> dict[str, Scales]:
+def round_weights(
+    model: Model, grids: Iterable[WeightGrid], context: Context, *, correct: bool = True
+) -> dict[str, Scales]:
     """Store weights on their grids; returns the scales by site, which the pairs have as well.
 
     Args:
@@ -87,7 +89,7 @@ def round_weights(model: Model, grids: Iterable[Grid], context: Context, *, corr
     return found
 
 
-def _round(grid: Grid, gram: Gram, correct: bool) -> Scales:
+def _round(grid: WeightGrid, gram: Gram, correct: bool) -> Scales:
     site = grid.site
     w, bias = site.read().astype(np.float32), own_bias(site) if correct else None
     scales = _scales(w, grid, gram)
@@ -100,7 +102,7 @@ def _round(grid: Grid, gram: Gram, correct: bool) -> Scales:
     return scales
 
 
-def _scales(w: NDArray[np.float32], grid: Grid, gram: Gram) -> Scales:
+def _scales(w: NDArray[np.float32], grid: WeightGrid, gram: Gram) -> Scales:
     if not grid.search:
         return grid.scales
     given = grid.scales

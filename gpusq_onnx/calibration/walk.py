@@ -34,11 +34,11 @@ from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.pipeline.parallel import share
 from gpusq_onnx.sparsity.gram import LARGEST, Gram
 from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
-from gpusq_onnx.sparsity.target import Target
+from gpusq_onnx.sparsity.target import WeightTarget
 
 
 class Walk:
-    """An iterator of (site, Gram of its inputs, its Target or None); change the weight before the next step.
+    """An iterator of (site, Gram of its inputs, its WeightTarget or None); change the weight before the next step.
 
     A context manager.
 
@@ -77,7 +77,7 @@ class Walk:
     ) -> None:
         self._folder.remove()
 
-    def __iter__(self) -> Iterator[tuple[Site, Gram, Target | None]]:
+    def __iter__(self) -> Iterator[tuple[Site, Gram, WeightTarget | None]]:
         for start, group in self._groups():
             self._runner.advance(start)
             if self._dense is not None:
@@ -95,11 +95,11 @@ class Walk:
                     _require_squares(gram, site)
                 yield site, gram, self._target(site, gram)
 
-    def _target(self, site: Site, gram: Gram) -> Target | None:
+    def _target(self, site: Site, gram: Gram) -> WeightTarget | None:
         data, stream = _data(site), _stream(site)
         if self._dense is None or len(site.readers) > 1 or not self._dense.is_comparable(data):
             return None
-        target = Target(site.read(), gram, share)
+        target = WeightTarget(site.read(), gram, share)
         joins = stream is not None and self._dense.is_comparable(stream)
         joined = (more for _, more in self._dense.compared(stream)) if joins else repeat(None)
         batches = zip(self._dense.compared(data), joined, self._weights_of(site), strict=False)

@@ -20,7 +20,7 @@ _engine = partial(Option, rich_help_panel="Engine", show_default=False)
 _where = partial(Option, rich_help_panel="Where it is built", show_default=False)
 
 
-class Hardware(str, Enum):
+class OtherGpus(str, Enum):
     """Other GPUs that may load the engine."""
 
     none = "none"
@@ -51,8 +51,9 @@ class EngineArgs:
         str | None, _engine("--memory", metavar="POOL:SIZE", help="Limit the builder: workspace:4G, comma-separated.")
     ] = None
     hardware: Annotated[
-        Hardware, Option("--hardware-compatible", rich_help_panel="Engine", help="Let other GPUs load it, at a price.")
-    ] = Hardware.none
+        OtherGpus,
+        Option("--hardware-compatible", rich_help_panel="Engine", help="Let other GPUs load it, at a price."),
+    ] = OtherGpus.none
     version_compatible: Annotated[
         bool, _engine("--version-compatible", help="Let later TensorRT versions load it.")
     ] = False

@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Labels:
+class ChannelLabels:
     """What a tensor is made of.
 
     Attributes:
@@ -37,18 +37,18 @@ class Labels:
     seen: bool = False
 
     @classmethod
-    def fresh(cls, channels: Ints, shape: tuple[int, ...], axis: int) -> Labels:
+    def fresh(cls, channels: Ints, shape: tuple[int, ...], axis: int) -> ChannelLabels:
         """Of a tensor whose `axis` counts these channels: all that shares the other indices is one place."""
         others = tuple(1 if a == axis % len(shape) else size for a, size in enumerate(shape))
         place = np.arange(np.prod(others, dtype=np.int64)).reshape(others)
         along = channels.reshape([-1 if a == axis % len(shape) else 1 for a in range(len(shape))])
         return cls(np.broadcast_to(along, shape), np.broadcast_to(place, shape))
 
-    def moved(self, channel: Ints, place: Ints, *, whole: bool) -> Labels:
+    def moved(self, channel: Ints, place: Ints, *, whole: bool) -> ChannelLabels:
         """The same elements in another layout; `whole`: none is missing or there twice."""
-        return Labels(channel, place, self.seen and whole)
+        return ChannelLabels(channel, place, self.seen and whole)
 
-    def rows(self, axis: int) -> Labels:
+    def rows(self, axis: int) -> ChannelLabels:
         """As [rows, k] with k along `axis`."""
         channel, place = (np.moveaxis(a, axis, -1) for a in (self.channel, self.place))
         k = channel.shape[-1]
@@ -104,7 +104,7 @@ class Channels:
             self._part[chosen] = fresh + kind.ravel()
             fresh += int(kind.max()) + 1
 
-    def tie(self, a: Labels, b: Labels) -> bool:
+    def tie(self, a: ChannelLabels, b: ChannelLabels) -> bool:
         """Let the channels of two tensors that meet elementwise move together; False where they do not pair up."""
         one, other = meetings(a.channel, b.channel)
         if len(np.unique(one)) != len(one) or len(np.unique(other)) != len(other):

@@ -30,7 +30,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.channels import Channels, Ints, Labels, meetings
+from gpusq_onnx.graph.channels import ChannelLabels, Channels, Ints, meetings
 from gpusq_onnx.graph.dataflow import is_depthwise
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.moves import Movable
@@ -68,7 +68,7 @@ class _Follower:
         spans = zip(self._sites, starts[:-1].tolist(), starts[1:].tolist(), strict=True)
         self._numbers = {site: np.arange(start, stop) for site, start, stop in spans}
         self._channels = Channels(np.repeat(np.arange(len(self._sites)), [site.out for site in self._sites]))
-        self._labels: dict[str, Labels] = {}
+        self._labels: dict[str, ChannelLabels] = {}
         self._left = Counter(tensor.name for node in self._nodes for tensor in node.inputs)
         self._found = Movable(count=int(starts[-1]))
         self._reads: Counter[Site] = Counter()
@@ -106,7 +106,7 @@ class _Follower:
         for tensor, labels in zip(node.outputs, made or (), strict=False):
             self._keep(tensor, labels)
 
-    def _keep(self, tensor: gs.Tensor, labels: Labels) -> None:
+    def _keep(self, tensor: gs.Tensor, labels: ChannelLabels) -> None:
         if tensor.name in self._outputs:
             self._channels.pin(labels.channel, f"{tensor.name} is an output of the graph")
         elif any(id(reader) not in self._known for reader in tensor.outputs):
@@ -129,7 +129,7 @@ class _Follower:
             raise _Refused(f"the shape of {tensor.name} is not known")
         return shape
 
-    def _start(self, site: Site, node: gs.Node) -> list[Labels] | None:
+    def _start(self, site: Site, node: gs.Node) -> list[ChannelLabels] | None:
         """Label what a site writes."""
         numbers, shape = self._numbers[site], self._shape(node.outputs[0])
         axis = -1 if site.is_linear else 1
@@ -145,7 +145,7 @@ class _Follower:
             self._channels.pin(numbers, str(refused))
             return None
         self._found.rows[site] = numbers
-        return [Labels.fresh(numbers, shape, axis)]
+        return [ChannelLabels.fresh(numbers, shape, axis)]
 
     def _carry(self, vector: gs.Tensor, channels: Ints) -> None:
         """Let a constant's elements move with these channels."""
@@ -155,7 +155,7 @@ class _Follower:
             raise _Refused(f"{vector.name} does not have one element a channel")
         self._found.vectors.append((vector, channels))
 
-    def _follow(self, node: gs.Node, read: Sequence[Labels | None]) -> list[Labels] | None:
+    def _follow(self, node: gs.Node, read: Sequence[ChannelLabels | None]) -> list[ChannelLabels] | None:
         """What the outputs are made of; None where channels end (in a site)."""
         site = self._owner.get(id(node))
         if site is not None:
@@ -178,7 +178,7 @@ class _Follower:
             return [self._weighted(node, read[1])]
         raise _Refused(f"{node.op} {node.name} reads it".rstrip())
 
-    def _reduce(self, site: Site, node: gs.Node, labels: Labels | None) -> list[Labels] | None:
+    def _reduce(self, site: Site, node: gs.Node, labels: ChannelLabels | None) -> list[ChannelLabels] | None:
         assert labels is not None
         axis = -1 if site.is_linear else 1
         rows = labels.rows(axis)
@@ -191,7 +191,7 @@ class _Follower:
                 self._carry(node.inputs[2], channels)
             self._found.rows[site] = channels
             self._found.fixed[site] = "each of its channels is convolved by itself"
-            return [Labels.fresh(channels, self._sized(node.outputs[0]), 1)]
+            return [ChannelLabels.fresh(channels, self._sized(node.outputs[0]), 1)]
         if site.group != 1:
             raise _Refused(f"{node.op} {node.name} reads it in groups")
         self._each_row(rows)
@@ -201,17 +201,17 @@ class _Follower:
         self._reads[site] += 1
         return None
 
-    def _same_in_all_rows(self, rows: Labels, reader: str) -> Ints:
+    def _same_in_all_rows(self, rows: ChannelLabels, reader: str) -> Ints:
         if not (rows.channel == rows.channel[:1]).all():
             raise _Refused(f"{reader} sees other channels at other places")
         channels: Ints = rows.channel[0]
         return channels
 
-    def _each_row(self, rows: Labels) -> None:
+    def _each_row(self, rows: ChannelLabels) -> None:
         number = np.arange(len(rows.channel))[:, None]
         self._channels.refine(rows.channel, rows.place, np.broadcast_to(number, rows.channel.shape))
 
-    def _elementwise(self, node: gs.Node, read: Sequence[Labels | None]) -> Labels:
+    def _elementwise(self, node: gs.Node, read: Sequence[ChannelLabels | None]) -> ChannelLabels:
         shape = self._sized(node.outputs[0])
         first = next(labels for labels in read if labels is not None)
         if first.channel.shape != shape:
@@ -226,9 +226,9 @@ class _Follower:
                     raise _Refused(f"{node.op} {node.name} combines it with other channels")
             else:
                 self._beside(tensor, first)
-        return Labels(first.channel, first.place, seen=True)
+        return ChannelLabels(first.channel, first.place, seen=True)
 
-    def _beside(self, tensor: gs.Tensor, labels: Labels) -> None:
+    def _beside(self, tensor: gs.Tensor, labels: ChannelLabels) -> None:
         """Look at the other operand of an elementwise operator: a vector that moves, or what tells channels apart."""
         own = tuple(tensor.shape) if isinstance(tensor, gs.Constant) else self._sized(tensor)
         size = int(np.prod(own, dtype=np.int64))
@@ -241,7 +241,7 @@ class _Follower:
         else:
             self._channels.refine(labels.channel, labels.place, element)
 
-    def _norm(self, node: gs.Node, labels: Labels) -> Labels:
+    def _norm(self, node: gs.Node, labels: ChannelLabels) -> ChannelLabels:
         rank = labels.channel.ndim
         if node.attrs.get("axis", -1) not in (-1, rank - 1):
             raise _Refused(f"{node.op} {node.name} normalises over more than channels")
@@ -253,7 +253,7 @@ class _Follower:
                 self._carry(vector, channels)
         return labels
 
-    def _batch_norm(self, node: gs.Node, labels: Labels) -> Labels:
+    def _batch_norm(self, node: gs.Node, labels: ChannelLabels) -> ChannelLabels:
         rows = labels.rows(1)
         channels = self._same_in_all_rows(rows, f"{node.op} {node.name}")
         self._each_row(rows)
@@ -261,7 +261,7 @@ class _Follower:
             self._carry(vector, channels)
         return labels
 
-    def _weighted(self, node: gs.Node, v: Labels) -> Labels:
+    def _weighted(self, node: gs.Node, v: ChannelLabels) -> ChannelLabels:
         """MatMul(weights, v): each column of each matrix keeps its channel; the rows are other places."""
         shape = self._sized(node.outputs[0])
         matrices = (*shape[:-2], *v.channel.shape[-2:])
@@ -271,9 +271,9 @@ class _Follower:
         row = np.arange(np.prod(matrices[:-1], dtype=np.int64)).reshape(*matrices[:-1], 1)
         self._channels.refine(channel, place, np.broadcast_to(row, matrices))
         places = np.arange(np.prod(shape[:-1], dtype=np.int64)).reshape(*shape[:-1], 1)
-        return Labels(np.broadcast_to(channel[..., :1, :], shape), np.broadcast_to(places, shape))
+        return ChannelLabels(np.broadcast_to(channel[..., :1, :], shape), np.broadcast_to(places, shape))
 
-    def _part(self, node: gs.Node, read: Sequence[Labels | None]) -> list[Labels] | None:
+    def _part(self, node: gs.Node, read: Sequence[ChannelLabels | None]) -> list[ChannelLabels] | None:
         """The outputs of a layout operator that permutes, cuts or joins."""
         if node.op == "Concat":
             if not all(read):
@@ -282,7 +282,7 @@ class _Follower:
             known = [labels for labels in read if labels is not None]
             joined = (np.concatenate(arrays, axis) for arrays in ([k.channel for k in known], [k.place for k in known]))
             channel, place = joined
-            return [Labels(channel, place)]
+            return [ChannelLabels(channel, place)]
         labels = read[0]
         if labels is None:
             return None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.graph.model import type_name, values_of
 from gpusq_onnx.graph.operators import QDQ, WEIGHTS
-from gpusq_onnx.graph.views import Cut, Kernel, Permute, Squeeze, TransposedKernel, View, ViewStep
+from gpusq_onnx.graph.views import Cut, Kernel, Squeeze, Transpose, TransposedKernel, View, ViewStep
 
 _TRANSPARENT = QDQ | {"Identity", "Cast"}
 _FOLLOWED = _TRANSPARENT | {"Transpose", "Squeeze", "Split", "Slice"}
@@ -109,7 +109,7 @@ def _steps(node: gs.Node, made: gs.Tensor, shape: tuple[int, ...]) -> Steps | No
     if node.op in _TRANSPARENT:
         return ()
     if node.op == "Transpose":
-        return (Permute(tuple(node.attrs.get("perm") or range(len(shape))[::-1])),)
+        return (Transpose(tuple(node.attrs.get("perm") or range(len(shape))[::-1])),)
     if node.op == "Squeeze":
         return _squeeze(node, shape)
     return _split(node, made, shape) if node.op == "Split" else _slice(node, shape)
@@ -155,12 +155,12 @@ def _last_steps(node: gs.Node, operand: int, shape: tuple[int, ...]) -> Steps | 
         kernel = Kernel(shape) if node.op == "Conv" else TransposedKernel(shape)
         return (kernel,) if len(shape) >= 3 else None
     if node.op == "Gemm":
-        return () if node.attrs.get("transB", 0) else (Permute((1, 0)),)
+        return () if node.attrs.get("transB", 0) else (Transpose((1, 0)),)
     leading = len(shape) - 2
     if leading < 0 or any(n != 1 for n in shape[:leading]):
         return None  # a vector, or one matrix an image or head: not a Linear
     unbatch: Steps = (Squeeze(tuple(range(leading))),) if leading else ()
-    return unbatch if operand == 0 else (*unbatch, Permute((1, 0)))
+    return unbatch if operand == 0 else (*unbatch, Transpose((1, 0)))
 
 
 def _seen(steps: Steps, shape: tuple[int, ...]) -> tuple[int, ...]:

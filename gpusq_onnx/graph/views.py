@@ -37,7 +37,7 @@ class ViewStep(Protocol):
 
 
 @dataclass(frozen=True)
-class Permute:
+class Transpose:
     """Transpose by `perm`."""
 
     perm: tuple[int, ...]
@@ -138,10 +138,10 @@ class View:
         merged: list[ViewStep] = list(self.steps)
         for step in steps:
             last = merged[-1] if merged else None
-            if isinstance(step, Permute) and isinstance(last, Permute):
+            if isinstance(step, Transpose) and isinstance(last, Transpose):
                 merged.pop()
-                step = Permute(tuple(last.perm[axis] for axis in step.perm))
-            if not (isinstance(step, Permute) and step.perm == tuple(range(len(step.perm)))):
+                step = Transpose(tuple(last.perm[axis] for axis in step.perm))
+            if not (isinstance(step, Transpose) and step.perm == tuple(range(len(step.perm)))):
                 merged.append(step)
         return View(tuple(merged))
 

@@ -23,7 +23,7 @@ from gpusq_onnx.learn.settings import JUDGED, LossOptions, TrainingOptions
 from gpusq_onnx.pipeline.base import SKIP, Fact, PlanContext, PlanRow
 from gpusq_onnx.pipeline.details import Following, rows_with
 from gpusq_onnx.pipeline.facts import SparseWeight, pattern_of
-from gpusq_onnx.pipeline.learned import Agreement, Change, Learned, Masks, Training
+from gpusq_onnx.pipeline.learned import AgreementChange, BeforeAfter, Learned, MaskChecks, Training
 from gpusq_onnx.pipeline.schedule import LOOKING
 
 TRAIN, COMPARE = "train", "compare"
@@ -81,9 +81,9 @@ def learned(history: History, changed: int) -> Learned:
     before, after = history.before, history.after
     return Learned(
         curve=history.curve[::step] + (history.curve[-1:] if (len(history.curve) - 1) % step else []),
-        masks=Masks(history.masks, history.checks),
-        agreement=Agreement(before.agreement, after.agreement, images=after.images),
-        soft=Change(before.soft, after.soft),
+        masks=MaskChecks(history.masks, history.checks),
+        agreement=AgreementChange(before.agreement, after.agreement, images=after.images),
+        soft=BeforeAfter(before.soft, after.soft),
         training=Training(history.steps, history.batch, history.processes, history.bf16, history.remembered),
         learned=changed,
     )

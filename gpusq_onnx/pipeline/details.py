@@ -48,7 +48,7 @@ class Pruned(Following):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair(Detail):
+class QdqPair(Detail):
     """A tensor that goes through Q/DQ: the name of the format."""
 
     format: str
@@ -60,7 +60,7 @@ class Pair(Detail):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightPair(Pair):
+class WeightPair(QdqPair):
     """A weight.
 
     Attributes:
@@ -73,7 +73,7 @@ class WeightPair(Pair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorPair(Pair):
+class TensorPair(QdqPair):
     """The input or output of sites.
 
     Attributes:
@@ -88,7 +88,7 @@ class TensorPair(Pair):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperandPair(Pair):
+class OperandPair(QdqPair):
     """An operand of one of attention's products.
 
     Attributes:

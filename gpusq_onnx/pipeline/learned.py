@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 
 @dataclass(frozen=True)
-class Change:
+class BeforeAfter:
     """A number before and after."""
 
     before: float
@@ -27,14 +27,14 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement(Change):
+class AgreementChange(BeforeAfter):
     """A share of so many images."""
 
     images: int
 
 
 @dataclass(frozen=True)
-class Masks:
+class MaskChecks:
     """How many weights follow a pattern, and how often that was looked at."""
 
     weights: int
@@ -57,9 +57,9 @@ class Learned:
     """See the module's text."""
 
     curve: list[dict[str, Any]] = field(default_factory=list)
-    masks: Masks | None = None
-    agreement: Agreement | None = None
-    soft: Change | None = None
+    masks: MaskChecks | None = None
+    agreement: AgreementChange | None = None
+    soft: BeforeAfter | None = None
     training: Training | None = None
     factors: dict[str, float] | None = None
     distances: dict[str, float] | None = None

@@ -79,7 +79,7 @@ def round_to_grid(
         def columns_of(x: Float32) -> Float32:
             return np.array(x[channels].T[order], np.float32, order="C")  # each column of w is contiguous
 
-        problem = _Problem(columns_of(weights), hessian, columns_of(steps), fmt)
+        problem = _RoundingProblem(columns_of(weights), hessian, columns_of(steps), fmt)
         best = problem.descend(problem.swept(upper), passes)
         rounded[channels] = best[np.argsort(order)].T
 
@@ -87,7 +87,7 @@ def round_to_grid(
     return rounded
 
 
-class _Problem:
+class _RoundingProblem:
     """Columns [k, out] of a few output channels: minimise (w - q) h (w - q)^T over q on the grid."""
 
     def __init__(self, w: Float32, h: Float32, steps: Float32, fmt: Format) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from gpusq_onnx.pipeline.learned import Agreement, Learned, Masks
+from gpusq_onnx.pipeline.learned import AgreementChange, Learned, MaskChecks
 from gpusq_onnx.report.sheet import Grid, Item, Line, Part
 
 ROWS = 8  # of the curves' table
@@ -74,11 +74,11 @@ def _scales(movement: Mapping[str, tuple[float, float]]) -> str:
     return line
 
 
-def _masks(masks: Masks) -> str:
+def _masks(masks: MaskChecks) -> str:
     return f"masks: {masks.weights} weights follow their pattern; looked at {masks.checks} times, never broken"
 
 
-def _agreement(found: Agreement) -> str:
+def _agreement(found: AgreementChange) -> str:
     what = f"agreement with the teacher on {found.images} images"
     return f"{what}: {found.before:.1%} -> {found.after:.1%}"
 

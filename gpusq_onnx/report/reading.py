@@ -17,7 +17,7 @@ from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.engine import EngineDocument
 from gpusq_onnx.report.page.blocks import Section
-from gpusq_onnx.report.page.cards import Report, Seen, summary
+from gpusq_onnx.report.page.cards import ModelFacts, Report, summary
 from gpusq_onnx.report.page.check import of_bench, of_check, of_engine
 from gpusq_onnx.report.page.html import render, require_page
 from gpusq_onnx.report.page.run import of_run
@@ -28,7 +28,7 @@ from gpusq_onnx.report.tuning import SensitivityDocument, TuningDocument
 def page_of(
     paths: Sequence[Path],
     more: Sequence[Section] = (),
-    seen: Seen = Seen(),  # noqa: B008 - it is frozen
+    seen: ModelFacts = ModelFacts(),  # noqa: B008 - it is frozen
 ) -> str:
     """One page of several reports, in their order, after a summary of all.
 

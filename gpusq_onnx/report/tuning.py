@@ -36,7 +36,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Loss:
+class FormLoss:
     """What a form of a group costs, measured and estimated, in the unit of `Sensitivity.measure`; None: not made."""
 
     group: str
@@ -66,7 +66,7 @@ class Sensitivity:
 
     measure: str
     images: int
-    losses: tuple[Loss, ...]
+    losses: tuple[FormLoss, ...]
     rank_correlation: float | None
 
 

@@ -28,7 +28,7 @@ RIDGE = 0.3  # of the mean of the diagonal of H
 _CHANNELS = 64  # that are worked through together
 
 
-class Target:
+class WeightTarget:
     """The sums that W' is made of, streamed.
 
     Args:

@@ -26,7 +26,7 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
 from gpusq_onnx.progress import Progress
-from gpusq_onnx.report.tuning import Group, Loss, Sensitivity
+from gpusq_onnx.report.tuning import FormLoss, Group, Sensitivity
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.tasks.kinds import image_shape
 from gpusq_onnx.tuning import estimate
@@ -70,7 +70,7 @@ def measure(subject: Subject, groups: Groups, source: Source, exact: int | None,
         progress.finish()
     if errors:
         correlation = estimate.left_out(pairs, errors, found, sample)
-    losses = tuple(Loss(g.name, form, found.get(i), guesses.get(i)) for i, (g, form) in enumerate(pairs))
+    losses = tuple(FormLoss(g.name, form, found.get(i), guesses.get(i)) for i, (g, form) in enumerate(pairs))
     return Sensitivity(reference.measure, reference.images, losses, correlation)
 
 

@@ -32,7 +32,7 @@ from gpusq_onnx.report.inspection import Inspection, inspect_model
 from gpusq_onnx.report.page import gallery
 from gpusq_onnx.report.page import models as page_models
 from gpusq_onnx.report.page.blocks import Section
-from gpusq_onnx.report.page.cards import Report, Seen
+from gpusq_onnx.report.page.cards import ModelFacts, Report
 from gpusq_onnx.report.page.html import require_page
 from gpusq_onnx.report.page.layers import layers_of
 from gpusq_onnx.report.page.signals import Signal, signals_of
@@ -85,12 +85,12 @@ def report(
     if data is not None and not found:
         what = "example images are for models, and the reports' are not where they were"
         raise UsageError(what, where="--data", hint="name them with --model, the original first")
-    sections, seen = list[Section](), Seen(missing=missing)
+    sections, seen = list[Section](), ModelFacts(missing=missing)
     if found:
         (first, dense), *rest = found
         others = [(path, model, inspect_model(model)) for path, model in rest]
         kernels = (others[-1][2] if others else inspect_model(dense)).kernels
-        seen = Seen(kernels, shared_totals(_cost(first, dense), _cost(*rest[-1])) if rest else {})
+        seen = ModelFacts(kernels, shared_totals(_cost(first, dense), _cost(*rest[-1])) if rest else {})
         pairs = [_Pair(first, path, dense, model, inspected) for path, model, inspected in others]
         with samples.opened(first, data, data_options, seed) as options:
             few = options if options.samples else options.model_copy(update={"samples": IMAGES})

@@ -7,7 +7,7 @@ import pytest
 from onnx import ModelProto, helper
 
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.rewrites.canonical import Change, canonicalise
+from gpusq_onnx.graph.rewrites.canonical import NodeChange, canonicalise
 from gpusq_onnx.graph.sites import find_sites
 from tests.graph.small_graphs import FLOAT, HALF, Array, graph, model, node, normal, proto, run
 
@@ -32,7 +32,7 @@ def _feed(made: ModelProto) -> dict[str, Array]:
     }
 
 
-def _same(made: ModelProto, feed: dict[str, Array], **options: Any) -> tuple[Model, list[Change]]:
+def _same(made: ModelProto, feed: dict[str, Array], **options: Any) -> tuple[Model, list[NodeChange]]:
     """The model rewritten, once its outputs were found to be those from before."""
     rewritten = model(made)
     changes = canonicalise(rewritten, **options)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpusq_onnx.graph.views import Cut, Kernel, Permute, Squeeze, View
+from gpusq_onnx.graph.views import Cut, Kernel, Squeeze, Transpose, View
 
 
 @st.composite
@@ -18,7 +18,7 @@ def views(draw):
         kind = draw(st.sampled_from(["permute", "cut"]))
         if kind == "permute":
             perm = tuple(draw(st.permutations(range(len(seen)))))
-            steps.append(Permute(perm))
+            steps.append(Transpose(perm))
             seen = [seen[p] for p in perm]
         else:
             axis = draw(st.integers(0, len(seen) - 1))
@@ -85,9 +85,9 @@ def test_cuts_name_the_stored_axis(case):
 
 def test_a_linear_is_read_without_a_copy():
     stored = np.ones((8, 4), np.float32)
-    assert np.shares_memory(View((Permute((1, 0)),)).read(stored), stored)
+    assert np.shares_memory(View((Transpose((1, 0)),)).read(stored), stored)
 
 
-@pytest.mark.parametrize("view", [View((Permute((1, 0)),)), View((Cut(0, 0, 2), Permute((1, 0))))])
+@pytest.mark.parametrize("view", [View((Transpose((1, 0)),)), View((Cut(0, 0, 2), Transpose((1, 0))))])
 def test_views_are_keys(view):
     assert {view: 1}[View(view.steps)] == 1

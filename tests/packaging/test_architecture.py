@@ -30,6 +30,15 @@ def test_no_files_import_each_other_in_a_circle():
     assert set(circles([*walked(), back])) == {"gpusq_onnx.data.options", "gpusq_onnx.data.source"}
 
 
+def test_no_two_classes_have_one_name():
+    places: dict[str, list[str]] = {}
+    for name, path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_every_area_has_a_floor():
     areas = {name.split(".")[1] for name, _ in MODULES if "." in name}
     assert areas <= set(FLOORS)

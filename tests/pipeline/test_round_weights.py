@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpusq_onnx.calibration.rounding import Grid, round_weights
+from gpusq_onnx.calibration.rounding import WeightGrid, round_weights
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec
@@ -95,7 +95,7 @@ def test_weights_alone_are_rounded_before_they_have_pairs(name: str) -> None:
         plain = {site.name: Scales(weight_scales(site.read(), INT4, block=16), 1, 16) for site in sites}
         if second_order:
             context = Context(source=_data(model, "digits_train.npz", 64))
-            scales = round_weights(model, [Grid(site, INT4, plain[site.name]) for site in sites], context)
+            scales = round_weights(model, [WeightGrid(site, INT4, plain[site.name]) for site in sites], context)
             assert context.findings["images"] == 64
             for site in sites:
                 np.testing.assert_array_equal(fake_quantize(site.read(), scales[site.name], INT4), site.read())

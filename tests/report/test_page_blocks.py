@@ -24,8 +24,8 @@ from gpusq_onnx.report.page.layers import LayerRow, layers_of
 from gpusq_onnx.report.page.signals import signals_of
 from gpusq_onnx.report.page.tune import of_tune
 from gpusq_onnx.report.tuning import (
+    FormLoss,
     JudgedPoint,
-    Loss,
     ModelFile,
     Point,
     ReasonedLayer,
@@ -65,7 +65,7 @@ def test_the_cards_say_the_verdict(small: gpusq_onnx.Result) -> None:
 
 
 def cards_of(reports: list, kernels: dict[str, int] | None) -> list[cards.Card]:
-    blocks = cards.summary(reports, cards.Seen(kernels or {})).blocks
+    blocks = cards.summary(reports, cards.ModelFacts(kernels or {})).blocks
     return [card for block in blocks if isinstance(block, Cards) for card in block.cards]
 
 
@@ -129,7 +129,7 @@ def test_activations_are_counted_against_their_grid(small: gpusq_onnx.Result) ->
 
 
 def tuned() -> TuningDocument:
-    losses = Loss(EVIL, "int8", 1e-3, None), Loss("b", "int8", None, 2e-3)
+    losses = FormLoss(EVIL, "int8", 1e-3, None), FormLoss("b", "int8", None, 2e-3)
     points = [
         JudgedPoint(name, {EVIL: "int8", "b": "dense"}, share, kl, {"kl": kl}, pareto=True)
         for name, share, kl in (("uniform int8", 0.2, 1e-2), ("search, 1 moves", 0.4, 1e-3))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpusq_onnx.sparsity.gram import Gram
-from gpusq_onnx.sparsity.target import RIDGE, Target
+from gpusq_onnx.sparsity.target import RIDGE, WeightTarget
 
 RNG = np.random.default_rng(0)
 K, OUT, ROWS = 12, 70, 400
@@ -14,9 +14,9 @@ AHEAD = (0.3 * X @ RNG.standard_normal((K, K)) + 0.1 * RNG.standard_normal((ROWS
 JOINED = (0.5 * X @ RNG.standard_normal((K, OUT)) - 0.3).astype(np.float32)
 
 
-def made(parts: int, *, joined: bool = True, ahead: np.ndarray = AHEAD) -> tuple[Gram, Target]:
+def made(parts: int, *, joined: bool = True, ahead: np.ndarray = AHEAD) -> tuple[Gram, WeightTarget]:
     gram = Gram(K)
-    target = Target(W, gram)
+    target = WeightTarget(W, gram)
     for rows in np.array_split(np.arange(ROWS), parts):
         gram.add(X[rows])
         target.add(X[rows], ahead[rows], JOINED[rows] if joined else None)
@@ -47,14 +47,14 @@ def test_the_dense_weight_stays_where_nothing_is_missing() -> None:
 
 
 def test_no_rows_leave_the_weight() -> None:
-    np.testing.assert_array_equal(Target(W, Gram(K)).weight(centred=True), W)
+    np.testing.assert_array_equal(WeightTarget(W, Gram(K)).weight(centred=True), W)
 
 
 def test_sums_that_are_not_finite_are_an_error() -> None:
     gram = Gram(K)
     gram.add(X)
     with np.errstate(all="ignore"):
-        target = Target(W * np.float32(1e38), gram)
+        target = WeightTarget(W * np.float32(1e38), gram)
         target.add(X, AHEAD, None)
         with pytest.raises(np.linalg.LinAlgError):
             target.weight(centred=True)

@@ -46,7 +46,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Change:
+class NodeChange:
     """What becomes of one node.
 
     Attributes:
@@ -74,7 +74,7 @@ def spelled_out(model: Model) -> Model:
     return model
 
 
-def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[Change]:
+def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[NodeChange]:
     """Rewrite the graph until no rule fits any more; what was done, then what was left and why.
 
     Args:
@@ -84,7 +84,7 @@ def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[
     Raises:
         UnsupportedModelError: the graph's shapes contradict each other.
     """
-    done: list[Change] = []
+    done: list[NodeChange] = []
     refused: dict[str, str] = {}
     while True:
         flow = Dataflow(model)
@@ -92,7 +92,7 @@ def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[
             return done
         shapes, types = infer_shapes(model)
         known = Known(shapes, types, flow)
-        kept: list[Change] = []
+        kept: list[NodeChange] = []
         before = len(done)
         for node in list(_candidates(model, flow, operators)):
             if node.op == "If":
@@ -102,7 +102,7 @@ def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[
         if len(done) == before:
             done += _fold(model, flow, refused)
         if len(done) == before:
-            return done + kept + [Change(name, "", "constant", (), why, True) for name, why in refused.items()]
+            return done + kept + [NodeChange(name, "", "constant", (), why, True) for name, why in refused.items()]
 
 
 def _candidates(model: Model, flow: Dataflow, operators: Sequence[str]) -> Iterator[gs.Node]:
@@ -133,7 +133,7 @@ def _smooths_constant(node: gs.Node, flow: Dataflow) -> bool:
     return node.op == "Resize" and bool(node.attrs.get("antialias", 0)) and not flow.data_inputs(node)
 
 
-def _inline(model: Model, node: gs.Node, known: Known, done: list[Change], kept: list[Change]) -> None:
+def _inline(model: Model, node: gs.Node, known: Known, done: list[NodeChange], kept: list[NodeChange]) -> None:
     found = _change(node, known, "the branch that its constant condition takes")
     try:
         taken_branch(node)
@@ -143,7 +143,7 @@ def _inline(model: Model, node: gs.Node, known: Known, done: list[Change], kept:
         kept.append(_refusal(found, why))
 
 
-def _rewrite(model: Model, node: gs.Node, known: Known, done: list[Change], kept: list[Change]) -> None:
+def _rewrite(model: Model, node: gs.Node, known: Known, done: list[NodeChange], kept: list[NodeChange]) -> None:
     rule = RULES[_row(node)]
     found = _change(node, known, rule.does)
     try:
@@ -153,7 +153,7 @@ def _rewrite(model: Model, node: gs.Node, known: Known, done: list[Change], kept
         kept.append(_refusal(found, why))
 
 
-def _fold(model: Model, flow: Dataflow, refused: dict[str, str]) -> list[Change]:
+def _fold(model: Model, flow: Dataflow, refused: dict[str, str]) -> list[NodeChange]:
     """Fold what the candidates read: together, or one after the other where onnxruntime cannot compute all of it."""
     wanted = [found for found in foldable(model, MIB) if found.name not in refused and _wanted(found, flow)]
     refused.update({found.name: found.refusal for found in wanted if found.refusal})
@@ -182,15 +182,15 @@ def _wanted(found: Fold, flow: Dataflow) -> bool:
     return any(node.op == "If" or _reads_computed_weight(node, flow) for node in tensor.outputs)
 
 
-def _folded(found: Fold) -> Change:
+def _folded(found: Fold) -> NodeChange:
     reason = f"one initializer: computed from constants by {found.nodes} node{'s' if found.nodes > 1 else ''}"
-    return Change(found.name, module_path(found.node), str(found.node.op), found.shape, reason)
+    return NodeChange(found.name, module_path(found.node), str(found.node.op), found.shape, reason)
 
 
-def _change(node: gs.Node, known: Known, reason: str) -> Change:
+def _change(node: gs.Node, known: Known, reason: str) -> NodeChange:
     output = node.outputs[0]
-    return Change(str(output.name), module_path(node), str(node.op), known.shapes.get(output.name, ()), reason)
+    return NodeChange(str(output.name), module_path(node), str(node.op), known.shapes.get(output.name, ()), reason)
 
 
-def _refusal(found: Change, why: Any) -> Change:
-    return Change(found.tensor, found.module, found.op, found.shape, str(why), True)
+def _refusal(found: NodeChange, why: Any) -> NodeChange:
+    return NodeChange(found.tensor, found.module, found.op, found.shape, str(why), True)

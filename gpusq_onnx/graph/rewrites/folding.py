@@ -53,7 +53,7 @@ class Fold:
     made_by: tuple[gs.Node, ...] = ()
 
 
-class _Walk:
+class _FoldWalk:
     """What is constant so far: for every such tensor the nodes that compute it, and the initializers."""
 
     def __init__(self, model: Model, limit: int) -> None:
@@ -97,7 +97,7 @@ def foldable(model: Model, limit: int = MIB) -> list[Fold]:
     Listed are the tensors at the edge, which nodes that are not folded read, and the first ones that were left alone
     because of the limit.
     """
-    walk = _Walk(model, limit)
+    walk = _FoldWalk(model, limit)
     found = []
     refused = {id(node): why for node, why in walk.refused}
     for node in model.graph.nodes:
@@ -117,7 +117,7 @@ def fold(model: Model, names: Collection[str]) -> None:
     Raises:
         UnsupportedModelError: onnxruntime, which graphsurgeon computes with, does not run one of the nodes.
     """
-    walk = _Walk(model, limit=2**62)
+    walk = _FoldWalk(model, limit=2**62)
     targets = {name: tensor for name, tensor in model.graph.tensors().items() if name in set(names)}
     nodes = {key: node for name in targets for key, node in walk.computed[name][0].items()}
     for key, node in list(nodes.items()):

@@ -22,7 +22,7 @@ _PACKED, _FILE = "packed bytes", "file bytes"
 
 
 @dataclass(frozen=True)
-class Seen:
+class ModelFacts:
     """What was looked up in the models that a page is about.
 
     Attributes:
@@ -36,7 +36,7 @@ class Seen:
     missing: str = ""
 
 
-def summary(reports: Sequence[Report], seen: Seen = Seen()) -> Section:
+def summary(reports: Sequence[Report], seen: ModelFacts = ModelFacts()) -> Section:
     """The section that a page begins with; `seen`: what the models themselves show."""
     cards = [*_verdict(reports), *_size(reports, seen.totals), *(card for make in _MAKERS for card in make(reports))]
     blocks: list[Block] = [Cards([*cards, *([_kernels(seen.kernels)] if seen.kernels else [])])]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gpusq_onnx.report.page import pictures
 from gpusq_onnx.report.page.blocks import Block, FactList, Note, Picture, Section, Table
-from gpusq_onnx.report.tuning import Loss, SensitivityDocument, TuningDocument
+from gpusq_onnx.report.tuning import FormLoss, SensitivityDocument, TuningDocument
 
 _CHART = 64  # groups in a picture
 
@@ -69,5 +69,5 @@ def _sensitivity(document: SensitivityDocument) -> Iterator[Block]:
     yield Table("Every group; ~ before what is estimated", header, cells, range(1, len(header)), folded=True)
 
 
-def _cell(loss: Loss | None) -> str:
+def _cell(loss: FormLoss | None) -> str:
     return "-" if loss is None else f"{'' if loss.exact is not None else '~'}{loss.value:.2e}"
