@@ -28,7 +28,7 @@ from gpusq_onnx.cli.options import (
     Report,
     Seed,
 )
-from gpusq_onnx.cli.spare import a_model, claim
+from gpusq_onnx.cli.spare import a_model, claim, data_of_a_model
 from gpusq_onnx.errors import UsageError
 
 
@@ -76,10 +76,19 @@ class _Job:
         from gpusq_onnx.cli.console import publish, show_sheet, show_verdict, warn, width
         from gpusq_onnx.cli.progress import open_progress
         from gpusq_onnx.files import staged
+        from gpusq_onnx.graph.io import data_beside
         from gpusq_onnx.report import outline, run
         from gpusq_onnx.workflows.apply import compress
 
-        claim([model], {written: lambda path: a_model(path) or _is_data_of(path, model)}, self.report, self.json)
+        claim(
+            [model],
+            {
+                written: lambda path: a_model(path) or _is_data_of(path, model),
+                data_beside(written): lambda path: data_of_a_model(path) or _is_data_of(path, model),
+            },
+            self.report,
+            self.json,
+        )
         leader = os.environ.get("RANK", "0") == "0"
         require_room(settings().max_memory, model)
         with staged() as results:

@@ -27,7 +27,7 @@ from gpusq_onnx.cli.options import (
     TruthArgs,
     default_cache,
 )
-from gpusq_onnx.cli.spare import claim
+from gpusq_onnx.cli.spare import artefacts, claim
 from gpusq_onnx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def check(
         warn("no --data: comparing on synthetic images, which say little about accuracy")
 
     def one(candidate: Path, alone: bool) -> str:
-        claim([original, candidate], {}, report, json)
+        claim([original, candidate], artefacts(look.artefacts), report, json)
         with staged() as results, open_progress(quiet=quiet) as progress:
             result = check_models(
                 original,

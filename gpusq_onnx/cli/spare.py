@@ -2,6 +2,8 @@
 
     report, digest, page, picture, recipe, log    have the mark of `gpusq_onnx.marks`
     model                                         has `pkg.gpusq_onnx.*` in its metadata
+    model's external data                         has such a model beside it
+    Polygraphy's files of a check                 name our runners
     packed file                                   has our table of contents
     engine                                        has our card beside it, with the engine's SHA-256
     engine's card                                 has a card's keys
@@ -65,6 +67,18 @@ def a_model(path: Path) -> bool:
         return any(entry.key.startswith("pkg.gpusq_onnx.") for entry in read_proto(path)[0].metadata_props)
     except GpusqError:  # no model
         return False
+
+
+def data_of_a_model(path: Path) -> bool:
+    """Whether it is the external data of a model that `apply` wrote: OUTPUT.data."""
+    return a_model(path.with_suffix(""))
+
+
+def artefacts(folder: Path | None) -> dict[Path, Known]:
+    """The files of `check --artefacts FOLDER`, with what knows them."""
+    from gpusq_onnx.runtime.compare.artefacts import COMPRESSED, INPUTS, OUTPUTS, wrote
+
+    return {} if folder is None else {folder / name: wrote for name in (INPUTS, OUTPUTS, COMPRESSED)}
 
 
 def a_container(path: Path) -> bool:

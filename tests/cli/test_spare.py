@@ -26,6 +26,12 @@ PLACES = [  # the verb with its words, the file that must be spared, and what so
     ("inspect --json FILE model.onnx", "j.json", JSON),
     ("check --samples 2 --report FILE model.onnx model.onnx", "r.json", JSON),
     ("check --samples 2 --json FILE model.onnx model.onnx", "j.json", OTHER),
+    ("check --samples 2 --artefacts kept model.onnx model.onnx", "kept/inputs.json", JSON),
+    (
+        "check --samples 2 --artefacts kept model.onnx model.onnx",
+        "kept/outputs.json",
+        b'{"lst": [["onnxrt-runner", []]]}',
+    ),
     ("pack -o FILE pruned.onnx", "p.gpusq", DIARY),
     ("pack --json FILE pruned.onnx", "j.json", JSON),
     ("unpack -o FILE pruned.gpusq", "back.onnx", OTHER),
@@ -86,6 +92,16 @@ def test_a_file_of_somebody_else_is_spared_and_ours_made_anew(
     assert place.read_bytes() != content
     again = call(*written(words, file))
     assert again.code == 0, again.err
+
+
+def test_data_beside_a_model_is_spared_unless_that_model_is_ours(desk: Path) -> None:
+    words = [*PRUNE.split(), "-o", "small.onnx", "model.onnx"]
+    (desk / "small.onnx.data").write_bytes(DIARY)
+    with unchanged(desk):
+        refused = call("apply", *words)
+    assert refused.code == 2 and "small.onnx.data" in refused.err and "--force" in refused.err
+    shutil.copy(desk / "pruned.onnx", desk / "small.onnx")
+    assert call("apply", *words).code == 0
 
 
 @pytest.mark.parametrize(("words", "file"), SLOW)

@@ -11,6 +11,7 @@ Polygraphy's own onnxruntime runner fuses Q and DQ nodes with their neighbours, 
 its `compressed_outputs.json` by the rounding of single steps.
 """
 
+import re
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -24,6 +25,9 @@ SAMPLES = 16
 
 INPUTS, OUTPUTS, COMPRESSED = "inputs.json", "outputs.json", "compressed_outputs.json"
 
+_RUNNER = re.compile(rb'"(onnxruntime|tensorrt) ')  # how the names of runners begin, see `Recorder`
+_HEAD = 1 << 10  # bytes, in which the first runner's name lies
+
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -31,7 +35,7 @@ class Recorder:
     """Keeps the first batches of a comparison: the `on_batch` of `compare`.
 
     Args:
-        names: what the two runners are called in the files, reference first.
+        names: what the two runners are called in the files, reference first: "onnxruntime a.onnx".
         outputs: the models' own outputs; what else was tapped is left out.
     """
 
@@ -66,6 +70,15 @@ class Recorder:
             OUTPUTS: results(self._names[0], 1),
             COMPRESSED: results(self._names[1], 2),
         }
+
+
+def wrote(path: Path) -> bool:
+    """Whether a file is of such a set: the outputs beside it, or itself, come from our runners, not from Polygraphy's.
+
+    Raises OSError where there are no outputs beside it.
+    """
+    with path.with_name(OUTPUTS).open("rb") as file:
+        return bool(_RUNNER.search(file.read(_HEAD)))
 
 
 def continuation(folder: Path, reference: Path, candidate: Path, *, engine: bool) -> list[str]:
