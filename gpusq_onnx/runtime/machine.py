@@ -89,20 +89,29 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_memory() -> int:
-    """Bytes that this process may still take without swapping; 0 where the system does not say. Source: proc(5),
-    cgroups(7), v2."""
-    listing = Path("/proc/meminfo")
-    if not listing.is_file():
-        return 0
-    lines = (line.split() for line in listing.read_text(encoding="utf-8").splitlines())
-    free = next((int(line[1]) << 10 for line in lines if line[0] == "MemAvailable:"), 0)
-    group = Path("/sys/fs/cgroup")
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process may still take without swapping; 0 where the system does not say.
+
+    In a container no more than its limit leaves, where file pages that nobody has used lately do not count: they go
+    when memory is wanted. Source: proc(5), cgroups(7), v2. `root`: where proc and sys are.
+    """
     try:
-        limit, used = ((group / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
+        free = _sizes(root / "proc/meminfo")["MemAvailable:"] << 10
+    except (OSError, KeyError):
+        return 0
+    group = root / "sys/fs/cgroup"
+    try:
+        limit, used = ((group / f"memory.{name}").read_text(encoding="utf-8").strip() for name in ("max", "current"))
+        idle = _sizes(group / "memory.stat").get("inactive_file", 0)
     except OSError:
         return free
-    return free if limit.strip() == "max" else max(0, min(free, int(limit) - int(used)))
+    return free if limit == "max" else max(0, min(free, int(limit) - int(used) + idle))
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """The second word of each line by the first."""
+    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
 
 
 def versions(*names: str) -> dict[str, str]:

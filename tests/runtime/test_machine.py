@@ -57,6 +57,33 @@ def test_without_nvidia_smi_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     assert machine.read_gpu() is None
 
 
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 0),
+        ({"proc/meminfo": "MemTotal: 9 kB\n"}, 0),
+        ({"proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 4 kB\n"}, 4096),
+        ({"max": "max", "current": "100"}, 4096),
+        ({"max": "1000", "current": "400", "stat": "anon 300\ninactive_file 100\nactive_file 0\n"}, 700),
+        ({"max": "1000", "current": "1200", "stat": "inactive_file 100\n"}, 0),
+        ({"max": "9000000", "current": "400", "stat": ""}, 4096),
+    ],
+)
+def test_free_memory_is_what_the_system_and_the_container_leave(
+    files: dict[str, str], free: int, tmp_path: Path
+) -> None:
+    here = {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 4 kB\n"} if "max" in files else {}
+    for name, text in {**here, **files}.items():
+        path = tmp_path / (name if "/" in name else f"sys/fs/cgroup/memory.{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert machine.free_memory(tmp_path) == free
+
+
+def test_this_machine_has_free_memory() -> None:
+    assert machine.free_memory() > 1 << 20 or not Path("/proc/meminfo").is_file()
+
+
 def test_the_cpu_and_the_versions() -> None:
     assert cpu_name().endswith(" CPUs")
     found = versions("numpy", "no-such-distribution")
