@@ -29,13 +29,13 @@ def autocast_kept(device: torch.device) -> AbstractContextManager[Any]:
     """Around a torch.vmap: what autocast does on this device holds inside, too; nothing where autocast is off."""
     if not torch.is_autocast_enabled(device.type):
         return nullcontext()
-    return _Autocast(torch.get_autocast_dtype(device.type))
+    return _Autocast(device.type, torch.get_autocast_dtype(device.type))
 
 
 class _Autocast(TorchFunctionMode):
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
         super().__init__()
-        self._dtype = dtype
+        self._device, self._dtype = device, dtype
 
     def __torch_function__(
         self,
@@ -45,6 +45,8 @@ class _Autocast(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = dict(kwargs or {})
+        if not torch.is_autocast_enabled(self._device):  # a function may switch it off inside
+            return func(*args, **named)
         if func in _IN_FEWER_BITS:
             return func(*map(self._cast, args), **{name: self._cast(value) for name, value in named.items()})
         if func is functional.batch_norm:

@@ -25,7 +25,7 @@ from gpusq_onnx.graph.norms import LayerNorm, decomposed, layer_norms
 from gpusq_onnx.graph.operators import is_standard
 from gpusq_onnx.graph.qdq.dynamic import DOMAIN
 from gpusq_onnx.graph.shapes import infer_shapes
-from gpusq_onnx.torchgraph import elementwise, layout, neural, peepholes, quantiser, reductions
+from gpusq_onnx.torchgraph import elementwise, functions, layout, neural, peepholes, quantiser, reductions
 from gpusq_onnx.torchgraph.builder import BATCHES, SHAPES, Affine, Builder, Size, Unsupported, Value
 from gpusq_onnx.torchgraph.call import Call, newest, table, tensor_of, torch_type
 from gpusq_onnx.torchgraph.network import Network
@@ -127,6 +127,8 @@ class _Conversion:
         peepholes.simplify(graph)
         for node in graph.nodes:
             node.meta.pop(SHAPES, None)
+            if getattr(node.target, "__module__", "") == functions.__name__:
+                node.meta["is_wrapped"] = True  # a leaf as well where a pickled graph is traced again
         graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         root = torch.nn.Module()
         for name, parameter in self.builder.parameters.items():

@@ -118,9 +118,27 @@ def one_hot(indices: Tensor, depth: int, off: float, on: float, axis: int, dtype
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
-    """ONNX Attention on [B, heads, tokens, width]; fewer key heads than query heads are shared by groups of them."""
+    """ONNX Attention on [B, heads, tokens, width]; fewer key heads than query heads are shared by groups of them.
+
+    On a CPU it is computed in float32 where its operands are narrower, also under autocast: torch's kernel is two to
+    three times slower in bfloat16, forward and backward (torch 2.13; `python -m tools.bench attending`).
+    """
+    if q.device.type != "cpu":
+        return _attention(q, k, v, mask, causal, scale)
+    with torch.autocast("cpu", enabled=False):
+        found = _attention(
+            _widened(q), _widened(k), _widened(v), None if mask is None else _widened(mask), causal, scale
+        )
+    return found.to(v.dtype)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     return functional.scaled_dot_product_attention(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=grouped)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

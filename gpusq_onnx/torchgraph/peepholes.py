@@ -2,7 +2,7 @@
 
     linear      matmul(x, W) + b                                  F.linear(x, W', b)
     gelu        x * (1 + erf(x / sqrt 2)) * 0.5                   F.gelu(x)
-    attention   softmax(q k' * s + mask) v                        scaled_dot_product_attention(q, k, v, mask, s)
+    attention   softmax(q k' * s + mask) v                        functions.attention(q, k, v, mask, s)
     parts       slices that tile one axis, one by one             torch.split or torch.unbind: one backward for all
     roll        cat(x[n:], x[:n])                                 torch.roll(x, -n)
 
@@ -27,6 +27,7 @@ from torch import fx
 from torch.nn import functional
 
 from gpusq_onnx.graph.attention import follow
+from gpusq_onnx.torchgraph import functions
 from gpusq_onnx.torchgraph.builder import BUFFER, SHAPES
 from gpusq_onnx.torchgraph.fx_nodes import FxNodes, Node, calls, only_reader, scaled
 
@@ -114,11 +115,8 @@ def _attention(graph: fx.Graph, node: Node) -> None:
             k, inner = scaled(k) if len(kt.users) == 1 else (k, 1.0)
         else:
             k, inner = graph.call_function(torch.transpose, (kt, -2, -1)), 1.0
-        fused = graph.call_function(
-            functional.scaled_dot_product_attention,
-            (q, k, v),
-            {"attn_mask": mask, "scale": q_scale * k_scale * inner * found.scale},
-        )
+        scale = q_scale * k_scale * inner * found.scale
+        fused = graph.call_function(functions.attention, (q, k, v, mask, False, scale))
     fused.meta[SHAPES] = context.meta[SHAPES]
     _substitute(graph, context, fused)
 

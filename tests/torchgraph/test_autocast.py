@@ -6,6 +6,7 @@ from onnx_cases import model_of, values
 from test_shapes import n
 from torch.nn import functional
 
+from gpusq_onnx.torchgraph import functions
 from gpusq_onnx.torchgraph.autocast import autocast_kept
 from gpusq_onnx.torchgraph.convert import convert
 
@@ -22,6 +23,7 @@ OPERATORS = {
     "layer norm": lambda x: functional.layer_norm(x, (8,), VECTOR, VECTOR),
     "prelu": lambda x: functional.prelu(x, VECTOR),
     "attention": lambda x: functional.scaled_dot_product_attention(x, x, x, MATRIX[:4, :4]),
+    "our attention": lambda x: functions.attention(x, x, x, MATRIX[:4, :4], False, 0.3),
     "softmax": lambda x: functional.softmax(x, -1),
     "interpolate": lambda x: functional.interpolate(x, scale_factor=2.0, mode="bilinear"),
 }
@@ -37,6 +39,17 @@ def test_the_types_are_those_outside(name: str, dtype: torch.dtype) -> None:
             inside = torch.vmap(OPERATORS[name])(x)
     assert inside.dtype == outside.dtype
     torch.testing.assert_close(inside[0], outside, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_few_bits_is_that_of_float32_on_a_cpu(masked: bool) -> None:
+    q, k, v = torch.randn(3, 2, 2, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    mask = torch.linspace(-3, 3, 25).reshape(5, 5) if masked else None
+    wide = functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, scale=0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = functions.attention(q, k, v, mask, False, 0.3)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, wide.bfloat16(), rtol=0, atol=0)
 
 
 def test_without_autocast_and_in_float64_nothing_is_cast() -> None:

@@ -11,6 +11,7 @@ from onnx_cases import Array, ints, model_of, values
 from test_shapes import calls, held, n
 from torch.nn import functional
 
+from gpusq_onnx.torchgraph import functions
 from gpusq_onnx.torchgraph.convert import convert
 
 HALF, ONE = np.array(0.5, np.float32), np.array(1.0, np.float32)
@@ -96,16 +97,16 @@ def attention(mask: bool, quantised: bool = False) -> tuple[list[NodeProto], dic
 @pytest.mark.parametrize("mask", [False, True])
 def test_attention(mask: bool) -> None:
     network = held(*attention(mask), tolerance=1e-5)
-    assert calls(network, functional.scaled_dot_product_attention) == 1
+    assert calls(network, functions.attention) == 1
     assert calls(network, torch.softmax) == 0
     assert calls(network, torch.unbind) == 1
-    (node,) = (node for node in network.body.graph.nodes if node.target is functional.scaled_dot_product_attention)
-    assert node.kwargs["scale"] == pytest.approx(0.49)
+    (node,) = (node for node in network.body.graph.nodes if node.target is functions.attention)
+    assert node.args[-1] == pytest.approx(0.49)
 
 
 def test_attention_with_a_quantised_softmax_stays() -> None:
     network = held(*attention(True, quantised=True), tolerance=0.2)
-    assert calls(network, functional.scaled_dot_product_attention) == 0
+    assert calls(network, functions.attention) == 0
     assert len(network.quantisers) == 1
 
 
@@ -122,7 +123,7 @@ def test_attention_with_a_mask_that_is_learned_and_made_from_data_stays() -> Non
     at = next(index for index, node in enumerate(nodes) if node.op_type == "Add")
     nodes[at : at + 1] = [n("MatMul", "q table", "mask_of_q"), n("Add", "raw mask_of_q", "scores")]
     network = held(nodes, {**constants, "table": values(3, 4)}, tolerance=1e-5)
-    assert calls(network, functional.scaled_dot_product_attention) == 0
+    assert calls(network, functions.attention) == 0
 
 
 @pytest.mark.parametrize("first", ["bias", "product"])

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tools.bench import cases
 from tools.bench.cases import Line, Setting
-from tools.bench.training import distilling, training
+from tools.bench.training import attending, distilling, training
 from tools.zoo.exports import Zoo, shared_folder
 
-CASES = {**cases.CASES, "training": training, "distilling": distilling}
+CASES = {**cases.CASES, "training": training, "attending": attending, "distilling": distilling}
 OUT = Path("out/bench")
 
 

@@ -5,6 +5,7 @@ step in turn, on one thread, CPU seconds (what else the machine does then hardly
 each; the peak of resident memory during the steps over what was resident before the model was made (Linux: VmHWM after
 clear_refs). Both as the training loop has it: glibc keeps freed memory.
 
+`attending` compares attention as networks have it with torch's, both on bfloat16, forward and backward.
 `distilling` runs the whole command on DeiT-Base: what an image costs, and that memory does not grow with their number.
 """
 
@@ -26,6 +27,29 @@ LARGE = "deit_base_224"  # of `distilling`
 BATCH, SHORT, LONG = 4, 2, 6  # of `distilling`: images in a step, and steps of its two runs
 AN_IMAGE = 1.4  # a step, the teacher's forward pass (a third of it), and a little
 GROWTH = 1.05
+
+TOKENS = (49, 98, 197, 577)  # of a window, of half an image of 224 pixels, of a whole one, of one of 384
+
+_ATTENTION = """
+import json, sys, time
+import torch
+from torch.nn import functional
+from gpusq_onnx.torchgraph.functions import attention
+
+tokens, rounds = int(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+q, k, v = (torch.randn(8, 3, tokens, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+sides = {"ours": lambda: attention(q, k, v, None, False, 0.125),
+         "torch": lambda: functional.scaled_dot_product_attention(q, k, v, scale=0.125)}
+seconds = {side: [] for side in sides}
+with torch.autocast("cpu", torch.bfloat16):
+    for _ in range(rounds + 1):
+        for side, run in sides.items():
+            began = time.process_time()
+            run().backward(v.detach())
+            seconds[side].append(time.process_time() - began)
+print(json.dumps({side: taken[1:] for side, taken in seconds.items()}))
+"""
 
 _STEPS = """
 import json, sys, time
@@ -89,6 +113,14 @@ def training(setting: Setting) -> Iterator[Line]:
         quantised = str(setting.scratch / f"{model}_qdq.onnx")
         gpusq("apply", "--quiet", "--passes", "qdq-int8", "--samples", "8", "-o", quantised, path)
         yield _time(f"{model}, batch {batch}: training step, Q/DQ", model, quantised, batch, rounds, QDQ)
+
+
+def attending(setting: Setting) -> Iterator[Line]:
+    """Attention in training against torch's kernel in bfloat16, by the number of tokens."""
+    for tokens in TOKENS:
+        found = json.loads(python("-c", _ATTENTION, str(tokens), str(4 * setting.repeat)).output.splitlines()[-1])
+        ours, reference = (1e3 * median(found[side]) for side in ("ours", "torch"))
+        yield Line(f"attention, {tokens} tokens, batch 8", ours, reference, reference, "ms", "torch's, in bfloat16")
 
 
 def distilling(setting: Setting) -> Iterator[Line]:
