@@ -120,16 +120,14 @@ def one_hot(indices: Tensor, depth: int, off: float, on: float, axis: int, dtype
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     """ONNX Attention on [B, heads, tokens, width]; fewer key heads than query heads are shared by groups of them.
 
-    On a CPU it is computed in float32 where its operands are narrower, also under autocast: torch's kernel is two to
-    three times slower in bfloat16, forward and backward (torch 2.13; `python -m tools.bench attending`).
+    On a CPU it is computed in float32 where its operands are narrower, also under autocast: torch's kernel takes up to
+    twice as long in bfloat16, forward and backward (torch 2.13; `python -m tools.bench attending`).
     """
     if q.device.type != "cpu":
         return _attention(q, k, v, mask, causal, scale)
+    wide = None if mask is None else _widened(mask)
     with torch.autocast("cpu", enabled=False):
-        found = _attention(
-            _widened(q), _widened(k), _widened(v), None if mask is None else _widened(mask), causal, scale
-        )
-    return found.to(v.dtype)
+        return _attention(_widened(q), _widened(k), _widened(v), wide, causal, scale).to(v.dtype)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:

@@ -1,5 +1,8 @@
-"""The embedded default: small, exact, accurate, the same in both forms, and what its script still makes."""
+"""The embedded default: small, exact, accurate, the same in both forms, and what its script still makes; and nothing
+that a run left is part of the repository."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,11 @@ import pytest
 from arrows import ROOT
 
 ASSETS = ROOT / "tests" / "assets"
+TOP = {
+    ".ci", ".gitattributes", ".gitignore", ".pre-commit-config.yaml", "CITATION.cff", "LICENSE", "Makefile",
+    "README.md", "action.yml", "constraints.txt", "docs", "examples", "gpusq_onnx", "passes", "pyproject.toml", "tests",
+    "tools",
+}  # fmt: skip
 MODELS = ("digits_vit.onnx", "digits_vit_legacy17.onnx")
 
 
@@ -25,6 +33,14 @@ def logits(model: Path, images: np.ndarray) -> np.ndarray:
 def accuracy(model: Path) -> float:
     test = load("digits_test.npz")
     return float((logits(model, test["pixel_values"]).argmax(1) == test["labels"]).mean())
+
+
+@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_the_top_level_has_its_names_and_no_others():
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip(f"git does not read this checkout: {listing.stderr.strip()}")
+    assert {name.partition("/")[0] for name in listing.stdout.split("\0") if name} == TOP
 
 
 def test_all_of_it_is_under_one_megabyte():
