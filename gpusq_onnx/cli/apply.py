@@ -28,7 +28,7 @@ from gpusq_onnx.cli.options import (
     Report,
     Seed,
 )
-from gpusq_onnx.cli.spare import a_model, claim, data_of_a_model
+from gpusq_onnx.cli.spare import a_model, claim
 from gpusq_onnx.errors import UsageError
 
 
@@ -80,15 +80,10 @@ class _Job:
         from gpusq_onnx.report import outline, run
         from gpusq_onnx.workflows.apply import compress
 
-        claim(
-            [model],
-            {
-                written: lambda path: a_model(path) or _is_data_of(path, model),
-                data_beside(written): lambda path: data_of_a_model(path) or _is_data_of(path, model),
-            },
-            self.report,
-            self.json,
-        )
+        def ours(path: Path) -> bool:  # the data beside a model that `apply` wrote is that model's
+            return a_model(written) or _is_data_of(path, model)
+
+        claim([model], dict.fromkeys((written, data_beside(written)), ours), self.report, self.json)
         leader = os.environ.get("RANK", "0") == "0"
         require_room(settings().max_memory, model)
         with staged() as results:

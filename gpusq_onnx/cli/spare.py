@@ -69,11 +69,6 @@ def a_model(path: Path) -> bool:
         return False
 
 
-def data_of_a_model(path: Path) -> bool:
-    """Whether it is the external data of a model that `apply` wrote: OUTPUT.data."""
-    return a_model(path.with_suffix(""))
-
-
 def artefacts(folder: Path | None) -> dict[Path, Known]:
     """The files of `check --artefacts FOLDER`, with what knows them."""
     from gpusq_onnx.runtime.compare.artefacts import COMPRESSED, INPUTS, OUTPUTS, wrote

@@ -195,7 +195,7 @@ def write_tapped(
     graph.output.extend(wanted)
     _keep_needed(graph)
     if shared is not None:
-        _place(graph, f"{shared.name}.data", large)
+        _place(graph, data_beside(shared).name, large)
         with path.open("wb") as file:
             write_model(file, model.header, graph, [])
         return

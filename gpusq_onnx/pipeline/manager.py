@@ -295,7 +295,7 @@ def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dic
 
 def check_output(output: Path, inputs: Sequence[Path]) -> None:
     """Raise UsageError unless a file can be written to `output` (and `OUTPUT.data`) without touching an input."""
-    for target in (output, output.with_name(output.name + ".data")):
+    for target in (output, io.data_beside(output)):
         if any(target.resolve() == used.resolve() or _same(target, used) for used in inputs):
             raise UsageError("the output would overwrite the input", where=str(target), hint="give another -o/--output")
     if output.exists() and not output.is_file():

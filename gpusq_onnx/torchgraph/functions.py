@@ -120,8 +120,8 @@ def one_hot(indices: Tensor, depth: int, off: float, on: float, axis: int, dtype
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
     """ONNX Attention on [B, heads, tokens, width]; fewer key heads than query heads are shared by groups of them.
 
-    On a CPU it is computed in float32 where its operands are narrower, also under autocast: torch's kernel takes up to
-    twice as long in bfloat16, forward and backward (torch 2.13; `python -m tools.bench attending`).
+    On a CPU, bfloat16 and float16 become float32 for it, and autocast is off: in bfloat16, torch's kernel needs up to
+    twice the time for forward and backward (torch 2.13; `python -m tools.bench attending`).
     """
     if q.device.type != "cpu":
         return _attention(q, k, v, mask, causal, scale)

@@ -118,7 +118,7 @@ def training(setting: Setting) -> Iterator[Line]:
 def attending(setting: Setting) -> Iterator[Line]:
     """Attention in training against torch's kernel in bfloat16, by the number of tokens."""
     for tokens in TOKENS:
-        found = json.loads(python("-c", _ATTENTION, str(tokens), str(4 * setting.repeat)).output.splitlines()[-1])
+        found = _printed(_ATTENTION, tokens, 4 * setting.repeat)
         ours, reference = (1e3 * median(found[side]) for side in ("ours", "torch"))
         yield Line(f"attention, {tokens} tokens, batch 8", ours, reference, reference, "ms", "torch's, in bfloat16")
 
@@ -162,6 +162,10 @@ def _time(what: str, model: str, path: str, batch: int, rounds: int, bar: float)
 
 
 def _steps(model: str, path: str, batch: int, rounds: int, *sides: str) -> dict[str, Any]:
-    output = python("-c", _STEPS, model, path, str(batch), str(rounds), ",".join(sides)).output
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return _printed(_STEPS, model, path, batch, rounds, ",".join(sides))
+
+
+def _printed(script: str, *arguments: str | int) -> dict[str, Any]:
+    """The JSON in the last line of what a script prints."""
+    found: dict[str, Any] = json.loads(python("-c", script, *map(str, arguments)).output.splitlines()[-1])
     return found
