@@ -1,8 +1,10 @@
 """Carry out a quantisation plan: watch the activations, move outliers, correct biases, write the pairs.
 
-    1. all images, in floating point: each planned activation's range, with outlier channels divided out
+    1. all images, in floating point: each planned activation's range, with outlier channels divided out, and 4-bit
+       ones centred
     2. a few images again, at the scales now known: the mean error that rounding leaves
-    3. the edits: factors into LayerNorms, weights and Muls; shifts into biases; Q/DQ pairs with their scales
+    3. the edits: factors into LayerNorms, weights and Muls; offsets into Adds; shifts into biases; Q/DQ pairs with
+       their scales
     4. where rounding=gptq: all images again, through the quantised model, weight by weight (`calibration.rounding`)
 
 Nothing here decides what is quantised: the plan's rows do.
@@ -25,7 +27,7 @@ from gpusq_onnx.graph.model import Model, Node, Tensor
 from gpusq_onnx.graph.operators import LINEAR
 from gpusq_onnx.graph.qdq.codes import codes_of, store_on_grid, weight_scales_of
 from gpusq_onnx.graph.qdq.pairs import QdqWriter, store_codes
-from gpusq_onnx.graph.qdq.rescale import own_bias, rescale_input, rescale_output, shift_bias
+from gpusq_onnx.graph.qdq.rescale import offset_input, own_bias, rescale_input, rescale_output, shift_bias
 from gpusq_onnx.graph.sites import Site, find_sites
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Context, PlanRow
@@ -151,8 +153,9 @@ def _watch(pair: QdqPair, sites: Mapping[str, Site], settings: QuantiseSettings)
     readers = [sites[name] for name in pair.sites] if isinstance(pair, TensorPair) and pair.side == "input" else []
     dense = all(site.op != "ConvTranspose" and site.group == 1 for site in readers)
     w = partial(_rows_of, readers) if readers and dense else None
-    fmt, when = pair.numbers, pair.equalise if isinstance(pair, TensorPair) else "never"
-    return Watch(settings.observer, fmt, when, w, fmt.blocks[0] if fmt.scales else 0)
+    fmt = pair.numbers
+    when, centred = (pair.equalise, pair.centred) if isinstance(pair, TensorPair) else ("never", False)
+    return Watch(settings.observer, fmt, when, w, fmt.blocks[0] if fmt.scales else 0, centred)
 
 
 def _rows_of(readers: Sequence[Site]) -> NDArray[Any]:
@@ -247,6 +250,9 @@ def _edit(
         if factors is not None:
             targets[row.tensor] = rescale_input(model, targets[row.tensor], chosen, factors)
             equalised.append(row.tensor)
+        offset = watches[row.tensor].offset
+        if offset:
+            targets[row.tensor] = offset_input(model, targets[row.tensor], chosen, offset)
     writer = QdqWriter(model, structure.types, structure.shapes)
     context.progress.start("quantising weights", len(weights))
     for weight, (scales_of, shift) in zip(weights, in_order(partial(_rounded, errors, settings), weights), strict=True):

@@ -42,7 +42,7 @@ from gpusq_onnx.pipeline.details import Operand, OperandPair, TensorPair, Weight
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
 from gpusq_onnx.pipeline.selectors import EndsOptions, Selector
-from gpusq_onnx.quant.formats import Format
+from gpusq_onnx.quant.formats import LOW_BITS, Format
 from gpusq_onnx.quant.observers import make_observer
 from gpusq_onnx.quant.schemes import Scheme
 
@@ -194,16 +194,21 @@ class QuantisingPass(Pass[OptionsT]):
                 continue
             why = f"one pair for the input of {' and '.join(dict.fromkeys(site.role for site in readers))}"
             equalise: When = "never"
+            centred = False
             if any(site.conflicts or len(site.activations) > 1 for site in readers):
                 why = f"{why}; a weight is shared, so its values stay: not equalised"
             elif self.options.equalise and all(site.is_linear for site in readers):
                 norm = foldable_norm(tensor, readers)
-                equalise = "always" if norm is not None else "outliers"
-                where = "channels equalised in the LayerNorm" if norm is not None else "a Mul if channels are outliers"
+                narrow = any(self.scheme_of(site).weight.bits < fmt.bits for site in readers)
+                equalise = "always" if norm is not None and not narrow else "outliers"
+                where = "the LayerNorm takes channels that" if norm is not None else "a Mul if channels"
+                where = "channels equalised in the LayerNorm" if equalise == "always" else f"{where} are outliers"
                 why = f"{why}; {where}"
+                centred = _few_levels(fmt) and all(own_bias(site) is not None for site in readers)
+                why += "; an Add if its values are one-sided" if centred else ""
             if fmt.scales:
                 why = f"{why}; scales of {fmt.blocks[0]} values taken at run time"
-            rows.append(_row(tensor, structure, "input", readers, equalise, why, fmt))
+            rows.append(_row(tensor, structure, "input", readers, equalise, why, fmt, centred))
         return rows
 
     def _output_rows(
@@ -275,10 +280,11 @@ def _row(
     equalise: When,
     why: str,
     fmt: Format,
+    centred: bool = False,
 ) -> PlanRow:
     shape = structure.shapes.get(tensor.name, ())
     names = tuple(site.name for site in sites)
-    detail = TensorPair(format=fmt.name, side=side, sites=names, equalise=equalise)
+    detail = TensorPair(format=fmt.name, side=side, sites=names, equalise=equalise, centred=centred)
     role = f"{side} of {sites[0].role}"
     op = next((site.op for site in sites if not site.is_linear), sites[0].op)
     return PlanRow(tensor.name, sites[0].path, role, op, shape, "quantise activation", why, detail)
@@ -298,6 +304,11 @@ def no_blocks(site: Site, scheme: Scheme) -> str | None:
 def _widest(formats: Iterable[Format | None]) -> Format | None:
     """Of the formats that the readers of one tensor want, the one of most bits."""
     return max((fmt for fmt in formats if fmt is not None), key=lambda fmt: fmt.bits, default=None)
+
+
+def _few_levels(fmt: Format) -> bool:
+    """Whether half of a format's levels on values that never come are too many to lose."""
+    return fmt.bits <= LOW_BITS and not fmt.grid
 
 
 def _rows_can_be_rescaled(site: Site) -> bool:

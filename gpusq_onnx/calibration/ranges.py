@@ -1,8 +1,8 @@
 """What quantising needs to know of each activation: range, outlier channels, and the mean error that rounding leaves.
 
 One look at the first batch decides the equalising factors (outlier channels last: they sit in the weights that made
-them); all batches fill the observers with the equalised values; a second look at a few images, at the scales then
-known, gives the mean rounding error a channel, which the biases absorb.
+them) and the offset of what is one-sided; all batches fill the observers with what these leave; a second look at a few
+images, at the scales then known, gives the mean rounding error a channel, which the biases absorb.
 
 Source: SmoothQuant (arXiv 2211.10438) for the factors, Nagel et al. (arXiv 1906.04721) for bias correction. Limits: the
 error is local, each tensor's own; what it does to later layers is not followed.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.pipeline.details import When
 from gpusq_onnx.quant.dynamic import dynamic_quantize, outer_scale
-from gpusq_onnx.quant.equalise import Float32, input_factors, outlier_ratio, output_factors, peaks
+from gpusq_onnx.quant.equalise import Float32, input_factors, middle, outlier_ratio, output_factors, peaks
 from gpusq_onnx.quant.formats import FORMATS, Format, fake_quantize
 from gpusq_onnx.quant.observers import Observer
 from gpusq_onnx.sums import column_dots, matvec
@@ -42,7 +42,9 @@ class Watch:
         when: whether to equalise: never, where the first batch shows outlier channels, or always (it costs no node).
         w: reads the rows [out, k] of all weights that read the tensor; None for an output or an attention operand.
         block: elements that share a scale at run time, for a format whose activations get theirs there; 0 elsewhere.
+        centred: whether to take out the middle of one-sided values.
         factors: chosen at the first batch; None where nothing is to be equalised.
+        offset: chosen then, too, of what the factors leave; 0 where there is none.
     """
 
     make: MakeObserver
@@ -50,7 +52,9 @@ class Watch:
     when: When = "never"
     w: Callable[[], NDArray[Any]] | None = None
     block: int = 0
+    centred: bool = False
     factors: Float32 | None = None
+    offset: float = 0.0
     _observer: Observer | None = None
 
     def update(self, x: NDArray[Any], images: int = 1) -> None:
@@ -75,20 +79,24 @@ class Watch:
         return fake_quantize(x, scale, self.format)
 
     def equalised(self, x: NDArray[Any]) -> NDArray[Any]:
-        """x / s, or x itself."""
-        return x if self.factors is None else x / self.factors
+        """x / s - offset, or what of it there is."""
+        x = x if self.factors is None else x / self.factors
+        return x - np.asarray(self.offset, x.dtype) if self.offset else x
 
     def _decide(self, x: NDArray[Any], w: NDArray[Any] | None) -> None:
-        if self.when == "never":
-            return
+        if self.when != "never":
+            self.factors = self._best_factors(x, w)
+        if self.centred:
+            self.offset = middle(self.equalised(x))
+
+    def _best_factors(self, x: NDArray[Any], w: NDArray[Any] | None) -> Float32 | None:
         peak = peaks(x)
         if w is None:
-            self.factors = output_factors(peak) if outlier_ratio(peak) >= OUTPUT_OUTLIERS else None
-            return
+            return output_factors(peak) if outlier_ratio(peak) >= OUTPUT_OUTLIERS else None
         flat = x.reshape(-1, x.shape[-1])
         power = column_dots(flat, flat) / max(1, len(flat))
         factors, gain = input_factors(peak, power, w)
-        self.factors = factors if gain >= (1.0 if self.when == "always" else WORTH_A_NODE) else None
+        return factors if gain >= (1.0 if self.when == "always" else WORTH_A_NODE) else None
 
     def _importance(self, w: NDArray[Any] | None) -> NDArray[np.float64] | None:
         """|w_k s_k|^2: what a squared error in channel k does to the output; None where the weights are all zero."""

@@ -80,11 +80,13 @@ class TensorPair(QdqPair):
         side: which.
         sites: the names of their weights.
         equalise: when its channels are scaled to one size.
+        centred: whether its middle is taken out where its values are one-sided.
     """
 
     side: Literal["input", "output"]
     sites: tuple[str, ...]
     equalise: When
+    centred: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Per-channel factors that take outlier channels out of a tensor before one scale has to serve all of it.
+"""What is moved out of an activation before one scale has to serve all of it: outlier channels, and its middle.
 
 A Linear reads x[..., k] with w[out, k]. For any positive s[k], (x / s) (w * s)^T = x w^T: dividing the activation and
 multiplying the weight's columns changes nothing in floating point and much in INT8. A Linear's output needs no partner:
@@ -8,15 +8,18 @@ w's rows are quantised one by one, so they can be divided by any s[out] and the 
     outputs   s_n = peak(y_n)
     both scaled to a geometric mean of 1
 
+    middle    (x - c) w^T + c sum_k w_k = x w^T: what a GELU makes is all on one side of zero, and a grid around zero
+              spends half of its levels on what never comes, of 4 bits more than can be spared (after Outlier
+              Suppression+, arXiv 2304.09145; there, a number a channel)
+
 SmoothQuant leaves a to the user; here it is the one of least expected output error under uniform rounding noise,
 
     E(s) = dx^2 sum_k s_k^2 |w_k|^2  +  sum_n dw_n^2 sum_k E[x_k^2] / s_k^2,
     dx = max_k peak(x_k) / s_k,  dw_n = max_k |w_nk| s_k      (both over 127, which cancels)
 
-Limits: peaks of dead channels are floored, so that no factor is zero or infinite; clipping is not modelled; 4-bit
-weights count as if they had 127 levels. Counting their 7 was tried for W4A8 with GPTQ (ViT-Tiny, 872 training images
-that calibrated nothing): the KL divergence from the dense model fell from 0.192 to 0.164, top-1 stayed (78.1, 78.2 %),
-agreement fell from 86.2 to 85.4 %, and on 650 validation images top-1 fell from 82.3 to 78.8 %.
+Limits: peaks of dead channels are floored, so that no factor is zero or infinite; clipping is not modelled; weights
+count as if they had as many levels as their input. Where they have fewer (W4A8), factors that pay in this sum do harm,
+also in one that counts the levels: only outliers are worth moving there (docs/benchmarks.md, "Four bits, and FP8").
 """
 
 from __future__ import annotations
@@ -30,6 +33,9 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 _EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _ROWS = 512  # of the weight, at least: the expected error is a sum over rows, a part tells which factors are best
+_ONE_SIDED = 1.5  # times the range around its middle that a tensor reaches from zero
+_TAIL = 0.01  # of the values on either side that say nothing of a tensor's range
+_VALUES = 1 << 20  # of a tensor, about: enough for its quantiles
 _FLOOR = 1e-4  # of the largest peak: below, a channel counts as dead
 
 
@@ -75,6 +81,14 @@ def _expected_error(s: Float32, x_peak: Float32, x_power: Float64, rows: Float32
 def output_factors(y_peak: Float32) -> Float32:
     """s[out] from the peaks of the output's channels."""
     return _normal(_alive(y_peak))
+
+
+def middle(x: NDArray[Any]) -> float:
+    """The middle of the range of x (any shape), hundredths at both ends left out; 0.0 where x is not one-sided."""
+    flat = x.reshape(-1)
+    low, high = np.quantile(flat[:: flat.size // _VALUES | 1], (_TAIL, 1 - _TAIL)) if flat.size else (0.0, 0.0)
+    reach, half = max(-low, high), (high - low) / 2
+    return float(low + high) / 2 if reach >= _ONE_SIDED * half > 0 else 0.0
 
 
 def _alive(peak: Float32) -> NDArray[np.float64]:

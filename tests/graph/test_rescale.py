@@ -5,7 +5,14 @@ import pytest
 from small_graphs import FLOAT, HALF, model, node, normal, proto, rng, run
 
 from gpusq_onnx.graph import invariants
-from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias, rescale_input, rescale_output, shift_bias
+from gpusq_onnx.graph.qdq.rescale import (
+    foldable_norm,
+    offset_input,
+    own_bias,
+    rescale_input,
+    rescale_output,
+    shift_bias,
+)
 from gpusq_onnx.graph.sites import find_sites
 
 K, N = 8, 6
@@ -166,3 +173,45 @@ def test_biases_are_shifted_in_their_own_type_and_only_private_ones():
     nodes.append(node("Relu", ["b"], ["z"]))
     shared = model(proto(nodes, [("x", HALF, [5, K])], [("y", HALF, None), ("z", HALF, None)], constants))
     assert own_bias(find_sites(shared)[0]) is None
+
+
+OFFSETS = {
+    "MatMul": [node("MatMul", ["x", "w1"], ["h"]), node("Add", ["b", "h"], ["y"])],
+    "Gemm": [node("Gemm", ["r", "w1", "b"], ["y"])],
+    "behind what others read, too": [
+        node("MatMul", ["x", "w1"], ["h"]),
+        node("Add", ["h", "b"], ["u"]),
+        node("ReduceSum", ["x"], ["s"]),
+        node("Add", ["u", "s"], ["y"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("case", list(OFFSETS))
+def test_the_middle_of_an_input_goes_into_the_bias(case: str):
+    nodes, constants = OFFSETS[case], {name: WEIGHTS[name] for name in ("w1", "b")}
+    inputs = [("r", FLOAT, [10, K])] if case == "Gemm" else X
+    made = proto(nodes, inputs, Y, constants)
+    loaded = model(made)
+    (site,) = find_sites(loaded)
+    source = site.activation
+    assert offset_input(loaded, source, [site], 1.5) is site.activation
+    made_by = site.activation.inputs[0]
+    assert (made_by.op, made_by.inputs[0]) == ("Add", source)
+    same(made, loaded, {inputs[0][0]: normal(*inputs[0][2])})
+
+
+def test_the_middle_of_an_input_goes_into_the_biases_of_all_who_read_it():
+    nodes = [
+        node("MatMul", ["x", "w1"], ["q0"]),
+        node("Add", ["q0", "b"], ["q"]),
+        node("MatMul", ["x", "w2"], ["k0"]),
+        node("Add", ["k0", "b2"], ["k"]),
+    ]
+    outputs = [("q", FLOAT, None), ("k", FLOAT, None)]
+    made = proto(nodes, X, outputs, WEIGHTS | {"b2": normal(N, seed=4)})
+    loaded = model(made)
+    sites = find_sites(loaded)
+    offset_input(loaded, sites[0].activation, sites, -0.75)
+    assert [n.op for n in loaded.graph.nodes].count("Add") == 3
+    same(made, loaded, {"x": normal(2, 5, K)})

@@ -58,6 +58,26 @@ def test_the_carrier_is_four_bits_in_int8(data: str, fmt: Any, least: float, tmp
     assert agreement(out, exact_qdq=True) > least
 
 
+@pytest.mark.parametrize(("data", "count"), [("int8", 0), ("int4", 3)])
+def test_what_a_gelu_makes_is_centred_before_four_bits(data: str, count: int, tmp_path: Path) -> None:
+    outcome, out = apply(f"qdq-int4{{activations={data}}}", tmp_path)
+    model = io.load(out)
+    centring = [node for node in model.graph.nodes if node.name.endswith("_Centre")]
+    assert len(centring) == count
+    assert {site.activation.inputs[0].name for site in analyse(model).sites if site.role == "fc2"} >= {
+        node.name for node in centring
+    }
+    asked = rows_with(outcome.steps[-1].rows, TensorPair)
+    assert {pair.centred for _, pair in asked} == {data == "int4"}
+    folded = {pair.equalise == "always" for row, pair in asked if row.role in ("input of qkv", "input of fc1")}
+    assert folded == {data == "int4"}  # weights of fewer bits than what they read: outliers alone
+
+
+def test_who_reads_the_shape_alone_does_not_keep_a_layer_norm_from_being_equalised() -> None:
+    rows = manager.plan(MODEL, parse("qdq-int8"), RunOptions(DATA)).steps[-1].rows
+    assert {pair.equalise for row, pair in rows_with(rows, TensorPair) if row.role == "input of qkv"} == {"always"}
+
+
 @pytest.mark.long
 def test_with_2_4_and_narrow_outputs_it_is_for_sparse_int8_kernels(tmp_path: Path) -> None:
     _, out = apply("prune24{method=magnitude},qdq-int4{profile=sparse-int8}", tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpusq_onnx.quant.equalise import input_factors, outlier_ratio, output_factors, peaks
+from gpusq_onnx.quant.equalise import input_factors, middle, outlier_ratio, output_factors, peaks
 from gpusq_onnx.quant.formats import INT8, fake_quantize
 
 
@@ -63,3 +63,22 @@ def test_dead_channels_get_no_extreme_factor() -> None:
     x, w = _layer(2, outlier=0)
     s, _ = input_factors(peaks(x), np.square(x).mean(axis=0), w)
     assert s.max() / s.min() < 1e5
+
+
+def test_what_reaches_one_way_from_zero_has_a_middle_and_what_reaches_both_ways_has_none() -> None:
+    x = np.random.default_rng(0).standard_normal((64, 100)).astype(np.float32)
+    relu = np.maximum(x, 0)
+    found = middle(relu)
+    assert abs(found - np.quantile(relu, 0.99) / 2) < 1e-3
+    assert abs(middle(-relu) + found) < 1e-6
+    assert middle(x) == 0
+    assert middle(x + 0.5) == 0  # a little to one side
+    assert middle(np.zeros((4, 4), np.float32)) == 0
+    assert middle(np.zeros((0, 4), np.float32)) == 0
+
+
+def test_a_few_huge_values_do_not_move_the_middle() -> None:
+    x = np.maximum(np.random.default_rng(1).standard_normal((64, 1000)).astype(np.float32), 0)
+    before = middle(x)
+    x[3, :9] = 500
+    assert abs(middle(x) - before) < 0.01

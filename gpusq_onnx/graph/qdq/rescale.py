@@ -1,7 +1,8 @@
-"""Write equalising factors into a graph without changing what it computes in floating point.
+"""Write equalising factors and offsets into a graph without changing what it computes in floating point.
 
     in front, folded   LayerNorm(x) * scale + bias -> scale / s, bias / s; every reader's w * s; no node is added
     in front, a node   x -> Mul(1/s) -> readers with w * s; the Mul fuses with what made x (GELU) into one kernel
+    centred            x -> Add(-c) -> readers with bias + c sum_k w_k; the Add fuses with what made x, too
     after              MatMul(x, w / s) + bias / s -> Mul(s), fused with what follows
 
 A pruned weight's zeros stay zero. The factors' maths is in `gpusq_onnx.quant.equalise`.
@@ -18,18 +19,23 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.graph.edits import Names
 from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.operators import MEASURES
 from gpusq_onnx.graph.sites import Site
 
 Float32 = NDArray[np.float32]
 
 
 def foldable_norm(tensor: gs.Tensor, sites: Sequence[Site]) -> gs.Node | None:
-    """The LayerNormalization that makes `tensor` for these sites alone and whose parameters are its own, or None."""
+    """The LayerNormalization whose parameters are its own and whose result no one but these sites reads, or None.
+
+    Who reads its shape does not count: exports with an open batch do.
+    """
     if len(tensor.inputs) != 1 or tensor.inputs[0].op != "LayerNormalization":
         return None
     norm = tensor.inputs[0]
     private = all(isinstance(p, gs.Constant) and len(p.outputs) == 1 and len(p.shape) == 1 for p in norm.inputs[1:3])
-    alone = {id(node) for node in tensor.outputs} == {id(reader) for site in sites for reader in site.readers}
+    read = {id(node) for node in tensor.outputs if node.op not in MEASURES}
+    alone = read == {id(reader) for site in sites for reader in site.readers}
     return norm if private and alone else None
 
 
@@ -56,18 +62,40 @@ def rescale_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], factor
     return divided[tensor.name]
 
 
+def offset_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], offset: float) -> gs.Tensor:
+    """Take `offset` from the sites' one input, and give their biases, which must be their own, what that costs.
+
+    Returns the tensor that they read now.
+    """
+    for site in sites:
+        bias = own_bias(site)
+        assert bias is not None
+        shift_bias(bias, offset * site.read().sum(axis=1, dtype=np.float64))
+    owner = {id(reader): site for site in sites for reader in site.readers}
+    readers = [(node, 1 - owner[id(node)].operand(node)) for node in model.graph.nodes if id(node) in owner]
+    below = np.full(sites[0].k, -offset, sites[0].reads_as)
+    return _insert(model, readers, "Add", below, ("centred", "centring", "Centre"))
+
+
 def _divide(model: Model, readers: Sequence[tuple[gs.Node, int]], factors: NDArray[Any]) -> gs.Variable:
     """Put one Mul before these readers of one tensor (node, input index; in graph order)."""
+    return _insert(model, readers, "Mul", factors, ("equalised", "equalising", "Equalise"))
+
+
+def _insert(
+    model: Model, readers: Sequence[tuple[gs.Node, int]], op: str, values: NDArray[Any], words: tuple[str, str, str]
+) -> gs.Variable:
+    """Put one node with a constant before these readers; `words` name its output, its constant and itself."""
     names = Names(model)
     first, index = readers[0]
     tensor = first.inputs[index]
-    scaled = gs.Variable(names.fresh(f"{tensor.name}_equalised"), factors.dtype, getattr(tensor, "shape", None))
-    factor = gs.Constant(names.fresh(f"{tensor.name}_equalising"), factors)
-    node = gs.Node("Mul", names.fresh(f"{tensor.name}_Equalise"), {}, [tensor, factor], [scaled])
+    made = gs.Variable(names.fresh(f"{tensor.name}_{words[0]}"), values.dtype, getattr(tensor, "shape", None))
+    constant = gs.Constant(names.fresh(f"{tensor.name}_{words[1]}"), values)
+    node = gs.Node(op, names.fresh(f"{tensor.name}_{words[2]}"), {}, [tensor, constant], [made])
     for reader, index in readers:
-        reader.inputs[index] = scaled
+        reader.inputs[index] = made
     model.graph.nodes.insert(_position(model, first), node)
-    return scaled
+    return made
 
 
 def rescale_output(model: Model, site: Site, factors: Float32) -> gs.Tensor:
