@@ -7,7 +7,7 @@
 One scale an output channel. Blocks beside quantised data exist for research alone: TensorRT parses INT4 blocks beside
 an INT8 pair and its build fails (docs/formats.md); `int4-weights` has blocks beside float data. Mixed precision: the
 weights that `eight` names stay in INT8, and so does their data; one pair that several read is as wide as any of them
-wants. Before 4 bits, what is one-sided (a GELU's output) is centred by an Add, and the bias gets back what that costs.
+wants. Before 4 bits, what is one-sided (a GELU's output) is centred by an Add, and the next bias is changed to match.
 
 Source: GPUSQ-ViT section 3.3; docs/formats.md. Limits: as `qdq-int8`.
 """

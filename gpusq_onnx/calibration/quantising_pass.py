@@ -192,24 +192,26 @@ class QuantisingPass(Pass[OptionsT]):
             fmt = _widest(self.scheme_of(site).input for site in readers)
             if fmt is None:
                 continue
-            why = f"one pair for the input of {' and '.join(dict.fromkeys(site.role for site in readers))}"
-            equalise: When = "never"
-            centred = False
-            if any(site.conflicts or len(site.activations) > 1 for site in readers):
-                why = f"{why}; a weight is shared, so its values stay: not equalised"
-            elif self.options.equalise and all(site.is_linear for site in readers):
-                norm = foldable_norm(tensor, readers)
-                narrow = any(self.scheme_of(site).weight.bits < fmt.bits for site in readers)
-                equalise = "always" if norm is not None and not narrow else "outliers"
-                where = "the LayerNorm takes channels that" if norm is not None else "a Mul if channels"
-                where = "channels equalised in the LayerNorm" if equalise == "always" else f"{where} are outliers"
-                why = f"{why}; {where}"
-                centred = _few_levels(fmt) and all(own_bias(site) is not None for site in readers)
-                why += "; an Add if its values are one-sided" if centred else ""
+            equalise, centred, moved = self._moved(tensor, readers, fmt)
+            why = f"one pair for the input of {' and '.join(dict.fromkeys(site.role for site in readers))}{moved}"
             if fmt.scales:
                 why = f"{why}; scales of {fmt.blocks[0]} values taken at run time"
             rows.append(_row(tensor, structure, "input", readers, equalise, why, fmt, centred))
         return rows
+
+    def _moved(self, tensor: Tensor, readers: list[Site], fmt: Format) -> tuple[When, bool, str]:
+        """When an input's channels are equalised, whether it is centred, and what its row says of both."""
+        if any(site.conflicts or len(site.activations) > 1 for site in readers):
+            return "never", False, "; a weight is shared, so its values stay: not equalised"
+        if not self.options.equalise or not all(site.is_linear for site in readers):
+            return "never", False, ""
+        centred = _few_levels(fmt) and all(own_bias(site) is not None for site in readers)
+        then = "; an Add if its values are one-sided" if centred else ""
+        if foldable_norm(tensor, readers) is None:
+            return "outliers", centred, f"; a Mul if channels are outliers{then}"
+        if any(self.scheme_of(site).weight.bits < fmt.bits for site in readers):
+            return "outliers", centred, f"; the LayerNorm takes channels that are outliers{then}"
+        return "always", centred, f"; channels equalised in the LayerNorm{then}"
 
     def _output_rows(
         self, sites: list[Site], structure: Structure, given: PlanContext, taken: set[str]

@@ -34,7 +34,7 @@ from gpusq_onnx.graph.channels import ChannelLabels, Channels, Ints, meetings
 from gpusq_onnx.graph.dataflow import is_depthwise
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.moves import Movable
-from gpusq_onnx.graph.operators import Is, operators
+from gpusq_onnx.graph.operators import MEASURES, Is, operators
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 
@@ -43,7 +43,6 @@ _PARTS = frozenset("Transpose Split Slice Gather Expand Concat".split())
 _ELEMENTWISE = operators(Is.ACTIVATES | Is.AFFINE) - {"BatchNormalization"} | frozenset(  # its vectors are of axis 1
     "Neg Exp Sqrt Abs Log Reciprocal Clip Min Max Where Not".split()
 )
-_SHAPES = operators(Is.MEASURES)
 _NORMS = frozenset("LayerNormalization RMSNormalization SimplifiedLayerNormalization".split())
 
 
@@ -87,7 +86,7 @@ class _Follower:
 
     def _visit(self, node: gs.Node) -> None:
         read = [self._labels.get(tensor.name) for tensor in node.inputs]
-        labelled = [] if node.op in _SHAPES else [labels for labels in read if labels is not None]
+        labelled = [] if node.op in MEASURES else [labels for labels in read if labels is not None]
         try:
             made = self._follow(node, read) if labelled else None
         except _Refused as refused:

@@ -178,7 +178,7 @@ def test_biases_are_shifted_in_their_own_type_and_only_private_ones():
 OFFSETS = {
     "MatMul": [node("MatMul", ["x", "w1"], ["h"]), node("Add", ["b", "h"], ["y"])],
     "Gemm": [node("Gemm", ["r", "w1", "b"], ["y"])],
-    "behind what others read, too": [
+    "another Add follows": [
         node("MatMul", ["x", "w1"], ["h"]),
         node("Add", ["h", "b"], ["u"]),
         node("ReduceSum", ["x"], ["s"]),

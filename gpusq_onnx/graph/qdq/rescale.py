@@ -52,29 +52,34 @@ def rescale_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], factor
         for parameter in norm.inputs[1:3]:
             parameter.values = _times(values_of(parameter), 1 / factors)
         return tensor
-    owner = {id(reader): site for site in sites for reader in site.readers}
     readers: dict[str, list[tuple[gs.Node, int]]] = {}
-    for node in model.graph.nodes:
-        if id(node) in owner:
-            data = 1 - owner[id(node)].operand(node)
-            readers.setdefault(node.inputs[data].name, []).append((node, data))
+    for node, data in _data_inputs(model, sites):
+        readers.setdefault(node.inputs[data].name, []).append((node, data))
     divided = {name: _divide(model, nodes, (1 / factors).astype(sites[0].reads_as)) for name, nodes in readers.items()}
     return divided[tensor.name]
 
 
 def offset_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], offset: float) -> gs.Tensor:
-    """Take `offset` from the sites' one input, and give their biases, which must be their own, what that costs.
+    """Subtract `offset` from the sites' one input, and change their biases so that their outputs stay the same.
 
-    Returns the tensor that they read now.
+    Args:
+        sites: each with a bias of its own (`own_bias`).
+
+    Returns:
+        The tensor that they read now.
     """
     for site in sites:
         bias = own_bias(site)
         assert bias is not None
         shift_bias(bias, offset * site.read().sum(axis=1, dtype=np.float64))
-    owner = {id(reader): site for site in sites for reader in site.readers}
-    readers = [(node, 1 - owner[id(node)].operand(node)) for node in model.graph.nodes if id(node) in owner]
     below = np.full(sites[0].k, -offset, sites[0].reads_as)
-    return _insert(model, readers, "Add", below, ("centred", "centring", "Centre"))
+    return _insert(model, _data_inputs(model, sites), "Add", below, ("centred", "centring", "Centre"))
+
+
+def _data_inputs(model: Model, sites: Sequence[Site]) -> list[tuple[gs.Node, int]]:
+    """All readers of the sites' weights, in graph order, each with the index of its data input."""
+    owner = {id(reader): site for site in sites for reader in site.readers}
+    return [(node, 1 - owner[id(node)].operand(node)) for node in model.graph.nodes if id(node) in owner]
 
 
 def _divide(model: Model, readers: Sequence[tuple[gs.Node, int]], factors: NDArray[Any]) -> gs.Variable:
