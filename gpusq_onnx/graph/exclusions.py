@@ -10,7 +10,7 @@ print. The first row that applies decides.
     few inputs    a reduction below `smallest`: no INT8 or sparse kernel is worth its quantising
     few outputs   the same of the output channels
     first layer   it reads the image: few operations, and the input's own 8 bits are all the information there is
-    head          class logits, boxes, masks: few operations, and errors go to the user as they are
+    head          class logits, boxes, embeddings: few operations, and errors go to the user as they are
     transposed    ConvTranspose: TensorRT has INT8 kernels for it, no sparse ones
 
 Sources: GPUSQ-ViT section 3.3; TensorRT developer guide, "Structured Sparsity"; the numbers after them

@@ -6,7 +6,8 @@
     patch_embed  a first layer whose stride is its kernel, or that is a Linear on patches
     stem         another first layer: a convolution on the image
     head         a site whose output gets to a graph output, or to a choice of the best (TopK), through no other site,
-                 no norm and no residual Add
+                 no norm, no residual Add and no product of two tensors that are data: features that masks or
+                 similarities are products of are no logits, and their errors average out
     linear, conv  anything else
 
 No role is given across a sum of different branches: a walk that comes to one has left the part it started in. A site
@@ -159,7 +160,7 @@ def _reads(tensor: gs.Tensor, images: set[str], flow: Dataflow) -> bool:
 
 
 def _reaches_output(site: Site, flow: Dataflow, owner: Owner) -> bool:
-    """Whether the output ends as it is: in a graph output, or in a choice, through no norm and no residual Add."""
+    """Whether the output ends as it is: in a graph output, or in a choice, through nothing that a head excludes."""
     queue, seen, ends = [site.output], set(), False
     while queue:
         tensor = queue.pop()
@@ -172,8 +173,8 @@ def _reaches_output(site: Site, flow: Dataflow, owner: Owner) -> bool:
                 return False
             if node.op in _CHOICES:
                 ends = True
-            else:
-                queue.extend(node.outputs)
+            elif node.op not in PRODUCTS or len(flow.data_inputs(node)) == 1:
+                queue.extend(t for t in node.outputs if flow.is_data(t))
     return ends
 
 

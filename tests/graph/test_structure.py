@@ -151,6 +151,26 @@ def test_a_linear_in_the_middle_is_a_linear_and_one_in_a_branch_is_no_site():
     assert {s.name: s.role for s in structure.sites} == {"w1": "linear", "w2": "head"}
 
 
+@pytest.mark.parametrize("shown", [False, True])
+def test_what_a_product_of_two_features_is_made_of_is_no_head_unless_it_is_an_output_itself(shown: bool):
+    nodes = [
+        node("MatMul", ["x", "pixels"], ["p"]),
+        node("MatMul", ["x", "queries"], ["q"]),
+        node("Transpose", ["q"], ["t"], perm=[1, 0]),
+        node("MatMul", ["p", "t"], ["m"]),
+        node("Shape", ["p"], ["size"], end=1),
+        node("Concat", ["size", "rest"], ["target"], axis=0),
+        node("Reshape", ["m", "target"], ["masks"]),
+        node("MatMul", ["x", "classes"], ["c"]),
+        node("MatMul", ["c", "bins"], ["expected"]),
+    ]
+    outputs = [("masks", FLOAT, None), ("expected", FLOAT, None), *([("q", FLOAT, None)] if shown else [])]
+    constants = {"pixels": normal(8, 8), "queries": normal(8, 8), "classes": normal(8, 16), "bins": normal(16), "rest": np.array([5])}
+    structure = analyse(model(proto(nodes, [("x", FLOAT, [5, 8])], outputs, constants)))
+    expected = {"pixels": "linear", "queries": "head" if shown else "linear", "classes": "head"}
+    assert {site.name: site.role for site in structure.sites} == expected
+
+
 @pytest.mark.parametrize("asset", ["digits_vit.onnx", "digits_vit_legacy17.onnx"])
 def test_the_embedded_model_of_both_exporters(asset: str):
     structure = analyse(io.load(TESTS / "assets" / asset))
