@@ -22,10 +22,11 @@ from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.pin import Sizes, is_open, pinned
 from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.graph.tokens import token_layout
 from gpusq_onnx.learn.objectives import Pair
 from gpusq_onnx.learn.planning import map_names
 from gpusq_onnx.learn.settings import LossOptions, ScheduleOptions, TrainingOptions
-from gpusq_onnx.learn.views import NetworkView, Tokens, thin, tokens_of
+from gpusq_onnx.learn.views import NetworkView, Tokens, thin
 from gpusq_onnx.tasks.kinds import Kind, image_shape, output_kinds
 from gpusq_onnx.torchgraph.convert import ancestors, convert
 from gpusq_onnx.torchgraph.network import Network
@@ -106,7 +107,9 @@ def prepare(
     some, tokens = _thin_teacher(structure, teacher, other, outputs, maps, settings, thins)
     for apart, thinned in sorted(wanted):
         given = taps[:-1] if apart else []
-        view = thin(model, tokens, results, taps, given, student) if thinned and tokens is not None else None
+        view = None
+        if thinned and tokens is not None:
+            view = thin(model, tokens, structure.shapes, results, taps, given, student)
         if view is not None:
             views[apart, True] = view
         elif apart and (True, False) not in views:
@@ -140,12 +143,13 @@ def _thin_teacher(
     wanted: bool,
 ) -> tuple[NetworkView | None, Tokens | None]:
     """The teacher's thin view, and the student's tokens before the first block, where both are possible."""
-    own = tokens_of(structure, [pair.student for pair in maps], settings.tokens) if wanted else None
-    his = tokens_of(other, [pair.teacher for pair in maps], settings.tokens) if wanted else None
-    if own is None or his is None or own.count != his.count:
+    own = token_layout(structure, [pair.student for pair in maps]) if wanted else None
+    his = token_layout(other, [pair.teacher for pair in maps]) if wanted else None
+    if own is None or his is None or (own.count, own.patches) != (his.count, his.patches):
         return None, None
-    view = thin(teacher, his, [pair.teacher for pair in outputs], [pair.teacher for pair in maps])
-    return view, own if view is not None else None
+    tokens = Tokens(his, settings.tokens)
+    view = thin(teacher, tokens, other.shapes, [pair.teacher for pair in outputs], [pair.teacher for pair in maps])
+    return view, Tokens(own, settings.tokens) if view is not None else None
 
 
 def phases(settings: ScheduleOptions) -> list[tuple[float, bool, bool]]:

@@ -3,10 +3,11 @@
     apart   each part between two maps is fed the teacher's map instead of the student's: no gradient crosses, and every
             part learns its piece of the teacher's function at once, from clean inputs
     thin    a random subset of the patches' tokens goes through the blocks, the same one in both networks, besides the
-            tokens before them (class, distillation, registers)
+            tokens around them (class, distillation, registers, a detector's queries)
 
 All views of a network hold the same parameters. Thin views are the graph from the first block on, with the number of
-tokens changed in its reshapes, and are tried out on a batch before they are used.
+tokens changed in its reshapes, and are tried out on a batch before they are used: a slice of certain tokens, say from
+number 197 on, would find others there, or none.
 
 Source: ours, after layer-wise reconstruction (BRECQ), all parts in one step; token dropping: PatchDropout
 (arXiv 2208.07220). Limits: thin needs blocks of one [B, tokens, d] all through, and no table of tokens x tokens.
@@ -14,7 +15,6 @@ Source: ours, after layer-wise reconstruction (BRECQ), all parts in one step; to
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.graph.shapes import Shapes
+from gpusq_onnx.graph.tokens import TokenLayout
 from gpusq_onnx.torchgraph.convert import convert
 from gpusq_onnx.torchgraph.network import Network
 
@@ -66,51 +67,29 @@ class NetworkViews(nn.Module):
 
 
 class Tokens:
-    """Which tokens there are before the first block, and which ones go through.
+    """Which tokens go through.
 
     Args:
-        entry: the tensor's name.
-        count: all tokens, of which the largest square number are patches, at the end.
+        layout: all that there are before the first block.
         share: of the patches to keep.
     """
 
-    def __init__(self, entry: str, count: int, share: float) -> None:
-        self.entry, self.count = entry, count
-        self.patches = math.isqrt(count) ** 2
-        self.kept = count - self.patches + max(1, round(share * self.patches))
+    def __init__(self, layout: TokenLayout, share: float) -> None:
+        self.layout, patches = layout, len(layout.patches)
+        self.kept = layout.count - patches + max(1, round(share * patches))
 
     def draw(self, seed: int, step: int) -> Tensor:
         """The tokens of one step, ascending: int64[kept]."""
-        first = self.count - self.patches
-        order = np.random.default_rng([seed, _STREAM, step]).permutation(self.patches)
-        chosen = np.sort(order[: self.kept - first]) + first
-        return torch.from_numpy(np.concatenate([np.arange(first), chosen]))
-
-
-def tokens_of(structure: Structure, maps: Sequence[str], share: float) -> Tokens | None:
-    """The tokens before the first block, where all compared maps have their shape; None where they do not."""
-    projs = [attention.proj for attention in structure.attentions[:1] if attention.proj is not None]
-    joined = structure.flow.joins(projs[0].output) if projs else None
-    if joined is None:
-        return None
-    branch = {str(node.outputs[0].name) for node in structure.flow.nodes if node is projs[0].readers[0]}
-    entries = [
-        tensor
-        for tensor in joined.inputs[0].inputs
-        if structure.flow.is_data(tensor)
-        and not structure.flow.origins(tensor, lambda node: str(node.outputs[0].name) in branch)
-    ]
-    shape = structure.shapes.get(str(entries[0].name), ()) if len(entries) == 1 else ()
-    if len(shape) != 3 or not isinstance(shape[1], int) or not isinstance(shape[2], int):
-        return None
-    if any(structure.shapes.get(name, ())[1:] != shape[1:] for name in maps) or shape[1] in (1, shape[2]):
-        return None
-    return Tokens(str(entries[0].name), shape[1], share)
+        count, patches = self.layout.count, self.layout.patches
+        order = np.random.default_rng([seed, _STREAM, step]).permutation(len(patches))
+        chosen = np.sort(order[: self.kept - count + len(patches)]) + patches.start
+        return torch.from_numpy(np.concatenate([np.arange(patches.start), chosen, np.arange(patches.stop, count)]))
 
 
 def thin(
     model: Model,
     tokens: Tokens,
+    shapes: Shapes,
     outputs: Sequence[str],
     taps: Sequence[str],
     given: Sequence[str] = (),
@@ -119,20 +98,22 @@ def thin(
     """The thin view of a model; None where its graph does not allow it.
 
     Args:
+        shapes: of the model's tensors on all tokens, for one image.
         outputs, taps: as of `convert`.
         given: maps that are handed in.
         like: the whole network whose parameters are shared; None: no parameters, all constants.
     """
     roles = {"train": ()} if like is None else {}
-    front = convert(model, outputs=[tokens.entry], **roles)
-    body = convert(model, outputs=outputs, taps=taps, given=[tokens.entry, *given], **roles)
-    _recount(body.body.graph, tokens.count, tokens.kept)
+    front = convert(model, outputs=[tokens.layout.entry], **roles)
+    body = convert(model, outputs=outputs, taps=taps, given=[tokens.layout.entry, *given], **roles)
+    _recount(body.body.graph, tokens.layout.count, tokens.kept)
     body.body.recompile()
     if like is not None:
         front.share(like)
         body.share(like)
     view = NetworkView(body, front)
-    return view if _works(view, model, tokens, taps, len(given)) else None
+    whole = {name: shapes.get(name, ()) for name in outputs}
+    return view if _works(view, model, tokens, taps, whole, len(given)) else None
 
 
 def _recount(graph: fx.Graph, old: int, new: int) -> None:
@@ -150,8 +131,8 @@ def _recount(graph: fx.Graph, old: int, new: int) -> None:
 
 
 @torch.no_grad()
-def _works(view: NetworkView, model: Model, tokens: Tokens, taps: Sequence[str], given: int) -> bool:
-    """Whether the view runs on two images and every map has as many tokens as it should."""
+def _works(view: NetworkView, model: Model, tokens: Tokens, taps: Sequence[str], whole: Shapes, given: int) -> bool:
+    """Whether the view runs on two images, every map has as many tokens as it should, and every output is as long."""
     batch = 2 * (view.body.fixed or 1)
     inputs = [torch.zeros(batch, *spec.shape[1:]) for spec in model.inputs() if spec.name in view.body.inputs]  # type: ignore[arg-type]
     assert view.front is not None
@@ -160,4 +141,9 @@ def _works(view: NetworkView, model: Model, tokens: Tokens, taps: Sequence[str],
         found = view(inputs, [torch.zeros(batch, tokens.kept, width)] * given, tokens.draw(0, 0))
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False
-    return all(tuple(found[name].shape) == (batch, tokens.kept, width) for name in taps)
+    counts = {tokens.layout.count: tokens.kept}
+    return all(tuple(found[name].shape) == (batch, tokens.kept, width) for name in taps) and all(
+        not isinstance(length, int) or now in (length, counts.get(length))
+        for name, shape in whole.items()
+        for length, now in zip(shape[1:], found[name].shape[1:], strict=False)
+    )

@@ -165,7 +165,8 @@ def test_what_a_product_of_two_features_is_made_of_is_no_head_unless_it_is_an_ou
         node("MatMul", ["c", "bins"], ["expected"]),
     ]
     outputs = [("masks", FLOAT, None), ("expected", FLOAT, None), *([("q", FLOAT, None)] if shown else [])]
-    constants = {"pixels": normal(8, 8), "queries": normal(8, 8), "classes": normal(8, 16), "bins": normal(16), "rest": np.array([5])}
+    constants = {"pixels": normal(8, 8), "queries": normal(8, 8), "classes": normal(8, 16)}
+    constants |= {"bins": normal(16), "rest": np.array([5])}
     structure = analyse(model(proto(nodes, [("x", FLOAT, [5, 8])], outputs, constants)))
     expected = {"pixels": "linear", "queries": "head" if shown else "linear", "classes": "head"}
     assert {site.name: site.role for site in structure.sites} == expected

@@ -3,15 +3,19 @@
 from pathlib import Path
 
 import classroom
+import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
 from gpusq_onnx.graph import io  # noqa: E402
+from gpusq_onnx.graph.model import Model  # noqa: E402
 from gpusq_onnx.graph.structure import analyse  # noqa: E402
+from gpusq_onnx.graph.tokens import TokenLayout, token_layout  # noqa: E402
 from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
 from gpusq_onnx.learn.setup import Setup, phases, prepare  # noqa: E402
-from gpusq_onnx.learn.views import Tokens, thin, tokens_of  # noqa: E402
+from gpusq_onnx.learn.views import Tokens, thin  # noqa: E402
 from gpusq_onnx.torchgraph.convert import convert  # noqa: E402
 
 BOTH = TrainingOptions(blockwise=0.5, tokens=0.5, thinned=0.75, features="blocks")
@@ -36,7 +40,7 @@ def test_phases() -> None:
 
 
 def test_tokens_in_front_of_the_patches_always_go_through() -> None:
-    tokens = Tokens("x", 198, 0.5)  # class and distillation token, 14 x 14 patches
+    tokens = Tokens(TokenLayout("x", 198, range(2, 198)), 0.5)  # class and distillation token, 14 x 14 patches
     keep = tokens.draw(0, 0)
     assert len(keep) == tokens.kept == 100 and keep[:2].tolist() == [0, 1]
     assert (keep.diff() > 0).all() and keep.max() < 198
@@ -58,10 +62,11 @@ def test_with_all_tokens_a_thin_network_is_the_whole_one(path: Path) -> None:
     model = io.load(path)
     structure = analyse(model)
     taps = [block.output for block in structure.blocks]
-    tokens = tokens_of(structure, taps, 1.0)
-    assert tokens is not None and (tokens.count, tokens.patches, tokens.kept) == (17, 16, 17)
+    layout = token_layout(structure, taps)
+    assert layout is not None and (layout.count, layout.patches) == (17, range(1, 17))
+    tokens = Tokens(layout, 1.0)
     whole = convert(model, taps=taps)
-    view = thin(model, tokens, whole.outputs[:1], taps, like=whole)
+    view = thin(model, tokens, structure.shapes, whole.outputs[:1], taps, like=whole)
     assert view is not None
     found, wanted = view(_images(), (), tokens.draw(0, 0)), whole(*_images())
     for name in wanted:
@@ -97,7 +102,31 @@ def test_no_gradient_crosses_from_part_to_part() -> None:
 
 
 def test_a_graph_that_cannot_leave_tokens_out_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpusq_onnx.learn.setup.tokens_of", lambda *rest: None)
+    monkeypatch.setattr("gpusq_onnx.learn.setup.token_layout", lambda *rest: None)
     setup = _lesson(classroom.MODEL)
     assert set(setup.views) == {(False, False), (True, False)}
     assert any("all tokens are trained on" in note for note in setup.notes)
+
+
+def _with_the_class_last(index: int) -> Model:
+    """The embedded model with its tokens joined the other way round, class logits taken from token `index`."""
+    model = io.load(LEGACY)
+    (joined,) = (n for n in model.graph.nodes if n.op == "Concat" and n.attrs["axis"] == 1)
+    joined.inputs = [joined.inputs[1], joined.inputs[0]]
+    (chosen,) = (n for n in model.graph.nodes if n.op == "Gather" and n.attrs["axis"] == 1)
+    chosen.inputs[1] = gs.Constant("class_token", np.array(index))
+    return model
+
+
+def test_tokens_after_the_patches_always_go_through() -> None:
+    structure = analyse(_with_the_class_last(-1))
+    layout = token_layout(structure, [block.output for block in structure.blocks])
+    assert layout is not None and (layout.count, layout.patches) == (17, range(16))
+    keep = Tokens(layout, 0.5).draw(0, 0).tolist()
+    assert len(keep) == 9 and keep[-1] == 16
+
+
+def test_a_graph_that_names_a_token_by_its_number_is_trained_on_all_tokens() -> None:
+    model = _with_the_class_last(16)
+    setup = prepare(model, analyse(model), model, BOTH)
+    assert not any(thinned for _, thinned in setup.views)
