@@ -168,6 +168,16 @@ POINTS = {
     "input_labels": ids(2, 1, 2),
 }
 
+SWIN = {
+    "model_type": "swin", "depths": [1, 1, 2, 1], "embed_dim": 48, "num_heads": [2, 4, 8, 16], "image_size": 256,
+    "window_size": 8, "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}  # fmt: skip
+RESNET = {
+    "model_type": "resnet", "depths": [1, 1, 1, 1], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic",
+    "out_features": ["stage2", "stage3", "stage4"],
+}  # fmt: skip
+QUERIES = "class_queries_logits masks_queries_logits"
+
 MODELS: dict[str, Family] = {
     "beit": Family(
         timm_model("beit_base_patch16_224", depth=2), ("legacy17", "dynamo", "dynamic", "half", "attention")
@@ -303,6 +313,58 @@ MODELS: dict[str, Family] = {
         hf_model("Dinov2ForImageClassification", "logits", config="Dinov2Config",
                  fields={**VIT, "image_size": 224, "num_labels": 1000}),
         ("legacy17", "dynamic", "attention", "ort"),
+    ),
+    "crossvit": Family(timm_model("crossvit_tiny_240"), ("legacy17",), image(240)),
+    "tnt": Family(timm_model("tnt_s_patch16_224", depth=2), ("dynamo",)),
+    "focalnet": Family(timm_model("focalnet_tiny_srf"), ("legacy17",)),
+    "mixer": Family(timm_model("mixer_s16_224"), ("dynamic",)),
+    "yolos": Family(
+        hf_model(
+            "YolosForObjectDetection", "logits pred_boxes", config="YolosConfig",
+            fields={**VIT, "image_size": [224, 224], "num_detection_tokens": 20},
+        ),
+        ("legacy17", "dynamo", "half", "dynamic"),
+    ),
+    "maskformer": Family(
+        hf_model(
+            "MaskFormerForInstanceSegmentation", QUERIES, config="MaskFormerConfig",
+            fields={"backbone_config": SWIN, "num_queries": 20},
+        ),
+        ("legacy17", "dynamo"),
+        image(256),
+    ),
+    "mask2former": Family(
+        hf_model(
+            "Mask2FormerForUniversalSegmentation", QUERIES, config="Mask2FormerConfig",
+            fields={"backbone_config": SWIN, "num_queries": 20, "decoder_layers": 3, "encoder_layers": 1,
+                    "feature_size": 128, "mask_feature_size": 128, "hidden_dim": 128, "encoder_feedforward_dim": 256,
+                    "dim_feedforward": 512},
+        ),
+        ("dynamo", "dynamic"),
+        image(256),
+    ),
+    "eomt": Family(
+        hf_model(
+            "EomtForUniversalSegmentation", QUERIES, config="EomtConfig",
+            fields={**VIT, "num_hidden_layers": 4, "image_size": 224, "num_queries": 20, "num_blocks": 2},
+        ),
+        ("legacy17",),
+    ),
+    "deformable_detr": Family(
+        hf_model(
+            "DeformableDetrForObjectDetection", "logits pred_boxes", config="DeformableDetrConfig",
+            fields={"backbone_config": RESNET, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 50},
+        ),
+        ("dynamo", "dynamic"),
+        image(320),
+    ),
+    "dfine": Family(
+        hf_model(
+            "DFineForObjectDetection", "logits pred_boxes", config="DFineConfig",
+            fields={"decoder_layers": 2, "num_queries": 50, "encoder_layers": 1},
+        ),
+        ("legacy17",),
+        image(320),
     ),
     "keras_vit": Family(None, ("graph",), {"input": pixels(224, 224, 3)}),
 }  # fmt: skip
