@@ -6,7 +6,7 @@ caller feeds. Walks follow data and pass over static side inputs (a scale, a mas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import onnx_graphsurgeon as gs
 
@@ -36,10 +36,15 @@ class Dataflow:
                 continue
             if any(t.name in self._data for t in node.inputs) or has_subgraph(node):
                 self._data.update(t.name for t in node.outputs)
+        self._holders = {id(inner): node for node in self.nodes for inner in _inside(node)}
 
     def is_data(self, tensor: gs.Tensor) -> bool:
         """Whether the tensor depends on the graph's inputs (by value, not only by shape)."""
         return tensor.name in self._data
+
+    def holder(self, node: gs.Node) -> gs.Node:
+        """The node of this graph that a node is in: for one in a branch or a body the If, Loop or Scan, else itself."""
+        return self._holders.get(id(node), node)
 
     def data_inputs(self, node: gs.Node) -> list[gs.Tensor]:
         """The node's inputs that are data."""
@@ -115,3 +120,11 @@ def is_depthwise(node: gs.Node) -> bool:
 def has_subgraph(node: gs.Node) -> bool:
     """Whether a node is an If, a Loop or a Scan."""
     return any(isinstance(value, gs.Graph) for value in node.attrs.values())
+
+
+def _inside(node: gs.Node) -> Iterator[gs.Node]:
+    """All nodes of a node's subgraphs, and of theirs."""
+    for value in node.attrs.values():
+        for inner in value.nodes if isinstance(value, gs.Graph) else ():
+            yield inner
+            yield from _inside(inner)

@@ -168,7 +168,7 @@ def _reaches_output(site: Site, flow: Dataflow, owner: Owner) -> bool:
             continue
         seen.add(tensor.name)
         ends |= tensor.name in flow.outputs
-        for node in tensor.outputs:
+        for node in map(flow.holder, tensor.outputs):
             if id(node) in owner or node.op in NORMS or _is_residual(node, tensor, site, flow):
                 return False
             if node.op in _CHOICES:

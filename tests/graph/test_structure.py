@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import numpy_helper
-from small_graphs import FLOAT, graph, model, node, normal, proto
+from onnx import TensorProto, numpy_helper
+from small_graphs import FLOAT, INT64, graph, model, node, normal, proto
 
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
@@ -149,6 +149,23 @@ def test_a_linear_in_the_middle_is_a_linear_and_one_in_a_branch_is_no_site():
     constants = {"w1": normal(8, 8), "w2": normal(8, 8)}
     structure = analyse(model(proto(nodes, inputs, [("y", FLOAT, None)], constants)))
     assert {s.name: s.role for s in structure.sites} == {"w1": "linear", "w2": "head"}
+
+
+def test_a_head_is_found_through_a_body_that_reads_it_from_outside():
+    body = graph(
+        [node("Identity", ["go"], ["on"]), node("Gather", ["masks", "i"], ["row"])],
+        [("i", INT64, []), ("go", TensorProto.BOOL, [])],
+        [("on", TensorProto.BOOL, []), ("row", FLOAT, None)],
+        {},
+    )
+    nodes = [
+        node("MatMul", ["x", "w"], ["masks"]),
+        node("Shape", ["masks"], ["size"], end=1),
+        node("Squeeze", ["size"], ["rounds"]),
+        node("Loop", ["rounds", ""], ["rows"], body=body),
+    ]
+    made = proto(nodes, [("x", FLOAT, [5, 8])], [("rows", FLOAT, None)], {"w": normal(8, 8)})
+    assert [site.role for site in analyse(model(made)).sites] == ["head"]
 
 
 @pytest.mark.parametrize("shown", [False, True])
