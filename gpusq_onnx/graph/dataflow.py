@@ -6,7 +6,7 @@ caller feeds. Walks follow data and pass over static side inputs (a scale, a mas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import onnx_graphsurgeon as gs
 
@@ -36,7 +36,9 @@ class Dataflow:
                 continue
             if any(t.name in self._data for t in node.inputs) or has_subgraph(node):
                 self._data.update(t.name for t in node.outputs)
-        self._holders = {id(inner): node for node in self.nodes for inner in _inside(node)}
+        self._holders = {
+            id(inner): node for node in self.nodes for body in node.subgraphs(recursive=True) for inner in body.nodes
+        }
 
     def is_data(self, tensor: gs.Tensor) -> bool:
         """Whether the tensor depends on the graph's inputs (by value, not only by shape)."""
@@ -120,11 +122,3 @@ def is_depthwise(node: gs.Node) -> bool:
 def has_subgraph(node: gs.Node) -> bool:
     """Whether a node is an If, a Loop or a Scan."""
     return any(isinstance(value, gs.Graph) for value in node.attrs.values())
-
-
-def _inside(node: gs.Node) -> Iterator[gs.Node]:
-    """All nodes of a node's subgraphs, and of theirs."""
-    for value in node.attrs.values():
-        for inner in value.nodes if isinstance(value, gs.Graph) else ():
-            yield inner
-            yield from _inside(inner)
