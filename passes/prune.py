@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gpusq_onnx.calibration.pruning import prune_site
-from gpusq_onnx.calibration.row_weights import classifies
+from gpusq_onnx.calibration.row_weights import answers, classifies
 from gpusq_onnx.calibration.walk import Walk, observable
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
@@ -109,6 +109,8 @@ class Prune(Pass[PruneOptions]):
             "pruning them would change their scales",
             hint="prune the float model first: --passes prune24,qdq-int8",
         )
+        if self.options.rows == "fisher" and self.options.method != "magnitude":
+            answers(model)
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         selector = Selector(self.options.only, self.options.skip)

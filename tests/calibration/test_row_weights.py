@@ -15,6 +15,8 @@ from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import find_sites
+from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.passes.prune import Prune24
 
 pytest.importorskip("torch")
 TOKENS, IMAGES = 3, 6
@@ -60,3 +62,12 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
     assert not classifies(model)
     with pytest.raises(UnsupportedModelError, match="this is none"):
         RowWeights(model, find_sites(model), source, 4, tmp_path, seed=0)
+
+
+@pytest.mark.parametrize("options", [{"rows": "fisher"}, {"rows": "fisher", "method": "sparsegpt"}])
+def test_and_that_before_anything_has_run(options: dict[str, object], tmp_path: Path) -> None:
+    model, _ = first_token(tmp_path, "n", pooled=False)
+    structure = analyse(model)
+    with pytest.raises(UnsupportedModelError, match="this is none"):
+        Prune24(Prune24.Options(**options)).requires(model, structure)
+    Prune24(Prune24.Options(rows="auto")).requires(model, structure)
