@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = (
     ["torch==2.13.0"],
     ["--no-deps", "torchvision==0.28.0"],
-    ["timm", "transformers", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow"],
+    ["timm", "transformers", "onnx", "onnxruntime", "onnxscript", "numpy", "pillow", "scipy"],
     ["onnxsim", "onnxslim"],
 )
 
