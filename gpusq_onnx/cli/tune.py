@@ -71,6 +71,9 @@ class GoalArgs:
     at_most: Annotated[
         str | None, _goal("--at-most", metavar="P%", help="The nearest to the model at P% of its bit operations.")
     ] = None
+    packed_size: Annotated[
+        str | None, _goal("--packed-size", metavar="SIZE", help="The nearest in 8MB, or in 40% of its packed bytes.")
+    ] = None
     target: Annotated[
         str | None,
         _goal("--target", metavar="NAME", help="Forms that ampere, ada, hopper, blackwell, orin, rtx or cpu runs."),
@@ -118,6 +121,7 @@ def tune(
                 data=data.options(seed, truth),
                 budget=goal.budget,
                 at_most=goal.at_most,
+                packed_size=goal.packed_size,
                 output=None if goal.analysis_only else recipe,
                 target=goal.target,
                 measurements=goal.measurements,

@@ -4,14 +4,19 @@
     TuningDocument         that, and what a search measured and chose
 
 Operations are bit operations for one image (`tuning.groups`), losses are in the unit of `Sensitivity.measure`, and a
-share is of the whole dense model's operations.
+share is of the whole dense model's operations, but where it says packed bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
+
+Cost = Literal["operations", "packed"]
+COSTS: Mapping[Cost, str] = MappingProxyType({"operations": "bit operations", "packed": "packed bytes"})
+"""What a search saves, in words."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Group:
         sites: names of its weights; empty for an attention core.
         attention: the number of the attention core; None for layers.
         operations: bit operations for one image, by the names of the forms that it can have.
+        packed: packed bytes of its weights, by the same; empty in reports of earlier builds.
     """
 
     name: str
@@ -33,6 +39,11 @@ class Group:
     sites: tuple[str, ...]
     attention: int | None
     operations: Mapping[str, float]
+    packed: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+
+    def costs(self, cost: Cost) -> Mapping[str, float]:
+        """One of both."""
+        return self.operations if cost == "operations" else self.packed
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,7 @@ class Point:
         share: of the dense model's bit operations.
         estimate: the sum of its groups' losses.
         values: what was measured, by metric: see `tuning.budget.METRICS`.
+        packed: of the dense model's packed bytes, as it was made; None in reports of earlier builds.
     """
 
     name: str
@@ -87,6 +99,19 @@ class Point:
     share: float
     estimate: float
     values: Mapping[str, float]
+    packed: float | None = field(default=None, kw_only=True)
+
+    def of(self, cost: Cost) -> float:
+        """Its share of the dense model's cost."""
+        if cost == "operations":
+            return self.share
+        assert self.packed is not None, "a point of a search"
+        return self.packed
+
+    @property
+    def shares(self) -> tuple[str, str]:
+        """Both shares, for people."""
+        return f"{self.share:.1%}", "-" if self.packed is None else f"{self.packed:.1%}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +122,7 @@ class ReasonedLayer:
         name: the group's, or the weight's.
         weights: names of the initializers.
         form: what it gets.
-        share: of the dense model's bit operations that its form leaves.
+        share: of the dense model's bit operations that its form leaves; of its packed bytes, where those are saved.
         loss: of the form alone.
         reason: one sentence.
     """
@@ -150,6 +175,12 @@ class Goal:
     at_most: str | None
     measurements: int
     recipe: str | None
+    packed_size: str | None = field(default=None, kw_only=True)
+
+    @property
+    def cost(self) -> Cost:
+        """What was saved."""
+        return "operations" if self.packed_size is None else "packed"
 
 
 @dataclass(frozen=True)
@@ -204,3 +235,8 @@ class TuningDocument(SensitivityDocument):
     calibrated: int
     measured: int
     goal: Goal | None = field(default=None, kw_only=True)
+
+    @property
+    def cost(self) -> Cost:
+        """What was saved."""
+        return self.goal.cost if self.goal else "operations"

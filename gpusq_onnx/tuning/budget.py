@@ -19,6 +19,8 @@ from gpusq_onnx.runtime.compare.outputs import Comparison
 
 _TEXT = re.compile(r"\s*([A-Za-z0-9_-]+)\s*([<>]=?|=+)\s*([0-9.eE+-]+)\s*")
 _SHARE = re.compile(r"\s*([0-9.]+)\s*%\s*")
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMG]?)B\s*")
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,21 @@ def parse_budget(text: str) -> Budget:
     return Budget(metric, bound)
 
 
-def parse_share(text: str) -> float:
+def parse_size(text: str, whole: float) -> float:
+    """Read `8MB` as its share of `whole` bytes, at most 1, and `40%` as 0.4. Raises UsageError as `parse_share`.
+
+    >>> parse_size("8MB", 32e6), parse_size("40%", 32e6)
+    (0.25, 0.4)
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        return parse_share(text, "--packed-size", "a size such as 8MB, or a percentage of the dense one such as 40%")
+    return min(1.0, float(match[1]) * _UNITS[match[2].upper()] / whole)
+
+
+def parse_share(
+    text: str, option: str = "--at-most", expected: str = "a percentage above 0% and up to 100%, such as 40%"
+) -> float:
     """Read `40%` as 0.4. Raises UsageError for anything else, and for a share out of range."""
     match = _SHARE.fullmatch(text)
     try:
@@ -112,9 +128,9 @@ def parse_share(text: str) -> float:
         share = float("nan")
     if not 0 < share <= 1:
         raise UsageError(
-            "the share of operations cannot be read" if match is None else "the share of operations is out of range",
-            where="--at-most",
-            expected="a percentage above 0% and up to 100%, such as 40%",
+            f"the share {'cannot be read' if match is None else 'is out of range'}",
+            where=option,
+            expected=expected,
             found=text,
         )
     return share

@@ -4,6 +4,7 @@ Layers that read one tensor (q, k and v) share its Q/DQ pair, so they are one gr
 the four operands of its two products: "block 3 attention".
 
     operations = macs * bits(weight) * bits(data) * density      (`graph.cost`, for one image)
+    packed     = weights * (bits(weight) * density + bits of the pattern) / 8
 
 Here the attention products count, too, in the float type or in INT8. What `prune24` and `qdq-int8` leave alone by
 default is in no group, and counts as it is.
@@ -19,7 +20,7 @@ import numpy as np
 
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.attention import Attention
-from gpusq_onnx.graph.cost import attention_macs, form_of, site_cost, total_cost
+from gpusq_onnx.graph.cost import SiteCost, attention_macs, form_of, site_cost, total_cost
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
@@ -28,7 +29,7 @@ from gpusq_onnx.pipeline.base import PlanContext, PlanRow
 from gpusq_onnx.pipeline.details import OperandPair, rows_with
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.quant.schemes import Quantised
-from gpusq_onnx.report.tuning import Group
+from gpusq_onnx.report.tuning import Cost, Group
 from gpusq_onnx.tuning.treatments import DENSE, Treatment
 
 PRUNE = "prune24"
@@ -43,19 +44,26 @@ class Groups:
     Attributes:
         groups: in graph order.
         total: bit operations of the whole dense model, with what is in no group.
-        outside: bit operations of the weights that are in no group, by name.
+        outside: what the weights cost that are in no group, by name.
         rows: by pass name, the plan with its default options.
+        packed: packed bytes of the whole dense model, with what is in no group.
     """
 
     groups: tuple[Group, ...]
     total: float
-    outside: Mapping[str, float]
+    outside: Mapping[str, SiteCost]
     rows: Mapping[str, Sequence[PlanRow]]
+    packed: float = 0.0
 
-    def share(self, choice: Mapping[str, str]) -> float:
-        """The share of `total` that is left when each group, by name, has the form of `choice`."""
-        saved = sum(g.operations[DENSE] - g.operations[choice[g.name]] for g in self.groups)
-        return (self.total - saved) / self.total
+    def whole(self, cost: Cost) -> float:
+        """What the dense model costs."""
+        return self.total if cost == "operations" else self.packed
+
+    def share(self, choice: Mapping[str, str], cost: Cost = "operations") -> float:
+        """The share of the whole that is left when each group, by name, has the form of `choice`."""
+        whole, costs = self.whole(cost), {g.name: g.costs(cost) for g in self.groups}
+        saved = sum(costs[g.name][DENSE] - costs[g.name][choice[g.name]] for g in self.groups)
+        return (whole - saved) / whole
 
 
 def find_groups(model: Model, structure: Structure, treatments: Sequence[Treatment]) -> Groups:
@@ -73,7 +81,8 @@ def find_groups(model: Model, structure: Structure, treatments: Sequence[Treatme
         if any(site.name in names for names in treated.values()):
             by_input.setdefault(site.activation.name, []).append(site)
     groups = [_layers(sites, structure, treatments, treated, place) for sites in by_input.values()]
-    dense = total_cost(model, structure, lambda site: form_of(site, None))["bit_operations"]
+    totals = total_cost(model, structure, lambda site: form_of(site, None))
+    dense = totals["bit_operations"]
     reached = {pair.attention for found in rows.values() for _, pair in rows_with(found, OperandPair)}
     for number, attention in enumerate(structure.attentions):
         group = _attention(number, attention, structure, treatments, place)
@@ -85,8 +94,8 @@ def find_groups(model: Model, structure: Structure, treatments: Sequence[Treatme
         raise NothingMatched("no layer can be pruned or quantised", hint="gpusq-onnx plan MODEL -p prune24 says why")
     inside = {name for group in groups for name in group.sites}
     outside = [site for site in structure.sites if site.name not in inside]
-    costs = {site.name: site_cost(site, structure, form_of(site, None)).bit_operations for site in outside}
-    return Groups(_unique(sorted(groups, key=lambda group: group.depth)), dense, costs, rows)
+    costs = {site.name: site_cost(site, structure, form_of(site, None)) for site in outside}
+    return Groups(_unique(sorted(groups, key=lambda group: group.depth)), dense, costs, rows, totals["packed_bytes"])
 
 
 def passes_of(treatment: Treatment) -> list[str]:
@@ -111,22 +120,25 @@ def _layers(
     treated: Mapping[str, set[str]],
     place: Mapping[int, int],
 ) -> Group:
-    operations = {
-        treatment.name: sum(_operations(site, structure, treatment, treated) for site in sites)
+    costs = {
+        treatment.name: [_cost(site, structure, treatment, treated) for site in sites]
         for treatment in treatments
         if all(any(site.name in treated[name] for site in sites) for name in passes_of(treatment))
     }
     first, role = sites[0], "+".join(dict.fromkeys(site.role for site in sites))
     name = f"block {first.block} {role}" if first.block is not None else first.path or first.name
-    return Group(name, role, place[id(first.readers[0])], tuple(site.name for site in sites), None, operations)
+    operations = {form: sum(cost.bit_operations for cost in found) for form, found in costs.items()}
+    packed = {form: sum(cost.packed_bytes for cost in found) for form, found in costs.items()}
+    names = tuple(site.name for site in sites)
+    return Group(name, role, place[id(first.readers[0])], names, None, operations, packed=packed)
 
 
-def _operations(site: Site, structure: Structure, treatment: Treatment, treated: Mapping[str, set[str]]) -> float:
+def _cost(site: Site, structure: Structure, treatment: Treatment, treated: Mapping[str, set[str]]) -> SiteCost:
     scheme = treatment.scheme
     pruned = treatment.pattern is not None and site.name in treated[PRUNE]
     quantised = scheme is not None and site.name in treated[QUANTISE[scheme.name]]
     planned = Quantised(scheme.weight, scheme.input) if scheme is not None and quantised else None
-    return site_cost(site, structure, form_of(site, treatment.pattern if pruned else None, planned)).bit_operations
+    return site_cost(site, structure, form_of(site, treatment.pattern if pruned else None, planned))
 
 
 def _attention(
@@ -142,7 +154,8 @@ def _attention(
     operations = {DENSE: float(macs * width**2)} | ({} if narrow is None else {ATTENTION: float(macs * narrow**2)})
     block = attention.proj.block if attention.proj is not None else None
     name = f"block {block} attention" if block is not None else f"attention {number}"
-    return Group(name, "attention", place[id(attention.scores)], (), number, operations)
+    packed = dict.fromkeys(operations, 0.0)
+    return Group(name, "attention", place[id(attention.scores)], (), number, operations, packed=packed)
 
 
 def _unique(groups: Sequence[Group]) -> tuple[Group, ...]:

@@ -13,6 +13,7 @@ from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.report.preparation import given_words, line
 from gpusq_onnx.report.sheet import Answer, Commands, Grid, Heading, Item, Part, markdown
 from gpusq_onnx.report.tuning import (
+    Cost,
     Goal,
     Group,
     JudgedPoint,
@@ -186,9 +187,14 @@ class Tuning:
         return self.document.to_dict()
 
     @property
+    def cost(self) -> Cost:
+        """What was saved."""
+        return self.goal.cost if self.goal else "operations"
+
+    @property
     def pareto(self) -> list[Point]:
-        """The points that no other beats in both operations and divergence, cheapest first."""
-        ordered = sorted(self.points, key=lambda point: (point.share, point.values["kl"]))
+        """The points that no other beats in both cost and divergence, cheapest first."""
+        ordered = sorted(self.points, key=lambda point: (point.of(self.cost), point.values["kl"]))
         kept: list[Point] = []
         for point in ordered:
             if not kept or point.values["kl"] < kept[-1].values["kl"]:
@@ -208,7 +214,9 @@ class Tuning:
             parts.append(Answer(f"{self.asked}: NOT MET: {self.failure}"))
         else:
             parts.append(Answer(f"{self.asked}: met"))
-            parts.append(Item(f"chosen: {self.chosen.name}, {self.chosen.share:.1%} of the dense bit operations"))
+            operations, packed = self.chosen.shares
+            shares = f"{operations} of the dense bit operations, {packed} of the packed bytes"
+            parts.append(Item(f"chosen: {self.chosen.name}, {shares}"))
             parts += map(Item, self._said(self.chosen.values))
             parts.append(Item(f"passes: {self.pipeline}"))
         parts.append(Item(f"calibrated with {self.calibrated} images, measured on {self.measured} others"))
@@ -232,7 +240,7 @@ class Tuning:
         forms = dict.fromkeys(layer.form for layer in self.layers)
         of = {form: [layer for layer in self.layers if layer.form == form] for form in forms}
         rows = [[form, str(len(of[form])), f"{sum(layer.share for layer in of[form]):.1%}"] for form in forms]
-        return Grid(["form", "groups", "operations"], rows)
+        return Grid(["form", "groups", self.cost], rows)
 
     def _said(self, values: Mapping[str, float]) -> list[str]:
         found = [f"{name} {value:.4g}" for name, value in values.items()]
@@ -247,15 +255,15 @@ class Tuning:
         rows = [
             [
                 point.name,
-                f"{point.share:.1%}",
+                *point.shares,
                 f"{point.estimate:.2e}",
                 *(f"{point.values[metric]:.4g}" for metric in metrics),
                 "chosen" if point is self.chosen else "Pareto" if point in self.pareto else "",
             ]
-            for point in sorted(self.points, key=lambda point: -point.share)
+            for point in sorted(self.points, key=lambda point: -point.of(self.cost))
         ]
-        return Grid(["configuration", "operations", "sum of losses", *metrics, ""], rows)
+        return Grid(["configuration", "operations", "packed", "sum of losses", *metrics, ""], rows)
 
     def _layers(self) -> Grid:
         rows = [[layer.name, layer.form, f"{layer.share:.2%}", layer.reason] for layer in self.layers]
-        return Grid(["layers", "form", "operations", "why"], rows)
+        return Grid(["layers", "form", self.cost, "why"], rows)

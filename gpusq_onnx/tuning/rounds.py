@@ -12,15 +12,25 @@ What is given back is the best of everything measured, so no uniform choice that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from gpusq_onnx.report.tuning import Point
+from gpusq_onnx.report.tuning import Cost, Point
 from gpusq_onnx.tuning.budget import Budget
 from gpusq_onnx.tuning.configuration import settled, uniform
 from gpusq_onnx.tuning.groups import Groups
 from gpusq_onnx.tuning.search import along, moves
 from gpusq_onnx.tuning.treatments import DENSE, Treatment
 
-Measure = Callable[[Mapping[str, str]], Mapping[str, float]]
+
+@dataclass(frozen=True)
+class Measured:
+    """What a configuration that was made has: values by metric, and its share of the dense model's packed bytes."""
+
+    values: Mapping[str, float]
+    packed: float
+
+
+Measure = Callable[[Mapping[str, str]], Measured]
 
 
 class Tuner:
@@ -30,11 +40,20 @@ class Tuner:
         losses: of each group, by form; dense 0.
         measure: carries a choice out and gives its values.
         most: configurations that are measured at most, the uniform ones and their comparisons not counted.
+        cost: what is saved.
     """
 
-    def __init__(self, groups: Groups, losses: Mapping[str, Mapping[str, float]], measure: Measure, most: int) -> None:
-        self._groups, self._losses, self._measure, self._left = groups, losses, measure, most
-        self.road = moves({g.name: {f: (o, losses[g.name][f]) for f, o in g.operations.items()} for g in groups.groups})
+    def __init__(
+        self,
+        groups: Groups,
+        losses: Mapping[str, Mapping[str, float]],
+        measure: Measure,
+        most: int,
+        cost: Cost = "operations",
+    ) -> None:
+        self._groups, self._losses, self._measure, self._left, self._cost = groups, losses, measure, most, cost
+        costs = {group.name: group.costs(cost) for group in groups.groups}
+        self.road = moves({name: {f: (c, losses[name][f]) for f, c in own.items()} for name, own in costs.items()})
         self._dense = {group.name: DENSE for group in groups.groups}
         self.points: list[Point] = []
 
@@ -42,7 +61,7 @@ class Tuner:
         """Measure one form for all, and the road at the same cost."""
         for treatment in (t for t in treatments if t.name != DENSE):
             whole = self.point(f"uniform {treatment.name}", uniform(self._groups, treatment))
-            count = self._count(whole.share)
+            count = self._count(self._share(whole.choice))
             if count is not None:
                 self.point(f"search at the cost of uniform {treatment.name}", along(self._dense, self.road, count))
 
@@ -64,20 +83,25 @@ class Tuner:
                     choice = dict(tried.choice)
                 else:
                     blocked.add(move.group)
-        meeting = [point for point in self.points if budget.met_by(point.values) and point.share < 1]
-        return min(meeting, key=lambda point: (point.share, point.values["kl"]), default=None)
+        meeting = [point for point in self.points if budget.met_by(point.values) and point.of(self._cost) < 1]
+        return min(meeting, key=lambda point: (point.of(self._cost), point.values["kl"]), default=None)
 
     def at_most(self, share: float) -> Point | None:
         """The configuration of least measured divergence that costs no more than `share`; None: none is as cheap."""
         count = self._count(share)
-        if count is not None:
-            self._spent(f"search, {count} moves", along(self._dense, self.road, count))
-        cheap = [point for point in self.points if point.share <= share]
-        return min(cheap, key=lambda point: (point.values["kl"], point.share), default=None)
+        while count is not None and self._left:
+            made = self._spent(f"search, {count} moves", along(self._dense, self.road, count))
+            if made.of(self._cost) <= share:
+                break
+            further = self._count(share - self._unplanned(made))
+            count = None if further is None or count == len(self.road) else max(further, count + 1)
+        cheap = [point for point in self.points if point.of(self._cost) <= share]
+        return min(cheap, key=lambda point: (point.values["kl"], point.of(self._cost)), default=None)
 
     def least(self) -> float:
-        """The share of operations that the cheapest configuration costs."""
-        return self._share(along(self._dense, self.road, len(self.road)))
+        """The share of the cost that the cheapest configuration has, as far as is known."""
+        planned = self._share(along(self._dense, self.road, len(self.road)))
+        return planned + max((self._unplanned(point) for point in self.points), default=0.0)
 
     def point(self, name: str, choice: Mapping[str, str]) -> Point:
         """Measure a configuration, or give what was measured of it."""
@@ -86,7 +110,9 @@ class Tuner:
         if known is not None:
             return known
         estimate = sum(self._losses[group][form] for group, form in choice.items())
-        made = Point(name, choice, self._share(choice), estimate, dict(self._measure(choice)))
+        measured = self._measure(choice)
+        share = self._groups.share(choice)
+        made = Point(name, choice, share, estimate, dict(measured.values), packed=measured.packed)
         self.points.append(made)
         return made
 
@@ -96,8 +122,12 @@ class Tuner:
         self._left -= len(self.points) - known
         return point
 
+    def _unplanned(self, point: Point) -> float:
+        """The share that no plan has: packed bytes of scales and of nodes that passes write; no operations."""
+        return point.of(self._cost) - self._share(point.choice)
+
     def _share(self, choice: Mapping[str, str]) -> float:
-        return self._groups.share(settled(self._groups, choice))
+        return self._groups.share(settled(self._groups, choice), self._cost)
 
     def _count(self, share: float) -> int | None:
         """The fewest moves that lead to this share; None: the road does not."""

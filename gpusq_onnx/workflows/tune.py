@@ -30,18 +30,18 @@ from gpusq_onnx.pipeline import manager, recipe
 from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER, Schedule
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report.tuning import Goal, Look, Point
+from gpusq_onnx.report.tuning import COSTS, Goal, Look, Point
 from gpusq_onnx.runtime.compare.outputs import compare
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.tasks.classification import Classification
 from gpusq_onnx.tasks.kinds import image_shape
-from gpusq_onnx.tuning.budget import Budget, parse_budget, parse_share, values_of
+from gpusq_onnx.tuning.budget import Budget, parse_budget, parse_share, parse_size, values_of
 from gpusq_onnx.tuning.configuration import pipeline_of
 from gpusq_onnx.tuning.divergence import Divergence
 from gpusq_onnx.tuning.groups import Groups, find_groups
 from gpusq_onnx.tuning.reasons import layers
 from gpusq_onnx.tuning.report import Tuning
-from gpusq_onnx.tuning.rounds import Tuner
+from gpusq_onnx.tuning.rounds import Measured, Tuner
 from gpusq_onnx.tuning.sensitivity import by_group
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.treatments import DENSE, offered
@@ -62,6 +62,7 @@ def tune(
     data_options: AnyOptions = None,
     budget: str | None = None,
     at_most: str | None = None,
+    packed_size: str | None = None,
     output: str | os.PathLike[str] | None = None,
     target: str | None = None,
     forms: Sequence[str] = (),
@@ -79,6 +80,7 @@ def tune(
         data, data_options: see `workflows.samples`; labels only where the budget is about them.
         budget: "agreement>=0.97", "kl<=0.01", "top1-drop<=1", ...: the cheapest configuration that meets it.
         at_most: "40%" of the dense bit operations: the configuration nearest to the dense model at that cost.
+        packed_size: "8MB", or "40%" of the dense model's packed bytes (`graph.cost`): the nearest in that size.
         output: the recipe to write, where one is found; None: it is in the result alone.
         target, forms, images, exact, cache: see `workflows.sensitivity`.
         measurements: configurations that are made and measured, beside the uniform ones.
@@ -89,20 +91,22 @@ def tune(
         written.
 
     Raises:
-        UsageError: both or none of `budget` and `at_most`, one that cannot be read or that this model or data cannot
-            answer, no data, or too few samples to divide.
+        UsageError: none or several of `budget`, `at_most` and `packed_size`, one that cannot be read or that this model
+            or data cannot answer, no data, or too few samples to divide.
         UnsupportedModelError, UnsupportedDataError, NothingMatched: as `compress`.
     """
-    if (budget is None) == (at_most is None):
+    goals = [goal for goal in (budget, at_most, packed_size) if goal is not None]
+    if len(goals) != 1:
         raise UsageError(
-            "one of --budget and --at-most says what to choose for",
-            found="none" if budget is None else "both",
-            hint="e.g. --budget 'agreement>=0.97', or --at-most 40%",
+            "one of --budget, --at-most and --packed-size says what to choose for",
+            found=" and ".join(goals) or "none",
+            hint="e.g. --budget 'agreement>=0.97', --at-most 40%, or --packed-size 8MB",
         )
     if output is not None:
         require_place(Path(output), "the recipe")
     wanted = None if budget is None else parse_budget(budget)
     share = None if at_most is None else parse_share(at_most)
+    goal = Goal(budget, at_most, measurements, None if output is None else os.fspath(output), packed_size=packed_size)
     treatments = offered(target, forms)
     with as_file(model) as path, blaming(path), samples.opened(model, data, data_options, seed) as options:
         subject = Subject.of(path, options)
@@ -111,6 +115,8 @@ def tune(
         if wanted is not None:
             _require_truth(wanted, held)
         groups = find_groups(subject.model, subject.structure, treatments)
+        if packed_size is not None:
+            share = parse_size(packed_size, groups.packed)
         bench = _Bench(subject, groups, held, count, target)
         inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache)
         found = inquiry.kept()
@@ -119,24 +125,24 @@ def tune(
         schedule = Schedule(progress, works, subject.rate)
         schedule.announce(len(subject.source), len(subject.source))
         schedule.start("checking the dense model")
-        values = bench.values({group.name: DENSE for group in groups.groups})
+        values = bench.measured({group.name: DENSE for group in groups.groups}).values
         if wanted is not None and wanted.metric.name not in values:
             raise UsageError(f"{wanted.metric.name} needs {wanted.metric.needs}", where="--budget", found=str(wanted))
         found = found or inquiry.measure(schedule)
         losses = by_group(found)
 
-        def measure(choice: Mapping[str, str]) -> Mapping[str, float]:
-            values = bench.values(choice)
+        def measure(choice: Mapping[str, str]) -> Measured:
+            made = bench.measured(choice)
             schedule.advance()
-            return values
+            return made
 
         schedule.step(1)
         schedule.start("measuring configurations", tries, tries * bench.work)
-        tuner = Tuner(groups, losses, measure, measurements)
+        tuner = Tuner(groups, losses, measure, measurements, goal.cost)
         tuner.uniform(treatments)
         chosen = tuner.under(wanted) if wanted is not None else tuner.at_most(share or 1.0)
         schedule.finish()
-    asked = str(wanted) if wanted is not None else f"at most {share:.4%} of the dense bit operations"
+    asked = str(wanted) if wanted is not None else f"at most {share:.4%} of the dense {COSTS[goal.cost]}"
     pipeline = None if chosen is None else pipeline_of(subject, groups, chosen.choice)
     tuning = Tuning(
         report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact)),
@@ -144,12 +150,12 @@ def tune(
         chosen,
         "" if pipeline is None else str(pipeline),
         "" if pipeline is None else first_line(f"tune, {asked}") + recipe.dumps(pipeline),
-        () if chosen is None else tuple(layers(groups, losses, chosen.choice)),
+        () if chosen is None else tuple(layers(groups, losses, chosen.choice, goal.cost)),
         tuple(tuner.points),
         count,
         len(held),
-        "" if chosen is not None else _failure(wanted, tuner),
-        Goal(budget, at_most, measurements, None if output is None else os.fspath(output)),
+        "" if chosen is not None else _failure(wanted, tuner, goal),
+        goal,
     )
     if output is not None and chosen is not None:
         if results is not None:
@@ -173,16 +179,17 @@ class _Bench:
         """What one choice costs at most, in runs of one image: to prune, to calibrate, and both models to compare."""
         return (self._options.calibrate or 0) * (SECOND_ORDER + CALIBRATING) + 2 * len(self._held)
 
-    def values(self, choice: Mapping[str, str]) -> dict[str, float]:
-        """The metrics of a choice, by name."""
+    def measured(self, choice: Mapping[str, str]) -> Measured:
+        """A choice, made and compared."""
         pipeline = pipeline_of(self._subject, self._groups, choice)
         with Scratch() as folder:
             path = folder / "tuned.onnx"
             if len(pipeline.steps) == len(self._subject.first):
-                return self._compared(self._subject.path)
+                return Measured(self._compared(self._subject.path), 1.0)
             options = RunOptions(self._options, target=self._target)
-            manager.run(self._subject.path, path, pipeline, options, reproducible=False)
-            return self._compared(path)
+            outcome = manager.run(self._subject.path, path, pipeline, options, reproducible=False)
+            packed = outcome.after.total["packed_bytes"] / outcome.before.total["packed_bytes"]
+            return Measured(self._compared(path), packed)
 
     def _compared(self, path: Path) -> dict[str, float]:
         divergence, left = Divergence(self._image), [len(self._held)]
@@ -218,9 +225,9 @@ def _require_truth(budget: Budget, source: Source) -> None:
         )
 
 
-def _failure(budget: Budget | None, tuner: Tuner) -> str:
+def _failure(budget: Budget | None, tuner: Tuner, goal: Goal) -> str:
     if budget is None:
-        return f"the cheapest configuration costs {tuner.least():.1%} of the dense bit operations"
+        return f"the cheapest configuration costs {tuner.least():.1%} of the dense {COSTS[goal.cost]}"
     return f"none of the {len(tuner.points)} configurations measured: {_best(budget, tuner.points)}"
 
 

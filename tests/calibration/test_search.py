@@ -1,6 +1,7 @@
 """The convex road against all choices of small knapsacks, and the search that measures along it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from gpusq_onnx.report.tuning import Group
 from gpusq_onnx.tuning.budget import parse_budget
 from gpusq_onnx.tuning.groups import Groups
-from gpusq_onnx.tuning.rounds import Tuner
+from gpusq_onnx.tuning.rounds import Measured, Tuner
 from gpusq_onnx.tuning.search import along, hull, moves
 from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS, offered
 
@@ -55,7 +56,11 @@ def layered(count: int) -> tuple[Groups, dict[str, dict[str, float]]]:
 
 def tuner(most: int) -> Tuner:
     groups, losses = layered(6)
-    return Tuner(groups, losses, lambda choice: {"kl": sum(losses[g][form] for g, form in choice.items())}, most)
+
+    def measure(choice: dict[str, str]) -> Measured:
+        return Measured({"kl": sum(losses[g][form] for g, form in choice.items())}, 1.0)
+
+    return Tuner(groups, losses, measure, most)
 
 
 def test_the_cheapest_that_meets_the_budget_and_no_uniform_choice_is_cheaper():
@@ -85,6 +90,24 @@ def test_the_best_at_a_cost_and_a_cost_that_nothing_has():
     assert found is not None and found.share <= 0.05
     assert all(found.values["kl"] <= point.values["kl"] for point in search.points if point.share <= 0.05)
     assert search.at_most(0.01) is None
+
+
+def test_a_size_counts_as_it_was_made_and_not_as_planned():
+    """Scales take bytes that no plan has: here as many as a fourteenth of the dense model."""
+    packed = {DENSE: 32.0, "2:4": 17.0, "int8": 8.0, "2:4 int8": 5.0}
+    groups, losses = layered(6)
+    every = tuple(replace(group, packed=packed) for group in groups.groups)
+    groups = Groups(every, groups.total, {}, {}, packed=32.0 * len(every))
+
+    def measure(choice: Mapping[str, str]) -> Measured:
+        kl = sum(losses[g][form] for g, form in choice.items())
+        return Measured({"kl": kl}, groups.share(choice, "packed") + 1 / 14)
+
+    search = Tuner(groups, losses, measure, 9, "packed")
+    found = search.at_most(0.5)
+    assert found is not None and found.packed is not None and found.packed <= 0.5
+    assert [point.packed is not None and point.packed > 0.5 for point in search.points] == [True, False]
+    assert search.at_most(0.1) is None
 
 
 def test_no_more_is_measured_than_was_allowed():

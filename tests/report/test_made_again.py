@@ -181,6 +181,8 @@ def test_an_analysis_and_a_share_come_back(given: Mapping[str, Any]) -> None:
     assert isinstance(document, TuningDocument)
     found = parsed(commands.of_sensitivity(replace(document, goal=Goal(None, "40%", 8, None))), given)
     assert (found["budget"], found["at_most"], found["output"]) == (None, "40%", None)
+    sized = replace(document, goal=Goal(None, None, 8, None, packed_size="8MB"))
+    assert parsed(commands.of_sensitivity(sized), given)["packed_size"] == "8MB"
 
 
 def test_the_page_of_a_look_has_its_command_and_that_of_an_earlier_build_none() -> None:

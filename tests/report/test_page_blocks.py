@@ -157,7 +157,7 @@ def test_sensitivity_and_the_pareto_curve() -> None:
     sections = list(of_tune(tuned()))
     found = read(render("tuned", sections))
     assert [section.title for section in sections] == ["Choice", "Sensitivity"]
-    assert ["uniform int8", "20.0%", "1.00e-02", "0.01", "chosen"] in found.rows
+    assert ["uniform int8", "20.0%", "-", "1.00e-02", "0.01", "chosen"] in found.rows
     assert ["b", "50.0%", "~2.00e-03"] in found.rows and [EVIL, "50.0%", "1.00e-03"] in found.rows
     assert found.tags.count("script") == 1 and found.tags.count("svg") == 2
 

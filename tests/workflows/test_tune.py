@@ -39,7 +39,8 @@ def test_groups_are_what_reads_one_tensor_and_each_attention_core(subject: Subje
     assert sorted(groups.outside) == ["head.weight", "patch_embed.weight"]
     fc1 = groups.groups[3].operations
     assert fc1["2:4"] == fc1["dense"] / 2 and fc1["int8"] == fc1["dense"] / 16 and fc1["2:4 int8"] == fc1["int8"] / 2
-    total = sum(group.operations["dense"] for group in groups.groups) + sum(groups.outside.values())
+    total = sum(group.operations["dense"] for group in groups.groups)
+    total += sum(own.bit_operations for own in groups.outside.values())
     assert total == pytest.approx(groups.total)
 
 
@@ -92,6 +93,22 @@ def test_the_recipe_gives_the_model_that_was_measured(tuned: tuple[Tuning, Path]
     assert total / groups.total == pytest.approx(found.chosen.share)
 
 
+@pytest.mark.long
+def test_a_size_is_kept_by_the_file_that_the_recipe_makes(tmp_path: Path):
+    options = {"data": TRAIN, "data_options": FEW, "measurements": 3, **LOOK}
+    found = gpusq_onnx.tune(MODEL, packed_size="30%", output=tmp_path / "recipe.toml", **options)
+    assert found.chosen is not None and found.chosen.packed is not None and found.chosen.packed <= 0.3
+    assert {found.chosen.choice[g.name] for g in found.sensitivity.groups.groups if g.attention is not None} == {
+        "dense"
+    }
+    made = gpusq_onnx.compress(
+        MODEL, tmp_path / "recipe.toml", data=TRAIN, data_options=FEW, output=tmp_path / "m.onnx"
+    )
+    before, after = (made.report[side]["total"]["packed_bytes"] for side in ("before", "after"))
+    assert after / before == found.chosen.packed
+    assert "30.0000% of the dense packed bytes: met" in str(found) and "of the bytes" in str(found)
+
+
 def test_four_bits_and_eight_in_one_recipe(subject: Subject):
     from gpusq_onnx.tuning.configuration import pipeline_of
 
@@ -128,8 +145,9 @@ def test_a_budget_that_is_missed_writes_nothing(tmp_path: Path):
         ({"budget": "ap-drop<=1"}, "--annotations"),
         ({"at_most": "140%"}, "out of range"),
         ({"at_most": "0.4"}, "such as 40%"),
-        ({}, "one of --budget and --at-most"),
-        ({"at_most": "40%", "budget": "kl<=1"}, "both"),
+        ({}, "one of --budget, --at-most and --packed-size"),
+        ({"at_most": "40%", "budget": "kl<=1"}, "kl<=1 and 40%"),
+        ({"packed_size": "8 apples"}, "a size such as 8MB"),
         ({"at_most": "40%", "forms": ["int9"]}, "no form 'int9'"),
         ({"at_most": "40%", "forms": ["2:4"], "target": "cpu"}, "on cpu"),
         ({"at_most": "40%", "data_options": {"samples": 4, "calibrate": 4}}, "no samples are left"),

@@ -13,7 +13,7 @@ from gpusq_onnx.report.page import commands
 from gpusq_onnx.report.page.blocks import Block, Card, Cards, Command, FactList, Note, Section, number
 from gpusq_onnx.report.preparation import line
 from gpusq_onnx.report.run import both_totals
-from gpusq_onnx.report.tuning import SensitivityDocument, TuningDocument
+from gpusq_onnx.report.tuning import COSTS, SensitivityDocument, TuningDocument
 
 Report = Outcome | CheckResult | Benchmark | EngineDocument | SensitivityDocument
 """What a verb reported."""
@@ -122,7 +122,8 @@ def _chosen(reports: Sequence[Report]) -> Iterator[Card]:
     for report in reports:
         if isinstance(report, TuningDocument) and (chosen := report.chosen):
             values = ", ".join(f"{name} {value:.4g}" for name, value in chosen.values.items())
-            yield Card("chosen", f"{chosen.share:.1%}", f"of the bit operations, {chosen.name}: {values}")
+            cost = report.cost
+            yield Card("chosen", f"{chosen.of(cost):.1%}", f"of the {COSTS[cost]}, {chosen.name}: {values}")
 
 
 def _engine(reports: Sequence[Report]) -> Iterator[Card]:

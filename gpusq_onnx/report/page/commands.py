@@ -54,7 +54,8 @@ def of_sensitivity(document: SensitivityDocument) -> str:
     exact = len(document.sensitivity.losses) if look.exact is None else look.exact
     words += ["--images", str(look.images), "--exact", str(exact)]
     if goal is not None:
-        words += ["--budget", goal.budget] if goal.budget is not None else ["--at-most", goal.at_most or ""]
+        given = {"--budget": goal.budget, "--at-most": goal.at_most, "--packed-size": goal.packed_size}
+        words += [word for option, value in given.items() if value is not None for word in (option, value)]
         words += ["--measurements", str(goal.measurements)]
         words += ["--analysis-only"] if goal.recipe is None else ["-o", goal.recipe]
     return join([*words, document.model.path])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from gpusq_onnx.report.tuning import JudgedPoint
+from gpusq_onnx.report.tuning import COSTS, Cost, JudgedPoint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,22 +165,22 @@ def histograms(panels: Sequence[HistogramBars], salt: str) -> str:
     return _drawn(_WIDE, 0.2 + 1.15 * rows, draw, salt)
 
 
-def pareto(points: Sequence[JudgedPoint], chosen: str) -> str:
-    """Divergence over the share of bit operations; those that no other beats are joined, the chosen one is marked."""
+def pareto(points: Sequence[JudgedPoint], chosen: str, cost: Cost) -> str:
+    """Divergence over the share of what is saved; those that no other beats are joined, the chosen one is marked."""
 
     def draw(figure: Figure) -> None:
         axes: Any = figure.subplots()
-        best = sorted((point.share, point.values["kl"]) for point in points if point.pareto)
+        best = sorted((point.of(cost), point.values["kl"]) for point in points if point.pareto)
         axes.plot(*zip(*best, strict=True), "-", color=_BEFORE, zorder=1)
         for point in points:
-            place = point.share, point.values["kl"]
+            place = point.of(cost), point.values["kl"]
             marked = point.name == chosen
             axes.plot(*place, "o", color=_MARK if marked else _AFTER, markersize=7 if marked else 5)
             if marked or not point.name.startswith("search"):
                 axes.annotate(_cut(point.name), place, xytext=(5, 4), textcoords="offset points", fontsize=7)
         if min(kl for _, kl in best) > 0:
             axes.set_yscale("log")
-        axes.set_xlabel("share of the dense bit operations")
+        axes.set_xlabel(f"share of the dense {COSTS[cost]}")
         axes.set_ylabel("KL divergence")
         axes.grid(alpha=0.3)
         axes.margins(x=0.12)
