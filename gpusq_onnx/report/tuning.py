@@ -102,11 +102,8 @@ class Point:
     packed: float | None = field(default=None, kw_only=True)
 
     def of(self, cost: Cost) -> float:
-        """Its share of the dense model's cost."""
-        if cost == "operations":
-            return self.share
-        assert self.packed is not None, "a point of a search"
-        return self.packed
+        """Its share of the dense model's cost; of its operations, where the report is of an earlier build."""
+        return self.share if cost == "operations" or self.packed is None else self.packed
 
     @property
     def shares(self) -> tuple[str, str]:

@@ -105,16 +105,29 @@ def parse_budget(text: str) -> Budget:
     return Budget(metric, bound)
 
 
-def parse_size(text: str, whole: float) -> float:
-    """Read `8MB` as its share of `whole` bytes, at most 1, and `40%` as 0.4. Raises UsageError as `parse_share`.
+@dataclass(frozen=True)
+class Size:
+    """Bytes, or a share of those of the dense model; one of both."""
 
-    >>> parse_size("8MB", 32e6), parse_size("40%", 32e6)
+    bytes: float | None
+    share: float | None
+
+    def of(self, whole: float) -> float:
+        """The share of `whole` bytes, at most 1."""
+        return self.share if self.share is not None else min(1.0, (self.bytes or 0.0) / whole)
+
+
+def parse_size(text: str) -> Size:
+    """Read `8MB` or `40%`. Raises UsageError for anything else, and for no bytes.
+
+    >>> parse_size("8MB").of(32e6), parse_size("40%").of(32e6)
     (0.25, 0.4)
     """
     match = _SIZE.fullmatch(text)
-    if match is None:
-        return parse_share(text, "--packed-size", "a size such as 8MB, or a percentage of the dense one such as 40%")
-    return min(1.0, float(match[1]) * _UNITS[match[2].upper()] / whole)
+    if match is None or not float(match[1]):
+        expected = "a size above 0 such as 8MB, or a percentage of the dense one such as 40%"
+        return Size(None, parse_share(text, "--packed-size", expected))
+    return Size(float(match[1]) * _UNITS[match[2].upper()], None)
 
 
 def parse_share(

@@ -215,7 +215,8 @@ class Tuning:
         else:
             parts.append(Answer(f"{self.asked}: met"))
             operations, packed = self.chosen.shares
-            shares = f"{operations} of the dense bit operations, {packed} of the packed bytes"
+            size = (self.chosen.packed or 1.0) * self.sensitivity.groups.packed
+            shares = f"{operations} of the dense bit operations, {packed} of the packed bytes: {size:,.0f}"
             parts.append(Item(f"chosen: {self.chosen.name}, {shares}"))
             parts += map(Item, self._said(self.chosen.values))
             parts.append(Item(f"passes: {self.pipeline}"))

@@ -106,6 +106,7 @@ def tune(
         require_place(Path(output), "the recipe")
     wanted = None if budget is None else parse_budget(budget)
     share = None if at_most is None else parse_share(at_most)
+    size = None if packed_size is None else parse_size(packed_size)
     goal = Goal(budget, at_most, measurements, None if output is None else os.fspath(output), packed_size=packed_size)
     treatments = offered(target, forms)
     with as_file(model) as path, blaming(path), samples.opened(model, data, data_options, seed) as options:
@@ -115,8 +116,8 @@ def tune(
         if wanted is not None:
             _require_truth(wanted, held)
         groups = find_groups(subject.model, subject.structure, treatments)
-        if packed_size is not None:
-            share = parse_size(packed_size, groups.packed)
+        if size is not None:
+            share = size.of(groups.packed)
         bench = _Bench(subject, groups, held, count, target)
         inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache)
         found = inquiry.kept()
@@ -142,7 +143,9 @@ def tune(
         tuner.uniform(treatments)
         chosen = tuner.under(wanted) if wanted is not None else tuner.at_most(share or 1.0)
         schedule.finish()
-    asked = str(wanted) if wanted is not None else f"at most {share:.4%} of the dense {COSTS[goal.cost]}"
+    within = f"{share:.4%} of the dense {COSTS[goal.cost]}"
+    within = f"{packed_size}, {within}" if size is not None and size.bytes is not None else within
+    asked = str(wanted) if wanted is not None else f"at most {within}"
     pipeline = None if chosen is None else pipeline_of(subject, groups, chosen.choice)
     tuning = Tuning(
         report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact)),
@@ -188,8 +191,7 @@ class _Bench:
                 return Measured(self._compared(self._subject.path), 1.0)
             options = RunOptions(self._options, target=self._target)
             outcome = manager.run(self._subject.path, path, pipeline, options, reproducible=False)
-            packed = outcome.after.total["packed_bytes"] / outcome.before.total["packed_bytes"]
-            return Measured(self._compared(path), packed)
+            return Measured(self._compared(path), outcome.after.total["packed_bytes"] / self._groups.packed)
 
     def _compared(self, path: Path) -> dict[str, float]:
         divergence, left = Divergence(self._image), [len(self._held)]
