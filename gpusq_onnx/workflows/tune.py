@@ -143,9 +143,11 @@ def tune(
         tuner.uniform(treatments)
         chosen = tuner.under(wanted) if wanted is not None else tuner.at_most(share or 1.0)
         schedule.finish()
-    within = f"{share:.4%} of the dense {COSTS[goal.cost]}"
-    within = f"{packed_size}, {within}" if size is not None and size.bytes is not None else within
-    asked = str(wanted) if wanted is not None else f"at most {within}"
+    if wanted is not None:
+        asked = str(wanted)
+    else:
+        given = f"{packed_size}, " if size is not None and size.bytes is not None else ""
+        asked = f"at most {given}{share:.4%} of the dense {COSTS[goal.cost]}"
     pipeline = None if chosen is None else pipeline_of(subject, groups, chosen.choice)
     tuning = Tuning(
         report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact)),
