@@ -109,10 +109,10 @@ class Prune(Pass[PruneOptions]):
             "pruning them would change their scales",
             hint="prune the float model first: --passes prune24,qdq-int8",
         )
-        if self.options.rows == "fisher" and self.options.method != "magnitude":
-            answers(model)
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
+        if self.options.rows == "fisher" and self._method(given.data) == "sparsegpt":
+            answers(model)
         selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
         rows = [self._row(site, selector, given.data) for site in structure.sites] + leftover_rows(structure)

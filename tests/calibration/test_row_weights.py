@@ -17,6 +17,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import find_sites
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.passes.prune import Prune24
+from gpusq_onnx.pipeline.base import PlanContext
 
 pytest.importorskip("torch")
 TOKENS, IMAGES = 3, 6
@@ -67,7 +68,12 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"rows": "fisher"}, {"rows": "fisher", "method": "sparsegpt"}])
 def test_and_that_before_anything_has_run(options: dict[str, object], tmp_path: Path) -> None:
     model, _ = first_token(tmp_path, "n", pooled=False)
-    structure = analyse(model)
+    structure, data = analyse(model), PlanContext(data=True)
     with pytest.raises(UnsupportedModelError, match="this is none"):
-        Prune24(Prune24.Options(**options)).requires(model, structure)
-    Prune24(Prune24.Options(rows="auto")).requires(model, structure)
+        Prune24(Prune24.Options(**options)).plan(model, structure, data)
+    assert Prune24(Prune24.Options(rows="auto", smallest=1)).plan(model, structure, data)
+
+
+def test_magnitude_asks_for_no_classifier(tmp_path: Path) -> None:
+    model, _ = first_token(tmp_path, "n", pooled=False)
+    assert Prune24(Prune24.Options(rows="fisher", smallest=1)).plan(model, analyse(model), PlanContext())
