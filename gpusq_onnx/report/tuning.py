@@ -237,3 +237,24 @@ class TuningDocument(SensitivityDocument):
     def cost(self) -> Cost:
         """What was saved."""
         return self.goal.cost if self.goal else "operations"
+
+    def configurations(self) -> tuple[list[str], list[list[str]]]:
+        """Everything that was measured as a table, dearest first: its header and its rows."""
+        metrics = list(self.points[0].values) if self.points else []
+        chosen = self.chosen.name if self.chosen else ""
+        rows = [
+            [
+                point.name,
+                *point.shares,
+                f"{point.estimate:.2e}",
+                *(f"{point.values[metric]:.4g}" for metric in metrics),
+                "chosen" if point.name == chosen else "Pareto" if point.pareto else "",
+            ]
+            for point in sorted(self.points, key=lambda point: -point.of(self.cost))
+        ]
+        return ["configuration", "operations", "packed", "sum of losses", *metrics, ""], rows
+
+    def reasons(self) -> tuple[list[str], list[list[str]]]:
+        """What each group of layers gets as a table: its header and its rows."""
+        rows = [[layer.name, layer.form, f"{layer.share:.2%}", layer.reason] for layer in self.layers]
+        return ["layers", "form", self.cost, "why"], rows

@@ -106,34 +106,46 @@ def parse_budget(text: str) -> Budget:
 
 
 @dataclass(frozen=True)
-class Size:
-    """Bytes, or a share of those of the dense model; one of both."""
+class Limit:
+    """The most that a configuration may cost.
 
-    bytes: float | None
-    share: float | None
+    Attributes:
+        amount: a share of what the dense model costs, or bytes.
+        given: bytes as they were written; "" where the amount is a share.
+    """
 
-    def of(self, whole: float) -> float:
-        """The share of `whole` bytes, at most 1."""
-        return self.share if self.share is not None else min(1.0, (self.bytes or 0.0) / whole)
+    amount: float
+    given: str = ""
+
+    def share(self, whole: float) -> float:
+        """The share of `whole`, which the dense model costs; at most 1."""
+        return min(1.0, self.amount / whole) if self.given else self.amount
+
+    def said(self, whole: float) -> str:
+        """In words."""
+        return f"{self.given}, {self.share(whole):.4%}" if self.given else f"{self.share(whole):.4%}"
 
 
-def parse_size(text: str) -> Size:
+def parse_at_most(text: str) -> Limit:
+    """Read `40%`. Raises UsageError for anything else, and for a share out of range."""
+    return Limit(_share(text, "--at-most", "a percentage above 0% and up to 100%, such as 40%"))
+
+
+def parse_packed_size(text: str) -> Limit:
     """Read `8MB` or `40%`. Raises UsageError for anything else, and for no bytes.
 
-    >>> parse_size("8MB").of(32e6), parse_size("40%").of(32e6)
-    (0.25, 0.4)
+    >>> parse_packed_size("8MB").said(32e6), parse_packed_size("40%").said(32e6)
+    ('8MB, 25.0000%', '40.0000%')
     """
     match = _SIZE.fullmatch(text)
-    if match is None or not float(match[1]):
-        expected = "a size above 0 such as 8MB, or a percentage of the dense one such as 40%"
-        return Size(None, parse_share(text, "--packed-size", expected))
-    return Size(float(match[1]) * _UNITS[match[2].upper()], None)
+    if match is not None and float(match[1]):
+        return Limit(float(match[1]) * _UNITS[match[2].upper()], text)
+    return Limit(
+        _share(text, "--packed-size", "a size above 0 such as 8MB, or a percentage of the dense one such as 40%")
+    )
 
 
-def parse_share(
-    text: str, option: str = "--at-most", expected: str = "a percentage above 0% and up to 100%, such as 40%"
-) -> float:
-    """Read `40%` as 0.4. Raises UsageError for anything else, and for a share out of range."""
+def _share(text: str, option: str, expected: str) -> float:
     match = _SHARE.fullmatch(text)
     try:
         share = float(match[1]) / 100 if match else float("nan")

@@ -13,7 +13,6 @@ from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.report.preparation import given_words, line
 from gpusq_onnx.report.sheet import Answer, Commands, Grid, Heading, Item, Part, markdown
 from gpusq_onnx.report.tuning import (
-    Cost,
     Goal,
     Group,
     JudgedPoint,
@@ -160,8 +159,8 @@ class Tuning:
     points: tuple[Point, ...]
     calibrated: int
     measured: int
-    failure: str = ""
-    goal: Goal | None = None
+    failure: str
+    goal: Goal
 
     @property
     def document(self) -> TuningDocument:
@@ -187,14 +186,9 @@ class Tuning:
         return self.document.to_dict()
 
     @property
-    def cost(self) -> Cost:
-        """What was saved."""
-        return self.goal.cost if self.goal else "operations"
-
-    @property
     def pareto(self) -> list[Point]:
         """The points that no other beats in both cost and divergence, cheapest first."""
-        ordered = sorted(self.points, key=lambda point: (point.of(self.cost), point.values["kl"]))
+        ordered = sorted(self.points, key=lambda point: (point.of(self.goal.cost), point.values["kl"]))
         kept: list[Point] = []
         for point in ordered:
             if not kept or point.values["kl"] < kept[-1].values["kl"]:
@@ -215,7 +209,7 @@ class Tuning:
         else:
             parts.append(Answer(f"{self.asked}: met"))
             operations, packed = self.chosen.shares
-            size = (self.chosen.packed or 1.0) * self.sensitivity.groups.packed
+            size = self.chosen.of("packed") * self.sensitivity.groups.packed
             shares = f"{operations} of the dense bit operations, {packed} of the packed bytes: {size:,.0f}"
             parts.append(Item(f"chosen: {self.chosen.name}, {shares}"))
             parts += map(Item, self._said(self.chosen.values))
@@ -223,9 +217,9 @@ class Tuning:
         parts.append(Item(f"calibrated with {self.calibrated} images, measured on {self.measured} others"))
         parts += map(Item, self.sensitivity.notes())
         parts += [Item(f"warning: {text}") for text in self.sensitivity.warnings]
-        parts += [Heading("Measured", 2), self._points()]
-        parts += [Heading("Layers", 2), self._layers() if full else self._forms()]
-        recipe = self.goal.recipe if self.goal else None
+        document, recipe = self.document, self.goal.recipe
+        parts += [Heading("Measured", 2), Grid(*document.configurations())]
+        parts += [Heading("Layers", 2), Grid(*document.reasons()) if full else self._forms()]
         return parts + ([Commands("next", [self._next(recipe)])] if recipe and self.chosen else [])
 
     def _next(self, recipe: str) -> str:
@@ -241,7 +235,7 @@ class Tuning:
         forms = dict.fromkeys(layer.form for layer in self.layers)
         of = {form: [layer for layer in self.layers if layer.form == form] for form in forms}
         rows = [[form, str(len(of[form])), f"{sum(layer.share for layer in of[form]):.1%}"] for form in forms]
-        return Grid(["form", "groups", self.cost], rows)
+        return Grid(["form", "groups", self.goal.cost], rows)
 
     def _said(self, values: Mapping[str, float]) -> list[str]:
         found = [f"{name} {value:.4g}" for name, value in values.items()]
@@ -250,21 +244,3 @@ class Tuning:
             error = sqrt(p * (1 - p) / max(1, self.measured))
             found.append(f"one standard error of the agreement on {self.measured} images: {error:.2g}")
         return found
-
-    def _points(self) -> Grid:
-        metrics = list(self.points[0].values) if self.points else []
-        rows = [
-            [
-                point.name,
-                *point.shares,
-                f"{point.estimate:.2e}",
-                *(f"{point.values[metric]:.4g}" for metric in metrics),
-                "chosen" if point is self.chosen else "Pareto" if point in self.pareto else "",
-            ]
-            for point in sorted(self.points, key=lambda point: -point.of(self.cost))
-        ]
-        return Grid(["configuration", "operations", "packed", "sum of losses", *metrics, ""], rows)
-
-    def _layers(self) -> Grid:
-        rows = [[layer.name, layer.form, f"{layer.share:.2%}", layer.reason] for layer in self.layers]
-        return Grid(["layers", "form", self.cost, "why"], rows)

@@ -35,7 +35,7 @@ from gpusq_onnx.runtime.compare.outputs import compare
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.tasks.classification import Classification
 from gpusq_onnx.tasks.kinds import image_shape
-from gpusq_onnx.tuning.budget import Budget, parse_budget, parse_share, parse_size, values_of
+from gpusq_onnx.tuning.budget import Budget, Limit, parse_at_most, parse_budget, parse_packed_size, values_of
 from gpusq_onnx.tuning.configuration import pipeline_of
 from gpusq_onnx.tuning.divergence import Divergence
 from gpusq_onnx.tuning.groups import Groups, find_groups
@@ -95,29 +95,19 @@ def tune(
             or data cannot answer, no data, or too few samples to divide.
         UnsupportedModelError, UnsupportedDataError, NothingMatched: as `compress`.
     """
-    goals = [goal for goal in (budget, at_most, packed_size) if goal is not None]
-    if len(goals) != 1:
-        raise UsageError(
-            "one of --budget, --at-most and --packed-size says what to choose for",
-            found=" and ".join(goals) or "none",
-            hint="e.g. --budget 'agreement>=0.97', --at-most 40%, or --packed-size 8MB",
-        )
+    aim = _aim(budget, at_most, packed_size)
     if output is not None:
         require_place(Path(output), "the recipe")
-    wanted = None if budget is None else parse_budget(budget)
-    share = None if at_most is None else parse_share(at_most)
-    size = None if packed_size is None else parse_size(packed_size)
     goal = Goal(budget, at_most, measurements, None if output is None else os.fspath(output), packed_size=packed_size)
     treatments = offered(target, forms)
     with as_file(model) as path, blaming(path), samples.opened(model, data, data_options, seed) as options:
         subject = Subject.of(path, options)
         count = subject.options.calibrate or max(1, min(_MOST_CALIBRATE, len(subject.source) // 2))
         calibration, held = split(subject.source, count)
-        if wanted is not None:
-            _require_truth(wanted, held)
+        if isinstance(aim, Budget):
+            _require_truth(aim, held)
         groups = find_groups(subject.model, subject.structure, treatments)
-        if size is not None:
-            share = size.of(groups.packed)
+        whole = groups.whole(goal.cost)
         bench = _Bench(subject, groups, held, count, target)
         inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache)
         found = inquiry.kept()
@@ -127,8 +117,8 @@ def tune(
         schedule.announce(len(subject.source), len(subject.source))
         schedule.start("checking the dense model")
         values = bench.measured({group.name: DENSE for group in groups.groups}).values
-        if wanted is not None and wanted.metric.name not in values:
-            raise UsageError(f"{wanted.metric.name} needs {wanted.metric.needs}", where="--budget", found=str(wanted))
+        if isinstance(aim, Budget) and aim.metric.name not in values:
+            raise UsageError(f"{aim.metric.name} needs {aim.metric.needs}", where="--budget", found=str(aim))
         found = found or inquiry.measure(schedule)
         losses = by_group(found)
 
@@ -141,13 +131,9 @@ def tune(
         schedule.start("measuring configurations", tries, tries * bench.work)
         tuner = Tuner(groups, losses, measure, measurements, goal.cost)
         tuner.uniform(treatments)
-        chosen = tuner.under(wanted) if wanted is not None else tuner.at_most(share or 1.0)
+        chosen = tuner.under(aim) if isinstance(aim, Budget) else tuner.at_most(aim.share(whole))
         schedule.finish()
-    if wanted is not None:
-        asked = str(wanted)
-    else:
-        given = f"{packed_size}, " if size is not None and size.bytes is not None else ""
-        asked = f"at most {given}{share:.4%} of the dense {COSTS[goal.cost]}"
+    asked = str(aim) if isinstance(aim, Budget) else f"at most {aim.said(whole)} of the dense {COSTS[goal.cost]}"
     pipeline = None if chosen is None else pipeline_of(subject, groups, chosen.choice)
     tuning = Tuning(
         report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact)),
@@ -159,7 +145,7 @@ def tune(
         tuple(tuner.points),
         count,
         len(held),
-        "" if chosen is not None else _failure(wanted, tuner, goal),
+        "" if chosen is not None else _failure(aim, tuner, goal),
         goal,
     )
     if output is not None and chosen is not None:
@@ -169,6 +155,19 @@ def tune(
             with staged() as own:
                 write_text(Path(output), tuning.recipe, own)
     return tuning
+
+
+def _aim(budget: str | None, at_most: str | None, packed_size: str | None) -> Budget | Limit:
+    """What is chosen for. Raises UsageError where it is not one thing, or cannot be read."""
+    given = [text for text in (budget, at_most, packed_size) if text is not None]
+    if len(given) != 1:
+        raise UsageError(
+            "one of --budget, --at-most and --packed-size says what to choose for",
+            found=" and ".join(given) or "none",
+            hint="e.g. --budget 'agreement>=0.97', --at-most 40%, or --packed-size 8MB",
+        )
+    parse = parse_budget if budget is not None else parse_at_most if at_most is not None else parse_packed_size
+    return parse(given[0])
 
 
 class _Bench:
@@ -229,10 +228,10 @@ def _require_truth(budget: Budget, source: Source) -> None:
         )
 
 
-def _failure(budget: Budget | None, tuner: Tuner, goal: Goal) -> str:
-    if budget is None:
+def _failure(aim: Budget | Limit, tuner: Tuner, goal: Goal) -> str:
+    if isinstance(aim, Limit):
         return f"the cheapest configuration costs {tuner.least():.1%} of the dense {COSTS[goal.cost]}"
-    return f"none of the {len(tuner.points)} configurations measured: {_best(budget, tuner.points)}"
+    return f"none of the {len(tuner.points)} configurations measured: {_best(aim, tuner.points)}"
 
 
 def _best(budget: Budget, points: Sequence[Point]) -> str:

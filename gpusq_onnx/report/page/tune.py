@@ -30,21 +30,9 @@ def _choice(document: TuningDocument) -> Iterator[Block]:
         return
     caption = "What was measured: red the chosen one, the line joins those that no other beats"
     yield Picture(pictures.pareto(points, name, document.cost), caption)
-    metrics = list(points[0].values)
-    header = ["configuration", "operations", "packed", "sum of losses", *metrics, ""]
-    cells = [
-        [
-            point.name,
-            *point.shares,
-            f"{point.estimate:.2e}",
-            *(f"{point.values[metric]:.4g}" for metric in metrics),
-            "chosen" if point.name == name else "Pareto" if point.pareto else "",
-        ]
-        for point in sorted(points, key=lambda point: -point.of(document.cost))
-    ]
+    header, cells = document.configurations()
     yield Table("Configurations", header, cells, range(1, len(header) - 1))
-    layers = [[layer.name, layer.form, f"{layer.share:.2%}", layer.reason] for layer in document.layers]
-    yield Table("What each group gets, and why", ["layers", "form", document.cost, "why"], layers, (2,), folded=True)
+    yield Table("What each group gets, and why", *document.reasons(), (2,), folded=True)
 
 
 def _sensitivity(document: SensitivityDocument) -> Iterator[Block]:
