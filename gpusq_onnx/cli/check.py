@@ -19,7 +19,7 @@ from gpusq_onnx.cli import several
 from gpusq_onnx.cli.options import (
     IN_REPORT,
     STDOUT,
-    DataArgs,
+    ComparedArgs,
     Json,
     Quiet,
     Report,
@@ -165,7 +165,7 @@ def check(
             show_default=False,
         ),
     ],
-    data: DataArgs,
+    data: ComparedArgs,
     truth: TruthArgs,
     look: LookArgs,
     gates: GateArgs,

@@ -273,5 +273,23 @@ class CalibrationArgs(DataArgs):
         _data("--calibrate", metavar="N", help="N prune and calibrate, all train. Default: 128."),
     ] = None
 
+    hold_out: Annotated[
+        int | None,
+        _data("--hold-out", metavar="N", help="N neither prune, calibrate nor train: check --hold-out N."),
+    ] = None
+
     def _more(self) -> dict[str, Any]:
-        return {"calibrate": self.calibrate}
+        return {"calibrate": self.calibrate, "hold_out": self.hold_out}
+
+
+@dataclass(frozen=True)
+class ComparedArgs(DataArgs):
+    """The same for `check`."""
+
+    hold_out: Annotated[
+        int | None,
+        _data("--hold-out", metavar="N", help="Of the samples, the N that apply --hold-out N held out."),
+    ] = None
+
+    def _more(self) -> dict[str, Any]:
+        return {"hold_out": self.hold_out}

@@ -6,7 +6,7 @@ Exit code 1 when the budget is missed: no recipe is written then, and a report o
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -28,6 +28,7 @@ from gpusq_onnx.errors import UsageError
 from gpusq_onnx.marks import in_first_line
 
 _look = partial(Option, rich_help_panel="How layers are looked at", show_default=False)
+_training = partial(Option, rich_help_panel="Training what is chosen", show_default=False)
 _goal = partial(Option, rich_help_panel="What to choose for", show_default=False)
 
 
@@ -86,12 +87,32 @@ class GoalArgs:
     ] = False
 
 
+@dataclass(frozen=True)
+class TrainingArgs:
+    """How what is chosen is trained; the names are those of `workflows.tune`."""
+
+    finetune: Annotated[
+        int | None, _training("--finetune", metavar="EPOCHS", min=1, help="Train what is chosen, and choose again.")
+    ] = None
+    finetune_steps: Annotated[
+        int | None, _training("--finetune-steps", metavar="N", min=1, help="The same for N steps.")
+    ] = None
+    rounds: Annotated[int | None, _training("--rounds", metavar="N", min=1, help="Of that, at most. Default: 3.")] = (
+        None
+    )
+
+    def options(self) -> dict[str, Any]:
+        """What was given, as the library takes it."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
 def tune(
     model: ModelPath,
     goal: GoalArgs,
     data: CalibrationArgs,
     truth: TruthArgs,
     look: SensitivityArgs,
+    training: TrainingArgs,
     output: Annotated[
         Path | None,
         Option(
@@ -127,6 +148,7 @@ def tune(
                 measurements=goal.measurements,
                 progress=progress,
                 results=results,
+                **training.options(),
                 **look.options(),  # type: ignore[arg-type]  # by name
             )
         for warning in found.sensitivity.warnings:

@@ -46,6 +46,9 @@ class DataOptions(BaseModel):
         ge=1,
         description="how many of these prune and calibrate; none: 128 where others train, else all of them",
     )
+    hold_out: int | None = Field(
+        None, ge=1, description="how many of the samples nothing prunes, calibrates or trains with; none: 0"
+    )
     preset: str | None = Field(None, description=f"values for the keys below that are not given: {', '.join(PRESETS)}")
     resize: int | None = Field(
         None, ge=1, le=LONGEST, description="shorter side before the crop, px; none: crop / crop_ratio"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,9 @@ class Subset(Source):
     def digest(self) -> str:
         return hashlib.sha256(f"{self._what} {self._source.digest()}".encode()).hexdigest()
 
+    def describe(self) -> dict[str, Any]:
+        return {**self._source.describe(), "samples": len(self)}
+
     @property
     def skipped(self) -> list[str]:
         return self._source.skipped
@@ -62,8 +66,11 @@ def at_most(source: Source, count: int) -> Source:
     return Subset(source, _spread(count, len(source)), f"{count} of {len(source)}")
 
 
-def split(source: Source, count: int) -> tuple[Source, Source]:
+def split(source: Source, count: int, option: str = "--calibrate") -> tuple[Source, Source]:
     """`at_most(source, count)`, and the samples that it leaves out.
+
+    Args:
+        option: where the count was given.
 
     Raises:
         UsageError: the source cannot be read by index, or nothing would be left.
@@ -72,14 +79,19 @@ def split(source: Source, count: int) -> tuple[Source, Source]:
         raise UsageError(f"{source.kind} data cannot be divided", where="--data", hint="save it as an .npz first")
     if len(source) <= count:
         raise UsageError(
-            "no samples are left to measure on",
-            where="--calibrate",
+            f"no samples are left {'to measure on' if option == '--calibrate' else 'to work with'}",
+            where=option,
             expected=f"fewer than the {len(source)} samples of the data",
             found=str(count),
         )
     taken = set(_spread(count, len(source)))
     rest = [index for index in range(len(source)) if index not in taken]
     return at_most(source, count), Subset(source, rest, f"all but {count} of {len(source)}")
+
+
+def held_out(source: Source, count: int) -> tuple[Source, Source]:
+    """`count` samples, evenly spread, that `hold_out` keeps from all passes, and the others. Raises as `split`."""
+    return split(source, count, "--hold-out")
 
 
 def halves(source: Source) -> tuple[Source, Source]:

@@ -19,7 +19,7 @@ from typing import Any
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Source
-from gpusq_onnx.data.subset import at_most
+from gpusq_onnx.data.subset import at_most, held_out
 from gpusq_onnx.errors import InvariantError, NothingMatched, SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import invariants, label
 from gpusq_onnx.graph.id_ranges import table_rows
@@ -71,7 +71,8 @@ class Run:
 
     Attributes:
         trials: runs files in a process of its own.
-        source: all samples that are used, of those `offered`; `calibration`: those for passes that do not train.
+        source: all samples that are used, of those `offered`, without those held out; `calibration`: those for passes
+            that do not train.
         sample: a batch of one, or of the fixed size, that the model is tried and its result proven with.
         trial: how the model that came in ran on it; None: not tried.
         folder: where learning passes keep checkpoints and logs, in a folder each; None: nowhere.
@@ -126,6 +127,8 @@ def begin(model: Model, passes: Sequence[Pass[Any]], options: RunOptions, trials
         )
     if data.path is not None or any(step.needs_data for step in passes):
         state.source, state.offered = _opened(data, model, all_of_it=bool(learning))
+        if data.hold_out is not None:
+            _, state.source = held_out(state.source, data.hold_out)
         state.calibration = state.source
         count = data.calibrate or (CALIBRATED if learning else None)
         if count is not None:
@@ -144,7 +147,8 @@ def _opened(data: DataOptions, model: Model, *, all_of_it: bool) -> tuple[Source
     rows = partial(table_rows, model)
     source = open_source(data, model.inputs(), rows)
     offered = len(source)
-    unsaid = data.path is not None and not (all_of_it or data.samples or data.calibrate)
+    said = data.samples or data.calibrate or data.hold_out
+    unsaid = data.path is not None and not (all_of_it or said)
     if unsaid and source.random_access and offered > CALIBRATED:
         source = open_source(data.model_copy(update={"samples": CALIBRATED}), model.inputs(), rows)
     return source, offered

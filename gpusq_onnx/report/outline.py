@@ -50,7 +50,9 @@ def of_run(outcome: Outcome, weights: Sequence[Weighed], width: int) -> list[str
     lines = folded(f"{outcome.input.path} -> {made}: {outcome.pipeline}", width)
     lines += ["", *folded(advice.verdict(weights, will=False), width)]
     if outcome.data:
-        lines += folded(f"{outcome.data['samples']} samples of {outcome.data['kind']}, seed {outcome.seed}", width)
+        held = (outcome.data.get("options") or {}).get("hold_out")
+        used = f"{outcome.data['samples']} samples of {outcome.data['kind']}" + (f", {held} held out" if held else "")
+        lines += folded(f"{used}, seed {outcome.seed}", width)
         lines += folded(prepared(outcome.data), width)
     lines += _steps(outcome.steps, width)
     lines += ["", *_totals(outcome), ""]
@@ -60,9 +62,16 @@ def of_run(outcome: Outcome, weights: Sequence[Weighed], width: int) -> list[str
         shown = f"{word}: onnxruntime's defaults {said[0]}, as written {said[1]}"
         cosines = [o.cosine for o in outcome.proof.outputs if o.cosine is not None]
         lines += folded(shown + (f"; lowest cosine of the two {min(cosines):.4g}" if cosines else ""), width)
-    model = outcome.input.path
-    path = ((outcome.data or {}).get("options") or {}).get("path")
-    return [*lines, "next, best with other images:", f"  gpusq-onnx check {_data(path)} {quote(model)} {quote(made)}"]
+    return [*lines, *_next_check(outcome, made)]
+
+
+def _next_check(outcome: Outcome, made: str) -> list[str]:
+    """The command that compares both: on what was held out, where something was."""
+    options, model = ((outcome.data or {}).get("options") or {}), outcome.input.path
+    if options.get("hold_out"):
+        return ["next, on what was held out:", f"  {commands.check_of_run(outcome)}"]
+    command = f"gpusq-onnx check {_data(options.get('path'))} {quote(model)} {quote(made)}"
+    return ["next, best with other images:", f"  {command}"]
 
 
 def _data(path: Path | str | None) -> str:

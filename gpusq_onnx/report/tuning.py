@@ -92,6 +92,7 @@ class Point:
         estimate: the sum of its groups' losses.
         values: what was measured, by metric: see `tuning.budget.METRICS`.
         packed: of the dense model's packed bytes, as it was made; None in reports of earlier builds.
+        trained: whether it was trained; `estimate` is of the losses that are expected then.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Point:
     estimate: float
     values: Mapping[str, float]
     packed: float | None = field(default=None, kw_only=True)
+    trained: bool = field(default=False, kw_only=True)
 
     def of(self, cost: Cost) -> float:
         """Its share of the dense model's cost; of its operations, where the report is of an earlier build."""
@@ -109,6 +111,21 @@ class Point:
     def shares(self) -> tuple[str, str]:
         """Both shares, for people."""
         return f"{self.share:.1%}", "-" if self.packed is None else f"{self.packed:.1%}"
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What training leaves of the divergence of `pruned` groups and of `others`, as factors."""
+
+    pruned: float
+    others: float
+
+    def of(self, *, pruned: bool) -> float:
+        """One of both."""
+        return self.pruned if pruned else self.others
+
+    def __str__(self) -> str:
+        return f"training left {self.pruned:.0%} of the loss of pruned groups, {self.others:.0%} of that of others"
 
 
 @dataclass(frozen=True)
@@ -166,13 +183,20 @@ class Look:
 
 @dataclass(frozen=True)
 class Goal:
-    """What was chosen for: arguments of `workflows.tune`; `recipe`: where it is written, None: nowhere."""
+    """What was chosen for: arguments of `workflows.tune`; `recipe`: where it is written, None: nowhere.
+
+    Attributes:
+        rounds: of training; 0: none.
+    """
 
     budget: str | None
     at_most: str | None
     measurements: int
     recipe: str | None
     packed_size: str | None = field(default=None, kw_only=True)
+    finetune: int | None = field(default=None, kw_only=True)
+    finetune_steps: int | None = field(default=None, kw_only=True)
+    rounds: int = field(default=0, kw_only=True)
 
     @property
     def cost(self) -> Cost:
@@ -220,6 +244,7 @@ class TuningDocument(SensitivityDocument):
         points: everything that was measured, in order.
         calibrated, measured: images that the passes calibrated with, and those that configurations were measured on.
         goal: as it was given; None in reports of earlier builds.
+        recovery: what training was found to leave; None: nothing was trained.
     """
 
     asked: str
@@ -232,6 +257,7 @@ class TuningDocument(SensitivityDocument):
     calibrated: int
     measured: int
     goal: Goal | None = field(default=None, kw_only=True)
+    recovery: Recovery | None = field(default=None, kw_only=True)
 
     @property
     def cost(self) -> Cost:

@@ -20,6 +20,7 @@ from gpusq_onnx.report.tuning import (
     ModelFile,
     Point,
     ReasonedLayer,
+    Recovery,
     Sensitivity,
     SensitivityDocument,
     SharedGroup,
@@ -148,6 +149,8 @@ class Tuning:
         calibrated, measured: images that the passes calibrated with, and those that configurations were measured on.
         failure: why the budget is missed; "" where it is met.
         goal: as it was given.
+        recovery: what training was found to leave; None: nothing was trained.
+        held_out: samples that nothing was trained with; None: all others were measured on.
     """
 
     sensitivity: SensitivityReport
@@ -161,6 +164,8 @@ class Tuning:
     measured: int
     failure: str
     goal: Goal
+    recovery: Recovery | None = None
+    held_out: int | None = None
 
     @property
     def document(self) -> TuningDocument:
@@ -178,6 +183,7 @@ class Tuning:
             calibrated=self.calibrated,
             measured=self.measured,
             goal=self.goal,
+            recovery=self.recovery,
         )
 
     @property
@@ -198,7 +204,7 @@ class Tuning:
     def require(self) -> None:
         """Raise GateFailed where the budget is missed."""
         if self.chosen is None:
-            hint = "a looser budget, more images to calibrate with, or training: apply --finetune"
+            hint = "a looser budget, more images to calibrate with, or training: --finetune EPOCHS"
             raise GateFailed("no configuration meets the budget", where=self.asked, found=self.failure, hint=hint)
 
     def sheet(self, *, full: bool = True) -> list[Part]:
@@ -215,6 +221,7 @@ class Tuning:
             parts += map(Item, self._said(self.chosen.values))
             parts.append(Item(f"passes: {self.pipeline}"))
         parts.append(Item(f"calibrated with {self.calibrated} images, measured on {self.measured} others"))
+        parts += [] if self.recovery is None else [Item(str(self.recovery))]
         parts += map(Item, self.sensitivity.notes())
         parts += [Item(f"warning: {text}") for text in self.sensitivity.warnings]
         document, recipe = self.document, self.goal.recipe
@@ -224,8 +231,8 @@ class Tuning:
 
     def _next(self, recipe: str) -> str:
         data = self.sensitivity.data
-        options, given = {**data["options"], "calibrate": self.calibrated}, [*data["given"], "calibrate"]
-        words = given_words({**data, "options": options, "given": given})
+        used = {"calibrate": self.calibrated} | ({} if self.held_out is None else {"hold_out": self.held_out})
+        words = given_words({**data, "options": data["options"] | used, "given": [*data["given"], *used]})
         return join(["gpusq-onnx", "apply", "--recipe", recipe, *words, self.sensitivity.model])
 
     def __str__(self) -> str:

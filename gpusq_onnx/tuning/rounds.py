@@ -18,7 +18,7 @@ from gpusq_onnx.report.tuning import Cost, Point
 from gpusq_onnx.tuning.budget import Budget
 from gpusq_onnx.tuning.configuration import settled, uniform
 from gpusq_onnx.tuning.groups import Groups
-from gpusq_onnx.tuning.search import along, moves
+from gpusq_onnx.tuning.search import Move, along, moves
 from gpusq_onnx.tuning.treatments import DENSE, Treatment
 
 
@@ -30,7 +30,8 @@ class Measured:
     packed: float
 
 
-Measure = Callable[[Mapping[str, str]], Measured]
+Measure = Callable[[Mapping[str, str], bool], Measured]
+"""Of a settled choice, trained or not."""
 
 
 class Tuner:
@@ -51,9 +52,8 @@ class Tuner:
         most: int,
         cost: Cost = "operations",
     ) -> None:
-        self._groups, self._losses, self._measure, self._left, self._cost = groups, losses, measure, most, cost
-        costs = {group.name: group.costs(cost) for group in groups.groups}
-        self.road = moves({name: {f: (c, losses[name][f]) for f, c in own.items()} for name, own in costs.items()})
+        self._groups, self._losses, self._measure, self._left, self.cost = groups, losses, measure, most, cost
+        self.road = self._road(losses)
         self._dense = {group.name: DENSE for group in groups.groups}
         self.points: list[Point] = []
 
@@ -61,7 +61,7 @@ class Tuner:
         """Measure one form for all, and the road at the same cost."""
         for treatment in (t for t in treatments if t.name != DENSE):
             whole = self.point(f"uniform {treatment.name}", uniform(self._groups, treatment))
-            count = self._count(self._share(whole.choice))
+            count = self._count(self.share(whole.choice))
             if count is not None:
                 self.point(f"search at the cost of uniform {treatment.name}", along(self._dense, self.road, count))
 
@@ -83,36 +83,56 @@ class Tuner:
                     choice = dict(tried.choice)
                 else:
                     blocked.add(move.group)
-        meeting = [point for point in self.points if budget.met_by(point.values) and point.of(self._cost) < 1]
-        return min(meeting, key=lambda point: (point.of(self._cost), point.values["kl"]), default=None)
+        return self.cheapest(budget)
+
+    def cheapest(self, budget: Budget) -> Point | None:
+        """Of everything measured that meets the budget; None: none does."""
+        meeting = [point for point in self.points if budget.met_by(point.values) and point.of(self.cost) < 1]
+        return min(meeting, key=lambda point: (point.of(self.cost), point.values["kl"]), default=None)
 
     def at_most(self, share: float) -> Point | None:
         """The configuration of least measured divergence that costs no more than `share`; None: none is as cheap."""
         count = self._count(share)
         while count is not None and self._left:
             made = self._spent(f"search, {count} moves", along(self._dense, self.road, count))
-            if made.of(self._cost) <= share:
+            if made.of(self.cost) <= share:
                 break
-            further = self._count(share - self._unplanned(made))
+            further = self._count(share - self.unplanned(made))
             count = None if further is None or count == len(self.road) else max(further, count + 1)
-        cheap = [point for point in self.points if point.of(self._cost) <= share]
-        return min(cheap, key=lambda point: (point.values["kl"], point.of(self._cost)), default=None)
+        return self.nearest(share)
+
+    def nearest(self, share: float) -> Point | None:
+        """Of everything measured that costs no more than `share`, that of least divergence; None: none is as cheap."""
+        cheap = [point for point in self.points if point.of(self.cost) <= share]
+        return min(cheap, key=lambda point: (point.values["kl"], point.of(self.cost)), default=None)
 
     def least(self) -> float:
         """The share of the cost that the cheapest configuration has, as far as is known."""
-        planned = self._share(along(self._dense, self.road, len(self.road)))
-        return planned + max((self._unplanned(point) for point in self.points), default=0.0)
+        planned = self.share(along(self._dense, self.road, len(self.road)))
+        return planned + max((self.unplanned(point) for point in self.points), default=0.0)
 
-    def point(self, name: str, choice: Mapping[str, str]) -> Point:
-        """Measure a configuration, or give what was measured of it."""
-        choice = settled(self._groups, choice)
-        known = next((point for point in self.points if point.choice == choice), None)
+    def stops(self, losses: Mapping[str, Mapping[str, float]]) -> list[dict[str, str]]:
+        """The settled choices along the road of other losses."""
+        road = self._road(losses)
+        return [settled(self._groups, along(self._dense, road, count)) for count in range(len(road) + 1)]
+
+    def point(
+        self, name: str, choice: Mapping[str, str], *, trained: Mapping[str, Mapping[str, float]] | None = None
+    ) -> Point:
+        """Measure a configuration, or give what was measured of it.
+
+        Args:
+            trained: train it first; the losses that are expected then.
+        """
+        choice, once = settled(self._groups, choice), trained is not None
+        known = next((point for point in self.points if point.choice == choice and point.trained == once), None)
         if known is not None:
             return known
-        estimate = sum(self._losses[group][form] for group, form in choice.items())
-        measured = self._measure(choice)
+        losses = self._losses if trained is None else trained
+        estimate = sum(losses[group][form] for group, form in choice.items())
+        measured = self._measure(choice, once)
         share = self._groups.share(choice)
-        made = Point(name, choice, share, estimate, dict(measured.values), packed=measured.packed)
+        made = Point(name, choice, share, estimate, dict(measured.values), packed=measured.packed, trained=once)
         self.points.append(made)
         return made
 
@@ -122,14 +142,19 @@ class Tuner:
         self._left -= len(self.points) - known
         return point
 
-    def _unplanned(self, point: Point) -> float:
+    def unplanned(self, point: Point) -> float:
         """The share that no plan has: packed bytes of scales and of nodes that passes write; no operations."""
-        return point.of(self._cost) - self._share(point.choice)
+        return point.of(self.cost) - self.share(point.choice)
 
-    def _share(self, choice: Mapping[str, str]) -> float:
-        return self._groups.share(settled(self._groups, choice), self._cost)
+    def share(self, choice: Mapping[str, str]) -> float:
+        """The share of the dense model's cost that a choice is planned to have."""
+        return self._groups.share(settled(self._groups, choice), self.cost)
+
+    def _road(self, losses: Mapping[str, Mapping[str, float]]) -> list[Move]:
+        costs = {group.name: group.costs(self.cost) for group in self._groups.groups}
+        return moves({name: {f: (c, losses[name][f]) for f, c in own.items()} for name, own in costs.items()})
 
     def _count(self, share: float) -> int | None:
         """The fewest moves that lead to this share; None: the road does not."""
         counts = range(len(self.road) + 1)
-        return next((c for c in counts if self._share(along(self._dense, self.road, c)) <= share), None)
+        return next((c for c in counts if self.share(along(self._dense, self.road, c)) <= share), None)

@@ -8,7 +8,7 @@ What is chosen on it is carried out by a pipeline that begins with `subject.firs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.remembered import Settled
 from gpusq_onnx.data.source import Source
+from gpusq_onnx.data.subset import held_out
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.id_ranges import table_rows
@@ -43,7 +44,8 @@ class Subject:
         sha256: of the file and its external data.
         model, structure: as passes see it after `first`.
         first: the steps that every pipeline begins with: `canonical`, or none.
-        source: all samples of the data.
+        source: the samples that passes work with.
+        held: those that are held out; None: none are.
         settled: the data options, complete.
         warnings: sentences about the data.
         rate: seconds that one run of one sample takes; None: it could not be timed.
@@ -55,6 +57,7 @@ class Subject:
     structure: Structure
     first: tuple[Step, ...]
     source: Source
+    held: Source | None
     settled: Settled
     warnings: Sequence[str]
     rate: float | None
@@ -63,6 +66,12 @@ class Subject:
     def options(self) -> DataOptions:
         """The data options, complete."""
         return self.settled.options
+
+    def holding_out(self, count: int) -> Subject:
+        """The same with `count` of its samples held out. Raises UsageError where none would be left."""
+        held, rest = held_out(self.source, count)
+        options = self.options.model_copy(update={"hold_out": count})
+        return replace(self, source=rest, held=held, settled=replace(self.settled, options=options))
 
     @classmethod
     def of(cls, path: Path, data: DataOptions) -> Subject:
@@ -95,4 +104,5 @@ class Subject:
             step.apply(model, structure, step.plan(model, structure, PlanContext()), Context())
             structure = analyse(model)
         warnings = (*settled.warnings, *doubted)
-        return cls(path, sha256, model, structure, first, source, settled, warnings, rate_of(trial, sample))
+        whole = cls(path, sha256, model, structure, first, source, None, settled, warnings, rate_of(trial, sample))
+        return whole if data.hold_out is None else whole.holding_out(data.hold_out)

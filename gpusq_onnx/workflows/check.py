@@ -19,6 +19,7 @@ from gpusq_onnx.data import remembered
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Source
+from gpusq_onnx.data.subset import held_out
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import Staging, staged, write_text
 from gpusq_onnx.graph import io
@@ -151,6 +152,8 @@ def _compared(
         reference, candidate, taps = sides.reference, sides.candidate, sides.taps
         framed = reference if reference.fixed_batch else candidate
         source = open_source(options, framed.inputs(), lambda: table_rows(io.load(original)))
+        if options.hold_out is not None:
+            source, _ = held_out(source, options.hold_out)
         _require_truth(gates, source)
         doubted = doubts(lambda: reference, source)
         own = {info.name for info in reference.outputs()} - {tap.name for tap in taps}

@@ -40,12 +40,9 @@ def as_pipeline(
             `finetune_steps`, or nothing that they could follow.
     """
     pipeline = table.expand(_read(passes))
-    if finetune is not None and finetune_steps is not None:
-        raise UsageError("--finetune and --finetune-steps both say how long to train", hint="give one of them")
-    if finetune is not None:
-        pipeline = learning.insert(pipeline, "epochs", finetune)
-    if finetune_steps is not None:
-        pipeline = learning.insert(pipeline, "steps", finetune_steps)
+    training = learning.Training.given(finetune, finetune_steps)
+    if training is not None:
+        pipeline = learning.insert(pipeline, training)
     pipeline = grammar.apply_overrides(pipeline, overrides)
     table.resolve(pipeline)  # unknown options and values out of range are reported before a model is read
     return pipeline

@@ -4,10 +4,14 @@
     search          the convex road over the sums (`tuning.search`)
     measurements    each configuration is made for real by the manager and compared with the dense model on samples that
                     nothing was calibrated with
+    rounds          with `finetune`: what is chosen is trained, too, and chosen again by what that brings back
+                    (`tuning.trained`)
     result          the cheapest configuration that meets the budget, as a recipe; or GateFailed
 
-The samples are divided: the first part prunes and calibrates (`calibrate` of the data options: half of them, at most
-128), the rest is measured on. `apply --recipe FILE --data SAME --calibrate N` gives the model that was measured.
+The samples are divided: a part prunes and calibrates (`calibrate` of the data options: half of them, at most 128), the
+rest is measured on. With `hold_out`, or where something is trained, those that are held out are measured on (a quarter,
+at most 256), and the others train. `apply --recipe FILE --data SAME --calibrate N [--hold-out M]` gives the model that
+was measured.
 """
 
 from __future__ import annotations
@@ -16,34 +20,28 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most as up_to
 from gpusq_onnx.data.subset import split
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import Scratch, Staging, require_place, staged, write_text
+from gpusq_onnx.files import Staging, require_place, staged, write_text
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.marks import first_line
-from gpusq_onnx.pipeline import manager, recipe
-from gpusq_onnx.pipeline.execute import RunOptions
-from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER, Schedule
+from gpusq_onnx.pipeline import recipe
+from gpusq_onnx.pipeline.finetune import Training
+from gpusq_onnx.pipeline.schedule import Schedule
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.tuning import COSTS, Goal, Look, Point
-from gpusq_onnx.runtime.compare.outputs import compare
-from gpusq_onnx.runtime.ort import Feed
-from gpusq_onnx.tasks.classification import Classification
-from gpusq_onnx.tasks.kinds import image_shape
-from gpusq_onnx.tuning.budget import Budget, Limit, parse_at_most, parse_budget, parse_packed_size, values_of
-from gpusq_onnx.tuning.configuration import pipeline_of
-from gpusq_onnx.tuning.divergence import Divergence
-from gpusq_onnx.tuning.groups import Groups, find_groups
+from gpusq_onnx.tuning.bench import Bench
+from gpusq_onnx.tuning.budget import Budget, Limit, parse_at_most, parse_budget, parse_packed_size
+from gpusq_onnx.tuning.configuration import uniform
+from gpusq_onnx.tuning.groups import find_groups
 from gpusq_onnx.tuning.reasons import layers
 from gpusq_onnx.tuning.report import Tuning
 from gpusq_onnx.tuning.rounds import Measured, Tuner
 from gpusq_onnx.tuning.sensitivity import by_group
 from gpusq_onnx.tuning.subject import Subject
+from gpusq_onnx.tuning.trained import Rounds
 from gpusq_onnx.tuning.treatments import DENSE, offered
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.check import judge_of
@@ -52,7 +50,9 @@ from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 from gpusq_onnx.workflows.sensitivity import EXACT, IMAGES, Inquiry, report_of
 
 MEASUREMENTS = 8
+ROUNDS = 3
 _MOST_CALIBRATE = 128
+_MOST_HELD = 256
 
 
 def tune(
@@ -69,6 +69,9 @@ def tune(
     images: int = IMAGES,
     exact: int | None = EXACT,
     measurements: int = MEASUREMENTS,
+    finetune: int | None = None,
+    finetune_steps: int | None = None,
+    rounds: int = ROUNDS,
     cache: Path | None = None,
     seed: int | None = None,
     progress: Progress = NullProgress(),  # noqa: B008 - it has no state
@@ -83,7 +86,9 @@ def tune(
         packed_size: "8MB", or "40%" of the dense model's packed bytes (`graph.cost`): the nearest in that size.
         output: the recipe to write, where one is found; None: it is in the result alone.
         target, forms, images, exact, cache: see `workflows.sensitivity`.
-        measurements: configurations that are made and measured, beside the uniform ones.
+        measurements: configurations that are made and measured untrained, beside the uniform ones.
+        finetune, finetune_steps: train what is chosen, and choose again: epochs, or steps, as `compress` has them.
+        rounds: of that, at most.
         results: write there, and leave it to the caller to commit.
 
     Returns:
@@ -92,38 +97,56 @@ def tune(
 
     Raises:
         UsageError: none or several of `budget`, `at_most` and `packed_size`, one that cannot be read or that this model
-            or data cannot answer, no data, or too few samples to divide.
+            or data cannot answer, no data, too few samples to divide, or both `finetune` and `finetune_steps`.
         UnsupportedModelError, UnsupportedDataError, NothingMatched: as `compress`.
     """
     aim = _aim(budget, at_most, packed_size)
     if output is not None:
         require_place(Path(output), "the recipe")
-    goal = Goal(budget, at_most, measurements, None if output is None else os.fspath(output), packed_size=packed_size)
+    training = Training.given(finetune, finetune_steps)
+    if training is not None:
+        training.require()
+    goal = Goal(
+        budget,
+        at_most,
+        measurements,
+        None if output is None else os.fspath(output),
+        packed_size=packed_size,
+        finetune=finetune,
+        finetune_steps=finetune_steps,
+        rounds=rounds if training else 0,
+    )
     treatments = offered(target, forms)
     with as_file(model) as path, blaming(path), samples.opened(model, data, data_options, seed) as options:
         subject = Subject.of(path, options)
-        count = subject.options.calibrate or max(1, min(_MOST_CALIBRATE, len(subject.source) // 2))
-        calibration, held = split(subject.source, count)
+        if training is not None and subject.held is None:
+            subject = subject.holding_out(max(1, min(_MOST_HELD, len(subject.source) // 4)))
+        calibration, held = _divided(subject)
+        count = len(calibration)
         if isinstance(aim, Budget):
             _require_truth(aim, held)
         groups = find_groups(subject.model, subject.structure, treatments)
         whole = groups.whole(goal.cost)
-        bench = _Bench(subject, groups, held, count, target)
+        bench = Bench(subject, groups, held, count, target, judge_of(held), training, lambda text: schedule.note(text))
         inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache)
         found = inquiry.kept()
         tries = 2 * (len(treatments) - 1) + measurements
-        works = [("sensitivity", 0.0 if found else inquiry.work), ("search", tries * bench.work)]
+        works: list[tuple[str, float | None]] = [("sensitivity", 0.0 if found else inquiry.work)]
+        works.append(("search", tries * bench.work))
+        if training is not None:
+            once = bench.training_work(uniform(groups, treatments[-1]))
+            works.append(("training", None if once is None else rounds * once))
         schedule = Schedule(progress, works, subject.rate)
         schedule.announce(len(subject.source), len(subject.source))
         schedule.start("checking the dense model")
-        values = bench.measured({group.name: DENSE for group in groups.groups}).values
+        values = bench.measured({group.name: DENSE for group in groups.groups}, trained=False).values
         if isinstance(aim, Budget) and aim.metric.name not in values:
             raise UsageError(f"{aim.metric.name} needs {aim.metric.needs}", where="--budget", found=str(aim))
         found = found or inquiry.measure(schedule)
         losses = by_group(found)
 
-        def measure(choice: Mapping[str, str]) -> Measured:
-            made = bench.measured(choice)
+        def measure(choice: Mapping[str, str], trained: bool) -> Measured:
+            made = bench.measured(choice, trained)
             schedule.advance()
             return made
 
@@ -132,9 +155,17 @@ def tune(
         tuner = Tuner(groups, losses, measure, measurements, goal.cost)
         tuner.uniform(treatments)
         chosen = tuner.under(aim) if isinstance(aim, Budget) else tuner.at_most(aim.share(whole))
+        recovery = None
+        if training is not None:
+            schedule.step(2)
+            schedule.start("training what was chosen", rounds, works[2][1] or 0.0)
+            again = Rounds(tuner, aim if isinstance(aim, Budget) else aim.share(whole), losses)
+            again.go(rounds)
+            recovery = again.recovery
+            chosen = tuner.cheapest(aim) if isinstance(aim, Budget) else tuner.nearest(aim.share(whole))
         schedule.finish()
     asked = str(aim) if isinstance(aim, Budget) else f"at most {aim.said(whole)} of the dense {COSTS[goal.cost]}"
-    pipeline = None if chosen is None else pipeline_of(subject, groups, chosen.choice)
+    pipeline = None if chosen is None else bench.pipeline(chosen.choice, trained=chosen.trained)
     tuning = Tuning(
         report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact)),
         asked,
@@ -147,6 +178,8 @@ def tune(
         len(held),
         "" if chosen is not None else _failure(aim, tuner, goal),
         goal,
+        recovery,
+        subject.options.hold_out,
     )
     if output is not None and chosen is not None:
         if results is not None:
@@ -170,49 +203,12 @@ def _aim(budget: str | None, at_most: str | None, packed_size: str | None) -> Bu
     return parse(given[0])
 
 
-class _Bench:
-    """Makes configurations for real and measures them on samples that they were not calibrated with."""
-
-    def __init__(self, subject: Subject, groups: Groups, held: Source, count: int, target: str | None) -> None:
-        self._subject, self._groups, self._held, self._target = subject, groups, held, target
-        self._options = subject.options.model_copy(update={"calibrate": count})
-        self._image = image_shape(spec.shape for spec in subject.model.inputs())
-
-    @property
-    def work(self) -> float:
-        """What one choice costs at most, in runs of one image: to prune, to calibrate, and both models to compare."""
-        return (self._options.calibrate or 0) * (SECOND_ORDER + CALIBRATING) + 2 * len(self._held)
-
-    def measured(self, choice: Mapping[str, str]) -> Measured:
-        """A choice, made and compared."""
-        pipeline = pipeline_of(self._subject, self._groups, choice)
-        with Scratch() as folder:
-            path = folder / "tuned.onnx"
-            if len(pipeline.steps) == len(self._subject.first):
-                return Measured(self._compared(self._subject.path), 1.0)
-            options = RunOptions(self._options, target=self._target)
-            outcome = manager.run(self._subject.path, path, pipeline, options, reproducible=False)
-            return Measured(self._compared(path), outcome.after.total["packed_bytes"] / self._groups.packed)
-
-    def _compared(self, path: Path) -> dict[str, float]:
-        divergence, left = Divergence(self._image), [len(self._held)]
-
-        def look(
-            feed: Feed, dense: Mapping[str, NDArray[np.generic]], other: Mapping[str, NDArray[np.generic]]
-        ) -> None:
-            rows = len(next(iter(feed.values())))
-            counting = min(rows, left[0])
-            left[0] -= counting
-            sides = [
-                {name: x[:counting] if x.ndim and len(x) == rows else x for name, x in side.items()}
-                for side in (dense, other)
-            ]
-            divergence.update(*sides)
-
-        found = compare(
-            self._subject.path, path, self._held, metric=Classification, judge=judge_of(self._held), on_batch=look
-        )
-        return values_of(found, divergence.result())
+def _divided(subject: Subject) -> tuple[Source, Source]:
+    """The samples that prune and calibrate, and those that are measured on."""
+    if subject.held is None:
+        count = subject.options.calibrate or max(1, min(_MOST_CALIBRATE, len(subject.source) // 2))
+        return split(subject.source, count)
+    return up_to(subject.source, subject.options.calibrate or _MOST_CALIBRATE), subject.held
 
 
 def _require_truth(budget: Budget, source: Source) -> None:

@@ -13,6 +13,7 @@ from gpusq_onnx.tuning.budget import parse_budget
 from gpusq_onnx.tuning.groups import Groups
 from gpusq_onnx.tuning.rounds import Measured, Tuner
 from gpusq_onnx.tuning.search import along, hull, moves
+from gpusq_onnx.tuning.trained import Rounds
 from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS, offered
 
 FORMS = {"2:4": 8.0, "int8": 1.0, "2:4 int8": 0.5}
@@ -57,7 +58,7 @@ def layered(count: int) -> tuple[Groups, dict[str, dict[str, float]]]:
 def tuner(most: int) -> Tuner:
     groups, losses = layered(6)
 
-    def measure(choice: dict[str, str]) -> Measured:
+    def measure(choice: dict[str, str], trained: bool) -> Measured:
         return Measured({"kl": sum(losses[g][form] for g, form in choice.items())}, 1.0)
 
     return Tuner(groups, losses, measure, most)
@@ -99,7 +100,7 @@ def test_a_size_counts_as_it_was_made_and_not_as_planned():
     every = tuple(replace(group, packed=packed) for group in groups.groups)
     groups = Groups(every, groups.total, {}, {}, packed=32.0 * len(every))
 
-    def measure(choice: Mapping[str, str]) -> Measured:
+    def measure(choice: Mapping[str, str], trained: bool) -> Measured:
         kl = sum(losses[g][form] for g, form in choice.items())
         return Measured({"kl": kl}, groups.share(choice, "packed") + 1 / 14)
 
@@ -120,6 +121,56 @@ def test_a_budget_that_nothing_meets():
     search = tuner(9)
     search.uniform(offered(None))
     assert search.under(parse_budget("kl<=0.0001")) is None
+
+
+def taught(most: int) -> tuple[Tuner, dict[str, dict[str, float]]]:
+    """Training leaves a twentieth of what pruning costs, and half of the rest."""
+    groups, losses = layered(6)
+
+    def measure(choice: Mapping[str, str], trained: bool) -> Measured:
+        left = {form: (0.05 if form.startswith("2:4") else 0.5) if trained else 1.0 for form in TREATMENTS}
+        return Measured({"kl": sum(losses[g][form] * left[form] for g, form in choice.items())}, 1.0)
+
+    return Tuner(groups, losses, measure, most), losses
+
+
+def test_training_shows_what_it_brings_back_and_the_choice_is_made_anew():
+    search, losses = taught(9)
+    search.uniform(offered(None))
+    budget = parse_budget("kl<=0.6")
+    untrained = search.under(budget)
+    rounds = Rounds(search, budget, losses)
+    rounds.go(3)
+    found = search.cheapest(budget)
+    assert untrained is not None and found is not None and found.trained and found.share < untrained.share
+    assert rounds.recovery is not None and rounds.recovery.pruned == pytest.approx(0.05, abs=0.01)
+    cheapest = min(search.share(choice) for choice in search.stops(losses) if taught_kl(choice, losses) <= 0.6)
+    assert found.share == cheapest
+    assert next(point.name for point in search.points if point.trained) == "round 1, trained"
+
+
+def taught_kl(choice: Mapping[str, str], losses: Mapping[str, Mapping[str, float]]) -> float:
+    return sum(losses[g][form] * (0.05 if form.startswith("2:4") else 0.5) for g, form in choice.items())
+
+
+def test_at_a_cost_what_is_nearest_once_trained_is_found():
+    search, losses = taught(9)
+    search.uniform(offered(None))
+    untrained = search.at_most(0.05)
+    Rounds(search, 0.05, losses).go(3)
+    found = search.nearest(0.05)
+    assert untrained is not None and found is not None and found.share <= 0.05
+    assert found.trained and found.values["kl"] < untrained.values["kl"]
+
+
+def test_nothing_is_trained_where_nothing_could_be_better():
+    search, losses = taught(9)
+    search.uniform(offered(None))
+    budget = parse_budget("kl<=100")
+    search.under(budget)
+    rounds = Rounds(search, budget, losses)
+    rounds.go(3)
+    assert rounds.recovery is None and not any(point.trained for point in search.points)
 
 
 @pytest.mark.parametrize("target", [None, "ampere", "cpu"])

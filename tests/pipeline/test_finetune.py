@@ -13,6 +13,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import finetune, manager, recipe, table
 from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.pipeline.finetune import Training
 from gpusq_onnx.pipeline.grammar import Step, parse
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -37,14 +38,14 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_learning_passes_stand_behind_the_last_of_their_kind(text: str, becomes: str) -> None:
-    found = finetune.insert(table.expand(parse(text)), "epochs", 3)
+    found = finetune.insert(table.expand(parse(text)), Training("epochs", 3))
     assert str(found) == becomes
     assert parse(str(found)) == found
     assert recipe.loads(recipe.dumps(found)) == found
 
 
 def test_steps_are_an_option_of_their_own() -> None:
-    assert str(finetune.insert(parse("prune24"), "steps", 50)) == "prune24,distill{steps=50}"
+    assert str(finetune.insert(parse("prune24"), Training("steps", 50))) == "prune24,distill{steps=50}"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_steps_are_an_option_of_their_own() -> None:
 )
 def test_what_cannot_be_fine_tuned(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        finetune.insert(parse(text), "epochs", 3)
+        finetune.insert(parse(text), Training("epochs", 3))
 
 
 def _weights(model: Model) -> float:
@@ -109,6 +110,16 @@ def test_training_sees_all_images_and_calibration_as_many_as_it_is_told(tmp_path
     assert found.steps[2].findings["images"] == 5
     assert found.data is not None
     assert found.data["samples"] == 12
+
+
+def test_what_is_held_out_nothing_sees(tmp_path: Path) -> None:
+    data = DataOptions(path=ASSETS / "digits_train.npz", samples=12, calibrate=5, hold_out=3)
+    found = manager.run(MODEL, tmp_path / "out.onnx", parse(f"{PRUNE},distill,{QUANTISE}"), RunOptions(data))
+    assert [found.steps[1].findings["images"], found.steps[2].findings["images"]] == [9, 5]
+    assert found.data is not None and found.data["samples"] == 9
+    with pytest.raises(UsageError, match="no samples are left to work with") as error:
+        manager.run(MODEL, tmp_path / "o.onnx", parse(QUANTISE), RunOptions(data.model_copy(update={"hold_out": 12})))
+    assert error.value.details["where"] == "--hold-out"
 
 
 def test_learning_needs_images(tmp_path: Path) -> None:

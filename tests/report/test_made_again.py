@@ -33,7 +33,7 @@ from gpusq_onnx.runtime.compare.outputs import Comparison
 
 MODEL = Path(__file__).parents[1] / "assets" / "digits_vit.onnx"
 EVERYTHING: list[dict[str, Any]] = [
-    {"path": "some images/", "samples": 7, "calibrate": 5, "crop_ratio": 0.8, "crop": 30, "seed": 3},
+    {"path": "some images/", "samples": 7, "calibrate": 5, "hold_out": 2, "crop_ratio": 0.8, "crop": 30, "seed": 3},
     {"path": "images", "resize": 40, "mean": [0.48145466, 0.5, 0.25], "std": [0.5], "classes": "classes.txt"},
     {"path": "images", "annotations": "boxes.json", "fit": "stretch", "layout": "NHWC", "channels": "BGR"},
     {"masks": "maps", "reduce_zero_label": True, "interpolation": "nearest", "max_pixels": 1000, "path": "i"},
@@ -116,6 +116,16 @@ def test_the_data_options_come_back(
     assert same(parsed(command, given)["data"], options), command
 
 
+def test_what_was_held_out_is_what_is_compared_next(planned: Outcome, given: Mapping[str, Any]) -> None:
+    options, data = reported({"path": "images", "samples": 9, "calibrate": 5, "hold_out": 2, "seed": 4})
+    written = replace(planned, data=data, output=FileFacts("small.onnx", 1, ""))
+    shown = outline.of_run(written, [], 200)
+    assert "2 held out" in "\n".join(shown) and shown[-2] == "next, on what was held out:"
+    found = parsed(shown[-1].strip(), given)
+    assert same(found["data"], options.model_copy(update={"calibrate": None}))
+    assert found["models"] == (MODEL, Path("small.onnx"))
+
+
 @pytest.mark.parametrize("values", EVERYTHING, ids=lambda values: "-".join(values))
 def test_the_next_command_of_a_plan_has_them_too(
     values: dict[str, Any], planned: Outcome, given: Mapping[str, Any]
@@ -183,6 +193,9 @@ def test_an_analysis_and_a_share_come_back(given: Mapping[str, Any]) -> None:
     assert (found["budget"], found["at_most"], found["output"]) == (None, "40%", None)
     sized = replace(document, goal=Goal(None, None, 8, None, packed_size="8MB"))
     assert parsed(commands.of_sensitivity(sized), given)["packed_size"] == "8MB"
+    trained = replace(document, goal=Goal(None, "40%", 8, None, finetune_steps=5, rounds=2))
+    found = parsed(commands.of_sensitivity(trained), given)
+    assert (found["finetune_steps"], found["rounds"], found.get("finetune")) == (5, 2, None)
 
 
 def test_the_page_of_a_look_has_its_command_and_that_of_an_earlier_build_none() -> None:

@@ -1,6 +1,7 @@
 """Sensitivity and tuning of the digits model: what is chosen is measured, and the recipe gives what was measured."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import gpusq_onnx
 from gpusq_onnx import errors
-from gpusq_onnx.tuning.groups import find_groups
+from gpusq_onnx.tuning.groups import Groups, find_groups
 from gpusq_onnx.tuning.report import Tuning
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.treatments import offered
@@ -94,6 +95,30 @@ def test_the_recipe_gives_the_model_that_was_measured(tuned: tuple[Tuning, Path]
 
 
 @pytest.mark.long
+def test_the_recipe_trains_what_was_trained_without_what_was_held_out(tmp_path: Path):
+    pytest.importorskip("torch")
+    data = {"samples": 48, "calibrate": 16, "hold_out": 12}
+    options = {"data": TRAIN, "data_options": data, "measurements": 1, "finetune_steps": 2, "rounds": 1, **LOOK}
+    found = gpusq_onnx.tune(MODEL, at_most="13%", output=tmp_path / "recipe.toml", **options)
+    (point,) = [point for point in found.points if point.trained]
+    assert point.share <= 0.13 and found.recovery is not None and str(found.recovery) in str(found)
+    assert (found.calibrated, found.measured, found.held_out) == (16, 12, 12)
+    choice, groups = point.choice, found.sensitivity.groups
+    bench_of_point = gpusq_onnx.compress(MODEL, trained(choice, groups), data=TRAIN, data_options=data)
+    compared = bench_of_point.check(data=TRAIN, data_options={"samples": 48, "hold_out": 12}).comparison
+    assert compared.samples == 12 and compared.top1_agreement == point.values["agreement"]
+    assert "--hold-out 12" in str(found) and json.dumps(found.report)
+
+
+def trained(choice: Mapping[str, str], groups: Groups) -> str:
+    from gpusq_onnx.pipeline.finetune import Training, insert
+    from gpusq_onnx.tuning.configuration import pipeline_of
+
+    own = Subject.of(MODEL, gpusq_onnx.DataOptions(path=TRAIN, samples=8))
+    return str(insert(pipeline_of(own, groups, choice), Training("steps", 2)))
+
+
+@pytest.mark.long
 def test_a_size_is_kept_by_the_file_that_the_recipe_makes(tmp_path: Path):
     options = {"data": TRAIN, "data_options": FEW, "measurements": 3, **LOOK}
     found = gpusq_onnx.tune(MODEL, packed_size="30%", output=tmp_path / "recipe.toml", **options)
@@ -152,6 +177,9 @@ def test_a_budget_that_is_missed_writes_nothing(tmp_path: Path):
         ({"at_most": "40%", "forms": ["int9"]}, "no form 'int9'"),
         ({"at_most": "40%", "forms": ["2:4"], "target": "cpu"}, "on cpu"),
         ({"at_most": "40%", "data_options": {"samples": 4, "calibrate": 4}}, "no samples are left"),
+        ({"at_most": "40%", "finetune": 1, "finetune_steps": 1}, "both say how long"),
+        ({"at_most": "40%", "finetune": 0}, "epochs"),
+        ({"at_most": "40%", "data_options": {"samples": 4, "hold_out": 4}}, "left to work with"),
         ({"at_most": "40%", "data": None, "data_options": None}, "there is none"),
     ],
 )

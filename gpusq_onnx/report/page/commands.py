@@ -25,6 +25,14 @@ def of_run(outcome: Outcome) -> str:
     return join([*words, outcome.input.path])
 
 
+def check_of_run(outcome: Outcome) -> str:
+    """`check` of what a run made, on the samples that it held out."""
+    data = outcome.data or {}
+    given = {**data, "options": {**data["options"], "calibrate": None}}
+    made = outcome.output.path if outcome.output else ""
+    return join(["gpusq-onnx", "check", *given_words(given), outcome.input.path, made])
+
+
 def of_check(result: CheckResult) -> str:
     """`check` with its gates, taps and parser; a parser's shapes and a folder of artefacts are left out."""
     given = {**result.data, "options": {**(result.data.get("options") or {}), "calibrate": None}}
@@ -57,6 +65,12 @@ def of_sensitivity(document: SensitivityDocument) -> str:
         given = {"--budget": goal.budget, "--at-most": goal.at_most, "--packed-size": goal.packed_size}
         words += [word for option, value in given.items() if value is not None for word in (option, value)]
         words += ["--measurements", str(goal.measurements)]
+        lengths = {
+            "--finetune": goal.finetune,
+            "--finetune-steps": goal.finetune_steps,
+            "--rounds": goal.rounds or None,
+        }
+        words += [word for option, value in lengths.items() if value is not None for word in (option, str(value))]
         words += ["--analysis-only"] if goal.recipe is None else ["-o", goal.recipe]
     return join([*words, document.model.path])
 

@@ -24,6 +24,8 @@ def _choice(document: TuningDocument) -> Iterator[Block]:
     rows = [("asked", document.asked), ("passes", document.pipeline or "none")]
     images = f"calibrated with {document.calibrated}, measured on {document.measured} others"
     yield FactList([*rows, ("images", images)])
+    if document.recovery is not None:
+        yield Note(str(document.recovery))
     if document.failure:
         yield Note(document.failure, "bad")
     if not points:

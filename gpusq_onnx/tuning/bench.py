@@ -1,0 +1,116 @@
+"""Makes configurations for real, trained where that is asked for, and measures them on samples that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpusq_onnx.data.source import Source
+from gpusq_onnx.files import Scratch
+from gpusq_onnx.pipeline import finetune, manager, table
+from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.pipeline.grammar import Pipeline
+from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
+from gpusq_onnx.progress import NullProgress
+from gpusq_onnx.runtime.compare.difference import OutputsMetric
+from gpusq_onnx.runtime.compare.outputs import compare
+from gpusq_onnx.runtime.ort import Feed
+from gpusq_onnx.tasks.classification import Classification
+from gpusq_onnx.tasks.kinds import image_shape
+from gpusq_onnx.tuning.budget import values_of
+from gpusq_onnx.tuning.configuration import pipeline_of
+from gpusq_onnx.tuning.divergence import Divergence
+from gpusq_onnx.tuning.groups import Groups
+from gpusq_onnx.tuning.rounds import Measured
+from gpusq_onnx.tuning.subject import Subject
+
+
+class _Notes(NullProgress):
+    """Hands the stages of a run on as notes."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note, self._label = note, ""
+
+    def start(self, label: str, total: int | None = None, work: float = 0.0) -> None:
+        self._label = label
+        self._note(label)
+
+    def note(self, text: str) -> None:
+        self._note(f"{self._label}, {text}")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Makes and measures.
+
+    Attributes:
+        held: the samples to measure on.
+        calibrated: of the subject's samples, those that prune and calibrate.
+        judge: makes the metric over all outputs, where the data has a truth for one.
+        training: None: nothing is trained.
+        note: gets a few words on what is under way.
+    """
+
+    subject: Subject
+    groups: Groups
+    held: Source
+    calibrated: int
+    target: str | None
+    judge: Callable[[], OutputsMetric] | None
+    training: finetune.Training | None
+    note: Callable[[str], None]
+
+    @property
+    def work(self) -> float:
+        """What one choice costs at most, in runs of one image: to prune, to calibrate, and both models to compare."""
+        return self.calibrated * (SECOND_ORDER + CALIBRATING) + 2 * len(self.held)
+
+    def training_work(self, choice: Mapping[str, str]) -> float | None:
+        """What a choice costs that is trained, in runs of one image; None where that cannot be known."""
+        passes = table.resolve(self.pipeline(choice, trained=True))
+        count = len(self.subject.source)
+        works = [step.work(count if step.kind == "finetune" else self.calibrated, True) for step in passes]
+        known = [work for work in works if work is not None]
+        return sum(known) + 2 * len(self.held) if len(known) == len(works) else None
+
+    def pipeline(self, choice: Mapping[str, str], *, trained: bool) -> Pipeline:
+        """What makes a settled choice."""
+        made = pipeline_of(self.subject, self.groups, choice)
+        if not trained or self.training is None:
+            return made
+        return finetune.insert(made, self.training)
+
+    def measured(self, choice: Mapping[str, str], trained: bool) -> Measured:
+        """A settled choice, made and compared."""
+        pipeline, subject = self.pipeline(choice, trained=trained), self.subject
+        with Scratch() as folder:
+            path = folder / "tuned.onnx"
+            if len(pipeline.steps) == len(subject.first):
+                return Measured(self._compared(subject.path), 1.0)
+            data = subject.options.model_copy(update={"calibrate": self.calibrated})
+            options = RunOptions(data, target=self.target, progress=_Notes(self.note))
+            outcome = manager.run(subject.path, path, pipeline, options, reproducible=False)
+            return Measured(self._compared(path), outcome.after.total["packed_bytes"] / self.groups.packed)
+
+    def _compared(self, path: Any) -> dict[str, float]:
+        image = image_shape(spec.shape for spec in self.subject.model.inputs())
+        divergence, left = Divergence(image), [len(self.held)]
+
+        def look(
+            feed: Feed, dense: Mapping[str, NDArray[np.generic]], other: Mapping[str, NDArray[np.generic]]
+        ) -> None:
+            rows = len(next(iter(feed.values())))
+            counting = min(rows, left[0])
+            left[0] -= counting
+            sides = [
+                {name: x[:counting] if x.ndim and len(x) == rows else x for name, x in side.items()}
+                for side in (dense, other)
+            ]
+            divergence.update(*sides)
+
+        found = compare(self.subject.path, path, self.held, metric=Classification, judge=self.judge, on_batch=look)
+        return values_of(found, divergence.result())
