@@ -22,14 +22,14 @@ LEARNING: Mapping[str, str] = MappingProxyType({"prune": "distill", "quantise": 
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingLength:
     """How long each learning pass trains: its option `unit` = `number`."""
 
     unit: Literal["epochs", "steps"]
     number: int
 
     @classmethod
-    def given(cls, epochs: int | None, steps: int | None) -> Training | None:
+    def given(cls, epochs: int | None, steps: int | None) -> TrainingLength | None:
         """What `--finetune` and `--finetune-steps` say; None: neither is given. Raises UsageError for both."""
         if epochs is not None and steps is not None:
             raise UsageError("--finetune and --finetune-steps both say how long to train", hint="give one of them")
@@ -47,7 +47,7 @@ class Training:
             step.ready()
 
 
-def insert(pipeline: Pipeline, training: Training) -> Pipeline:
+def insert(pipeline: Pipeline, training: TrainingLength) -> Pipeline:
     """The pipeline (presets expanded) with its learning passes.
 
     Raises:

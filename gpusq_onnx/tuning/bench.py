@@ -61,7 +61,7 @@ class Bench:
     calibrated: int
     target: str | None
     judge: Callable[[], OutputsMetric] | None
-    training: finetune.Training | None
+    training: finetune.TrainingLength | None
     note: Callable[[str], None]
 
     @property

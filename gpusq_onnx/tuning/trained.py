@@ -29,7 +29,7 @@ _PULL = 0.03  # its weight, beside 1 for each configuration
 _LEAST = 0.01  # of a factor, in parts of the prior's
 
 
-class Rounds:
+class TrainingRounds:
     """Trains, and chooses again.
 
     Args:

@@ -40,7 +40,7 @@ def as_pipeline(
             `finetune_steps`, or nothing that they could follow.
     """
     pipeline = table.expand(_read(passes))
-    training = learning.Training.given(finetune, finetune_steps)
+    training = learning.TrainingLength.given(finetune, finetune_steps)
     if training is not None:
         pipeline = learning.insert(pipeline, training)
     pipeline = grammar.apply_overrides(pipeline, overrides)

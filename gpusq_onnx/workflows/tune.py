@@ -28,7 +28,7 @@ from gpusq_onnx.files import Staging, require_place, staged, write_text
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.marks import first_line
 from gpusq_onnx.pipeline import recipe
-from gpusq_onnx.pipeline.finetune import Training
+from gpusq_onnx.pipeline.finetune import TrainingLength
 from gpusq_onnx.pipeline.schedule import Schedule
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.tuning import COSTS, Goal, Look, Point
@@ -41,7 +41,7 @@ from gpusq_onnx.tuning.report import Tuning
 from gpusq_onnx.tuning.rounds import Measured, Tuner
 from gpusq_onnx.tuning.sensitivity import by_group
 from gpusq_onnx.tuning.subject import Subject
-from gpusq_onnx.tuning.trained import Rounds
+from gpusq_onnx.tuning.trained import TrainingRounds
 from gpusq_onnx.tuning.treatments import DENSE, offered
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.check import judge_of
@@ -103,7 +103,7 @@ def tune(
     aim = _aim(budget, at_most, packed_size)
     if output is not None:
         require_place(Path(output), "the recipe")
-    training = Training.given(finetune, finetune_steps)
+    training = TrainingLength.given(finetune, finetune_steps)
     if training is not None:
         training.require()
     goal = Goal(
@@ -159,7 +159,7 @@ def tune(
         if training is not None:
             schedule.step(2)
             schedule.start("training what was chosen", rounds, works[2][1] or 0.0)
-            again = Rounds(tuner, aim if isinstance(aim, Budget) else aim.share(whole), losses)
+            again = TrainingRounds(tuner, aim if isinstance(aim, Budget) else aim.share(whole), losses)
             again.go(rounds)
             recovery = again.recovery
             chosen = tuner.cheapest(aim) if isinstance(aim, Budget) else tuner.nearest(aim.share(whole))

@@ -13,7 +13,7 @@ from gpusq_onnx.tuning.budget import parse_budget
 from gpusq_onnx.tuning.groups import Groups
 from gpusq_onnx.tuning.rounds import Measured, Tuner
 from gpusq_onnx.tuning.search import along, hull, moves
-from gpusq_onnx.tuning.trained import Rounds
+from gpusq_onnx.tuning.trained import TrainingRounds
 from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS, offered
 
 FORMS = {"2:4": 8.0, "int8": 1.0, "2:4 int8": 0.5}
@@ -139,7 +139,7 @@ def test_training_shows_what_it_brings_back_and_the_choice_is_made_anew():
     search.uniform(offered(None))
     budget = parse_budget("kl<=0.6")
     untrained = search.under(budget)
-    rounds = Rounds(search, budget, losses)
+    rounds = TrainingRounds(search, budget, losses)
     rounds.go(3)
     found = search.cheapest(budget)
     assert untrained is not None and found is not None and found.trained and found.share < untrained.share
@@ -157,7 +157,7 @@ def test_at_a_cost_what_is_nearest_once_trained_is_found():
     search, losses = taught(9)
     search.uniform(offered(None))
     untrained = search.at_most(0.05)
-    Rounds(search, 0.05, losses).go(3)
+    TrainingRounds(search, 0.05, losses).go(3)
     found = search.nearest(0.05)
     assert untrained is not None and found is not None and found.share <= 0.05
     assert found.trained and found.values["kl"] < untrained.values["kl"]
@@ -168,7 +168,7 @@ def test_nothing_is_trained_where_nothing_could_be_better():
     search.uniform(offered(None))
     budget = parse_budget("kl<=100")
     search.under(budget)
-    rounds = Rounds(search, budget, losses)
+    rounds = TrainingRounds(search, budget, losses)
     rounds.go(3)
     assert rounds.recovery is None and not any(point.trained for point in search.points)
 

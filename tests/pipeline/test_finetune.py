@@ -13,7 +13,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import finetune, manager, recipe, table
 from gpusq_onnx.pipeline.execute import RunOptions
-from gpusq_onnx.pipeline.finetune import Training
+from gpusq_onnx.pipeline.finetune import TrainingLength
 from gpusq_onnx.pipeline.grammar import Step, parse
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -38,14 +38,14 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_learning_passes_stand_behind_the_last_of_their_kind(text: str, becomes: str) -> None:
-    found = finetune.insert(table.expand(parse(text)), Training("epochs", 3))
+    found = finetune.insert(table.expand(parse(text)), TrainingLength("epochs", 3))
     assert str(found) == becomes
     assert parse(str(found)) == found
     assert recipe.loads(recipe.dumps(found)) == found
 
 
 def test_steps_are_an_option_of_their_own() -> None:
-    assert str(finetune.insert(parse("prune24"), Training("steps", 50))) == "prune24,distill{steps=50}"
+    assert str(finetune.insert(parse("prune24"), TrainingLength("steps", 50))) == "prune24,distill{steps=50}"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_steps_are_an_option_of_their_own() -> None:
 )
 def test_what_cannot_be_fine_tuned(text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        finetune.insert(parse(text), Training("epochs", 3))
+        finetune.insert(parse(text), TrainingLength("epochs", 3))
 
 
 def _weights(model: Model) -> float:

@@ -111,11 +111,11 @@ def test_the_recipe_trains_what_was_trained_without_what_was_held_out(tmp_path: 
 
 
 def trained(choice: Mapping[str, str], groups: Groups) -> str:
-    from gpusq_onnx.pipeline.finetune import Training, insert
+    from gpusq_onnx.pipeline.finetune import TrainingLength, insert
     from gpusq_onnx.tuning.configuration import pipeline_of
 
     own = Subject.of(MODEL, gpusq_onnx.DataOptions(path=TRAIN, samples=8))
-    return str(insert(pipeline_of(own, groups, choice), Training("steps", 2)))
+    return str(insert(pipeline_of(own, groups, choice), TrainingLength("steps", 2)))
 
 
 @pytest.mark.long
