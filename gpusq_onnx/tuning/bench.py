@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data.source import Source
+from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.pipeline import finetune, manager, table
 from gpusq_onnx.pipeline.execute import RunOptions
@@ -17,16 +18,19 @@ from gpusq_onnx.pipeline.grammar import Pipeline
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
 from gpusq_onnx.progress import NullProgress
 from gpusq_onnx.runtime.compare.difference import OutputsMetric
-from gpusq_onnx.runtime.compare.outputs import compare
-from gpusq_onnx.runtime.ort import Feed
+from gpusq_onnx.runtime.compare.outputs import Loaded, compare
+from gpusq_onnx.runtime.ort import Feed, Session
 from gpusq_onnx.tasks.classification import Classification
 from gpusq_onnx.tasks.kinds import image_shape
 from gpusq_onnx.tuning.budget import values_of
 from gpusq_onnx.tuning.configuration import pipeline_of
 from gpusq_onnx.tuning.divergence import Divergence
 from gpusq_onnx.tuning.groups import Groups
+from gpusq_onnx.tuning.replay import Replay
 from gpusq_onnx.tuning.rounds import Measured
 from gpusq_onnx.tuning.subject import Subject
+
+_FEW = 8  # samples that show which metrics there are
 
 
 class _Notes(NullProgress):
@@ -48,6 +52,7 @@ class Bench:
     """Makes and measures.
 
     Attributes:
+        dense: the subject's model, as it is compared with.
         held: the samples to measure on.
         calibrated: of the subject's samples, those that prune and calibrate.
         judge: makes the metric over all outputs, where the data has a truth for one.
@@ -57,6 +62,7 @@ class Bench:
 
     subject: Subject
     groups: Groups
+    dense: Replay
     held: Source
     calibrated: int
     target: str | None
@@ -90,15 +96,25 @@ class Bench:
         with Scratch() as folder:
             path = folder / "tuned.onnx"
             if len(pipeline.steps) == len(subject.first):
-                return Measured(self._compared(subject.path), 1.0)
+                return Measured(self._compared(subject.path, self.dense, self.held), 1.0)
             data = subject.options.model_copy(update={"calibrate": self.calibrated})
             options = RunOptions(data, target=self.target, progress=_Notes(self.note))
             outcome = manager.run(subject.path, path, pipeline, options, reproducible=False)
-            return Measured(self._compared(path), outcome.after.total["packed_bytes"] / self.groups.packed)
+            found = self._compared(path, self.dense, self.held)
+            return Measured(found, outcome.after.total["packed_bytes"] / self.groups.packed)
 
-    def _compared(self, path: Any) -> dict[str, float]:
+    def metrics(self, *, truth: bool) -> set[str]:
+        """Which metrics the model and the data give.
+
+        Args:
+            truth: whether those count that need one: all that is held out is looked at then, else a few samples.
+        """
+        path, held = self.subject.path, self.held if truth else at_most(self.held, _FEW)
+        return set(self._compared(path, Session(path, exact_qdq=True), held))
+
+    def _compared(self, path: Path, dense: Loaded, held: Source) -> dict[str, float]:
         image = image_shape(spec.shape for spec in self.subject.model.inputs())
-        divergence, left = Divergence(image), [len(self.held)]
+        divergence, left = Divergence(image), [len(held)]
 
         def look(
             feed: Feed, dense: Mapping[str, NDArray[np.generic]], other: Mapping[str, NDArray[np.generic]]
@@ -112,5 +128,5 @@ class Bench:
             ]
             divergence.update(*sides)
 
-        found = compare(self.subject.path, path, self.held, metric=Classification, judge=self.judge, on_batch=look)
+        found = compare(dense, path, held, metric=Classification, judge=self.judge, on_batch=look)
         return values_of(found, divergence.result())

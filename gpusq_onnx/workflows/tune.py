@@ -24,7 +24,7 @@ from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most as up_to
 from gpusq_onnx.data.subset import split
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import Staging, require_place, staged, write_text
+from gpusq_onnx.files import Scratch, Staging, require_place, staged, write_text
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.marks import first_line
 from gpusq_onnx.pipeline import recipe
@@ -32,17 +32,19 @@ from gpusq_onnx.pipeline.finetune import TrainingLength
 from gpusq_onnx.pipeline.schedule import Schedule
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.tuning import COSTS, Goal, Look, Point
+from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.tuning.bench import Bench
 from gpusq_onnx.tuning.budget import Budget, Limit, parse_at_most, parse_budget, parse_packed_size
 from gpusq_onnx.tuning.configuration import uniform
 from gpusq_onnx.tuning.groups import find_groups
 from gpusq_onnx.tuning.reasons import layers
+from gpusq_onnx.tuning.replay import Replay
 from gpusq_onnx.tuning.report import Tuning
 from gpusq_onnx.tuning.rounds import Measured, Tuner
 from gpusq_onnx.tuning.sensitivity import by_group
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.trained import TrainingRounds
-from gpusq_onnx.tuning.treatments import DENSE, offered
+from gpusq_onnx.tuning.treatments import offered
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.check import judge_of
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
@@ -117,7 +119,12 @@ def tune(
         rounds=rounds if training else 0,
     )
     treatments = offered(target, forms)
-    with as_file(model) as path, blaming(path), samples.opened(model, data, data_options, seed) as options:
+    with (
+        as_file(model) as path,
+        blaming(path),
+        samples.opened(model, data, data_options, seed) as options,
+        Scratch() as folder,
+    ):
         subject = Subject.of(path, options)
         if training is not None and subject.held is None:
             subject = subject.holding_out(max(1, min(_MOST_HELD, len(subject.source) // 4)))
@@ -127,7 +134,10 @@ def tune(
             _require_truth(aim, held)
         groups = find_groups(subject.model, subject.structure, treatments)
         whole = groups.whole(goal.cost)
-        bench = Bench(subject, groups, held, count, target, judge_of(held), training, lambda text: schedule.note(text))
+        dense = Replay(Session(path, exact_qdq=True), folder)
+        bench = Bench(
+            subject, groups, dense, held, count, target, judge_of(held), training, lambda text: schedule.note(text)
+        )
         inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache)
         found = inquiry.kept()
         tries = 2 * (len(treatments) - 1) + measurements
@@ -139,8 +149,7 @@ def tune(
         schedule = Schedule(progress, works, subject.rate)
         schedule.announce(len(subject.source), len(subject.source))
         schedule.start("checking the dense model")
-        values = bench.measured({group.name: DENSE for group in groups.groups}, trained=False).values
-        if isinstance(aim, Budget) and aim.metric.name not in values:
+        if isinstance(aim, Budget) and aim.metric.name not in bench.metrics(truth=bool(aim.metric.truth)):
             raise UsageError(f"{aim.metric.name} needs {aim.metric.needs}", where="--budget", found=str(aim))
         found = found or inquiry.measure(schedule)
         losses = by_group(found)

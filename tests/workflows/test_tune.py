@@ -1,7 +1,8 @@
 """Sensitivity and tuning of the digits model: what is chosen is measured, and the recipe gives what was measured."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 import gpusq_onnx
 from gpusq_onnx import errors
+from gpusq_onnx.runtime.ort import Infer, Session
+from gpusq_onnx.tuning import replay
 from gpusq_onnx.tuning.groups import Groups, find_groups
 from gpusq_onnx.tuning.report import Tuning
 from gpusq_onnx.tuning.subject import Subject
@@ -132,6 +135,30 @@ def test_a_size_is_kept_by_the_file_that_the_recipe_makes(tmp_path: Path):
     before, after = (made.report[side]["total"]["packed_bytes"] for side in ("before", "after"))
     assert after / before == found.chosen.packed
     assert "30.0000% of the dense packed bytes: met" in str(found) and "of the bytes" in str(found)
+
+
+@pytest.mark.parametrize("room", [2, 0])
+def test_the_dense_model_runs_once_where_there_is_room_for_its_outputs(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    feeds = [{"pixel_values": rows} for rows in np.split(np.load(TRAIN)["pixel_values"][:8], 4)]
+    session, runs = Session(MODEL, exact_qdq=True), []
+    batch = sum(values.nbytes for values in session.run(feeds[0]).values())
+    monkeypatch.setattr(replay, "MOST", room * batch)
+    opened = session.opened
+
+    @contextmanager
+    def counted() -> Iterator[Infer]:
+        with opened() as infer:
+            yield lambda feed: (runs.append(feed), infer(feed))[1]
+
+    monkeypatch.setattr(session, "opened", counted)
+    dense = replay.Replay(session, tmp_path)
+    for _ in range(2):
+        with dense.opened() as infer:
+            for feed in feeds:
+                np.testing.assert_array_equal(infer(feed)["logits"], session.run(feed)["logits"])
+    assert len(runs) == 4 + (4 - room)
 
 
 def test_four_bits_and_eight_in_one_recipe(subject: Subject):
