@@ -3,7 +3,6 @@
 Under `torchrun` and `accelerate launch` every process runs it; the one of rank 0 writes and speaks.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from gpusq_onnx.cli.options import (
     Quiet,
     Report,
     Seed,
+    leads,
 )
 from gpusq_onnx.cli.spare import a_model, claim
 from gpusq_onnx.errors import UsageError
@@ -84,7 +84,7 @@ class _Job:
             return a_model(written) or _is_data_of(path, model)
 
         claim([model], dict.fromkeys((written, data_beside(written)), ours), self.report, self.json)
-        leader = os.environ.get("RANK", "0") == "0"
+        leader = leads()
         require_room(settings().max_memory, model)
         with staged() as results:
             with open_progress(quiet=self.quiet or not leader) as progress:

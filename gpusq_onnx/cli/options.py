@@ -49,6 +49,11 @@ def digest_of(report: Path) -> Path:
     return report.with_suffix(".md")
 
 
+def leads() -> bool:
+    """Whether this process writes and speaks: of those that `torchrun` started, that of rank 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def default_cache() -> Path:
     """Where what is made once is kept: in $XDG_CACHE_HOME, else in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpusq-onnx"

@@ -17,6 +17,7 @@ from gpusq_onnx.cli.options import (
     Quiet,
     Report,
     Seed,
+    leads,
 )
 from gpusq_onnx.cli.spare import claim
 from gpusq_onnx.cli.tune import SensitivityArgs
@@ -130,7 +131,7 @@ def _sensitivity(model: Path, asked: _Asked, look: SensitivityArgs, alone: bool)
             found="--passes" if pipeline.passes else "--recipe",
             hint="leave it out; --forms names the forms",
         )
-    with open_progress(quiet=asked.quiet) as progress:
+    with open_progress(quiet=asked.quiet or not leads()) as progress:
         found = sensitivity(
             model,
             data=asked.data.options(asked.seed),
@@ -138,6 +139,8 @@ def _sensitivity(model: Path, asked: _Asked, look: SensitivityArgs, alone: bool)
             progress=progress,
             **look.options(),  # type: ignore[arg-type]  # by name
         )
+    if not leads():
+        return ""
     asked.publish(found)
     notes = found.notes()
     if asked.shown and alone:

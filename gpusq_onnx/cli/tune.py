@@ -1,6 +1,7 @@
 """`gpusq-onnx tune MODEL`: which layers to prune and to quantise under a budget, as a recipe for `apply`.
 
-Exit code 1 when the budget is missed: no recipe is written then, and a report only with `--analysis-only`.
+Exit code 1 when the budget is missed: no recipe is written then, and a report only with `--analysis-only`. Under
+`torchrun` and `accelerate launch` every process runs it, and the one of rank 0 writes and speaks.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from gpusq_onnx.cli.options import (
     Seed,
     TruthArgs,
     default_cache,
+    leads,
     writable,
 )
 from gpusq_onnx.cli.spare import claim
@@ -136,7 +138,7 @@ def tune(
         raise UsageError("the recipe would overwrite the model", where=str(recipe), hint="name another file with -o")
     claim([model], {} if goal.analysis_only else {recipe: in_first_line}, report, json)
     with staged() as results:
-        with open_progress(quiet=quiet) as progress:
+        with open_progress(quiet=quiet or not leads()) as progress:
             found = tune_model(
                 model,
                 data=data.options(seed, truth),
@@ -151,6 +153,8 @@ def tune(
                 **training.options(),
                 **look.options(),  # type: ignore[arg-type]  # by name
             )
+        if not leads():
+            return
         for warning in found.sensitivity.warnings:
             warn(warning)
         if goal.analysis_only or found.chosen is not None:

@@ -19,6 +19,7 @@ from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
 from gpusq_onnx.progress import NullProgress
 from gpusq_onnx.runtime.compare.difference import OutputsMetric
 from gpusq_onnx.runtime.compare.outputs import Loaded, compare
+from gpusq_onnx.runtime.crew import Crew
 from gpusq_onnx.runtime.ort import Feed, Session
 from gpusq_onnx.tasks.classification import Classification
 from gpusq_onnx.tasks.kinds import image_shape
@@ -57,6 +58,7 @@ class Bench:
         calibrated: of the subject's samples, those that prune and calibrate.
         judge: makes the metric over all outputs, where the data has a truth for one.
         training: None: nothing is trained.
+        crew: the processes that train together.
         note: gets a few words on what is under way.
     """
 
@@ -68,6 +70,7 @@ class Bench:
     target: str | None
     judge: Callable[[], OutputsMetric] | None
     training: finetune.TrainingLength | None
+    crew: Crew
     note: Callable[[str], None]
 
     @property
@@ -91,7 +94,7 @@ class Bench:
         return finetune.insert(made, self.training)
 
     def measured(self, choice: Mapping[str, str], trained: bool) -> Measured:
-        """A settled choice, made and compared."""
+        """A settled choice, made and compared; where it is trained, by all processes together."""
         pipeline, subject = self.pipeline(choice, trained=trained), self.subject
         with Scratch() as folder:
             path = folder / "tuned.onnx"
@@ -99,9 +102,14 @@ class Bench:
                 return Measured(self._compared(subject.path, self.dense, self.held), 1.0)
             data = subject.options.model_copy(update={"calibrate": self.calibrated})
             options = RunOptions(data, target=self.target, progress=_Notes(self.note))
-            outcome = manager.run(subject.path, path, pipeline, options, reproducible=False)
-            found = self._compared(path, self.dense, self.held)
-            return Measured(found, outcome.after.total["packed_bytes"] / self.groups.packed)
+            writes = self.crew.leads or not trained
+            outcome = manager.run(subject.path, path, pipeline, options, leader=writes, reproducible=False)
+
+            def found() -> Measured:
+                values = self._compared(path, self.dense, self.held)
+                return Measured(values, outcome.after.total["packed_bytes"] / self.groups.packed)
+
+            return self.crew.agreed(found) if trained else found()
 
     def metrics(self, *, truth: bool) -> set[str]:
         """Which metrics the model and the data give.

@@ -95,10 +95,10 @@ def left_out(
     return rank_correlation([found[i] for i in sample], alone)
 
 
-def doubtful(pairs: Sequence[Pair], guesses: Mapping[int, float], found: Mapping[int, float]) -> int | None:
-    """The pair to measure next: what a search takes first, of forms that change most. None: all are measured.
+def doubtful(pairs: Sequence[Pair], guesses: Mapping[int, float], found: Mapping[int, float], count: int) -> list[int]:
+    """The `count` pairs to measure next, fewer where fewer are left: what a search takes first.
 
-    That is the least estimate for the group's operations, among pruned and quantised forms, else among the others.
+    Those are the least estimates for the group's operations, of pruned and quantised forms before the others.
     """
     waiting = [index for index in range(len(pairs)) if index not in found]
 
@@ -107,7 +107,7 @@ def doubtful(pairs: Sequence[Pair], guesses: Mapping[int, float], found: Mapping
         row = TREATMENTS[form]
         return row.pattern is None, row.scheme is None, guesses[index] / max(1.0, group.operations[DENSE])
 
-    return min(waiting, key=key, default=None)
+    return sorted(waiting, key=key)[:count]
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -12,6 +12,7 @@ effects of two groups on each other are not seen; what is chosen by the sum must
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.report.tuning import FormLoss, Group, Sensitivity
+from gpusq_onnx.runtime.crew import ALONE, Crew
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.tasks.kinds import image_shape
 from gpusq_onnx.tuning import estimate
@@ -36,16 +38,20 @@ from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS
 from gpusq_onnx.tuning.variants import Variants
 
+_AT_ONCE = 6  # pairs that are measured before the estimates are made anew
 _PAIR = 2.5  # runs of one image that an image takes for each pair: to calibrate with, and to measure on
 
 
-def measure(subject: Subject, groups: Groups, source: Source, exact: int | None, progress: Progress) -> Sensitivity:
+def measure(
+    subject: Subject, groups: Groups, source: Source, exact: int | None, progress: Progress, crew: Crew = ALONE
+) -> Sensitivity:
     """Measure and estimate every group in every form that it can have.
 
     Args:
         source: the images: one half prunes and calibrates, the other is measured on, where they can be divided.
         exact: how many pairs of group and form are measured: half of them spread evenly, but one of each role, pruned
             and not, at least; then those that a search would take first. None: all.
+        crew: the processes that share the measurements.
     """
     pairs, count = _pairs(groups), measurements(groups, exact)
     sample = list(range(len(pairs))) if count == len(pairs) else estimate.spread(pairs, count // 2)
@@ -55,23 +61,26 @@ def measure(subject: Subject, groups: Groups, source: Source, exact: int | None,
     errors = estimate.errors(subject, groups, calibration, held, progress) if len(sample) < len(pairs) else {}
     with Scratch() as folder:
         reference = Reference(subject.model, held, folder)
-        total = max(count, len(sample))
+        total = -(-max(count, len(sample)) // crew.size)
         progress.start("measuring layers one by one", total, _PAIR * len(held) * total)
+
+        def one(index: int) -> float:
+            group, form = pairs[index]
+            value = reference.divergence(variants.of(group, TREATMENTS[form]))
+            progress.advance()
+            return value
+
         waiting = list(sample)
         while waiting:
-            index = waiting.pop(0)
-            group, form = pairs[index]
-            found[index] = reference.divergence(variants.of(group, TREATMENTS[form]))
-            progress.advance()
-            if not waiting and errors:
-                guesses = estimate.fill(pairs, errors, found)
-                following = estimate.doubtful(pairs, guesses, found) if len(found) < count else None
-                waiting += [] if following is None else [following]
+            found |= zip(waiting, crew.gathered([partial(one, index) for index in waiting]), strict=True)
+            guesses = estimate.fill(pairs, errors, found) if errors else {}
+            following = max(0, min(_AT_ONCE, count - len(found))) if errors else 0
+            waiting = estimate.doubtful(pairs, guesses, found, following)
         progress.finish()
     if errors:
         correlation = estimate.left_out(pairs, errors, found, sample)
     losses = tuple(FormLoss(g.name, form, found.get(i), guesses.get(i)) for i, (g, form) in enumerate(pairs))
-    return Sensitivity(reference.measure, reference.images, losses, correlation)
+    return crew.agreed(lambda: Sensitivity(reference.measure, reference.images, losses, correlation))
 
 
 def _pairs(groups: Groups) -> list[tuple[Group, str]]:

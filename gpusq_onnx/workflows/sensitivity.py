@@ -22,6 +22,7 @@ from gpusq_onnx.parsing import parse_json
 from gpusq_onnx.pipeline.schedule import Schedule
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.tuning import Look, Sensitivity
+from gpusq_onnx.runtime.crew import ALONE, Crew
 from gpusq_onnx.runtime.tensorrt.store import Store
 from gpusq_onnx.tuning.groups import Groups, find_groups
 from gpusq_onnx.tuning.report import SensitivityReport
@@ -34,7 +35,7 @@ from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 
 IMAGES = 64
 EXACT = 48
-_FORMAT = 2  # of what is kept; another number, measured anew
+_FORMAT = 3  # of what is kept; another number, measured anew
 
 
 def sensitivity(
@@ -61,6 +62,8 @@ def sensitivity(
             estimated. None: all are measured.
         cache: keep the result there, and take what is kept; None: neither.
 
+    Several processes that all call this (`runtime.crew`) share the work, and all get the result.
+
     Raises:
         UsageError: no data, or a target or form that there is not.
         UnsupportedModelError, UnsupportedDataError, NothingMatched: as `compress`.
@@ -69,7 +72,7 @@ def sensitivity(
     with as_file(model) as path, blaming(path), samples.opened(model, data, data_options, seed) as options:
         subject = Subject.of(path, options)
         groups = find_groups(subject.model, subject.structure, treatments)
-        inquiry = Inquiry(subject, groups, treatments, at_most(subject.source, images), exact, cache)
+        inquiry = Inquiry(subject, groups, treatments, at_most(subject.source, images), exact, cache, Crew.joined())
         found = inquiry.kept()
         if found is None:
             schedule = Schedule(progress, [("sensitivity", inquiry.work)], subject.rate)
@@ -92,7 +95,8 @@ class Inquiry:
     Attributes:
         source: the images to look with.
         exact: see `sensitivity`.
-        cache: a folder; None: nothing is kept.
+        cache: a folder, of the process that leads; None: nothing is kept.
+        crew: the processes that share the work.
     """
 
     subject: Subject
@@ -101,6 +105,7 @@ class Inquiry:
     source: Source
     exact: int | None
     cache: Path | None
+    crew: Crew = ALONE
 
     @property
     def work(self) -> float:
@@ -109,6 +114,9 @@ class Inquiry:
 
     def kept(self) -> Sensitivity | None:
         """What an earlier look found."""
+        return self.crew.agreed(self._found)
+
+    def _found(self) -> Sensitivity | None:
         entry = None if self._store is None else self._store.find(self._key)
         if entry is None:
             return None
@@ -116,8 +124,8 @@ class Inquiry:
 
     def measure(self, progress: Progress) -> Sensitivity:
         """Find it, and keep it."""
-        found = measure(self.subject, self.groups, self.source, self.exact, progress)
-        if self._store is not None:
+        found = measure(self.subject, self.groups, self.source, self.exact, progress, self.crew)
+        if self._store is not None and self.crew.leads:
             with Scratch() as folder:
                 write_text(folder / "sensitivity.json", json.dumps(asdict(found)))
                 self._store.keep(self._key, folder / "sensitivity.json", {})

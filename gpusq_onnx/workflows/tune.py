@@ -32,7 +32,9 @@ from gpusq_onnx.pipeline.finetune import TrainingLength
 from gpusq_onnx.pipeline.schedule import Schedule
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.tuning import COSTS, Goal, Look, Point
+from gpusq_onnx.runtime.crew import Crew
 from gpusq_onnx.runtime.ort import Session
+from gpusq_onnx.tuning.ahead import searched
 from gpusq_onnx.tuning.bench import Bench
 from gpusq_onnx.tuning.budget import Budget, Limit, parse_at_most, parse_budget, parse_packed_size
 from gpusq_onnx.tuning.configuration import uniform
@@ -40,7 +42,7 @@ from gpusq_onnx.tuning.groups import find_groups
 from gpusq_onnx.tuning.reasons import layers
 from gpusq_onnx.tuning.replay import Replay
 from gpusq_onnx.tuning.report import Tuning
-from gpusq_onnx.tuning.rounds import Measured, Tuner
+from gpusq_onnx.tuning.rounds import Measure, Measured, Tuner
 from gpusq_onnx.tuning.sensitivity import by_group
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.trained import TrainingRounds
@@ -93,6 +95,8 @@ def tune(
         rounds: of that, at most.
         results: write there, and leave it to the caller to commit.
 
+    Several processes that all call this (`runtime.crew`) share the work; all get the result, and one writes.
+
     Returns:
         What was chosen and why; `Tuning.require()` raises GateFailed where the budget is missed, and then nothing is
         written.
@@ -125,6 +129,7 @@ def tune(
         samples.opened(model, data, data_options, seed) as options,
         Scratch() as folder,
     ):
+        crew = Crew.joined()
         subject = Subject.of(path, options)
         if training is not None and subject.held is None:
             subject = subject.holding_out(max(1, min(_MOST_HELD, len(subject.source) // 4)))
@@ -135,12 +140,13 @@ def tune(
         groups = find_groups(subject.model, subject.structure, treatments)
         whole = groups.whole(goal.cost)
         dense = Replay(Session(path, exact_qdq=True), folder)
+        judge = judge_of(held)
         bench = Bench(
-            subject, groups, dense, held, count, target, judge_of(held), training, lambda text: schedule.note(text)
+            subject, groups, dense, held, count, target, judge, training, crew, lambda text: schedule.note(text)
         )
-        inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache)
+        inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache, crew)
         found = inquiry.kept()
-        tries = 2 * (len(treatments) - 1) + measurements
+        tries = -(-(2 * (len(treatments) - 1) + measurements) // crew.size)
         works: list[tuple[str, float | None]] = [("sensitivity", 0.0 if found else inquiry.work)]
         works.append(("search", tries * bench.work))
         if training is not None:
@@ -161,18 +167,22 @@ def tune(
 
         schedule.step(1)
         schedule.start("measuring configurations", tries, tries * bench.work)
-        tuner = Tuner(groups, losses, measure, measurements, goal.cost)
-        tuner.uniform(treatments)
-        chosen = tuner.under(aim) if isinstance(aim, Budget) else tuner.at_most(aim.share(whole))
-        recovery = None
+        wanted = aim if isinstance(aim, Budget) else aim.share(whole)
+
+        def search(answer: Measure) -> Tuner:
+            tuner = Tuner(groups, losses, answer, measurements, goal.cost)
+            tuner.uniform(treatments)
+            tuner.under(wanted) if isinstance(wanted, Budget) else tuner.at_most(wanted)
+            return tuner
+
+        tuner = searched(search, measure, aim if isinstance(aim, Budget) else None, crew)
+        again = TrainingRounds(tuner, wanted, losses)
         if training is not None:
             schedule.step(2)
             schedule.start("training what was chosen", rounds, works[2][1] or 0.0)
-            again = TrainingRounds(tuner, aim if isinstance(aim, Budget) else aim.share(whole), losses)
             again.go(rounds)
-            recovery = again.recovery
-            chosen = tuner.cheapest(aim) if isinstance(aim, Budget) else tuner.nearest(aim.share(whole))
         schedule.finish()
+    chosen = tuner.cheapest(wanted) if isinstance(wanted, Budget) else tuner.nearest(wanted)
     asked = str(aim) if isinstance(aim, Budget) else f"at most {aim.said(whole)} of the dense {COSTS[goal.cost]}"
     pipeline = None if chosen is None else bench.pipeline(chosen.choice, trained=chosen.trained)
     tuning = Tuning(
@@ -187,10 +197,10 @@ def tune(
         len(held),
         "" if chosen is not None else _failure(aim, tuner, goal),
         goal,
-        recovery,
+        again.recovery,
         subject.options.hold_out,
     )
-    if output is not None and chosen is not None:
+    if output is not None and chosen is not None and crew.leads:
         if results is not None:
             write_text(Path(output), tuning.recipe, results)
         else:
