@@ -247,7 +247,20 @@ class Tuning:
     def _said(self, values: Mapping[str, float]) -> list[str]:
         found = [f"{name} {value:.4g}" for name, value in values.items()]
         if "agreement" in values:
-            p = values["agreement"]
-            error = sqrt(p * (1 - p) / max(1, self.measured))
-            found.append(f"one standard error of the agreement on {self.measured} images: {error:.2g}")
+            low, high = interval(values["agreement"], self.measured)
+            found.append(
+                f"agreement on other images: {low:.1%} to {high:.1%}, with 95 % certainty from {self.measured}"
+            )
         return found
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Where the share of all lies, with 95 % certainty, that was found to be `share` of `count` (Wilson, 1927).
+
+    >>> [round(x, 3) for x in (*interval(1.0, 64), *interval(0.95, 256))]
+    [0.943, 1.0, 0.916, 0.971]
+    """
+    z = 1.96**2 / count
+    middle = (share + z / 2) / (1 + z)
+    half = sqrt(z * (share * (1 - share) + z / 4)) / (1 + z)
+    return max(0.0, middle - half), min(1.0, middle + half)
