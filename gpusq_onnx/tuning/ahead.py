@@ -30,14 +30,14 @@ class _MissingError(Exception):
         self.choice = choice
 
 
-def searched(search: Callable[[Measure], T], measure: Measure, budget: Budget | None, crew: Crew) -> T:
+def searched(search: Callable[[Measure], T], measure: Measure, aim: Budget | float, crew: Crew) -> T:
     """The result of a search that measures untrained configurations, the processes of `crew` working together.
 
     Args:
         search: gives the same for the same measurements; it is run many times. What it gives may go on to measure
             trained configurations, which all processes make together.
         measure: takes long.
-        budget: what a configuration may meet; None: a cost.
+        aim: the budget that a configuration may meet, or a cost.
     """
     known: dict[Key, Measured] = {}
 
@@ -53,7 +53,7 @@ def searched(search: Callable[[Measure], T], measure: Measure, budget: Budget | 
                 met = next(waiting, None)
                 if met is None:
                     raise _MissingError(choice)
-                found = _supposed(budget, met)
+                found = _supposed(aim, met)
             return found
 
         try:
@@ -90,12 +90,12 @@ def _wanted(missing: Callable[[Sequence[bool]], Choice], most: int) -> list[Choi
     return list(found.values())
 
 
-def _supposed(budget: Budget | None, met: bool) -> Measured:
+def _supposed(aim: Budget | float, met: bool) -> Measured:
     """A measurement that meets the aim, or does not."""
     values = {"kl": 0.0 if met else inf}
-    if budget is not None:
-        worst = -inf if budget.metric.least else inf
-        values[budget.metric.name] = budget.bound if met else worst
+    if isinstance(aim, Budget):
+        worst = -inf if aim.metric.least else inf
+        values[aim.metric.name] = aim.bound if met else worst
     return Measured(values, 0.0 if met else 1.0)
 
 

@@ -65,8 +65,30 @@ class Tuner:
             if count is not None:
                 self.point(f"search at the cost of uniform {treatment.name}", along(self._dense, self.road, count))
 
-    def under(self, budget: Budget) -> Point | None:
-        """The cheapest configuration measured that meets the budget; None: none does."""
+    def toward(self, aim: Budget | float) -> Point | None:
+        """Search, and give the best: see there."""
+        if isinstance(aim, Budget):
+            self._under(aim)
+        else:
+            self._at_most(aim)
+        return self.best(aim)
+
+    def best(self, aim: Budget | float) -> Point | None:
+        """Of everything measured, the cheapest that meets a budget, or the nearest to the dense model at a cost.
+
+        Args:
+            aim: a budget, or the greatest share of the cost.
+
+        Returns:
+            None where no configuration meets the budget, or none is as cheap.
+        """
+        if isinstance(aim, Budget):
+            meeting = [point for point in self.points if aim.met_by(point.values) and point.of(self.cost) < 1]
+            return min(meeting, key=lambda point: (point.of(self.cost), point.values["kl"]), default=None)
+        cheap = [point for point in self.points if point.of(self.cost) <= aim]
+        return min(cheap, key=lambda point: (point.values["kl"], point.of(self.cost)), default=None)
+
+    def _under(self, budget: Budget) -> None:
         good, bad = 0, len(self.road) + 1
         while bad - good > 1 and self._left:
             middle = (good + bad) // 2
@@ -83,15 +105,8 @@ class Tuner:
                     choice = dict(tried.choice)
                 else:
                     blocked.add(move.group)
-        return self.cheapest(budget)
 
-    def cheapest(self, budget: Budget) -> Point | None:
-        """Of everything measured that meets the budget; None: none does."""
-        meeting = [point for point in self.points if budget.met_by(point.values) and point.of(self.cost) < 1]
-        return min(meeting, key=lambda point: (point.of(self.cost), point.values["kl"]), default=None)
-
-    def at_most(self, share: float) -> Point | None:
-        """The configuration of least measured divergence that costs no more than `share`; None: none is as cheap."""
+    def _at_most(self, share: float) -> None:
         count = self._count(share)
         while count is not None and self._left:
             made = self._spent(f"search, {count} moves", along(self._dense, self.road, count))
@@ -99,12 +114,6 @@ class Tuner:
                 break
             further = self._count(share - self.unplanned(made))
             count = None if further is None or count == len(self.road) else max(further, count + 1)
-        return self.nearest(share)
-
-    def nearest(self, share: float) -> Point | None:
-        """Of everything measured that costs no more than `share`, that of least divergence; None: none is as cheap."""
-        cheap = [point for point in self.points if point.of(self.cost) <= share]
-        return min(cheap, key=lambda point: (point.values["kl"], point.of(self.cost)), default=None)
 
     def least(self) -> float:
         """The share of the cost that the cheapest configuration has, as far as is known."""

@@ -72,7 +72,7 @@ class TrainingRounds:
         road = [choice for choice in tuner.stops(losses) if choice not in tried and tuner.share(choice) < 1]
         expected = {id(choice): sum(losses[g][form] for g, form in choice.items()) for choice in road}
         if isinstance(self._aim, Budget):
-            found = tuner.cheapest(self._aim)
+            found = tuner.best(self._aim)
             road = [choice for choice in road if found is None or tuner.share(choice) < found.of(tuner.cost)]
             bound = bound_of(self._aim, tuner.points)
             meeting = [choice for choice in road if expected[id(choice)] <= bound]

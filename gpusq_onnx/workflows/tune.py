@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from gpusq_onnx.data.source import Source
@@ -172,17 +173,17 @@ def tune(
         def search(answer: Measure) -> Tuner:
             tuner = Tuner(groups, losses, answer, measurements, goal.cost)
             tuner.uniform(treatments)
-            tuner.under(wanted) if isinstance(wanted, Budget) else tuner.at_most(wanted)
+            tuner.toward(wanted)
             return tuner
 
-        tuner = searched(search, measure, aim if isinstance(aim, Budget) else None, crew)
+        tuner = searched(search, measure, wanted, crew)
         again = TrainingRounds(tuner, wanted, losses)
         if training is not None:
             schedule.step(2)
             schedule.start("training what was chosen", rounds, works[2][1] or 0.0)
             again.go(rounds)
         schedule.finish()
-    chosen = tuner.cheapest(wanted) if isinstance(wanted, Budget) else tuner.nearest(wanted)
+    chosen = tuner.best(wanted)
     asked = str(aim) if isinstance(aim, Budget) else f"at most {aim.said(whole)} of the dense {COSTS[goal.cost]}"
     pipeline = None if chosen is None else bench.pipeline(chosen.choice, trained=chosen.trained)
     tuning = Tuning(
@@ -201,11 +202,8 @@ def tune(
         subject.options.hold_out,
     )
     if output is not None and chosen is not None and crew.leads:
-        if results is not None:
-            write_text(Path(output), tuning.recipe, results)
-        else:
-            with staged() as own:
-                write_text(Path(output), tuning.recipe, own)
+        with nullcontext(results) if results is not None else staged() as place:
+            write_text(Path(output), tuning.recipe, place)
     return tuning
 
 

@@ -36,10 +36,10 @@ def found_by(size: int, aim: Budget | float) -> tuple[Tuner, list[int]]:
     def search(answer: Measure) -> Tuner:
         tuner = Tuner(groups, losses, answer, 8)
         tuner.uniform(offered(None))
-        tuner.under(aim) if isinstance(aim, Budget) else tuner.at_most(aim)
+        tuner.toward(aim)
         return tuner
 
-    return searched(search, measure, aim if isinstance(aim, Budget) else None, crew), crew.made
+    return searched(search, measure, aim, crew), crew.made
 
 
 @pytest.mark.parametrize("aim", [parse_budget("kl<=5"), parse_budget("kl<=0.03"), 0.05])

@@ -68,7 +68,7 @@ def test_the_cheapest_that_meets_the_budget_and_no_uniform_choice_is_cheaper():
     search = tuner(20)
     search.uniform(offered(None))
     budget = parse_budget("kl<=5")
-    found = search.under(budget)
+    found = search.toward(budget)
     assert found is not None and budget.met_by(found.values)
     assert all(found.share <= point.share for point in search.points if budget.met_by(point.values))
     uniform = next(point for point in search.points if point.name == "uniform int8")
@@ -87,10 +87,10 @@ def test_at_equal_cost_the_road_is_measured_beside_the_uniform_choice():
 def test_the_best_at_a_cost_and_a_cost_that_nothing_has():
     search = tuner(3)
     search.uniform(offered(None))
-    found = search.at_most(0.05)
+    found = search.toward(0.05)
     assert found is not None and found.share <= 0.05
     assert all(found.values["kl"] <= point.values["kl"] for point in search.points if point.share <= 0.05)
-    assert search.at_most(0.01) is None
+    assert search.toward(0.01) is None
 
 
 def test_a_size_counts_as_it_was_made_and_not_as_planned():
@@ -105,22 +105,22 @@ def test_a_size_counts_as_it_was_made_and_not_as_planned():
         return Measured({"kl": kl}, groups.share(choice, "packed") + 1 / 14)
 
     search = Tuner(groups, losses, measure, 9, "packed")
-    found = search.at_most(0.5)
+    found = search.toward(0.5)
     assert found is not None and found.packed is not None and found.packed <= 0.5
     assert [point.packed is not None and point.packed > 0.5 for point in search.points] == [True, False]
-    assert search.at_most(0.1) is None
+    assert search.toward(0.1) is None
 
 
 def test_no_more_is_measured_than_was_allowed():
     search = tuner(2)
-    assert search.under(parse_budget("kl<=5")) is not None
+    assert search.toward(parse_budget("kl<=5")) is not None
     assert len(search.points) == 2
 
 
 def test_a_budget_that_nothing_meets():
     search = tuner(9)
     search.uniform(offered(None))
-    assert search.under(parse_budget("kl<=0.0001")) is None
+    assert search.toward(parse_budget("kl<=0.0001")) is None
 
 
 def taught(most: int) -> tuple[Tuner, dict[str, dict[str, float]]]:
@@ -138,10 +138,10 @@ def test_training_shows_what_it_brings_back_and_the_choice_is_made_anew():
     search, losses = taught(9)
     search.uniform(offered(None))
     budget = parse_budget("kl<=0.6")
-    untrained = search.under(budget)
+    untrained = search.toward(budget)
     rounds = TrainingRounds(search, budget, losses)
     rounds.go(3)
-    found = search.cheapest(budget)
+    found = search.best(budget)
     assert untrained is not None and found is not None and found.trained and found.share < untrained.share
     assert rounds.recovery is not None and rounds.recovery.pruned == pytest.approx(0.05, abs=0.01)
     cheapest = min(search.share(choice) for choice in search.stops(losses) if taught_kl(choice, losses) <= 0.6)
@@ -156,9 +156,9 @@ def taught_kl(choice: Mapping[str, str], losses: Mapping[str, Mapping[str, float
 def test_at_a_cost_what_is_nearest_once_trained_is_found():
     search, losses = taught(9)
     search.uniform(offered(None))
-    untrained = search.at_most(0.05)
+    untrained = search.toward(0.05)
     TrainingRounds(search, 0.05, losses).go(3)
-    found = search.nearest(0.05)
+    found = search.best(0.05)
     assert untrained is not None and found is not None and found.share <= 0.05
     assert found.trained and found.values["kl"] < untrained.values["kl"]
 
@@ -167,7 +167,7 @@ def test_nothing_is_trained_where_nothing_could_be_better():
     search, losses = taught(9)
     search.uniform(offered(None))
     budget = parse_budget("kl<=100")
-    search.under(budget)
+    search.toward(budget)
     rounds = TrainingRounds(search, budget, losses)
     rounds.go(3)
     assert rounds.recovery is None and not any(point.trained for point in search.points)
