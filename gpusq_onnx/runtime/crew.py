@@ -31,12 +31,12 @@ class Crew:
 
     @classmethod
     def joined(cls) -> Crew:
-        """The processes that the environment speaks of (`WORLD_SIZE`), once all are here; else this one alone.
+        """The processes that the environment speaks of (`WORLD_SIZE` and `RANK`), once all are here; else this one.
 
         Raises:
             EnvironmentLacking: torch is not installed.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()
         try:
             import torch.distributed as group
