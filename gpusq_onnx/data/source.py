@@ -275,7 +275,7 @@ def require_whole(kind: str, boxes: Sequence[Box] | None) -> None:
 
 def ready_made(options: DataOptions, what: str) -> list[str]:
     """The note that tensors go in as they are, when the caller gave options that are for images."""
-    given = sorted(options.model_fields_set - {"path", "samples", "seed"})
+    given = sorted(options.model_fields_set - {"path", "samples", "calibrate", "hold_out", "seed"})
     return [f"{what} go in as they are: {', '.join(given)} not applied"] if given else []
 
 

@@ -88,7 +88,7 @@ def test_memory_is_one_batch(tmp_path: Path) -> None:
 
 def test_image_options_on_arrays_are_noted(tmp_path: Path) -> None:
     np.save(tmp_path / "d.npy", ROWS)
-    source = open_source(DataOptions(path=tmp_path / "d.npy", resize=256, samples=99), [X])
+    source = open_source(DataOptions(path=tmp_path / "d.npy", resize=256, samples=99, calibrate=5, hold_out=2), [X])
     assert source.notes == [
         "arrays go in as they are: resize not applied",
         "99 samples asked for, 10 there are: all of them are used",
