@@ -35,12 +35,14 @@ CASES = [
     ("swin_base_224", INT8, "2:4", 6.2),
     ("swin_base_224", FOUR, "4:8pair", 12.0),
 ]
+SIZES = ("tiny", "small", "base")
+BACKBONES = [f"{family}_{size}" for family in ("deit", "swin") for size in SIZES]
+SWINS = [f"{head}_swin_{size}" for head in ("upernet", "mask_rcnn", "cascade_mask_rcnn") for size in SIZES]
 ZOO = [
-    (f"{family}_{size}_224", exporter)
-    for family in ("deit", "swin")
-    for size in ("tiny", "small", "base")
-    for exporter in ("legacy17", "dynamo18", "dynamo20")
-]  # fmt: skip
+    *((f"{name}_224", exporter) for name in BACKBONES for exporter in ("legacy17", "dynamo18", "dynamo20")),
+    *((name, "legacy17") for name in (*(f"{name}_384" for name in BACKBONES), *SWINS)),
+    *((name, "legacy17") for name in ("detr_r50", "deformable_detr_r50")),
+]
 
 
 def seconds(work: Callable[[], object]) -> float:
