@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gpusq_onnx.report.tuning import COSTS, Cost, ReasonedLayer
+from gpusq_onnx.report.tuning import Cost, ReasonedLayer
 from gpusq_onnx.tuning.groups import Groups
 from gpusq_onnx.tuning.search import hull
 from gpusq_onnx.tuning.treatments import DENSE
@@ -14,7 +14,7 @@ def layers(
     groups: Groups, losses: Mapping[str, Mapping[str, float]], choice: Mapping[str, str], cost: Cost = "operations"
 ) -> list[ReasonedLayer]:
     """The rows, in graph order, then those outside; `cost` is what was saved."""
-    found, what, whole = [], COSTS[cost].split()[-1], groups.whole(cost)
+    found, what, whole = [], "operations" if cost == "operations" else "bytes", groups.whole(cost)
     for group in groups.groups:
         form, own = choice[group.name], losses[group.name]
         costs = group.costs(cost)

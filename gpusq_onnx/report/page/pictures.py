@@ -175,7 +175,8 @@ def pareto(points: Sequence[JudgedPoint], chosen: str, cost: Cost) -> str:
         for point in points:
             place = point.of(cost), point.values["kl"]
             marked = point.name == chosen
-            axes.plot(*place, "o", color=_MARK if marked else _AFTER, markersize=7 if marked else 5)
+            shape = "^" if point.trained else "o"
+            axes.plot(*place, shape, color=_MARK if marked else _AFTER, markersize=7 if marked else 5)
             if marked or not point.name.startswith("search"):
                 axes.annotate(_cut(point.name), place, xytext=(5, 4), textcoords="offset points", fontsize=7)
         if min(kl for _, kl in best) > 0:

@@ -31,6 +31,7 @@ def _choice(document: TuningDocument) -> Iterator[Block]:
     if not points:
         return
     caption = "What was measured: red the chosen one, the line joins those that no other beats"
+    caption += "; triangles were trained" if any(point.trained for point in points) else ""
     yield Picture(pictures.pareto(points, name, document.cost), caption)
     header, cells = document.configurations()
     yield Table("Configurations", header, cells, range(1, len(header) - 1))
