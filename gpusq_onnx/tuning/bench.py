@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.files import Scratch
+from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.pipeline import finetune, manager, table
 from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import Pipeline
@@ -27,6 +28,7 @@ from gpusq_onnx.tuning.budget import values_of
 from gpusq_onnx.tuning.configuration import pipeline_of
 from gpusq_onnx.tuning.divergence import Divergence
 from gpusq_onnx.tuning.groups import Groups
+from gpusq_onnx.tuning.kept import Kept
 from gpusq_onnx.tuning.replay import Replay
 from gpusq_onnx.tuning.rounds import Measured
 from gpusq_onnx.tuning.subject import Subject
@@ -60,6 +62,7 @@ class Bench:
         training: None: nothing is trained.
         crew: the processes that train together.
         note: gets a few words on what is under way.
+        kept: what was measured before.
     """
 
     subject: Subject
@@ -72,6 +75,7 @@ class Bench:
     training: finetune.TrainingLength | None
     crew: Crew
     note: Callable[[str], None]
+    kept: Kept
 
     @property
     def work(self) -> float:
@@ -95,7 +99,22 @@ class Bench:
 
     def measured(self, choice: Mapping[str, str], trained: bool) -> Measured:
         """A settled choice, made and compared; where it is trained, by all processes together."""
-        pipeline, subject = self.pipeline(choice, trained=trained), self.subject
+        pipeline = self.pipeline(choice, trained=trained)
+
+        def find() -> Measured | None:
+            values = self.kept.find(pipeline=str(pipeline))
+            return None if values is None else Measured(**values)
+
+        known = self.crew.agreed(find) if trained else find()
+        if known is not None:
+            return known
+        made = self._made(pipeline, trained)
+        if self.crew.leads or not trained:
+            self.kept.keep(asdict(made), pipeline=str(pipeline))
+        return made
+
+    def _made(self, pipeline: Pipeline, trained: bool) -> Measured:
+        subject = self.subject
         with Scratch() as folder:
             path = folder / "tuned.onnx"
             if len(pipeline.steps) == len(subject.first):
@@ -138,3 +157,18 @@ class Bench:
 
         found = compare(dense, path, held, metric=Classification, judge=self.judge, on_batch=look)
         return values_of(found, divergence.result())
+
+
+def kept_measurements(cache: Path | None, subject: Subject, held: Source, calibrated: int, target: str | None) -> Kept:
+    """Where measurements lie, in the folder `cache`; nowhere where the truth is a folder of label maps."""
+    options = subject.options
+    truth = [file_digest(path) for path in (options.classes, options.annotations) if path is not None]
+    common = {
+        "model": subject.sha256,
+        "data": [subject.source.digest(), held.digest(), *truth],
+        "preprocess": subject.source.describe().get("preprocess"),
+        "calibrated": calibrated,
+        "target": target,
+        "seed": options.seed,
+    }
+    return Kept(None if options.masks is not None else cache, "tune", common)

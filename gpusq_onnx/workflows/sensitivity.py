@@ -5,26 +5,21 @@ The result is kept under the digest of all that it depends on: model, data, prep
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
-from gpusq_onnx import __version__
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most
-from gpusq_onnx.files import Scratch, write_text
 from gpusq_onnx.graph.blame import blaming
-from gpusq_onnx.parsing import parse_json
 from gpusq_onnx.pipeline.schedule import Schedule
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.tuning import Look, Sensitivity
 from gpusq_onnx.runtime.crew import ALONE, Crew
-from gpusq_onnx.runtime.tensorrt.store import Store
 from gpusq_onnx.tuning.groups import Groups, find_groups
+from gpusq_onnx.tuning.kept import Kept
 from gpusq_onnx.tuning.report import SensitivityReport
 from gpusq_onnx.tuning.sensitivity import measure, work
 from gpusq_onnx.tuning.subject import Subject
@@ -35,7 +30,6 @@ from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 
 IMAGES = 64
 EXACT = 48
-_FORMAT = 3  # of what is kept; another number, measured anew
 
 
 def sensitivity(
@@ -117,29 +111,19 @@ class Inquiry:
         return self.crew.agreed(self._found)
 
     def _found(self) -> Sensitivity | None:
-        entry = None if self._store is None else self._store.find(self._key)
-        if entry is None:
-            return None
-        return TypeAdapter(Sensitivity).validate_python(parse_json(entry.file.read_text(encoding="utf-8")))
+        values = self._kept.find()
+        return None if values is None else TypeAdapter(Sensitivity).validate_python(values)
 
     def measure(self, progress: Progress) -> Sensitivity:
         """Find it, and keep it."""
         found = measure(self.subject, self.groups, self.source, self.exact, progress, self.crew)
-        if self._store is not None and self.crew.leads:
-            with Scratch() as folder:
-                write_text(folder / "sensitivity.json", json.dumps(asdict(found)))
-                self._store.keep(self._key, folder / "sensitivity.json", {})
+        if self.crew.leads:
+            self._kept.keep(asdict(found))
         return found
 
     @property
-    def _store(self) -> Store | None:
-        return Store(self.cache, "sensitivity") if self.cache is not None else None
-
-    @property
-    def _key(self) -> dict[str, Any]:
-        return {
-            "format": _FORMAT,
-            "version": __version__,
+    def _kept(self) -> Kept:
+        common = {
             "model": self.subject.sha256,
             "data": self.source.digest(),
             "preprocess": self.subject.source.describe().get("preprocess"),
@@ -148,3 +132,4 @@ class Inquiry:
             "exact": self.exact,
             "seed": self.subject.options.seed,
         }
+        return Kept(self.cache, "sensitivity", common)

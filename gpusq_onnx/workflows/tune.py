@@ -36,7 +36,7 @@ from gpusq_onnx.report.tuning import COSTS, Goal, Look, Point
 from gpusq_onnx.runtime.crew import Crew
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.tuning.ahead import searched
-from gpusq_onnx.tuning.bench import Bench
+from gpusq_onnx.tuning.bench import Bench, kept_measurements
 from gpusq_onnx.tuning.budget import Budget, Limit, parse_at_most, parse_budget, parse_packed_size
 from gpusq_onnx.tuning.configuration import uniform
 from gpusq_onnx.tuning.groups import find_groups
@@ -142,8 +142,9 @@ def tune(
         whole = groups.whole(goal.cost)
         dense = Replay(Session(path, exact_qdq=True), folder)
         judge = judge_of(held)
+        kept = kept_measurements(cache, subject, held, count, target)
         bench = Bench(
-            subject, groups, dense, held, count, target, judge, training, crew, lambda text: schedule.note(text)
+            subject, groups, dense, held, count, target, judge, training, crew, lambda text: schedule.note(text), kept
         )
         inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache, crew)
         found = inquiry.kept()

@@ -10,6 +10,7 @@ import pytest
 
 import gpusq_onnx
 from gpusq_onnx import errors
+from gpusq_onnx.pipeline import manager
 from gpusq_onnx.runtime.ort import Infer, Session
 from gpusq_onnx.tuning import replay
 from gpusq_onnx.tuning.groups import Groups, find_groups
@@ -119,6 +120,29 @@ def trained(choice: Mapping[str, str], groups: Groups) -> str:
 
     own = Subject.of(MODEL, gpusq_onnx.DataOptions(path=TRAIN, samples=8))
     return str(insert(pipeline_of(own, groups, choice), TrainingLength("steps", 2)))
+
+
+@pytest.mark.long
+def test_a_search_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = {"data": TRAIN, "data_options": FEW, "cache": tmp_path, "measurements": 1, **LOOK}
+    made, runs = manager.run, list[object]()
+
+    def counted(*asked: object, **named: object) -> object:
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        runs.append(asked)
+        return made(*asked, **named)
+
+    monkeypatch.setattr("gpusq_onnx.tuning.bench.manager.run", counted)
+    with pytest.raises(KeyboardInterrupt):
+        gpusq_onnx.tune(MODEL, budget="kl<=0.0005", **options)
+    monkeypatch.setattr("gpusq_onnx.tuning.bench.manager.run", made)
+    first = gpusq_onnx.tune(MODEL, budget="kl<=0.0005", **options)
+    monkeypatch.setattr("gpusq_onnx.tuning.bench.manager.run", lambda *a, **k: pytest.fail("measured again"))
+    again = gpusq_onnx.tune(MODEL, budget="kl<=0.0005", **options)
+    assert again.report == first.report and again.points == first.points
+    with pytest.raises(pytest.fail.Exception):
+        gpusq_onnx.tune(MODEL, budget="kl<=0.0005", **{**options, "data_options": {**FEW, "calibrate": 15}})
 
 
 @pytest.mark.long

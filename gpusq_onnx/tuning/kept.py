@@ -1,0 +1,41 @@
+"""What was measured before, kept as JSON under the digest of all that it depends on: what was cut short goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpusq_onnx import __version__
+from gpusq_onnx.files import Scratch, write_text
+from gpusq_onnx.parsing import parse_json
+from gpusq_onnx.runtime.tensorrt.store import Store
+
+_FORMAT = 3  # of what is kept and of how it was measured; another number, measured anew
+
+
+class Kept:
+    """Results of one kind.
+
+    Args:
+        folder: where they are; None: nothing is kept, and nothing found.
+        kind: "sensitivity", "tune".
+        common: what all results depend on.
+    """
+
+    def __init__(self, folder: Path | None, kind: str, common: Mapping[str, Any]) -> None:
+        self._store = None if folder is None else Store(folder, kind)
+        self._common = {"format": _FORMAT, "version": __version__, **common}
+
+    def find(self, **key: Any) -> Any:
+        """The plain values that were kept under this key; None: there are none."""
+        entry = None if self._store is None else self._store.find(self._common | key)
+        return None if entry is None else parse_json(entry.file.read_text(encoding="utf-8"))
+
+    def keep(self, value: Any, **key: Any) -> None:
+        """Keep plain values under this key."""
+        if self._store is not None:
+            with Scratch() as folder:
+                write_text(folder / "value.json", json.dumps(value))
+                self._store.keep(self._common | key, folder / "value.json", {})
