@@ -155,6 +155,27 @@ WEIGHTS: Mapping[str, tuple[int, ...]] = MappingProxyType(
 """The operands of a product that may be its weight, the usual one first."""
 
 
+PLACES: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {
+        "Gather": (1,),
+        "GatherElements": (1,),
+        "GatherND": (1,),
+        "ScatterElements": (1,),
+        "ScatterND": (1,),
+        "GridSample": (1,),
+        "RoiAlign": (1, 2),
+        "NonZero": (0,),
+    }
+)
+"""The operands that say where another's numbers are read or written: of these, none gets into the result."""
+
+
+def says_places(node: gs.Node, tensor: gs.Tensor) -> bool:
+    """Whether the node reads a tensor only as places."""
+    slots = [slot for slot, read in enumerate(node.inputs) if read is tensor]
+    return bool(slots) and set(slots) <= set(PLACES.get(node.op, ()))
+
+
 def factors(product: gs.Node) -> Sequence[gs.Tensor]:
     """The operands that a product multiplies: not its bias."""
     found: Sequence[gs.Tensor] = product.inputs if product.op == "Einsum" else product.inputs[:2]

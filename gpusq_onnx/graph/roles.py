@@ -7,7 +7,8 @@
     stem         another first layer: a convolution on the image
     head         a site whose output gets to a graph output, or to a choice of the best (TopK), through no other site,
                  no norm, no residual Add and no product of two tensors that are data: features that masks or
-                 similarities are products of are no logits, and their errors average out
+                 similarities are products of are no logits, and their errors average out. Where it only says places
+                 (boxes whose features are read next), it is not followed
     linear, conv  anything else
 
 No role is given across a sum of different branches: a walk that comes to one has left the part it started in. A site
@@ -22,7 +23,7 @@ import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.dataflow import CARRIERS, ELEMENTWISE, Dataflow
 from gpusq_onnx.graph.model import Model, TensorSpec
-from gpusq_onnx.graph.operators import NORMS, PRODUCTS, Is, operators
+from gpusq_onnx.graph.operators import NORMS, PRODUCTS, Is, operators, says_places
 from gpusq_onnx.graph.sites import Site
 
 BLOCK_ROLES = frozenset("qkv q k v qk kv proj fc1 fc2".split())
@@ -168,7 +169,7 @@ def _reaches_output(site: Site, flow: Dataflow, owner: Owner) -> bool:
             continue
         seen.add(tensor.name)
         ends |= tensor.name in flow.outputs
-        for node in map(flow.holder, tensor.outputs):
+        for node in (flow.holder(reader) for reader in tensor.outputs if not says_places(reader, tensor)):
             if id(node) in owner or node.op in NORMS or _is_residual(node, tensor, site, flow):
                 return False
             if node.op in _CHOICES:

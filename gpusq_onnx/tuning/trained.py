@@ -24,7 +24,7 @@ from gpusq_onnx.tuning.budget import Budget
 from gpusq_onnx.tuning.rounds import Tuner
 from gpusq_onnx.tuning.treatments import TREATMENTS
 
-PRIOR = Recovery(0.3, 0.8)  # a guess, for the first round
+PRIOR = Recovery(0.6, 1.0)  # a guess, for the first round; what was found once: docs/benchmarks.md
 _PULL = 0.03  # its weight, beside 1 for each configuration
 _LEAST = 0.01  # of a factor, in parts of the prior's
 

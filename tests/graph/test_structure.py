@@ -189,6 +189,36 @@ def test_what_a_product_of_two_features_is_made_of_is_no_head_unless_it_is_an_ou
     assert {site.name: site.role for site in structure.sites} == expected
 
 
+def test_boxes_and_classes_whose_regions_are_read_next_are_heads():
+    """As in R-CNNs: boxes go out, and say with the classes where a mask is looked for; those of a stage do not."""
+    nodes = [
+        node("MatMul", ["x", "stage"], ["early"]),
+        node("RoiAlign", ["map", "early", "batch"], ["again"], output_height=2, output_width=2),
+        node("Reshape", ["again", "flat"], ["rows"]),
+        node("MatMul", ["rows", "trunk"], ["h"]),
+        node("Relu", ["h"], ["r"]),
+        node("MatMul", ["r", "boxes"], ["b"]),
+        node("MatMul", ["r", "classes"], ["c"]),
+        node("ReduceMax", ["c"], ["best"], axes=[1], keepdims=0),
+        node("Greater", ["best", "least"], ["good"]),
+        node("NonZero", ["good"], ["places"]),
+        node("Squeeze", ["places", "first"], ["keep"]),
+        node("Gather", ["b", "keep"], ["kept"]),
+        node("Gather", ["batch", "keep"], ["of"]),
+        node("Gather", ["c", "keep"], ["scores"]),
+        node("RoiAlign", ["map", "kept", "of"], ["region"], output_height=2, output_width=2),
+        node("Conv", ["region", "kernel"], ["masks"]),
+    ]
+    inputs = [("x", FLOAT, [5, 8]), ("map", FLOAT, [1, 8, 9, 9]), ("batch", INT64, [5])]
+    outputs = [("kept", FLOAT, None), ("scores", FLOAT, None), ("masks", FLOAT, None)]
+    constants = {"stage": normal(8, 4), "trunk": normal(32, 8), "boxes": normal(8, 4), "classes": normal(8, 16)}
+    constants |= {"kernel": normal(3, 8, 1, 1), "flat": np.array([5, 32]), "first": np.array([0])}
+    constants |= {"least": np.float32(0.5)}
+    structure = analyse(model(proto(nodes, inputs, outputs, constants)))
+    expected = {"stage": "linear", "trunk": "linear", "boxes": "head", "classes": "head", "kernel": "head"}
+    assert {site.name: site.role for site in structure.sites} == expected
+
+
 @pytest.mark.parametrize("asset", ["digits_vit.onnx", "digits_vit_legacy17.onnx"])
 def test_the_embedded_model_of_both_exporters(asset: str):
     structure = analyse(io.load(TESTS / "assets" / asset))
