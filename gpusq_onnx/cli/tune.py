@@ -104,8 +104,11 @@ class TrainingArgs:
     )
 
     def options(self) -> dict[str, Any]:
-        """What was given, as the library takes it."""
-        return {key: value for key, value in vars(self).items() if value is not None}
+        """What was given, as the library takes it. Raises UsageError for rounds of no training."""
+        given = {key: value for key, value in vars(self).items() if value is not None}
+        if given.keys() == {"rounds"}:
+            raise UsageError("--rounds counts trainings, and nothing is trained", hint="add --finetune EPOCHS")
+        return given
 
 
 def tune(

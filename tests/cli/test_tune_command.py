@@ -58,6 +58,7 @@ def test_a_plan_of_sensitivities(tmp_path: Path) -> None:
         ("tune", "--budget", "kl<=1"),
         ("tune", "--data", str(IMAGES)),
         ("tune", "--data", str(IMAGES), "--budget", "speed>=2"),
+        ("tune", "--data", str(IMAGES), "--budget", "kl<=1", "--rounds", "2"),
     ],
 )
 def test_what_is_no_command(words: tuple[str, ...], tmp_path: Path) -> None:
