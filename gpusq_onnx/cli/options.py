@@ -185,7 +185,7 @@ class DataArgs:
         _data(
             "--data",
             metavar="PATH",
-            help="Folder of images, .parquet, .tar, .npy, .npz, or script FILE.py[:FUNC], which is run.",
+            help="Folder, .parquet, .tar, .npy, .npz or FILE.py.",
         ),
     ] = None
     samples: Annotated[
@@ -280,7 +280,7 @@ class CalibrationArgs(DataArgs):
 
     hold_out: Annotated[
         int | None,
-        _data("--hold-out", metavar="N", help="N neither prune, calibrate nor train: check --hold-out N."),
+        _data("--hold-out", metavar="N", help="N are kept from passes, for check --hold-out N."),
     ] = None
 
     def _more(self) -> dict[str, Any]:
@@ -293,7 +293,7 @@ class ComparedArgs(DataArgs):
 
     hold_out: Annotated[
         int | None,
-        _data("--hold-out", metavar="N", help="Of the samples, the N that apply --hold-out N held out."),
+        _data("--hold-out", metavar="N", help="The N samples that apply --hold-out N held out."),
     ] = None
 
     def _more(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class GoalArgs:
 
     budget: Annotated[
         str | None,
-        _goal("--budget", metavar="TEXT", help="The cheapest with 'agreement>=0.97', 'kl<=0.01' or 'top1-drop<=1'."),
+        _goal("--budget", metavar="TEXT", help="Cheapest: 'agreement>=0.97', 'kl<=0.01', 'top1-drop<=1'."),
     ] = None
     at_most: Annotated[
         str | None, _goal("--at-most", metavar="P%", help="The nearest to the model at P% of its bit operations.")
@@ -79,13 +79,13 @@ class GoalArgs:
     ] = None
     target: Annotated[
         str | None,
-        _goal("--target", metavar="NAME", help="Forms that ampere, ada, hopper, blackwell, orin, rtx or cpu runs."),
+        _goal("--target", metavar="NAME", help="For ampere, ada, hopper, blackwell, orin, rtx or cpu."),
     ] = None
     measurements: Annotated[
         int, Option("--measurements", metavar="N", min=1, rich_help_panel="What to choose for", help="Models to try.")
     ] = 8
     analysis_only: Annotated[
-        bool, _goal("--analysis-only", help="Write no recipe; write the report, also when the budget is missed.")
+        bool, _goal("--analysis-only", help="No recipe; the report also when the budget is missed.")
     ] = False
 
 
@@ -130,7 +130,7 @@ def tune(
     full: Full = False,
     quiet: Quiet = False,
 ) -> None:
-    """Choose a form for each layer under a budget, measure it, and write a recipe for apply."""
+    """Choose a form for each layer under a budget: a recipe for apply."""
     from gpusq_onnx.cli.console import publish, show_sheet, warn
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.files import staged
