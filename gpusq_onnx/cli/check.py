@@ -19,7 +19,7 @@ from gpusq_onnx.cli import several
 from gpusq_onnx.cli.options import (
     IN_REPORT,
     STDOUT,
-    ComparedArgs,
+    HoldOutArgs,
     Json,
     Quiet,
     Report,
@@ -165,7 +165,7 @@ def check(
             show_default=False,
         ),
     ],
-    data: ComparedArgs,
+    data: HoldOutArgs,
     truth: TruthArgs,
     look: LookArgs,
     gates: GateArgs,

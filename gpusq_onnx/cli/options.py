@@ -270,7 +270,20 @@ class DataArgs:
 
 
 @dataclass(frozen=True)
-class CalibrationArgs(DataArgs):
+class HoldOutArgs(DataArgs):
+    """The same for the verbs that leave samples out, and for the one that compares on them."""
+
+    hold_out: Annotated[
+        int | None,
+        _data("--hold-out", metavar="N", help="N that no pass sees, and check compares on."),
+    ] = None
+
+    def _more(self) -> dict[str, Any]:
+        return {"hold_out": self.hold_out}
+
+
+@dataclass(frozen=True)
+class CalibrationArgs(HoldOutArgs):
     """The same for the verbs that prune, calibrate or train."""
 
     calibrate: Annotated[
@@ -278,23 +291,5 @@ class CalibrationArgs(DataArgs):
         _data("--calibrate", metavar="N", help="N prune and calibrate, all train. Default: 128."),
     ] = None
 
-    hold_out: Annotated[
-        int | None,
-        _data("--hold-out", metavar="N", help="N are kept from passes, for check --hold-out N."),
-    ] = None
-
     def _more(self) -> dict[str, Any]:
-        return {"calibrate": self.calibrate, "hold_out": self.hold_out}
-
-
-@dataclass(frozen=True)
-class ComparedArgs(DataArgs):
-    """The same for `check`."""
-
-    hold_out: Annotated[
-        int | None,
-        _data("--hold-out", metavar="N", help="The N samples that apply --hold-out N held out."),
-    ] = None
-
-    def _more(self) -> dict[str, Any]:
-        return {"hold_out": self.hold_out}
+        return {**super()._more(), "calibrate": self.calibrate}

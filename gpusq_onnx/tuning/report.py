@@ -150,7 +150,6 @@ class Tuning:
         failure: why the budget is missed; "" where it is met.
         goal: as it was given.
         recovery: what training was found to leave; None: nothing was trained.
-        held_out: samples that nothing was trained with; None: all others were measured on.
     """
 
     sensitivity: SensitivityReport
@@ -165,7 +164,6 @@ class Tuning:
     failure: str
     goal: Goal
     recovery: Recovery | None = None
-    held_out: int | None = None
 
     @property
     def document(self) -> TuningDocument:
@@ -231,8 +229,8 @@ class Tuning:
 
     def _next(self, recipe: str) -> str:
         data = self.sensitivity.data
-        used = {"calibrate": self.calibrated} | ({} if self.held_out is None else {"hold_out": self.held_out})
-        words = given_words({**data, "options": data["options"] | used, "given": [*data["given"], *used]})
+        options = {**data["options"], "calibrate": self.calibrated}
+        words = given_words({**data, "options": options, "given": [*data["given"], "calibrate", "hold_out"]})
         return join(["gpusq-onnx", "apply", "--recipe", recipe, *words, self.sensitivity.model])
 
     def __str__(self) -> str:

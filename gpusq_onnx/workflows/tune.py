@@ -200,7 +200,6 @@ def tune(
         "" if chosen is not None else _failure(aim, tuner, goal),
         goal,
         again.recovery,
-        subject.options.hold_out,
     )
     if output is not None and chosen is not None and crew.leads:
         with nullcontext(results) if results is not None else staged() as place:

@@ -106,7 +106,8 @@ def test_the_recipe_trains_what_was_trained_without_what_was_held_out(tmp_path: 
     found = gpusq_onnx.tune(MODEL, at_most="13%", output=tmp_path / "recipe.toml", **options)
     (point,) = [point for point in found.points if point.trained]
     assert point.share <= 0.13 and found.recovery is not None and str(found.recovery) in str(found)
-    assert (found.calibrated, found.measured, found.held_out) == (16, 12, 12)
+    held_out = found.sensitivity.data["options"]["hold_out"]
+    assert (found.calibrated, found.measured, held_out) == (16, 12, 12)
     choice, groups = point.choice, found.sensitivity.groups
     bench_of_point = gpusq_onnx.compress(MODEL, trained(choice, groups), data=TRAIN, data_options=data)
     compared = bench_of_point.check(data=TRAIN, data_options={"samples": 48, "hold_out": 12}).comparison

@@ -6,8 +6,10 @@ its place. Reports of earlier builds do not say what was given; of those, what i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from shlex import join
+from typing import Any
 
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.checking import CheckResult
@@ -27,16 +29,13 @@ def of_run(outcome: Outcome) -> str:
 
 def check_of_run(outcome: Outcome) -> str:
     """`check` of what a run made, on the samples that it held out."""
-    data = outcome.data or {}
-    given = {**data, "options": {**data["options"], "calibrate": None}}
     made = outcome.output.path if outcome.output else ""
-    return join(["gpusq-onnx", "check", *given_words(given), outcome.input.path, made])
+    return join(["gpusq-onnx", "check", *given_words(_compared(outcome.data or {})), outcome.input.path, made])
 
 
 def of_check(result: CheckResult) -> str:
     """`check` with its gates, taps and parser; a parser's shapes and a folder of artefacts are left out."""
-    given = {**result.data, "options": {**(result.data.get("options") or {}), "calibrate": None}}
-    words = ["gpusq-onnx", "check", *given_words(given, scores=True)]
+    words = ["gpusq-onnx", "check", *given_words(_compared(result.data), scores=True)]
     for name, value in asdict(result.gates).items():
         words += [] if value is None else [f"--{name.replace('_', '-')}", number(value)]
     words += ["--on", result.runtime] if result.runtime != "cpu" and result.compressed.endswith(".onnx") else []
@@ -47,6 +46,11 @@ def of_check(result: CheckResult) -> str:
     words += ["--parser"] if result.parser else []
     words += ["--build"] if result.parser and result.parser.built else []
     return join([*words, result.original, result.compressed])
+
+
+def _compared(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report says of its data, as `check` takes it: nothing calibrates there."""
+    return {**data, "options": {**(data.get("options") or {}), "calibrate": None}}
 
 
 def of_sensitivity(document: SensitivityDocument) -> str:
