@@ -17,6 +17,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ if HAS_LOCKS:
     import fcntl
 
 PREFIX = ".gpusq-onnx-"
+_SYNC_FILE_RANGE_WRITE = 2  # of linux/fs.h
 _IN_SCRATCH = re.compile(rf"[^\s'\"]*{re.escape(PREFIX)}\w+(/[^\s'\":,;]+)*")
 
 
@@ -302,6 +304,16 @@ def write_text(path: Path, text: str, results: Staging | None = None) -> None:
             write_text(path, text, own)
     else:
         results.place(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def begin_flush(file: BinaryIO) -> None:
+    """Have the system bring what was written to the disk while the process does something else: hints, no promise."""
+    file.flush()
+    if sys.platform == "linux":
+        import ctypes  # not for --help
+
+        whole = ctypes.c_int64(0), ctypes.c_int64(0)
+        ctypes.CDLL(None).sync_file_range(file.fileno(), *whole, _SYNC_FILE_RANGE_WRITE)
 
 
 def _put_aside(target: Path, kept: Path) -> None:

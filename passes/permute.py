@@ -42,7 +42,7 @@ from gpusq_onnx.pipeline.base import SKIP, Context, Detail, Pass, PlanContext, P
 from gpusq_onnx.pipeline.details import rows_with
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
 from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, require_unquantised
-from gpusq_onnx.sparsity.patterns import TWO_FOUR, Pattern, parse_pattern, patterns_of
+from gpusq_onnx.sparsity.patterns import TWO_FOUR, Pattern, parse_pattern
 
 
 class PermuteOptions(EndsOptions):
@@ -146,7 +146,7 @@ class Permute(Pass[PermuteOptions]):
         reason = excluded(site, "prune", smallest=self.options.smallest, named=named)
         if reason is None and site.dtype not in ("float", "float16", "bfloat16", "double"):
             reason = f"stored as {site.dtype}"
-        return reason or (f"{sparse[0].name} already" if (sparse := patterns_of(site.read(), site.channels)) else None)
+        return reason or (f"{site.patterns[0].name} already" if site.patterns else None)
 
     def _walk(
         self, model: Model, structure: Structure, names: Collection[str], order: ChannelOrder, context: Context

@@ -14,6 +14,8 @@ whose sizes are a vector of unknown length.
 A runner can be forked: the other keeps the weights that are pinned in it, and so runs on as the dense model while the
 first one's weights change.
 
+What is small enough waits in memory.
+
 Limits: scratch space of one boundary's activations for all images (ViT-Base, 1000 images: about 3 GB between fc1 and
 fc2).
 """
@@ -35,6 +37,8 @@ from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.origin import reads
 
+IN_MEMORY = 128 << 20  # bytes of activations that wait there, of each runner: ViT-Tiny's of 128 images
+
 
 class PrefixRunner:
     """A position in a graph's node list, and every batch's tensors there.
@@ -48,7 +52,7 @@ class PrefixRunner:
         self._model = model
         self._nodes: list[NodeProto] = list(model.export()[0].node)
         self._constants = {c.name: c for c in model.constants()}
-        self._store = BatchStore(folder)
+        self._store = BatchStore(folder, IN_MEMORY)
         self._header = model.header
         self._rows: list[tuple[int, int]] = []  # of each batch: those that count, and with the filling of a fixed size
         self._makers: dict[str, int] = {}  # of what is made of constants, by output
@@ -71,7 +75,7 @@ class PrefixRunner:
     def start(self, source: Source, batch: int) -> int:
         """Store the images of `source` as the tensors before the first node; returns their number."""
         for data in source.batches(batch):
-            self._store.write(len(self._rows), data.feed)
+            self._store.write(len(self._rows), {name: x.copy() for name, x in data.feed.items()})  # it is the reader's
             self._rows.append((data.size, len(next(iter(data.feed.values())))))
         return sum(counting for counting, _ in self._rows)
 

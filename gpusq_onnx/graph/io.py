@@ -22,13 +22,13 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.files import Staging, staged
+from gpusq_onnx.files import Staging, begin_flush, staged
 from gpusq_onnx.graph import scan
 from gpusq_onnx.graph.door.admission import READABLE, USABLE, admit
 from gpusq_onnx.graph.door.arrival import Arrival
 from gpusq_onnx.graph.foreign_types import settle_foreign_types
 from gpusq_onnx.graph.fp16.transposes import move_transposes
-from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, require_connected
+from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, check_names, from_proto
 from gpusq_onnx.graph.opset import opset_of, raise_opset
 from gpusq_onnx.graph.origin import reads
 from gpusq_onnx.graph.tidy import confirm_declarations, tidy_nodes, without_functions
@@ -66,7 +66,7 @@ def load(path: Path | str) -> Model:
     tidy_nodes(proto)
     model = from_proto(proto, path.parent, embedded)
     model.came_with = opset
-    require_connected(model)
+    _require_connected(model)
     confirm_declarations(model)
     settle_foreign_types(model)
     move_transposes(model)
@@ -105,6 +105,17 @@ def _require_portable(proto: ModelProto, path: Path) -> None:
             expected="a model that is not optimised, or up to ORT_ENABLE_EXTENDED",
             found=f"{len(blocked)} nodes of the domain {_BLOCKED}, {blocked[0]!r} the first",
             hint="start from the file that onnxruntime optimised",
+        )
+
+
+def _require_connected(model: Model) -> None:
+    """Refuse a graph that reads tensors which nothing provides."""
+    missing = sorted(set(check_names(model)))
+    if missing:
+        raise UnsupportedModelError(
+            f"the graph reads {len(missing)} tensor(s) that nothing produces",
+            found=", ".join(missing[:5]),
+            hint="export the model again; onnx.checker.check_model names the node",
         )
 
 
@@ -162,9 +173,11 @@ def save(model: Model, path: Path | str, staging: Staging | None = None) -> str:
         starts = _place(graph, data.name, large)
     with staging.place(path, last=True).open("xb") as file:
         write_model(_Hashed(file, digest), model.header, graph, [] if model.external else large)
+        begin_flush(file)
     if model.external:
         with staging.place(data).open("xb") as file:
             _write_data(_Hashed(file, digest), starts, large)
+            begin_flush(file)
     return digest.hexdigest()
 
 

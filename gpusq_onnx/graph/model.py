@@ -267,6 +267,18 @@ def decoded(values: Any) -> NDArray[Any]:
     return values.load() if isinstance(values, LazyValues) else values  # type: ignore[no-any-return]
 
 
+def peeked(constant: gs.Constant) -> NDArray[Any]:
+    """The values of an initializer, read-only, where they lie (`Payload.peek`)."""
+    values = constant._values
+    return values.peek() if isinstance(values, Payload) else decoded(values)
+
+
+def sum_of(constant: gs.Constant) -> np.float32:
+    """The sum of an initializer of numbers (`Payload.sum`)."""
+    values = constant._values
+    return values.sum() if isinstance(values, Payload) else np.sum(decoded(values), dtype=np.float32)
+
+
 def is_loaded(values: Any) -> bool:
     """Whether an initializer's values are an array in memory."""
     return not isinstance(values, LazyValues)
@@ -328,14 +340,3 @@ def check_names(model: Model) -> Iterable[str]:
         for tensor in node.inputs:
             if isinstance(tensor, gs.Variable) and tensor.name and not tensor.inputs and tensor.name not in given:
                 yield tensor.name
-
-
-def require_connected(model: Model) -> None:
-    """Refuse a graph that reads tensors which nothing provides."""
-    missing = sorted(set(check_names(model)))
-    if missing:
-        raise UnsupportedModelError(
-            f"the graph reads {len(missing)} tensor(s) that nothing produces",
-            found=", ".join(missing[:5]),
-            hint="export the model again; onnx.checker.check_model names the node",
-        )

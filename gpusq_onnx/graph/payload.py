@@ -88,6 +88,26 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
             return values
         return numpy_helper.to_array(self.inlined() if self.in_file else self.tensor)
 
+    def peek(self) -> NDArray[Any]:
+        """The same where it lies, read-only and perhaps not aligned: for who looks at a few of many values.
+
+        What cannot be looked at there (types below a byte, typed fields) is decoded.
+        """
+        return self._lying(self.mapped)
+
+    def sum(self) -> np.float32:
+        """The sum of all values in float32, of a numeric type: not finite where a value is not, or it overflows."""
+        mapped = self.mapped
+        total: np.float32 = np.sum(self._lying(mapped), dtype=np.float32)
+        if mapped is not None:
+            _let_go(mapped)
+        return total
+
+    def _lying(self, mapped: NDArray[np.uint8] | None) -> NDArray[Any]:
+        if mapped is None or not len(mapped) or self.tensor.data_type in SUB_BYTE or sys.byteorder != "little":
+            return self.load()
+        return np.ndarray(self.shape, self.dtype, mapped.data)
+
     def inlined(self) -> TensorProto:
         """The tensor with its bytes inside, wherever they lie."""
         loaded = TensorProto()

@@ -20,7 +20,7 @@ import ast
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -28,14 +28,23 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.dataflow import Dataflow
-from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
+from gpusq_onnx.graph.model import Model, data_type_of, peeked, type_name, values_of
 from gpusq_onnx.graph.operators import LINEAR, QUANTISERS, WEIGHTS, constant_added, is_standard
 from gpusq_onnx.graph.qdq.quantize_nodes import code_type, is_grid_clip
 from gpusq_onnx.graph.trace import weight_of
 from gpusq_onnx.graph.views import View
+from gpusq_onnx.sparsity.patterns import Pattern, patterns_of
 
 OPERATORS = tuple(WEIGHTS)
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+_CORNER = 64  # rows and columns; a multiple of every group in `PATTERNS`
+
+
+class _PatternsSeen(NamedTuple):
+    """The patterns that an initializer's values follow, by how they are read and how long their groups may get."""
+
+    values: Any
+    patterns: dict[tuple[View, int], tuple[Pattern, ...]]
 
 
 @dataclass(eq=False)
@@ -176,6 +185,21 @@ class Site:
     def read(self) -> NDArray[Any]:
         """w[out, k] in the stored type (integer codes where the weight is stored quantised); treat as read-only."""
         return self.view.read(values_of(self.weight))
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The rows of `PATTERNS` that w follows along k, what leaves least first; none: dense.
+
+        Found out once for the values that the initializer has, which passes replace and do not edit.
+        """
+        seen: _PatternsSeen | None = getattr(self.weight, "patterns_seen", None)
+        if seen is None or seen.values is not self.weight._values:
+            seen = self.weight.patterns_seen = _PatternsSeen(self.weight._values, {})
+        key = self.view, self.channels
+        if key not in seen.patterns:
+            corner = self.view.read(peeked(self.weight))[:_CORNER, :_CORNER]  # a dense matrix is known by it
+            seen.patterns[key] = patterns_of(corner, self.channels) and patterns_of(self.read(), self.channels)
+        return seen.patterns[key]
 
     def write(self, w: NDArray[Any]) -> None:
         """Store w[out, k]; shape and type must be the stored ones."""

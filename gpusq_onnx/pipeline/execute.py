@@ -31,7 +31,7 @@ from gpusq_onnx.pipeline import facts
 from gpusq_onnx.pipeline.base import Context, Fact, Pass, PlanContext, PlanRow
 from gpusq_onnx.pipeline.fingerprint import Fingerprint
 from gpusq_onnx.pipeline.outcome import StepOutcome
-from gpusq_onnx.pipeline.parallel import one_blas_thread
+from gpusq_onnx.pipeline.parallel import in_order, one_blas_thread
 from gpusq_onnx.pipeline.schedule import Schedule
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.runtime.ort import Feed
@@ -305,8 +305,8 @@ def outcome_of(
 
 
 def _check_facts(state: Run, structure: Structure, where: str) -> None:
-    for fact in state.facts:
-        problem = fact.broken(state.model, structure)
+    problems = in_order(lambda fact: fact.broken(state.model, structure), state.facts)
+    for fact, problem in zip(state.facts, problems, strict=True):
         if problem:
             raise InvariantError(
                 f"a fact no longer holds after {where}: {fact.text}",

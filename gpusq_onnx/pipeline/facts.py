@@ -22,7 +22,7 @@ from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.parsing import parse_json
 from gpusq_onnx.pipeline.base import Fact
-from gpusq_onnx.sparsity.patterns import Pattern, parse_pattern, patterns_of
+from gpusq_onnx.sparsity.patterns import Pattern, parse_pattern
 
 
 @dataclass(frozen=True)
@@ -145,4 +145,4 @@ def pattern_of(site: Site, facts: Sequence[Fact]) -> Pattern | None:
     for fact in facts:
         if isinstance(fact, SparseWeight) and fact.concerns(site):
             return parse_pattern(fact.pattern)
-    return next(iter(patterns_of(site.read(), site.channels)), None)
+    return next(iter(site.patterns), None)

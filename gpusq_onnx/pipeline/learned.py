@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -69,11 +70,13 @@ class Learned:
     @classmethod
     def of(cls, findings: Mapping[str, Any]) -> Learned:
         """Read from a step's findings. Raises ValueError for values of other types."""
-        return _READER.validate_python(findings)
+        return _reader().validate_python(findings)
 
     def findings(self) -> dict[str, Any]:
         """As plain values."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-_READER = TypeAdapter(Learned)
+@cache
+def _reader() -> TypeAdapter[Learned]:
+    return TypeAdapter(Learned)

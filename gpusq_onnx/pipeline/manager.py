@@ -31,7 +31,7 @@ from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.cost import open_positions
 from gpusq_onnx.graph.fp16.biases import protect_biases
 from gpusq_onnx.graph.fp16.transposes import move_transposes
-from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.model import Model, sum_of, values_of
 from gpusq_onnx.graph.qdq.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.rewrites import newer
 from gpusq_onnx.graph.sites import Site
@@ -324,10 +324,9 @@ def _require_numbers(model: Model, structure: Structure) -> None:
     """Refuse NaN in any initializer, and infinity in a weight or its bias (a mask may hold it)."""
     finite = {id(tensor) for site in structure.sites for tensor in (site.weight, site.bias) if tensor is not None}
     for constant in model.constants():
-        values = values_of(constant)
-        if values.dtype.kind not in "fV" or np.isfinite(np.sum(values, dtype=np.float32)):
+        if np.dtype(constant.dtype).kind not in "fV" or np.isfinite(sum_of(constant)):
             continue
-        values = values.astype(np.float32, copy=False)
+        values = values_of(constant).astype(np.float32, copy=False)
         if np.isnan(values).any() or (id(constant) in finite and not np.isfinite(values).all()):
             raise UnsupportedModelError(
                 f"{constant.name!r} holds NaN or infinity",

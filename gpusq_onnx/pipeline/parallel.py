@@ -7,9 +7,11 @@ would add in another order for each number of threads.
 Limit: work in small pieces gains nothing, its threads wait for the lock (blocks of `quant.clipping`).
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any, TypeVar
 
 from gpusq_onnx.runtime.machine import usable_cpus
@@ -33,9 +35,21 @@ def run_all(work: Callable[[Item], None], items: Iterable[Item]) -> None:
 
 
 def share(work: Callable[[Item], None], items: Iterable[Item]) -> None:
-    """The same for the parts of one job, which hold little of their own: as many threads as CPUs."""
-    for _ in in_order(work, items, usable_cpus()):
+    """The same for the parts of one job, which hold little of their own: as many threads as CPUs.
+
+    Jobs are small and many, so the threads stay; a part must not `share` itself, it would wait for its own thread.
+    """
+    for _ in _staying(usable_cpus()).map(work, items):
         pass
+
+
+@cache
+def _staying(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_staying.cache_clear)  # threads do not come along
 
 
 def one_blas_thread() -> AbstractContextManager[Any]:

@@ -148,7 +148,7 @@ def _weight(site: Site, research: str) -> WeightReport:
         out=site.out,
         k=site.k,
         grouped=site.channels,
-        patterns=patterns_of(w, site.channels),
+        patterns=site.patterns,
         zeros=1.0 - float(np.count_nonzero(w)) / max(1, w.size),
         quantised=quantised(site),
         float_type=float_format(site),

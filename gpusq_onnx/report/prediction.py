@@ -15,7 +15,7 @@ from gpusq_onnx.pipeline.details import Pruned, TensorPair, WeightPair
 from gpusq_onnx.quant.formats import FORMATS, Format
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.report.kernels import Obstacle, WeightFacts, eligible, find_obstacles, kernel
-from gpusq_onnx.sparsity.patterns import Pattern, patterns_of
+from gpusq_onnx.sparsity.patterns import Pattern
 
 HALF = {"float16": "fp16", "bfloat16": "bf16"}
 
@@ -59,7 +59,7 @@ def predict(structure: Structure, rows: Iterable[PlanRow] = ()) -> tuple[Predict
 
 def _of(site: Site, pattern: Pattern | None, pairs: dict[str, Format], float_type: Format | None) -> Predicted:
     values = site.read() if pattern is None else None
-    patterns = tuple(filter(None, [pattern])) if values is None else patterns_of(values, site.channels)
+    patterns = site.patterns if pattern is None else (pattern,)
     formats: Quantised = replace(quantised(site), **pairs)
     facts = WeightFacts(
         op=site.op,

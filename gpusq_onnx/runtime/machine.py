@@ -85,8 +85,13 @@ def cpu_name() -> str:
 
 
 def usable_cpus() -> int:
-    """The CPUs that this process may use, which in a container are fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The CPUs that this process may use, which in a container are fewer than there are.
+
+    Of several processes that `torchrun` or `accelerate launch` started on this host, each has its share.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, count // int(beside)) if beside.isdecimal() and int(beside) else count
 
 
 def free_memory(root: Path = Path("/")) -> int:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,9 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.runtime.child import Worker
 from gpusq_onnx.runtime.machine import free_memory, usable_cpus
 from gpusq_onnx.runtime.ort import Feed
-from gpusq_onnx.runtime.trial_worker import TrialRequest
+
+if TYPE_CHECKING:
+    from gpusq_onnx.runtime.trial_worker import TrialRequest
 
 Way = Literal["default", "unoptimised", "in order", "exact", "precise"]
 WAYS: tuple[Way, ...] = ("default", "unoptimised")

@@ -120,13 +120,13 @@ class Reference:
         return found.result()
 
     def _run(self, model: Model) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
-        path = self._folder / "model.onnx"
-        io.save(model, path)
-        session = Session(path, exact_qdq=True)
-        for batch in self._source.batches(BATCH):
-            found = session.run(batch.feed)
-            rows = len(next(iter(batch.feed.values())))
-            yield {n: x[: batch.size] if x.ndim and len(x) == rows else x for n, x in found.items()}, batch.size
+        with Scratch(self._folder) as folder:
+            io.write_tapped(model, folder / "model.onnx", [spec.name for spec in model.outputs()])
+            session = Session(folder / "model.onnx", exact_qdq=True)
+            for batch in self._source.batches(BATCH):
+                found = session.run(batch.feed)
+                rows = len(next(iter(batch.feed.values())))
+                yield {n: x[: batch.size] if x.ndim and len(x) == rows else x for n, x in found.items()}, batch.size
 
 
 def by_group(sensitivity: Sensitivity) -> dict[str, dict[str, float]]:

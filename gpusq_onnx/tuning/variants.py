@@ -8,7 +8,6 @@ from __future__ import annotations
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph import label
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.base import Context, PlanRow
@@ -49,7 +48,7 @@ class Variants:
         rows = [row for row in self._groups.rows[name] if not row.skipped and _concerns(row, group)]
         with one_blas_thread():
             step.apply(made, analyse(made), rows, Context(self._source, self._seed))
-        label.settle(made, take(made))
+        label.settle(made)
         return made
 
 

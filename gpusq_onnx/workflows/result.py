@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -23,13 +23,14 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.base import PlanRow
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
 from gpusq_onnx.report import notebook, run
-from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.prediction import Predicted
-from gpusq_onnx.runtime.compare.gates import Gates
 from gpusq_onnx.workflows import models, samples
-from gpusq_onnx.workflows.check import check
 from gpusq_onnx.workflows.models import AnyModel, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
+
+if TYPE_CHECKING:
+    from gpusq_onnx.report.checking import CheckResult
+    from gpusq_onnx.runtime.compare.gates import Gates
 
 
 @dataclass(frozen=True, repr=False)
@@ -137,6 +138,8 @@ class Result(Plan):
         Raises:
             UsageError: no data, where `compress` had it from an iterator, which is at its end now.
         """
+        from gpusq_onnx.workflows.check import check
+
         if data is None:
             if isinstance(self._data, Iterator):
                 raise UsageError("the data was an iterator and is at its end", where="check", hint="give data again")

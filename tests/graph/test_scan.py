@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +10,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from gpusq_onnx.graph import io
-from gpusq_onnx.graph.model import values_of
+from gpusq_onnx.graph.model import peeked, sum_of, values_of
 from gpusq_onnx.graph.scan import parse
 from gpusq_onnx.graph.wire import GRAPH_INITIALIZER, MODEL_GRAPH, prefix
 
@@ -87,3 +88,26 @@ def test_unaligned_values_are_read_right(tmp_path: Path, offset: int) -> None:
     (w,) = [values_of(c) for c in loaded.constants() if c.name == "w"]
     assert w.flags.aligned
     assert np.array_equal(w, W)
+
+
+@pytest.mark.parametrize("offset", range(4))
+@pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16, np.int8])
+def test_values_are_seen_and_summed_where_they_lie(tmp_path: Path, kind: type, offset: int) -> None:
+    stored = (8 * W).astype(kind)
+    model = _model(numpy_helper.from_array(stored, "w"))
+    model.producer_name = "p" * offset
+    onnx.save(model, tmp_path / "m.onnx")
+    (w,) = [c for c in io.load(tmp_path / "m.onnx").constants() if c.name == "w"]
+    assert peeked(w).dtype == stored.dtype and np.array_equal(peeked(w), stored)
+    assert not peeked(w).flags.writeable
+    assert sum_of(w) == pytest.approx(float(stored.sum(dtype=np.float64)), rel=1e-4, abs=1e-2)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_the_sum_tells_of_a_value_that_is_no_number(tmp_path: Path, kind: type, odd: float) -> None:
+    stored = W.astype(kind)
+    stored[5, 7] = odd
+    onnx.save(_model(numpy_helper.from_array(stored, "w")), tmp_path / "m.onnx")
+    (w,) = [c for c in io.load(tmp_path / "m.onnx").constants() if c.name == "w"]
+    assert not np.isfinite(sum_of(w))

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from small_graphs import FLOAT, Array, model, node, normal, proto, rng, run
 
 from gpusq_onnx.graph.sites import Site, find_sites, module_path
+from gpusq_onnx.sparsity.patterns import TWO_FOUR, patterns_of
 
 K, N = 8, 12
 W = normal(K, N, seed=1)  # as MatMul reads it; w[out, k] is its transpose
@@ -148,6 +149,28 @@ def test_the_stored_axis_of_the_groups(form: str, k_axis: int):
     assert site.k_axis == k_axis
     assert site.weight.shape[site.k_axis] == K
     assert site.weight.shape[site.out_axis] == N
+
+
+@pytest.mark.parametrize("form", [form for form in STORED if "Quant" not in form])
+def test_the_patterns_are_those_of_the_values_of_the_moment(form: str):
+    _, site = only_site(STORED[form])
+    assert site.patterns == ()
+    kept = np.ones((N, K), bool)
+    kept[:, 2::4] = kept[:, 3::4] = False
+    for pattern, mask in ((TWO_FOUR, kept), (None, np.ones((N, K), bool))):
+        site.write((np.where(mask, 3, 0)).astype(site.read().dtype))
+        assert (TWO_FOUR in site.patterns) is (pattern is not None)
+        assert site.patterns == patterns_of(site.read(), site.channels)
+
+
+def test_a_pattern_holds_to_the_last_group():
+    w = np.zeros((128, 128), np.float32)
+    w[:, ::2] = 1
+    w[-1, -1] = 1
+    inputs: list[tuple[str, int, list[int | str | None]]] = [("x", FLOAT, [1, 128])]
+    loaded = model(proto([node("MatMul", ["x", "w"], ["y"])], inputs, [("y", FLOAT, [1, 128])], {"w": w}))
+    (site,) = find_sites(loaded)
+    assert site.patterns == ()
 
 
 def test_writing_one_part_leaves_the_others():

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from gpusq_onnx.calibration import prefix
 from gpusq_onnx.calibration.prefix import PrefixRunner
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
@@ -18,6 +19,11 @@ from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.runtime.ort import Session
 
 ASSETS = Path(__file__).parents[1] / "assets"
+
+
+@pytest.fixture(autouse=True, params=[0, prefix.IN_MEMORY], ids=["in files", "in memory"])
+def _place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "IN_MEMORY", request.param)
 
 
 @pytest.fixture(params=["digits_vit.onnx", "digits_vit_legacy17.onnx"])
@@ -116,7 +122,10 @@ def test_what_is_made_of_weights_is_made_anew_by_each_piece(tmp_path: Path) -> N
     np.testing.assert_array_equal(np.concatenate(list(runner.read("m"))), 2 * x)
 
 
-def test_scratch_holds_one_boundary_and_not_the_history(model: Model, tmp_path: Path) -> None:
+def test_scratch_holds_one_boundary_and_not_the_history(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix, "IN_MEMORY", 0)
     runner = PrefixRunner(model, tmp_path)
     runner.start(_source(model), 4)
     sizes = []

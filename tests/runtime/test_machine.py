@@ -84,6 +84,17 @@ def test_this_machine_has_free_memory() -> None:
     assert machine.free_memory() > 1 << 20 or not Path("/proc/meminfo").is_file()
 
 
+@pytest.mark.parametrize(("beside", "share"), [(None, 8), ("1", 8), ("3", 2), ("8", 1), ("20", 1), ("", 8), ("x", 8)])
+def test_processes_of_one_launch_share_the_cpus(
+    beside: str | None, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if beside is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+    assert machine.usable_cpus() == share
+
+
 def test_the_cpu_and_the_versions() -> None:
     assert cpu_name().endswith(" CPUs")
     found = versions("numpy", "no-such-distribution")

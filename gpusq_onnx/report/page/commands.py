@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from shlex import join
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpusq_onnx.pipeline.outcome import Outcome
-from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.preparation import given_words, number
-from gpusq_onnx.report.tuning import SensitivityDocument, TuningDocument
+
+if TYPE_CHECKING:
+    from gpusq_onnx.report.checking import CheckResult
+    from gpusq_onnx.report.tuning import SensitivityDocument
 
 _TOLERANCE = 0.1  # of taps, by default
 
@@ -55,6 +57,8 @@ def _compared(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def of_sensitivity(document: SensitivityDocument) -> str:
     """`plan --sensitivity`, or `tune`; "" of a report of an earlier build, which does not say how it was made."""
+    from gpusq_onnx.report.tuning import TuningDocument
+
     look = document.look
     if look is None:
         return ""
