@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ast
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ _CORNER = 64  # rows and columns; a multiple of every group in `PATTERNS`
 class _PatternsSeen(NamedTuple):
     """The patterns that an initializer's values follow, by how they are read and how long their groups may get."""
 
-    values: Any
+    values: weakref.ref[Any]
     patterns: dict[tuple[View, int], tuple[Pattern, ...]]
 
 
@@ -193,8 +194,8 @@ class Site:
         Found out once for the values that the initializer has, which passes replace and do not edit.
         """
         seen: _PatternsSeen | None = getattr(self.weight, "patterns_seen", None)
-        if seen is None or seen.values is not self.weight._values:
-            seen = self.weight.patterns_seen = _PatternsSeen(self.weight._values, {})
+        if seen is None or seen.values() is not self.weight._values:
+            seen = self.weight.patterns_seen = _PatternsSeen(weakref.ref(self.weight._values), {})
         key = self.view, self.channels
         if key not in seen.patterns:
             corner = self.view.read(peeked(self.weight))[:_CORNER, :_CORNER]  # a dense matrix is known by it

@@ -1,5 +1,7 @@
 """Every form in which exporters hide a weight: found, read as w[out, k], written back, proven by onnxruntime."""
 
+import weakref
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -161,6 +163,15 @@ def test_the_patterns_are_those_of_the_values_of_the_moment(form: str):
         site.write((np.where(mask, 3, 0)).astype(site.read().dtype))
         assert (TWO_FOUR in site.patterns) is (pattern is not None)
         assert site.patterns == patterns_of(site.read(), site.channels)
+
+
+def test_who_looked_at_patterns_keeps_no_values_that_were_replaced():
+    _, site = only_site(STORED["MatMul"])
+    site.write(np.ones((N, K), np.float32))
+    assert site.patterns == ()
+    old = weakref.ref(site.weight._values)
+    site.write(np.zeros((N, K), np.float32))
+    assert old() is None
 
 
 def test_a_pattern_holds_to_the_last_group():

@@ -8,6 +8,7 @@ Without --model, DeiT-Base is exported from ../shared/zoo into the zoo's cache. 
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ from tools.zoo.exports import Zoo, shared_folder
 
 CASES = {**cases.CASES, "training": training, "attending": attending, "distilling": distilling}
 OUT = Path("out/bench")
+SOURCES = ("gpusq_onnx", "passes")
 
 
 def main() -> int:
@@ -29,6 +31,8 @@ def main() -> int:
     options = _parser().parse_args()
     model = options.model or Zoo.default().exported("deit_base_224", "legacy17")
     lines: list[Line] = []
+    for folder in SOURCES:
+        compileall.compile_dir(folder, quiet=1)  # as pip leaves a package, whatever PYTHONDONTWRITEBYTECODE says
     print(f"{model.name}: {model.stat().st_size / 1e6:.1f} MB; load average {os.getloadavg()[0]:.2f}, {_cpus()} CPUs")
     print(f"{'':42}{'ours':>10}{'reference':>12}{'ratio':>8}{'bar':>10}")
     with tempfile.TemporaryDirectory(prefix="gpusq-bench-") as scratch:

@@ -5,6 +5,7 @@ Both sides of a ratio run interleaved in the same run, so that a busy machine sl
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tools.bench.measure import Usage, gpusq, peak_of, python, seconds_of
 
 BATCH = 4  # images a forward pass: what calibration uses (gpusq_onnx.calibration.sizes.BATCH)
 MB = 1e6
+_PEAK = "2.5x the file + 1500 MB"
 _LOAD_AND_SAVE = "import onnx, sys; onnx.save(onnx.load(sys.argv[1]), sys.argv[2])"
 _PROOF = """
 import sys
@@ -105,10 +107,9 @@ def pruning(setting: Setting) -> Iterator[Line]:
 def calibrating(setting: Setting) -> Iterator[Line]:
     """INT8 calibration on few and on many images, against as many float forward passes."""
     model, written = str(setting.model), str(setting.scratch / "quantised.onnx")
-    images = ("--data", str(setting.images), "--resize", "248", "--crop", "224", "--mean", "0.5,0.5,0.5")
     peaks = {}
     for samples in (8, 64):
-        quantise = ("apply", "--quiet", "--passes", "qdq-int8", *images, "--std", "0.5,0.5,0.5")
+        quantise = ("apply", "--quiet", "--passes", "qdq-int8", *_images(setting))
         ours: list[Usage] = []
         forwards: list[float] = []
         proofs: list[Usage] = []
@@ -122,6 +123,32 @@ def calibrating(setting: Setting) -> Iterator[Line]:
         yield Line(f"qdq-int8, {samples} images: time", seconds_of(ours), floor, 1.15 * floor + 5 + proof, "s", against)
         peaks[samples] = peak_of(ours) / MB
     yield Line("qdq-int8, 64 images: peak memory", peaks[64], peaks[8], 1.05 * peaks[8], "MB", "1.05x that of 8 images")
+
+
+def solving(setting: Setting) -> Iterator[Line]:
+    """SparseGPT with the dense model beside, against its passes, products and factorisations alone."""
+    model, written, samples = str(setting.model), str(setting.scratch / "solved.onnx"), "32"
+    ours: list[Usage] = []
+    floors: list[float] = []
+    proofs: list[Usage] = []
+    for _ in range(max(2, setting.repeat // 2)):
+        floors.append(json.loads(python("-m", "tools.bench.floor", model, samples).output)["seconds"])
+        prune = ("apply", "--quiet", "--passes", "prune24", *_images(setting), "--samples", samples)
+        ours.append(gpusq(*prune, "-o", written, model))
+        proofs.append(python("-c", _PROOF, written))
+    floor, proof = median(floors), seconds_of(proofs)
+    against = f"1.5x passes, products, factorisations + 5 s, + {proof:.2f} s, the proof's two sessions alone"
+    yield Line(f"prune24, {samples} images: time", seconds_of(ours), floor, 1.5 * floor + 5 + proof, "s", against)
+    yield Line("the same: peak memory", peak_of(ours) / MB, _size(setting), 2.5 * _size(setting) + 1500, "MB", _PEAK)
+
+
+def _images(setting: Setting) -> tuple[str, ...]:
+    shown = ("--data", str(setting.images), "--resize", "248", "--crop", "224")
+    return (*shown, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
+
+
+def _size(setting: Setting) -> float:
+    return setting.model.stat().st_size / MB
 
 
 def _forwards(model: str, images: int) -> float:
@@ -138,4 +165,4 @@ def waiting(setting: Setting) -> Iterator[Line]:
     yield Line("plan --passes prune24,qdq-int8", seconds_of(plans), 3, 3, "s", "3 s")
 
 
-CASES = {"waiting": waiting, "pruning": pruning, "calibrating": calibrating}
+CASES = {"waiting": waiting, "pruning": pruning, "calibrating": calibrating, "solving": solving}
