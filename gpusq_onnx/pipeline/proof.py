@@ -203,22 +203,29 @@ def _is_half(types: Types) -> bool:
 def _without_saturation(
     written: Path, model: Model, attempt: Attempt, plain: Trial, shown: Proof, apart: list[OutputAgreement]
 ) -> tuple[list[OutputAgreement], Proof]:
-    """Those of a quantised model's outputs that are too far off with precise kernels too, or for its own rounding."""
-    noise = _rounding(model, attempt, plain)
-    bounds = {one.output: max(_QUANTISED, 2 * noise.get(one.output, 0.0)) for one in apart}
-    apart = [one for one in apart if not _within(one, bounds[one.output])]
-    if not apart:
-        return [], shown
+    """Those of a quantised model's outputs that are too far off with precise kernels too, and for its own rounding."""
     (precise,) = attempt(written, ["precise"])
-    if precise.outcome != "ran":
-        return apart, shown
-    again = [_agreement(o.output, plain.outputs[o.output], precise.outputs[o.output], o.judged) for o in apart]
-    still = [one for one in again if not _within(one, bounds[one.output])]
-    if still:
-        return still, shown
-    note = f"onnxruntime's default INT8 kernels saturate on this CPU, and move {apart[0].output!r} by "
-    note += f"{apart[0].relative:.2g} of its norm; CPUs with VNNI, GPUs and session.x64quantprecision=1 do not"
-    return [], replace(shown, note=note)
+    others = precise.outputs if precise.outcome == "ran" else {}
+    exact = [_agreement(o.output, plain.outputs[o.output], others[o.output], o.judged) if others else o for o in apart]
+    if all(_within(one, _QUANTISED) for one in exact):
+        return [], replace(shown, note=_saturation(apart[0]))
+    noise = _rounding(model, attempt, plain)
+
+    def far(found: list[OutputAgreement]) -> list[OutputAgreement]:
+        return [one for one in found if not _within(one, max(_QUANTISED, 2 * noise.get(one.output, 0.0)))]
+
+    if not far(apart):
+        return [], shown
+    left = far(exact)
+    return (left, shown) if left else ([], replace(shown, note=_saturation(apart[0])))
+
+
+def _saturation(worst: OutputAgreement) -> str:
+    by = "" if worst.relative is None else f" by {worst.relative:.2g} of its norm"
+    return (
+        f"onnxruntime's default INT8 kernels saturate on this CPU, and move {worst.output!r}{by}; "
+        "CPUs with VNNI, GPUs and session.x64quantprecision=1 do not"
+    )
 
 
 def _rounding(model: Model, attempt: Attempt, plain: Trial) -> dict[str, float]:

@@ -75,6 +75,7 @@ DIFFERS, NAN, CUT = with_defaults("-v"), with_defaults("v * float('nan')"), with
         (DIFFERS, "output 'logits'", "prune24,qdq-int8"),
         (NAN, "NaN or infinity", "prune24"),
         (CUT, "another shape", "prune24"),
+        (CUT, "another shape", "prune24,qdq-int8"),
     ],
 )
 def test_a_file_that_fails_is_not_written(
