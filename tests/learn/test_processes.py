@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import classroom
 import numpy as np
 import pytest
+
+from tests.launched import environments
 
 pytest.importorskip("accelerate", reason="needs the extra `train`")
 
@@ -78,14 +79,10 @@ def test_killed_and_resumed_ends_with_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_two_processes_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     """Up to the order of float32 sums, which Adam's first steps magnify: 3e-5, a tenth of what is learned."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     looks = {"mix": "mixup", "lr": 1e-4, "blockwise": 0.5, "tokens": 0.5, "features": "blocks"}
     options = {**classroom.TOY, **looks}
-    mesh = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2"}
     outputs = [tmp_path / f"{rank}.npz" for rank in range(2)]
-    both = [_start(outputs[rank], "", 0, options, RANK=str(rank), LOCAL_RANK=str(rank), **mesh) for rank in range(2)]
+    both = [_start(output, "", 0, options, **env) for output, env in zip(outputs, environments(2), strict=True)]
     assert [_end(process) for process in both] == [0, 0]
     alone, _ = classroom.run(**looks)
     start = classroom.weights(classroom.setup(classroom.pruned(), classroom.TrainingOptions()))

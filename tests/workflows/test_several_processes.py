@@ -2,13 +2,14 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.launched import environments
 
 pytest.importorskip("torch", reason="several processes need torch")
 
@@ -23,33 +24,17 @@ WORDS = (
 def started(folder: Path, *words: str, size: int) -> tuple[dict[str, Any], list[str]]:
     """The report of a command that `size` processes run as torchrun starts them, and what each prints."""
     folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mesh = {
-        "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
     command = [sys.executable, "-m", "gpusq_onnx", *words, *WORDS, "--report", "report.json"]
     running = [
         subprocess.Popen(
             command,
             cwd=folder,
-            env={
-                **os.environ,
-                **mesh,
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-                "RANK": str(n),
-                "LOCAL_RANK": str(n),
-            },
+            env={**os.environ, **launched, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for n in range(size)
+        for launched in environments(size)
     ]
     try:
         ends = [process.communicate(timeout=600) for process in running]
