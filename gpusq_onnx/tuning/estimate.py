@@ -19,6 +19,7 @@ correlation). Limits: convolutions have error 1, too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.parallel import one_blas_thread
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.quant.clipping import weight_scales
-from gpusq_onnx.quant.formats import fake_quantize
+from gpusq_onnx.quant.formats import Format, fake_quantize
 from gpusq_onnx.quant.observers import make_observer
 from gpusq_onnx.quant.scales import Scales
 from gpusq_onnx.report.tuning import Group
@@ -70,13 +71,17 @@ def errors(
     rows = _rows(subject, [sites[group.sites[0]] for group in wanted], held, progress)
     found: dict[tuple[str, str], float] = {}
     for group in groups.groups:
-        for form in (form for form in group.operations if form != DENSE):
-            found[group.name, form] = 1.0
-            x = rows.get(sites[group.sites[0]].activation.name) if group.sites else None
-            if x is not None:
-                with one_blas_thread():
-                    parts = [_error(sites[name], pruned.get(name), x, TREATMENTS[form]) for name in group.sites]
-                found[group.name, form] = float(np.mean(parts))
+        forms = [form for form in group.operations if form != DENSE]
+        found |= dict.fromkeys(((group.name, form) for form in forms), 1.0)
+        x = rows.get(sites[group.sites[0]].activation.name) if group.sites else None
+        if x is None:
+            continue
+        rounded = cache(partial(_rounded, x))
+        for form in forms:
+            seen = rounded(_data(TREATMENTS[form]))
+            with one_blas_thread():
+                parts = [_error(sites[name], pruned.get(name), x, seen, TREATMENTS[form]) for name in group.sites]
+            found[group.name, form] = float(np.mean(parts))
     return found
 
 
@@ -180,16 +185,25 @@ def _rows(subject: Subject, sites: Sequence[Site], source: Source, progress: Pro
     return {name: np.concatenate(found) for name, found in parts.items()}
 
 
-def _error(site: Site, pruned: NDArray[Any] | None, x: NDArray[Any], treatment: Treatment) -> float:
+def _data(treatment: Treatment) -> Format | None:
+    """What a layer's input is rounded to."""
+    return None if treatment.scheme is None else treatment.scheme.input
+
+
+def _rounded(x: NDArray[Any], fmt: Format | None) -> NDArray[Any]:
+    """Rows x[rows, k] at a calibrated scale, each row a sample; None: as they are."""
+    if fmt is None:
+        return x
+    observer = make_observer("auto", fmt=fmt)
+    observer.update(x, len(x))
+    return fake_quantize(x, observer.scale(fmt), fmt)
+
+
+def _error(site: Site, pruned: NDArray[Any] | None, x: NDArray[Any], seen: NDArray[Any], treatment: Treatment) -> float:
     w = site.read().astype(np.float32)
     made = w if treatment.pattern is None or pruned is None else pruned.astype(np.float32)
-    seen = x
     if treatment.scheme is not None:
-        fmt, data = treatment.scheme.weight, treatment.scheme.input
+        fmt = treatment.scheme.weight
         made = fake_quantize(made, Scales(weight_scales(made, fmt), 0), fmt)
-        if data is not None:
-            observer = make_observer("auto", fmt=data)
-            observer.update(x, len(x))
-            seen = fake_quantize(x, observer.scale(data), data)
     y = x @ w.T
     return float((y - seen @ made.T).var(axis=0).mean() / max(LEAST, float(y.var(axis=0).mean())))
