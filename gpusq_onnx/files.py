@@ -307,13 +307,14 @@ def write_text(path: Path, text: str, results: Staging | None = None) -> None:
 
 
 def begin_flush(file: BinaryIO) -> None:
-    """Have the system bring what was written to the disk while the process does something else: hints, no promise."""
+    """Have the system begin to bring what was written to the disk: a hint, after which `commit` waits for less."""
     file.flush()
     if sys.platform == "linux":
         import ctypes  # not for --help
 
         whole = ctypes.c_int64(0), ctypes.c_int64(0)
-        ctypes.CDLL(None).sync_file_range(file.fileno(), *whole, _SYNC_FILE_RANGE_WRITE)
+        with contextlib.suppress(AttributeError):  # a libc without it
+            ctypes.CDLL(None).sync_file_range(file.fileno(), *whole, _SYNC_FILE_RANGE_WRITE)
 
 
 def _put_aside(target: Path, kept: Path) -> None:

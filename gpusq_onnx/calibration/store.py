@@ -45,7 +45,7 @@ class BatchStore:
 
     def names(self, batch: int) -> Collection[str]:
         """What the batch has."""
-        return (self._held.get(batch) or self._places[batch]).keys()
+        return (self._held if batch in self._held else self._places)[batch].keys()
 
     def read(self, batch: int, name: str) -> NDArray[Any]:
         """One array of a batch."""

@@ -55,6 +55,8 @@ def test_what_fits_the_memory_stays_there_and_the_rest_lies_in_files(tmp_path: P
     store.write(0, {"x": arrays[2]})
     store.write(1, {"x": arrays[0][:200]})  # there is room now
     assert store.read(1, "x").base is arrays[0]
+    store.write(3, {})
+    assert list(store.names(3)) == [] and store.read_all(3) == {}
 
 
 def test_nobody_edits_what_is_held(tmp_path: Path) -> None:
