@@ -81,31 +81,33 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
 
     def load(self) -> NDArray[Any]:
         """The values as an array of the ONNX type (bfloat16 and smaller through ml_dtypes)."""
-        if self.embedded is not None and self.tensor.data_type not in SUB_BYTE and sys.byteorder == "little":
-            values = np.empty(self.shape, self.dtype)  # the file aligns nothing
-            values.reshape(-1).view(np.uint8)[:] = self.embedded
-            _let_go(self.embedded)
-            return values
-        return numpy_helper.to_array(self.inlined() if self.in_file else self.tensor)
+        mapped = self.mapped
+        if mapped is None or not self._is_plain(mapped):
+            return numpy_helper.to_array(self.inlined() if self.in_file else self.tensor)
+        values = self._lying(mapped).copy()  # the file aligns nothing
+        _let_go(mapped)
+        return values
 
     def peek(self) -> NDArray[Any]:
         """The same where it lies, read-only and perhaps not aligned: for who looks at a few of many values.
 
         What cannot be looked at there (types below a byte, typed fields) is decoded.
         """
-        return self._lying(self.mapped)
+        mapped = self.mapped
+        return self._lying(mapped) if mapped is not None and self._is_plain(mapped) else self.load()
 
     def sum(self) -> np.float32:
         """The sum of all values in float32, of a numeric type: not finite where a value is not, or it overflows."""
-        mapped = self.mapped
-        total: np.float32 = np.sum(self._lying(mapped), dtype=np.float32)
-        if mapped is not None:
-            _let_go(mapped)
+        total: np.float32 = np.sum(self.peek(), dtype=np.float32)
+        if self.embedded is not None:
+            _let_go(self.embedded)  # another file's map is gone already
         return total
 
-    def _lying(self, mapped: NDArray[np.uint8] | None) -> NDArray[Any]:
-        if mapped is None or not len(mapped) or self.tensor.data_type in SUB_BYTE or sys.byteorder != "little":
-            return self.load()
+    def _is_plain(self, mapped: NDArray[np.uint8]) -> bool:
+        """Whether the bytes are the values as numpy has them."""
+        return len(mapped) > 0 and self.tensor.data_type not in SUB_BYTE and sys.byteorder == "little"
+
+    def _lying(self, mapped: NDArray[np.uint8]) -> NDArray[Any]:
         return np.ndarray(self.shape, self.dtype, mapped.data)
 
     def inlined(self) -> TensorProto:

@@ -22,7 +22,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @pytest.fixture(autouse=True, params=[0, prefix.IN_MEMORY], ids=["in files", "in memory"])
-def _place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix, "IN_MEMORY", request.param)
 
 
@@ -122,10 +122,8 @@ def test_what_is_made_of_weights_is_made_anew_by_each_piece(tmp_path: Path) -> N
     np.testing.assert_array_equal(np.concatenate(list(runner.read("m"))), 2 * x)
 
 
-def test_scratch_holds_one_boundary_and_not_the_history(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prefix, "IN_MEMORY", 0)
+@pytest.mark.parametrize("place", [0], indirect=True, ids=["in files"])
+def test_scratch_holds_one_boundary_and_not_the_history(model: Model, tmp_path: Path) -> None:
     runner = PrefixRunner(model, tmp_path)
     runner.start(_source(model), 4)
     sizes = []

@@ -4,7 +4,6 @@ import copy
 import io as bytes_io
 import os
 import pickle
-import socket
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.torchgraph import functions
 from gpusq_onnx.torchgraph.convert import convert
 from gpusq_onnx.torchgraph.network import Network
+from tests.launched import environments
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +133,9 @@ def test_a_scatter_under_autocast_joins_a_product_and_a_constant(op: str) -> Non
     assert found.dtype == torch.float32
 
 
-def _data_parallel(rank: int, port: int, network: Network, queue: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _data_parallel(rank: int, environment: dict[str, str], network: Network, queue: Any) -> None:
+    os.environ.update(environment)
+    torch.distributed.init_process_group("gloo")
     parallel = nn.parallel.DistributedDataParallel(network)
     found = gradients(parallel, images().chunk(2)[rank])
     if rank == 0:
@@ -146,12 +146,10 @@ def _data_parallel(rank: int, port: int, network: Network, queue: Any) -> None:
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one_with_both_batches(network: Network) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    workers = [context.Process(target=_data_parallel, args=(rank, port, network, queue)) for rank in range(2)]
+    launched = enumerate(environments(2))
+    workers = [context.Process(target=_data_parallel, args=(*process, network, queue)) for process in launched]
     for worker in workers:
         worker.start()
     found = [torch.from_numpy(g) for g in queue.get()]

@@ -5,7 +5,6 @@ Both sides of a ratio run interleaved in the same run, so that a busy machine sl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,13 +126,15 @@ def calibrating(setting: Setting) -> Iterator[Line]:
 
 def solving(setting: Setting) -> Iterator[Line]:
     """SparseGPT with the dense model beside, against its passes, products and factorisations alone."""
-    model, written, samples = str(setting.model), str(setting.scratch / "solved.onnx"), "32"
+    model, written, samples = str(setting.model), str(setting.scratch / "solved.onnx"), 32
     ours: list[Usage] = []
     floors: list[float] = []
     proofs: list[Usage] = []
     for _ in range(max(2, setting.repeat // 2)):
-        floors.append(json.loads(python("-m", "tools.bench.floor", model, samples).output)["seconds"])
-        prune = ("apply", "--quiet", "--passes", "prune24", *_images(setting), "--samples", samples)
+        floors.append(
+            2 * _forwards(model, samples) + float(python("-m", "tools.bench.floor", model, str(samples)).output)
+        )
+        prune = ("apply", "--quiet", "--passes", "prune24", *_images(setting), "--samples", str(samples))
         ours.append(gpusq(*prune, "-o", written, model))
         proofs.append(python("-c", _PROOF, written))
     floor, proof = median(floors), seconds_of(proofs)

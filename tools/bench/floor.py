@@ -1,20 +1,17 @@
-"""The least that second-order pruning with the dense model beside can cost: passes, products of rows, factorisations.
+"""The least that second-order pruning with the dense model beside can cost, its passes over the images apart.
 
     python -m tools.bench.floor MODEL IMAGES
 
-    forwards    two passes over the images: the part already pruned, and the dense model
     products    of each Linear with both sides >= 64, over the rows of all images: X^T X, D W^T, X^T E
     solving     of each of these: a Cholesky factor, its inverse, and one product with the weight
 
-Prints seconds as JSON. Each distinct shape is timed on one batch of random rows, and counted as often as it occurs;
-numpy's BLAS and onnxruntime have all CPUs, and nothing is read or written.
+Prints the seconds of both together. Each distinct shape is timed on one batch of random rows, and counted as often as
+it occurs; numpy's BLAS has all CPUs, and nothing is read or written.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import sys
 import time
 from collections import Counter
@@ -25,9 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 
-BATCH = 4  # images at a time: gpusq_onnx.calibration.sizes.BATCH
+from tools.bench.cases import BATCH
+
 SMALLEST = 64
 REPEAT = 3
 
@@ -60,23 +57,10 @@ def linears(path: Path) -> Counter[Linear]:
 
 
 def main(arguments: list[str]) -> None:
-    """Time all parts and print them."""
-    path, images = Path(arguments[0]), int(arguments[1])
-    batches = -(-images // BATCH)
-    parts = {"forwards": 2 * batches * _forward(path), "products": 0.0, "solving": 0.0}
-    for linear, times in linears(path).items():
-        parts["products"] += times * batches * _products(linear)
-        parts["solving"] += times * _solving(linear)
-    print(json.dumps({**parts, "seconds": sum(parts.values())}))
-
-
-def _forward(path: Path) -> float:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    image = session.get_inputs()[0]
-    x = np.random.default_rng(0).standard_normal([BATCH, *image.shape[1:]], dtype=np.float32)
-    return _seconds(lambda: session.run(None, {image.name: x}))
+    """Time all and print the sum."""
+    path, batches = Path(arguments[0]), -(-int(arguments[1]) // BATCH)
+    found = linears(path).items()
+    print(sum(times * (batches * _products(linear) + _solving(linear)) for linear, times in found))
 
 
 def _products(linear: Linear) -> float:
