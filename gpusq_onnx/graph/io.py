@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _BLOCKED = "com.microsoft.nchwc"  # what ORT_ENABLE_ALL saves: channels in blocks as wide as the processor's registers
 _PROTOBUF_LIMIT = 2**31 - 2**20
 _ALIGNMENT = 4096  # external tensors start on a page, so that they can be memory-mapped
+_WORTH_MAPPING = 1 << 20  # bytes
 
 
 _EXPORTS = 'models are ONNX files here: docs/how-to/classifier.md, "Export it", has the commands that export one'
@@ -219,6 +220,23 @@ def write_tapped(
         _write_data(data_file, starts, large)
 
 
+def write_mapped(written: Path, path: Path) -> bool:
+    """Write the model in the file `written` once more at `path`, in the same folder, its weights where they lie there.
+
+    They are external data of the copy, in the middle of a model file: onnxruntime maps what it would copy twice.
+
+    Returns:
+        Whether it was written: not where nothing lies inside `written` that is worth it.
+    """
+    proto, embedded = scan.parse(written, _WORTH_MAPPING)
+    for tensor in proto.graph.initializer:
+        if (lying := embedded.get(tensor.name)) is not None:
+            _refer(tensor, written.name, scan.offset_of(lying), len(lying))
+    if embedded:
+        path.write_bytes(proto.SerializeToString())
+    return bool(embedded)
+
+
 def _keep_needed(graph: GraphProto) -> None:
     needed, kept = {value.name for value in graph.output}, []
     for node in reversed(graph.node):
@@ -283,13 +301,17 @@ def _place(graph: GraphProto, location: str, large: Sequence[Large]) -> list[int
     starts, offset = [], 0
     for tensor, length, _ in large:
         start = -(-offset // _ALIGNMENT) * _ALIGNMENT
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", location), ("offset", str(start)), ("length", str(length))):
-            tensor.external_data.add(key=key, value=value)
+        _refer(tensor, location, start, length)
         graph.initializer.append(tensor)
         starts.append(start)
         offset = start + length
     return starts
+
+
+def _refer(tensor: TensorProto, location: str, start: int, length: int) -> None:
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(start)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
 
 
 def _write_data(file: BinaryWriter, starts: Sequence[int], large: Sequence[Large]) -> None:

@@ -101,7 +101,7 @@ def prove(written: Path, model: Model, types: Types, before: Path, attempt: Atte
     """
     runs = runs_as(model)
     ways: Sequence[Way] = ("exact", "unoptimised") if runs == "exact" else WAYS
-    trials = _of_model(twin_of(model), attempt) if runs == "twin" else attempt(written, ways)
+    trials = _of_model(twin_of(model), attempt) if runs == "twin" else _of_file(written, attempt, ways)
     bad = [trial for trial in trials if not trial.went]
     if bad:
         return _unproven(bad, _of_model(io.load(before), attempt, [trial.way for trial in bad]))
@@ -136,6 +136,16 @@ def prove(written: Path, model: Model, types: Types, before: Path, attempt: Atte
         found=found_there if one.relative is None or not one.finite else f"{one.relative:.3g}",
         hint="this is a defect; the reproducer beside the output shows it",
     )
+
+
+def _of_file(written: Path, attempt: Attempt, ways: Sequence[Way]) -> list[Trial]:
+    """A written file, its weights mapped where they lie in it; read as any session reads it, where that goes wrong."""
+    mapped = written.with_name(f"{written.name}.mapped")
+    if io.write_mapped(written, mapped):
+        trials = attempt(mapped, ways, size=written.stat().st_size)
+        if all(trial.went for trial in trials):
+            return trials
+    return attempt(written, ways)
 
 
 def _of_model(model: Model, attempt: Attempt, ways: Sequence[Way] = WAYS) -> list[Trial]:
@@ -204,7 +214,7 @@ def _without_saturation(
     written: Path, model: Model, attempt: Attempt, plain: Trial, shown: Proof, apart: list[OutputAgreement]
 ) -> tuple[list[OutputAgreement], Proof]:
     """Those of a quantised model's outputs that are too far off with precise kernels too, and for its own rounding."""
-    (precise,) = attempt(written, ["precise"])
+    (precise,) = _of_file(written, attempt, ["precise"])
     others = precise.outputs if precise.outcome == "ran" else {}
     exact = [_agreement(o.output, plain.outputs[o.output], others[o.output], o.judged) if others else o for o in apart]
     if all(_within(one, _QUANTISED) for one in exact):

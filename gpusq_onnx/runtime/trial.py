@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,8 +65,13 @@ class Trial:
         return f"a session {_NAMES[self.way]} {verbs.get(self.outcome, self.outcome)}: {self.said}"
 
 
-Attempt = Callable[[Path, Sequence[Way]], list[Trial]]
-"""Tries out a model file in these ways, with one feed."""
+class Attempt(Protocol):
+    """Tries out a model file in these ways, with one feed: see `Trials.try_out`."""
+
+    def __call__(self, path: Path, ways: Sequence[Way], /, *, size: int | None = None) -> list[Trial]:
+        """What became of each way."""
+        ...
+
 
 _LARGE = 64 << 20  # bytes: a smaller file is tried sooner than another process has started
 _TOGETHER = 2 << 30  # bytes that sessions at once may take
@@ -100,13 +105,17 @@ class Trials:
             self._started(index)
         return self
 
-    def try_out(self, path: Path, feed: Feed | None, ways: Sequence[Way] = WAYS) -> list[Trial]:
+    def try_out(
+        self, path: Path, feed: Feed | None, ways: Sequence[Way] = WAYS, *, size: int | None = None
+    ) -> list[Trial]:
         """Load and run the model at `path` in each way.
 
         Args:
             feed: arrays by input name; None: random ones of the inputs' shapes, for one sample.
+            size: bytes of the model with its weights; None: of the file and of `PATH.data`.
         """
-        size = sum(part.stat().st_size for part in (path, io.data_beside(path)) if part.is_file())
+        if size is None:
+            size = sum(part.stat().st_size for part in (path, io.data_beside(path)) if part.is_file())
         if len(ways) > 1 and _at_once(size, len(ways)):
             with ExitStack() as stack:
                 begun = [stack.enter_context(self._begun(index, path, feed, [way])) for index, way in enumerate(ways)]
@@ -125,7 +134,7 @@ class Trials:
 
     def with_feed(self, feed: Feed | None) -> Attempt:
         """`try_out` with this feed."""
-        return lambda path, ways: self.try_out(path, feed, ways)
+        return lambda path, ways, size=None: self.try_out(path, feed, ways, size=size)
 
     @contextmanager
     def _begun(

@@ -19,7 +19,7 @@ from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.outline import of_run
 from gpusq_onnx.report.run import digest
-from gpusq_onnx.runtime.trial import Trial
+from gpusq_onnx.runtime.trial import Trial, Trials
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit.onnx"
@@ -258,3 +258,37 @@ def test_the_proof_sees_the_bytes_that_get_the_name(
     apply(source, tmp_path, "prune24")
     output = tmp_path / "out.onnx"
     assert seen == [[path.read_bytes() for path in (output, io.data_beside(output))[: 1 + external]]]
+
+
+@pytest.mark.parametrize(
+    "passes", ["prune24", "qdq-int8", "qdq-int8{weights=int8}", "int4-weights", "prune24,qdq-int8,fp16"]
+)
+def test_weights_are_mapped_where_they_lie_in_the_written_file(
+    passes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any type, and wherever in the file: it aligns nothing."""
+    whole, mapped = Trials.try_out, list[Path]()
+
+    def try_out(self: Trials, path: Path, *rest: Any, **more: Any) -> list[Trial]:
+        if path.suffix == ".mapped":
+            mapped.append(path)
+            assert more["size"] == path.with_suffix("").stat().st_size > 2 * path.stat().st_size
+        else:
+            assert path.name != "out.onnx"
+        return whole(self, path, *rest, **more)
+
+    monkeypatch.setattr(io, "_WORTH_MAPPING", 1000)
+    monkeypatch.setattr(Trials, "try_out", try_out)
+    outcome = apply(MODEL, tmp_path, passes, IMAGES)
+    assert mapped
+    assert outcome.proof is not None
+    assert (outcome.proof.default, outcome.proof.unoptimised) == ("ran", "ran")
+    assert {path.name for path in tmp_path.iterdir()} == {"out.onnx"}
+
+
+@pytest.mark.long
+def test_what_does_not_run_mapped_is_judged_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"def load(data, optimised):\n    if optimised and b'location' in data and {OURS}: die()"
+    monkeypatch.setattr(io, "_WORTH_MAPPING", 1000)
+    broken_onnxruntime.install(monkeypatch, tmp_path, code)
+    assert apply(MODEL, tmp_path, "prune24").proof is not None
