@@ -37,7 +37,7 @@ PLACES = [  # the verb with its words, the file that must be spared, and what so
     ("unpack -o FILE pruned.gpusq", "back.onnx", OTHER),
     ("unpack pruned.gpusq", "pruned.onnx", OTHER),
     ("report report.json", "report.html", b"<html></html>"),
-    ("report -o FILE report.json", "page.html", DIARY),
+    pytest.param("report -o FILE report.json", "page.html", DIARY, marks=pytest.mark.long),
 ]
 SLOW = [  # those that need a GPU or much time: only that they refuse at once, and that --force goes past that
     ("tune --budget kl<=1 model.onnx", "model.recipe.toml"),

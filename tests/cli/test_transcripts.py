@@ -90,7 +90,7 @@ def normal(text: str, verb: str) -> str:
     return "\n".join(line.rstrip() for line in text.split("\n"))
 
 
-@pytest.mark.parametrize("columns", WIDTHS)
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.long)])
 def test_the_verbs_print_what_they_printed(columns: int):
     for name, text in transcripts(columns).items():
         assert text == (TRANSCRIPTS / f"{name}-{columns}.txt").read_text(encoding="utf-8"), f"{name} at {columns}"

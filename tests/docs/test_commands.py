@@ -147,8 +147,20 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 def test_the_documents_have_the_commands_that_they_promise():
     verbs = {command.split()[1] for command in ALL if command.startswith("gpusq-onnx ")}
-    assert verbs >= {"apply", "plan", "inspect", "check", "build", "passes", "report", "pack", "unpack", "bench"}
-    assert {"apply", "plan", "check", "inspect", "build", "passes"} <= {
+    assert verbs >= {
+        "apply",
+        "plan",
+        "inspect",
+        "check",
+        "build",
+        "passes",
+        "report",
+        "pack",
+        "unpack",
+        "bench",
+        "tune",
+    }
+    assert {"apply", "plan", "check", "inspect", "build", "passes", "tune"} <= {
         command.split()[1] for command in commands(README)
     }
 

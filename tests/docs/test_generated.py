@@ -44,7 +44,7 @@ def test_the_pictures_numbers_are_measured_ones(value: float):
 def test_every_row_of_the_readmes_table_is_among_the_benchmarks():
     rows = re.findall(r"^\| ([^|]*) \| ([\d.]+ %) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
     benchmarks = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
-    assert len(rows) == 11
+    assert len(rows) == 10
     assert [row for row in rows if row[1] not in benchmarks] == []
 
 

@@ -21,7 +21,14 @@ from gpusq_onnx.learn.teaching import Teaching  # noqa: E402
 from gpusq_onnx.progress import NullProgress  # noqa: E402
 
 
-@pytest.mark.parametrize("options", [{}, {"blockwise": 0.5, "features": "blocks"}, {"average": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"blockwise": 0.5, "features": "blocks"},
+        *(pytest.param(options, marks=pytest.mark.long) for options in ({}, {"average": 0.9})),
+    ],
+    ids=str,
+)
 def test_the_student_comes_closer_and_its_zeros_stay(options: dict[str, Any]) -> None:
     taught, history = classroom.run(steps=24, **options)
     assert history.after.soft < 0.7 * history.before.soft

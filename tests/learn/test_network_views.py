@@ -85,6 +85,7 @@ def test_what_one_form_learns_all_have() -> None:
     assert {id(p) for p in setup.views[False, True].parameters()} == own
 
 
+@pytest.mark.long
 def test_no_gradient_crosses_from_part_to_part() -> None:
     setup = _lesson(classroom.MODEL)
     assert setup.tokens is not None and setup.thin_teacher is not None
@@ -126,6 +127,7 @@ def test_tokens_after_the_patches_always_go_through() -> None:
     assert len(keep) == 9 and keep[-1] == 16
 
 
+@pytest.mark.long
 def test_a_graph_that_names_a_token_by_its_number_is_trained_on_all_tokens() -> None:
     model = _with_the_class_last(16)
     setup = prepare(model, analyse(model), model, BOTH)

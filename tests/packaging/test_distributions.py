@@ -68,6 +68,7 @@ def test_a_wheel_from_the_checkout_is_the_wheel_from_the_sdist(dist: Path, wheel
         assert {i.filename: i.CRC for i in direct.infolist()} == {i.filename: i.CRC for i in wheel.infolist()}
 
 
+@pytest.mark.long
 def test_the_sdist_keeps_the_layout_of_the_repository(dist: Path):
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:

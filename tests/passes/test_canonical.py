@@ -169,6 +169,7 @@ def test_such_a_file_stays_as_it_is_where_the_caller_says_so(optimised: Path) ->
     assert _foreign(written) == _foreign(optimised)
 
 
+@pytest.mark.long
 def test_training_on_a_pruned_copy_takes_such_a_file_as_teacher(optimised: Path) -> None:
     pruned, taught = optimised.with_name("pruned.onnx"), optimised.with_name("taught.onnx")
     manager.run(optimised, pruned, parse("prune24{method=magnitude}"), RunOptions(NO_DATA))

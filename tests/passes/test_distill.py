@@ -127,7 +127,7 @@ def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, 
     assert caught.value.exit_code == 5
 
 
-@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize("blind", [pytest.param(False, marks=pytest.mark.long), True])
 def test_moved_zeros_never_reach_a_file(blind: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither past the loop's own check, nor past the manager's where that one is off."""
     monkeypatch.setattr(Masks, "apply", lambda self: None)

@@ -83,6 +83,7 @@ def test_float16_needs_no_fp16(half: Path, data: DataOptions, tmp_path: Path) ->
         manager.run(half, tmp_path / "out.onnx", parse("fp16"), RunOptions(data))
 
 
+@pytest.mark.long
 def test_bfloat16_is_pruned_and_trained_without_the_runtime(brain: Path, data: DataOptions, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     manager.run(brain, output, parse(f"prune24{{method=magnitude}},distill{{{LEARN}}}"), RunOptions(data))

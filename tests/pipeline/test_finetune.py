@@ -146,6 +146,7 @@ def test_a_learner_that_fails_takes_its_teacher_along(tmp_path: Path) -> None:
         manager.run(folder / "model.onnx", tmp_path / "again.onnx", again, RunOptions(DATA))
 
 
+@pytest.mark.long
 def test_training_is_not_repeated_for_a_reproducer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manager.run(MODEL, tmp_path / "distilled.onnx", parse(f"{PRUNE},distill"), RunOptions(DATA))
     runs: list[str] = []

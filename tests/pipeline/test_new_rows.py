@@ -35,7 +35,7 @@ def run(tmp_path: Path, passes: str) -> Path:
     return target
 
 
-@pytest.mark.parametrize("more", ["", ",qat{epochs=1,steps=2}"])
+@pytest.mark.parametrize("more", ["", pytest.param(",qat{epochs=1,steps=2}", marks=pytest.mark.long)])
 def test_a_toy_format_and_a_toy_pattern_go_all_the_way(rows: None, tmp_path: Path, more: str) -> None:
     if more:
         pytest.importorskip("torch")

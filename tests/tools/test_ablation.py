@@ -76,6 +76,7 @@ def test_two_processes_share_the_arms_and_give_what_one_gives(desk: Desk) -> Non
     assert found[0]["top1"] == desk.run(chosen[0], 0)["top1"]
 
 
+@pytest.mark.long
 def test_the_int4_model_has_4_bit_codes_and_wider_steps(desk: Desk) -> None:
     desk.run(next(arm for arm in arms() if arm.key == "int4.calibrated"), 0)
     model = onnx.load(desk.start("int4", 0))

@@ -150,6 +150,7 @@ def test_pixels_move_from_one_normalisation_to_another(layout: str, channels: st
     np.testing.assert_allclose(moved, as_input(*other), atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SHARED.is_dir(), reason="wants ../shared")
 @pytest.mark.parametrize(
     ("model", "data", "given", "preset", "options"),

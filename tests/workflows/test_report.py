@@ -74,6 +74,7 @@ def checked(applied: Path) -> Path:
     return written
 
 
+@pytest.mark.long
 def test_a_page_of_a_check_alone_has_sizes_and_kernels(checked: Path, applied: Path) -> None:
     text = report([checked], checked.with_name("page.html")).read_text(encoding="utf-8")
     assert "x smaller" in text and "that TensorRT can choose for the weights: 2 dense FP32" in text
