@@ -95,6 +95,12 @@ CASES = {
     "heads, bias and mask": fused(
         "MultiHeadAttention", [*Q, "b", "", "m"], {"b": BIAS, "m": normal(1, HEADS, S, S)}, num_heads=HEADS
     ),
+    **{
+        f"heads, causal, {keys} keys": fused(
+            "MultiHeadAttention", Q, {}, num_heads=HEADS, unidirectional=1, shapes={"k": (B, keys, H), "v": (B, keys, H)}
+        )
+        for keys in (S - 2, S, S + 2)
+    },
 }  # fmt: skip
 
 

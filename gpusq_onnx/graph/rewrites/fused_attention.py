@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS
 from gpusq_onnx.graph.rewrites.rule import Editor, Known, Unfit
@@ -37,8 +38,8 @@ class AttentionForm:
         flat: whether its operands are [B, T, H*d].
         heads, key_heads: of the queries, and of keys and values.
         size: of one head.
-        rows, columns: numbers of queries and of keys.
         scale, softcap: 0 is no softcap.
+        seen: [queries, keys], true where the operator lets a query see a key; None: everywhere.
         mask: added to the scores, or true where a key is seen.
         dtype, softmax: types of the operands and of the softmax.
     """
@@ -47,11 +48,9 @@ class AttentionForm:
     heads: int
     key_heads: int
     size: int
-    rows: int
-    columns: int
     scale: float
     softcap: float
-    causal: bool
+    seen: NDArray[np.bool_] | None
     mask: gs.Tensor | None
     boolean: bool
     dtype: np.dtype[Any]
@@ -88,11 +87,9 @@ def check_attention(node: gs.Node, known: Known) -> AttentionForm:
         heads,
         key_heads,
         size,
-        rows,
-        columns,
         scale,
         float(node.attrs.get("softcap") or 0),
-        bool(node.attrs.get("is_causal", 0)),
+        np.tri(rows, columns, dtype=np.bool_) if node.attrs.get("is_causal", 0) else None,
         mask,
         mask is not None and known.type(mask).kind == "b",
         dtype,
@@ -140,9 +137,8 @@ def _by_head(editor: Editor, tensor: gs.Tensor, heads: int, form: AttentionForm)
 
 
 def _masked(editor: Editor, scores: gs.Tensor, form: AttentionForm) -> gs.Tensor:
-    if form.causal:
-        seen = np.tri(form.rows, form.columns, dtype=np.bool_)
-        scores = editor.add("Add", scores, editor.constant("causal", _additive(seen, form)))
+    if form.seen is not None:
+        scores = editor.add("Add", scores, editor.constant("causal", _additive(form.seen, form)))
     if form.mask is None:
         return scores
     mask = form.mask

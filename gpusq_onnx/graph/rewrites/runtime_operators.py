@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx import TensorProto
 from onnx.helper import np_dtype_to_tensor_dtype
 
@@ -204,7 +205,7 @@ def _check_packed_attention(node: gs.Node, known: Known) -> tuple[AttentionForm,
     widths = {tensor.shape[-1] for tensor in (weight, bias) if tensor is not None}
     if len(sizes) != 3 or len(weight.shape) != 2 or widths != {sum(sizes)}:
         raise Unfit(f"its weight is {tuple(weight.shape)}")
-    return _form(node, known, sizes[0], mask), sizes
+    return _form(node, known, sizes[0], node.inputs[0], mask), sizes
 
 
 def _write_packed_attention(node: gs.Node, form: tuple[AttentionForm, list[int]], editor: Editor) -> gs.Tensor:
@@ -233,7 +234,7 @@ def _check_heads_attention(node: gs.Node, known: Known) -> AttentionForm:
         raise Unfit("how long its queries are is not known before the model runs")
     if isinstance(keys := known.shape(k)[-1], int) and keys != width:
         raise Unfit(f"its queries have {width} channels, its keys {keys}")
-    return _form(node, known, width, mask)
+    return _form(node, known, width, k, mask)
 
 
 def _write_heads_attention(node: gs.Node, form: AttentionForm, editor: Editor) -> gs.Tensor:
@@ -248,31 +249,35 @@ def _write_heads_attention(node: gs.Node, form: AttentionForm, editor: Editor) -
     return write_attention(operands, form, editor)
 
 
-def _form(node: gs.Node, known: Known, width: int, mask: gs.Tensor | None) -> AttentionForm:
-    heads = int(node.attrs.get("num_heads", 0))
-    if heads < 1 or width % heads or len(known.shape(node.inputs[0])) != 3:
+def _form(node: gs.Node, known: Known, width: int, keys: gs.Tensor, mask: gs.Tensor | None) -> AttentionForm:
+    heads, queries = int(node.attrs.get("num_heads", 0)), node.inputs[0]
+    if heads < 1 or width % heads or len(known.shape(queries)) != 3:
         raise Unfit(f"it has {heads} heads for {width} channels")
     size = width // heads
-    causal = bool(node.attrs.get("unidirectional", 0))
-    rows = known.shape(node.inputs[0])[1] if causal else 0
-    if not isinstance(rows, int):
-        raise Unfit("how many tokens it has is not known before the model runs")
-    dtype = known.type(node.inputs[0])
+    dtype = known.type(queries)
     return AttentionForm(
         flat=True,
         heads=heads,
         key_heads=heads,
         size=size,
-        rows=rows,
-        columns=rows,
         scale=float(node.attrs.get("scale") or 1 / math.sqrt(size)),
         softcap=0.0,
-        causal=causal,
+        seen=_seen(queries, keys, known) if node.attrs.get("unidirectional", 0) else None,
         mask=mask,
         boolean=False,
         dtype=dtype,
         softmax=dtype,
     )
+
+
+def _seen(queries: gs.Tensor, keys: gs.Tensor, known: Known) -> NDArray[np.bool_]:
+    """What `unidirectional` shows: the keys up to a query's own place, and to the last query all of them, as the CPU kernels have it."""
+    rows, columns = known.shape(queries)[1], known.shape(keys)[1]
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        raise Unfit("how many tokens it has is not known before the model runs")
+    seen = np.tri(rows, columns, dtype=np.bool_)
+    seen[-1:] = True
+    return seen
 
 
 RULES: Mapping[str, Rule] = MappingProxyType(
