@@ -106,3 +106,25 @@ def qlinear_matmul(path: Path) -> Path:
         helper.make_node("DequantizeLinear", ["yq", "ys", "z"], ["y"], name="dq_y"),
     ]
     return save(path, nodes, constants)
+
+
+def tokens(path: Path) -> Path:
+    """(words[ids] + kinds[types]) mask → y, as BERT reads text: 50 words, 2 kinds, INT64 throughout."""
+    nodes = [
+        helper.make_node("Gather", ["words", "ids"], ["a"]),
+        helper.make_node("Gather", ["kinds", "types"], ["b"]),
+        helper.make_node("Cast", ["mask"], ["m"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["m", "last"], ["c"]),
+        helper.make_node("Add", ["a", "b"], ["sum"]),
+        helper.make_node("Mul", ["sum", "c"], ["y"]),
+    ]
+    tables = {"words": np.ones((50, 4), np.float32), "kinds": np.ones((2, 4), np.float32), "last": np.array([2])}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["N", 12]) for name in ("ids", "types", "mask")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 12, 4])],
+        [numpy_helper.from_array(value, name) for name, value in tables.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path

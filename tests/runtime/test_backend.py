@@ -3,7 +3,7 @@
 import numpy as np
 import onnxruntime
 import pytest
-from runtime_models import linear
+from runtime_models import linear, tokens
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageError
 from gpusq_onnx.runtime.bench.backend import Variant, random_feed
@@ -28,6 +28,19 @@ def test_inputs_are_random_and_the_same_every_time() -> None:
     assert np.count_nonzero(feed["x"]) == feed["x"].size and abs(float(feed["x"].mean())) < 0.5
     assert feed["sizes"].min() >= 1
     assert all(np.array_equal(feed[name], again[name]) for name in feed)
+
+
+def test_ids_are_rows_of_the_tables_that_they_choose_from_and_masks_keep_everything(tmp_path) -> None:
+    path = tokens(tmp_path / "m.onnx")
+    infos = [TensorInfo(name, I64, ("N", 12)) for name in ("ids", "types", "mask")]
+    feed = random_feed([*infos, TensorInfo("pixels", np.dtype("uint8"), ("N", 9))], 8, str(path))
+    assert {name: (value.min(), value.max()) for name, value in feed.items() if name != "pixels"} == {
+        "ids": (0, 49),
+        "types": (0, 1),
+        "mask": (1, 1),
+    }
+    assert len(np.unique(feed["pixels"])) > 9 and feed["pixels"].min() >= 1
+    assert OrtBackend().open(Variant(path), 3).measure(1) > 0
 
 
 def test_an_input_without_the_batch_keeps_its_size() -> None:

@@ -7,6 +7,7 @@ import broken_onnxruntime
 import numpy as np
 import onnx
 import pytest
+import runtime_models
 from onnx import TensorProto, helper, numpy_helper
 
 from gpusq_onnx.runtime import trial
@@ -53,6 +54,10 @@ def test_without_a_batch_random_inputs_are_made_where_the_shape_is_known(tmp_pat
     free = saved(tmp_path, helper.make_node("Relu", ["x"], ["y"]), shape=("batch", 3, "width"))
     for one in tried(free, None):
         assert (one.outcome, one.went, one.outputs) == ("loaded", True, {})
+
+
+def test_without_a_batch_token_ids_stay_in_their_tables(tmp_path: Path) -> None:
+    assert [one.outcome for one in tried(runtime_models.tokens(tmp_path / "m.onnx"), None)] == ["ran", "ran"]
 
 
 def test_a_refusal_and_a_failure_say_why(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ silence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.errors import GpusqError, UnsupportedModelError, UsageError
 from gpusq_onnx.runtime.bench.timing import Runner
 from gpusq_onnx.runtime.ort import TensorInfo
 
@@ -81,9 +81,15 @@ class Backend(Protocol):
 
 
 def random_feed(inputs: Sequence[TensorInfo], batch: int, name: str) -> dict[str, NDArray[Any]]:
-    """Random inputs of the model's types and shapes for a batch: normal floats, integers from 1 to 100.
+    """Random inputs of the model's types and shapes for a batch; the same arrays for the same model.
 
-    Never zeros: products of zeros draw less power and run faster. The same arrays for the same inputs.
+        floats      normal; never zeros: products of zeros draw less power and run faster
+        bytes       1 to 100: pixels, codes
+        integers    rows of the table that they choose from (token ids); where they choose from none, 1: a mask that
+                    keeps everything
+
+    Args:
+        name: of the model's file, which is read where there are integers.
 
     Raises:
         UsageError: the model has fixed another batch size.
@@ -91,7 +97,22 @@ def random_feed(inputs: Sequence[TensorInfo], batch: int, name: str) -> dict[str
     """
     random = np.random.default_rng(0)
     free = any(info.shape and not isinstance(info.shape[0], int) for info in inputs)
-    return {info.name: _random(info, _shape(info, batch, name, free), random) for info in inputs}
+    rows = _table_rows(name) if any(map(_is_integer, inputs)) else {}
+    return {info.name: _random(info, _shape(info, batch, name, free), random, rows) for info in inputs}
+
+
+def _is_integer(info: TensorInfo) -> bool:
+    return info.dtype.kind in "iu" and info.dtype.itemsize > 1
+
+
+def _table_rows(name: str) -> dict[str, int]:
+    """See `graph.id_ranges`; none for a file that only a runtime can read."""
+    from gpusq_onnx.graph import id_ranges, io  # a trial's process has no onnx until a model has integers
+
+    try:
+        return id_ranges.table_rows(io.load(name))
+    except GpusqError:
+        return {}
 
 
 def _shape(info: TensorInfo, batch: int, name: str, free: bool) -> tuple[int, ...]:
@@ -118,9 +139,15 @@ def _shape(info: TensorInfo, batch: int, name: str, free: bool) -> tuple[int, ..
     return (batch, *(size for size in rest if isinstance(size, int)))
 
 
-def _random(info: TensorInfo, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
+def _random(
+    info: TensorInfo, shape: tuple[int, ...], random: np.random.Generator, rows: Mapping[str, int]
+) -> NDArray[Any]:
     if info.dtype.kind == "f":
         return random.standard_normal(shape, np.float32).astype(info.dtype)
     if info.dtype.kind == "b":
         return random.integers(0, 2, shape).astype(info.dtype)
-    return random.integers(1, 100, shape, endpoint=True).astype(info.dtype)
+    if not _is_integer(info):
+        return random.integers(1, 100, shape, endpoint=True).astype(info.dtype)
+    if info.name in rows:
+        return random.integers(0, rows[info.name], shape).astype(info.dtype)
+    return np.ones(shape, info.dtype)
