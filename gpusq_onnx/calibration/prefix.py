@@ -152,7 +152,6 @@ class PrefixRunner:
         graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs)
         model = onnx.ModelProto(ir_version=self._header.ir_version, graph=graph)
         model.opset_import.extend(self._header.opset_import)
-        model.functions.extend(self._header.functions)
         return bytes(model.SerializeToString())
 
     def _is_fixed(self, name: str, shape: tuple[int, ...]) -> bool:

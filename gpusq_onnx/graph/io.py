@@ -31,7 +31,7 @@ from gpusq_onnx.graph.fp16.transposes import move_transposes
 from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, check_names, from_proto
 from gpusq_onnx.graph.opset import opset_of, raise_opset
 from gpusq_onnx.graph.origin import reads
-from gpusq_onnx.graph.tidy import confirm_declarations, tidy_nodes, without_functions
+from gpusq_onnx.graph.tidy import confirm_declarations, fill_sparse, tidy_nodes, without_functions
 from gpusq_onnx.graph.wire import BinaryWriter, write_model
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _ELSEWHERE = dict.fromkeys(("timm", "hf", "hf-hub", "https", "http"), _EXPORTS) 
 def load(path: Path | str) -> Model:
     """Read a model, raised to opset 20 (IR 10) or kept where it is up to opset 25, without what runtimes refuse.
 
-    Calls of local functions become the nodes of these.
+    Calls of local functions become the nodes of these, and sparse initializers dense ones.
 
     Raises:
         UsageError: there is no such file.
@@ -61,12 +61,13 @@ def load(path: Path | str) -> Model:
     proto, embedded = read_proto(path)
     admit(_arrival(proto, embedded, path), USABLE, path)
     _require_portable(proto, path)
-    opset = opset_of(proto)
-    raise_opset(proto)
+    opset, called = opset_of(proto), bool(proto.functions)
     proto = without_functions(proto, path)
+    filled = fill_sparse(proto, path)
+    raised = raise_opset(proto)
     tidy_nodes(proto)
     model = from_proto(proto, path.parent, embedded)
-    model.came_with = opset
+    model.came_with, model.rewritten = opset, called or filled or raised
     _require_connected(model)
     confirm_declarations(model)
     settle_foreign_types(model)

@@ -5,13 +5,11 @@ an `output_dtype` from opset 21 on, and then refuses it beside its zero point. I
 MatMul of static shape is followed by a bias. TensorRT wants that zero point; the same graph labelled 20 loads. Where an
 operator keeps the label above 20: `graph.rewrites.newer`.
 
-How it is decided: by onnx's own schemas (`onnx.defs`), node by node, in subgraphs and local functions too. A node may
+How it is decided: by onnx's own schemas (`onnx.defs`), node by node, in subgraphs too. A node may
 have another label where the operator exists there, takes the node's attributes, its number of inputs and outputs, and
 their types, and where neither side is deprecated. From 20 to 25 operators gained types and attributes whose defaults
 are the old behaviour and changed in no other way but for GroupNormalization, whose older form is deprecated; a test
 fails when an onnx release says otherwise.
-
-Limits: inside local functions types are not known, so a function keeps its label where types were added since.
 """
 
 from __future__ import annotations
@@ -58,10 +56,9 @@ def settle(model: Model, snapshot: Snapshot | None = None) -> None:
     if wanted == found:
         return
     model.graph.opset = wanted
-    for labelled in (model.header, *model.header.functions):
-        for entry in labelled.opset_import:
-            if entry.domain in STANDARD:
-                entry.version = wanted
+    for entry in model.header.opset_import:
+        if entry.domain in STANDARD:
+            entry.version = wanted
     if wanted < found and wanted in _IR_OF:
         model.header.ir_version = _IR_OF[wanted]
     if wanted > found:
@@ -78,13 +75,11 @@ def lowest(model: ModelProto) -> int:
     found = opset_of(model)
     if found > LOWEST:
         model = _inferred(model)
-    nodes = [(node, _credible(node, types, found), found) for node, types in _nodes(model.graph, {})]
-    for function in model.functions:
-        nodes += [(node, {}, opset_of(function)) for node in function.node]
+    nodes = [(node, _credible(node, types, found)) for node, types in _nodes(model.graph, {})]
     for version in _VERSIONS:
-        if all(_takes(node, types, version, own) for node, types, own in nodes):
+        if all(_takes(node, types, version, found) for node, types in nodes):
             return version
-    odd = next((node for node, types, own in nodes if not _takes(node, types, found, own)), nodes[0][0])
+    odd = next((node for node, types in nodes if not _takes(node, types, found, found)), nodes[0][0])
     raise UnsupportedModelError(
         f"no opset has the operator {odd.op_type} beside the others of this graph",
         where=f"node {odd.name!r}",

@@ -59,6 +59,7 @@ class Model:
         observed: shapes of tensors for one image, seen in a run where inference does not know them.
         typed: types of what operators of other domains make (`graph.foreign_types`).
         came_with: the opset of the file that it was read from; None of a model from memory.
+        rewritten: whether reading made other nodes or values of some, which ought to compute the same.
     """
 
     graph: gs.Graph
@@ -70,6 +71,7 @@ class Model:
     observed: dict[str, tuple[int, ...]] = field(default_factory=dict)
     typed: dict[str, np.dtype[Any]] = field(default_factory=dict)
     came_with: int | None = None
+    rewritten: bool = False
 
     @property
     def opset(self) -> int:

@@ -11,14 +11,15 @@ Only operators whose meaning or signature changed on the way need a rewrite; the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import onnx
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, helper
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, helper
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.older import OLDER, raise_older, raise_softmax
 from gpusq_onnx.graph.operators import STANDARD, Is, operators
+from gpusq_onnx.graph.origin import subgraphs
 
 OLDEST, LOWEST, NEWEST, IR = OLDER, 20, 25, 10
 
@@ -26,12 +27,15 @@ Rule = Callable[[NodeProto, GraphProto], None]
 
 
 def opset_of(model: ModelProto | FunctionProto) -> int:
-    """The version of the default domain, 0 where the model (or local function) names none."""
+    """The version of the default domain, 0 where the model or function names none."""
     return next((o.version for o in model.opset_import if o.domain in STANDARD), 0)
 
 
-def raise_opset(model: ModelProto) -> None:
-    """Bring `model` to opset 20 .. 25 and at least IR 10, in place, subgraphs included.
+def raise_opset(model: ModelProto) -> bool:
+    """Bring `model`, of no local functions, to opset 20 .. 25 and at least IR 10, in place, subgraphs included.
+
+    Returns:
+        Whether any node is another one now.
 
     Raises:
         UnsupportedModelError: the opset is below 11 or above 25.
@@ -45,9 +49,10 @@ def raise_opset(model: ModelProto) -> None:
             hint=f"export with opset_version={LOWEST}, or convert: "
             f"onnx.version_converter.convert_version(model, {LOWEST})",
         )
+    before = model.graph.SerializeToString(deterministic=True) if found < LOWEST else b""
     if found < 13:
         raise_older(model)
-    for graph in _graphs(model.graph):
+    for graph in (model.graph, *subgraphs(model.graph)):
         for node in list(graph.node):
             for op, since, rule in _RULES:
                 if node.op_type == op and node.domain in STANDARD and found < since:
@@ -56,33 +61,10 @@ def raise_opset(model: ModelProto) -> None:
         for entry in model.opset_import:
             if entry.domain in STANDARD:
                 entry.version = LOWEST
-        for function in model.functions:
-            _raise_function(function)
         if found < 13:
             raise_softmax(model)
     model.ir_version = max(model.ir_version, IR)
-
-
-def _raise_function(function: FunctionProto) -> None:
-    for entry in function.opset_import:
-        if entry.domain in STANDARD and entry.version < LOWEST:
-            rewritten = {op for op, since, _ in _RULES if entry.version < since}
-            changed = sorted({n.op_type for n in function.node} & rewritten)
-            if changed:
-                raise UnsupportedModelError(
-                    f"local function {function.name!r} at opset {entry.version} uses operators that changed since",
-                    found=", ".join(changed),
-                    hint="inline the functions first: onnx.inliner.inline_local_functions(model)",
-                )
-            entry.version = LOWEST
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
+    return found < LOWEST and model.graph.SerializeToString(deterministic=True) != before
 
 
 def _axes_to_input(node: NodeProto, graph: GraphProto) -> None:

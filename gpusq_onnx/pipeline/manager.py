@@ -181,6 +181,8 @@ def run(
         if settled.guessed and state.source is not None and state.trial is not None and state.trial.outcome == "ran":
             state.warnings += doubts(partial(Session, path), state.source)
         structure = observe(model, structure, state.sample, state.trials)
+        if model.rewritten and leader:
+            proof.require_same(path, model, structure.types, state.trials.with_feed(state.sample))
         if options.canonical:
             pipeline, passes = automatic.insert(pipeline, passes, model, structure)
             state.passes = passes

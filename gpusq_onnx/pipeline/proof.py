@@ -1,7 +1,8 @@
 """The proof of a run: what was written loads in everybody's session, and computes there what it says.
 
     before    the model runs once in a process of its own, before any pass runs it in this one: a model that ends
-              onnxruntime is an error that names the node
+              onnxruntime is an error that names the node. Where reading it made other nodes (older opsets, local
+              functions, sparse weights), its file runs, too, and the two results are compared
     after     the written file, before it gets its name, is loaded with onnxruntime's defaults and without
               optimisations, at once where that fits; both run one batch, and the two results are compared
 
@@ -86,6 +87,32 @@ def _survivor(model: Model, attempt: Attempt, trial: Trial) -> Trial:
             else "export the model again without this form of the node, or with another onnxruntime installed",
         )
     return trial
+
+
+def require_same(path: Path, model: Model, types: Types, attempt: Attempt) -> None:
+    """See that `model`, as it was read, computes what its file does; where the file does not run nothing is known.
+
+    Raises:
+        InvariantError: it does not.
+    """
+    (filed,) = attempt(path, ["default"])
+    if filed.outcome != "ran":
+        return
+    (read,) = _of_model(model, attempt, ["default"])
+    smooth, bound = smooth_outputs(model, types), _bound(model, types)
+    found = [
+        _agreement(name, x, read.outputs[name], name in smooth) for name, x in filed.outputs.items() if read.outputs
+    ]
+    apart = [one for one in found if not _within(one, bound)]
+    if read.outcome == "ran" and (not apart or _differs_itself(path, attempt, {one.output for one in apart})):
+        return
+    raise InvariantError(
+        "the model as it was read does not compute what its file does",
+        where=f"output {apart[0].output!r}" if apart else None,
+        expected=f"the same to {bound:g} of its norm",
+        found=f"{apart[0].relative}" if apart else str(read),
+        hint="this is a defect, of how older opsets, local functions or sparse weights are read: export with opset 20",
+    )
 
 
 def prove(written: Path, model: Model, types: Types, before: Path, attempt: Attempt) -> Proof:

@@ -147,20 +147,6 @@ def test_types_that_no_opset_takes_say_nothing():
     assert label.lowest(made) == 20
 
 
-def test_local_functions_count():
-    made = proto([*pair("x", "d"), helper.make_node("Mine", ["d"], ["y"], domain="local")], X, Y, SCALE, opset=24)
-    body = [node("Swish", ["a"], ["b"])]
-    made.functions.append(helper.make_function("local", "Mine", ["a"], ["b"], body, [helper.make_opsetid("", 24)]))
-    made.opset_import.append(helper.make_opsetid("local", 1))
-    assert label.lowest(made) == 24
-    made.functions[0].node[0].op_type = "Sigmoid"
-    assert label.lowest(made) == 20
-    settled = model(made)
-    label.settle(settled)
-    after = io.proto_of(settled)
-    assert {entry.version for entry in (*after.opset_import, *after.functions[0].opset_import)} == {20, 1}
-
-
 def test_operators_that_no_opset_has_together():
     older = node("GroupNormalization", ["d", "w", "w"], ["y"], num_groups=7)
     made = proto([*pair("x", "d"), older], X, Y, SCALE | {"w": normal(7)}, opset=20)

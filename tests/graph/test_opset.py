@@ -149,23 +149,6 @@ def test_operators_that_are_not_converted_are_refused_by_name(op: str, attribute
         raise_opset(made)
 
 
-def function(opset: int, op: str, **attributes):
-    made = proto([helper.make_node("Twice", ["x"], ["y"], domain="local")], IMAGE, ANY, opset=opset)
-    body = [node(op, ["a"], ["b"], **attributes)]
-    made.functions.append(helper.make_function("local", "Twice", ["a"], ["b"], body, [helper.make_opsetid("", opset)]))
-    made.opset_import.append(helper.make_opsetid("local", 1))
-    return made
-
-
-def test_functions_are_raised_where_they_mean_the_same():
-    made = function(17, "Relu")
-    raise_opset(made)
-    assert made.functions[0].opset_import[0].version == 20
-    made.functions[0].opset_import[0].version = 17
-    with pytest.raises(UnsupportedModelError, match="ReduceMean"):
-        raise_opset(function(17, "ReduceMean", axes=[1]))
-
-
 def test_other_domains_keep_their_version():
     made = proto([helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft")], IMAGE, ANY, opset=17)
     made.opset_import.append(helper.make_opsetid("com.microsoft", 1))

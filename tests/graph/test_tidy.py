@@ -1,13 +1,16 @@
 """Forms that end or stop onnxruntime: after reading they are gone, and what remains computes the same."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_graphs import FLOAT, INT64, graph, model, node, normal, proto, run
 
+from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.runtime.ort import Session
@@ -64,9 +67,68 @@ def test_calls_of_local_functions_become_their_nodes(tmp_path: Path):
     run(after, {"x": normal(2, 4, 8)})
 
 
-def test_functions_of_another_opset_stay_and_are_cut(tmp_path: Path):
-    after = loaded(calling(opset=22), tmp_path)
-    assert {f.name: [len(n.input) for n in f.node] for f in after.functions} == {"Linear": [0, 2], "Mine": [2, 1]}
+@pytest.mark.parametrize("opset", [17, 22])
+def test_functions_of_another_opset_are_inlined_as_well(opset: int, tmp_path: Path):
+    after = loaded(calling(opset), tmp_path)
+    assert not after.functions
+    assert [n.op_type for n in after.graph.node] == ["LayerNormalization", "MatMul"]
+
+
+def local(opset: int, *body: onnx.NodeProto, attributes: Sequence[onnx.AttributeProto] = ()) -> onnx.ModelProto:
+    """A model of this opset that calls a local function of this body, a -> b."""
+    made = proto([helper.make_node("Mine", ["x"], ["y"], domain="local")], X, Y, opset=opset)
+    opsets = [helper.make_opsetid("", opset)]
+    made.functions.append(
+        helper.make_function("local", "Mine", ["a"], ["b"], body, opsets, attribute_protos=attributes)
+    )
+    made.opset_import.append(helper.make_opsetid("local", 1))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("opset", "body"),
+    [
+        (12, [node("Softmax", ["a"], ["b"], axis=1)]),
+        (12, [node("Unsqueeze", ["a"], ["u"], axes=[0]), node("Squeeze", ["u"], ["b"], axes=[0])]),
+        (12, [node("ReduceSum", ["a"], ["b"], axes=[1])]),
+        (17, [node("ReduceMean", ["a"], ["b"], axes=[1])]),
+        (17, [node("Split", ["a"], ["s", "t"], axis=2), node("Concat", ["t", "s"], ["b"], axis=2)]),
+    ],
+)
+def test_a_function_of_an_older_opset_keeps_its_meaning(opset: int, body: list[onnx.NodeProto], tmp_path: Path):
+    made = local(opset, *body)
+    feed = {"x": normal(2, 4, 8)}
+    np.testing.assert_allclose(run(loaded(made, tmp_path), feed)["y"], run(made, feed)["y"], rtol=1e-6)
+
+
+def test_a_call_without_an_attribute_has_the_functions_default(tmp_path: Path):
+    leaky = node("LeakyRelu", ["a"], ["b"])
+    leaky.attribute.add(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
+    made = local(20, leaky, attributes=[helper.make_attribute("slope", 0.75)])
+    made.graph.node.append(helper.make_node("Mine", ["y"], ["z"], domain="local", slope=0.5))
+    made.graph.output.append(helper.make_tensor_value_info("z", FLOAT, None))
+    after = loaded(made, tmp_path)
+    assert [helper.get_node_attr_value(n, "alpha") for n in after.graph.node] == [0.75, 0.5]
+    feed = {"x": normal(2, 4, 8)}
+    for name, value in run(made, feed).items():
+        np.testing.assert_array_equal(run(after, feed)[name], value)
+
+
+@pytest.mark.parametrize("places", [np.array([3, 9, 60]), np.array([[0, 3], [1, 1], [7, 4]])], ids=["linear", "coo"])
+def test_sparse_weights_are_filled(places: np.ndarray, tmp_path: Path):
+    values = normal(3)
+    made = proto([node("MatMul", ["x", "w"], ["y"])], X, Y)
+    made.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(numpy_helper.from_array(values, "w"), numpy_helper.from_array(places, "at"), [8, 8])
+    )
+    after = loaded(made, tmp_path)
+    dense = np.zeros((8, 8), np.float32)
+    dense[[0, 1, 7], [3, 1, 4]] = values
+    (site,) = analyse(model(after)).sites
+    np.testing.assert_array_equal(site.read(), dense.T)
+    made.graph.sparse_initializer[0].indices.CopyFrom(numpy_helper.from_array(np.array([3, 9, 64]), "at"))
+    with pytest.raises(UnsupportedModelError, match="contradicts itself"):
+        loaded(made, tmp_path)
 
 
 def test_nodes_of_one_name_get_their_own(tmp_path: Path):

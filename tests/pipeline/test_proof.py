@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.errors import PassFailed, UnsupportedModelError
-from gpusq_onnx.graph import io
+from gpusq_onnx.errors import InvariantError, PassFailed, UnsupportedModelError
+from gpusq_onnx.graph import io, tidy
 from gpusq_onnx.pipeline import manager, proof
 from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
@@ -292,3 +292,32 @@ def test_what_does_not_run_mapped_is_judged_as_it_was_written(tmp_path: Path, mo
     monkeypatch.setattr(io, "_WORTH_MAPPING", 1000)
     broken_onnxruntime.install(monkeypatch, tmp_path, code)
     assert apply(MODEL, tmp_path, "prune24").proof is not None
+
+
+def with_an_attribute(alpha: float) -> onnx.ModelProto:
+    """The embedded model, and on its logits a call of a local function of opset 12, without the attribute's default."""
+    made = onnx.load(MODEL)
+    leaky = helper.make_node("LeakyRelu", ["a"], ["b"])
+    leaky.attribute.add(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT)
+    opset = next(entry.version for entry in made.opset_import if entry.domain == "")
+    made.functions.append(
+        helper.make_function(
+            "local", "Mine", ["a"], ["b"], [leaky], [helper.make_opsetid("", opset)],
+            attribute_protos=[helper.make_attribute("alpha", alpha)],
+        )
+    )  # fmt: skip
+    made.opset_import.append(helper.make_opsetid("local", 1))
+    made.graph.node.append(helper.make_node("Mine", ["logits"], ["called"], domain="local"))
+    made.graph.output[0].name = "called"
+    return made
+
+
+def test_a_model_that_is_read_as_another_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where reading makes other nodes, the file itself says what they must compute."""
+    source = tmp_path / "in.onnx"
+    onnx.save(with_an_attribute(0.9), source)
+    assert apply(source, tmp_path, "prune24").proof is not None
+    monkeypatch.setattr(tidy, "_spell_defaults", lambda model: None)
+    with pytest.raises(InvariantError, match="does not compute what its file does") as caught:
+        apply(source, tmp_path, "prune24")
+    assert "output 'called'" in str(caught.value)
