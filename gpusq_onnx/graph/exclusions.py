@@ -7,7 +7,8 @@ print. The first row that applies decides.
     product       no layer: the constant is on the left, or the other operand is constant, too
     double        a type that QuantizeLinear does not take
     grouped       depthwise and nearly so: tensor cores have nothing to reduce over
-    few inputs    a reduction below `smallest`: no INT8 or sparse kernel is worth its quantising
+    few inputs    fewer input channels than `smallest`: INT8 and sparse kernels take channels in packs, so that a large
+                  kernel does not make up for them
     few outputs   the same of the output channels
     first layer   it reads the image: few operations, and the input's own 8 bits are all the information there is
     head          class logits, boxes, embeddings: few operations, and errors go to the user as they are
@@ -64,7 +65,10 @@ def _grouped(site: Site, smallest: int) -> str | None:
 
 
 def _few_inputs(site: Site, smallest: int) -> str | None:
-    return None if site.channels >= smallest else f"reduces over {site.channels}: below {smallest} nothing is gained"
+    if site.channels >= smallest:
+        return None
+    what = f"reduces over {site.k}" if site.k == site.channels else f"{site.channels} input channel(s)"
+    return f"{what}: below {smallest} nothing is gained"
 
 
 def _few_outputs(site: Site, smallest: int) -> str | None:

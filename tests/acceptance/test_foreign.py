@@ -43,8 +43,8 @@ COLUMNS = [
     "pruned", "three steps",
 ]  # fmt: skip
 REASONS = (
-    "a first layer", "a head", "depthwise", "groups of", "reduces over", "outputs: below", "its input is constant",
-    "the constant is the left operand", "a ConvTranspose in groups", "one matrix for each of",
+    "a first layer", "a head", "depthwise", "groups of", "reduces over", "input channel(s)", "outputs: below",
+    "its input is constant", "the constant is the left operand", "a ConvTranspose in groups", "one matrix for each of",
     "multiplies with a vector", "no product with one matrix",
 )  # fmt: skip
 ATTENTION = ("tokens: above", "a fused Attention node")

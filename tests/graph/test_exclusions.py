@@ -17,6 +17,7 @@ def _sites():
         "depthwise": normal(C, 1, 3, 3),
         "joined": normal(C, 2 * C, 1, 1),
         "mixer": normal(4, 4, 1, 1),
+        "window": normal(4, 4, 3, 3),
         "up": normal(C, C, 2, 2),
         "narrow": normal(8, C, 1, 1),
         "unnamed": normal(C, 64),
@@ -34,7 +35,8 @@ def _sites():
         node("ConvTranspose", ["d", "up"], ["e"], strides=[2, 2]),
         node("Conv", ["e", "narrow"], ["f"]),
         node("Split", ["f"], ["g", "h"], axis=1, num_outputs=2),
-        node("Conv", ["g", "mixer"], ["i"]),
+        node("Conv", ["g", "window"], ["w"], pads=[1, 1, 1, 1]),
+        node("Conv", ["w", "mixer"], ["i"]),
         node("Concat", ["i", "h"], ["j"], axis=1),
         node("ReduceMean", ["j", "spatial"], ["k"], keepdims=0),
         node("MatMul", ["k", "after"], ["unused"]),
@@ -54,7 +56,8 @@ SITES = _sites()
 QUANTISED = {"plain", "joined", "up", "unnamed"}
 REASONS = {
     "stem": "first layer", "depthwise": "depthwise", "mixer": "reduces over 4",
-    "narrow": "8 outputs", "after": "head", "head": "head", "table": "its input is constant",
+    "window": "4 input channel(s): below 16", "narrow": "8 outputs",
+    "after": "head", "head": "head", "table": "its input is constant",
 }  # fmt: skip
 
 
