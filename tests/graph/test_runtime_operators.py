@@ -14,13 +14,14 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.operators import ONNXRUNTIME
-from gpusq_onnx.graph.rewrites.canonical import canonicalise
+from gpusq_onnx.graph.rewrites.canonical import canonicalise, has_runtime_operators, spelled_out
 from gpusq_onnx.graph.rewrites.runtime_operators import RULES
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.sites import find_sites
 
 B, S, H, HEADS = 2, 5, 8, 2
 WEIGHT, BIAS = normal(H, 3 * H, seed=3), normal(3 * H, seed=4)
+RMS = "SimplifiedLayerNormalization"
 
 
 def fused(
@@ -28,10 +29,11 @@ def fused(
 ) -> ModelProto:
     """A model of one such operator; inputs that are no constants are fed [B, S, H], or as `shapes` says."""
     shapes: dict[str, tuple[int, ...]] = attrs.pop("shapes", {})
+    domain = "" if op == RMS else ONNXRUNTIME
     outputs = outputs or ["y"]
     fed = [name for name in inputs if name and name not in constants]
     made = proto(
-        [helper.make_node(op, inputs, outputs, "n", domain=ONNXRUNTIME, **attrs)],
+        [helper.make_node(op, inputs, outputs, "n", domain=domain, **attrs)],
         [(name, FLOAT, shapes.get(name, (B, S, H))) for name in fed],
         [(name, FLOAT, None) for name in outputs if name],  # type: ignore[list-item]
         constants,
@@ -58,6 +60,8 @@ CASES = {
     "skip rms norm": fused(
         "SkipSimplifiedLayerNormalization", ["x", "skip", "gamma"], GAMMA, ["y", "", "", "sum"], epsilon=1e-5
     ),
+    "rms norm": fused(RMS, ["x", "gamma"], GAMMA, axis=-1, stash_type=1),
+    "rms norm, two axes": fused(RMS, ["x", "gamma"], {"gamma": normal(S, H, seed=1)}, axis=1, epsilon=1e-3),
     "bias gelu": fused("BiasGelu", ["x", "b"], {"b": normal(H)}),
     "fast gelu": fused("FastGelu", ["x"], {}),
     "fast gelu, bias": fused("FastGelu", ["x", "b"], {"b": normal(H)}),
@@ -97,7 +101,8 @@ CASES = {
     ),
     **{
         f"heads, causal, {keys} keys": fused(
-            "MultiHeadAttention", Q, {}, num_heads=HEADS, unidirectional=1, shapes={"k": (B, keys, H), "v": (B, keys, H)}
+            "MultiHeadAttention", Q, {}, num_heads=HEADS, unidirectional=1,
+            shapes={"k": (B, keys, H), "v": (B, keys, H)},
         )
         for keys in (S - 2, S, S + 2)
     },
@@ -114,7 +119,7 @@ def test_it_computes_as_the_kernel_does(case: str) -> None:
     rewritten = model(made)
     changes = canonicalise(rewritten)
     assert changes and not any(change.kept for change in changes)
-    assert not [node.op for node in rewritten.graph.nodes if node.domain == ONNXRUNTIME]
+    assert not has_runtime_operators(rewritten)
     before, after = run(made, feed), run(rewritten, feed)
     assert before.keys() == after.keys()
     for name, values in before.items():
@@ -122,11 +127,14 @@ def test_it_computes_as_the_kernel_does(case: str) -> None:
 
 
 def test_every_row_is_tried() -> None:
-    assert {f"{ONNXRUNTIME}.{made.graph.node[0].op_type}" for made in CASES.values()} == set(RULES)
+    tried = {made.graph.node[0].op_type for made in CASES.values()}
+    assert {op if op == RMS else f"{ONNXRUNTIME}.{op}" for op in tried} == set(RULES)
 
 
 UNFIT = {
     "it returns its mean": fused("SkipLayerNormalization", SKIP[:4], {**GAMMA, **BETA}, ["y", "mean"]),
+    "it has 3 operands": fused(RMS, ["x", "gamma", "beta"], {**GAMMA, **BETA}),
+    "its stash_type asks": fused(RMS, ["x", "gamma"], GAMMA, stash_type=10),
     "it ends with Softsign": fused(
         "FusedGemm", ["x", "w"], {"w": normal(H, 6)}, activation="Softsign", shapes={"x": (B, H)}
     ),
@@ -157,7 +165,7 @@ def test_what_stays_has_its_reason(reason: str) -> None:
     found = model(UNFIT[reason])
     (change,) = canonicalise(found)
     assert change.kept and change.reason.startswith(reason)
-    assert found.graph.nodes[0].domain == ONNXRUNTIME
+    assert has_runtime_operators(found)
 
 
 def test_shapes_go_through_them_before_they_are_rewritten() -> None:
@@ -207,4 +215,26 @@ def test_weights_laid_out_for_one_processor_are_refused(tmp_path: Path) -> None:
     made.graph.node[0].domain = made.opset_import[-1].domain = "com.microsoft.nchwc"
     onnx.save(made, tmp_path / "model.onnx")
     with pytest.raises(UnsupportedModelError, match="laid out the weights for one processor"):
+        io.load(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(("op", "opset"), [("LayerNormalization", 11), ("LayerNormalization", 16), (RMS, 17)])
+def test_norms_that_onnxruntime_saves_into_onnx_at_any_opset(op: str, opset: int, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node(op, ["x", "gamma"], ["a"], "one", epsilon=1e-3),
+        helper.make_node(op, ["a", "gamma"], ["y"], "two"),
+    ]
+    made = proto(nodes, [("x", FLOAT, (B, S, H))], [("y", FLOAT, (B, S, H))], GAMMA, opset=opset)
+    onnx.save(made, tmp_path / "model.onnx")
+    feed = {"x": normal(B, S, H, seed=3)}
+    before = run(tmp_path / "model.onnx", feed)["y"]
+    loaded = spelled_out(io.load(tmp_path / "model.onnx"))
+    onnx.checker.check_model(io.proto_of(loaded), full_check=True)
+    np.testing.assert_allclose(run(loaded, feed)["y"], before, rtol=1e-4, atol=1e-5)
+
+
+def test_such_a_norm_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
+    made = proto([helper.make_node(RMS, ["x"], ["y"], "n")], [("x", FLOAT, (B, H))], [("y", FLOAT, (B, H))], {})
+    onnx.save(made, tmp_path / "model.onnx")
+    with pytest.raises(UnsupportedModelError, match=r"'n' .* has 1 inputs, its operator takes 2 to 3"):
         io.load(tmp_path / "model.onnx")

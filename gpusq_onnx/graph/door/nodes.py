@@ -33,6 +33,9 @@ _LISTED = {
     **dict.fromkeys(operators(Is.REDUCES), (1,)),
 }  # fmt: skip
 
+# What onnxruntime puts into ONNX's domain at any opset; both follow the schema of LayerNormalization-17.
+_OF_ONNXRUNTIME = frozenset({"LayerNormalization", "SimplifiedLayerNormalization"})
+
 _KNOWN_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 
 
@@ -129,7 +132,7 @@ def schemas(arrival: Arrival) -> Iterator[str]:
             yield f"{label(node)} is of the domain {domain!r}, which is not imported"
         elif version is None or (not domain and not OLDEST <= version <= NEWEST):
             continue  # `opset` refuses it, with what it takes
-        elif schema := _schema(node.op_type, domain, version):
+        elif schema := _schema(node.op_type, domain, version) or _of_onnxruntime(node.op_type, domain):
             yield from _fits(node, schema)
         elif not domain:
             yield f"{label(node)} is no operator of opset {version}"
@@ -141,6 +144,10 @@ def _schema(op: str, domain: str, version: int) -> _Schema | None:
         return _Schema(onnx.defs.get_schema(op, min(max(version, -1), 2**31 - 1), domain))  # it takes no other number
     except onnx.defs.SchemaError:
         return None
+
+
+def _of_onnxruntime(op: str, domain: str) -> _Schema | None:
+    return _schema("LayerNormalization", "", 17) if op in _OF_ONNXRUNTIME and not domain else None
 
 
 class _Schema:

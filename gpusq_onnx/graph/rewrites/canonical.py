@@ -67,9 +67,14 @@ def has_candidates(model: Model, flow: Dataflow, operators: Sequence[str]) -> bo
     return any(True for _ in _candidates(model, flow, operators))
 
 
+def has_runtime_operators(model: Model) -> bool:
+    """Whether onnxruntime has put operators of its own there that are made those of ONNX."""
+    return any(_row(node) in runtime_operators.RULES for node in model.graph.nodes)
+
+
 def spelled_out(model: Model) -> Model:
     """The model, in which onnxruntime's own operators are made those of ONNX: what reads it knows no others."""
-    if any(_row(node) in runtime_operators.RULES for node in model.graph.nodes):
+    if has_runtime_operators(model):
         canonicalise(model, tuple(runtime_operators.RULES))
     return model
 

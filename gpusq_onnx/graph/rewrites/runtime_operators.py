@@ -4,6 +4,7 @@ TensorRT has none of them, and what is fused there no pass sees: the norm that t
 Linear, the Linears of an Attention.
 
     SkipLayerNormalization(x, skip, gamma, beta, bias)   Add, LayerNormalization; SkipSimplified...: an RMS norm
+    SimplifiedLayerNormalization(x, gamma)               an RMS norm in parts: it is written into ONNX's own domain
     BiasGelu, FastGelu, Gelu, QuickGelu                  Add, Gelu; x * Sigmoid(1.702 x)
     FusedMatMul, FusedGemm, FusedConv                    Transpose, Mul, MatMul; Gemm or Conv, Add, activation
     Attention(x, W [C, 3H], b), MultiHeadAttention       three MatMuls, and the products as in `fused_attention`
@@ -39,8 +40,9 @@ _ACTIVATIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """What FusedConv and FusedGemm may end with, and the names of its parameters in their order."""
 
 
+_RMS = "SimplifiedLayerNormalization"  # the one that onnxruntime saves into ONNX's own domain
 _NUMBERS = frozenset(
-    "epsilon alpha transA transB transBatchA transBatchB num_heads unidirectional do_rotary scale"
+    "axis epsilon stash_type alpha transA transB transBatchA transBatchB num_heads unidirectional do_rotary scale"
     " activation_alpha activation_beta".split()
 )
 _LISTS = frozenset({"activation_params", "qkv_hidden_sizes"})
@@ -89,18 +91,41 @@ def _write_skip_norm(node: gs.Node, _: None, editor: Editor) -> gs.Tensor:
 
 def _write_skip_rms(node: gs.Node, _: None, editor: Editor) -> gs.Tensor:
     x, skip, gamma, bias = _given(node, 4)
-    total = _sum(node, editor, x, skip, bias)
-    dtype, wide = editor.dtype, np.dtype(np.float32)
-    single = total if dtype == wide else editor.add("Cast", total, dtype=wide, to=TensorProto.FLOAT)
-    mean = editor.add(
-        "ReduceMean", editor.add("Mul", single, single, dtype=wide), editor.numbers("axes", [-1]), dtype=wide
-    )
-    epsilon = editor.constant("epsilon", np.asarray(_epsilon(node), wide))
-    root = editor.add("Sqrt", editor.add("Add", mean, epsilon, dtype=wide), dtype=wide)
+    return _rms(_sum(node, editor, x, skip, bias), gamma, [-1], _epsilon(node), editor, editor.dtype)
+
+
+def _check_rms(node: gs.Node, known: Known) -> tuple[list[int], np.dtype[Any]]:
+    """The axes, from the last, and the type of the result."""
+    _check_norm(node, known)
+    if len(node.inputs) > 2:
+        raise Unfit(f"it has {len(node.inputs)} operands")
+    if node.attrs.get("stash_type", 1) != TensorProto.FLOAT:
+        raise Unfit("its stash_type asks for squares in less than FP32")
+    axis = int(node.attrs.get("axis", -1))
+    first = axis - len(known.shape(node.inputs[0])) if axis >= 0 else axis
+    return list(range(first, 0)), known.type(node.inputs[1])
+
+
+def _write_rms(node: gs.Node, form: tuple[list[int], np.dtype[Any]], editor: Editor) -> gs.Tensor:
+    x, gamma = node.inputs
+    axes, dtype = form
+    return _rms(x, gamma, axes, float(node.attrs.get("epsilon", 1e-5)), editor, dtype)
+
+
+def _rms(
+    x: gs.Tensor, gamma: gs.Tensor, axes: Sequence[int], epsilon: float, editor: Editor, dtype: np.dtype[Any]
+) -> gs.Tensor:
+    """x / sqrt(mean of squares + epsilon) in FP32, times gamma in `dtype`, its type."""
+    wide = np.dtype(np.float32)
+    single = x if editor.dtype == wide else editor.add("Cast", x, dtype=wide, to=TensorProto.FLOAT)
+    square = editor.add("Mul", single, single, dtype=wide)
+    mean = editor.add("ReduceMean", square, editor.numbers("axes", axes), dtype=wide)
+    least = editor.constant("epsilon", np.asarray(epsilon, wide))
+    root = editor.add("Sqrt", editor.add("Add", mean, least, dtype=wide), dtype=wide)
     unit = editor.add("Div", single, root, dtype=wide)
     if dtype != wide:
-        unit = editor.add("Cast", unit, to=np_dtype_to_tensor_dtype(dtype))
-    return editor.add("Mul", unit, gamma)
+        unit = editor.add("Cast", unit, dtype=dtype, to=np_dtype_to_tensor_dtype(dtype))
+    return editor.add("Mul", unit, gamma, dtype=dtype)
 
 
 def _epsilon(node: gs.Node) -> float:
@@ -271,7 +296,7 @@ def _form(node: gs.Node, known: Known, width: int, keys: gs.Tensor, mask: gs.Ten
 
 
 def _seen(queries: gs.Tensor, keys: gs.Tensor, known: Known) -> NDArray[np.bool_]:
-    """What `unidirectional` shows: the keys up to a query's own place, and to the last query all of them, as the CPU kernels have it."""
+    """What `unidirectional` shows: the keys up to a query's own place; the CPU kernels show the last query all."""
     rows, columns = known.shape(queries)[1], known.shape(keys)[1]
     if not isinstance(rows, int) or not isinstance(columns, int):
         raise Unfit("how many tokens it has is not known before the model runs")
@@ -282,10 +307,11 @@ def _seen(queries: gs.Tensor, keys: gs.Tensor, known: Known) -> NDArray[np.bool_
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
-        f"{ONNXRUNTIME}.{rule.op}": rule
+        rule.op if rule.op == _RMS else f"{ONNXRUNTIME}.{rule.op}": rule
         for rule in (
             _row("SkipLayerNormalization", "an Add and a LayerNormalization", 3, _write_skip_norm, _check_norm),
             _row("SkipSimplifiedLayerNormalization", "an Add and an RMS norm", 3, _write_skip_rms, _check_norm),
+            _row(_RMS, "an RMS norm in parts", 2, _write_rms, _check_rms),
             _row("BiasGelu", "an Add and a Gelu", 2, _write_gelu),
             _row("FastGelu", "a Gelu by tanh", 1, _write_gelu),
             _row("Gelu", "ONNX's own Gelu", 1, _write_gelu),
