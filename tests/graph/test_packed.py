@@ -114,6 +114,16 @@ def test_nothing_to_pack_and_nothing_to_read(tmp_path: Path) -> None:
     assert not (tmp_path / "m.gpusq").exists()
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+def test_dense_codes_are_no_smaller_and_are_not_to_be_quantised_again(tmp_path: Path, kind: type) -> None:
+    codes = np.random.default_rng(0).integers(1, 100, (32, 64)).astype(kind)
+    path = saved(tmp_path / "m.onnx", {"w": codes, "float": weights()["none"]})
+    with pytest.raises(NothingMatched, match="makes no weight of the model smaller") as caught:
+        pack_model(path, tmp_path / "m.gpusq")
+    assert caught.value.details["found"] == "1 weights stored as codes already, and dense"
+    assert "quantises them" not in str(caught.value.details["next"])
+
+
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.999])
 def test_a_flipped_bit_is_told_and_nothing_is_written(tmp_path: Path, place: float) -> None:
     pack_model(saved(tmp_path / "m.onnx", weights()), tmp_path / "m.gpusq")

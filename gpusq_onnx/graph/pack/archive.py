@@ -73,7 +73,7 @@ def pack_model(path: Path, target: Path, progress: Progress = NullProgress()) ->
                     place = one.name, places[one.file], one.start, one.dims, axis, packed.itemsize
                     weights.append(StoredWeight(*place, packed.pattern, packed.width, _nibbles(one), scaling))
             if not weights:
-                raise _nothing(path)
+                raise _nothing(path, matrices)
             scales = _scales(weights, by_name, places)
             for scale in scales:
                 writer.add(f"scale:{scale.name}", [by_name[scale.name].data.data])
@@ -245,7 +245,16 @@ def _scale_values(name: str, reader: ContainerReader) -> NDArray[Any]:
     return np.frombuffer(_scale_bytes(name, reader), np.dtype(scale.element)).reshape(scale.dims)
 
 
-def _nothing(path: Path) -> NothingMatched:
+def _nothing(path: Path, matrices: Sequence[Stored]) -> NothingMatched:
+    codes = sum(len(one.data) <= np.prod(one.dims) for one in matrices)  # of at most 8 bits
+    if codes:
+        return NothingMatched(
+            "packing makes no weight of the model smaller",
+            where=str(path),
+            expected="weights of a sparsity pattern, or codes in elements wider than they need",
+            found=f"{codes} weights stored as codes already, and dense",
+            hint="prune24 before quantising makes them 2:4; the file of a dense model is as small as it gets",
+        )
     return NothingMatched(
         "no weight of the model can be packed",
         where=str(path),
