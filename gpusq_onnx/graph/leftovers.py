@@ -55,10 +55,15 @@ def find_leftovers(flow: Dataflow, sites: Sequence[Site]) -> list[Leftover]:
     found: list[Leftover] = []
     for node in flow.nodes:
         if has_subgraph(node):
-            found += _inside(node, f"inside the {node.op} {node.name!r}: branches and loops stay as they are")
+            found += _inside(node, f"inside the {called(node)}: branches and loops stay as they are")
         elif id(node) not in known and flow.data_inputs(node):
             found += _of(node, flow)
     return found
+
+
+def called(node: gs.Node) -> str:
+    """A node as sentences name it: by its first output where it has no name."""
+    return f"{node.op} {node.name!r}" if node.name else f"{node.op} that makes {node.outputs[0].name!r}"
 
 
 def _of(node: gs.Node, flow: Dataflow) -> Iterator[Leftover]:

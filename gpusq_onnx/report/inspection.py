@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpusq_onnx.graph.invariants import QUANTISATION, RESEARCH, violations
+from gpusq_onnx.graph.leftovers import called
 from gpusq_onnx.graph.model import Model, type_name
 from gpusq_onnx.graph.operators import is_standard
 from gpusq_onnx.graph.qdq.codes import float_format, quantised, weight_scales_of
@@ -71,11 +72,16 @@ class WeightReport:
 
 @dataclass(frozen=True)
 class OtherConstant:
-    """A constant that a product reads and that is no weight matrix; see `graph.leftovers.Leftover`."""
+    """A constant that a product reads and that is no weight matrix; see `graph.leftovers.Leftover`.
+
+    Attributes:
+        node, op: the product; `reader`: both, or what it makes where it has no name.
+    """
 
     name: str
     node: str
     op: str
+    reader: str
     shape: tuple[int, ...]
     reason: str
 
@@ -129,7 +135,7 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
     weights = tuple(sorted(found, key=lambda weight: order[weight.nodes[0]]))
     ours = {key: value for key, value in model.metadata.items() if key.startswith("pkg.gpusq_onnx.")}
     others = (
-        OtherConstant(left.tensor, str(left.node.name), str(left.node.op), left.shape, left.reason)
+        OtherConstant(left.tensor, str(left.node.name), str(left.node.op), called(left.node), left.shape, left.reason)
         for left in structure.leftovers
     )
     illegal = next(iter(violations(model, QUANTISATION)), "")

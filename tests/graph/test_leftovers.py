@@ -52,12 +52,12 @@ def kernel_of_data() -> ModelProto:
     return made(nodes, one=np.array([2]), w=normal(1, 4, 8, 40))
 
 
-def branch() -> ModelProto:
+def branch(name: str = "choose") -> ModelProto:
     inner = graph([node("MatMul", ["h", "w"], ["t"])], [], [("t", FLOAT, [2, 4, 32])], {"w": normal(32, 32)})
     other = graph([node("Relu", ["h"], ["e"])], [], [("e", FLOAT, [2, 4, 32])], {})
     largest = node("ReduceMax", ["h"], ["m"], keepdims=0)
     nodes = [largest, node("Greater", ["m", "zero"], ["c"])]
-    choose = node("If", ["c"], ["y"], name="choose", then_branch=inner, else_branch=other)
+    choose = node("If", ["c"], ["y"], name=name, then_branch=inner, else_branch=other)
     return made([*nodes, choose], zero=np.array(0, np.float32))
 
 
@@ -92,6 +92,17 @@ def test_plans_have_a_row_for_each(step: Any) -> None:
     rows = step(step.Options()).plan(found, analyse(found), PlanContext())
     (row,) = (row for row in rows if row.tensor == "w")
     assert (row.skipped, row.role, row.op, row.shape) == (True, "product", "MatMul", (3, 32, 64))
+
+
+def test_a_node_without_a_name_is_named_by_what_it_makes() -> None:
+    """As those are that come out of local functions."""
+    found = model(branch(""))
+    for inside in found.graph.subgraphs(recursive=True):
+        for product in inside.nodes:
+            product.name = ""
+    (other,) = inspect_model(found).others
+    assert other.reason.startswith("inside the If that makes 'y': ")
+    assert other.reader == "MatMul that makes 't'"
 
 
 def test_inspect_names_them() -> None:
