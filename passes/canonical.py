@@ -37,6 +37,7 @@ class Canonical(Pass[CanonicalOptions]):
     summary = "Einsum, fused operators, constant branches and computed weights take the forms that passes treat"
     source = "ONNX operator definitions; TensorRT folds and rewrites the same at build time"
     structural = True
+    exact = True
     Options = CanonicalOptions
 
     def _operators(self) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ class FoldConstants(Pass[FoldOptions]):
     summary = "what is computed from constants becomes an initializer, so that it can be pruned and quantised"
     source = "onnx-graphsurgeon fold_constants"
     structural = True
+    exact = True
     Options = FoldOptions
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:

@@ -36,6 +36,7 @@ class PatchMatMul(Pass[PatchMatMulOptions]):
     summary = "the patch embedding becomes a MatMul over C*P*P, which can be 2:4 and INT8"
     source = "GPUSQ-ViT section 3.2"
     structural = True
+    exact = True
     Options = PatchMatMulOptions
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:

@@ -72,6 +72,7 @@ class Permute(Pass[PermuteOptions]):
     name = "permute"
     summary = "channels change places within MLPs and heads, so that a pattern then keeps more; outputs stay"
     source = "Pool and Yu, NeurIPS 2021"
+    exact = True
     Options = PermuteOptions
 
     @property

@@ -203,6 +203,7 @@ class Pass(ABC, Generic[OptionsT]):
     kind: ClassVar[Kind] = "rewrite"
     models: ClassVar[Mapping[str, Literal["prune", "quantise"]]] = MappingProxyType({})
     structural: ClassVar[bool] = False  # later passes see other sites after it: a plan carries it out in memory
+    exact: ClassVar[bool] = False  # what comes of it computes what came, to rounding: `proof.require_same` sees to that
     Options: ClassVar[type[PassOptions]] = PassOptions
 
     def __init__(self, options: OptionsT) -> None:

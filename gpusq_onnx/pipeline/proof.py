@@ -1,8 +1,9 @@
 """The proof of a run: what was written loads in everybody's session, and computes there what it says.
 
     before    the model runs once in a process of its own, before any pass runs it in this one: a model that ends
-              onnxruntime is an error that names the node. Where reading it made other nodes (older opsets, local
-              functions, sparse weights), its file runs, too, and the two results are compared
+              onnxruntime is an error that names the node
+    same      where reading it made other nodes (older opsets, local functions, sparse weights) or exact passes began
+              the work, what came of that runs, and so does the file; the two results are compared
     after     the written file, before it gets its name, is loaded with onnxruntime's defaults and without
               optimisations, at once where that fits; both run one batch, and the two results are compared
 
@@ -90,7 +91,7 @@ def _survivor(model: Model, attempt: Attempt, trial: Trial) -> Trial:
 
 
 def require_same(path: Path, model: Model, types: Types, attempt: Attempt) -> None:
-    """See that `model`, as it was read, computes what its file does; where the file does not run nothing is known.
+    """See that `model`, as it was read and rewritten, computes what its file does; nothing is known where that fails.
 
     Raises:
         InvariantError: it does not.
@@ -107,11 +108,11 @@ def require_same(path: Path, model: Model, types: Types, attempt: Attempt) -> No
     if read.outcome == "ran" and (not apart or _differs_itself(path, attempt, {one.output for one in apart})):
         return
     raise InvariantError(
-        "the model as it was read does not compute what its file does",
+        "the model as it was read and rewritten does not compute what its file does",
         where=f"output {apart[0].output!r}" if apart else None,
         expected=f"the same to {bound:g} of its norm",
         found=f"{apart[0].relative}" if apart else str(read),
-        hint="this is a defect, of how older opsets, local functions or sparse weights are read: export with opset 20",
+        hint="this is a defect; a model that was exported with opset 20, without functions, needs less rewriting",
     )
 
 

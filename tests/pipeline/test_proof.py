@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import InvariantError, PassFailed, UnsupportedModelError
 from gpusq_onnx.graph import io, tidy
+from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.pipeline import manager, proof
 from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
@@ -321,3 +322,11 @@ def test_a_model_that_is_read_as_another_is_no_model(tmp_path: Path, monkeypatch
     with pytest.raises(InvariantError, match="does not compute what its file does") as caught:
         apply(source, tmp_path, "prune24")
     assert "output 'called'" in str(caught.value)
+
+
+def test_an_exact_pass_is_held_to_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert apply(MODEL, tmp_path, "permute,prune24").proof is not None
+    monkeypatch.setattr(Prune24, "exact", True)
+    for passes in ("permute,prune24", "prune24,qdq-int8"):
+        with pytest.raises(InvariantError, match="as it was read and rewritten"):
+            apply(MODEL, tmp_path, passes)
