@@ -75,6 +75,58 @@ def test_known_dimensions_of_a_dynamic_tensor(attributes, known):
     np.testing.assert_array_equal(run(loaded, {"x": x})["y"], before)
 
 
+@pytest.mark.parametrize(
+    ("op", "operands", "attributes", "known"),
+    [
+        ("Gather", [2], {}, 6),
+        ("Gather", [[-1, 1]], {"axis": -1}, [6, 4]),
+        ("Gather", [[0, 1]], {}, None),
+        ("Slice", [[-1], [2**63 - 1], [0]], {}, [6]),
+        ("Slice", [[1], [-1]], {}, [4]),
+        ("Slice", [[-1], [-3], [0], [-1]], {}, [6, 4]),
+        ("Slice", [[0], [2]], {}, None),
+    ],
+)
+@pytest.mark.parametrize("start", [None, 1])
+def test_known_dimensions_that_are_picked_of_a_shape(start, op, operands, attributes, known):
+    """The Shape yields [n, 4, 6]: of all of x, or from its second axis on."""
+    shape = ["n", 4, 6] if start is None else ["n", "n", 4, 6]
+    constants = {f"c{place}": np.array(numbers) for place, numbers in enumerate(operands)} | {"k": np.array([1])}
+    nodes = [
+        node("Shape", ["x"], ["s"], **({} if start is None else {"start": start})),
+        node(op, ["s", *(name for name in constants if name != "k")], ["p"], **attributes),
+        node("Add", ["p", "k"], ["y"]),
+    ]
+    made = proto(nodes, [("x", FLOAT, shape)], [("y", INT64, None)], constants)
+    loaded = model(made)
+    found = foldable(loaded)
+    x = normal(*([3] * (len(shape) - 2)), 4, 6)
+    before = run(made, {"x": x})["y"]
+    fold(loaded, [f.name for f in found])
+    np.testing.assert_array_equal(run(loaded, {"x": x})["y"], before)
+    assert [n.op for n in loaded.graph.nodes] == (["Shape", op, "Add"] if known is None else ["Add"])
+    if known is not None:
+        np.testing.assert_array_equal(before, np.asarray(known) + 1)
+
+
+def test_a_shape_that_others_read_stays_when_a_known_dimension_is_picked():
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "last"], ["p"]),
+        node("Gather", ["s", "first"], ["q"]),
+        node("Slice", ["w", "zero", "p"], ["m"]),
+        node("MatMul", ["x", "m"], ["h"]),
+        node("Expand", ["one", "q"], ["e"]),
+        node("Add", ["h", "e"], ["y"]),
+    ]
+    constants = {"w": normal(2 * K, N), "last": np.array([1]), "first": np.array([0]), "zero": np.array([0])}
+    made = proto(nodes, [("x", FLOAT, ["n", K])], Y, constants | {"one": np.ones((1, 1), np.float32)})
+    loaded = folded(made)
+    assert [n.op for n in loaded.graph.nodes] == ["Shape", "Gather", "MatMul", "Expand", "Add"]
+    (site,) = find_sites(loaded)
+    assert (site.name, site.out, site.k) == ("m", N, K)
+
+
 COMPUTED = {
     "Transpose": ([node("Transpose", ["w"], ["m"], perm=[1, 0])], {"w": W.T.copy()}),
     "Mul": ([node("Mul", ["w", "s"], ["m"])], {"w": W, "s": normal(N)}),

@@ -20,11 +20,19 @@ ASSETS = Path(__file__).parents[1] / "assets"
 NO_DATA = DataOptions()
 
 
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model without what its exporter measures of shapes and that is known."""
+    path = tmp_path_factory.mktemp("folded") / "folded.onnx"
+    manager.run(ASSETS / "digits_vit.onnx", path, parse("fold"), RunOptions(NO_DATA))
+    return path
+
+
 @pytest.fixture
-def scaled(tmp_path: Path) -> Path:
+def scaled(folded: Path, tmp_path: Path) -> Path:
     """The embedded model with every fc1 weight as the product of two constants."""
-    model = onnx.load_model(str(ASSETS / "digits_vit.onnx"))
-    names = [site.name for site in analyse(io.load(ASSETS / "digits_vit.onnx")).sites if site.role == "fc1"]
+    model = onnx.load_model(str(folded))
+    names = [site.name for site in analyse(io.load(folded)).sites if site.role == "fc1"]
     for tensor in [t for t in model.graph.initializer if t.name in names]:
         w = numpy_helper.to_array(tensor)
         scale = np.exp2(np.arange(w.shape[-1]) % 3).astype(np.float32)
@@ -60,12 +68,12 @@ def test_folding_changes_no_output(scaled: Path) -> None:
     np.testing.assert_array_equal(after, before)
 
 
-def test_nothing_to_fold_is_an_error_unless_it_is_allowed(tmp_path: Path) -> None:
-    source, output = ASSETS / "digits_vit.onnx", tmp_path / "out.onnx"
+def test_nothing_to_fold_is_an_error_unless_it_is_allowed(folded: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
     with pytest.raises(NothingMatched, match="'fold' changed nothing"):
-        manager.run(source, output, parse("fold"), RunOptions(NO_DATA))
+        manager.run(folded, output, parse("fold"), RunOptions(NO_DATA))
     assert list(tmp_path.iterdir()) == []
-    manager.run(source, output, parse("fold"), RunOptions(NO_DATA, allow_noop=True))
+    manager.run(folded, output, parse("fold"), RunOptions(NO_DATA, allow_noop=True))
     assert output.is_file()
 
 

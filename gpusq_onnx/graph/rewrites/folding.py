@@ -3,9 +3,10 @@
     which   `foldable`: a walk over the graph that computes nothing; it says, too, what is left alone and why
     how     `fold`: onnx-graphsurgeon's `fold_constants`, confined to the nodes that were named
 
-A Shape node is a constant exactly where the dimensions between its `start` and `end` are known from the model's
-declared inputs. That is settled here: graphsurgeon 0.6.1 ignores both attributes, so that its own shape folding makes a
-reshape to [2, 3, 3] of Reshape(x[2, 3], Concat(Shape(x, start=0, end=1), [3])), and breaks torch's dynamic batches.
+A Shape node, and a Gather or Slice of one, is a constant exactly where the dimensions that it yields are known from the
+model's declared inputs. That is settled in `dimensions`: graphsurgeon 0.6.1 ignores a Shape's `start` and `end`, so
+that its own shape folding makes a reshape to [2, 3, 3] of Reshape(x[2, 3], Concat(Shape(x, start=0, end=1), [3])), and
+breaks torch's dynamic batches.
 
 Left alone: Q/DQ (TensorRT wants to see them), anything random, nodes with subgraphs, other domains, types that numpy
 does not have (bfloat16, FP8), graph outputs, and what would make the file larger by more than the limit: an Expand, or
@@ -27,7 +28,8 @@ from gpusq_onnx.graph.edits import unlink
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.operators import QDQ, Is, is_standard, operators
 from gpusq_onnx.graph.payload import Payload
-from gpusq_onnx.graph.shapes import Shapes, Types, infer_shapes
+from gpusq_onnx.graph.rewrites.dimensions import known_dimensions, measured
+from gpusq_onnx.graph.shapes import Types, infer_shapes
 
 MIB = 2**20
 _KEPT = QDQ | operators(Is.RANDOM) | {"DynamicQuantizeLinear", "Constant", "Dropout"}
@@ -68,7 +70,7 @@ class _FoldWalk:
                 continue
             if all(self._constant(tensor) for tensor in node.inputs):
                 self._take(node, [tensor for tensor in node.inputs if not tensor.is_empty()])
-            elif node.op == "Shape" and _dimensions(node, self.shapes) is not None:
+            elif known_dimensions(node, self.shapes) is not None:
                 self._take(node, [])
 
     def _constant(self, tensor: gs.Tensor) -> bool:
@@ -120,13 +122,17 @@ def fold(model: Model, names: Collection[str]) -> None:
     walk = _FoldWalk(model, limit=2**62)
     targets = {name: tensor for name, tensor in model.graph.tensors().items() if name in set(names)}
     nodes = {key: node for name in targets for key, node in walk.computed[name][0].items()}
-    for key, node in list(nodes.items()):
-        dimensions = _dimensions(node, walk.shapes) if node.op == "Shape" else None
+    for node in list(nodes.values()):
+        dimensions = known_dimensions(node, walk.shapes) if node.outputs else None
         if dimensions is not None:
-            node.outputs[0].to_constant(np.asarray(dimensions, np.int64))
-            unlink(nodes.pop(key))  # a Shape without output left in the graph stops onnxruntime's inference
+            shape = measured(node)
+            node.outputs[0].to_constant(dimensions)
+            unlink(node)  # a Shape without output left in the graph stops onnxruntime's inference
+            if shape is not None and not shape.outputs[0].outputs and shape.outputs[0].name not in walk.outputs:
+                unlink(shape)
+    nodes = {key: node for key, node in nodes.items() if node.outputs}
     model.graph.nodes[:] = [node for node in model.graph.nodes if node.outputs]
-    made = {node.outputs[0].name for node in nodes.values() if node.outputs}
+    made = {node.outputs[0].name for node in nodes.values()}
     sources = {c.name: c for name in targets for c in walk.computed[name][1].values()}
     _evaluate(model, made, list(sources.values()))
     missing = sorted(name for name, tensor in targets.items() if not isinstance(tensor, gs.Constant))
@@ -178,16 +184,6 @@ def _evaluable(node: gs.Node, types: Types) -> bool:
     whole = not getattr(node, "origin", None) or not node.origin.attribute  # no attribute that graphsurgeon cannot run
     outputs = [types.get(tensor.name) for tensor in node.outputs if tensor.name]
     return bool(plain and whole and node.inputs and all(t is not None and t.kind in "fiub" for t in outputs))
-
-
-def _dimensions(node: gs.Node, shapes: Shapes) -> list[int] | None:
-    """What a Shape node of data yields, where all of it is known."""
-    shape = shapes.get(node.inputs[0].name)
-    if shape is None or isinstance(node.inputs[0], gs.Constant):
-        return None
-    asked = shape[node.attrs.get("start") : node.attrs.get("end")]
-    known = [dimension for dimension in asked if isinstance(dimension, int)]
-    return known if len(known) == len(asked) else None
 
 
 def _bytes(shape: Collection[int | str | None], dtype: np.dtype[np.generic]) -> int:
