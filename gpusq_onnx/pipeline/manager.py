@@ -190,13 +190,13 @@ def run(
         state.warnings += _uncounted(structure)
         beside = output if reproducible else None
         exact = next((index for index, step in enumerate(passes) if not step.exact), len(passes))
-        for index in range(len(passes)):
-            with reproducer(path, beside, pipeline, index, state) if leader else nullcontext(), blaming(path):
-                if index == exact and leader:
-                    _require_same(state, structure, path)
-                structure = execute(state, index, structure)
-        if exact == len(passes) and leader:
-            _require_same(state, structure, path)
+        for index in range(len(passes) + 1):
+            if index == exact and leader and (model.rewritten or state.worked):
+                with reproducer(path, beside, pipeline, max(0, index - 1), state, "the model is not what it was"):
+                    proof.require_same(path, model, structure.types, state.trials.with_feed(state.sample))
+            if index < len(passes):
+                with reproducer(path, beside, pipeline, index, state) if leader else nullcontext(), blaming(path):
+                    structure = execute(state, index, structure)
         require_work(passes, state.idle, options.allow_noop)
         state.snapshot = None
         run_all(_settle_on_grid, structure.sites)
@@ -262,12 +262,6 @@ def _uncounted(structure: Structure) -> list[str]:
         return []
     what = f"MACs and bit operations count one position for {number} of {len(structure.sites)} weights"
     return [f"{what}: the model leaves the sizes of their outputs open; --data shows them"]
-
-
-def _require_same(state: Run, structure: Structure, path: Path) -> None:
-    """Where the model is another one than the file's, and no pass has changed what it computes: compare the two."""
-    if state.model.rewritten or state.worked:
-        proof.require_same(path, state.model, structure.types, state.trials.with_feed(state.sample))
 
 
 def _written(state: Run, structure: Structure, path: Path, output: Path, results: Staging) -> tuple[FileFacts, Proof]:
