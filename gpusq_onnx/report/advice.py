@@ -16,7 +16,7 @@ from gpusq_onnx.pipeline.finetune import LEARNING
 from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.quant.formats import INT4, INT4_IN_INT8, INT8
 from gpusq_onnx.quant.schemes import form_name
-from gpusq_onnx.report.kernels import Obstacle
+from gpusq_onnx.report.kernels import ONNXRUNTIME, Obstacle
 from gpusq_onnx.sparsity.patterns import TWO_FOUR
 
 PASSES = "'prune24,qdq-int8{profile=sparse-int8}'"
@@ -28,6 +28,7 @@ _WHY = {
     "precision": "a type without sparse kernels",
     "alignment": "a length that groups of four do not divide",
     "shared": "values that serve more than one Linear",
+    "runtime": "a form that TensorRT does not take",
 }
 
 
@@ -52,11 +53,15 @@ def verdict(weights: Sequence[Weighed], *, will: bool) -> str:
     listed = ", ".join(f"{number} {kernel}" for kernel, number in counts.most_common())
     if not weights:
         return "no weight of a MatMul, Gemm or Conv"
+    dense = len(weights) - counts[ONNXRUNTIME]
+    if not dense:
+        return f"TensorRT {run} none of the {len(weights)} weights"
     if sparse:
         return f"{len(sparse)} of {len(weights)} weights {run} sparse kernels: {listed}"
     reasons = Counter(kind for weight in weights for kind in deciding(weight))
     why = ", ".join(f"{_WHY.get(kind, kind)} ({number})" for kind, number in reasons.most_common())
-    return f"all {len(weights)} weights {run} dense kernels, {listed}: {why}"
+    number = f"all {dense}" if dense == len(weights) else f"{dense} of {len(weights)}"
+    return f"{number} weights {run} dense kernels, {listed}: {why}"
 
 
 def accuracy(steps: Sequence[StepOutcome]) -> str:

@@ -7,12 +7,12 @@ Limits: read from the graph. Only the engine build says what was chosen; `report
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from gpusq_onnx.graph.invariants import QUANTISATION, RESEARCH, violations
+from gpusq_onnx.graph.invariants import QUANTISATION, RESEARCH, blocks, violations
 from gpusq_onnx.graph.leftovers import called
 from gpusq_onnx.graph.model import Model, type_name
 from gpusq_onnx.graph.operators import is_standard
@@ -24,10 +24,12 @@ from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.progress import NullProgress, Progress, track
 from gpusq_onnx.quant.formats import INT4
 from gpusq_onnx.report.advice import for_file, for_operators
-from gpusq_onnx.report.kernels import Obstacle, WeightFacts, eligible, find_obstacles, kernel
+from gpusq_onnx.report.kernels import ONNXRUNTIME, Obstacle, WeightFacts, eligible, find_obstacles, kernel
 from gpusq_onnx.sparsity.patterns import patterns_of
 
 _FOR_TENSORRT = "--passes int4-weights on the float model writes the form that TensorRT reads"
+_REFUSING = tuple(rule for rule in QUANTISATION if rule is not blocks)  # builders take more blocks than are documented
+_REFUSED = Obstacle("runtime", "quantised as TensorRT does not take it", "start from the float model", True)
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class WeightReport:
         format: of the weight: "int8", "int4-in-int8", "fp8", ...; "" for a float weight.
         scale_block: elements along k that share a scale; 0: one scale an output channel, or no scale.
         nodes: names of the MatMul, Gemm or Conv nodes that read it.
-        kernel: the class that TensorRT can choose, e.g. "sparse INT8"; "onnxruntime only" for a MatMulNBits, "none
-            known" for forms that are written for research.
+        kernel: the class that TensorRT can choose, e.g. "sparse INT8"; "onnxruntime only" for a MatMulNBits, and for
+            all of a model whose Q/DQ TensorRT refuses; "none known" for forms that are written for research.
         eligible: the builder should find it fit for sparse kernels, chosen or not.
         obstacles: what keeps it from a sparse kernel, or makes a dense one likelier; empty where nothing does.
     """
@@ -114,10 +116,9 @@ class Inspection:
     @property
     def advice(self) -> list[str]:
         """What TensorRT lacks, and what the model can still take that makes more of its weights sparse; sentences."""
-        lacking = for_operators(self.operators)
         if self.illegal:
-            return [*lacking, f"quantised as TensorRT does not take it: {self.illegal}; start from the float model"]
-        return [*lacking, *for_file(self.weights)]
+            return [f"{_REFUSED.text}: {self.illegal}; {_REFUSED.remedy}"]
+        return [*for_operators(self.operators), *for_file(self.weights)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -129,16 +130,18 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
     structure = analyse(model)
     sites = structure.sites
     research = model.metadata.get(RESEARCH, "")
+    illegal = next(iter(violations(model, QUANTISATION)), "")
     found = [_weight(site, research) for site in track(progress, sites, "inspecting weights", len(sites))]
     order = {str(node.name): number for number, node in enumerate(model.graph.nodes)}
     found += map(_nbits, find_nbits(model))
+    if violations(model, _REFUSING):
+        found = [replace(weight, kernel=ONNXRUNTIME, eligible=False, obstacles=(_REFUSED,)) for weight in found]
     weights = tuple(sorted(found, key=lambda weight: order[weight.nodes[0]]))
     ours = {key: value for key, value in model.metadata.items() if key.startswith("pkg.gpusq_onnx.")}
     others = (
         OtherConstant(left.tensor, str(left.node.name), str(left.node.op), called(left.node), left.shape, left.reason)
         for left in structure.leftovers
     )
-    illegal = next(iter(violations(model, QUANTISATION)), "")
     return Inspection(model.came_with or model.opset, weights, tuple(others), _operators(model), illegal, ours)
 
 
@@ -206,7 +209,7 @@ def _nbits(found: NBits) -> WeightReport:
         format=kind,
         scale_block=found.block,
         nodes=(str(found.node.name),),
-        kernel="onnxruntime only",
+        kernel=ONNXRUNTIME,
         eligible=False,
         obstacles=(obstacle,),
     )

@@ -19,6 +19,7 @@ from gpusq_onnx.quant.formats import Format, natural
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.sparsity.patterns import TWO_FOUR, Pattern
 
+ONNXRUNTIME = "onnxruntime only"  # in place of a kernel: TensorRT does not take the form
 USEFUL_SIDE = 256
 SMALL_BATCH = 8  # at fewer images the dense kernels wait for memory, not for arithmetic (inferred)
 _VECTOR_BYTES = 16  # what tensor-core kernels load at once; of a 2:4 weight, half of the elements along K are stored
@@ -31,7 +32,8 @@ class Obstacle:
     """Something between a weight and a sparse kernel.
 
     Attributes:
-        kind: "shared", "alignment", "pattern", "precision", "output", "size", "vector", "region", "batch" or "slower".
+        kind: "shared", "alignment", "pattern", "precision", "output", "size", "vector", "region", "batch", "slower",
+            "research" or "runtime" (TensorRT does not take the form).
         text: what it is.
         remedy: the pass or option that would change it; "" where none does.
         decides: rules a sparse kernel out, or makes the dense one win by rule; if not, it only makes that likely.

@@ -19,6 +19,7 @@ from gpusq_onnx.report import advice
 from gpusq_onnx.report.advice import Weighed
 from gpusq_onnx.report.columns import columns, fair, folded, within
 from gpusq_onnx.report.inspection import Inspection, WeightReport
+from gpusq_onnx.report.kernels import ONNXRUNTIME
 from gpusq_onnx.report.page import commands
 from gpusq_onnx.report.preparation import data_words
 from gpusq_onnx.report.preparation import line as prepared
@@ -99,15 +100,20 @@ def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
     if made := found.metadata.get("pkg.gpusq_onnx.pipeline"):
         remarks.append(f"made by gpusq-onnx {found.metadata.get('pkg.gpusq_onnx.version', '')}: {made}")
     lines += [*([""] if remarks else []), *(line for text in remarks for line in folded(text, width))]
-    return [*lines, "next:", f"  gpusq-onnx {join(_next(name, found))}"]
+    heading = "next, with the float model that it was made of:" if found.illegal else "next:"
+    return [*lines, heading, f"  gpusq-onnx {join(_next(name, found))}"]
 
 
 def _next(name: str, found: Inspection) -> list[str]:
-    """What a file that has been looked at is for: an engine, where passes have been at it, else a plan."""
-    quantised = any(weight.quantised for weight in found.weights)
-    if quantised or "pkg.gpusq_onnx.pipeline" in found.metadata:
+    """What a file that has been looked at is for: an engine or a benchmark, where it is compressed, else a plan."""
+    plan = ["plan", "--passes", "prune24,qdq-int8{profile=sparse-int8}", "--data", "images/"]
+    if found.illegal:
+        return [*plan, "float.onnx"]
+    if any(weight.kernel == ONNXRUNTIME for weight in found.weights):
+        return ["bench", "--backend", "onnxruntime", name]
+    if any(weight.quantised for weight in found.weights) or "pkg.gpusq_onnx.pipeline" in found.metadata:
         return ["build", "-o", str(Path(name).with_suffix(".plan")), name]
-    return ["plan", "--passes", "prune24,qdq-int8{profile=sparse-int8}", "--data", "images/", name]
+    return [*plan, name]
 
 
 def _steps(steps: Sequence[StepOutcome], width: int) -> list[str]:

@@ -86,6 +86,11 @@ def test_inspect_says_where_a_file_is_quantised_as_tensorrt_does_not_take_it(mod
     assert found["advice"] == [
         f"quantised as TensorRT does not take it: {found['illegal']}; start from the float model"
     ]
+    assert set(found["kernels"]) == {"onnxruntime only"} and not any(w["eligible"] for w in found["weights"])
+    lines = call("inspect", written).out.splitlines()
+    assert f"TensorRT can run none of the {len(found['weights'])} weights" in " ".join(" ".join(lines).split())
+    assert lines[-2] == "next, with the float model that it was made of:"
+    assert lines[-1].startswith("  gpusq-onnx plan ") and lines[-1].endswith(" float.onnx")
 
 
 def test_inspect_in_full_prints_one_line_a_weight(model: Path) -> None:
