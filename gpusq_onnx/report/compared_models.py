@@ -7,7 +7,8 @@
 What is asked for runs, or the error says what is missing: nothing falls back to the CPU. A compressed ONNX file on the
 CPU is opened a second time with onnxruntime's defaults, as its users will. Each file meets onnxruntime in a process of
 its own first: one that ends it is compared in the form in which `apply` reads it (`graph.tidy`), one that no CPU kernel
-runs in another way, which a note names (`graph.qdq.simulated`).
+runs in another way, which a note names (`graph.qdq.simulated`). Outputs that are no tensors of numbers (the sequence of
+maps of a ZipMap, strings) are left out, and a note names them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gpusq_onnx.errors import UsageError
+from onnx import TensorProto, ValueInfoProto
+
+from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.files import Scratch
-from gpusq_onnx.graph.io import load, write_tapped
+from gpusq_onnx.graph.io import load, read_proto, write_tapped
+from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.simulated import NOTES, runs_as, twin_of
 from gpusq_onnx.pipeline.proof import require_survival
 from gpusq_onnx.progress import Progress
@@ -69,7 +73,8 @@ def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str],
     Raises:
         EnvironmentLacking: TensorRT, CUDA or a GPU is asked for and missing.
         UsageError: a missing file, or taps that the models cannot show.
-        UnsupportedModelError: a model ends onnxruntime's process in every form.
+        UnsupportedModelError: a model ends onnxruntime's process in every form, or has no output that is a tensor of
+            numbers.
     """
     plan = is_plan(compressed)
     if plan and on == "cuda":
@@ -86,11 +91,15 @@ def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str],
         if not plan and on == "cpu":
             tried.append(_tried(compressed, folder, trials))
             paths[1] = tried[1].path
+        shown = [_with_numbers(path, folder) for path in paths[: 1 if plan else 2]]
+        paths[: len(shown)] = [path for path, _ in shown]
+        if len(tried) > 1:
             if tried[1].trial.outcome not in ("refused", "died"):
-                default = Session(compressed)
+                default = Session(paths[1], name=str(compressed))
             elif tried[1].note is None:
                 refusal = str(tried[1].trial)
-        notes = tuple(dict.fromkeys(one.note for one in tried if one.note is not None))
+        said = (*(one.note for one in tried), *(note for _, note in shown))
+        notes = tuple(dict.fromkeys(note for note in said if note is not None))
         if wanted:
             models = [load(path) for path in (paths if not plan else paths[:1])]
             taps = choose(models[0], models[-1], wanted)
@@ -131,9 +140,42 @@ def _tried(path: Path, folder: Path, trials: Trials) -> _Tried:
         require_survival(model, trials, None)
     elif runs != "twin":
         return _Tried(path, trial, NOTES.get(runs))
-    written = folder / f"{len(list(folder.iterdir()))}.onnx"
-    write_tapped(twin_of(model), written, [spec.name for spec in model.outputs()])
+    written = _written(twin_of(model), folder, [spec.name for spec in model.outputs()])
     return _Tried(written, trial, NOTES.get(runs))
+
+
+def _with_numbers(path: Path, folder: Path) -> tuple[Path, str | None]:
+    """The file; where outputs are no tensors of numbers, a copy with the others, and a note that names them.
+
+    Raises:
+        UnsupportedModelError: no output is left.
+    """
+    outputs = read_proto(path)[0].graph.output
+    others = [value.name for value in outputs if not _holds_numbers(value)]
+    if not others:
+        return path, None
+    kept = [value.name for value in outputs if value.name not in others]
+    if not kept:
+        raise UnsupportedModelError(
+            "the model has no output that can be compared",
+            where=str(path),
+            expected="an output that is a tensor of numbers",
+            found=", ".join(others),
+            hint="export the model without its last operators, such as ZipMap",
+        )
+    return _written(load(path), folder, kept), f"no tensors of numbers, and left out: {', '.join(others)}"
+
+
+def _holds_numbers(value: ValueInfoProto) -> bool:
+    """Whether an output is a tensor, and not of strings; true of one without a type, which onnxruntime infers."""
+    kind = value.type.WhichOneof("value")
+    return kind is None or (kind == "tensor_type" and value.type.tensor_type.elem_type != TensorProto.STRING)
+
+
+def _written(model: Model, folder: Path, outputs: Sequence[str]) -> Path:
+    path = folder / f"{len(list(folder.iterdir()))}.onnx"
+    write_tapped(model, path, outputs)
+    return path
 
 
 def _require_outputs(candidate: Loaded, taps: list[Tap]) -> None:

@@ -102,19 +102,20 @@ class _Bound:
         self._kept = [onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0) for value in feed.values()]
         for name, value in zip(feed, self._kept, strict=True):
             self._binding.bind_ortvalue_input(name, value)
-        for info in session.outputs():
-            self._binding.bind_output(info.name, device)
+        self._outputs = [str(value.name) for value in session.handle.get_outputs()]  # of any type: nobody reads them
+        for output in self._outputs:
+            self._binding.bind_output(output, device)
         if device != "cpu":
-            self._hold_outputs(session, device)
+            self._hold_outputs()
 
-    def _hold_outputs(self, session: Session, device: str) -> None:
+    def _hold_outputs(self) -> None:
         """A CUDA graph wants the same output memory every time: take what the first run allocated."""
         self._run()
         self._binding.synchronize_outputs()
         made: list[Any] = self._binding.get_outputs()
         self._kept += made
-        for info, value in zip(session.outputs(), made, strict=True):
-            self._binding.bind_ortvalue_output(info.name, value)
+        for output, value in zip(self._outputs, made, strict=True):
+            self._binding.bind_ortvalue_output(output, value)
 
     def _run(self) -> None:
         with running(self._session.name):
