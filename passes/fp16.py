@@ -29,7 +29,7 @@ from gpusq_onnx.graph.fp16.policy import kept_single
 from gpusq_onnx.graph.fp16.rewrite import halve
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
 from gpusq_onnx.graph.norms import LayerNorm, fuse, layer_norms
-from gpusq_onnx.graph.operators import QDQ
+from gpusq_onnx.graph.operators import MOVES, QDQ
 from gpusq_onnx.graph.qdq.simulated import holds_fp4
 from gpusq_onnx.graph.sites import OPERATORS, module_path
 from gpusq_onnx.graph.structure import Structure, analyse
@@ -71,21 +71,18 @@ class Fp16(Pass[Fp16Options]):
                 found="FP4 tensors or activations quantised at run time",
                 hint="leave fp16 out after qdq-nvfp4: its products are FP4, what is around them stays float32",
             )
-        for node in model.graph.nodes:
-            found = structure.types.get(node.outputs[0].name) if node.op in OPERATORS else None
-            if found is not None and found.name in ("float16", "bfloat16"):
-                raise NothingMatched(
-                    f"the model computes in {found.name} already",
-                    where=f"node {node.name!r} ({node.op})",
-                    expected="a float32 model",
-                    found=found.name,
-                    hint="TensorRT takes it as it is; or export the model in float32 and start again",
-                )
+        node = _computes_in(model, structure, "bfloat16")
+        if node is not None:
+            raise _done(node, "bfloat16")
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         parts, apart = self._parts(model, structure)
         kept = self._reasons(model, structure, parts)
+        done = _computes_in(model, structure, "float16")
+        if done is not None and not _is_left(model, structure, kept):
+            raise _done(done, "float16")
         rows = [*_constant_rows(model, structure, kept, parts), *_border_rows(model, structure, self.options.io)]
+        rows += _cast_rows(model, structure, kept)
         if all(row.skipped for row in rows):
             raise NothingMatched(
                 "nothing can become FP16",
@@ -253,6 +250,52 @@ def _border_rows(model: Model, structure: Structure, io: str) -> Iterable[PlanRo
             else:
                 reason = "keeps its type for the caller; a Cast where FP16 begins or ends"
                 yield PlanRow(tensor.name, "", role, "Cast", shape, "cast", reason)
+
+
+def _cast_rows(model: Model, structure: Structure, kept: Collection[int]) -> Iterable[PlanRow]:
+    """Casts of what is FP16 already, as in a file that onnxruntime has optimised for a CPU: it computes in FP32."""
+    for node in model.graph.nodes:
+        if node.op == "Cast" and id(node) not in kept and is_single(node.outputs[0], structure.types):
+            source = structure.types.get(node.inputs[0].name)
+            if source is not None and source.name == "float16" and not _stays(node, structure, kept):
+                yield _node_row(
+                    node, structure, "cast", "float16", "goes: nodes in FP16 read its source, which is FP16"
+                )
+
+
+def _stays(cast: Node, structure: Structure, kept: Collection[int]) -> bool:
+    """Whether only the graph's end or nodes in FP32 read a Cast."""
+    made = cast.outputs[0]
+    return made.name in structure.flow.outputs or all(id(reader) in kept for reader in made.outputs)
+
+
+def _computes_in(model: Model, structure: Structure, kind: str) -> Node | None:
+    """The first product whose result is of a type."""
+    for node in model.graph.nodes:
+        found = structure.types.get(node.outputs[0].name) if node.op in OPERATORS else None
+        if found is not None and found.name == kind:
+            return node
+    return None
+
+
+def _is_left(model: Model, structure: Structure, kept: Collection[int]) -> bool:
+    """Whether anything but Casts and layout computes in FP32 and could in FP16."""
+    return any(
+        id(node) not in kept and node.op not in MOVES | {"Cast"} and is_single(tensor, structure.types)
+        for node in structure.flow.nodes
+        for tensor in node.outputs
+        if structure.flow.is_data(tensor)
+    )
+
+
+def _done(node: Node, kind: str) -> NothingMatched:
+    return NothingMatched(
+        f"the model computes in {kind} already",
+        where=f"node {node.name!r} ({node.op})",
+        expected="a float32 model",
+        found=kind,
+        hint="TensorRT takes it as it is; or export the model in float32 and start again",
+    )
 
 
 def _is_scale(constant: Tensor) -> bool:

@@ -9,9 +9,11 @@ from half_graphs import casts, halved, reasons, types
 from onnx import TensorProto, helper
 from small_graphs import FLOAT, HALF, INT8, INT64, graph, initializer, model, node, normal, proto, run
 
+from gpusq_onnx.graph import io
 from gpusq_onnx.graph.fp16.policy import kept_single
 from gpusq_onnx.graph.fp16.rewrite import halve
 from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.runtime.ort import Session
 
 X = [("x", FLOAT, ["n", 8])]
 Y = [("y", FLOAT, None)]
@@ -141,6 +143,52 @@ def test_one_cast_serves_all_readers() -> None:
     loaded, _ = halved(proto(nodes, X, Y, {"w": normal(8, 8)}))
     assert Counter(source for source, _ in casts(loaded))["h"] == 1
     assert len(set(casts(loaded))) == len(casts(loaded))
+
+
+def test_what_is_fp16_already_is_read_without_its_cast() -> None:
+    """Weights, inputs and one Linear in FP16, the rest in float32 between Casts; one reader of a Cast stays in FP32."""
+    nodes = [
+        node("Cast", ["x"], ["x32"], to=FLOAT),
+        node("Cast", ["w"], ["w32"], to=FLOAT),
+        node("MatMul", ["x32", "w32"], ["a"]),
+        node("Cast", ["a"], ["a16"], to=HALF),
+        node("MatMul", ["a16", "v"], ["b16"]),
+        node("Cast", ["b16"], ["b"], to=FLOAT),
+        node("Exp", ["b"], ["e"]),
+        node("MatMul", ["b", "u"], ["c"]),
+        node("Add", ["c", "e"], ["y"]),
+    ]
+    stored = {"w": normal(8, 8, dtype=np.float16), "v": normal(8, 8, dtype=np.float16) / 8, "u": normal(8, 8)}
+    made = proto(nodes, [("x", HALF, ["n", 8])], Y, stored)
+    loaded, _ = halved(made)
+    found = types(loaded)
+    assert {found[name] for name in ("a", "b16", "c", "u")} == {"float16"}
+    assert found["e"] == "float32"
+    assert casts(loaded) == [("b16", "b"), ("e", "e_fp16"), ("y_fp16", "y")]
+    x = normal(3, 8, dtype=np.float16) / 8
+    np.testing.assert_allclose(run(loaded, {"x": x})["y"], run(made, {"x": x})["y"], atol=0.05)
+
+
+def test_a_cast_that_makes_an_output_stays() -> None:
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("Cast", ["a"], ["b"], to=HALF), node("Relu", ["b"], ["c"])]
+    loaded, _ = halved(proto(nodes, X, [("b", HALF, None), ("c", HALF, None)], {"w": normal(8, 8)}))
+    assert casts(loaded) == [("x", "x_fp16"), ("a", "b")]
+
+
+def test_names_that_onnxruntime_gives_its_casts_are_free_for_it() -> None:
+    """It saves a model in FP16 so, and inserts a Cast of that name before the Gemm when it loads the result."""
+    inserted = "InsertedPrecisionFreeCast_x"
+    nodes = [
+        node("Cast", ["x"], [inserted], to=FLOAT),
+        node("Exp", [inserted], ["e"]),
+        node("Gemm", [inserted, "w"], ["g"]),
+        node("Add", ["g", "e"], ["y"]),
+    ]
+    made = proto(nodes, [("x", HALF, [3, 8])], [("y", FLOAT, None)], {"w": normal(8, 8)})
+    loaded, _ = halved(made)
+    x = normal(3, 8, dtype=np.float16)
+    found = Session(io.proto_of(loaded).SerializeToString()).run({"x": x})["y"]
+    np.testing.assert_allclose(found, run(made, {"x": x})["y"], atol=0.05)
 
 
 def test_casts_that_were_there_are_retyped_or_go() -> None:

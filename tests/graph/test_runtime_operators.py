@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, helper
-from small_graphs import FLOAT, Array, model, normal, proto, run
+from small_graphs import FLOAT, HALF, Array, model, normal, proto, run
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import io
@@ -238,3 +238,19 @@ def test_such_a_norm_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
     onnx.save(made, tmp_path / "model.onnx")
     with pytest.raises(UnsupportedModelError, match=r"'n' .* has 1 inputs, its operator takes 2 to 3"):
         io.load(tmp_path / "model.onnx")
+
+
+def test_names_that_onnxruntime_gives_its_casts_are_free_for_it() -> None:
+    """The Add in FP16 that comes for a SkipLayerNormalization gets such a Cast in the session."""
+    inserted = "InsertedPrecisionFreeCast_x"
+    nodes = [
+        helper.make_node("Cast", ["x"], [inserted], "cast", to=FLOAT),
+        helper.make_node("Exp", [inserted], ["e"], "exp"),
+        helper.make_node("SkipLayerNormalization", ["x", "x", "gamma"], ["y"], "n", domain=ONNXRUNTIME),
+    ]
+    gamma = {"gamma": normal(H, dtype=np.float16)}
+    made = proto(nodes, [("x", HALF, (B, S, H))], [("y", HALF, (B, S, H)), ("e", FLOAT, (B, S, H))], gamma)
+    made.opset_import.append(helper.make_opsetid(ONNXRUNTIME, 1))
+    rewritten = spelled_out(model(made))
+    feed = {"x": normal(B, S, H, dtype=np.float16)}
+    np.testing.assert_allclose(run(rewritten, feed)["y"], run(made, feed)["y"], atol=0.01)

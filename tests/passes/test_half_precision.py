@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from half_models import retyped
 from noise_images import noise_images
@@ -19,6 +20,7 @@ from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.sparsity.patterns import parse_pattern
 from gpusq_onnx.workflows.check import check
+from tests.graph.small_graphs import FLOAT, HALF, node, normal, proto
 
 ASSETS = Path(__file__).parents[1] / "assets"
 LEARN = "steps=2 batch=4"
@@ -81,6 +83,43 @@ def test_training_moves_weights_of_half_precision(half: Path, data: DataOptions,
 def test_float16_needs_no_fp16(half: Path, data: DataOptions, tmp_path: Path) -> None:
     with pytest.raises(NothingMatched, match="computes in float16 already"):
         manager.run(half, tmp_path / "out.onnx", parse("fp16"), RunOptions(data))
+
+
+def test_one_linear_in_float16_does_not_keep_the_others_in_float32(tmp_path: Path) -> None:
+    nodes = [
+        node("Cast", ["x"], ["x16"], to=HALF),
+        node("MatMul", ["x16", "w"], ["a16"]),
+        node("Cast", ["a16"], ["a"], to=FLOAT),
+        node("MatMul", ["a", "v"], ["y"]),
+    ]
+    stored = {"w": normal(32, 32, dtype=np.float16), "v": normal(32, 32)}
+    values = [[(name, FLOAT, [2, 32])] for name in "xy"]
+    onnx.save(proto(nodes, *values, stored), tmp_path / "mixed.onnx")
+    manager.run(tmp_path / "mixed.onnx", tmp_path / "out.onnx", parse("fp16"), RunOptions(DataOptions()))
+    assert _types(tmp_path / "out.onnx") == {"FLOAT16"}
+    assert [n.op for n in io.load(tmp_path / "out.onnx").graph.nodes] == ["Cast", "MatMul", "MatMul", "Cast"]
+    with pytest.raises(NothingMatched, match="computes in float16 already"):
+        manager.run(tmp_path / "out.onnx", tmp_path / "again.onnx", parse("fp16"), RunOptions(DataOptions()))
+
+
+@pytest.mark.parametrize(
+    "pipeline", ["fp16", pytest.param("prune24{method=magnitude},qdq-int8,fp16", marks=pytest.mark.long)]
+)
+def test_float16_that_onnxruntime_has_optimised_for_a_cpu(pipeline: str, half: Path, tmp_path: Path) -> None:
+    optimised, output = tmp_path / "optimised.onnx", tmp_path / "out.onnx"
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(optimised)
+    onnxruntime.InferenceSession(str(half), options)
+    assert any(n.name.startswith("InsertedPrecisionFreeCast_") for n in onnx.load(optimised).graph.node)
+    manager.run(optimised, output, parse(pipeline), RunOptions(DataOptions()))
+    structure = analyse(io.load(output))
+    assert {structure.types[reader.outputs[0].name].name for s in structure.sites for reader in s.readers} == {
+        "float16"
+    }
+    image = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float16)
+    (before,), (after,) = (Session(path).run({"pixel_values": image}).values() for path in (half, output))
+    assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > (0.999 if pipeline == "fp16" else 0.9)
 
 
 @pytest.mark.long

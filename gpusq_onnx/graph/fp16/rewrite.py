@@ -2,7 +2,7 @@
 
     constants   stored in FP16 where FP16 nodes read them, twice where both kinds do; no Cast is put on one
     tensors     one Cast for all readers of the other type, right after what makes the tensor
-    Casts       that were there are retyped, and bypassed where they would cast FP16 to FP16
+    Casts       that were there are retyped; what would read a Cast of FP16 to FP16 reads its source
     border      graph inputs, outputs and what subgraphs read keep name and type (or become FP16, on request)
 
 Scales become FP16, clamped at 6.1e-5; INT8 codes of a clamped scale are rounded again, so that the weight stays.
@@ -19,7 +19,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from gpusq_onnx.graph.edits import Names, rewire, unlink
+from gpusq_onnx.graph.edits import Names, unlink
+from gpusq_onnx.graph.fp16.names import free_names
 from gpusq_onnx.graph.fp16.numeric import is_single, scale_to_half, to_half
 from gpusq_onnx.graph.fp16.policy import HALF, SINGLE, computes, half_slots
 from gpusq_onnx.graph.model import Model, data_type_of, type_name, values_of
@@ -55,6 +56,7 @@ class _Edit:
         self.fresh = Names(model).fresh
         self.done = Halved()
         self.made: dict[str, np.dtype[Any]] = {}  # the type that a float tensor has from now on
+        self.read_inside, self.outputs = _read_inside(model), {tensor.name for tensor in model.graph.outputs}
         self.fixed = self._fixed()  # tensors that keep name and type, whatever makes them
         self.other: dict[str, gs.Tensor] = {}  # by tensor name: the same in the other type
         self.after: dict[int, list[gs.Node]] = {}
@@ -71,6 +73,7 @@ class _Edit:
             self._node(node, wants[id(node)])
         self._place()
         self._border()
+        free_names(self.model)
         return self.done
 
     def _float(self, tensor: gs.Tensor) -> bool:
@@ -79,10 +82,7 @@ class _Edit:
     def _fixed(self) -> dict[str, np.dtype[Any]]:
         border = HALF if self.io else SINGLE
         fixed = {t.name: border for t in (*self.model.graph.inputs, *self.model.graph.outputs) if self._float(t)}
-        for graph in self.model.graph.subgraphs(recursive=True):
-            read = [t.name for node in graph.nodes for t in node.inputs] + [t.name for t in graph.outputs]
-            fixed.update({name: SINGLE for name in read if self.types.get(name) == SINGLE})
-        return fixed
+        return fixed | {name: SINGLE for name in self.read_inside if self.types.get(name) == SINGLE}
 
     def _wants(self, node: gs.Node) -> tuple[list[Any], list[Any]]:
         """The float type of every input and output from now on; None for what is not float32."""
@@ -147,14 +147,13 @@ class _Edit:
     def _node(self, node: gs.Node, wants: tuple[list[Any], list[Any]]) -> None:
         for index, want in enumerate(wants[0]):
             tensor = node.inputs[index]
-            if want is None or isinstance(tensor, gs.Constant) or self.made[tensor.name] == want:
+            if want is None or isinstance(tensor, gs.Constant) or self._type(tensor) == want:
                 continue
             node.inputs[index] = self._cast(tensor, want)
+        if node.op == "Cast" and self._type(node.inputs[0]) == HALF:
+            self._bypass(node)
+            return
         if node.op == "Cast" and wants[1][0] == HALF:
-            source = node.inputs[0]
-            if self.made.get(source.name) == HALF and node.outputs[0].name not in self.fixed:
-                self._bypass(node, source)
-                return
             node.attrs["to"] = TensorProto.FLOAT16
         for index, makes in enumerate(wants[1]):
             if makes is not None:
@@ -203,17 +202,32 @@ class _Edit:
         self.after.setdefault(0 if producer is None else id(producer), []).append(node)
         self.done.casts.append(f"{source.name} to {to.name}")
 
-    def _bypass(self, node: gs.Node, source: gs.Tensor) -> None:
-        (made,) = node.outputs
-        rewire(made.outputs, made, source)
-        unlink(node)
-        self.after[id(node)] = []
-        self.model.graph.nodes.remove(node)
+    def _type(self, tensor: gs.Tensor) -> np.dtype[Any] | None:
+        """The type that a tensor has from now on; None where it is not known."""
+        stored = np.dtype(tensor.dtype) if isinstance(tensor, gs.Constant) else None
+        return stored or self.made.get(tensor.name, self.types.get(tensor.name))
+
+    def _bypass(self, node: gs.Node) -> None:
+        """Let what reads a Cast of FP16 in FP16 read its source; the Cast goes where nothing else reads it."""
+        source, made = node.inputs[0], node.outputs[0]
+        single = self._float(made)
+        if made.name not in self.read_inside and (single or self._type(made) == HALF):
+            for reader in {id(reader): reader for reader in made.outputs}.values():
+                for index, want in enumerate(self._wants(reader)[0]):
+                    if reader.inputs[index] is made and want != SINGLE:
+                        reader.inputs[index] = source
+            if not made.outputs and made.name not in self.outputs:
+                unlink(node)
+                return
+        if single:
+            kind = self.fixed.get(made.name, SINGLE)
+            made.dtype, self.made[made.name] = kind, kind
+            node.attrs["to"] = TensorProto.FLOAT16 if kind == HALF else TensorProto.FLOAT
 
     def _place(self) -> None:
         nodes = self.after.pop(0, [])
         for node in self.model.graph.nodes:
-            nodes += [node, *self.after.get(id(node), [])]
+            nodes += [*([node] if node.outputs else []), *self.after.get(id(node), [])]
         self.model.graph.nodes[:] = nodes
 
     def _border(self) -> None:
@@ -225,6 +239,12 @@ class _Edit:
         for tensor in (*self.model.graph.inputs, *self.model.graph.outputs):
             if self.fixed.get(tensor.name) == HALF:
                 tensor.dtype = HALF
+
+
+def _read_inside(model: Model) -> set[str]:
+    """The names that subgraphs read."""
+    graphs = model.graph.subgraphs(recursive=True)
+    return {t.name for graph in graphs for t in (*graph.outputs, *(t for node in graph.nodes for t in node.inputs))}
 
 
 def _suffix(kind: np.dtype[Any]) -> str:

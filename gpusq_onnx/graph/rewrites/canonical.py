@@ -22,6 +22,7 @@ import onnx_graphsurgeon as gs
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.fp16.names import free_names
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.operators import PRODUCTS, factors, is_standard
 from gpusq_onnx.graph.rewrites import runtime_operators
@@ -89,6 +90,8 @@ def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[
     Raises:
         UnsupportedModelError: the graph's shapes contradict each other.
     """
+    if has_runtime_operators(model):
+        free_names(model)
     done: list[NodeChange] = []
     refused: dict[str, str] = {}
     while True:
