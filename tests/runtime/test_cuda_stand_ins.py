@@ -156,6 +156,6 @@ def _on_the_cpu(real: Any) -> Any:
     def bound(self: Any, session: Any, batch: int, device: str) -> None:
         assert device == "cuda"
         real(self, session, batch, "cpu")
-        self._hold_outputs(session, device)
+        self._hold_outputs()
 
     return bound
