@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.rewrites.folding import MIB, Fold, fold, foldable
+from gpusq_onnx.graph.rewrites.folding import MIB, Fold, fold_all
 from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PassOptions, PlanContext, PlanRow
@@ -39,12 +39,13 @@ class FoldConstants(Pass[FoldOptions]):
     Options = FoldOptions
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
-        return [_row(found) for found in foldable(model, int(self.options.growth * MIB))]
+        with silenced():
+            return [_row(found) for found in fold_all(model.clone(), int(self.options.growth * MIB))]
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         before = len(model.graph.nodes)
         with silenced():
-            fold(model, [row.tensor for row in plan if not row.skipped])
+            fold_all(model, int(self.options.growth * MIB), {row.tensor for row in plan if not row.skipped})
         context.findings["nodes_removed"] = before - len(model.graph.nodes)
 
 

@@ -9,7 +9,7 @@ from small_graphs import FLOAT, INT64, graph, model, node, normal, proto, run
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import invariants, io
-from gpusq_onnx.graph.rewrites.folding import fold, foldable
+from gpusq_onnx.graph.rewrites.folding import fold, fold_all, foldable
 from gpusq_onnx.graph.sites import find_sites
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -168,6 +168,24 @@ def test_computed_weights_become_sites(case: str):
     np.testing.assert_allclose(run(loaded, feed)["y"], run(made, feed)["y"], atol=tolerance)
     assert foldable(loaded) == []
     assert [c.name for c in loaded.constants()] == ["m"]
+
+
+def test_what_folding_shows_is_folded_too():
+    """The last dimension after the Reshape is known only once its target is stored: no data goes through Abs."""
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "last"], ["d"]),
+        node("Abs", ["d"], ["a"]),
+        node("Concat", ["free", "a"], ["t"], axis=0),
+        node("Reshape", ["x", "t"], ["r"]),
+        node("Shape", ["r"], ["u"], start=1),
+        node("Slice", ["w", "zero", "u"], ["m"]),
+        node("MatMul", ["r", "m"], ["y"]),
+    ]
+    constants = {"w": normal(2 * K, N), "last": np.array([2]), "free": np.array([-1]), "zero": np.array([0])}
+    loaded = model(proto(nodes, [("x", FLOAT, ["n", 5, K])], Y, constants))
+    assert {found.name for found in fold_all(loaded, 2**20)} == {"t", "m"}
+    assert [n.op for n in loaded.graph.nodes] == ["Reshape", "MatMul"]
 
 
 def test_both_ends_of_a_chain():

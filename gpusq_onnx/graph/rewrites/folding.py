@@ -1,7 +1,8 @@
 """Constant folding: tensors that depend on initializers and on known dimensions alone become initializers.
 
     which   `foldable`: a walk over the graph that computes nothing; it says, too, what is left alone and why
-    how     `fold`: onnx-graphsurgeon's `fold_constants`, confined to the nodes that were named
+    how     `fold`: onnx-graphsurgeon's `fold_constants`, confined to the nodes that were named; `fold_all` goes on
+            while there is more
 
 A Shape node, and a Gather or Slice of one, is a constant exactly where the dimensions that it yields are known from the
 model's declared inputs. That is settled in `dimensions`: graphsurgeon 0.6.1 ignores a Shape's `start` and `end`, so
@@ -111,6 +112,27 @@ def foldable(model: Model, limit: int = MIB) -> list[Fold]:
                 made_by = tuple(walk.computed[tensor.name][0].values())
                 found.append(Fold(node, tensor.name, shape, len(made_by), made_by=made_by))
     return found
+
+
+def fold_all(model: Model, limit: int, names: Collection[str] | None = None) -> list[Fold]:
+    """Fold until nothing is left: what a Reshape by folded dimensions gives has known dimensions itself.
+
+    Args:
+        model: is edited.
+        limit: as of `foldable`.
+        names: of the tensors that are folded; None: all.
+
+    Raises:
+        UnsupportedModelError: as of `fold`.
+    """
+    found: dict[str, Fold] = {}
+    while True:
+        here = {tensor.name: tensor for tensor in foldable(model, limit)}
+        found |= here
+        chosen = [name for name, tensor in here.items() if not tensor.refusal and (names is None or name in names)]
+        if not chosen:
+            return list(found.values())
+        fold(model, chosen)
 
 
 def fold(model: Model, names: Collection[str]) -> None:
