@@ -58,8 +58,8 @@ def compare(
             )
             taught = setup.teacher(*other)
             seen = setup.views[False, False](own, setup.handed(taught, apart=False), None), taught
-        gate = objective.gate(objective.agreements(*seen), seen[0])
-        parts = alone(*seen).parts
+        gate = objective.gate(objective.agreements(*seen), seen[0], rows)
+        parts = alone(*seen, images=rows).parts
         sums[:3] += torch.tensor([rows, rows * parts["agree"].item(), rows * parts["soft"].item()], dtype=torch.float64)
         for i, pair in enumerate(objective.maps):
             each = objective.distances(seen[0][pair.student].float(), seen[1][pair.teacher].float(), len(gate)).double()

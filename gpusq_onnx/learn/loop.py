@@ -217,7 +217,7 @@ class _Trainer:
                 with self.hardware.autocast():
                     seen = self.network(view, inputs, given, keep)
                 check_labels(part, seen, self.setup.kinds)
-                losses = objective(seen, taught, part.targets(self.hardware.device))
+                losses = objective(seen, taught, part.targets(self.hardware.device), len(part))
                 (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.parts.items():
                 sums[name] = sums.get(name, 0) + value / len(parts)

@@ -6,7 +6,8 @@
     soft       KL(softmax(z_t / T) || softmax(z_s / T)), summed over classes, mean over the rest; T = 3, no T^2
     feature_i  sum_b agree_b l_i[b] / max(1, sum_b agree_b),  l_i[b] = mean((f_s - f_t)^2) / (mean(f_t^2) + eps)
                both first clamped to +-bound sqrt(mean(f_t^2)), where there is a bound: a few "massive activations" of a
-               trained ViT (arXiv 2402.17762) are nearly all of a map's energy, and would be all that it teaches
+               trained ViT (arXiv 2402.17762) are nearly all of a map's energy, and would be all that it teaches;
+               where an image is a single number, the means are those over the batch: one number may be next to 0
     total      alpha hard + beta soft + gamma sum_i w_i feature_i        (or the mean over i)
 
 What else counts as soft, by `tasks.kinds`: boxes, the L1 distance of queries that agree, over the teacher's farthest
@@ -87,11 +88,16 @@ class Objective:
     add: Callable[[Tensor], Tensor] = field(default=_alone)
     processes: int = 1
 
-    def __call__(self, student: Outputs, teacher: Outputs, labels: Labels | None = None) -> Losses:
-        """The losses of one batch; both hold `outputs` and `maps` by name, batch first. Computed in float32."""
+    def __call__(
+        self, student: Outputs, teacher: Outputs, labels: Labels | None = None, images: int | None = None
+    ) -> Losses:
+        """The losses of one batch of `images`; both hold `outputs` and `maps` by name. Computed in float32.
+
+        Without `images`, the first of the student's tensors has the batch in front.
+        """
         settings = self.settings
         agrees = self.agreements(student, teacher)
-        gate = self.gate(agrees, student)
+        gate = self.gate(agrees, student, images)
         zero = gate.new_zeros(())
         hard, soft = zero, zero
         for pair in self.outputs:
@@ -132,20 +138,20 @@ class Objective:
                     found[pair.student] = (z_s.argmax(-1) == z_t.argmax(-1)).float()
         return found
 
-    def gate(self, agrees: Mapping[str, Tensor], student: Outputs) -> Tensor:
+    def gate(self, agrees: Mapping[str, Tensor], student: Outputs, images: int | None = None) -> Tensor:
         """What each image counts for in the feature losses: float32[B], 0..1."""
-        any_output = next(iter(student.values()))
+        first = next(iter(student.values()))
         if not self.settings.gate or not agrees:
-            return torch.ones(len(any_output), device=any_output.device)
+            return torch.ones(len(first) if images is None else images, device=first.device)
         return torch.stack([agree.mean(1) for agree in agrees.values()]).mean(0)
 
     def distances(self, f_s: Tensor, f_t: Tensor, images: int | None = None, bound: float = 0.0) -> Tensor:
-        """l[b] of one map, whatever its layout; float32[B], or [1] where no axis is the batch. A bound of 0 is none."""
-        images = len(f_s) if images is None else images
-        if f_s.shape[0] != images:  # [tokens, B, d], or something that knows no images
-            at = 1 if f_s.ndim > 1 and f_s.shape[1] == images else None
-            f_s, f_t = (f.movedim(at, 0) if at is not None else f.unsqueeze(0) for f in (f_s, f_t))
-        f_s, f_t = f_s.flatten(1), f_t.flatten(1)
+        """l[b] of one map, whatever its layout. A bound of 0 is none.
+
+        Returns:
+            float32[B]; [1] where no axis is the batch, or an image is a single number.
+        """
+        f_s, f_t = _rows(f_s, images), _rows(f_t, images)
         if bound:
             most = bound * f_t.square().mean(1, keepdim=True).sqrt()
             f_s, f_t = f_s.clamp(-most, most), f_t.clamp(-most, most)
@@ -182,6 +188,15 @@ class Objective:
     def _box_gate(self, agrees: Mapping[str, Tensor], boxes: Tensor) -> Tensor:
         same = [agree for agree in agrees.values() if agree.shape == boxes.shape[:2]]
         return same[0] if same and self.settings.gate else torch.ones_like(boxes[..., 0])
+
+
+def _rows(f: Tensor, images: int | None) -> Tensor:
+    """A map as one row an image, or as one row of all where no axis is the batch or an image is a single number."""
+    if f.ndim == 0 or (images is not None and f.shape[0] != images):
+        turned = f.ndim > 1 and f.shape[1] == images  # [tokens, B, d]
+        f = f.movedim(1, 0) if turned else f.unsqueeze(0)
+    f = f.reshape(len(f), -1)
+    return f.reshape(1, -1) if f.shape[1] == 1 else f
 
 
 def _classes_last(z: Tensor, kind: Kind) -> Tensor:

@@ -116,7 +116,7 @@ class Teaching:
 
     def _open(self, found: dict[str, NDArray[Any]], rows: int, images: int) -> bool:
         per_image = sum(value.nbytes for value in found.values()) / rows
-        if per_image * images > LIMIT or any(len(value) != rows for value in found.values()):
+        if per_image * images > LIMIT or any(value.shape[:1] != (rows,) for value in found.values()):
             return False
         self._folder = Scratch()
         for number, (name, value) in enumerate(found.items()):

@@ -62,8 +62,8 @@ def _poison(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
     """Make the loss NaN in training steps of these numbers."""
     call, count = Objective.__call__, iter(range(10**6))
 
-    def poisoned(self: Objective, *rest: Any) -> Losses:
-        losses = call(self, *rest)
+    def poisoned(self: Objective, *rest: Any, **named: Any) -> Losses:
+        losses = call(self, *rest, **named)
         if not losses.total.requires_grad or next(count) not in steps:
             return losses
         return Losses(losses.total * float("nan"), {**losses.parts, "loss": losses.total.detach() * float("nan")})

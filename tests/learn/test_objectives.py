@@ -169,3 +169,28 @@ def test_pixels_and_raw_outputs() -> None:
     assert losses.parts["agree"].item() == pytest.approx(0.5, abs=0.1)
     assert losses.parts["soft"].item() > 1  # raw alone: ((2x - x)^2) / x^2 = 1
     assert torch.isfinite(losses.total)
+
+
+def test_single_numbers_are_compared_over_the_batch() -> None:
+    """One number an image, or one of the whole batch: a teacher's number next to zero drowns no other."""
+    objective = _objective(gate=False)
+    teacher = torch.tensor([1.0, -2.0, 1e-9, 3.0])
+    student = teacher + torch.tensor([0.1, 0.0, 0.2, 0.0])
+    want = (student - teacher).square().mean() / teacher.square().mean()
+    for shape in ((4,), (4, 1)):
+        found = objective.distances(student.reshape(shape), teacher.reshape(shape))
+        torch.testing.assert_close(found, want.reshape(1), rtol=1e-5, atol=0)
+    assert objective.distances(torch.tensor(1.5), torch.tensor(1.0)).tolist() == pytest.approx([0.25], rel=1e-5)
+
+
+def test_outputs_that_have_no_batch_leave_the_number_of_images_to_the_maps() -> None:
+    outputs = [Pair("scalar", "scalar"), Pair("score", "score")]
+    objective = Objective(TrainingOptions(), outputs, {"scalar": "raw", "score": "raw"}, MAPS, [1.0, 1.0])
+    student, teacher = _pair()
+    student |= {"scalar": torch.tensor(2.0), "score": torch.ones(B)}
+    teacher |= {"scalar": torch.tensor(1.0), "score": torch.full((B,), 2.0)}
+    first = {"scalar": student["scalar"], **student}
+    losses = objective(first, teacher, images=B)
+    assert losses.parts["soft"].item() == pytest.approx(1 + 0.25, rel=1e-5)
+    each = ((student["f0"] - teacher["g0"]) ** 2).mean((1, 2)) / ((teacher["g0"] ** 2).mean((1, 2)) + 1e-6)
+    assert losses.parts["feature.0"].item() == pytest.approx(each.mean().item(), rel=1e-5)
