@@ -61,8 +61,11 @@ def convert(
     return _Conversion(model, list(dict.fromkeys(asked)), roles_of(model, train), given).network()
 
 
-def unconvertible(model: Model) -> list[Node]:
-    """The nodes that cannot be converted, and those after them, in graph order."""
+def unconvertible(model: Model) -> tuple[list[Node], set[str]]:
+    """The nodes that cannot be converted, and those after them, in graph order; all tensors that cannot be compared.
+
+    The latter, by name, are not computed, or hold no elements.
+    """
     attempt = _Conversion(model, [spec.name for spec in model.outputs()], roles_of(model), ())
     for spec in model.inputs():
         attempt.values[spec.name] = attempt.input(spec)
@@ -71,8 +74,9 @@ def unconvertible(model: Model) -> list[Node]:
     for node in model.graph.nodes:
         if any(tensor.name in lost for tensor in node.inputs) or not attempt.can_convert(node):
             found.append(node)
-            lost.update(tensor.name for tensor in node.outputs)
-    return found
+        lost.update(t.name for t in node.outputs if not t.is_empty() and t.name not in attempt.values)
+    empty = {name for name, value in attempt.values.items() if not value.worlds[0].numel()}
+    return found, lost | empty
 
 
 def ancestors(model: Model, names: Iterable[str]) -> list[Node]:
@@ -181,6 +185,8 @@ class _Conversion:
     def _value(self, tensor: Tensor) -> Value:
         """A tensor's value; initializers are read when first needed."""
         if tensor.name not in self.values:
+            if tensor.inputs:
+                raise self._refusal(tensor.inputs[0], f"its output {tensor.name!r} is used and not computed here")
             try:
                 values = tensor_of(values_of(tensor))
             except Unsupported as reason:
@@ -204,30 +210,32 @@ class _Conversion:
     def convert(self, node: Node) -> None:
         """Call what the node's row of the table says."""
         row = newest(TABLE.get(node.op, ()), self.model.opset) if is_standard(node) or node.domain == DOMAIN else None
-        where = f"node {node.name!r} ({node.op}, opset {self.model.opset})"
         if row is None:
             domain = f"{node.domain}." if node.domain else ""
             raise UnsupportedModelError(
-                f"operator {domain}{node.op} cannot be trained through", where=where, hint=_REMEDY
+                f"operator {domain}{node.op} cannot be trained through", where=self._where(node), hint=_REMEDY
             )
         try:
             made = row.emit(Call(node, self.builder, [None if t.is_empty() else self._value(t) for t in node.inputs]))
         except Unsupported as reason:
-            raise UnsupportedModelError(
-                f"operator {node.op} cannot be trained through as it is used here",
-                where=where,
-                found=str(reason),
-                hint=reason.hint or _REMEDY,
-            ) from None
+            raise self._refusal(node, str(reason), reason.hint) from None
         except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
             raise UnsupportedModelError(
                 f"operator {node.op} does not fit its inputs",
-                where=where,
+                where=self._where(node),
                 found=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
                 hint=f"does onnxruntime run the model? If it does, {_REMEDY}",
             ) from error
         for tensor, value in zip(node.outputs, [made] if isinstance(made, Value) else made, strict=False):
             self.values[tensor.name] = value
+
+    def _where(self, node: Node) -> str:
+        return f"node {node.name!r} ({node.op}, opset {self.model.opset})"
+
+    def _refusal(self, node: Node, found: str, hint: str = "") -> UnsupportedModelError:
+        """The error for an operator that is known, in a form that is not."""
+        what = f"operator {node.op} cannot be trained through as it is used here"
+        return UnsupportedModelError(what, where=self._where(node), found=found, hint=hint or _REMEDY)
 
 
 def _check_names(model: Model, wanted: Sequence[str]) -> None:

@@ -21,6 +21,11 @@ def _identity(c: Call) -> Value:
     return c.x(0)
 
 
+def _dropout(c: Call) -> Emitted:
+    x = c.x(0)
+    return x if len(c.node.outputs) == 1 else (x, c(torch.ones_like, x, dtype=torch.bool))
+
+
 def _shape(c: Call) -> Value:
     x = c.x(0)
     start, stop, _ = slice(c.attr("start"), c.attr("end")).indices(x.ndim)
@@ -228,7 +233,7 @@ def _varies(value: Value, axis: int) -> bool:
 
 ROWS = (
     OperatorRow("Identity", 1, _identity),
-    OperatorRow("Dropout", 12, _identity),
+    OperatorRow("Dropout", 12, _dropout),
     OperatorRow("Constant", 9, _constant),
     OperatorRow("Shape", 13, _shape),
     OperatorRow("Size", 1, _size),

@@ -133,9 +133,13 @@ def _global(function: Callable[..., Any]) -> Callable[[Call], Value]:
     return emit
 
 
-def _layer_norm(c: Call) -> Value:
-    axes, epsilon = c.x(0).ndim - c.axis(-1), float(c.attr("epsilon", 1e-5))
-    return layer_norm(c, c.x(0), c.x(1), c.optional(2), axes=axes, epsilon=epsilon)
+def _layer_norm(c: Call) -> Emitted:
+    x, axes, epsilon = c.x(0), c.x(0).ndim - c.axis(-1), float(c.attr("epsilon", 1e-5))
+    made = layer_norm(c, x, c.x(1), c.optional(2), axes=axes, epsilon=epsilon)
+    if len(c.node.outputs) == 1:
+        return made
+    variance, mean = c(torch.var_mean, x, tuple(range(x.ndim - axes, x.ndim)), correction=0, keepdim=True)
+    return made, mean, c(torch.rsqrt, c(operator.add, variance, epsilon))
 
 
 def layer_norm(

@@ -8,7 +8,7 @@
 
 An initializer is judged by its readers after layout operators and sums of constants. Without a role, and constant, are
 attention masks (at most two distinct values), single numbers, boxes and anchors (last axis of at most 4), the input's
-own normalisation, and integers.
+own normalisation, integers, and what the graph returns, as it is or computed from constants alone.
 
 Source: docs/torchgraph.md, fact 2: trainable by role, never "every float initializer". Limit: a sinusoidal table that
 the exporter stored looks like a learned one.
@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
 from gpusq_onnx.graph.operators import MEASURES, NORMS, PRODUCTS, QDQ, Is, operators
 from gpusq_onnx.graph.qdq.codes import scales_another
@@ -46,7 +47,8 @@ def roles_of(model: Model, train: Collection[str] = TRAINED) -> dict[str, str]:
 
     What is computed from a trained tensor counts as data, so that a projection of learned queries is found, too.
     """
-    floats = [c for c in model.constants() if is_float(c.dtype)]
+    fixed = returned(model)
+    floats = [c for c in model.constants() if is_float(c.dtype) and c.name not in fixed]
     found: dict[str, str] = {}
     while True:
         data = Moving(model, found)
@@ -59,6 +61,19 @@ def roles_of(model: Model, train: Collection[str] = TRAINED) -> dict[str, str]:
         if not new:
             return found
         found |= new
+
+
+def returned(model: Model) -> set[str]:
+    """Names of the tensors that graph outputs are made of which no data reaches: these must not change."""
+    flow = Dataflow(model)
+    queue = [tensor for tensor in model.graph.outputs if not flow.is_data(tensor)]
+    found: set[str] = set()
+    while queue:
+        tensor = queue.pop()
+        if tensor.name not in found:
+            found.add(str(tensor.name))
+            queue += [read for node in tensor.inputs if node.op not in MEASURES for read in node.inputs]
+    return found
 
 
 class Moving:

@@ -8,9 +8,12 @@ from onnx import helper
 from onnx_cases import ints, model_of, values
 from test_shapes import n
 
-from gpusq_onnx.errors import NothingMatched
+from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
+from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.sites import find_sites
+from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.torchgraph.convert import convert
-from gpusq_onnx.torchgraph.prefix import trainable_prefix
+from gpusq_onnx.torchgraph.prefix import reach, trainable_prefix
 
 HEAD = [n("MatMul", "x w", "h"), n("Relu", "h", "f")]
 WEIGHTS = {"w": values(6, 5), "v": values(5, 3), "k": ints(2), "last": ints(-1)}
@@ -96,3 +99,52 @@ def test_the_first_node_that_stands_in_the_way_is_named() -> None:
     with pytest.raises(NothingMatched) as caught:
         trainable_prefix(model)
     assert "(NonZero)" in str(caught.value.details["where"])
+
+
+def test_the_second_outputs_of_norms_and_dropouts_are_trained_through() -> None:
+    nodes = [*HEAD, n("LayerNormalization", "f gamma", "norm mean deviation"), n("Dropout", "norm", "same mask"),
+             n("Mul", "mean deviation", "both"), n("Add", "same both", "sum"),
+             n("Where", "mask sum zero", "y")]  # fmt: skip
+    constants = {**WEIGHTS, "gamma": values(5), "zero": np.array(0, np.float32)}
+    model, data = model_of(nodes, constants, (4, 6), ["y"])
+    assert trainable_prefix(model) == ["y"]
+    x = values(3, 4, 6)
+    found = convert(model)(torch.from_numpy(x))["y"].detach().numpy()
+    np.testing.assert_allclose(found, Session(data, optimize=False).run({"x": x})["y"], 1e-5, 2e-6)
+
+
+def test_an_output_of_a_node_that_is_not_computed_ends_what_is_trained() -> None:
+    pooled = [n("Conv", "x kernel", "c"), n("Relu", "c", "f"), n("MaxPool", "f", "p places", kernel_shape=[2])]
+    nodes = [*pooled, n("Cast", "places", "floats", to=1), n("Add", "p floats", "y")]
+    model, _ = model_of(nodes, {"kernel": values(5, 4, 1)}, (4, 6), ["y", "places"])
+    with pytest.raises(UnsupportedModelError, match="MaxPool cannot be trained through as it is used here") as caught:
+        convert(model)
+    assert "'MaxPool_p places'" in str(caught.value.details["where"])
+    assert "'places'" in str(caught.value.details["found"])
+    assert trainable_prefix(model) == ["p"]
+
+
+def test_an_output_without_elements_is_not_compared() -> None:
+    empty = [n("Slice", "f from from last", "none")]
+    model, _ = model_of([*HEAD, *empty], {**WEIGHTS, "from": ints(0)}, (4, 6), ["f", "none"])
+    assert trainable_prefix(model) == ["f"]
+
+
+def test_what_training_leaves_as_it_is_and_why() -> None:
+    """Weights after a node without a row, of an output without elements, and one that the graph returns."""
+    nodes = [*HEAD, n("Hardmax", "f", "hard"), n("MatMul", "hard v", "y"),
+             n("Slice", "f zero zero one", "none"), n("MatMul", "none u", "z"),
+             n("MatMul", "x r", "kept"), n("MatMul", "kept w", "o"), n("Transpose", "r", "turned", perm=[1, 0]),
+    ]  # fmt: skip
+    constants = {**WEIGHTS, "u": values(5, 5), "r": values(6, 6), "zero": ints(0), "one": ints(1)}
+    model, _ = model_of(nodes, constants, (4, 6), ["y", "z", "o", "turned"])
+    sites = find_sites(model, Dataflow(model))
+    assert {site.name for site in sites} == {"w", "v", "u", "r"}
+    found = reach(model, sites)
+    assert found.untrained == {
+        "v": "it comes after node 'Hardmax_hard' (Hardmax), which is not trained through",
+        "u": "it makes no float output that could be compared",
+        "r": "an output of the graph is made of it alone: changing it would change that, too",
+    }
+    assert {"h", "o"} <= found.computed and not {"hard", "y", "z"} & found.computed
+    assert set(convert(model, outputs=trainable_prefix(model)).initializers.values()) == {"w"}
