@@ -244,11 +244,13 @@ def _check_fit(path: Path, column: _Column, spec: InputSpec) -> None:
     if not spec.takes(column.shape, any_batch=True) or column.dtype != spec.dtype:
         name = np.dtype(column.dtype).name
         wrong_type = spec.takes(column.shape, any_batch=True)
+        unbatched = column.shape[1:] == spec.shape
+        fix = f"the input has no batch axis: export it with one, [1, {', '.join(map(str, spec.shape))}]"
         raise UnsupportedDataError(
             f"{path} does not fit the model's input {spec.name!r}",
             expected=f"{spec}, axis 0 the samples",
             found=f"{name} {list(column.shape)}",
-            hint=f"array.astype({spec.dtype.name!r})" if wrong_type else None,
+            hint=f"array.astype({spec.dtype.name!r})" if wrong_type else fix if unbatched else None,
         )
 
 

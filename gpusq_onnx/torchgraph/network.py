@@ -1,8 +1,8 @@
 """The trainable module that a converted graph is: any batch in, tensors by their ONNX names out.
 
-A graph whose batch is fixed runs under `torch.vmap`, group of images by group: gradients are those of a loop. Its
-outputs are joined along their first axis where that axis is the fixed batch, and stacked along a new one elsewhere; so
-are the inner tensors that it is given.
+A graph whose batch is fixed runs under `torch.vmap`, group of images by group: gradients are those of a loop. The last
+group is filled up with its last image, and the filling is dropped again. Outputs are joined along their first axis
+where that axis is the fixed batch, and stacked along a new one elsewhere; so are the inner tensors that it is given.
 """
 
 from __future__ import annotations
@@ -63,13 +63,20 @@ class Network(nn.Module):
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Outputs and taps by ONNX tensor name; the inputs share their first axis, the batch.
 
-        Where the batch is fixed at k, it must be a multiple of k; tensors that are given come as they are returned.
+        Tensors that are given come as they are returned.
         """
         run = self.body.forward  # and no call of the module, which prints a traceback of its own where a trial fails
         if self.fixed is None:
             return dict(zip(self.outputs, run(*inputs), strict=True))
-        named = zip(self.inputs, inputs, strict=True)
-        groups = [x.reshape(-1, self.fixed, *x.shape[1:]) if self._batched[name] else x for name, x in named]
+        named, rows = zip(self.inputs, inputs, strict=True), len(inputs[0])
+        groups = [_grouped(x, self.fixed) if self._batched[name] else x for name, x in named]
         with autocast_kept(groups[0].device):
             found = zip(self.outputs, torch.vmap(run)(*groups), strict=True)
-        return {name: value.flatten(0, 1) if self._batched[name] else value for name, value in found}
+        return {name: value.flatten(0, 1)[:rows] if self._batched[name] else value for name, value in found}
+
+
+def _grouped(x: Tensor, size: int) -> Tensor:
+    """x[B, ...] as [groups, size, ...], the last group filled up with the last row."""
+    missing = -len(x) % size
+    filled = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x
+    return filled.reshape(-1, size, *x.shape[1:])

@@ -192,3 +192,10 @@ def test_sizes_are_fitted_on_all_batches() -> None:
         with pytest.raises(NotAffine):
             builder.fit(wrong)
     assert operator.attrgetter("slope", "offset")(builder.fit([2, 3, 5])) == (1, 0)
+
+
+def test_a_batch_that_a_fixed_one_does_not_divide_is_filled_up() -> None:
+    model, data = model_of([n("MatMul", "x w", "y")], {"w": values(6, 5)}, (4, 6), ["y"], batch=3)
+    network, session, x = convert(model), Session(data, optimize=False), values(7, 4, 6)
+    expected = np.concatenate([session.run({"x": rows})["y"] for rows in (x[:3], x[3:6], x[[6, 6, 6]])])[:7]
+    np.testing.assert_allclose(network(torch.from_numpy(x))["y"].detach().numpy(), expected, 1e-5, 2e-6)
