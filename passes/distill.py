@@ -84,7 +84,10 @@ class Distill(Pass[DistillOptions]):
                 where="distill",
                 hint="--passes prune24,distill, or name the dense model: distill{teacher=dense.onnx}",
             )
-        return planning.rows(structure, self.options, given)
+        rows = planning.rows(model, structure, self.options, given)
+        if self.options.teacher is None:
+            planning.require_pruned(rows, self.name)
+        return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         from gpusq_onnx.learn.loop import train

@@ -98,7 +98,7 @@ class Qat(Pass[QatOptions]):
                 where="qat.against",
                 hint="qat{against=dense,dense=dense.onnx}",
             )
-        return planning.rows(structure, self.options, given)
+        return planning.rows(model, structure, self.options, given)
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         from gpusq_onnx.learn.loop import train

@@ -1,16 +1,18 @@
 """What `distill` and `qat` plan and report alike: a row for each weight and each feature map, and what was learned.
 
-No torch here: plans are made without it.
+Plans are made without torch, too. Where it is installed, and the model has one size, they say which weights training
+reaches in the graph; elsewhere all float weights that are no graph outputs count as trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpusq_onnx.data.sizes import sizes_of
 from gpusq_onnx.data.source import Source
-from gpusq_onnx.errors import NothingMatched, UsageError
+from gpusq_onnx.errors import EnvironmentLacking, NothingMatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.pin import Sizes, is_open
@@ -26,17 +28,43 @@ from gpusq_onnx.pipeline.facts import SparseWeight, pattern_of
 from gpusq_onnx.pipeline.learned import AgreementChange, BeforeAfter, Learned, MaskChecks, Training
 from gpusq_onnx.pipeline.schedule import LOOKING
 
+if TYPE_CHECKING:
+    from gpusq_onnx.torchgraph.prefix import Reach
+
 TRAIN, COMPARE = "train", "compare"
 FLOATS = ("float", "float16", "bfloat16", "double")
 _ROWS = 200  # of a curve in the report
 
 
-def rows(structure: Structure, settings: TrainingOptions, given: PlanContext) -> list[PlanRow]:
-    """One row for each weight, then one for each feature map. Raises NothingMatched where nothing can be trained."""
-    found = [_weight_row(site, given.facts) for site in structure.sites]
+def rows(model: Model, structure: Structure, settings: TrainingOptions, given: PlanContext) -> list[PlanRow]:
+    """One row for each weight, then one for each feature map.
+
+    Raises:
+        NothingMatched: there is no float weight.
+        UnsupportedModelError: no weight can be trained in this graph, or it has no batch axis.
+    """
+    _require_batch(model, structure)
+    returned = {site.name: site.conflicts[-1] for site in structure.sites if site.weight.name in structure.flow.outputs}
+    reached = _reached(model, structure)
+    why = returned if reached is None else reached.untrained | returned
+    found = [_weight_row(site, given.facts, why) for site in structure.sites]
     if all(row.skipped for row in found):
+        if why:
+            raise UnsupportedModelError("no weight can be trained", found="; ".join(dict.fromkeys(why.values())))
         raise NothingMatched("no weight can be trained", found="a graph without float MatMul, Gemm or Conv weights")
-    return found + (_map_rows(structure, settings) if settings.gamma else [])
+    return found + (_map_rows(structure, settings, reached) if settings.gamma else [])
+
+
+def require_pruned(plan: Sequence[PlanRow], name: str) -> None:
+    """Raise UnsupportedModelError where all weights that follow a pattern are among those that are not trained."""
+    sparse = [row for row, _ in rows_with(plan, Following)]
+    if sparse and all(row.skipped for row in sparse):
+        raise UnsupportedModelError(
+            f"{name} can train none of the weights that were pruned",
+            where=sparse[0].tensor,
+            found=f"{len(sparse)} pruned weights stay as they are; this one: {sparse[0].reason}",
+            hint=f"leave {name} out: what lies before those weights is as the teacher has it",
+        )
 
 
 def sparse_facts(plan: Sequence[PlanRow]) -> list[Fact]:
@@ -89,18 +117,58 @@ def learned(history: History, changed: int) -> Learned:
     )
 
 
-def _weight_row(site: Site, facts: Sequence[Fact]) -> PlanRow:
+def _require_batch(model: Model, structure: Structure) -> None:
+    """Raise UnsupportedModelError for a fixed first size of the inputs, above 1, that no output and no map has."""
+    inputs, outputs = model.inputs(), [spec.name for spec in model.outputs()]
+    sizes = {spec.shape[0] if spec.shape else None for spec in inputs}
+    size = sizes.pop() if len(sizes) == 1 else None
+    made = {name: structure.shapes.get(name) for name in (*outputs, *structure.feature_maps)}
+    known = [shape for shape in made.values() if shape is not None and all(isinstance(n, int) for n in shape)]
+    if not isinstance(size, int) or size == 1 or not any(known) or len(known) < len(made):
+        return
+    if any(size in shape or (len(shape) > 1 and int(shape[0] or 0) % size == 0) for shape in known):
+        return
+    own = inputs[0]
+    raise UnsupportedModelError(
+        "the model has no batch axis, and training needs one",
+        where=f"input {own.name!r}",
+        expected="axis 0 of every input is the batch, which outputs have, too",
+        found=f"{list(own.shape)}; " + ", ".join(f"{name} {list(shape or ())}" for name, shape in made.items()),
+        hint=f"export it for a batch of one image: [1, {', '.join(map(str, own.shape))}]",
+    )
+
+
+def _reached(model: Model, structure: Structure) -> Reach | None:
+    """What training reaches; None where that is not known."""
+    if is_open(model.inputs()):
+        return None
+    try:
+        from gpusq_onnx.torchgraph.prefix import reach
+    except EnvironmentLacking:
+        return None
+    try:
+        return reach(model, [site for site in structure.sites if site.dtype in FLOATS])
+    except NothingMatched as error:
+        where, _, found, hint = error.details.values()
+        raise UnsupportedModelError(
+            f"the model cannot be trained: {error.what}", where=where, found=found, hint=hint
+        ) from None
+
+
+def _weight_row(site: Site, facts: Sequence[Fact], why: Mapping[str, str]) -> PlanRow:
     head = site.name, site.path, site.role, site.op, (site.out, site.k)
     if site.dtype not in FLOATS:
         return PlanRow(*head, SKIP, f"stored as {site.dtype} codes: only their scale can be learned")
     pattern = pattern_of(site, facts)
+    if site.name in why:
+        return PlanRow(*head, SKIP, why[site.name], {} if pattern is None else Following(pattern.name))
     if pattern is None:
         return PlanRow(*head, TRAIN, "dense")
     reason = f"{pattern.name} stays: zeros are written again after every step"
     return PlanRow(*head, TRAIN, reason, Following(pattern.name))
 
 
-def _map_rows(structure: Structure, settings: LossOptions) -> list[PlanRow]:
+def _map_rows(structure: Structure, settings: LossOptions, reached: Reach | None) -> list[PlanRow]:
     ops = {str(tensor.name): str(node.op) for node in structure.flow.nodes for tensor in node.outputs}
     names = map_names(structure, settings)
     if settings.maps:
@@ -112,8 +180,18 @@ def _map_rows(structure: Structure, settings: LossOptions) -> list[PlanRow]:
                 expected=f"names of activations, such as {', '.join(structure.feature_maps)}",
             )
     what = "named by maps" if settings.maps else f"the end of one of {len(names)} {settings.features}"
+    compared = names if reached is None or settings.maps else [name for name in names if name in reached.computed]
     return [
-        PlanRow(name, "", "feature map", ops[name], structure.shapes.get(name, ()), COMPARE, what) for name in names
+        PlanRow(
+            name,
+            "",
+            "feature map",
+            ops[name],
+            structure.shapes.get(name, ()),
+            COMPARE if name in compared else SKIP,
+            what if name in compared else "it comes after what can be trained",
+        )
+        for name in names
     ]
 
 

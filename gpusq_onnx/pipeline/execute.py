@@ -40,6 +40,7 @@ from gpusq_onnx.runtime.trial import Trial, Trials
 PREFIX = "pkg.gpusq_onnx."
 CALIBRATED = 128  # images that prune and calibrate by default: docs/benchmarks.md, "How many images"
 FACTS = f"{PREFIX}facts"  # metadata of a reproducer's model only
+UNMOVED = "training moved no weight: what is trained is as the teacher has it, or every step was taken back"
 SYNTHETIC = (
     "NO DATA was given (--data): synthetic images are used instead. The model is legal and its "
     "accuracy is unknown; calibrate with real images (--data FOLDER) before anybody ships it"
@@ -250,7 +251,7 @@ def execute(state: Run, index: int, structure: Structure) -> Structure:
             state.before.pop(step.kind, None)  # the model is no other than it was: it teaches nothing
         error = NothingMatched(
             f"the pass {step.name!r} changed nothing",
-            found="the weights already are as the pass would make them",
+            found=UNMOVED if step.kind == "finetune" else "the weights already are as the pass would make them",
             hint="leave the pass out, or give --allow-noop",
         )
         state.idle.append(error)
