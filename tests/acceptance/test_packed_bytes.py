@@ -96,7 +96,8 @@ def test_every_model_comes_back(model: str, exporter: str, export: Callable[[str
     unpacked(packed, back)
     assert back.read_bytes() == written.read_bytes()
     quantised = [weight for weight in ContainerReader(packed).contents.weights if weight.scaling is not None]
-    read = {tensor for node in onnx.load(written).graph.node if node.op_type == "ConvTranspose" for tensor in node.input}
+    nodes = onnx.load(written).graph.node
+    read = {tensor for node in nodes if node.op_type == "ConvTranspose" for tensor in node.input}
     dense = [weight for weight in quantised if weight.bits != 5]
     assert len(dense) < len(quantised) / 10
     assert all(weight.bits == 8 and any(name.startswith(weight.name) for name in read) for weight in dense)
