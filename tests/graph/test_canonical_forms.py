@@ -72,6 +72,35 @@ def test_an_einsum_with_a_weight_is_a_linear(name: str) -> None:
     assert [change.kept for change in changes] == [False]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("factors", [{"alpha": 0.25}, {"beta": 3.0}, {"alpha": 0.25, "beta": 0.0, "transB": 1}])
+def test_the_constants_of_a_gemm_take_its_factors(factors: dict[str, Any], bias: bool) -> None:
+    weight = normal(6, 8) if "transB" in factors else normal(8, 6)
+    inputs = ["x", "w", "b"] if bias else ["x", "w"]
+    stored = {"w": weight, "b": normal(6, seed=1)} if bias else {"w": weight}
+    made = proto([node("Gemm", inputs, ["y"], **factors)], [("x", FLOAT, (5, 8))], [("y", FLOAT, (5, 6))], stored)
+    assert [site.unfit for site in find_sites(model(made))] != [[]]
+    found, changes = _same(made, _feed(made))
+    assert [change.kept for change in changes] == [False]
+    assert [site.unfit for site in find_sites(found)] == [[]]
+
+
+def test_a_gemm_keeps_factors_that_its_constants_cannot_take() -> None:
+    inputs = [("x", FLOAT, (5, 8)), ("c", FLOAT, (6,))]
+    nodes = [
+        node("Gemm", ["x", "w", "c"], ["a"], alpha=2.0),
+        node("Gemm", ["x", "v"], ["b"], alpha=2.0),
+        node("Gemm", ["x", "v"], ["d"]),
+    ]
+    outputs = [(name, FLOAT, (5, 6)) for name in "abd"]
+    made = proto(nodes, inputs, outputs, {"w": normal(8, 6), "v": normal(8, 6, seed=1)})
+    _, changes = _same(made, _feed(made))
+    assert {change.tensor: change.reason for change in changes if change.kept} == {
+        "a": "its weight or its bias is computed",
+        "b": "'v' is read elsewhere, too",
+    }
+
+
 DATA = {
     "scores": ("bhqd,bhkd->bhqk", (2, 3, 5, 4), (2, 3, 7, 4), ["Transpose", "MatMul"]),
     "keras scores": ("aecd,abcd->acbe", (2, 7, 3, 4), (2, 5, 3, 4), ["Transpose", "Transpose", "MatMul", "Transpose"]),

@@ -178,7 +178,7 @@ FORMS: Mapping[str, Form] = {
     "gemm": Form(_gemm({}, _same)),
     "gemm transB": Form(_gemm({"transB": 1}, _t)),
     "gemm transA": Form(_gemm({"transA": 1}, _same, flip=True), k=None),
-    "gemm alpha": Form(_gemm({"alpha": 0.5}, _same), k=None),
+    "gemm alpha": Form(_gemm({"alpha": 0.5}, _same)),
     "conv 1x1": Form(_conv(), shape=(SIDE, SIDE, 1, 1), k=1, x=IMAGE),
     "conv 3x3": Form(_conv(pads=[1, 1, 1, 1]), shape=(SIDE, SIDE, 3, 3), k=1, x=IMAGE),
     "conv grouped": Form(_conv(group=2), shape=(SIDE, SIDE // 2, 1, 1), k=1, x=IMAGE),

@@ -1,7 +1,7 @@
 """The forms that later passes treat, made of those that they cannot: each rewrite computes the same, up to rounding.
 
     rows   Einsum -> MatMul · Attention -> its products · If with a constant condition -> its branch ·
-           onnxruntime's own operators -> those of ONNX that they fuse (`RULES`)
+           Gemm with factors -> Gemm without · onnxruntime's own operators -> those of ONNX that they fuse (`RULES`)
     folds  what constants decide, where a product with data or an If's condition reads it, or a Resize with antialias
            makes it
 
@@ -30,6 +30,7 @@ from gpusq_onnx.graph.rewrites.branches import inline_branch, taken_branch
 from gpusq_onnx.graph.rewrites.einsum import check_einsum, rewrite_einsum
 from gpusq_onnx.graph.rewrites.folding import MIB, Fold, fold, foldable
 from gpusq_onnx.graph.rewrites.fused_attention import check_attention, rewrite_attention
+from gpusq_onnx.graph.rewrites.gemm import check_gemm, is_scaled, rewrite_gemm
 from gpusq_onnx.graph.rewrites.rule import Known, Rule, Unfit, replace
 from gpusq_onnx.graph.shapes import Dim, infer_shapes
 from gpusq_onnx.graph.sites import module_path
@@ -41,6 +42,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "Attention": Rule(
             "Attention", "two MatMuls and a Softmax, whose operands can be INT8", check_attention, rewrite_attention
         ),
+        "Gemm": Rule("Gemm", "a Linear: its constants take its alpha and its beta", check_gemm, rewrite_gemm),
         **runtime_operators.RULES,
     }
 )
@@ -123,7 +125,9 @@ def _candidates(model: Model, flow: Dataflow, operators: Sequence[str]) -> Itera
 
 
 def _row(node: gs.Node) -> str:
-    """The key of `RULES` that an operator has."""
+    """The key of `RULES` that a node has; a Gemm without factors has none."""
+    if node.op == "Gemm" and not is_scaled(node):
+        return ""
     return str(node.op) if is_standard(node) else f"{node.domain}.{node.op}"
 
 
