@@ -11,7 +11,7 @@ from typing import Any
 
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.operators import ONNXRUNTIME
+from gpusq_onnx.graph.rewrites.canonical import has_runtime_operators
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.base import Context, Pass, PlanContext
@@ -25,7 +25,7 @@ def insert(
 ) -> tuple[Pipeline, list[Pass[Any]]]:
     """The pipeline (presets expanded) and its passes as they run on this model, which is not changed."""
     compress = [index for index, step in enumerate(passes) if step.kind in ("prune", "quantise")]
-    if not compress and any(node.domain == ONNXRUNTIME for node in model.graph.nodes):
+    if not compress and has_runtime_operators(model):
         compress = [0]
     if not compress or any(step.name == NAME for step in pipeline.steps):
         return pipeline, passes

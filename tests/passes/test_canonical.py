@@ -183,3 +183,12 @@ def test_what_reads_a_model_sees_no_operators_of_onnxruntime(optimised: Path) ->
     plain = io.load(optimised.with_name("original.onnx"))
     before = [id(n) for n in plain.graph.nodes]
     assert [id(n) for n in spelled_out(plain).graph.nodes] == before
+
+
+def test_a_norm_that_onnxruntime_put_into_onnxs_domain_is_prepared_too(tmp_path: Path) -> None:
+    nodes = [node("SimplifiedLayerNormalization", ["x", "gamma"], ["n"], axis=-1), node("MatMul", ["n", "w"], ["y"])]
+    weights = {"gamma": np.ones(64, np.float32), "w": normal(64, 64)}
+    x, y = (("x", FLOAT, [2, 4, 64]), ("y", FLOAT, [2, 4, 64]))
+    onnx.save(proto(nodes, [x], [y], weights, opset=17), tmp_path / "in.onnx")
+    outcome = manager.run(tmp_path / "in.onnx", tmp_path / "out.onnx", parse("fp16"), RunOptions(NO_DATA))
+    assert outcome.pipeline == "canonical{attention=false},fp16"
