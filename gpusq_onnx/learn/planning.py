@@ -144,7 +144,7 @@ def _reached(model: Model, structure: Structure) -> Reach | None:
         return None
     try:
         from gpusq_onnx.torchgraph.prefix import reach
-    except EnvironmentLacking:
+    except (EnvironmentLacking, ImportError):  # as the package says it, or a module of it
         return None
     try:
         return reach(model, [site for site in structure.sites if site.dtype in FLOATS])
