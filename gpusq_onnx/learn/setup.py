@@ -117,10 +117,7 @@ def prepare(
     notes = [f"{len(every) - len(maps)} feature maps lie after what can be trained: not compared"] * (maps != every)
     if any(thinned and (apart, True) not in views for apart, thinned in wanted):
         notes.append("all tokens are trained on: this graph's blocks cannot leave some out")
-    shapes = {name: structure.shapes.get(name, ()) for name in names}
-    kinds = output_kinds(shapes, image)
-    numbers = [name for name, kind in kinds.items() if kind == "logits" and shapes[name][-1] == 1]
-    kinds |= dict.fromkeys(numbers, "raw")  # a softmax over one class says nothing
+    kinds = output_kinds({name: structure.shapes.get(name, ()) for name in names}, image)
     kinds |= {pair.student: "raw" for pair in scores if pair.student not in kinds}
     return Setup(student, guide, outputs, kinds, maps, selected, views, some, tokens, tuple(notes))
 

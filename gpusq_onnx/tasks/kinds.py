@@ -1,6 +1,6 @@
 """What a model's float outputs are, recognised by their shapes: the table that distillation chooses losses by.
 
-    [B, C]                            logits     one row of class logits per image; not beside boxes
+    [B, C], C > 1                     logits     one row of class logits per image; not beside boxes
     [B, Q, C] beside some [B, Q, 4]   queries    class logits per query or proposal (DETR family)
     [B, Q, 4]                         boxes      one box per query, in whatever coordinates the model has
     [B, Q, H, W] beside both          masks      one outline per query (DETR's segmentation, MaskFormer with boxes)
@@ -68,7 +68,7 @@ def _kind(shape: Shape, others: Sequence[Shape], image: Shape) -> Kind:
     detects = [o for o in others if len(o) == 3 and o[-1] == 4]
     if len(shape) == 3 and any(_same(o[1], shape[1]) for o in detects):
         return "queries"
-    if len(shape) == 2 and not detects:
+    if len(shape) == 2 and shape[1] != 1 and not detects:
         return "logits"
     if len(shape) == 4 and any(_same(o[1], shape[1]) for o in detects):
         return "masks"

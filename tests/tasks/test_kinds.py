@@ -12,6 +12,7 @@ IMAGE = (1, 3, 512, 640)
     ("shapes", "kinds"),
     [
         ({"logits": ("batch", 1000)}, {"logits": "logits"}),
+        ({"age": ("batch", 1)}, {"age": "raw"}),
         (
             {"logits": (1, 100, 92), "pred_boxes": (1, 100, 4), "memory": (1, 850, 256)},
             {"logits": "queries", "pred_boxes": "boxes", "memory": "raw"},
