@@ -10,11 +10,15 @@ from pages import README, ROOT, anchor, anchors, prose
 import gpusq_onnx
 from gpusq_onnx import errors
 from tests.packaging.arrows import FLOORS
-from tools.docs import house, pipeline
+from tools.docs import curves, house, pipeline
 from tools.docs.__main__ import GENERATED
 
 DOCS = ROOT / "docs"
 CODE = [path for folder in ("gpusq_onnx", "passes", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def benchmarks() -> str:
+    return (DOCS / "benchmarks.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -41,11 +45,17 @@ def test_the_pictures_numbers_are_measured_ones(value: float):
         assert re.search(rf"\| {value:.1f} %", page.read_text(encoding="utf-8")), page
 
 
+@pytest.mark.parametrize("column", [0, 1])
+def test_the_curves_points_are_measured_ones(column: int):
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) % \| [\d.]+ % \| ([\d.]+) % \|", benchmarks(), re.MULTILINE)
+    trained, shot = (dict(points) for _, _, points in curves.CURVES)
+    assert {int(images): float(found[column]) for images, *found in rows} == (shot, trained)[column]
+
+
 def test_every_row_of_the_readmes_table_is_among_the_benchmarks():
     rows = re.findall(r"^\| ([^|]*) \| ([\d.]+ %) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
-    benchmarks = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
     assert len(rows) == 10
-    assert [row for row in rows if row[1] not in benchmarks] == []
+    assert [row for row in rows if row[1] not in benchmarks()] == []
 
 
 def test_the_exit_codes_are_those_of_the_errors():

@@ -9,9 +9,11 @@ STYLE = """\
     .name { font: 600 15px sans-serif; fill: #16213a } .note { font: 12px sans-serif; fill: #4a5568 }
     .big { font: 600 18px sans-serif; fill: #16213a } .arrow { fill: none; stroke: #8a94a6; stroke-width: 1.5 }
     .head { fill: #8a94a6 } .bar { fill: #3b5b92 } .rest { fill: #d8dee9 }
+    .curve { fill: none; stroke: #3b5b92; stroke-width: 2.5 } .grid { fill: none; stroke: #d8dee9; stroke-width: 1 }
     @media (prefers-color-scheme: dark) {
       .page { fill: #0f1420 } .band { fill: #182032 } .box { fill: #0f1420; stroke: #7fa2e0 }
       .name, .big { fill: #e8ecf4 } .note { fill: #a9b4c8 } .bar { fill: #7fa2e0 } .rest { fill: #2a3550 }
+      .curve { stroke: #7fa2e0 } .grid { stroke: #2a3550 }
     }
   </style>"""
 HEAD = '  <defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
@@ -33,6 +35,11 @@ def rectangle(x: float, y: float, width: float, height: float, style: str, corne
 def text(x: float, y: float, words: str, style: str, anchor: str = "middle") -> str:
     """One line of text; y is its baseline."""
     return f'  <text class="{style}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def line(points: list[tuple[float, float]], style: str) -> str:
+    """A line straight from point to point."""
+    return f'  <path class="{style}" d="M{" L".join(f"{x:g} {y:g}" for x, y in points)}"/>'
 
 
 def arrow(points: list[tuple[float, float]]) -> str:
