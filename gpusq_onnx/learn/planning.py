@@ -19,7 +19,7 @@ from gpusq_onnx.graph.pin import Sizes, is_open
 from gpusq_onnx.graph.rewrites.canonical import spelled_out
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.learn.environment import on_gpu
+from gpusq_onnx.learn.environment import on_gpu, require_training
 from gpusq_onnx.learn.history import History
 from gpusq_onnx.learn.settings import JUDGED, LossOptions, TrainingOptions
 from gpusq_onnx.pipeline.base import SKIP, Fact, PlanContext, PlanRow
@@ -143,9 +143,11 @@ def _reached(model: Model, structure: Structure) -> Reach | None:
     if is_open(model.inputs()):
         return None
     try:
-        from gpusq_onnx.torchgraph.prefix import reach
-    except (EnvironmentLacking, ImportError):  # as the package says it, or a module of it
+        require_training()
+    except EnvironmentLacking:
         return None
+    from gpusq_onnx.torchgraph.prefix import reach
+
     try:
         return reach(model, [site for site in structure.sites if site.dtype in FLOATS])
     except NothingMatched as error:
