@@ -100,10 +100,8 @@ def require_same(path: Path, model: Model, types: Types, attempt: Attempt) -> No
     if filed.outcome != "ran":
         return
     (read,) = _of_model(model, attempt, ["default"])
-    smooth, bound = smooth_outputs(model, types), _bound(model, types)
-    found = [
-        _agreement(name, x, read.outputs[name], name in smooth) for name, x in filed.outputs.items() if read.outputs
-    ]
+    smooth, bound, others = smooth_outputs(model, types), _bound(model, types), read.outputs
+    found = [_agreement(name, x, others[name], name in smooth) for name, x in filed.outputs.items() if others]
     apart = [one for one in found if not _within(one, bound)]
     if read.outcome == "ran" and (not apart or _differs_itself(path, attempt, {one.output for one in apart})):
         return
@@ -111,7 +109,7 @@ def require_same(path: Path, model: Model, types: Types, attempt: Attempt) -> No
         "the model as it was read and rewritten does not compute what its file does",
         where=f"output {apart[0].output!r}" if apart else None,
         expected=f"the same to {bound:g} of its norm",
-        found=f"{apart[0].relative}" if apart else str(read),
+        found=_distance_words(apart[0]) if apart else str(read),
         hint="this is a defect; a model that was exported with opset 20, without functions, needs less rewriting",
     )
 
@@ -156,12 +154,11 @@ def prove(written: Path, model: Model, types: Types, before: Path, attempt: Atte
         note = "the input model itself gives other outputs with onnxruntime's defaults than without optimisations"
         return replace(shown, note=note)
     one = apart[0]
-    found_there = "NaN or infinity" if one.same_shape else "another shape"
     raise InvariantError(
         "the written model computes something else with onnxruntime's defaults than as it is written",
         where=f"output {one.output!r}",
         expected=f"the same to {bound:g} of its norm",
-        found=found_there if one.relative is None or not one.finite else f"{one.relative:.3g}",
+        found=_distance_words(one),
         hint="this is a defect; the reproducer beside the output shows it",
     )
 
@@ -283,6 +280,12 @@ def _agreement(name: str, plain: Values, default: Values, smooth: bool) -> Outpu
     alike = alike if alike is not None and np.isfinite(alike) else None
     finite = not (np.isfinite(plain) & ~np.isfinite(default)).any()
     return OutputAgreement(name, relative, alike, judged, finite, same_shape=True)
+
+
+def _distance_words(one: OutputAgreement) -> str:
+    if one.relative is None or not one.finite:
+        return "NaN or infinity" if one.same_shape else "another shape"
+    return f"{one.relative:.3g}"
 
 
 def _within(one: OutputAgreement, bound: float) -> bool:

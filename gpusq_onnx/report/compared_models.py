@@ -95,7 +95,8 @@ def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str],
         paths[: len(shown)] = [path for path, _ in shown]
         if len(tried) > 1:
             if tried[1].trial.outcome not in ("refused", "died"):
-                default = Session(paths[1], name=str(compressed))
+                own = paths[1] if tried[1].path == compressed else compressed
+                default = Session(own, name=str(compressed))
             elif tried[1].note is None:
                 refusal = str(tried[1].trial)
         said = (*(one.note for one in tried), *(note for _, note in shown))

@@ -34,7 +34,7 @@ def known_dimensions(node: gs.Node, shapes: Shapes) -> NDArray[np.int64] | None:
 
 
 def measured(node: gs.Node) -> gs.Node | None:
-    """The Shape that a node picks from."""
+    """The Shape node whose output a Gather or Slice reads; None where there is none."""
     makers = node.inputs[0].inputs if node.op in ("Gather", "Slice") else []
     return makers[0] if len(makers) == 1 and makers[0].op == "Shape" and is_standard(makers[0]) else None
 
