@@ -33,6 +33,7 @@ from gpusq_onnx.graph.operators import MOVES, QDQ
 from gpusq_onnx.graph.qdq.simulated import holds_fp4
 from gpusq_onnx.graph.sites import OPERATORS, module_path
 from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline.base import SKIP, Context, Detail, Fact, Pass, PassOptions, PlanContext, PlanRow, Written
 from gpusq_onnx.pipeline.details import rows_with
 from gpusq_onnx.pipeline.facts import HalfPrecision
@@ -291,7 +292,7 @@ def _is_left(model: Model, structure: Structure, kept: Collection[int]) -> bool:
 def _done(node: Node, kind: str) -> NothingMatched:
     return NothingMatched(
         f"the model computes in {kind} already",
-        where=f"node {node.name!r} ({node.op})",
+        where=node_label(node),
         expected="a float32 model",
         found=kind,
         hint="TensorRT takes it as it is; or export the model in float32 and start again",

@@ -45,6 +45,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.weight_only import NBITS, find_nbits, write_dequantized, write_nbits
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline.base import (
     SKIP,
     Context,
@@ -118,7 +119,7 @@ class Int4Weights(Pass[Int4Options]):
         if (found := next(find_nbits(model), None)) is not None:
             raise UnsupportedModelError(
                 "the model has 4-bit weights already",
-                where=f"node {found.node.name!r}",
+                where=node_label(found.node),
                 expected="a float model",
                 found=f"a MatMulNBits of {found.bits} bits",
                 hint="start from the float model; a quantised one is checked by gpusq-onnx inspect",

@@ -23,6 +23,7 @@ from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline.schedule import CALIBRATING
 from gpusq_onnx.progress import Progress
 
@@ -163,7 +164,7 @@ def require_finite(model: Model, found: Mapping[str, NDArray[Any]], error: Excep
             makers = [node for node in model.graph.nodes if any(tensor.name == name for tensor in node.outputs)]
             raise UnsupportedModelError(
                 f"the activation {name!r} holds NaN or infinity",
-                where=f"made by node {makers[0].name!r} ({makers[0].op})" if makers else "a graph input",
+                where=f"made by {node_label(makers[0])}" if makers else "a graph input",
                 expected="finite numbers for every image",
                 hint="huge weights overflow float32 here: check the original checkpoint, and the images",
             ) from error

@@ -27,6 +27,7 @@ from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS
 from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline.base import (
     SKIP,
     Context,
@@ -267,7 +268,7 @@ def require_float(model: Model) -> None:
     if pairs:
         raise UnsupportedModelError(
             "the model is quantised already",
-            where=f"node {pairs[0].name!r}",
+            where=node_label(pairs[0]),
             expected="a float model",
             found=f"{len(pairs)} QuantizeLinear and DequantizeLinear nodes",
             hint="start from the float model; a quantised one is checked by gpusq-onnx inspect",

@@ -26,6 +26,7 @@ from gpusq_onnx.graph.qdq.codes import scales_another
 from gpusq_onnx.graph.qdq.dynamic import FORMAT, is_dynamic
 from gpusq_onnx.graph.qdq.quantize_nodes import code_type
 from gpusq_onnx.graph.snapshot import Snapshot, take
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.quant.formats import FORMATS, natural
 
 Rule = Callable[[Model], Iterator[str]]
@@ -65,7 +66,7 @@ def sorted_nodes(model: Model) -> Iterator[str]:
     for node in model.graph.nodes:
         for tensor in node.inputs:
             if isinstance(tensor, gs.Variable) and tensor.name and tensor.inputs and tensor.name not in known:
-                yield f"node {node.name!r} reads {tensor.name!r} before it is made"
+                yield f"{node_label(node)} reads {tensor.name!r} before it is made"
         known.update(tensor.name for tensor in node.outputs)
 
 
@@ -84,14 +85,14 @@ def positive_scales(model: Model) -> Iterator[str]:
         if maker is not None and _gives_block_scales(maker):
             continue  # block scales under one number, which is looked at where it is read
         if not isinstance(scale, gs.Constant):
-            yield f"node {node.name!r}: the scale {scale.name!r} is computed, not a constant"
+            yield f"{node_label(node)}: the scale {scale.name!r} is computed, not a constant"
             continue
         values = np.asarray(values_of(scale), np.float32)
         if isinstance(node.inputs[0], gs.Constant) and scales_another(node):
             values = np.append(values, np.asarray(values_of(node.inputs[0]), np.float32))
         floor = _SMALLEST_FP16_SCALE if data_type_of(scale) == TensorProto.FLOAT16 else 0.0
         if not np.all(np.isfinite(values) & (values > 0) & (values >= floor)):
-            yield f"node {node.name!r}: the scale {scale.name!r} holds {float(values.min()):g}, not a positive number"
+            yield f"{node_label(node)}: the scale {scale.name!r} holds {float(values.min()):g}, not a positive number"
 
 
 def symmetric(model: Model) -> Iterator[str]:
@@ -102,19 +103,19 @@ def symmetric(model: Model) -> Iterator[str]:
     for node in _qdq(model):
         if node.op == "DequantizeLinear" and len(node.inputs) == 2 and (element := _element(node.inputs[0])):
             if element not in _TAKEN:
-                yield f"node {node.name!r}: codes of type {element.upper()}; TensorRT takes {_TAKEN_NAMES}"
+                yield f"{node_label(node)}: codes of type {element.upper()}; TensorRT takes {_TAKEN_NAMES}"
             continue
         if len(node.inputs) < 3 or not isinstance(node.inputs[2], gs.Constant):
-            yield f"node {node.name!r} has no constant zero point: ONNX then means UINT8 and TensorRT INT8"
+            yield f"{node_label(node)} has no constant zero point: ONNX then means UINT8 and TensorRT INT8"
             continue
         zero, scale = node.inputs[2], node.inputs[1]
         if type_name(zero) not in _TAKEN:
             found = type_name(zero).upper()
-            yield f"node {node.name!r}: zero point {zero.name!r} is {found}; TensorRT takes {_TAKEN_NAMES}"
+            yield f"{node_label(node)}: zero point {zero.name!r} is {found}; TensorRT takes {_TAKEN_NAMES}"
         elif np.any(np.asarray(values_of(zero), np.float32)):
-            yield f"node {node.name!r}: zero point {zero.name!r} is not zero"
+            yield f"{node_label(node)}: zero point {zero.name!r} is not zero"
         if isinstance(scale, gs.Constant) and tuple(zero.shape) != tuple(scale.shape):
-            yield f"node {node.name!r}: zero point {tuple(zero.shape)} and scale {tuple(scale.shape)} differ in shape"
+            yield f"{node_label(node)}: zero point {tuple(zero.shape)} and scale {tuple(scale.shape)} differ in shape"
 
 
 def scale_shapes(model: Model) -> Iterator[str]:
@@ -126,13 +127,13 @@ def scale_shapes(model: Model) -> Iterator[str]:
             continue
         quantised, axis = node.inputs[0], node.attrs.get("axis", 1)
         if len(scale) > 1:
-            yield f"node {node.name!r}: scale of shape {scale}; TensorRT reads it as blocks, a channel scale is 1-D"
+            yield f"{node_label(node)}: scale of shape {scale}; TensorRT reads it as blocks, a channel scale is 1-D"
         elif flow.is_data(quantised) and scale != (1,):
-            yield f"node {node.name!r}: {scale[0]} scales for the activation {quantised.name!r}, which may have one"
+            yield f"{node_label(node)}: {scale[0]} scales for the activation {quantised.name!r}, which may have one"
         elif isinstance(quantised, gs.Constant) and scale != (1,):
             lengths = dict(zip(range(-len(quantised.shape), len(quantised.shape)), quantised.shape * 2, strict=True))
             if lengths.get(axis) != scale[0]:
-                yield f"node {node.name!r}: {scale[0]} scales for axis {axis} of a constant of shape {quantised.shape}"
+                yield f"{node_label(node)}: {scale[0]} scales for axis {axis} of a constant of shape {quantised.shape}"
 
 
 def blocks(model: Model) -> Iterator[str]:
@@ -152,20 +153,20 @@ def blocks(model: Model) -> Iterator[str]:
             continue
         weight, axis = node.inputs[0], node.attrs.get("axis", 1)
         if size and not fmt.blocks:
-            yield f"node {node.name!r}: {fmt.label} in blocks of {size}; TensorRT has blocks for 4 bits"
+            yield f"{node_label(node)}: {fmt.label} in blocks of {size}; TensorRT has blocks for 4 bits"
         elif flow.is_data(weight):
             found = f"{fmt.label} for the activation {weight.name!r}"
             taken = "quantises such at run time only" if fmt.scales else f"has {fmt.label} weights only"
-            yield f"node {node.name!r}: {found}; TensorRT {taken}"
+            yield f"{node_label(node)}: {found}; TensorRT {taken}"
         elif size not in fmt.blocks:
             taken = ", ".join(str(block) for block in fmt.blocks)
-            yield f"node {node.name!r}: {fmt.label} in blocks of {size or 'a channel'}; TensorRT has {taken}"
+            yield f"{node_label(node)}: {fmt.label} in blocks of {size or 'a channel'}; TensorRT has {taken}"
         elif isinstance(weight, gs.Constant) and any(_out_axis(r, weight) == axis for r in node.outputs[0].outputs):
             found = f"{fmt.label} blocks along axis {axis}"
-            yield f"node {node.name!r}: {found}, the output channels, and not the reduction"
+            yield f"{node_label(node)}: {found}, the output channels, and not the reduction"
         elif not fmt.grid and any(_reads_rounded_data(reader) for reader in node.outputs[0].outputs):
             found = f"{fmt.label} in blocks beside data in a Q/DQ pair"
-            yield f"node {node.name!r}: {found}; TensorRT parses that and cannot build it"
+            yield f"{node_label(node)}: {found}; TensorRT parses that and cannot build it"
 
 
 def scale_types(model: Model) -> Iterator[str]:
@@ -181,7 +182,7 @@ def scale_types(model: Model) -> Iterator[str]:
         known = {name: kind for name, kind in found.items() if kind is not None}
         if len(set(known.values())) > 1:
             types = ", ".join(f"{name!r} {kind}" for name, kind in known.items())
-            yield f"node {node.name!r} ({node.op}) mixes types: {types}"
+            yield f"{node_label(node)} mixes types: {types}"
 
 
 def no_quantised_bias(model: Model) -> Iterator[str]:
@@ -189,14 +190,14 @@ def no_quantised_bias(model: Model) -> Iterator[str]:
     for node in _nodes(model):
         source = node.inputs[0] if node.op == "DequantizeLinear" else None
         if isinstance(source, gs.Constant) and data_type_of(source) == TensorProto.INT32:
-            yield f"node {node.name!r} dequantises the INT32 tensor {source.name!r}"
+            yield f"{node_label(node)} dequantises the INT32 tensor {source.name!r}"
 
 
 def no_integer_operators(model: Model) -> Iterator[str]:
     """No QLinear*, MatMulInteger, ConvInteger or DynamicQuantizeLinear: TensorRT wants explicit Q/DQ."""
     for node in _nodes(model):
         if node.op.startswith("QLinear") or node.op in ("MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"):
-            yield f"node {node.name!r} is a {node.op}"
+            yield f"{node_label(node)} computes on integers"
 
 
 STRUCTURE: tuple[Rule, ...] = (connected, unique_names, sorted_nodes, interface)

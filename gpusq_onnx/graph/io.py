@@ -33,6 +33,7 @@ from gpusq_onnx.graph.opset import opset_of, raise_opset
 from gpusq_onnx.graph.origin import reads
 from gpusq_onnx.graph.tidy import confirm_declarations, fill_sparse, tidy_nodes, without_functions
 from gpusq_onnx.graph.wire import BinaryWriter, write_model
+from gpusq_onnx.graph.wording import node_label
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -99,13 +100,13 @@ def read_proto(path: Path, least: int = INLINE_BYTES) -> tuple[ModelProto, scan.
 
 
 def _require_portable(proto: ModelProto, path: Path) -> None:
-    blocked = [node.name for node in proto.graph.node if node.domain == _BLOCKED]
+    blocked = [node for node in proto.graph.node if node.domain == _BLOCKED]
     if blocked:
         raise UnsupportedModelError(
             "onnxruntime has laid out the weights for one processor",
             where=str(path),
             expected="a model that is not optimised, or up to ORT_ENABLE_EXTENDED",
-            found=f"{len(blocked)} nodes of the domain {_BLOCKED}, {blocked[0]!r} the first",
+            found=f"{len(blocked)} nodes of the domain {_BLOCKED}, first {node_label(blocked[0])}",
             hint="start from the file that onnxruntime optimised",
         )
 

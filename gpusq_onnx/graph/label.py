@@ -25,6 +25,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.operators import QDQ, STANDARD
 from gpusq_onnx.graph.opset import IR, LOWEST, NEWEST, opset_of
 from gpusq_onnx.graph.snapshot import Snapshot, take
+from gpusq_onnx.graph.wording import node_label
 
 _IR_OF = {20: IR, 21: IR, 22: IR}  # later opsets brought types that need a later IR
 
@@ -82,7 +83,7 @@ def lowest(model: ModelProto) -> int:
     odd = next((node for node, types in nodes if not _takes(node, types, found, found)), nodes[0][0])
     raise UnsupportedModelError(
         f"no opset has the operator {odd.op_type} beside the others of this graph",
-        where=f"node {odd.name!r}",
+        where=node_label(odd),
         expected=f"one of {LOWEST} to {NEWEST} that takes every node as it is",
         hint=f"export the model with opset_version={NEWEST - 2}",
     )

@@ -18,6 +18,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, shape_inference
 
 from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.wording import node_label
 
 OLDER = 11
 _WITHDRAWN = b"tf_half_pixel_for_nn"
@@ -78,7 +79,7 @@ class Older:
         if mode is not None and mode.s == _WITHDRAWN:
             raise UnsupportedModelError(
                 f"Resize has no coordinate mode {_WITHDRAWN.decode()!r} from opset 13 on",
-                where=f"node {node.name!r}",
+                where=node_label(node),
                 hint="export with opset_version=13 or later",
             )
         for place, name in enumerate(node.input):

@@ -20,6 +20,7 @@ from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.older import OLDER, raise_older, raise_softmax
 from gpusq_onnx.graph.operators import STANDARD, Is, operators
 from gpusq_onnx.graph.origin import subgraphs
+from gpusq_onnx.graph.wording import node_label
 
 OLDEST, LOWEST, NEWEST, IR = OLDER, 20, 25, 10
 
@@ -103,7 +104,7 @@ def _refuse(since: int) -> Rule:
     def refuse(node: NodeProto, graph: GraphProto) -> None:
         raise UnsupportedModelError(
             f"operator {node.op_type} changed its meaning with opset {since} and is not converted",
-            where=f"node {node.name!r}",
+            where=node_label(node),
             hint=f"export with opset_version={since}",
         )
 

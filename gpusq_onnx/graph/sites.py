@@ -34,6 +34,7 @@ from gpusq_onnx.graph.operators import LINEAR, QUANTISERS, WEIGHTS, constant_add
 from gpusq_onnx.graph.qdq.quantize_nodes import code_type, is_grid_clip
 from gpusq_onnx.graph.trace import weight_of
 from gpusq_onnx.graph.views import View
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.sparsity.patterns import Pattern, patterns_of
 
 OPERATORS = tuple(WEIGHTS)
@@ -116,7 +117,7 @@ class Site:
     @property
     def place(self) -> str:
         """Who reads it first, as errors say where something is."""
-        return f"read by node {self.readers[0].name!r} ({self.op})"
+        return f"read by {node_label(self.readers[0])}"
 
     @property
     def activation(self) -> gs.Tensor:

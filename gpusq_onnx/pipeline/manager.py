@@ -37,6 +37,7 @@ from gpusq_onnx.graph.rewrites import newer
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline import automatic, proof, table, targets
 from gpusq_onnx.pipeline.base import Context, Pass, PlanRow
 from gpusq_onnx.pipeline.doubts import doubts
@@ -335,7 +336,7 @@ def _require_numbers(model: Model, structure: Structure) -> None:
         if np.isnan(values).any() or (id(constant) in finite and not np.isfinite(values).all()):
             raise UnsupportedModelError(
                 f"{constant.name!r} holds NaN or infinity",
-                where=f"read by node {constant.outputs[0].name!r}" if constant.outputs else None,
+                where=f"read by {node_label(constant.outputs[0])}" if constant.outputs else None,
                 expected="finite numbers",
                 found=f"{np.count_nonzero(~np.isfinite(values))} of {values.size} are not",
                 hint="the export or the training went wrong: check the original checkpoint",

@@ -43,6 +43,7 @@ from gpusq_onnx.graph.qdq.float_twin import remove_quantisation
 from gpusq_onnx.graph.qdq.simulated import NOTES, runs_as, twin_of
 from gpusq_onnx.graph.qdq.weight_only import find_nbits, rounds_data
 from gpusq_onnx.graph.shapes import Types
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline.outcome import OutputAgreement, Proof
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial import WAYS, Attempt, Trial, Trials, Way
@@ -315,7 +316,7 @@ def _first_fatal(model: Model, attempt: Attempt, way: Way) -> str:
             high = middle
         else:
             low = middle
-    return f"node {nodes[low].name!r} ({nodes[low].op})"
+    return node_label(nodes[low])
 
 
 def _prefix_dies(model: Model, count: int, attempt: Attempt, way: Way) -> bool:

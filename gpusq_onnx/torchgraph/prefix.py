@@ -19,6 +19,7 @@ from gpusq_onnx.graph.model import Model, Node
 from gpusq_onnx.graph.operators import PRODUCTS
 from gpusq_onnx.graph.shapes import infer_shapes, is_float
 from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.torchgraph.convert import ancestors, unconvertible
 from gpusq_onnx.torchgraph.roles import Moving, returned, roles_of
 
@@ -108,7 +109,7 @@ def _cut(model: Model) -> _Cut:
             raise NothingMatched("no float output with elements is made with a weight that can be trained")
         raise NothingMatched(
             "no trained tensor lies before what cannot be converted",
-            where=f"node {first.name!r} ({first.op})",
+            where=node_label(first),
             found=f"{len(tail)} of {len(model.graph.nodes)} nodes cannot be trained through, this one first",
             hint="export the network without it; operators that are trained: docs/torchgraph.md",
         )
@@ -122,7 +123,7 @@ def _barrier(model: Model, site: Site, tail: set[int]) -> str:
     if first is None:
         return "it makes no float output that could be compared"
     place = "read by" if first is site.readers[0] else "it comes after"
-    return f"{place} node {first.name!r} ({first.op}), which is not trained through"
+    return f"{place} {node_label(first)}, which is not trained through"
 
 
 def selections(model: Model, names: Sequence[str]) -> list[tuple[str, str]]:

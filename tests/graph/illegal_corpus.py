@@ -79,9 +79,9 @@ CORPUS: tuple[Case, ...] = (
     Case(bad.activation_scale_a_channel, "64 scales for the activation", why=_UNFUSED),
     Case(bad.weight_scales_along_the_reduction, "along the reduction axis", "output", why=_UNFUSED),
     Case(bad.int32_bias, "INT32"),
-    Case(bad.qlinear_matmul, "is a QLinearMatMul"),
-    Case(bad.matmul_integer, "is a MatMulInteger"),
-    Case(bad.dynamic_quantize_linear, "is a DynamicQuantizeLinear"),
+    Case(bad.qlinear_matmul, "(QLinearMatMul) computes on integers"),
+    Case(bad.matmul_integer, "(MatMulInteger) computes on integers"),
+    Case(bad.dynamic_quantize_linear, "(DynamicQuantizeLinear) computes on integers"),
     Case(
         bad.contrib_quantize_linear,
         "of the domain com.microsoft",

@@ -84,7 +84,7 @@ ILLEGAL = {
         "8 scales for the activation 'x'",
     ),
     "INT32 bias": (bias_int32(), "INT32"),
-    "QLinearMatMul": (qlinear(), "is a QLinearMatMul"),
+    "QLinearMatMul": (qlinear(), "(QLinearMatMul) computes on integers"),
     "zero point 3 in a branch": (in_a_branch(), "is not zero"),
 }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from gpusq_onnx.graph.operators import STANDARD
+from gpusq_onnx.graph.wording import node_label
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,12 @@ class Arrival:
                 found += [(what, sparse.values), (f"indices of the {what}", sparse.indices)]
         for _, node in self.nodes():
             for attribute in node.attribute:
-                found += [(f"attribute {attribute.name!r} of {label(node)}", part) for part in _stored(attribute)]
+                found += [(f"attribute {attribute.name!r} of {node_label(node)}", part) for part in _stored(attribute)]
         return found
 
 
 Rule = Callable[[Arrival], Iterator[str]]
 """From a parsed model to its violations, one phrase each, which names the node or tensor."""
-
-
-def label(node: NodeProto) -> str:
-    """A node as errors name it."""
-    if node.name:
-        return f"node {node.name!r} ({node.op_type!s})"
-    first = next((name for name in node.output if name), None)
-    return f"the {node.op_type!s} node that makes {first!r}" if first else f"a {node.op_type!s} node without outputs"
 
 
 def bodies(node: NodeProto) -> Iterator[GraphProto]:
@@ -115,6 +108,6 @@ def _stored(attribute: AttributeProto) -> Iterator[TensorProto]:
 
 def _inside(node: NodeProto) -> Iterator[Level]:
     for body in bodies(node):
-        yield Level(f"a subgraph of {label(node)}", body)
+        yield Level(f"a subgraph of {node_label(node)}", body)
         for inner in body.node:
             yield from _inside(inner)

@@ -13,10 +13,11 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
 
-from gpusq_onnx.graph.door.arrival import Arrival, Level, bodies, label
+from gpusq_onnx.graph.door.arrival import Arrival, Level, bodies
 from gpusq_onnx.graph.element_types import TYPE_ATTRIBUTES
 from gpusq_onnx.graph.operators import STANDARD, WEIGHTS, Is, operators
 from gpusq_onnx.graph.opset import NEWEST, OLDEST
+from gpusq_onnx.graph.wording import node_label
 
 _FIELDS = {
     AttributeProto.FLOAT: "f", AttributeProto.INT: "i", AttributeProto.STRING: "s", AttributeProto.TENSOR: "t",
@@ -44,19 +45,20 @@ def attributes(arrival: Arrival) -> Iterator[str]:
     for level, node in arrival.nodes():
         for name, count in Counter(attribute.name for attribute in node.attribute).items():
             if not name or count > 1:
-                yield f"{label(node)} has an attribute {name!r} " + ("more than once" if name else "without a name")
+                fault = "more than once" if name else "without a name"
+                yield f"{node_label(node)} has an attribute {name!r} {fault}"
         for attribute in node.attribute:
             if attribute.ref_attr_name:
                 if not isinstance(level.body, FunctionProto):
-                    yield f"attribute {attribute.name!r} of {label(node)} refers to a function's, and is in none"
+                    yield f"attribute {attribute.name!r} of {node_label(node)} refers to a function's, and is in none"
                 continue
             field = _FIELDS.get(attribute.type)
             if field is None:
-                yield f"attribute {attribute.name!r} of {label(node)} has the unknown type {attribute.type}"
+                yield f"attribute {attribute.name!r} of {node_label(node)} has the unknown type {attribute.type}"
             elif {name for name in _FIELDS.values() if _is_set(attribute, name)} - {field}:
-                yield f"attribute {attribute.name!r} of {label(node)} has values of several types"
+                yield f"attribute {attribute.name!r} of {node_label(node)} has values of several types"
             elif field not in _LISTS and not _is_set(attribute, field):
-                yield f"attribute {attribute.name!r} of {label(node)} has no value"
+                yield f"attribute {attribute.name!r} of {node_label(node)} has no value"
 
 
 def element_types(arrival: Arrival) -> Iterator[str]:
@@ -69,7 +71,7 @@ def element_types(arrival: Arrival) -> Iterator[str]:
                 continue
             unset = attribute.i == TensorProto.UNDEFINED and attribute.name not in ("to", "dtype")
             if attribute.i not in _KNOWN_TYPES and not unset:
-                yield f"attribute {attribute.name!r} of {label(node)} is {attribute.i}, no type of elements"
+                yield f"attribute {attribute.name!r} of {node_label(node)} is {attribute.i}, no type of elements"
 
 
 def _is_set(attribute: AttributeProto, field: str) -> bool:
@@ -111,7 +113,7 @@ def names(arrival: Arrival) -> Iterator[str]:
                 yield f"the tensor {name!r} of {level.where} is made {count} times"
         for node in level.nodes:
             if not node.op_type:
-                yield f"{label(node)} of {level.where} has no operator"
+                yield f"{node_label(node)} of {level.where} has no operator"
 
 
 def _inputs(level: Level) -> list[str]:
@@ -129,13 +131,13 @@ def schemas(arrival: Arrival) -> Iterator[str]:
         if (domain, node.op_type) in local:
             continue
         if domain and version is None:
-            yield f"{label(node)} is of the domain {domain!r}, which is not imported"
+            yield f"{node_label(node)} is of the domain {domain!r}, which is not imported"
         elif version is None or (not domain and not OLDEST <= version <= NEWEST):
             continue  # `opset` refuses it, with what it takes
         elif schema := _schema(node.op_type, domain, version) or _of_onnxruntime(node.op_type, domain):
             yield from _fits(node, schema)
         elif not domain:
-            yield f"{label(node)} is no operator of opset {version}"
+            yield f"{node_label(node)} is no operator of opset {version}"
 
 
 @lru_cache(maxsize=1024)
@@ -165,27 +167,27 @@ class _Schema:
 
 def _fits(node: NodeProto, schema: _Schema) -> Iterator[str]:
     if schema.deprecated:
-        yield f"{label(node)} is of an operator that was withdrawn"
+        yield f"{node_label(node)} is of an operator that was withdrawn"
     for kind, given, (least, most) in (("inputs", node.input, schema.inputs), ("outputs", node.output, schema.outputs)):
         if not least <= len(given) <= most:
-            yield f"{label(node)} has {len(given)} {kind}, its operator takes {least} to {most}"
+            yield f"{node_label(node)} has {len(given)} {kind}, its operator takes {least} to {most}"
             return
     if any(not node.input[place] for place in schema.needed if place < len(node.input)):
-        yield f"{label(node)} lacks an input that its operator needs"
+        yield f"{node_label(node)} lacks an input that its operator needs"
     if any(not node.output[place] for place in schema.made if place < len(node.output)):
-        yield f"{label(node)} lacks an output that its operator makes"
+        yield f"{node_label(node)} lacks an output that its operator makes"
     given_types = {attribute.name: attribute.type for attribute in node.attribute}
     for name, kind in given_types.items():
         if name not in schema.types:
-            yield f"{label(node)} has the attribute {name!r}, which its operator has not"
+            yield f"{node_label(node)} has the attribute {name!r}, which its operator has not"
         elif schema.types[name] != kind:
-            yield f"attribute {name!r} of {label(node)} is of another type than its operator's"
+            yield f"attribute {name!r} of {node_label(node)} is of another type than its operator's"
     for name in schema.required:
         if name not in given_types:
-            yield f"{label(node)} lacks the attribute {name!r}"
+            yield f"{node_label(node)} lacks the attribute {name!r}"
     for attribute in node.attribute:
         if attribute.name == "num_outputs" and attribute.i != len(node.output):  # which ends the process of onnx
-            yield f"{label(node)} has {len(node.output)} outputs, its attribute num_outputs says {attribute.i}"
+            yield f"{node_label(node)} has {len(node.output)} outputs, its attribute num_outputs says {attribute.i}"
 
 
 def acyclic(arrival: Arrival) -> Iterator[str]:
@@ -195,7 +197,7 @@ def acyclic(arrival: Arrival) -> Iterator[str]:
         reads = [{makers[name] for name in read_names(node) if name in makers} for node in level.nodes]
         place = _on_a_circle({number: sorted(read) for number, read in enumerate(reads)})
         if place is not None:
-            yield f"{label(level.nodes[place])} of {level.where} depends on its own output"
+            yield f"{node_label(level.nodes[place])} of {level.where} depends on its own output"
 
 
 def read_names(node: NodeProto) -> Iterator[str]:
@@ -258,7 +260,7 @@ def lists(arrival: Arrival) -> Iterator[str]:
             for at in _LISTED.get(node.op_type, ()) if node.domain in STANDARD else ():
                 name = node.input[at] if at < len(node.input) else ""
                 if ranks.get(name, 1) > 1:
-                    yield f"{label(node)} takes a list of numbers, and {name!r} has {ranks[name]} axes"
+                    yield f"{node_label(node)} takes a list of numbers, and {name!r} has {ranks[name]} axes"
 
 
 def weights(arrival: Arrival) -> Iterator[str]:
@@ -269,4 +271,4 @@ def weights(arrival: Arrival) -> Iterator[str]:
             operands = [node.input[at] for at in WEIGHTS.get(node.op_type, ()) if at < len(node.input)]
             for name in operands:
                 if name in empty:
-                    yield f"the weight {name!r} of {label(node)} has no elements"
+                    yield f"the weight {name!r} of {node_label(node)} has no elements"

@@ -18,6 +18,7 @@ from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.quantize_nodes import activation_format
 from gpusq_onnx.graph.sites import Site, before_qdq
 from gpusq_onnx.graph.trace import view_from
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale, dequantize, format_of, natural, quantize
 from gpusq_onnx.quant.scales import Scales
 from gpusq_onnx.quant.schemes import Quantised
@@ -103,7 +104,7 @@ def weight_scales_of(site: Site) -> Scales:
     if not (np.isfinite(values).all() and (values > 0).all() and (outer is None or 0 < outer < np.inf)):
         raise UnsupportedModelError(
             f"the weight {site.name!r} has a scale that is no positive number",
-            where=f"node {node.name!r} (DequantizeLinear)",
+            where=node_label(node),
             found=f"{float(values.min()):g} to {float(values.max()):g}",
             hint="quantise the float model again",
         )

@@ -25,6 +25,7 @@ from gpusq_onnx.graph.operators import MOVES, QDQ, is_standard
 from gpusq_onnx.graph.opset import LOWEST, NEWEST
 from gpusq_onnx.graph.sites import before_qdq, find_sites
 from gpusq_onnx.graph.trace import channel_axis
+from gpusq_onnx.graph.wording import node_label
 
 
 def opset(model: Model) -> Iterator[str]:
@@ -37,7 +38,7 @@ def domain(model: Model) -> Iterator[str]:
     """Q and DQ are ONNX's own."""
     for node in _qdq(model):
         if not is_standard(node):
-            yield f"node {node.name!r} is a {node.op} of the domain {node.domain}"
+            yield f"{node_label(node)} is of the domain {node.domain}"
 
 
 def pairs(model: Model) -> Iterator[str]:
@@ -49,9 +50,9 @@ def pairs(model: Model) -> Iterator[str]:
             if reader.op in MOVES:
                 queue += [after for tensor in reader.outputs for after in tensor.outputs]
             elif reader.op != "DequantizeLinear":
-                yield f"node {node.name!r}: {reader.op} {reader.name!r} reads its codes without dequantising them"
+                yield f"{node_label(node)}: {reader.op} {reader.name!r} reads its codes without dequantising them"
             elif not _equal(node.inputs[1], reader.inputs[1]):
-                yield f"node {node.name!r} and {reader.name!r} have different scales"
+                yield f"{node_label(node)} and {reader.name!r} have different scales"
 
 
 def weight_axes(model: Model) -> Iterator[str]:
@@ -64,7 +65,7 @@ def weight_axes(model: Model) -> Iterator[str]:
                 continue
             wanted = channel_axis(reader, operand)
             if maker.attrs.get("axis", 1) not in (wanted, wanted - len(site.weight.shape)):
-                yield f"node {maker.name!r}: scales along the reduction axis of {site.name!r}"
+                yield f"{node_label(maker)}: scales along the reduction axis of {site.name!r}"
 
 
 def residual(model: Model) -> Iterator[str]:
@@ -75,7 +76,7 @@ def residual(model: Model) -> Iterator[str]:
             plain = before_qdq(tensor)
             made = plain.inputs[0] if plain is not tensor and plain.inputs else None
             if made is not None and made.op == "Add" and len(flow.data_inputs(made)) == 2:
-                yield f"node {node.name!r} (Add) reads {plain.name!r} of the residual stream through a Q/DQ pair"
+                yield f"{node_label(node)} reads {plain.name!r} of the residual stream through a Q/DQ pair"
 
 
 WRITTEN: tuple[Rule, ...] = (opset, domain, pairs, weight_axes, residual)
