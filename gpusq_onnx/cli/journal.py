@@ -28,18 +28,26 @@ class Journal:
     """Lines with the time, appended to a file.
 
     Raises:
-        UsageError: it cannot be written.
+        UsageError: it cannot be written, or is a file of another kind: a line at the end of a model would break it.
     """
 
     def __init__(self, path: Path) -> None:
         from gpusq_onnx.files import require_place
+        from gpusq_onnx.marks import first_line, in_first_line
 
         self._path = path
         if not path.exists():
             require_place(path, "the log")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._append("")
+            ends = path.is_file() and path.stat().st_size > 0
+            if ends and not in_first_line(path):
+                raise UsageError(
+                    "the file is no log of gpusq-onnx, and would be appended to",
+                    where=f"--log-file {path}",
+                    hint="name a file that is not there yet, or a log of an earlier run",
+                )
+            self._append("" if ends else first_line("what was run, and how it ended"))
         except OSError as error:
             raise UsageError("the log cannot be written", where=f"--log-file {path}", found=str(error)) from error
 

@@ -99,7 +99,9 @@ def test_options_for_any_verb_stand_before_or_after_it(model: Path, tmp_path: Pa
     missing = ["inspect", model.with_name("none.onnx")]
     assert "Traceback" in (call(*anywhere, *missing) if before else call(*missing, *anywhere)).err
     text = log.read_text()
-    assert " gpusq-onnx " in text.splitlines()[0] and "inspect" in text.splitlines()[0]
+    first, second, *_ = text.splitlines()
+    assert first.startswith("# gpusq-onnx ") and " gpusq-onnx " in second and "inspect" in second
+    assert text.count(first) == 1, "a second run appends to the first one's"
     assert "inspecting weights: " in text and "ended with exit code 0" in text
     assert "no such model file" in text and "Traceback" in text and text.endswith("ended with exit code 2\n")
 
@@ -107,6 +109,13 @@ def test_options_for_any_verb_stand_before_or_after_it(model: Path, tmp_path: Pa
 def test_a_log_that_cannot_be_written_is_a_usage_error(model: Path) -> None:
     refused = call("inspect", model, "--log-file", model / "log.txt")
     assert refused.code == 2 and "the log" in refused.err
+
+
+def test_a_log_is_never_appended_to_a_file_of_another_kind(model: Path) -> None:
+    before = model.read_bytes()
+    refused = call("inspect", model, "--log-file", model, "--force")
+    assert refused.code == 2 and "no log of gpusq-onnx" in refused.err
+    assert model.read_bytes() == before
 
 
 def test_more_images_than_calibration_needs_are_left_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
