@@ -5,7 +5,7 @@
     Gemm(x, W, b, alpha, beta) -> Gemm(x, alpha W, beta b)
     onnxruntime's own operators (SkipLayerNormalization, FusedMatMul, ...) -> those of ONNX that they fuse
 
-It comes by itself: before the first pass of a pipeline that prunes or quantises, where it has something to do, and
+It comes by itself: before the first pass that reorders, prunes or quantises, where it has something to do, and
 before any first pass where onnxruntime has optimised the file (`--no-canonical` leaves it out). Each rewrite computes
 the same up to rounding. How, and why not: `graph.rewrites.canonical`.
 
@@ -21,7 +21,7 @@ from pydantic import Field
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.canonical import RULES, NodeChange, canonicalise, has_candidates
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PassOptions, PlanContext, PlanRow
+from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PassOptions, PlanContext, PlanRow, require_any
 from gpusq_onnx.runtime.ort import silenced
 
 
@@ -45,10 +45,17 @@ class Canonical(Pass[CanonicalOptions]):
         return tuple(op for op in RULES if op != "Attention" or self.options.attention)
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
-        if not has_candidates(model, structure.flow, self._operators()):
-            return []
-        with silenced():
-            return [_row(change) for change in canonicalise(model.clone(), self._operators())]
+        rows: list[PlanRow] = []
+        if has_candidates(model, structure.flow, self._operators()):
+            with silenced():
+                rows = [_row(change) for change in canonicalise(model.clone(), self._operators())]
+        require_any(
+            rows,
+            "the model has the forms already that later passes treat",
+            else_found="no Einsum, fused operator, constant branch or computed weight",
+            hint="leave the pass out: it comes by itself where it has something to do",
+        )
+        return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         before = len(model.graph.nodes)

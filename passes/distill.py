@@ -45,6 +45,7 @@ class Distill(Pass[DistillOptions]):
 
     name = "distill"
     kind = "finetune"
+    float_only = True
     models = MappingProxyType({"teacher": "prune"})
     summary = "a pruned model trained towards the dense one; its zeros stay"
     source = "GPUSQ-ViT section 3.2"

@@ -18,7 +18,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.folding import MIB, Fold, fold_all
 from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PassOptions, PlanContext, PlanRow
+from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PassOptions, PlanContext, PlanRow, require_any
 from gpusq_onnx.runtime.ort import silenced
 
 
@@ -40,7 +40,14 @@ class FoldConstants(Pass[FoldOptions]):
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         with silenced():
-            return [_row(found) for found in fold_all(model.clone(), int(self.options.growth * MIB))]
+            rows = [_row(found) for found in fold_all(model.clone(), int(self.options.growth * MIB))]
+        require_any(
+            rows,
+            "nothing can be folded",
+            else_found="no node that constants alone decide",
+            hint="leave the pass out, or let constants grow: fold{growth=64}, in MiB",
+        )
+        return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         before = len(model.graph.nodes)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,7 @@ from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline.base import SKIP, Context, Detail, Fact, Pass, PassOptions, PlanContext, PlanRow, Written
 from gpusq_onnx.pipeline.details import rows_with
 from gpusq_onnx.pipeline.facts import HalfPrecision
+from gpusq_onnx.quant.formats import FP4
 
 LOST = 0.01  # share of a weight's norm that may be lost below FP16's normal numbers without a word
 FUSE, NORM = "fuse", "LayerNormalization"
@@ -63,6 +64,10 @@ class Fp16(Pass[Fp16Options]):
 
     def writes(self) -> Written:
         return Written(("fp16",))
+
+    def follows(self, earlier: Pass[Any]) -> str | None:
+        fp4 = any(FP4.name in form for form in earlier.writes().forms)
+        return "takes no NVFP4, whose products stay in float32 models" if fp4 else super().follows(earlier)
 
     def requires(self, model: Model, structure: Structure) -> None:
         if holds_fp4(model):

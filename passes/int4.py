@@ -99,6 +99,7 @@ class Int4Weights(Pass[Int4Options]):
 
     name = "int4-weights"
     kind = "quantise"
+    float_only = True
     summary = "weights of Linears in INT4 with a scale a block, data in float"
     source = "ONNX DequantizeLinear-21; onnxruntime MatMulNBits"
     Options = Int4Options

@@ -73,6 +73,7 @@ class Permute(Pass[PermuteOptions]):
     summary = "channels change places within MLPs and heads, so that a pattern then keeps more; outputs stay"
     source = "Pool and Yu, NeurIPS 2021"
     exact = True
+    float_only = True
     Options = PermuteOptions
 
     @property

@@ -27,6 +27,7 @@ from pydantic import Field
 from gpusq_onnx.calibration.pruning import prune_site
 from gpusq_onnx.calibration.row_weights import answers, classifies
 from gpusq_onnx.calibration.walk import Walk, observable
+from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
@@ -79,6 +80,7 @@ class Prune(Pass[PruneOptions]):
 
     name = "prune"
     kind = "prune"
+    float_only = True
     summary = "weights to a sparse pattern along the reduction axis, by magnitude or SparseGPT"
     source = "GPUSQ-ViT section 3.2; arXiv 2301.00774"
     Options = PruneOptions
@@ -122,6 +124,7 @@ class Prune(Pass[PruneOptions]):
             else_found="a graph without MatMul, Gemm or Conv weights",
             hint=f"gpusq-onnx plan --full --allow-noop MODEL --passes {self.name} lists every weight",
         )
+        self._require_kept(rows, given.facts)
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
@@ -146,6 +149,24 @@ class Prune(Pass[PruneOptions]):
 
     def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
         return [SparseWeight(row.tensor, detail.pattern) for row, detail in rows_with(plan, Pruned)]
+
+    @staticmethod
+    def _require_kept(rows: Sequence[PlanRow], facts: Sequence[Fact]) -> None:
+        """Raise UnsupportedModelError for a weight that has a pattern which SparseGPT's new values would break."""
+        had = {fact.site: parse_pattern(fact.pattern) for fact in facts if isinstance(fact, SparseWeight)}
+        undone = [
+            (row.tensor, old, detail.shape)
+            for row, detail in rows_with(rows, Pruned)
+            if detail.method == "sparsegpt" and (old := had.get(row.tensor)) is not None
+            if not detail.shape.implies(old) and not old.implies(detail.shape)
+        ]
+        if undone:
+            tensor, old, new = undone[0]
+            raise UnsupportedModelError(
+                f"{len(undone)} weights are {old.name} already, and would no longer be as {new.name}",
+                where=tensor,
+                hint="one pattern a weight: give each pass its own by only=… and skip=…",
+            )
 
     def _method(self, data: bool) -> Literal["magnitude", "sparsegpt"]:
         """How weights are chosen, with data or without."""

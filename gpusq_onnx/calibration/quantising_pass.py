@@ -74,6 +74,7 @@ class QuantisingPass(Pass[OptionsT]):
     """A pass that plans Q/DQ pairs by a scheme. Subclasses say which, and where they differ."""
 
     kind = "quantise"
+    float_only = True
 
     @property
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The pass that comes by itself: `canonical`, before the first pass that prunes or quantises, where it has work to do.
+"""The pass that comes by itself: `canonical`, before the first that reorders, prunes or quantises weights.
 
 A model with onnxruntime's own operators, which neither TensorRT nor training takes, gets it before any first pass.
 Those passes find more weights after it. It is a step like any other from there on: `plan` and the report show it, and
@@ -24,7 +24,7 @@ def insert(
     pipeline: Pipeline, passes: list[Pass[Any]], model: Model, structure: Structure
 ) -> tuple[Pipeline, list[Pass[Any]]]:
     """The pipeline (presets expanded) and its passes as they run on this model, which is not changed."""
-    compress = [index for index, step in enumerate(passes) if step.kind in ("prune", "quantise")]
+    compress = [index for index, step in enumerate(passes) if step.float_only and step.kind != "finetune"]
     if not compress and has_runtime_operators(model):
         compress = [0]
     if not compress or any(step.name == NAME for step in pipeline.steps):
@@ -41,7 +41,9 @@ def insert(
     quantises = any(step.kind == "quantise" for step in passes)
     inserted = Step(NAME, {} if quantises else {"attention": False})  # in float, the fused kernel is the better one
     (canonical,) = table.resolve(Pipeline((inserted,)))
-    if all(row.skipped for row in canonical.plan(model, structure, PlanContext())):
+    try:
+        canonical.plan(model, structure, PlanContext())
+    except NothingMatched:
         return pipeline, passes
     longer = Pipeline((*pipeline.steps[:first], inserted, *pipeline.steps[first:]))
     return longer, [*passes[:first], canonical, *passes[first:]]

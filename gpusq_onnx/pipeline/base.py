@@ -204,6 +204,7 @@ class Pass(ABC, Generic[OptionsT]):
     models: ClassVar[Mapping[str, Literal["prune", "quantise"]]] = MappingProxyType({})
     structural: ClassVar[bool] = False  # later passes see other sites after it: a plan carries it out in memory
     exact: ClassVar[bool] = False  # what comes of it computes what came, to rounding: `proof.require_same` sees to that
+    float_only: ClassVar[bool] = False  # it takes no model that a pass of kind "quantise" has quantised
     Options: ClassVar[type[PassOptions]] = PassOptions
 
     def __init__(self, options: OptionsT) -> None:
@@ -237,6 +238,10 @@ class Pass(ABC, Generic[OptionsT]):
     def writes(self) -> Written:
         """What a target must run after this pass."""
         return Written()
+
+    def follows(self, earlier: Pass[Any]) -> str | None:
+        """Why it cannot come later in a pipeline than another pass, as a clause about itself; None where it can."""
+        return "takes a float model" if self.float_only and earlier.kind == "quantise" else None
 
     def ready(self) -> None:
         """Raise EnvironmentLacking or UsageError for what is missing beside the model, before any pass has run."""

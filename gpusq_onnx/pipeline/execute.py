@@ -280,6 +280,20 @@ def planned(step: Pass[Any], model: Model, structure: Structure, given: PlanCont
         return error
 
 
+def well_ordered(passes: list[Pass[Any]]) -> list[Pass[Any]]:
+    """The passes as they are given. Raises UsageError where one cannot come later than another, whatever the model."""
+    for place, step in enumerate(passes):
+        for earlier in passes[:place]:
+            if why := step.follows(earlier):
+                once = step.kind == earlier.kind == "quantise"
+                raise UsageError(
+                    f"{step.name} {why}, and {earlier.name} comes before it",
+                    where=f"pass {place + 1} of {len(passes)}",
+                    hint="leave one of the two out" if once else f"put {step.name} before {earlier.name}",
+                )
+    return passes
+
+
 def require_work(passes: Sequence[Pass[Any]], idle: Sequence[NothingMatched], allow_noop: bool) -> None:
     """Raise what the first pass found where no pass had anything to do and that was not allowed."""
     if len(idle) == len(passes) and not allow_noop:

@@ -55,6 +55,7 @@ from gpusq_onnx.pipeline.execute import (
     sample_of,
     scheduled,
     take_facts,
+    well_ordered,
     widened,
 )
 from gpusq_onnx.pipeline.grammar import Pipeline
@@ -83,7 +84,7 @@ def plan(
         UsageError, UnsupportedModelError, NothingMatched: as `run`.
     """
     pipeline, notes = _fitted(pipeline, options.target)
-    passes = table.resolve(pipeline)
+    passes = well_ordered(table.resolve(pipeline))
     model = io.load(path)
     notes += widened(model, passes)
     settled = remembered.settle(options.data, [model.metadata], path.parent)
@@ -160,7 +161,7 @@ def run(
                 path, output, pipeline, options, leader=leader, results=own, reproducible=reproducible, look=look
             )
     pipeline, notes = _fitted(pipeline, options.target)
-    passes = table.resolve(pipeline)
+    passes = well_ordered(table.resolve(pipeline))
     model = io.load(path)
     check_output(output, [path, *io.data_files(model)])
     notes += widened(model, passes)

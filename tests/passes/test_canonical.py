@@ -92,6 +92,18 @@ def test_a_pipeline_that_prunes_is_prepared(einsums: Path) -> None:
     assert [row.decision for row in outcome.steps[0].rows] == ["rewrite"] * 3
 
 
+def test_a_pipeline_that_permutes_first_is_prepared_before_that(einsums: Path) -> None:
+    planned = manager.plan(einsums, parse("permute,prune24"), RunOptions(NO_DATA))
+    assert planned.pipeline == "canonical{attention=false},permute,prune24"
+    moved = [row.tensor for row in planned.steps[1].rows if not row.skipped]
+    assert len(moved) == len(_moved_of_the_plain_model())
+
+
+def _moved_of_the_plain_model() -> list[str]:
+    plain = manager.plan(ASSETS / "digits_vit.onnx", parse("permute,prune24"), RunOptions(NO_DATA))
+    return [row.tensor for row in plain.steps[0].rows if not row.skipped]
+
+
 def test_the_rewritten_model_computes_the_same(einsums: Path) -> None:
     output = einsums.with_name("out.onnx")
     manager.run(einsums, output, parse("canonical"), RunOptions(NO_DATA))
