@@ -149,8 +149,6 @@ class ParserArgs:
         """As the library takes them; None: no parser is asked."""
         from gpusq_onnx.workflows.check import Parsing
 
-        if self.build and not self.parser:
-            raise UsageError("--build builds what --parser has parsed", hint="add --parser")
         cache = self.trt_cache or default_cache() / "trt_cpu"
         return Parsing(self.build, self.shapes or (), cache) if self.parser else None
 

@@ -7,12 +7,17 @@ short message that asks for `--debug`, which shows the traceback.
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import tempfile
 import traceback
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.cli.journal import settings
 from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, of_the_machine
+from gpusq_onnx.files import PREFIX
 from gpusq_onnx.text import block, printable
 
 
@@ -22,7 +27,8 @@ def reported(error: Exception) -> int:
     if current.debug:
         traceback.print_exception(error)
     if current.journal:
-        current.journal.write_error(error)
+        with suppress(OSError):  # the log may be what cannot be written, and the error says so
+            current.journal.write_error(error)
     text, code = explain(error)
     print(text, file=sys.stderr)  # noqa: T201
     return code
@@ -57,9 +63,31 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"{UsageError.title}: {printable(str(machine))}", UsageError.exit_code
     if isinstance(error, GpusqError) and not machine:
         return f"{error.title}: {error}", error.exit_code  # whose text is printable already
+    if isinstance(machine, OSError):
+        lacking = _of_the_system(machine)
+        return f"{lacking.title}: {lacking}", lacking.exit_code
     if machine is not None:
         what = "not enough memory" if isinstance(machine, MemoryError) else printable(str(machine))
         return f"{EnvironmentLacking.title}: {what}", EnvironmentLacking.exit_code
     text = f"{GpusqError.title}: {type(error).__name__}: {block(str(error), '    ')}"
     hint = "this is a defect of gpusq-onnx; run the command again with --debug and report the traceback"
     return f"{text}\n  next: {hint}", GpusqError.exit_code
+
+
+def _of_the_system(error: OSError) -> EnvironmentLacking:
+    """An error of the operating system, its place as the user knows it, whatever scratch name it has."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).name if error.__traceback__ else ""
+    if error.filename is None and raised_in == "console.py":
+        return EnvironmentLacking.of_the_system(error, "standard output", hint="write it to a place that has room")
+    if raised_in == "journal.py":
+        return EnvironmentLacking.of_the_system(error, "--log-file", hint="name a log in another place")
+    if error.filename is None:
+        return EnvironmentLacking.of_the_system(error, hint=None if error.errno else "see whether the disk is full")
+    path = Path(os.fsdecode(error.filename))
+    above = next((folder for folder in (path, *path.parents) if folder.name.startswith(PREFIX)), None)
+    if above is None:
+        return EnvironmentLacking.of_the_system(error)
+    if above.parent == Path(tempfile.gettempdir()):
+        hint = "free some room there, or set TMPDIR to another folder"
+        return EnvironmentLacking.of_the_system(error, f"temporary files, in {above.parent}", hint=hint)
+    return EnvironmentLacking.of_the_system(error, str(above.parent / "".join(path.relative_to(above).parts[:1])))

@@ -6,16 +6,21 @@ Each field is `Annotated[type, typer.Option(..., rich_help_panel="Data")] = defa
 
 `SectionedCommand` prints the panels as plain sections: rich's help costs 0.15 s of imports, more than the
 whole of `--help` may (`python -m tools.bench`).
+
+`-` is stdout where an option says so (`allow_dash`); of any other path it is refused, before the option acts.
 """
 
 import inspect
 from collections.abc import Callable
+from copy import copy
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
+from typer import CallbackParam
 from typer.core import TyperCommand
 
+from gpusq_onnx.cli.belongs import require_company
 from gpusq_onnx.cli.journal import ANYWHERE, Anywhere, settings
 from gpusq_onnx.cli.memory import at_most
 from gpusq_onnx.errors import UsageError
@@ -33,7 +38,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             spread.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
 
     anywhere = _parameters(Anywhere)
-    spread += anywhere
+    spread = [_without_dash(parameter) for parameter in (*spread, *anywhere)]
 
     def run(**given: Any) -> None:
         for parameter in anywhere:  # they have acted already
@@ -62,6 +67,29 @@ def _parameters(kind: Any) -> list[inspect.Parameter]:
     ]
 
 
+def _without_dash(parameter: inspect.Parameter) -> inspect.Parameter:
+    """The parameter; of a path that cannot be stdout, one that refuses `-`."""
+    kind, info, *_ = get_args(parameter.annotation) or (None, None)
+    if info is None or info.allow_dash or not _is_path(kind):
+        return parameter
+    act = info.callback
+
+    def refuse(param: CallbackParam, given: Any) -> Any:
+        if any(str(path) == "-" for path in (given if isinstance(given, (list, tuple)) else [given])):
+            name = param.opts[0] if param.param_type_name == "option" else "the argument"
+            raise UsageError("'-' is no file here", where=f"{name} -", hint="name a file; - is stdout, for --json")
+        return given if act is None else act(given)
+
+    known = copy(info)
+    known.callback = refuse
+    return parameter.replace(annotation=Annotated[kind, known])
+
+
+def _is_path(kind: Any) -> bool:
+    """Whether it is a path, or a list of them, that may be left out."""
+    return kind is Path or any(map(_is_path, get_args(kind)))
+
+
 class SectionedCommand(TyperCommand):
     """A command whose plain help lists its options under their panel's name, and which takes no surplus arguments.
 
@@ -85,7 +113,13 @@ class SectionedCommand(TyperCommand):
                 expected=" ".join(self._arguments()),
                 hint=f"see {ctx.command_path} --help",
             )
+        require_company(str(ctx.info_name), self._given(ctx))
         return super().invoke(ctx)
+
+    def _given(self, ctx: Any) -> list[str]:
+        """The options that stand on the command line, by their long names."""
+        named = [p for p in self.params if p.param_type_name == "option"]
+        return [p.opts[0] for p in named if ctx.get_parameter_source(p.name).name == "COMMANDLINE"]
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """`[OPTIONS] ORIGINAL COMPRESSED...`."""

@@ -38,9 +38,9 @@ def writable(path: Path | None) -> Path | None:
     return path
 
 
-def require_file(output: Path | str | None, what: str) -> None:
-    """Refuse stdout as the place of what is a file."""
-    if str(output) == str(STDOUT):
+def require_file(output: str | None, what: str) -> None:
+    """Refuse stdout as the place of what is a file; an option whose type is a path refuses it by itself."""
+    if output == str(STDOUT):
         raise UsageError(f"{what} does not go to stdout", where="-o -", hint="name a file")
 
 
@@ -68,6 +68,7 @@ Json = Annotated[
     Option(
         "--json",
         metavar="FILE",
+        allow_dash=True,
         callback=writable,
         help="The result as JSON; -: to stdout, alone there.",
     ),

@@ -21,7 +21,6 @@ from gpusq_onnx.cli.options import (
 )
 from gpusq_onnx.cli.spare import claim
 from gpusq_onnx.cli.tune import SensitivityArgs
-from gpusq_onnx.errors import UsageError
 
 SCREEN = 40  # groups of layers
 
@@ -68,9 +67,6 @@ def plan(
     look: SensitivityArgs = SensitivityArgs(),
 ) -> None:
     """Show what apply would do to each tensor, and why, with totals before and after; writes no model."""
-    if look.given and not sensitivity:
-        raise UsageError("--forms, --images, --exact and --no-cache go with --sensitivity", hint="add --sensitivity")
-
     asked = _Asked(pipeline, data, seed, report, json, quiet, full)
 
     def one(model: Path, alone: bool) -> str:
@@ -124,18 +120,11 @@ def _sensitivity(model: Path, asked: _Asked, look: SensitivityArgs, alone: bool)
     from gpusq_onnx.cli.progress import open_progress
     from gpusq_onnx.workflows.sensitivity import sensitivity
 
-    pipeline = asked.pipeline
-    if pipeline.passes or pipeline.recipe:
-        raise UsageError(
-            "--sensitivity looks at every form that a target has, not at passes",
-            found="--passes" if pipeline.passes else "--recipe",
-            hint="leave it out; --forms names the forms",
-        )
     with open_progress(quiet=asked.quiet or not leads()) as progress:
         found = sensitivity(
             model,
             data=asked.data.options(asked.seed),
-            target=pipeline.target,
+            target=asked.pipeline.target,
             progress=progress,
             **look.options(),  # type: ignore[arg-type]  # by name
         )

@@ -57,11 +57,6 @@ class SensitivityArgs:
         found: dict[str, object] = {key: value for key, value in given.items() if value is not None}
         return found | {"forms": named, "cache": None if self.no_cache else default_cache()}
 
-    @property
-    def given(self) -> bool:
-        """Whether any was given."""
-        return self != SensitivityArgs()
-
 
 @dataclass(frozen=True)
 class GoalArgs:
@@ -104,11 +99,8 @@ class TrainingArgs:
     )
 
     def options(self) -> dict[str, Any]:
-        """What was given, as the library takes it. Raises UsageError for rounds of no training."""
-        given = {key: value for key, value in vars(self).items() if value is not None}
-        if given.keys() == {"rounds"}:
-            raise UsageError("--rounds counts trainings, and nothing is trained", hint="add --finetune EPOCHS")
-        return given
+        """What was given, as the library takes it."""
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
 def tune(
