@@ -28,7 +28,9 @@ from gpusq_onnx.runtime.ort import silenced
 class CanonicalOptions(PassOptions):
     """Options of `canonical`."""
 
-    attention: bool = Field(True, description="take fused Attention of few tokens apart, so that INT8 reaches it")
+    attention: bool = Field(
+        default=True, description="take fused Attention of few tokens apart, so that INT8 reaches it"
+    )
 
 
 class Canonical(Pass[CanonicalOptions]):

@@ -29,15 +29,21 @@ from gpusq_onnx.pipeline.base import Context, Fact, Pass, PlanContext, PlanRow
 class DistillOptions(LabelFree):
     """Options of `distill`; a default that is not the paper's did best without labels (docs/benchmarks.md)."""
 
-    epochs: int = Field(40, ge=1, description="passes over the training images")
-    batch: int = Field(16, ge=1, description="images in an optimiser step, over all processes")
-    lr: float = Field(5e-4, gt=0, description="peak learning rate of weights")
-    decay: float = Field(0.0, ge=0, description="AdamW's weight decay, of weights alone")
-    gamma: float = Field(40.0, ge=0, description="weight of the feature loss; 0: off (paper: 5)")
-    bound: float = Field(8.0, ge=0, description="in a map's root mean squares: what is above counts as that; 0: off")
-    blockwise: float = Field(0.8, ge=0, le=1, description="share of the steps, the first, with blocks trained apart")
-    tokens: float = Field(0.5, gt=0, le=1, description="share of the patches' tokens that go through the blocks")
-    crop: float = Field(0.25, gt=0, le=1, description="least share of an image in a random crop; 1: no crops")
+    epochs: int = Field(default=40, ge=1, description="passes over the training images")
+    batch: int = Field(default=16, ge=1, description="images in an optimiser step, over all processes")
+    lr: float = Field(default=5e-4, gt=0, description="peak learning rate of weights")
+    decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay, of weights alone")
+    gamma: float = Field(default=40.0, ge=0, description="weight of the feature loss; 0: off (paper: 5)")
+    bound: float = Field(
+        default=8.0, ge=0, description="in a map's root mean squares: what is above counts as that; 0: off"
+    )
+    blockwise: float = Field(
+        default=0.8, ge=0, le=1, description="share of the steps, the first, with blocks trained apart"
+    )
+    tokens: float = Field(
+        default=0.5, gt=0, le=1, description="share of the patches' tokens that go through the blocks"
+    )
+    crop: float = Field(default=0.25, gt=0, le=1, description="least share of an image in a random crop; 1: no crops")
 
 
 class Distill(Pass[DistillOptions]):

@@ -25,7 +25,7 @@ from gpusq_onnx.runtime.ort import silenced
 class FoldOptions(PassOptions):
     """Options of `fold`."""
 
-    growth: float = Field(1.0, ge=0, description="MiB by which one folded tensor may make the file larger")
+    growth: float = Field(default=1.0, ge=0, description="MiB by which one folded tensor may make the file larger")
 
 
 class FoldConstants(Pass[FoldOptions]):

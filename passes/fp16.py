@@ -46,11 +46,17 @@ FUSE, NORM = "fuse", "LayerNormalization"
 class Fp16Options(PassOptions):
     """Options of `fp16`."""
 
-    io: Literal["keep", "float16"] = Field("keep", description="types of float graph inputs and outputs")
-    overflow: Literal["float32", "refuse"] = Field("float32", description="what FP16 cannot hold: keep it, or fail")
-    headroom: float = Field(2.0, ge=1, le=1024, description="|x| from 65504/headroom on counts as near overflow")
-    images: int = Field(64, ge=0, description="samples that the range guard looks at; 0: weights only")
-    keep: list[str] = Field([], description="operators, node names or module paths (patterns) that stay in FP32")
+    io: Literal["keep", "float16"] = Field(default="keep", description="types of float graph inputs and outputs")
+    overflow: Literal["float32", "refuse"] = Field(
+        default="float32", description="what FP16 cannot hold: keep it, or fail"
+    )
+    headroom: float = Field(
+        default=2.0, ge=1, le=1024, description="|x| from 65504/headroom on counts as near overflow"
+    )
+    images: int = Field(default=64, ge=0, description="samples that the range guard looks at; 0: weights only")
+    keep: list[str] = Field(
+        default=[], description="operators, node names or module paths (patterns) that stay in FP32"
+    )
 
 
 class Fp16(Pass[Fp16Options]):

@@ -76,22 +76,25 @@ class Int4Options(EndsOptions):
     """Options of `int4-weights`."""
 
     runtime: Literal["tensorrt", "onnxruntime"] = Field(
-        "tensorrt",
+        default="tensorrt",
         validation_alias=AliasChoices("runtime", "for"),
         description="whose form: DequantizeLinear in blocks, or MatMulNBits; for=... says the same",
     )
     block: Literal["auto", 128, 64, 32, 16] = Field(
-        "auto", description="weights along K that share a scale, at most; auto: 64, or 32 for onnxruntime"
+        default="auto", description="weights along K that share a scale, at most; auto: 64, or 32 for onnxruntime"
     )
-    clip: Literal["mse", "absmax"] = Field("mse", description="how scales are chosen")
-    rounding: Rounding = Field("auto", description=ROUNDING)
-    bias_correction: bool = Field(True, description="rounding=gptq: let biases absorb the mean output error")
+    clip: Literal["mse", "absmax"] = Field(default="mse", description="how scales are chosen")
+    rounding: Rounding = Field(default="auto", description=ROUNDING)
+    bias_correction: bool = Field(default=True, description="rounding=gptq: let biases absorb the mean output error")
     accuracy_level: int = Field(
-        4, ge=0, le=4, description="onnxruntime: of MatMulNBits; 4 rounds the data to INT8, 1 keeps it in FP32, 0 unset"
+        default=4,
+        ge=0,
+        le=4,
+        description="onnxruntime: of MatMulNBits; 4 rounds the data to INT8, 1 keeps it in FP32, 0 unset",
     )
-    only: list[str] = Field([], description="roles, operators or name patterns to quantise; empty: all")
-    skip: list[str] = Field([], description="roles, operators or name patterns to leave in float")
-    smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay in float")
+    only: list[str] = Field(default=[], description="roles, operators or name patterns to quantise; empty: all")
+    skip: list[str] = Field(default=[], description="roles, operators or name patterns to leave in float")
+    smallest: int = Field(default=SMALLEST, ge=1, description="weights with a side below this stay in float")
 
 
 class Int4Weights(Pass[Int4Options]):

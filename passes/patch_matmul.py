@@ -26,7 +26,9 @@ from gpusq_onnx.pipeline.base import SKIP, Context, Pass, PassOptions, PlanConte
 class PatchMatMulOptions(PassOptions):
     """Options of `patch-matmul`."""
 
-    inner: bool = Field(False, description="Convs after the first layer, too: their channels can be 2:4 as they are")
+    inner: bool = Field(
+        default=False, description="Convs after the first layer, too: their channels can be 2:4 as they are"
+    )
 
 
 class PatchMatMul(Pass[PatchMatMulOptions]):

@@ -48,11 +48,19 @@ from gpusq_onnx.sparsity.patterns import TWO_FOUR, Pattern, parse_pattern
 class PermuteOptions(EndsOptions):
     """Options of `permute`."""
 
-    pattern: PatternName = Field(TWO_FOUR.name, description="that the weights will be pruned to: N:M, or 4:8pair")
-    saliency: Literal["auto", "magnitude", "activation"] = Field("auto", description="of a weight: what is to be kept")
-    only: list[str] = Field([], description="roles, operators or name patterns whose inputs to order; empty: all")
-    skip: list[str] = Field([], description="roles, operators or name patterns whose inputs to leave as they are")
-    smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this count as left dense")
+    pattern: PatternName = Field(
+        default=TWO_FOUR.name, description="that the weights will be pruned to: N:M, or 4:8pair"
+    )
+    saliency: Literal["auto", "magnitude", "activation"] = Field(
+        default="auto", description="of a weight: what is to be kept"
+    )
+    only: list[str] = Field(
+        default=[], description="roles, operators or name patterns whose inputs to order; empty: all"
+    )
+    skip: list[str] = Field(
+        default=[], description="roles, operators or name patterns whose inputs to leave as they are"
+    )
+    smallest: int = Field(default=SMALLEST, ge=1, description="weights with a side below this count as left dense")
 
 
 @dataclass(frozen=True)

@@ -58,21 +58,28 @@ USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a sid
 class PruneOptions(EndsOptions):
     """Options of `prune` and of its names for a pattern."""
 
-    method: Literal["auto", "magnitude", "sparsegpt"] = Field("auto", description="how weights are chosen")
-    pattern: PatternName = Field(TWO_FOUR.name, description="N:M, or 4:8pair for 4-bit tensor cores")
-    only: list[str] = Field([], description="roles, operators or name patterns to prune; empty: all that can be")
-    skip: list[str] = Field([], description="roles, operators or name patterns to leave dense")
-    smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay dense")
-    damping: float = Field(0.01, gt=0, le=1, description="SparseGPT: share of the mean diagonal of H added to it")
+    method: Literal["auto", "magnitude", "sparsegpt"] = Field(default="auto", description="how weights are chosen")
+    pattern: PatternName = Field(default=TWO_FOUR.name, description="N:M, or 4:8pair for 4-bit tensor cores")
+    only: list[str] = Field(
+        default=[], description="roles, operators or name patterns to prune; empty: all that can be"
+    )
+    skip: list[str] = Field(default=[], description="roles, operators or name patterns to leave dense")
+    smallest: int = Field(default=SMALLEST, ge=1, description="weights with a side below this stay dense")
+    damping: float = Field(
+        default=0.01, gt=0, le=1, description="SparseGPT: share of the mean diagonal of H added to it"
+    )
     aim: Literal["dense", "layer"] = Field(
-        "dense", description="SparseGPT: outputs to come near to: the dense model's, or the layer's own on its inputs"
+        default="dense",
+        description="SparseGPT: outputs to come near to: the dense model's, or the layer's own on its inputs",
     )
     rows: Literal["equal", "fisher", "auto"] = Field(
-        "equal",
+        default="equal",
         description="SparseGPT: what each token or position counts for; fisher: by a classifier's gradients; "
         "auto: the latter where the model is one",
     )
-    bias_correction: bool = Field(True, description="SparseGPT: move biases by the mean output error that is left")
+    bias_correction: bool = Field(
+        default=True, description="SparseGPT: move biases by the mean output error that is left"
+    )
 
 
 class Prune(Pass[PruneOptions]):
@@ -230,7 +237,7 @@ class Prune24(Prune):
 class Prune48PairOptions(PruneOptions):
     """Options of `prune48pair`."""
 
-    pattern: PatternName = Field(PAIRS_48.name, description="4:8pair, the pattern of 4-bit tensor cores")
+    pattern: PatternName = Field(default=PAIRS_48.name, description="4:8pair, the pattern of 4-bit tensor cores")
 
 
 class Prune48Pair(Prune):
@@ -244,7 +251,9 @@ class Prune48Pair(Prune):
 class PruneNmOptions(PruneOptions):
     """Options of `prune-nm`."""
 
-    pattern: PatternName = Field("1:4", description="N:M with 1 <= N < M <= 64; 1:4, 2:8 and 2:16 run on 2:4 kernels")
+    pattern: PatternName = Field(
+        default="1:4", description="N:M with 1 <= N < M <= 64; 1:4, 2:8 and 2:16 run on 2:4 kernels"
+    )
 
 
 class PruneNm(Prune):

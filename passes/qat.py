@@ -46,18 +46,23 @@ FOUR_BITS: Mapping[str, float] = MappingProxyType({"lr": 1e-4, "vector_lr": 1.0,
 class QatOptions(LabelFree):
     """Options of `qat`; a default that is not the paper's did best without labels (docs/benchmarks.md)."""
 
-    epochs: int = Field(3, ge=1, description="passes over the training images")
-    batch: int = Field(20, ge=1, description="images in an optimiser step, over all processes")
-    lr: float = Field(4e-6, gt=0, description="peak learning rate of weights (of 4 bits: 1e-4)")
-    vector_lr: float = Field(25.0, ge=0, description="of biases, norms and positions, as a share of lr (4 bits: 1)")
-    scale_lr: float = Field(2.5, ge=0, description="the scales' learning rate, as a share of lr (4 bits: 1)")
-    against: Literal["auto", "sparse", "dense"] = Field(
-        "auto", description="teacher: the dense model, or the sparse float one (paper); auto: dense where it is known"
+    epochs: int = Field(default=3, ge=1, description="passes over the training images")
+    batch: int = Field(default=20, ge=1, description="images in an optimiser step, over all processes")
+    lr: float = Field(default=4e-6, gt=0, description="peak learning rate of weights (of 4 bits: 1e-4)")
+    vector_lr: float = Field(
+        default=25.0, ge=0, description="of biases, norms and positions, as a share of lr (4 bits: 1)"
     )
-    dense: Path | None = Field(None, description="the dense model; none: the one before this pipeline's pruning")
-    factors: Factors = Field("inverse", description="how w_i follows from D_i")
-    images: int = Field(1024, ge=1, description="images that D_i is measured on")
-    recalibrate: bool = Field(True, description="choose weight scales again before they are learned")
+    scale_lr: float = Field(default=2.5, ge=0, description="the scales' learning rate, as a share of lr (4 bits: 1)")
+    against: Literal["auto", "sparse", "dense"] = Field(
+        default="auto",
+        description="teacher: the dense model, or the sparse float one (paper); auto: dense where it is known",
+    )
+    dense: Path | None = Field(
+        default=None, description="the dense model; none: the one before this pipeline's pruning"
+    )
+    factors: Factors = Field(default="inverse", description="how w_i follows from D_i")
+    images: int = Field(default=1024, ge=1, description="images that D_i is measured on")
+    recalibrate: bool = Field(default=True, description="choose weight scales again before they are learned")
 
 
 class Qat(Pass[QatOptions]):

@@ -33,8 +33,10 @@ from gpusq_onnx.quant.schemes import SCHEMES, Scheme
 class ProfileOptions(QuantiseOptions):
     """Options of passes whose codes INT8 kernels multiply."""
 
-    profile: Literal["accurate", "sparse-int8"] = Field("accurate", description="which tensors get a pair")
-    outputs: Literal["pruned", "all"] = Field("pruned", description="sparse-int8: of the pruned Linears, or of all")
+    profile: Literal["accurate", "sparse-int8"] = Field(default="accurate", description="which tensors get a pair")
+    outputs: Literal["pruned", "all"] = Field(
+        default="pruned", description="sparse-int8: of the pruned Linears, or of all"
+    )
 
 
 OptionsT = TypeVar("OptionsT", bound=ProfileOptions)
@@ -56,8 +58,8 @@ class ProfiledPass(QuantisingPass[OptionsT]):
 class QdqOptions(ProfileOptions):
     """Options of `qdq`."""
 
-    scheme: str = Field("int8", description=f"formats of weights and inputs: {', '.join(SCHEMES)}")
-    weights: Literal["float", "codes"] = Field("float", description="stored as float before Q/DQ, or as codes")
+    scheme: str = Field(default="int8", description=f"formats of weights and inputs: {', '.join(SCHEMES)}")
+    weights: Literal["float", "codes"] = Field(default="float", description="stored as float before Q/DQ, or as codes")
 
     @field_validator("scheme")
     @classmethod
@@ -87,7 +89,9 @@ class Qdq(ProfiledPass[QdqOptions]):
 class QdqInt8Options(ProfileOptions):
     """Options of `qdq-int8`."""
 
-    weights: Literal["float", "int8"] = Field("float", description="stored as float before Q/DQ, or as INT8 codes")
+    weights: Literal["float", "int8"] = Field(
+        default="float", description="stored as float before Q/DQ, or as INT8 codes"
+    )
 
 
 class QdqInt8(ProfiledPass[QdqInt8Options]):

@@ -36,9 +36,11 @@ class QdqFp8Options(QuantiseOptions):
     """Options of `qdq-fp8`."""
 
     equalise: bool = Field(
-        False, description="move outlier channels into LayerNorms and weights: FP8 has no need of it"
+        default=False, description="move outlier channels into LayerNorms and weights: FP8 has no need of it"
     )
-    weights: Literal["float", "fp8"] = Field("float", description="stored as float before Q/DQ, or as FP8 codes")
+    weights: Literal["float", "fp8"] = Field(
+        default="float", description="stored as float before Q/DQ, or as FP8 codes"
+    )
 
 
 class QdqFp8(QuantisingPass[QdqFp8Options]):

@@ -41,15 +41,15 @@ WARNING = (
 class QdqInt4Options(ProfileOptions):
     """Options of `qdq-int4`."""
 
-    activations: Literal["int8", "int4"] = Field("int8", description="data of the Linears: W4A8 or W4A4")
+    activations: Literal["int8", "int4"] = Field(default="int8", description="data of the Linears: W4A8 or W4A4")
     deployment: Literal["int8-carrier", "native"] = Field(
-        "int8-carrier", description="4-bit values in INT8 tensors, or ONNX INT4 codes, which are for research"
+        default="int8-carrier", description="4-bit values in INT8 tensors, or ONNX INT4 codes, which are for research"
     )
     block: Literal[0, 16, 32, 64, 128] = Field(
-        0, description="weights along K that share a scale, native only; 0: one scale an output channel"
+        default=0, description="weights along K that share a scale, native only; 0: one scale an output channel"
     )
-    eight: list[str] = Field([], description="roles, operators or name patterns that keep 8 bits")
-    weights: Literal["float", "codes"] = Field("float", description="stored as float before Q/DQ, or as codes")
+    eight: list[str] = Field(default=[], description="roles, operators or name patterns that keep 8 bits")
+    weights: Literal["float", "codes"] = Field(default="float", description="stored as float before Q/DQ, or as codes")
 
 
 class QdqInt4(ProfiledPass[QdqInt4Options]):

@@ -39,11 +39,17 @@ class QdqNvfp4Options(QuantiseOptions):
     """Options of `qdq-nvfp4`."""
 
     observer: Literal["auto", "minmax", "percentile", "mse", "entropy"] = Field(
-        "auto", description="of activation ranges, auto: minmax; a block above it saturates"
+        default="auto", description="of activation ranges, auto: minmax; a block above it saturates"
     )
-    equalise: bool = Field(False, description="move outlier channels into LayerNorms and weights: blocks do without")
-    activations: Literal["dynamic", "none"] = Field("dynamic", description="FP4 at run time, or float: weight-only")
-    weights: Literal["codes", "float"] = Field("codes", description="stored as FP4 codes, or as float before Q/DQ")
+    equalise: bool = Field(
+        default=False, description="move outlier channels into LayerNorms and weights: blocks do without"
+    )
+    activations: Literal["dynamic", "none"] = Field(
+        default="dynamic", description="FP4 at run time, or float: weight-only"
+    )
+    weights: Literal["codes", "float"] = Field(
+        default="codes", description="stored as FP4 codes, or as float before Q/DQ"
+    )
 
 
 class QdqNvfp4(QuantisingPass[QdqNvfp4Options]):

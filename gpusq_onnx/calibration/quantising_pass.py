@@ -3,7 +3,7 @@
     weights      every constant weight that `graph.exclusions` has no reason against
     inputs       those of the quantised weights, one pair a tensor, outlier channels equalised where that is exact
     outputs      where the pass wants pairs after Linears: sparse kernels are narrow in, narrow out
-    attention    the operands of both products, where there are few tokens
+    attention    the operands of both products, where there are few tokens; other products of data stay in float
 
 A pass is a `Scheme` (formats and blocks, `quant.schemes`) plus options; `calibration.quantise` carries the rows out.
 """
@@ -21,11 +21,12 @@ from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounded_by_outpu
 from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.attention import Attention
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
+from gpusq_onnx.graph.leftovers import products_of_data
 from gpusq_onnx.graph.model import Model, Node, Tensor
 from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS
 from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias
-from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.graph.sites import Site, module_path
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline.base import (
@@ -52,19 +53,23 @@ class QuantiseOptions(EndsOptions):
     """Options of every quantising pass."""
 
     observer: Literal["auto", "minmax", "percentile", "mse", "snr", "entropy"] = Field(
-        "auto", description="of activation ranges; auto: snr, of float formats minmax"
+        default="auto", description="of activation ranges; auto: snr, of float formats minmax"
     )
-    percentile: float = Field(99.99, gt=50, le=100, description="of |x|, for observer=percentile")
-    attention: bool = Field(True, description="quantise the operands of both attention products")
-    skip_attention: list[int] = Field([], description="attention cores to leave in float, counted from 0")
-    equalise: bool = Field(True, description="move outlier channels into LayerNorms, weights and, where needed, a Mul")
-    bias_correction: bool = Field(True, description="let biases absorb the mean rounding error")
-    softmax: Literal["observed", "fixed"] = Field("observed", description="its scale: calibrated, or ending at 1")
-    clip: Literal["mse", "absmax"] = Field("mse", description="how weight scales are chosen")
-    rounding: Rounding = Field("auto", description=ROUNDING)
-    only: list[str] = Field([], description="roles, operators or name patterns to quantise; empty: all")
-    skip: list[str] = Field([], description="roles, operators or name patterns to leave in float")
-    smallest: int = Field(SMALLEST, ge=1, description="weights with a side below this stay in float")
+    percentile: float = Field(default=99.99, gt=50, le=100, description="of |x|, for observer=percentile")
+    attention: bool = Field(default=True, description="quantise the operands of both attention products")
+    skip_attention: list[int] = Field(default=[], description="attention cores to leave in float, counted from 0")
+    equalise: bool = Field(
+        default=True, description="move outlier channels into LayerNorms, weights and, where needed, a Mul"
+    )
+    bias_correction: bool = Field(default=True, description="let biases absorb the mean rounding error")
+    softmax: Literal["observed", "fixed"] = Field(
+        default="observed", description="its scale: calibrated, or ending at 1"
+    )
+    clip: Literal["mse", "absmax"] = Field(default="mse", description="how weight scales are chosen")
+    rounding: Rounding = Field(default="auto", description=ROUNDING)
+    only: list[str] = Field(default=[], description="roles, operators or name patterns to quantise; empty: all")
+    skip: list[str] = Field(default=[], description="roles, operators or name patterns to leave in float")
+    smallest: int = Field(default=SMALLEST, ge=1, description="weights with a side below this stay in float")
 
 
 OptionsT = TypeVar("OptionsT", bound=QuantiseOptions)
@@ -139,6 +144,7 @@ class QuantisingPass(Pass[OptionsT]):
         if self.scheme.attention is not None:
             for number, attention in enumerate(structure.attentions):
                 rows += self._attention_rows(number, attention, structure, self.scheme.attention)
+            rows += _product_rows(structure)
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
@@ -260,6 +266,17 @@ class QuantisingPass(Pass[OptionsT]):
             path = attention.proj.path.rpartition(".")[0] if attention.proj is not None else ""
             rows.append(PlanRow(tensor.name, path, operand, node.op, shape, decision, why, {} if reason else detail))
         return rows
+
+
+def _product_rows(structure: Structure) -> list[PlanRow]:
+    """A row for every product of two tensors of data that stays in float because no attention core has it."""
+    reason = "multiplies two tensors of data and is in no attention core: product, Softmax over the last axis, product"
+    rows = []
+    for node in products_of_data(structure.flow, structure.attentions):
+        made = str(node.outputs[0].name)
+        shape = structure.shapes.get(made, ())
+        rows.append(PlanRow(made, module_path(node), "product", str(node.op), shape, SKIP, reason))
+    return rows
 
 
 def require_float(model: Model) -> None:

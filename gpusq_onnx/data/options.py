@@ -35,46 +35,67 @@ class DataOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: Path | None = Field(
-        None,
+        default=None,
         description="folder of images, .parquet, .tar, .npy, .npz, script FILE.py[:function]; none: synthetic images",
     )
     samples: int | None = Field(
-        None, ge=1, description="how many samples to use, spread over the classes; none: 128; to train and score, all"
+        default=None,
+        ge=1,
+        description="how many samples to use, spread over the classes; none: 128; to train and score, all",
     )
     calibrate: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="how many of these prune and calibrate; none: 128 where others train, else all of them",
     )
     hold_out: int | None = Field(
-        None, ge=1, description="how many of the samples nothing prunes, calibrates or trains with; none: 0"
+        default=None, ge=1, description="how many of the samples nothing prunes, calibrates or trains with; none: 0"
     )
-    preset: str | None = Field(None, description=f"values for the keys below that are not given: {', '.join(PRESETS)}")
+    preset: str | None = Field(
+        default=None, description=f"values for the keys below that are not given: {', '.join(PRESETS)}"
+    )
     resize: int | None = Field(
-        None, ge=1, le=LONGEST, description="shorter side before the crop, px; none: crop / crop_ratio"
+        default=None, ge=1, le=LONGEST, description="shorter side before the crop, px; none: crop / crop_ratio"
     )
-    crop_ratio: float = Field(0.875, gt=0, le=1, description="crop / resize, where resize is not given: crop_pct")
+    crop_ratio: float = Field(
+        default=0.875, gt=0, le=1, description="crop / resize, where resize is not given: crop_pct"
+    )
     crop: int | None = Field(
-        None, ge=1, le=LONGEST, description="side of the square centre crop, px; none: what the model takes"
+        default=None, ge=1, le=LONGEST, description="side of the square centre crop, px; none: what the model takes"
     )
-    mean: tuple[float, ...] = Field(IMAGENET_MEAN, description="mean per RGB channel, of pixels 0..1; 1 or 3 values")
-    std: tuple[float, ...] = Field(IMAGENET_STD, description="std per RGB channel, of pixels 0..1; 1 or 3 values")
+    mean: tuple[float, ...] = Field(
+        default=IMAGENET_MEAN, description="mean per RGB channel, of pixels 0..1; 1 or 3 values"
+    )
+    std: tuple[float, ...] = Field(
+        default=IMAGENET_STD, description="std per RGB channel, of pixels 0..1; 1 or 3 values"
+    )
     fit: Literal["crop", "stretch"] = Field(
-        "crop", description="crop: resize the shorter side and crop; stretch: the whole image to the input's size"
+        default="crop",
+        description="crop: resize the shorter side and crop; stretch: the whole image to the input's size",
     )
-    classes: Path | None = Field(None, description="text file; line i (from 0) is the folder name of class i")
-    annotations: Path | None = Field(None, description="COCO JSON (boxes); of the folder's images, those it is about")
+    classes: Path | None = Field(default=None, description="text file; line i (from 0) is the folder name of class i")
+    annotations: Path | None = Field(
+        default=None, description="COCO JSON (boxes); of the folder's images, those it is about"
+    )
     masks: Path | None = Field(
-        None, description="folder of label maps, NAME.png for NAME.jpg; images with one are used"
+        default=None, description="folder of label maps, NAME.png for NAME.jpg; images with one are used"
     )
-    reduce_zero_label: bool = Field(False, description="in label maps 0 is no class, and 1 is the first (ADE20K)")
-    layout: Literal["NCHW", "NHWC"] | None = Field(None, description="axis order; none: what the model's input says")
-    channels: Literal["RGB", "BGR"] = Field("RGB", description="channel order of the tensor; mean and std stay RGB")
-    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = Field("bicubic", description="of the resize")
+    reduce_zero_label: bool = Field(
+        default=False, description="in label maps 0 is no class, and 1 is the first (ADE20K)"
+    )
+    layout: Literal["NCHW", "NHWC"] | None = Field(
+        default=None, description="axis order; none: what the model's input says"
+    )
+    channels: Literal["RGB", "BGR"] = Field(
+        default="RGB", description="channel order of the tensor; mean and std stay RGB"
+    )
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = Field(
+        default="bicubic", description="of the resize"
+    )
     max_pixels: int = Field(
-        89_478_485, ge=1, le=MOST_PIXELS, description="an image with more counts as corrupt: width x height"
+        default=89_478_485, ge=1, le=MOST_PIXELS, description="an image with more counts as corrupt: width x height"
     )
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="chooses the samples and the synthetic images")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="chooses the samples and the synthetic images")
 
     @model_validator(mode="before")
     @classmethod

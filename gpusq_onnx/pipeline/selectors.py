@@ -105,8 +105,8 @@ PatternName = Annotated[str, AfterValidator(_pattern_name)]
 class EndsOptions(PassOptions):
     """Options of every pass that prunes or quantises."""
 
-    patch: bool = Field(False, description="include first layers, as the paper does (see patch-matmul)")
-    head: bool = Field(False, description="include heads, as the paper does")
+    patch: bool = Field(default=False, description="include first layers, as the paper does (see patch-matmul)")
+    head: bool = Field(default=False, description="include heads, as the paper does")
 
     def includes(self, site: Site) -> bool:
         """Whether an option asks for this site."""
