@@ -21,7 +21,7 @@ from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounded_by_outpu
 from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.attention import Attention
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
-from gpusq_onnx.graph.leftovers import products_of_data
+from gpusq_onnx.graph.leftovers import find_products
 from gpusq_onnx.graph.model import Model, Node, Tensor
 from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS
@@ -269,13 +269,11 @@ class QuantisingPass(Pass[OptionsT]):
 
 
 def _product_rows(structure: Structure) -> list[PlanRow]:
-    """A row for every product of two tensors of data that stays in float because no attention core has it."""
-    reason = "multiplies two tensors of data and is in no attention core: product, Softmax over the last axis, product"
+    """A row for every product of two tensors of data that is in no attention core."""
     rows = []
-    for node in products_of_data(structure.flow, structure.attentions):
-        made = str(node.outputs[0].name)
-        shape = structure.shapes.get(made, ())
-        rows.append(PlanRow(made, module_path(node), "product", str(node.op), shape, SKIP, reason))
+    for left in find_products(structure.flow, structure.attentions):
+        shape = structure.shapes.get(left.tensor, ())
+        rows.append(PlanRow(left.tensor, module_path(left.node), "product", left.node.op, shape, SKIP, left.reason))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Products of data with a constant that are no site: all of them, each with the reason.
+"""Products that are no site: of data with a constant, all of them, each with the reason; and of data with data.
 
 A site is a product whose constant a view lays out as w[out, k] (`graph.sites`). What is left of the operators that
 multiply with constants is found here by exclusion, so that a plan has a row for every product, and none is missed
@@ -11,6 +11,8 @@ because no walk knows its form:
     subgraphs      products inside the branches of an If, or in a Loop
     other weights  GRU, LSTM, DeformConv, and operators of other domains that read a constant matrix
 
+Products of two tensors of data are quantised in attention cores alone; the others are found by exclusion, too.
+
 Limits: inside subgraphs, constants are initializers and Constant nodes, of the subgraph or from around it.
 """
 
@@ -22,8 +24,9 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
+from gpusq_onnx.graph.attention import Attention
 from gpusq_onnx.graph.dataflow import Dataflow, has_subgraph
-from gpusq_onnx.graph.operators import PRODUCTS, WEIGHTS, factors, is_standard
+from gpusq_onnx.graph.operators import LINEAR, PRODUCTS, WEIGHTS, factors, is_standard
 from gpusq_onnx.graph.qdq.weight_only import NBITS
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.trace import trace
@@ -31,13 +34,15 @@ from gpusq_onnx.graph.trace import trace
 _OTHERS = frozenset("GRU LSTM RNN DeformConv MatMulInteger ConvInteger QLinearMatMul QLinearConv".split())
 _LEAST = 16  # the sides from which a constant that an unknown operator reads is taken for a weight
 
+_NO_CORE = "two tensors of data, in no attention core (product, Softmax over the last axis, product): it stays in float"
+
 
 @dataclass(frozen=True)
 class Leftover:
     """One product that is no site.
 
     Attributes:
-        tensor: the constant's name; the product's result where the constant is computed.
+        tensor: the constant's name; the product's result where the constant is computed, or there is none.
         node: the product.
         shape: of the constant; empty where it is computed.
         reason: why it is no site, as plans print it.
@@ -59,6 +64,17 @@ def find_leftovers(flow: Dataflow, sites: Sequence[Site]) -> list[Leftover]:
         elif id(node) not in known and flow.data_inputs(node):
             found += _of(node, flow)
     return found
+
+
+def find_products(flow: Dataflow, attentions: Sequence[Attention]) -> list[Leftover]:
+    """Every matrix product of two tensors of data that is in no attention core, in graph order."""
+    known = {id(node) for attention in attentions for node in (attention.scores, attention.context)}
+    return [
+        Leftover(str(node.outputs[0].name), node, (), _NO_CORE)
+        for node in flow.nodes
+        if (node.op in LINEAR or node.op == "Einsum") and is_standard(node) and id(node) not in known
+        if sum(map(flow.is_data, factors(node))) > 1
+    ]
 
 
 def called(node: gs.Node) -> str:

@@ -151,3 +151,27 @@ def test_codes_of_a_few_bits_have_a_row_and_a_reason() -> None:
     with pytest.raises(NothingMatched, match="stored as codes of 4 bits: start from the float model") as caught:
         Prune24(Prune24.Options()).plan(found, analyse(found), PlanContext())
     assert [(row.tensor, row.shape) for row in caught.value.rows] == [("q", (32, 32))]
+
+
+def test_products_of_data_in_no_attention_core_have_rows_when_pairs_are_planned() -> None:
+    """Gram matrices, linear attention, a Softmax taken apart: nothing stays in float in silence."""
+    nodes = [
+        node("Transpose", ["h"], ["t"], perm=[0, 2, 1]),
+        node("MatMul", ["h", "t"], ["s"]),
+        node("Relu", ["s"], ["p"]),
+        node("MatMul", ["p", "h"], ["c"]),
+        node("Einsum", ["c", "h", "h"], ["y"], equation="bnc,bnc,bnc->bc"),
+    ]
+    found = model(made(nodes))
+    structure = analyse(found)
+    assert (structure.attentions, structure.leftovers) == ([], [])
+    rows = [row for row in QdqInt8(QdqInt8.Options()).plan(found, structure, PlanContext()) if row.role == "product"]
+    assert [(row.tensor, row.op, row.shape, row.skipped) for row in rows] == [
+        ("s", "MatMul", (2, 4, 4), True),
+        ("c", "MatMul", (2, 4, 32), True),
+        ("y", "Einsum", (2, 32), True),
+    ]
+    assert len({row.reason for row in rows}) == 1, "they are one line of the screen"
+    assert "in no attention core (product, Softmax over the last axis, product)" in rows[0].reason
+    for step in (Prune24, Int4Weights):
+        assert not [row for row in step(step.Options()).plan(found, structure, PlanContext()) if row.role == "product"]
