@@ -104,11 +104,7 @@ def train(
         with freed_memory_kept():
             trainer.run(objective, teaching, folder, watch)
         after = judged("after")
-    if after.soft > before.soft:
-        trainer.notes.append(
-            f"the model is further from its teacher than it was before ({before.soft:.4g} -> {after.soft:.4g}): "
-            "a smaller lr, or more epochs"
-        )
+    trainer.notes += _further(before.soft, after.soft)
     return History(
         before,
         after,
@@ -122,6 +118,15 @@ def train(
         trainer.curve,
         trainer.notes,
     )
+
+
+def _further(before: float, after: float) -> list[str]:
+    """The note that training took the student away from its teacher; none for a difference of less than four digits."""
+    first, last = f"{before:.4g}", f"{after:.4g}"
+    if after <= before or first == last:
+        return []
+    moved = f"{first} -> {last}"
+    return [f"the model is further from its teacher than it was before ({moved}): a smaller lr, or more epochs"]
 
 
 def _sigmoid(setup: Setup, source: Source, hardware: Hardware, teaching: Teaching) -> bool:

@@ -166,7 +166,8 @@ def _weight_row(site: Site, facts: Sequence[Fact], why: Mapping[str, str]) -> Pl
         return PlanRow(*head, SKIP, why[site.name], {} if pattern is None else Following(pattern.name))
     if pattern is None:
         return PlanRow(*head, TRAIN, "dense")
-    reason = f"{pattern.name} stays: zeros are written again after every step"
+    kept = f"{pattern.name} stays" if site.read().any() else "all zero, and stays so"
+    reason = f"{kept}: zeros are written again after every step"
     return PlanRow(*head, TRAIN, reason, Following(pattern.name))
 
 

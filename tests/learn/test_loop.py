@@ -45,6 +45,19 @@ def test_the_student_comes_closer_and_its_zeros_stay(options: dict[str, Any]) ->
     assert {"loss", "hard", "soft", "feature.0", "agree", "norm", "lr"} <= history.curve[0].keys()
 
 
+@pytest.mark.parametrize(
+    ("after", "says"),
+    [
+        (0.0844, []),
+        (0.084432, []),  # the same four digits: no difference that a reader could see
+        (0.0854, ["(0.08443 -> 0.0854)"]),
+    ],
+)
+def test_a_student_that_moved_away_is_said_where_the_numbers_show_it(after: float, says: list[str]) -> None:
+    notes = loop._further(0.084431, after)
+    assert len(notes) == len(says) and all(one in note for one, note in zip(says, notes, strict=True))
+
+
 def test_a_broken_mask_is_caught_and_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Masks, "apply", lambda self: None)
     monkeypatch.setattr(Masks, "clear_gradients", lambda self: None)

@@ -144,6 +144,18 @@ def test_a_weight_that_the_graph_returns_stays(tmp_path: Path) -> None:
         assert "w1" not in _moved(outcome, path)
 
 
+def test_a_weight_of_zeros_follows_no_pattern_by_name(tmp_path: Path) -> None:
+    path = _model(tmp_path, [*FIRST, *LAST], {"y": ["batch", SIDE]})
+    proto = onnx.load(path)
+    (w1,) = (stored for stored in proto.graph.initializer if stored.name == "w1")
+    w1.CopyFrom(numpy_helper.from_array(np.zeros((SIDE, SIDE), np.float32), "w1"))
+    onnx.save(proto, path)
+    planned = manager.plan(path, parse(DISTILL.replace("{", f"{{teacher={path} ")), RunOptions(DataOptions()))
+    reasons = {row.tensor: row.reason for row in planned.steps[-1].rows}
+    assert reasons["w1"] == "all zero, and stays so: zeros are written again after every step"
+    assert reasons["w2"] == "dense"
+
+
 def test_a_model_without_a_batch_axis_is_refused(tmp_path: Path) -> None:
     """x[3, 32] are three rows of one sample: the output knows nothing of a three."""
     ends = [*FIRST, *LAST, _node("ReduceMean", "y zero", "logits", keepdims=0)]
