@@ -25,6 +25,7 @@ from gpusq_onnx.graph.norms import LayerNorm, decomposed, layer_norms
 from gpusq_onnx.graph.operators import is_standard
 from gpusq_onnx.graph.qdq.dynamic import DOMAIN
 from gpusq_onnx.graph.shapes import infer_shapes
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.torchgraph import elementwise, functions, layout, neural, peepholes, quantiser, reductions
 from gpusq_onnx.torchgraph.builder import BATCHES, SHAPES, Affine, Builder, Size, Unsupported, Value
 from gpusq_onnx.torchgraph.call import Call, newest, table, tensor_of, torch_type
@@ -230,7 +231,7 @@ class _Conversion:
             self.values[tensor.name] = value
 
     def _where(self, node: Node) -> str:
-        return f"node {node.name!r} ({node.op}, opset {self.model.opset})"
+        return f"{node_label(node)}, opset {self.model.opset}"
 
     def _refusal(self, node: Node, found: str, hint: str = "") -> UnsupportedModelError:
         """The error for an operator that is known, in a form that is not."""

@@ -110,8 +110,8 @@ def _cut(model: Model) -> _Cut:
         raise NothingMatched(
             "no trained tensor lies before what cannot be converted",
             where=node_label(first),
-            found=f"{len(tail)} of {len(model.graph.nodes)} nodes cannot be trained through, this one first",
-            hint="export the network without it; operators that are trained: docs/torchgraph.md",
+            found=f"{len(tail)} of {len(model.graph.nodes)} nodes are such or come after one; this is the first",
+            hint="export the network from what it makes on, or without it; operators that are trained: docs/torchgraph.md",
         )
     return _Cut(edge, tail)
 

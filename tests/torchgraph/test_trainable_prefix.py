@@ -99,6 +99,7 @@ def test_the_first_node_that_stands_in_the_way_is_named() -> None:
     with pytest.raises(NothingMatched) as caught:
         trainable_prefix(model)
     assert "(NonZero)" in str(caught.value.details["where"])
+    assert caught.value.details["found"] == "3 of 3 nodes are such or come after one; this is the first"
 
 
 def test_the_second_outputs_of_norms_and_dropouts_are_trained_through() -> None:
@@ -122,6 +123,15 @@ def test_an_output_of_a_node_that_is_not_computed_ends_what_is_trained() -> None
     assert "'MaxPool_p places'" in str(caught.value.details["where"])
     assert "'places'" in str(caught.value.details["found"])
     assert trainable_prefix(model) == ["p"]
+
+
+def test_a_node_without_a_name_is_named_by_what_it_makes() -> None:
+    pooled = n("MaxPool", "x", "p places", kernel_shape=[2])
+    pooled.name = ""
+    model, _ = model_of([pooled], {}, (4, 6), ["p", "places"])
+    with pytest.raises(UnsupportedModelError) as caught:
+        convert(model)
+    assert "the MaxPool node that makes 'p', opset " in str(caught.value.details["where"])
 
 
 def test_an_output_without_elements_is_not_compared() -> None:
