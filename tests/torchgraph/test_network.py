@@ -66,6 +66,15 @@ def test_it_says_what_it_is(network: Network) -> None:
     assert not [node for node in network.body.graph.nodes if node.meta.keys() - {"is_wrapped"}]
 
 
+def test_a_fixed_batch_with_fused_attention_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    """torch has no rule for fused attention on a CPU under vmap: it is run group by group, and that is all."""
+    core, constants = attention(mask=False)
+    network = convert(model_of(core, constants, (4, 6), ["y"], batch=1)[0])
+    assert network.fixed == 1 and calls(network, functions.attention) == 1
+    network(images())["y"].sum().backward()
+    assert not recwarn.list
+
+
 def test_a_deep_copy_is_its_own_network(network: Network) -> None:
     twin = copy.deepcopy(network)
     with torch.no_grad():
