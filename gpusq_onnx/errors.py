@@ -6,10 +6,19 @@ exactly that and exits with `exit_code`; nothing else decides exit codes.
     0 done · 1 a gate failed · 2 usage · 3 unsupported model or data · 4 our fault · 5 environment · 130 interrupted
 """
 
+import errno
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 from gpusq_onnx.text import block, printable
+
+HAS_LIMITS = find_spec("resource") is not None
+if HAS_LIMITS:
+    import resource
 
 MACHINE = (OSError, MemoryError, ImportError)
 """Errors of the machine, which no pass and no model is blamed for: a full disk, no memory, a library that is broken.
@@ -25,7 +34,26 @@ _OUT_OF_MEMORY = (
     "out of memory",
     "can't start new thread",  # Python: there is no room for its stack
 )
+_NO_ROOM = 1 << 16  # bytes: a file system with less is full
 _MARGIN = "    "  # before the further lines of a detail: none of them can pass for a detail of its own
+
+
+_ROOM = "free some room there, or name another place"
+_ALLOWED = "give this user the permission, or name another place"
+_OF_THE_SYSTEM = {
+    errno.ENOSPC: ("the disk is full", "room for what is written", _ROOM),
+    errno.EDQUOT: ("the disk quota is used up", "room for what is written", _ROOM),
+    errno.EFBIG: (
+        "a file would be larger than is allowed",
+        "a limit above the size of what is written",
+        "raise the limit (ulimit -f), or name a place on another file system",
+    ),
+    errno.EROFS: ("the file system is read-only", "one that can be written to", "name another place"),
+    errno.EACCES: ("there is no permission", "a file or folder that this user may use", _ALLOWED),
+    errno.EPERM: ("it is not permitted", "a file or folder that this user may use", _ALLOWED),
+    errno.ENOENT: ("there is no such file or folder", None, "check the path, or name another place"),
+}
+"""What an error of the operating system is about, what was expected, and the next step."""
 
 
 class GpusqError(Exception):
@@ -129,6 +157,21 @@ class EnvironmentLacking(GpusqError):
     exit_code = 5
     title = "environment lacks something"
 
+    @classmethod
+    def of_the_system(
+        cls, error: OSError, where: str | None = None, *, what: str | None = None, hint: str | None = None
+    ) -> "EnvironmentLacking":
+        """An error of the operating system in words.
+
+        Args:
+            where: the file or folder as the user knows it; None: what the error names.
+            what, hint: in place of the usual words for an error of this kind.
+        """
+        found = error.strerror or str(error) or type(error).__name__
+        usual, expected, step = _OF_THE_SYSTEM.get(error.errno or 0, (found, None, None))
+        named = None if error.filename is None else os.fsdecode(error.filename)
+        return cls(what or usual, where=where or named, expected=expected, found=found, hint=hint or step)
+
 
 def of_the_machine(error: BaseException) -> BaseException | None:
     """The error of the machine that `error` is, or speaks of; None for another kind.
@@ -151,3 +194,21 @@ def of_an_interrupt(error: BaseException) -> bool:
     while found is not None and not isinstance(found, KeyboardInterrupt):
         found = found.__cause__ or found.__context__
     return found is not None
+
+
+def name_the_full_one(error: BaseException | None, places: Sequence[Path]) -> None:
+    """Of an error of the operating system that names no file, as `write` raises it, set the file that has no room.
+
+    Args:
+        places: files that were being written, or folders; where none of them is full, nothing is set.
+    """
+    if isinstance(error, OSError) and error.filename is None and HAS_LIMITS:
+        with suppress(OSError):  # a place that is gone
+            error.filename = next((str(place) for place in places if _takes_no_more(place, error.errno)), None)
+
+
+def _takes_no_more(place: Path, reason: int | None) -> bool:
+    if reason == errno.EFBIG:
+        return place.is_file() and place.stat().st_size >= resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    room = os.statvfs(place.parent)
+    return reason == errno.ENOSPC and room.f_bavail * room.f_frsize < _NO_ROOM

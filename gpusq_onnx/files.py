@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError
+from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, name_the_full_one
 from gpusq_onnx.interruption import held
 
 HAS_LOCKS = find_spec("fcntl") is not None
@@ -63,6 +63,7 @@ class Scratch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        name_the_full_one(error, [self.path])
         self.remove()
 
     def remove(self) -> None:
@@ -124,7 +125,7 @@ def require_place(path: Path, what: str) -> None:
         UsageError: the nearest thing above `path` that exists is no folder.
         EnvironmentLacking: it is one, and this user may make nothing in it.
     """
-    nearest = next((above for above in path.parents if above.exists()), Path())
+    nearest = next((above for above in path.parents if os.path.exists(above)), Path())
     if not nearest.is_dir():
         raise UsageError(f"no folder can be made for {what}", where=str(nearest), found="a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -212,12 +213,19 @@ class Staging:
         """
         if target.parent not in self._folders:
             require_place(target, repr(target.name))
-            self._made += made_folders(target.parent)
-        folder = self._folders.get(target.parent) or self._folders.setdefault(target.parent, Scratch(target.parent))
-        place = folder.path / target.name
+            self._open(target)
+        place = self._folders[target.parent].path / target.name
         if all(place != known for _, known, _ in self._targets):
             self._targets.append((last, place, target))
         return place
+
+    def _open(self, target: Path) -> None:
+        try:
+            self._made += made_folders(target.parent)
+            self._folders[target.parent] = Scratch(target.parent)
+        except OSError as error:
+            what = f"{target.name!r} cannot be written"
+            raise EnvironmentLacking.of_the_system(error, str(target.parent.absolute()), what=what) from error
 
     def afterwards(self, act: Callable[[], None]) -> None:
         """Call `act` once the results have their names."""
@@ -283,7 +291,8 @@ def staged() -> Iterator[Staging]:
     try:
         yield staging
         staging.commit()
-    except BaseException:
+    except BaseException as error:
+        name_the_full_one(error, [place for _, place, _ in staging._targets])
         _surely(staging.rollback)
         raise
     finally:
@@ -332,5 +341,8 @@ def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(handle)

@@ -11,7 +11,6 @@ import os
 import sys
 import tempfile
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,9 @@ from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, of_the
 from gpusq_onnx.files import PREFIX
 from gpusq_onnx.text import block, printable
 
+_PRINTING = (("cli", "console.py"), ("click", "utils.py"), ("_click", "utils.py"))
+"""The ends of the paths of the code that prints."""
+
 
 def reported(error: Exception) -> int:
     """Print an error, with its traceback under `--debug` and in the journal; returns the exit code."""
@@ -27,8 +29,10 @@ def reported(error: Exception) -> int:
     if current.debug:
         traceback.print_exception(error)
     if current.journal:
-        with suppress(OSError):  # the log may be what cannot be written, and the error says so
+        try:
             current.journal.write_error(error)
+        except OSError:  # the log is what cannot be written, and the error below says so, or both are on one disk
+            current.journal = None
     text, code = explain(error)
     print(text, file=sys.stderr)  # noqa: T201
     return code
@@ -76,10 +80,11 @@ def explain(error: Exception) -> tuple[str, int]:
 
 def _of_the_system(error: OSError) -> EnvironmentLacking:
     """An error of the operating system, its place as the user knows it, whatever scratch name it has."""
-    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).name if error.__traceback__ else ""
-    if error.filename is None and raised_in == "console.py":
-        return EnvironmentLacking.of_the_system(error, "standard output", hint="write it to a place that has room")
-    if raised_in == "journal.py":
+    frames = traceback.extract_tb(error.__traceback__)
+    raised_in = Path(frames[-1].filename).parts[-2:] if frames else ()
+    if error.filename is None and raised_in in _PRINTING:
+        return EnvironmentLacking.of_the_system(error, "standard output", hint="send it to a place that has room")
+    if raised_in == ("cli", "journal.py"):
         return EnvironmentLacking.of_the_system(error, "--log-file", hint="name a log in another place")
     if error.filename is None:
         return EnvironmentLacking.of_the_system(error, hint=None if error.errno else "see whether the disk is full")
