@@ -30,6 +30,7 @@ from gpusq_onnx.cli.options import (
 )
 from gpusq_onnx.cli.spare import a_model, claim
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.workflows.places import compressed_path
 
 
 def apply(
@@ -53,7 +54,7 @@ def apply(
     if output == str(STDOUT):
         job.to_stdout(files)
         return
-    places = several.targets(files, output, lambda model: model.with_suffix(".gpusq.onnx"))
+    places = several.targets(files, output, compressed_path)
     several.for_each(
         files, lambda model, alone: job.run(model, places[model], alone=alone), quiet=quiet, report=report, json=json
     )

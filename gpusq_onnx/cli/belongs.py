@@ -30,7 +30,7 @@ BARS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "plan": {
             "--sensitivity": (
                 *("--passes", "--recipe", "--set", "--allow-noop", "--no-canonical"),
-                *("--finetune", "--finetune-steps", "--calibrate"),
+                *("--finetune", "--finetune-steps"),
             )
         },
         "tune": {"--analysis-only": ("--output",)},

@@ -41,6 +41,7 @@ class CheckResult:
         notes: what ran in place of a file that no onnxruntime kernel runs.
         taps: the inner tensors that were asked for, as they were named.
         sha256: of the two models, each with its external data; "" in reports of earlier builds.
+        in_memory: the compressed model lies in no file that stays.
     """
 
     original: str
@@ -58,6 +59,7 @@ class CheckResult:
     notes: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
     sha256: tuple[str, str] = ("", "")
+    in_memory: bool = False
 
     def with_verdict(self, verdict: Verdict) -> "CheckResult":
         """The same with the parser's verdict, which is a gate too."""
@@ -128,6 +130,8 @@ def sheet(result: CheckResult) -> list[Part]:
         parts += [Item(error) for error in result.parser.errors]
     if result.continuation:
         parts.append(Commands("go on from here with Polygraphy", result.continuation))
+    if result.in_memory:
+        return [*parts, Line("next, in Python: .save(FILE) of the compressed model; FILE can be built")]
     return [*parts, *([Commands("next", [join(_next(result))])] if _next(result) else [])]
 
 

@@ -14,8 +14,9 @@ from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.prediction import Predicted, predict
 from gpusq_onnx.workflows import samples
-from gpusq_onnx.workflows.models import IN_MEMORY, AnyModel, as_file
+from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.pipelines import AnyPasses, as_pipeline
+from gpusq_onnx.workflows.places import compressed_path
 from gpusq_onnx.workflows.result import Result, as_named
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 
@@ -64,7 +65,7 @@ def compress(
     """
     pipeline = as_pipeline(passes, finetune=finetune, finetune_steps=finetune_steps, overrides=overrides)
     scratch = Scratch() if output is None else None
-    written = scratch.path / IN_MEMORY if scratch else Path(output or "")
+    written = scratch.path / compressed_path(Path(name_of(model))).name if scratch else Path(output or "")
     weights: list[Predicted] = []
 
     def look(structure: Structure) -> None:
@@ -78,7 +79,7 @@ def compress(
         )
     outcome = as_named(outcome, model, data)
     if scratch and outcome.output:
-        outcome = replace(outcome, output=replace(outcome.output, path=IN_MEMORY))
+        outcome = replace(outcome, output=replace(outcome.output, path=written.name))
     return Result(
         outcome,
         tuple(weights),

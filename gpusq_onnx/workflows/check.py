@@ -9,6 +9,7 @@ where that can be known: a gate that never fails would be worse than none.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -130,7 +131,8 @@ def check(
         with staged() if results is None else nullcontext(results) as staging:
             for name, text in found.artefacts.items():
                 write_text(look.artefacts / name, text, staging)
-    return replace(found, original=name_of(original), compressed=name_of(compressed))
+    in_memory = not isinstance(compressed, (str, os.PathLike))
+    return replace(found, original=name_of(original), compressed=name_of(compressed), in_memory=in_memory)
 
 
 def gates_of(bounds: Mapping[str, float]) -> Gates:

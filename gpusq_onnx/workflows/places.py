@@ -1,4 +1,4 @@
-"""Where workflows keep what is made once and used again, unless the caller says where; the command line always does."""
+"""Where workflows put what they make, unless the caller says where; of what is kept, the command line always does."""
 
 from pathlib import Path
 
@@ -7,3 +7,8 @@ CACHE = Path.home() / ".cache" / "gpusq-onnx"
 
 PARSER_CACHE = CACHE / "trt_cpu"
 """The TensorRT parser for machines without a GPU."""
+
+
+def compressed_path(model: Path) -> Path:
+    """The new model: MODEL.gpusq.onnx beside MODEL."""
+    return model.with_suffix(".gpusq.onnx")

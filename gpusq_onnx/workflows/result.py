@@ -147,7 +147,23 @@ class Result(Plan):
                 raise UsageError("data_options are given without data", where="check", hint="give both, or none")
             data, data_options = self._data, self._data_options
         found = check(self._original, self.path, data=data, data_options=data_options, gates=gates, **more)
-        return replace(found, compressed=models.IN_MEMORY) if self._scratch else found
+        return replace(found, compressed=self.path.name, in_memory=True) if self._scratch else found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle. Raises UsageError for a result in a scratch file, which goes with this object."""
+        if self._scratch is not None:
+            raise UsageError(
+                "a result without a file of its own cannot be pickled",
+                where=self.path.name,
+                hint="give compress output=FILE, or pickle what save(FILE) wrote",
+            )
+        return self.__dict__
+
+    def __copy__(self) -> Result:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Result:
+        return self
 
 
 def as_named(outcome: Outcome, model: AnyModel, data: AnyData) -> Outcome:

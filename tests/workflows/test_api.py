@@ -1,7 +1,9 @@
 """The Python API: models and data in every form that it takes give the same bytes, and what comes back can be read."""
 
+import copy
 import hashlib
 import json
+import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -70,7 +72,7 @@ def test_a_model_from_memory_gives_the_model_that_its_file_gives(
     model: Any = onnx.load(MODEL) if form == "proto" else gpusq_onnx.load(MODEL)
     kept = model.SerializeToString(deterministic=True) if form == "proto" else None
     result = gpusq_onnx.compress(model, PASSES, data=pixels)
-    assert result.report["input"]["path"] == result.report["output"]["path"] == "model.onnx"
+    assert result.report["input"]["path"] == "model.onnx" and result.report["output"]["path"] == "model.gpusq.onnx"
     found, wanted = result.model, onnx.load(as_the_command_line)
     del found.metadata_props[:], wanted.metadata_props[:]  # the input's hash
     assert found.graph == wanted.graph
@@ -94,7 +96,7 @@ def test_a_result_says_what_was_done_and_shows_it(pixels: NDArray[np.float32]):
     assert json.loads(json.dumps(result.report))["pipeline"] == PASSES
     shown = result._repr_html_()
     assert "<table>" in shown and "bit operations" in shown
-    assert "# model.onnx" in str(result)
+    assert "# digits_vit.gpusq.onnx" in str(result)
 
 
 def test_what_a_notebook_shows_is_escaped(tmp_path: Path):
@@ -106,13 +108,26 @@ def test_what_a_notebook_shows_is_escaped(tmp_path: Path):
 @pytest.mark.long
 def test_a_result_is_checked_on_its_own_data_or_on_others(pixels: NDArray[np.float32]):
     result = gpusq_onnx.compress(MODEL, PASSES, data=pixels)
-    assert result.check().comparison.samples == len(pixels)
+    own = result.check()
+    assert own.comparison.samples == len(pixels)
+    assert f"# digits_vit.gpusq.onnx against {MODEL}" in str(own)
+    assert ".save(FILE)" in str(own) and "gpusq-onnx build" not in str(own)
     found = result.check(data=TEST, data_options={"samples": 40}, gates={"min_agreement": 0.5})
     assert found.comparison.samples == 40 and found.passed
     with pytest.raises(errors.GateFailed, match="at least 1 asked"):
         result.check(data=TEST, data_options={"samples": 40}, gates={"min_cosine": 1.0}).require()
     with pytest.raises(errors.UsageError, match="no gate named 'min_cosin'"):
         result.check(gates={"min_cosin": 1.0})
+
+
+def test_a_result_without_a_file_is_not_pickled(tmp_path: Path):
+    result = gpusq_onnx.compress(MODEL, "prune24{method=magnitude}")
+    with pytest.raises(errors.UsageError, match="output=FILE"):
+        pickle.dumps(result)
+    assert copy.copy(result) is copy.deepcopy(result) is result
+    kept = gpusq_onnx.compress(MODEL, "prune24{method=magnitude}", output=tmp_path / "small.onnx")
+    again = pickle.loads(pickle.dumps(kept))
+    assert again.path == kept.path and again.model == result.model
 
 
 def test_data_that_is_at_its_end_is_asked_for_again(pixels: NDArray[np.float32]):
