@@ -34,11 +34,11 @@ def of_plan(outcome: Outcome, weights: Sequence[Weighed], width: int, data: Data
     """What would be done, to how many tensors, and what comes of it; `data`: for the next command."""
     model = outcome.input.path
     lines = folded(f"{model}: {outcome.pipeline}", width)
-    lines += ["", *folded(advice.verdict(weights, will=True), width)]
+    lines += ["", *folded(advice.verdict(weights, will=True, target=outcome.target), width)]
     lines += folded(advice.accuracy(outcome.steps), width)
     lines += _steps(outcome.steps, width)
     lines += ["", *_totals(outcome), ""]
-    for text in advice.for_plan(weights, outcome.pipeline):
+    for text in advice.for_plan(weights, outcome.pipeline, outcome.target):
         lines += folded(text, width)
     given = [*data_words(data.echo(), data.model_fields_set), *commands.run_words(outcome)]
     words = ["--passes", outcome.pipeline, *([] if data.path else ["--data", "images/"]), *given, model]
@@ -49,7 +49,7 @@ def of_run(outcome: Outcome, weights: Sequence[Weighed], width: int) -> list[str
     """What was done, and what came of it."""
     made = outcome.output.path if outcome.output else "nothing"
     lines = folded(f"{outcome.input.path} -> {made}: {outcome.pipeline}", width)
-    lines += ["", *folded(advice.verdict(weights, will=False), width)]
+    lines += ["", *folded(advice.verdict(weights, will=False, target=outcome.target), width)]
     if outcome.data:
         held = (outcome.data.get("options") or {}).get("hold_out")
         used = f"{outcome.data['samples']} samples of {outcome.data['kind']}" + (f", {held} held out" if held else "")

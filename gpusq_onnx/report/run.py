@@ -37,7 +37,7 @@ def sheet(outcome: Outcome, weights: Sequence[Weighed] = ()) -> list[Part]:
     """
     parts: list[Part] = [Heading(outcome.output.path if outcome.output else f"Plan for {outcome.input.path}")]
     if weights:
-        parts.append(Answer(advice.verdict(weights, will=outcome.output is None)))
+        parts.append(Answer(advice.verdict(weights, will=outcome.output is None, target=outcome.target)))
     if outcome.output is None and (expected := advice.accuracy(outcome.steps)):
         parts.append(Line(expected))
     parts.append(Item(f"{AUTHOR}: {outcome.pipeline}"))

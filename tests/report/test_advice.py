@@ -1,11 +1,15 @@
 """What a plan is said to cost in accuracy, by what it does; and which kernels weights are said to get."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from gpusq_onnx.pipeline.base import PlanRow
+from gpusq_onnx.pipeline.base import SKIP, PlanRow
 from gpusq_onnx.pipeline.details import Pruned
 from gpusq_onnx.pipeline.outcome import StepOutcome
-from gpusq_onnx.report.advice import accuracy, verdict
+from gpusq_onnx.report import advice
+from gpusq_onnx.report.advice import accuracy, for_plan, verdict
 from gpusq_onnx.report.kernels import ONNXRUNTIME, Obstacle
 from gpusq_onnx.report.prediction import Predicted
 
@@ -46,3 +50,43 @@ def test_training_brings_most_of_it_back() -> None:
 
 def test_nothing_is_said_of_what_was_not_measured() -> None:
     assert accuracy([step("fold")]) == ""
+
+
+def test_nothing_is_said_where_most_weights_stay_as_they_are() -> None:
+    pruned = step("prune24", Pruned("2:4", "sparsegpt"))
+    others = [PlanRow(f"v{i}", "", "fc2", "MatMul", (64, 64), SKIP, "not selected") for i in range(2)]
+    assert accuracy([StepOutcome("prune24", 1, {}, (*pruned.rows, *others[:1]))])
+    assert accuracy([StepOutcome("prune24", 1, {}, (*pruned.rows, *others))]) == ""
+
+
+def test_every_figure_is_one_of_the_tables() -> None:
+    tables = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for text in (*advice._UNPRUNED.values(), *advice._TRAINED.values()):
+        for figure in re.findall(r"[\d.]+ %", text):
+            assert f"| {figure} " in tables or ("dense 83.5 %" in tables and figure == "83.5 %"), figure
+
+
+def test_a_target_without_sparse_kernels_is_not_promised_any() -> None:
+    weights = [weight("sparse INT8", "output"), weight("dense FP32", "precision")]
+    assert verdict(weights, will=True, target="cpu") == "onnxruntime computes all 2 weights dense: 1 INT8, 1 FP32"
+    assert for_plan(weights, "qdq-int8", "cpu") == []
+    assert verdict([], will=True, target="cpu") == "no weight of a MatMul, Gemm or Conv"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "expected"),
+    [
+        ("qdq-int8", "put prune24 first"),
+        ("permute", "add prune24 after permute"),
+        ("prune24{only=fc1}", "widen prune24's choice"),
+    ],
+)
+def test_advice_for_the_pattern_keeps_the_order_of_passes(pipeline: str, expected: str) -> None:
+    (line,) = for_plan([weight("dense FP16", "pattern")], pipeline, None)
+    assert line == f"for the 2:4 pattern (1 weights): {expected}"
+
+
+def test_advice_names_options_of_passes_that_are_in_the_pipeline() -> None:
+    assert for_plan([weight("dense INT8", "output")], "int4-weights", None) == []
+    (line,) = for_plan([weight("dense INT8", "output")], "qdq-int4,qat", None)
+    assert line.endswith("--set qdq-int4.profile=sparse-int8")
