@@ -25,7 +25,7 @@ from pydantic import Field
 from gpusq_onnx.calibration.extremes import magnitudes
 from gpusq_onnx.errors import NothingMatched, SelectorUnmatched, UnsupportedModelError
 from gpusq_onnx.graph.fp16.numeric import LARGEST, SMALLEST_NORMAL, is_single, weight_range
-from gpusq_onnx.graph.fp16.policy import kept_single
+from gpusq_onnx.graph.fp16.policy import kept_single, masked
 from gpusq_onnx.graph.fp16.rewrite import halve
 from gpusq_onnx.graph.model import Model, Node, Tensor, values_of
 from gpusq_onnx.graph.norms import LayerNorm, fuse, layer_norms
@@ -184,8 +184,9 @@ class Fp16(Pass[Fp16Options]):
             if tensor.inputs and is_single(tensor, structure.types) and structure.flow.is_data(tensor)
             if name not in inner and any(id(node) not in kept for node in (*tensor.inputs, *tensor.outputs))
         ]
+        low = masked(model.graph.nodes)
         largest, seen = magnitudes(
-            model, names, structure.shapes, context.source, self.options.images, context.progress
+            model, names, structure.shapes, context.source, self.options.images, context.progress, low
         )
         limit = LARGEST / self.options.headroom
         near = {name: value for name, value in largest.items() if value > limit}

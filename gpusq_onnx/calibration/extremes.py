@@ -30,8 +30,13 @@ def magnitudes(
     source: Source,
     images: int,
     progress: Progress,
+    masked: Collection[str] = (),
 ) -> tuple[dict[str, float], int]:
-    """The largest finite |x| of each float tensor over about the first `images` samples, and how many were seen."""
+    """The largest finite |x| of each float tensor over about the first `images` samples, and how many were seen.
+
+    Args:
+        masked: tensors of which only what is above zero counts.
+    """
     from gpusq_onnx.runtime.ort import Session
 
     largest = dict.fromkeys(tensors, 0.0)
@@ -47,7 +52,8 @@ def magnitudes(
         for batch in source.batches(images_a_run):
             found = session.run(batch.feed)
             for name, pair in outputs.items():
-                values = np.abs([float(found[end]) for end in pair])
+                ends = np.array([float(found[end]) for end in pair])
+                values = np.maximum(ends, 0) if name in masked else np.abs(ends)
                 largest[name] = max(largest[name], float(np.max(values, initial=0.0, where=np.isfinite(values))))
             seen += batch.size
             progress.advance(batch.size)

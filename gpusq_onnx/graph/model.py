@@ -278,7 +278,10 @@ def peeked(constant: gs.Constant) -> NDArray[Any]:
 def sum_of(constant: gs.Constant) -> np.float32:
     """The sum of an initializer of numbers (`Payload.sum`)."""
     values = constant._values
-    return values.sum() if isinstance(values, Payload) else np.sum(decoded(values), dtype=np.float32)
+    if isinstance(values, Payload):
+        return values.sum()
+    with np.errstate(over="ignore"):
+        return np.float32(np.sum(decoded(values), dtype=np.float32))
 
 
 def is_loaded(values: Any) -> bool:

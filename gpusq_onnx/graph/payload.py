@@ -98,7 +98,8 @@ class Payload(LazyValues):  # type: ignore[misc]  # graphsurgeon is untyped
 
     def sum(self) -> np.float32:
         """The sum of all values in float32, of a numeric type: not finite where a value is not, or it overflows."""
-        total: np.float32 = np.sum(self.peek(), dtype=np.float32)
+        with np.errstate(over="ignore"):
+            total: np.float32 = np.sum(self.peek(), dtype=np.float32)
         if self.embedded is not None:
             _let_go(self.embedded)  # another file's map is gone already
         return total

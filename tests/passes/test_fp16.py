@@ -141,6 +141,35 @@ def test_the_guard_keeps_what_comes_near_overflow_and_names_it(loud: Path) -> No
     assert not np.allclose(numpy_logits(loud.with_name("blind.onnx"), images(8)), want, atol=1)
 
 
+@pytest.fixture
+def causal(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The embedded model, in which a token sees itself and those before it, by a mask that is added."""
+    model = onnx.load(str(ASSETS / "digits_vit.onnx"))
+    tokens = 17
+    mask = np.where(np.tri(tokens, dtype=bool), 0, np.float32(request.param)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(mask, "mask"))
+    for index, node in reversed(list(enumerate(model.graph.node))):
+        if node.op_type == "Softmax":
+            masked = f"{node.input[0]}_masked"
+            model.graph.node.insert(index, helper.make_node("Add", [node.input[0], "mask"], [masked]))
+            node.input[0] = masked
+    path = tmp_path / "causal.onnx"
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.mark.parametrize("causal", [-1e9, np.finfo(np.float32).min, -np.inf], indirect=True)
+def test_masked_logits_are_no_reason_to_leave_fp16(causal: Path, recwarn: pytest.WarningsRecorder) -> None:
+    output = causal.with_name("out.onnx")
+    outcome = apply("fp16", causal, output)
+    assert outcome.steps[0].findings["near_overflow"] == {}
+    assert not any("overflow" in str(warning.message) for warning in recwarn)
+    np.testing.assert_allclose(numpy_logits(output, images(8)), logits(causal, images(8)), atol=0.05)
+    softmax = next(node for node in onnx.load(str(output)).graph.node if node.op_type == "Softmax")
+    casts = {name for node in onnx.load(str(output)).graph.node if node.op_type == "Cast" for name in node.output}
+    assert not casts & set(softmax.input)
+
+
 def test_or_it_refuses(loud: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"do not fit FP16(.|\n)*up to"):
         apply("fp16{overflow=refuse}", loud, loud.with_name("out.onnx"))

@@ -20,7 +20,7 @@ Pow). Limits: tensors whose type inference does not know are left as they are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -69,6 +69,25 @@ def half_slots(node: gs.Node, opset: int) -> tuple[list[bool], list[bool]]:
     return (
         of([formal.type_str for formal in schema.inputs], len(node.inputs)),
         of([formal.type_str for formal in schema.outputs], len(node.outputs)),
+    )
+
+
+def masked(nodes: Sequence[gs.Node]) -> set[str]:
+    """The sums of logits and a constant mask that only a Softmax reads: however low they are, -65504 is as good."""
+    found: set[str] = set()
+    for node in nodes:
+        mask = next((tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)), None)
+        sums = node.op == "Add" and mask is not None and weight_range(values_of(mask)).mask
+        if sums or (node.op in MOVES and node.inputs[0].name in found):
+            found.update(tensor.name for tensor in node.outputs if _ends_in_softmax(tensor))
+    return found
+
+
+def _ends_in_softmax(tensor: gs.Tensor) -> bool:
+    """Whether a Softmax reads it, if through layout, and nothing else does."""
+    return bool(tensor.outputs) and all(
+        reader.op == "Softmax" or (reader.op in MOVES and all(_ends_in_softmax(made) for made in reader.outputs))
+        for reader in tensor.outputs
     )
 
 
