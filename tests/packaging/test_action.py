@@ -266,3 +266,25 @@ def test_the_install_step_installs_this_checkout(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (site / "gpusq_onnx" / "cli" / "app.py").is_file()
+
+
+@pytest.mark.parametrize(
+    ("extras", "page", "installed"),
+    [
+        ("metrics", "true", "[metrics,report]"),
+        ("", "true", "[report]"),
+        ("report", "true", "[report,report]"),
+        ("data", "false", "[data]"),
+        ("", "false", ""),
+    ],
+)
+def test_what_the_page_needs_is_installed(extras: str, page: str, installed: str, tmp_path: Path) -> None:
+    (step,) = (step for step in STEPS if step["name"] == "Install")
+    (tmp_path / "python").write_text('#!/usr/bin/env bash\necho "${@: -1}"\n')
+    (tmp_path / "python").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "GITHUB_ACTION_PATH": "TREE", "EXTRAS": extras, "PAGE": page}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", step["run"]], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, f"TREE{installed}"), done.stderr
