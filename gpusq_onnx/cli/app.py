@@ -17,6 +17,7 @@ from gpusq_onnx.cli.groups import grouped
 from gpusq_onnx.cli.journal import one_call
 from gpusq_onnx.cli.verbs import HELP, Verbs, plain
 from gpusq_onnx.errors import of_an_interrupt
+from gpusq_onnx.workflows.wording import as_options
 
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 _Mistyped = typer.BadParameter.__mro__[1]  # the base of typer's errors of usage, which has no public name
@@ -25,7 +26,7 @@ _Mistyped = typer.BadParameter.__mro__[1]  # the base of typer's errors of usage
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` when None) and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    with warnings.catch_warnings(), one_call(join(["gpusq-onnx", *words])) as settings:
+    with warnings.catch_warnings(), one_call(join(["gpusq-onnx", *words])) as settings, as_options():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")  # of libraries, about code and not about the model
         code = _run(words)

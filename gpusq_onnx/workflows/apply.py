@@ -19,8 +19,10 @@ from gpusq_onnx.workflows.pipelines import AnyPasses, as_pipeline
 from gpusq_onnx.workflows.places import compressed_path
 from gpusq_onnx.workflows.result import Result, as_named
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
+from gpusq_onnx.workflows.wording import worded
 
 
+@worded
 def compress(
     model: AnyModel,
     passes: AnyPasses,

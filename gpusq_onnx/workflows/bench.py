@@ -16,6 +16,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import GpusqError, UsageError
 from gpusq_onnx.files import Scratch, naming
 from gpusq_onnx.graph.blame import blaming
+from gpusq_onnx.pipeline.grammar import did_you_mean
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.benchmark import Benchmark, BenchmarkRow, Cell
 from gpusq_onnx.runtime.bench.backend import Backend
@@ -25,10 +26,12 @@ from gpusq_onnx.workflows.baselines import Pin, TimedModel, at_size, baseline_en
 from gpusq_onnx.workflows.models import AnyModel, as_file
 from gpusq_onnx.workflows.places import CACHE
 from gpusq_onnx.workflows.sizes import open_sizes
+from gpusq_onnx.workflows.wording import worded
 
 Runtime = Literal["tensorrt", "onnxruntime", "onnxruntime-cuda", "torch", "torch-cpu"]
 
 
+@worded
 def bench(
     models: Sequence[AnyModel],
     *,
@@ -76,7 +79,10 @@ def open_backend(name: Runtime, cache: Path = CACHE) -> Backend:
         from gpusq_onnx.torchgraph.lowering.backend import TorchBackend
 
         return TorchBackend("cpu" if name == "torch-cpu" else "cuda", cache)
-    raise UsageError(f"there is no backend named {name!r}", expected=f"one of {', '.join(get_args(Runtime))}")
+    known = get_args(Runtime)
+    raise UsageError(
+        f"there is no backend named {name!r}", expected=f"one of {', '.join(known)}", hint=did_you_mean(name, known)
+    )
 
 
 def run_benchmark(

@@ -25,6 +25,7 @@ from gpusq_onnx.runtime.tensorrt.options import BuildOptions
 from gpusq_onnx.runtime.tensorrt.profiles import make_profiles, opens_batch, parse_batch, parse_shapes
 from gpusq_onnx.workflows.models import AnyModel, as_file
 from gpusq_onnx.workflows.sizes import open_sizes
+from gpusq_onnx.workflows.wording import worded
 
 NO_BATCH = "no --batch: the engine takes batch 1 only, and sparse kernels seldom win there"
 
@@ -68,6 +69,7 @@ class EngineOptions:
         )
 
 
+@worded
 def build(
     model: AnyModel,
     output: str | os.PathLike[str],

@@ -41,6 +41,7 @@ from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.outlines import Outline, Outlines, over
 from gpusq_onnx.workflows.outlines import agreement as shared
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
+from gpusq_onnx.workflows.wording import worded
 
 if TYPE_CHECKING:
     from gpusq_onnx.torchgraph.activation import Explainer, Explanation
@@ -51,6 +52,7 @@ QUERIES = 2  # of an image of a detector
 _SIDE = 160  # px; smaller images are enlarged
 
 
+@worded
 def cam(
     *models: AnyModel,
     data: AnyData = None,

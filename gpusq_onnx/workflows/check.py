@@ -44,6 +44,7 @@ from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.places import PARSER_CACHE
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 from gpusq_onnx.workflows.sizes import open_sizes
+from gpusq_onnx.workflows.wording import worded
 
 TRUTHS = {
     "top1": ("labels", "--classes FILE (line i names the folder of class i), or an .npz with an array named labels"),
@@ -90,6 +91,7 @@ class Parsing:
     cache: Path = PARSER_CACHE
 
 
+@worded
 def check(
     original: AnyModel,
     compressed: AnyModel,

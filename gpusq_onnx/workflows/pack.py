@@ -13,10 +13,12 @@ from gpusq_onnx.graph.pack.archive import pack_model, read_contents, unpack_mode
 from gpusq_onnx.graph.pack.container import Contents
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.workflows.models import AnyModel, as_file
+from gpusq_onnx.workflows.wording import worded
 
 SUFFIX = ".gpusq"
 
 
+@worded
 def pack(
     model: AnyModel,
     output: str | os.PathLike[str],
@@ -44,6 +46,7 @@ def pack(
         return pack_model(path, target if results is None else results.place(target, last=True), progress)
 
 
+@worded
 def unpack(
     packed: str | os.PathLike[str], output: str | os.PathLike[str] | None = None, *, force: bool = False
 ) -> Path:

@@ -52,6 +52,13 @@ def _read(passes: AnyPasses) -> Pipeline:
     if isinstance(passes, Pipeline):
         return passes
     if isinstance(passes, str):
+        if passes.endswith(".toml"):
+            raise UsageError(
+                "the text is the name of a file, not passes",
+                where="passes",
+                found=repr(passes),
+                hint=f"a recipe is Path({passes!r}) in Python, and --recipe {passes} on the command line",
+            )
         return grammar.parse(passes)
     if isinstance(passes, os.PathLike):
         return recipe.load(Path(passes))

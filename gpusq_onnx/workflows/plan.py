@@ -15,8 +15,10 @@ from gpusq_onnx.workflows.models import AnyModel, as_file
 from gpusq_onnx.workflows.pipelines import AnyPasses, as_pipeline
 from gpusq_onnx.workflows.result import Plan, as_named
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
+from gpusq_onnx.workflows.wording import worded
 
 
+@worded
 def plan(
     model: AnyModel,
     passes: AnyPasses,

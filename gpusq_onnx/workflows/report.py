@@ -42,6 +42,7 @@ from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.cam import IMAGES, SHOWN, explained
 from gpusq_onnx.workflows.check import CheckSettings, check
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
+from gpusq_onnx.workflows.wording import worded
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class _Pair:
     inspected: Inspection
 
 
+@worded
 def report(
     reports: Sequence[Path],
     output: Path | None = None,

@@ -53,6 +53,7 @@ from gpusq_onnx.workflows.check import judge_of
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 from gpusq_onnx.workflows.sensitivity import EXACT, IMAGES, Inquiry, report_of
+from gpusq_onnx.workflows.wording import worded
 
 MEASUREMENTS = 8
 ROUNDS = 3
@@ -60,6 +61,7 @@ _MOST_CALIBRATE = 128
 _MOST_HELD = 256
 
 
+@worded
 def tune(
     model: AnyModel,
     *,
@@ -187,12 +189,13 @@ def tune(
     chosen = tuner.best(wanted)
     asked = str(aim) if isinstance(aim, Budget) else f"at most {aim.said(whole)} of the dense {COSTS[goal.cost]}"
     pipeline = None if chosen is None else bench.pipeline(chosen.choice, trained=chosen.trained)
+    written = "" if pipeline is None else recipe.dumps(pipeline)
     tuning = Tuning(
         report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact)),
         asked,
         chosen,
         "" if pipeline is None else str(pipeline),
-        "" if pipeline is None else first_line(f"tune, {asked}") + recipe.dumps(pipeline),
+        written and first_line(f"tune, {asked}", written) + written,
         () if chosen is None else tuple(layers(groups, losses, chosen.choice, goal.cost)),
         tuple(tuner.points),
         count,
