@@ -1,16 +1,20 @@
 """The mark of this tool in each kind of file that it writes, and whether a file has it: so its own are known again.
 
     report (JSON)   the key "tool"
-    digest          a comment at the end of the Markdown
-    recipe, log     the first line
+    digest          a comment at the end of the Markdown, with a sum of what is before it
+    recipe, log     the first line; a recipe's has a sum of what is behind it
     page            `<meta name="generator">`
     picture         the program in the metadata of PNG, SVG and PDF, a comment in JPEG
+
+A digest or a recipe that somebody has edited does not have its sum any more, and counts as theirs.
 
 Models, packed files and engines need none: their metadata, their table of contents and the engine's card say it.
 """
 
 from __future__ import annotations
 
+import re
+from hashlib import sha256
 from pathlib import Path
 
 from gpusq_onnx import __version__
@@ -23,17 +27,19 @@ JPEG_COMMENT = TOOL.encode()
 _DIGEST = f"<!-- {TOOL} "
 _PAGE = f'<meta name="generator" content="{TOOL} '
 _PICTURE = tuple(start + TOOL.encode() for start in (b"Software\0", b"<dc:title>", b"/Creator (", b"\xff\xfe\0\x0c"))
+_SUM = re.compile(rb"\[(sha256:[0-9a-f]{16})\]")
 _END = 1 << 16  # bytes at either end of a file, where a mark lies
 
 
-def first_line(what: str) -> str:
-    """The line that a recipe and a log begin with, as a comment."""
-    return f"# {AUTHOR}: {what}\n"
+def first_line(what: str, rest: str | None = None) -> str:
+    """The line that a recipe and a log begin with, as a comment; `rest`: what is behind it and is not to be edited."""
+    return f"# {AUTHOR}: {what}\n" if rest is None else f"# {AUTHOR}: {what} [{_sum(rest.encode())}]\n"
 
 
 def with_mark(digest: str) -> str:
     """Markdown with the mark, which no viewer shows."""
-    return f"{digest}\n{_DIGEST}{__version__} -->\n"
+    text = f"{digest}\n"
+    return f"{text}{_DIGEST}{__version__} [{_sum(text.encode())}] -->\n"
 
 
 def of_picture(suffix: str) -> dict[str, str | None]:
@@ -53,13 +59,18 @@ def in_json(path: Path) -> bool:
 
 
 def in_digest(path: Path) -> bool:
-    """Whether a file is such a digest. Raises OSError where it cannot be read."""
-    return _DIGEST.encode() in _ends(path)
+    """Whether a file is such a digest, as it was written. Raises OSError where it cannot be read."""
+    text, mark, end = path.read_bytes().rpartition(_DIGEST.encode())
+    return bool(mark) and _unedited(end, text)
 
 
 def in_first_line(path: Path) -> bool:
-    """Whether a file is such a recipe or log. Raises OSError where it cannot be read."""
-    return _ends(path).startswith(f"# {TOOL} ".encode())
+    """Whether a file is such a log, or a recipe as it was written. Raises OSError where it cannot be read."""
+    if not _ends(path).startswith(f"# {TOOL} ".encode()):
+        return False
+    with path.open("rb") as file:
+        first = file.readline(_END)
+        return _SUM.search(first) is None or _unedited(first, file.read())
 
 
 def in_page(path: Path) -> bool:
@@ -71,6 +82,16 @@ def in_picture(path: Path) -> bool:
     """Whether a file is a chart of `bench` or a picture of `cam`. Raises OSError where it cannot be read."""
     ends = _ends(path)
     return any(mark in ends for mark in _PICTURE)
+
+
+def _sum(text: bytes) -> str:
+    return f"sha256:{sha256(text).hexdigest()[:16]}"
+
+
+def _unedited(mark: bytes, text: bytes) -> bool:
+    """Whether the text has the sum that the mark gives, if it gives one: the marks of before had none."""
+    found = _SUM.search(mark)
+    return found is None or found[1].decode() == _sum(text)
 
 
 def _ends(path: Path) -> bytes:

@@ -174,3 +174,13 @@ def test_the_marks_of_a_recipe_and_a_log(tmp_path: Path) -> None:
     (tmp_path / "ours").write_text(f"{marks.first_line('tune')}[[pass]]\n")
     (tmp_path / "other").write_text(f"[[pass]]\n{marks.first_line('tune')}")
     assert marks.in_first_line(tmp_path / "ours") and not marks.in_first_line(tmp_path / "other")
+
+
+def test_what_somebody_has_edited_is_theirs(tmp_path: Path) -> None:
+    recipe, digest = tmp_path / "recipe.toml", tmp_path / "report.md"
+    recipe.write_bytes((marks.first_line("tune", "[[pass]]\n") + "[[pass]]\n").encode())
+    digest.write_bytes(marks.with_mark("# A model\n\nsmaller").encode())
+    assert marks.in_first_line(recipe) and marks.in_digest(digest)
+    recipe.write_bytes(recipe.read_bytes() + b"# mine\n")
+    digest.write_bytes(digest.read_bytes().replace(b"smaller", b"smaller, and why"))
+    assert not marks.in_first_line(recipe) and not marks.in_digest(digest)
