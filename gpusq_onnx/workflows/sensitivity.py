@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -27,11 +28,13 @@ from gpusq_onnx.tuning.treatments import Treatment, offered
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
+from gpusq_onnx.workflows.wording import worded
 
 IMAGES = 64
 EXACT = 48
 
 
+@worded
 def sensitivity(
     model: AnyModel,
     *,
@@ -79,7 +82,8 @@ def report_of(name: str, inquiry: Inquiry, found: Sensitivity, look: Look) -> Se
     """What was found, with the model and the data that it was found on."""
     subject = inquiry.subject
     used = subject.settled.describe(subject.source)
-    return SensitivityReport(name, subject.sha256, inquiry.groups, found, used, tuple(subject.warnings), look)
+    warnings = (*subject.warnings, *([inquiry.problem] if inquiry.problem else []))
+    return SensitivityReport(name, subject.sha256, inquiry.groups, found, used, warnings, look)
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,11 @@ class Inquiry:
         return found
 
     @property
+    def problem(self) -> str:
+        """Why nothing is kept; "" where it is."""
+        return self._kept.problem
+
+    @cached_property
     def _kept(self) -> Kept:
         common = {
             "model": self.subject.sha256,
