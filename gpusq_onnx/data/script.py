@@ -2,7 +2,8 @@
 
 The function returns or yields feed dicts {input name: array}, and is called afresh each time the data is gone through.
 As in Polygraphy, one feed is one run of the model, whatever batch size the caller prefers; arrays go in as they are.
-`samples` counts rows of axis 0 and is rounded up to whole feeds.
+`samples` counts rows of axis 0 and is rounded up to whole feeds. Rows are samples, which training may join, only where
+axis 0 is one batch: as the model declares it, and in all feeds, which then differ in nothing else.
 
 Limits: no labels, and no reading by index. A script that draws unseeded random numbers gives another digest, and
 another model, each time.
@@ -16,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +26,17 @@ from typing import Any
 import numpy as np
 
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import Batch, InputSpec, Source, check_finite, ready_made
+from gpusq_onnx.data.source import (
+    Batch,
+    InputSpec,
+    Source,
+    WholeFeeds,
+    check_finite,
+    differing,
+    no_common_batch,
+    ready_made,
+    whole_feed,
+)
 from gpusq_onnx.errors import GpusqError, UnsupportedDataError, UsageError
 
 
@@ -58,14 +70,18 @@ class ScriptSource(Source):
             raise UnsupportedDataError(f"{function}() in {path} yields nothing", expected="one or more feed dicts")
 
     def __len__(self) -> int:
-        return self._survey[0]
+        return self._survey.rows
 
     @property
     def notes(self) -> list[str]:
         return list(self._notes)
 
     def digest(self) -> str:
-        return self._survey[1]
+        return self._survey.digest
+
+    @property
+    def whole(self) -> WholeFeeds | None:
+        return WholeFeeds(self._survey.feeds, self._survey.apart) if self._survey.apart else None
 
     def batches(self, batch: int) -> Iterator[Batch]:
         rows = 0
@@ -79,15 +95,19 @@ class ScriptSource(Source):
                 return
 
     @cached_property
-    def _survey(self) -> tuple[int, str]:
-        """Number of rows and digest: both want one pass over the feeds, so it is made when first asked for."""
-        rows, whole = 0, hashlib.sha256()
+    def _survey(self) -> _Survey:
+        """What one pass over the feeds finds, made when first asked for."""
+        rows, feeds, content = 0, 0, hashlib.sha256()
+        apart, first = no_common_batch(self._inputs, named=True), dict[str, tuple[int, ...]]()
         for batch in self.batches(1):
-            rows += batch.size
+            rows, feeds = rows + batch.size, feeds + 1
             for name, array in sorted(batch.feed.items()):
-                whole.update(f"{name} {array.dtype.str} {array.shape}\0".encode())
-                whole.update(array.tobytes())
-        return rows, whole.hexdigest()
+                content.update(f"{name} {array.dtype.str} {array.shape}\0".encode())
+                content.update(array.tobytes())
+            shapes = {name: array.shape for name, array in batch.feed.items()}
+            first = first or shapes
+            apart = apart or _apart(first, shapes)
+        return _Survey(rows, feeds, content.hexdigest(), apart)
 
     def _checked(self, feed: object, where: str) -> Batch:
         names = [spec.name for spec in self._inputs]
@@ -109,7 +129,24 @@ class ScriptSource(Source):
                     found=f"{array.dtype.name} {list(array.shape)}",
                 )
             check_finite(spec.name, array, where)
-        return Batch(arrays, None, next((len(arrays[spec.name]) for spec in self._inputs if spec.shape), 1))
+        return whole_feed(arrays)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """Rows, feeds and digest, and why feeds cannot be joined; "" where they can."""
+
+    rows: int
+    feeds: int
+    digest: str
+    apart: str
+
+
+def _apart(first: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Why a feed of these shapes cannot be joined with the first one; "" where it can."""
+    other = next((name for name, shape in shapes.items() if shape[1:] != first[name][1:]), None)
+    sizes = "" if other is None else f"{other} differs in size: {list(first[other])} and {list(shapes[other])}"
+    return differing(shape[0] for shape in shapes.values()) or sizes
 
 
 def _import(path: Path) -> ModuleType:

@@ -6,16 +6,17 @@ and seed give the same samples in the same order on every machine, and a source 
 Two ways in: `batches` goes through all samples in order, for calibration and testing; `read` takes samples by index,
 cut to a random box if wanted, for training (`prefetch.stream` does it ahead, in background threads).
 
-Limits: axis 0 of every model input is the batch. A static batch B is kept by `batches`: they then hold B rows, the last
-one filled up by repeating its last sample (`Batch.size` says how many rows count). `read` gives what was asked for.
+Axis 0 of every model input is the batch, except in feeds that are whole (`Source.whole`). A static batch B is kept by
+`batches`: they then hold B rows, the last one filled up by repeating its last sample (`Batch.size` says how many rows
+count). `read` gives what was asked for.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +113,19 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class WholeFeeds:
+    """Feeds that are one run of the model each: their rows are no samples, to be divided or joined with others'.
+
+    Args:
+        count: how many there are.
+        why: what keeps them apart, as in "axis 0 differs: 1 and 2".
+    """
+
+    count: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Box:
     """A part of an image that becomes the model's input, without knowing the image's size (RandomResizedCrop).
 
@@ -147,7 +161,7 @@ class Source(ABC):
     segmented: bool = False  # there is a class for each pixel
     input_size: tuple[int, int] = (0, 0)  # height and width of the images as the model sees them
     static_batch: int | None = None  # rows of every batch, where the model fixes them
-    random_access: ClassVar[bool] = True
+    random_access: bool = True
     croppable: bool = False
 
     @abstractmethod
@@ -184,6 +198,11 @@ class Source(ABC):
     @abstractmethod
     def digest(self) -> str:
         """SHA-256 (hex) of the content used: names and bytes, in order. No path outside the data, time or host."""
+
+    @property
+    def whole(self) -> WholeFeeds | None:
+        """That every batch is one run of the model as it is, and why; None where rows are samples."""
+        return None
 
     @property
     def skipped(self) -> list[str]:
@@ -255,16 +274,43 @@ def common_batch(inputs: Sequence[InputSpec]) -> int | None:
         UnsupportedDataError: an input has no axis 0, or fixes it at another size than the first that fixes it: it is no
             batch, and rows of arrays cannot feed it.
     """
-    static = next((spec.static_batch for spec in inputs if spec.static_batch), None)
-    for spec in inputs:
-        if not spec.shape or (static is not None and spec.static_batch not in (None, static)):
-            raise UnsupportedDataError(
-                f"the model's input {spec.name!r} has no batch axis",
-                expected="axis 0 of every input is the batch" if static is None else f"{static} in front, as of others",
-                found=str(spec),
-                hint="give a Polygraphy script whose load_data() yields whole feed dicts: --data load_data.py",
-            )
-    return static
+    why = no_common_batch(inputs)
+    if why:
+        raise UnsupportedDataError(
+            f"the model's inputs have no batch in common: {why}",
+            expected="axis 0 of every input is the batch",
+            found="; ".join(map(str, inputs)),
+            hint="give a Polygraphy script whose load_data() yields whole feed dicts: --data load_data.py",
+        )
+    return next((spec.static_batch for spec in inputs if spec.static_batch), None)
+
+
+def no_common_batch(inputs: Sequence[InputSpec], *, named: bool = False) -> str:
+    """Why axis 0 of the inputs is not one batch; "" where it may be.
+
+    Args:
+        named: a dynamic axis is not the one that another input fixes, nor one of another name, or of none: what matters
+            where the caller's arrays have lengths already.
+    """
+    lone = next((spec.name for spec in inputs if not spec.shape), None)
+    if lone is not None:
+        return f"input {lone!r} has no axis 0"
+    sizes = [spec.shape[0] for spec in inputs if named or spec.static_batch is not None]
+    if len(sizes) > 1 and None in sizes:
+        return "axis 0 has no name that all inputs share"
+    return differing(sizes)
+
+
+def differing(sizes: Iterable[int | str | None]) -> str:
+    """How sentences say that the inputs' first axes are of several sizes, or have several names; "" for one."""
+    several = list(dict.fromkeys(map(str, sizes)))
+    return f"axis 0 differs: {' and '.join(several)}" if len(several) > 1 else ""
+
+
+def whole_feed(arrays: Mapping[str, NDArray[Any]]) -> Batch:
+    """One run of the model, as a batch of as many rows as its first input with an axis 0 has; that one stands first."""
+    feed = dict(sorted(arrays.items(), key=lambda item: not item[1].ndim))
+    return Batch(feed, None, next((len(array) for array in feed.values() if array.ndim), 1))
 
 
 def require_whole(kind: str, boxes: Sequence[Box] | None) -> None:

@@ -5,6 +5,8 @@
                 everything
     truth       true
 
+A sample is a row of every input; where the inputs have no batch in common, samples are drawn by whole feeds.
+
 Limits: ids drawn evenly are no sentences, and sizes or positions given as integers are no sizes: such a model may not
 run, and says so. Real data is an .npz with one array for each input.
 """
@@ -20,7 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.data.source import Batch, Box, InputSpec, Source, common_batch, ready_made, require_whole
+from gpusq_onnx.data.source import (
+    Batch,
+    Box,
+    InputSpec,
+    Source,
+    WholeFeeds,
+    common_batch,
+    no_common_batch,
+    ready_made,
+    require_whole,
+    whole_feed,
+)
 from gpusq_onnx.data.synthetic import DEFAULT_SAMPLES
 from gpusq_onnx.errors import UnsupportedDataError
 
@@ -46,10 +59,20 @@ class SyntheticTensors(Source):
         self._inputs, self._rows, self._seed = list(inputs), dict(rows), options.seed
         self._count = options.samples or DEFAULT_SAMPLES
         self._notes = ready_made(options, "synthetic tensors")
-        self.static_batch = common_batch(inputs)
+        self._apart = no_common_batch(inputs)
+        self.random_access = not self._apart
+        self.static_batch = None if self._apart else common_batch(inputs)
 
     def __len__(self) -> int:
-        return self._count
+        return self._count if self.whole is None else self.whole.count * self._rows_of_a_feed
+
+    @property
+    def whole(self) -> WholeFeeds | None:
+        return WholeFeeds(-(-self._count // self._rows_of_a_feed), self._apart) if self._apart else None
+
+    @property
+    def _rows_of_a_feed(self) -> int:
+        return next((spec.static_batch or 1 for spec in self._inputs if spec.shape), 1)
 
     @property
     def notes(self) -> list[str]:
@@ -57,12 +80,17 @@ class SyntheticTensors(Source):
         return [made_up, *self._notes]
 
     def batches(self, batch: int) -> Iterator[Batch]:
+        if self.whole is not None:
+            yield from (whole_feed(self._sample(index, whole=True)) for index in range(self.whole.count))
+            return
         size = self.static_batch or batch
         for start in range(0, len(self), size):
             yield self.read(range(start, min(start + size, len(self)))).filled(self.static_batch)
 
     def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
         require_whole("synthetic tensors", boxes)
+        if self.whole is not None:
+            return super().read(indices)
         drawn = [self._sample(index) for index in indices]
         feed = {spec.name: np.stack([sample[spec.name] for sample in drawn]) for spec in self._inputs}
         return Batch(feed, None, len(indices), np.array(indices, np.int64))
@@ -73,14 +101,15 @@ class SyntheticTensors(Source):
         recipe = json.dumps(["tensors-1", self._seed, self._count, shapes, self._rows], sort_keys=True)
         return hashlib.sha256(recipe.encode()).hexdigest()
 
-    def _sample(self, index: int) -> dict[str, NDArray[Any]]:
+    def _sample(self, index: int, whole: bool = False) -> dict[str, NDArray[Any]]:
+        """A row of every input, or a whole feed, in which an open axis 0 is 1."""
         rng = np.random.default_rng([self._seed, index])
-        return {spec.name: self._drawn(spec, rng) for spec in self._inputs}
+        return {spec.name: self._drawn(spec, spec.shape if whole else spec.shape[1:], rng) for spec in self._inputs}
 
-    def _drawn(self, spec: InputSpec, rng: np.random.Generator) -> NDArray[Any]:
-        shape = [dim for dim in spec.shape[1:] if isinstance(dim, int)]
+    def _drawn(self, spec: InputSpec, dims: Sequence[int | str | None], rng: np.random.Generator) -> NDArray[Any]:
+        shape = [dim if isinstance(dim, int) else 1 for dim in dims]
         if spec.dtype.kind in "fV":
-            return rng.standard_normal(shape, np.float32).astype(spec.dtype)
+            return np.asarray(rng.standard_normal(shape, np.float32)).astype(spec.dtype)
         if spec.name in self._rows:
-            return rng.integers(0, self._rows[spec.name], shape).astype(spec.dtype)
+            return np.asarray(rng.integers(0, self._rows[spec.name], shape)).astype(spec.dtype)
         return np.ones(shape, spec.dtype)

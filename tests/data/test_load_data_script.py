@@ -105,3 +105,34 @@ def test_a_missing_function_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as error:
         opened(tmp_path, FIVE, ":load_dat")
     assert "found: load_data" in str(error.value)
+
+
+def _specs(**shapes: tuple[int | str | None, ...]) -> list[InputSpec]:
+    return [InputSpec(name, np.dtype(np.float32), shape) for name, shape in shapes.items()]
+
+
+@pytest.mark.parametrize(
+    ("declared", "fed", "why"),
+    [
+        ({"a": ("n", 2), "b": ("n", 3)}, [[(2, 2), (2, 3)], [(1, 2), (1, 3)]], ""),
+        ({"a": (2, 2), "b": (2, 3)}, [[(2, 2), (2, 3)]], ""),
+        ({"a": (1, 2), "b": (2, 3)}, [[(1, 2), (2, 3)]], "axis 0 differs: 1 and 2"),
+        ({"a": ("n", 2), "b": (2, 3)}, [[(2, 2), (2, 3)]], "axis 0 differs: n and 2"),
+        ({"a": ("n", 2), "b": ("m", 3)}, [[(2, 2), (2, 3)]], "axis 0 differs: n and m"),
+        ({"a": (None, 2), "b": (None, 3)}, [[(2, 2), (2, 3)]], "axis 0 has no name that all inputs share"),
+        ({"a": (None, 2)}, [[(2, 2)], [(3, 2)]], ""),
+        ({"a": ("n", 2), "b": ("n", 3)}, [[(2, 2), (2, 3)], [(1, 2), (4, 3)]], "axis 0 differs: 1 and 4"),
+        ({"a": ("n", "t")}, [[(1, 2)], [(1, 4)]], "a differs in size: [1, 2] and [1, 4]"),
+        ({"a": (), "b": (1, 3)}, [[(), (1, 3)]], "input 'a' has no axis 0"),
+    ],
+)  # fmt: skip
+def test_feeds_are_joined_only_where_axis_0_is_one_batch(
+    declared: dict[str, tuple[int | str | None, ...]], fed: list[list[tuple[int, ...]]], why: str, tmp_path: Path
+) -> None:
+    feeds = [dict(zip(declared, shapes, strict=True)) for shapes in fed]
+    text = f"return [{{k: np.ones(s, np.float32) for k, s in feed.items()}} for feed in {feeds!r}]"
+    (tmp_path / "feeds.py").write_text(f"import numpy as np\ndef load_data():\n    {text}\n")
+    source = open_source(DataOptions(path=tmp_path / "feeds.py"), _specs(**declared))
+    found = source.whole
+    assert (found.why, found.count) == (why, len(fed)) if found is not None else not why
+    assert [{k: x.shape for k, x in batch.feed.items()} for batch in source.batches(1)] == feeds

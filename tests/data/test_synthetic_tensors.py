@@ -8,7 +8,7 @@ import pytest
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec
-from gpusq_onnx.errors import UnsupportedDataError
+from gpusq_onnx.errors import UnsupportedDataError, UsageError
 
 TOKENS, MASK = InputSpec("ids", np.dtype(np.int64), (2, 9)), InputSpec("mask", np.dtype(np.int64), (2, 9))
 FEATURES = InputSpec("features", np.dtype(np.float16), (2, 3, 4))
@@ -35,12 +35,35 @@ def test_an_open_dimension_is_named() -> None:
         open_source(DataOptions(), [open_ids])
 
 
-@pytest.mark.parametrize("lone", [(), (3,)])
-@pytest.mark.parametrize("file", [True, False])
-def test_an_input_without_a_batch_axis_is_named(lone: tuple[int, ...], file: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lone", "says"),
+    [((), "input 'size' has no axis 0"), ((3,), "axis 0 differs: 2 and 3")],
+)
+def test_inputs_without_a_batch_in_common_are_named(lone: tuple[int, ...], says: str, tmp_path: Path) -> None:
     """A threshold, or a size, as SAM's decoder has: one array of rows cannot feed it, a script can."""
     inputs = [FEATURES, InputSpec("size", np.dtype(np.float32), lone)]
     path = tmp_path / "data.npz"
     np.savez(path, features=np.zeros((2, 3, 4), np.float16), size=np.zeros((2, *lone), np.float32))
-    with pytest.raises(UnsupportedDataError, match=r"(?s)'size' has no batch axis.*load_data"):
-        open_source(DataOptions(path=str(path)) if file else DataOptions(), inputs)
+    with pytest.raises(UnsupportedDataError, match=rf"(?s)no batch in common: {says}.*load_data"):
+        open_source(DataOptions(path=str(path)), inputs)
+
+
+@pytest.mark.parametrize("lone", [(), (3,)])
+def test_where_there_is_none_whole_feeds_are_made_up(lone: tuple[int, ...]) -> None:
+    inputs = [
+        InputSpec("size", np.dtype(np.float32), lone),
+        FEATURES,
+        InputSpec("free", np.dtype(np.float32), ("n", 5)),
+    ]
+    source = open_source(DataOptions(samples=7), inputs)
+    rows = lone[0] if lone else 2
+    feeds = list(source.batches(16))
+    assert source.whole is not None and source.whole.count == len(feeds) == -(-7 // rows)
+    assert len(source) == rows * len(feeds) == sum(batch.size for batch in feeds)
+    wanted = {"size": lone, "features": (2, 3, 4), "free": (1, 5)}
+    assert all({name: x.shape for name, x in batch.feed.items()} == wanted for batch in feeds)
+    assert all(x.dtype == spec.dtype for batch in feeds for spec in inputs for x in [batch.feed[spec.name]])
+    assert not np.array_equal(feeds[0].feed["features"], feeds[1].feed["features"])
+    assert not source.random_access
+    with pytest.raises(UsageError, match="cannot be read by index"):
+        source.read([0])
