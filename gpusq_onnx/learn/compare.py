@@ -74,7 +74,10 @@ def compare(
 
 
 def clean(source: Source, images: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
-    """Batches of about `images` images, evenly spread, as the source prepares them without augmentation."""
+    """Batches of about `images` images, evenly spread, as the source prepares them without augmentation.
+
+    Whole feeds, and all that has no random access, come in their own order.
+    """
     if source.random_access:
         chosen = np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist()
         requests: Sequence[tuple[Sequence[int], None]] = [
@@ -86,7 +89,8 @@ def clean(source: Source, images: int) -> Iterator[tuple[dict[str, NDArray[Any]]
         return
     seen = 0
     for batch in source.batches(BATCH):
-        yield {name: rows[: batch.size] for name, rows in batch.feed.items()}, batch.size
+        cut = {name: rows[: batch.size] for name, rows in batch.feed.items()} if source.whole is None else batch.feed
+        yield cut, batch.size
         seen += batch.size
         if seen >= images:
             return

@@ -3,6 +3,8 @@
 Step s takes the places (s mod n) rows ... of its epoch's order, a permutation that follows from seed and epoch; `rows`
 are the images of one step over all processes. A process takes its own stretch of them, part by part.
 
+Feeds that are whole (`Source.whole`) are a part each, as they are: a step takes as many as come nearest to the batch.
+
 Limits: sources without random access are gone through in their own order, without crops, again and again.
 """
 
@@ -94,11 +96,21 @@ class Feed:
     Raises:
         UsageError: batch cannot be split over processes and parts.
         UnsupportedDataError: there are no images, or too few for so many processes.
+
+    `rows` are the images of a step (of whole feeds: about so many), over all processes.
     """
 
     def __init__(self, source: Source, settings: TrainingOptions, seed: int, rank: int = 0, processes: int = 1) -> None:
-        self._source, self._settings, self._seed, self._rank = source, settings, seed, rank
-        shares = processes * settings.accumulate
+        self._source, self._settings, self._seed = source, settings, seed
+        self._rank, self._processes = rank, processes
+        self._last: tuple[int, NDArray[np.int64]] = -1, np.empty(0, np.int64)
+        self._cropped = source.croppable and source.random_access and settings.crop < 1
+        self._whole = source.whole
+        if self._whole is not None:
+            self._divide_feeds(self._whole.count, processes)
+            return
+        self._parts = settings.accumulate
+        shares = processes * self._parts
         if settings.batch % shares:
             raise UsageError(
                 f"batch {settings.batch} cannot be split over {processes} processes, {settings.accumulate} parts each",
@@ -112,8 +124,17 @@ class Feed:
             )
         self._part = self.rows // shares
         self.per_epoch = len(source) // self.rows
-        self._last: tuple[int, NDArray[np.int64]] = -1, np.empty(0, np.int64)
-        self._cropped = source.croppable and source.random_access and settings.crop < 1
+
+    def _divide_feeds(self, count: int, processes: int) -> None:
+        """How many of `count` whole feeds each process takes in a step."""
+        if count < processes:
+            raise UnsupportedDataError(
+                "there are too few feeds to train with", expected=f"at least {processes}", found=str(count)
+            )
+        rows = len(self._source) / count
+        self._parts = min(max(1, round(self._settings.batch / rows / processes)), count // processes)
+        self.rows = round(self._parts * processes * rows)
+        self.per_epoch = count // (self._parts * processes)
 
     @property
     def total(self) -> int:
@@ -126,7 +147,12 @@ class Feed:
         found = []
         if not self._source.random_access:
             found.append(f"{self._source.kind} data is trained on in its own order, without shuffling")
-        if self._settings.crop < 1 and not self._cropped:
+        if self._whole is not None:
+            found.append(
+                f"{self._source.kind} feeds are run one by one, as they are, and neither joined nor augmented: "
+                f"{self._whole.why}"
+            )
+        elif self._settings.crop < 1 and not self._cropped:
             found.append(f"{self._source.kind} data cannot be cropped: trained without random crops")
         if len(self._source) < self._settings.batch:
             found.append(f"a batch is {self.rows} images: there are no more")
@@ -134,18 +160,17 @@ class Feed:
 
     def steps(self, start: int, stop: int) -> Iterator[list[Part]]:
         """This process's parts of steps start to stop - 1, read ahead."""
-        parts = self._settings.accumulate
-        jobs = ((step, part) for step in range(start, stop) for part in range(parts))
+        jobs = ((step, part) for step in range(start, stop) for part in range(self._parts))
         if self._source.random_access:
             workers = max(1, min(MOST, (os.cpu_count() or 1) - 1))
             read: Iterator[Part] = ahead(lambda job: self._read(*job), jobs, workers)
         else:
             read = self._iterate(start, stop)
         for _ in range(start, stop):
-            yield [next(read) for _ in range(parts)]
+            yield [next(read) for _ in range(self._parts)]
 
     def _places(self, step: int, part: int) -> range:
-        first = (step % self.per_epoch) * self.rows + (self._rank * self._settings.accumulate + part) * self._part
+        first = (step % self.per_epoch) * self.rows + (self._rank * self._parts + part) * self._part
         return range(first, first + self._part)
 
     def _read(self, step: int, part: int) -> Part:
@@ -178,14 +203,24 @@ class Feed:
         return Part(feed, labels, batch.indices, places, looks, blends)
 
     def _iterate(self, start: int, stop: int) -> Iterator[Part]:
-        rows = _chunks(self._source, self._part)
-        shares = self.rows // self._part
-        mine = range(self._rank * self._settings.accumulate, (self._rank + 1) * self._settings.accumulate)
-        for chunk in range(stop * shares):
-            batch = next(rows)
-            step, share = divmod(chunk, shares)
-            if step >= start and share in mine:
+        chunks = _feeds(self._source) if self._whole is not None else _chunks(self._source, self._part)
+        mine = range(self._rank * self._parts, (self._rank + 1) * self._parts)
+        shares = self._processes * self._parts
+        for number in range(stop * shares):
+            batch = next(chunks)
+            step, share = divmod(number, shares)
+            if step < start or share not in mine:
+                continue
+            if self._whole is not None:
+                yield Part(batch.feed, None, None, range(batch.size), (), ())
+            else:
                 yield self._made(batch, step // self.per_epoch, self._places(step, share - mine.start))
+
+
+def _feeds(source: Source) -> Iterator[Batch]:
+    """The whole feeds of a source, endlessly."""
+    while True:
+        yield from source.batches(1)
 
 
 def _chunks(source: Source, size: int) -> Iterator[Batch]:

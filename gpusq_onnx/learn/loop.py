@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -91,9 +92,9 @@ def train(
             setup.maps,
             [1.0] * len(setup.maps) if factors is None else list(factors),
             _sigmoid(setup, source, hardware, teaching),
-            hardware.add,
-            hardware.processes,
         )
+        if source.whole is None:  # such feeds have denominators of their own, as parts have
+            objective = replace(objective, add=hardware.add, processes=hardware.processes)
         remembered = teaching.remember(source, settings, progress)
 
         def judged(when: str) -> StudentComparison:

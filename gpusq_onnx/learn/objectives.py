@@ -143,7 +143,10 @@ class Objective:
         first = next(iter(student.values()))
         if not self.settings.gate or not agrees:
             return torch.ones(len(first) if images is None else images, device=first.device)
-        return torch.stack([agree.mean(1) for agree in agrees.values()]).mean(0)
+        shares = [agree.mean(1) for agree in agrees.values()]
+        if len({len(share) for share in shares}) > 1:  # outputs without a batch in common
+            shares = [share.mean().reshape(1) for share in shares]
+        return torch.stack(shares).mean(0)
 
     def distances(self, f_s: Tensor, f_t: Tensor, images: int | None = None, bound: float = 0.0) -> Tensor:
         """l[b] of one map, whatever its layout. A bound of 0 is none.

@@ -250,9 +250,10 @@ def _check_names(model: Model, wanted: Sequence[str]) -> None:
 
 
 def _fixed_batch(model: Model) -> int | None:
-    """The leading size of the inputs, None where one of them is dynamic there."""
-    leading = [spec.shape[0] for spec in model.inputs() if spec.shape]
-    return next((n for n in leading if isinstance(n, int)), 1) if all(isinstance(n, int) for n in leading) else None
+    """The leading size of the inputs; None where one of them is dynamic there, and where they have none in common."""
+    leading = {spec.shape[0] if spec.shape else None for spec in model.inputs()} or {1}
+    first, *others = leading
+    return first if isinstance(first, int) and not others else None
 
 
 def _identifier(name: str, taken: Collection[str]) -> str:

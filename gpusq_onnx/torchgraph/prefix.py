@@ -111,7 +111,7 @@ def _cut(model: Model) -> _Cut:
             "no trained tensor lies before what cannot be converted",
             where=node_label(first),
             found=f"{len(tail)} of {len(model.graph.nodes)} nodes are such or come after one; this is the first",
-            hint="export the network from what it makes on, or without it; operators that are trained: docs/torchgraph.md",
+            hint="export the network without it, or from there on; operators that are trained: docs/torchgraph.md",
         )
     return _Cut(edge, tail)
 

@@ -22,7 +22,7 @@ class Counted(Source):
 
     def __init__(self, size: int = 20, order: str = "random") -> None:
         self.size, self.boxes, self.broken = size, dict[int, Box](), {13}  # an image that cannot be read
-        self.random_access = order == "random"  # type: ignore[misc]
+        self.random_access = order == "random"
 
     def __len__(self) -> int:
         return self.size

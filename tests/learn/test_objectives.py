@@ -74,6 +74,17 @@ def test_the_gate_can_be_opened_and_each_loss_switched_off() -> None:
     assert only_soft.total.item() == pytest.approx(10 * only_soft.parts["soft"].item())
 
 
+def test_outputs_without_a_batch_in_common_make_one_gate() -> None:
+    """CLIP's logits by image [3, 2], and by text [2, 3]: two of three agree, and none of two."""
+    pairs = [Pair(name, name) for name in ("images", "texts")]
+    objective = Objective(TrainingOptions(), pairs, {"images": "logits", "texts": "logits"}, [], [])
+    teacher = {"images": torch.tensor([[1.0, 0], [1, 0], [1, 0]]), "texts": torch.tensor([[1.0, 0, 0], [1, 0, 0]])}
+    student = {"images": torch.tensor([[1.0, 0], [1, 0], [0, 1]]), "texts": torch.tensor([[0, 1.0, 0], [0, 1, 0]])}
+    agrees = objective.agreements(student, teacher)
+    assert objective.gate(agrees, student).tolist() == pytest.approx([1 / 3])
+    assert torch.isfinite(objective(student, teacher, images=1).total)
+
+
 def test_what_lies_beyond_the_bound_counts_as_the_bound() -> None:
     """A few huge values are most of a map's energy: without a bound, all others are next to nothing beside them."""
     student, teacher = _pair()
