@@ -5,8 +5,8 @@
 Its square's mean is the Fisher information of the row: what an error there does to the KL divergence of the answer.
 
 Source: Martens, "New insights and perspectives on the natural gradient method" (arXiv 1412.1193). Limits: outputs
-[B, C], logits or probabilities. One image at a time (a fixed batch as it is), each in one thread: the same numbers on
-any number of cores.
+[B, C], logits or probabilities. One image at a time (a fixed batch as it is, and a feed whose inputs have no batch in
+common), each in one thread: the same numbers on any number of cores.
 """
 
 from __future__ import annotations
@@ -45,22 +45,26 @@ class Slopes:
     def __init__(self, model: Model, answers: Sequence[str], places: Mapping[str, int], seed: int) -> None:
         self._network = convert(model, outputs=list(answers), taps=list(places))
         self._answers, self._places = answers, places
+        self._whole = len({tuple(spec.shape[:1]) for spec in model.inputs()}) > 1
         self._random = np.random.default_rng(seed)
 
     def of(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """The slopes of a batch, by place, in the order of its rows; zeros where the answer does not depend on it."""
-        rows = len(next(iter(feed.values())))
-        step = self._network.fixed or 1
-        some = [
-            ([fed(feed[name][i : i + step]) for name in self._network.inputs], self._chances(min(step, rows - i)))
-            for i in range(0, rows, step)
-        ]
+        names = self._network.inputs
+        if self._whole:
+            some = [([fed(feed[name]) for name in names], self._chances(1))]
+        else:
+            rows, step = len(next(iter(feed.values()))), self._network.fixed or 1
+            some = [
+                ([fed(feed[name][i : i + step]) for name in names], self._chances(min(step, rows - i)))
+                for i in range(0, rows, step)
+            ]
         with _one_thread():
             parts = list(in_order(self._some, some))
         return {name: np.concatenate([part[name] for part in parts]) for name in self._places}
 
     def _chances(self, rows: int) -> list[Tensor]:
-        """For each answer, a number in 0..1 for each row."""
+        """For each answer, a number in 0..1 for each row; one for all rows of a whole feed."""
         return [torch.from_numpy(self._random.random((rows, 1))) for _ in self._answers]
 
     def _some(self, given: tuple[list[Tensor], list[Tensor]]) -> dict[str, NDArray[np.float32]]:
