@@ -1,7 +1,8 @@
 """The forms that later passes treat, made of those that they cannot: each rewrite computes the same, up to rounding.
 
     rows   Einsum -> MatMul · Attention -> its products · If with a constant condition -> its branch ·
-           Gemm with factors -> Gemm without · onnxruntime's own operators -> those of ONNX that they fuse (`RULES`)
+           Gemm with factors -> Gemm without · attention with keys by queries -> with queries by keys ·
+           onnxruntime's own operators -> those of ONNX that they fuse (`RULES`)
     folds  what constants decide, where a product with data or an If's condition reads it, or a Resize with antialias
            makes it
 
@@ -32,9 +33,12 @@ from gpusq_onnx.graph.rewrites.folding import MIB, Fold, fold, foldable
 from gpusq_onnx.graph.rewrites.fused_attention import check_attention, rewrite_attention
 from gpusq_onnx.graph.rewrites.gemm import check_gemm, is_scaled, rewrite_gemm
 from gpusq_onnx.graph.rewrites.rule import Known, Rule, Unfit, replace
+from gpusq_onnx.graph.rewrites.turned import check_turned, is_turned, turn_product, turn_softmax
 from gpusq_onnx.graph.shapes import Dim, infer_shapes
 from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.trace import trace
+
+_USUAL = "of attention with queries by keys, whose operands can be INT8"
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
@@ -43,6 +47,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             "Attention", "two MatMuls and a Softmax, whose operands can be INT8", check_attention, rewrite_attention
         ),
         "Gemm": Rule("Gemm", "a Linear: its constants take its alpha and its beta", check_gemm, rewrite_gemm),
+        "Softmax": Rule("Softmax", f"a Softmax {_USUAL}", check_turned, turn_softmax),
+        "MatMul": Rule("MatMul", f"a product {_USUAL}", check_turned, turn_product),
         **runtime_operators.RULES,
     }
 )
@@ -105,6 +111,8 @@ def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[
         kept: list[NodeChange] = []
         before = len(done)
         for node in list(_candidates(model, flow, operators)):
+            if not node.outputs:
+                continue  # another's rewrite took it out
             if node.op == "If":
                 _inline(model, node, known, done, kept)
             elif _row(node) in operators:
@@ -125,8 +133,8 @@ def _candidates(model: Model, flow: Dataflow, operators: Sequence[str]) -> Itera
 
 
 def _row(node: gs.Node) -> str:
-    """The key of `RULES` that a node has; a Gemm without factors has none."""
-    if node.op == "Gemm" and not is_scaled(node):
+    """The key of `RULES` that a node has; a Gemm without factors has none, nor has what is turned as is usual."""
+    if (node.op == "Gemm" and not is_scaled(node)) or (node.op in ("Softmax", "MatMul") and not is_turned(node)):
         return ""
     return str(node.op) if is_standard(node) else f"{node.domain}.{node.op}"
 

@@ -118,7 +118,7 @@ def replace(model: Model, node: gs.Node, rule: Rule, form: Any, dtype: np.dtype[
     """Put what `rule` makes of `node` in its place."""
     editor = Editor(model, node, dtype)
     results = {0: rule.rewrite(node, form, editor), **editor.others}
-    outputs = list(node.outputs)
+    outputs, inputs = list(node.outputs), list(node.inputs)
     place = next(i for i, other in enumerate(model.graph.nodes) if other is node)
     unlink(node)
     for index, made in results.items():
@@ -132,3 +132,20 @@ def replace(model: Model, node: gs.Node, rule: Rule, form: Any, dtype: np.dtype[
             name = Names(model).fresh(f"{output.name}_Identity")
             editor.nodes.append(gs.Node("Identity", name, {}, [made], [output]))
     model.graph.nodes[place : place + 1] = editor.nodes
+    _drop_unread(
+        model, [*inputs, *(tensor for output in outputs for reader in output.outputs for tensor in reader.outputs)]
+    )
+
+
+def _drop_unread(model: Model, tensors: Sequence[gs.Tensor]) -> None:
+    """Take out the nodes that make these tensors, and those before them, where nothing reads what they make."""
+    kept = {id(tensor) for tensor in model.graph.outputs}
+    queue, gone = list(tensors), set[int]()
+    while queue:
+        for maker in list(queue.pop().inputs):
+            if not any(made.outputs or id(made) in kept for made in maker.outputs):
+                queue += maker.inputs
+                gone.add(id(maker))
+                unlink(maker)
+    if gone:
+        model.graph.nodes[:] = [node for node in model.graph.nodes if id(node) not in gone]
