@@ -3,7 +3,7 @@
     weights      every constant weight that `graph.exclusions` has no reason against
     inputs       those of the quantised weights, one pair a tensor, outlier channels equalised where that is exact
     outputs      where the pass wants pairs after Linears: sparse kernels are narrow in, narrow out
-    attention    the operands of both products, where there are few tokens; other products of data stay in float
+    attention    the operands of both products (`calibration.attention_rows`)
 
 A pass is a `Scheme` (formats and blocks, `quant.schemes`) plus options; `calibration.quantise` carries the rows out.
 """
@@ -16,17 +16,16 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
+from gpusq_onnx.calibration.attention_rows import attention_rows, write_learned
 from gpusq_onnx.calibration.quantise import QuantiseSettings, quantise
 from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounded_by_output, rounding_of
 from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
-from gpusq_onnx.graph.attention import Attention
 from gpusq_onnx.graph.exclusions import SMALLEST, excluded
-from gpusq_onnx.graph.leftovers import find_products
+from gpusq_onnx.graph.leftovers import LEARNED
 from gpusq_onnx.graph.model import Model, Node, Tensor
 from gpusq_onnx.graph.operators import QDQ
-from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS
 from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias
-from gpusq_onnx.graph.sites import Site, module_path
+from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline.base import (
@@ -40,7 +39,7 @@ from gpusq_onnx.pipeline.base import (
     leftover_rows,
     require_any,
 )
-from gpusq_onnx.pipeline.details import Operand, OperandPair, TensorPair, WeightPair, When
+from gpusq_onnx.pipeline.details import TensorPair, WeightPair, When
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
 from gpusq_onnx.pipeline.selectors import EndsOptions, Selector
@@ -122,7 +121,8 @@ class QuantisingPass(Pass[OptionsT]):
         self._require_observer()
         selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
-        rows = [self._weight_row(site, selector, given.data) for site in structure.sites] + leftover_rows(structure)
+        rows = [self._weight_row(site, selector, given.data) for site in structure.sites]
+        rows += [row for row in leftover_rows(structure) if self.scheme.attention is None or row.reason != LEARNED]
         require_any(
             rows,
             "no weight can be quantised",
@@ -142,9 +142,7 @@ class QuantisingPass(Pass[OptionsT]):
                 expected=f"0 to {len(structure.attentions) - 1}" if structure.attentions else "a model with attention",
             )
         if self.scheme.attention is not None:
-            for number, attention in enumerate(structure.attentions):
-                rows += self._attention_rows(number, attention, structure, self.scheme.attention)
-            rows += _product_rows(structure)
+            rows += attention_rows(structure, self.options, self.scheme.attention)
         return rows
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
@@ -158,6 +156,7 @@ class QuantisingPass(Pass[OptionsT]):
             codes=self.stores_codes,
         )
         quantise(model, structure, plan, settings, context)
+        context.findings["scales"] |= write_learned(model, structure, plan, options.clip)
 
     def ensures(self, plan: Sequence[PlanRow]) -> list[Fact]:
         return [ExplicitQuantisation()]
@@ -236,45 +235,6 @@ class QuantisingPass(Pass[OptionsT]):
                 equalise, why = "outliers", f"{why}; a Mul if channels are outliers"
             rows += [_row(output, structure, "output", [site], equalise, why, fmt) for output in outputs]
         return rows
-
-    def _attention_rows(self, number: int, attention: Attention, structure: Structure, fmt: Format) -> list[PlanRow]:
-        score, context = attention.scores, attention.context
-        reason = ""
-        if not self.options.attention:
-            reason = "attention=false"
-        elif number in self.options.skip_attention:
-            reason = f"left out by skip_attention={number}"
-        elif attention.fused:
-            reason = "a fused Attention node: no pair can be put between its products"
-        elif attention.tokens is None:
-            reason = "its number of tokens is not known: no image could be run; give --data, or an input size (--crop)"
-        elif attention.tokens > MAX_TOKENS:
-            reason = f"{attention.tokens} tokens: above {MAX_TOKENS} fused FP16 attention is faster"
-        elif self.options.only:
-            reason = f"not selected by only={';'.join(self.options.only)}"
-        rows = []
-        operands: tuple[tuple[Node, int, Operand], ...]
-        operands = (score, 0, "Q"), (score, 1, "K"), (context, 0, "softmax"), (context, 1, "V")
-        for node, index, operand in operands:
-            tensor = node.inputs[index]
-            fixed = operand == "softmax" and self.options.softmax == "fixed"
-            detail = OperandPair(format=fmt.name, attention=number, operand=operand, fixed=fixed)
-            ends = f" at scale 1/{fmt.largest:g}" if fixed else ""
-            why = reason or f"operand {operand} of an attention product{ends}"
-            shape = structure.shapes.get(tensor.name, ())
-            decision = SKIP if reason else "quantise activation"
-            path = attention.proj.path.rpartition(".")[0] if attention.proj is not None else ""
-            rows.append(PlanRow(tensor.name, path, operand, node.op, shape, decision, why, {} if reason else detail))
-        return rows
-
-
-def _product_rows(structure: Structure) -> list[PlanRow]:
-    """A row for every product of two tensors of data that is in no attention core."""
-    rows = []
-    for left in find_products(structure.flow, structure.attentions):
-        shape = structure.shapes.get(left.tensor, ())
-        rows.append(PlanRow(left.tensor, module_path(left.node), "product", left.node.op, shape, SKIP, left.reason))
-    return rows
 
 
 def require_float(model: Model) -> None:

@@ -3,12 +3,14 @@
     Q, K' -> MatMul -> * factors -> + mask -> Softmax -> [pairs] -> MatMul(., V)
 
     core     a Softmax that one product of data leads to and one product of data follows, whatever lies between: masks,
-             casts, Q/DQ pairs (`find_cores`). It has a place in the structure, pairs on its operands, a cost, a form
+             casts, Q/DQ pairs (`find_cores`). Q may be constant (learned queries). It has a place in the structure,
+             pairs on its operands, a cost, a form
     exact    nothing but what is drawn above, each step the only reader of the one before (`follow`): it can be computed
              as one function. torch.fx has the same pattern with other nodes, so the walk sees a graph through `Nodes`
 
-Where there is no match, both give the reason. Limits: convolutional attention, talking heads (a product
-between Softmax and values) are none; a mask is one sum, after all factors.
+Where there is no match, both give the reason. Scores are [queries, keys]: `graph.rewrites.turned` makes them so.
+Limits: convolutional attention, talking heads (a product between Softmax and values) are none; a mask is one sum,
+after all factors.
 """
 
 from __future__ import annotations
@@ -29,13 +31,17 @@ _AFTER_SOFTMAX = operators(Is.RETYPES | Is.QUANTISES | Is.DEQUANTISES) | {
     *("Identity", "Dropout", "Where", "IsNaN", "Mul", "Reshape")
 }
 
+# And further on, to the division by their sum: a blend with other probabilities (ConViT).
+_NORMALISES = _AFTER_SOFTMAX | {"Add", "ReduceSum", "Unsqueeze", "Div"}
+
 
 @dataclass(eq=False)
 class Attention:
     """One attention core: scores = MatMul(q, k'), weights = Softmax(scores), context = MatMul(weights, v).
 
     The second MatMul reads the weights as its left operand; `tokens` is the longer side of the score matrix, None where
-    it is not known; `proj` is the site that the context goes to. A fused Attention node is both `scores` and `context`.
+    it is not known; `proj` is the site that the context goes to. q may be constant. A fused Attention node is both
+    `scores` and `context`.
     """
 
     scores: gs.Node
@@ -76,17 +82,45 @@ def _core(softmax: gs.Node, flow: Dataflow, shapes: Shapes, owner: dict[int, Sit
         """A MatMul of two tensors of data: relative positions multiply with a table, and are no scores."""
         return node.op == "MatMul" and id(node) not in owner and len(flow.data_inputs(node)) == 2
 
-    products = flow.origins(softmax.inputs[0], lambda node: id(node) in owner or is_product(node))
+    def products_of(tensor: gs.Tensor) -> list[gs.Node]:
+        return flow.origins(tensor, lambda node: id(node) in owner or node.op == "MatMul")
+
+    def has_learned_queries(node: gs.Node) -> bool:
+        """A MatMul of a constant on the left with keys, which are no scores: that mixes heads."""
+        if node.op != "MatMul" or flow.is_data(node.inputs[0]):
+            return False
+        return not any(map(is_product, products_of(node.inputs[1])))
+
+    products = products_of(softmax.inputs[0])
     scores = [node for node in products if is_product(node)]
+    scores = scores or [node for node in products if has_learned_queries(node)]
     if len(scores) != 1:
         return f"{len(scores)} products of two tensors of data lead to the Softmax, not one"
     reached = flow.reach(softmax.outputs, _AFTER_SOFTMAX)
-    contexts = [node for tensor in reached.values() for node in tensor.outputs if is_product(node)]
-    if len(contexts) != 1:
-        return f"{len(contexts)} products of two tensors of data read the Softmax, not one"
+    readers = [node for tensor in reached.values() for node in tensor.outputs if is_product(node)]
+    if not readers:
+        blended = flow.reach(softmax.outputs, _NORMALISES).values()
+        reached = flow.reach(list(filter(_is_normalised, blended)), _AFTER_SOFTMAX)
+        readers = [node for tensor in reached.values() for node in tensor.outputs if is_product(node)]
+    if len(readers) != 1:
+        return f"{len(readers)} products of two tensors of data read the Softmax, not one"
+    (context,) = readers
+    if context.inputs[0].name not in reached:
+        return "the product that reads the Softmax has it on the right"
     dims = shapes.get(scores[0].outputs[0].name, ())[-2:]
     known = [dim for dim in dims if isinstance(dim, int)]
-    return Attention(scores[0], contexts[0], max(known) if len(known) == 2 else None)
+    return Attention(scores[0], context, max(known) if len(known) == 2 else None)
+
+
+def _is_normalised(tensor: gs.Tensor) -> bool:
+    """Whether a tensor was divided by its sums: what is made of probabilities are such again, at most 1."""
+    maker = tensor.inputs[0] if tensor.inputs else None
+    if maker is None or maker.op != "Div":
+        return False
+    summed = maker.inputs[1].inputs[0] if maker.inputs[1].inputs else None
+    if summed is not None and summed.op == "Unsqueeze":
+        summed = summed.inputs[0].inputs[0] if summed.inputs[0].inputs else None
+    return summed is not None and summed.op == "ReduceSum" and summed.inputs[0] is maker.inputs[0]
 
 
 Kind = Literal["product", "sum", "softmax", "quantiser", ""]

@@ -6,6 +6,7 @@ because no walk knows its form:
 
     Einsum         that is no MatMul, or that the pass `canonical` did not see
     MatMul         with a vector, or with one matrix for each position, head or expert
+    queries        of attention, where they are learned
     a constant     that only a run computes, since folding leaves it alone
     the other way  the constant is the input, and the weight is data
     subgraphs      products inside the branches of an If, or in a Loop
@@ -34,6 +35,7 @@ from gpusq_onnx.graph.trace import trace
 _OTHERS = frozenset("GRU LSTM RNN DeformConv MatMulInteger ConvInteger QLinearMatMul QLinearConv".split())
 _LEAST = 16  # the sides from which a constant that an unknown operator reads is taken for a weight
 
+LEARNED = "learned queries, Q of attention: no weight of a layer"
 _NO_CORE = "two tensors of data, in no attention core (product, Softmax over the last axis, product): it stays in float"
 
 
@@ -54,13 +56,16 @@ class Leftover:
     reason: str
 
 
-def find_leftovers(flow: Dataflow, sites: Sequence[Site]) -> list[Leftover]:
+def find_leftovers(flow: Dataflow, sites: Sequence[Site], attentions: Sequence[Attention]) -> list[Leftover]:
     """Every product of data with a constant that is no site, in graph order."""
+    scores = {id(attention.scores) for attention in attentions}
     known = {id(reader) for site in sites for reader in site.readers}
     found: list[Leftover] = []
     for node in flow.nodes:
         if has_subgraph(node):
             found += _inside(node, f"inside the {called(node)}: branches and loops stay as they are")
+        elif id(node) in scores and not flow.is_data(node.inputs[0]):
+            found.append(_leftover(node, node.inputs[0], LEARNED))
         elif id(node) not in known and flow.data_inputs(node):
             found += _of(node, flow)
     return found

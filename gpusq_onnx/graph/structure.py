@@ -66,6 +66,8 @@ def analyse(model: Model, snapshot: Snapshot | None = None) -> Structure:
     shapes, types = infer_shapes(model, snapshot=snapshot)
     owner = {id(reader): site for site in sites for reader in site.readers}
     attentions, others = find_cores(flow, shapes, owner)
+    scores = {id(attention.scores) for attention in attentions}
+    sites = [site for site in sites if not all(id(reader) in scores for reader in site.readers)]  # learned queries
     for attention in attentions:
         values = attention.context.inputs[2 if attention.fused else 1]
         operands = (*attention.scores.inputs[:2], values)
@@ -73,7 +75,7 @@ def analyse(model: Model, snapshot: Snapshot | None = None) -> Structure:
     name_mlps(sites, flow, owner)
     name_ends(sites, model, flow, owner)
     blocks = _find_blocks(sites, flow)
-    leftovers = find_leftovers(flow, sites)
+    leftovers = find_leftovers(flow, sites, attentions)
     return Structure(sites, leftovers, attentions, others, blocks, _find_stages(blocks), shapes, types, flow)
 
 
