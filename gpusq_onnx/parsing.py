@@ -1,7 +1,7 @@
 """JSON, TOML and numbers from files that nobody vouches for: a value, or ValueError, whatever the text is.
 
 The standard library's parsers raise RecursionError for deep nesting, and ValueError without a place for integers of
-thousands of digits; here all of it is ValueError with a sentence.
+thousands of digits; here all of it is ValueError with a sentence. A byte order mark (UTF-8 of Windows) is left out.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_MARK = "\ufeff"
 MOST_TEXT = 2**28  # bytes of a text file that is read whole
 
 
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError for anything else."""
-    return _guarded(json.loads, text)
+    return _guarded(json.loads, text.removeprefix(_MARK) if isinstance(text, str) else text)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text. Raises ValueError for anything else."""
-    found: dict[str, Any] = _guarded(tomllib.loads, text)
+    found: dict[str, Any] = _guarded(tomllib.loads, text.removeprefix(_MARK))
     return found
 
 

@@ -7,8 +7,8 @@
 Where several say something, the first of this list is taken, and what the caller gives wins over it, key by key; a
 caller who gives something else than was remembered is warned: wrong preprocessing looks like lost accuracy.
 
-Limits: Hugging Face's `do_pad` and sizes by `longest_edge`, with which DETR keeps the whole image, have no counterpart
-here: of such a file only mean, std and interpolation are taken, and that is said.
+Limits: a file that is not understood is left as a whole, and that is said, as is what of a file has no counterpart here
+(`hugging_face`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpusq_onnx.data.hugging_face import options_of
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UsageError
@@ -29,8 +30,7 @@ KEY = "pkg.gpusq_onnx.preprocess"
 FIELDS = ("fit", "resize", "crop", "interpolation", "mean", "std", "channels")
 METADATA = "the model's metadata"
 _ARRAYS = (".npy", ".npz", ".py")
-_INSTEAD = "here it is cropped, or with --fit stretch resized to the input; nothing of its size is taken"
-_PIL = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_NEXT = "nothing of it is taken: give --mean, --std and the size, or --data-preset"
 
 
 @dataclass(frozen=True)
@@ -99,27 +99,34 @@ def settle(options: DataOptions, metadata: Sequence[Mapping[str, str]], folder: 
 
 
 def _found(metadata: Sequence[Mapping[str, str]], folder: Path | None) -> tuple[dict[str, Any], str, tuple[str, ...]]:
-    problems = []
+    problems: list[str] = []
     for one in metadata:
         if text := one.get(KEY):
             try:
                 return _valid(_of_record(parse_json(text))), METADATA, ()
-            except (ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
-                problems.append(f"{METADATA}, {KEY}, is not understood: {printable(str(error))}")
+            except (ValueError, UsageError) as error:
+                problems.append(_not_understood(f"{METADATA}, {KEY},", error))
     parents = [] if folder is None else [folder, *([folder.parent] if folder.name == "onnx" else [])]
     for file in [parent / name for parent in parents for name in ("preprocessor_config.json", "config.json")]:
         if not file.is_file():
             continue
+        where = f"{file.name} beside the model"
         try:
             document = parse_json(read_bytes(file, "the configuration beside the model").decode())
-            values = _of_timm(document) if file.name == "config.json" else _of_hugging_face(document)
-            if file.name != "config.json" and _whole(document):
-                problems.append(f"{file.name} beside the model keeps the whole image ({_whole(document)}): {_INSTEAD}")
-            if values:
-                return _valid(values), f"{file.name} beside the model", tuple(problems)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
-            problems.append(f"{file.name} beside the model is not understood: {printable(str(error))}")
+            values, notes = (_of_timm(document), []) if file.name == "config.json" else options_of(document)
+            valid = _valid(values)
+        except (OSError, ValueError, UsageError) as error:
+            problems.append(_not_understood(where, error))
+            continue
+        problems += [f"{where} {note}" for note in notes]
+        if valid:
+            return valid, where, tuple(problems)
     return {}, "", tuple(problems)
+
+
+def _not_understood(where: str, error: Exception) -> str:
+    reason = error.what if isinstance(error, UsageError) else str(error)
+    return f"{where} is not understood: {printable(reason)}; {_NEXT}"
 
 
 def _valid(values: dict[str, Any]) -> dict[str, Any]:
@@ -129,11 +136,12 @@ def _valid(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_record(document: Any) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        raise ValueError("expected an object of keys and values")
     values = {key: document[key] for key in FIELDS if document.get(key) is not None}
-    if len(set(values.get("crop", ()))) != 1:
-        values.pop("crop", None)
-    else:
-        values["crop"] = values["crop"][0]
+    crop = values.pop("crop", None)
+    if isinstance(crop, list) and len(crop) == 2 and crop[0] == crop[1]:
+        values["crop"] = crop[0]
     if values.get("channels") not in ("RGB", "BGR"):
         values.pop("channels", None)
     return values
@@ -141,7 +149,7 @@ def _of_record(document: Any) -> dict[str, Any]:
 
 def _of_timm(document: Any) -> dict[str, Any]:
     """timm's `pretrained_cfg`; nothing of another library's config.json."""
-    found = document.get("pretrained_cfg")
+    found = document.get("pretrained_cfg") if isinstance(document, dict) else None
     if not isinstance(found, dict):
         return {}
     values: dict[str, Any] = {key: found[key] for key in ("mean", "std", "interpolation") if key in found}
@@ -150,34 +158,6 @@ def _of_timm(document: Any) -> dict[str, Any]:
     if "crop_pct" in found:
         values["crop_ratio"] = found["crop_pct"]
     return values
-
-
-def _of_hugging_face(document: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    if document.get("do_normalize", True) and "image_mean" in document:
-        values |= {"mean": document["image_mean"], "std": document["image_std"]}
-    elif not document.get("do_normalize", True):
-        values |= {"mean": 0, "std": 1}
-    if document.get("resample") in _PIL:
-        values["interpolation"] = _PIL[document["resample"]]
-    if _whole(document):
-        return values
-    size, crop = document.get("size"), document.get("crop_size")
-    if document.get("do_center_crop") and isinstance(crop, dict):
-        crop = crop["height"] if crop["height"] == crop["width"] else None
-    shorter = size.get("shortest_edge") if isinstance(size, dict) else size
-    if document.get("do_center_crop") and shorter is not None:
-        values |= {"resize": shorter, "fit": "crop"} | ({"crop": crop} if crop else {})
-    elif isinstance(size, dict) and "height" in size:
-        values["fit"] = "stretch"
-    return values
-
-
-def _whole(document: Any) -> str:
-    """The keys by which images are scaled as a whole and padded; "" where none does."""
-    size = document.get("size")
-    longest = isinstance(size, dict) and "longest_edge" in size
-    return " and ".join([*(["do_pad"] if document.get("do_pad") else []), *(["longest_edge"] if longest else [])])
 
 
 def _same(given: Any, found: Any) -> bool:
