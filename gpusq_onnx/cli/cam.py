@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Seed
+from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Seed, require_file
 from gpusq_onnx.cli.spare import Known, claim
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import require_place
@@ -50,13 +50,13 @@ def cam(
     data: DataArgs,
     look: MapArgs,
     output: Annotated[
-        Path | None,
+        str | None,
         Option(
             "--output",
             "-o",
             metavar="PATH",
             show_default=False,
-            help="FILE.html, .png, .svg or .pdf, or a folder. Default: MODEL.cam.html beside the first model.",
+            help="FILE.html, .png, .svg or .pdf, or a folder, DIR/. Default: MODEL.cam.html beside the first model.",
         ),
     ] = None,
     seed: Seed = None,
@@ -66,12 +66,12 @@ def cam(
     """Draw where models look: class activation maps and attention, side by side, with what each model sees."""
     from gpusq_onnx.cli.console import show, show_sheet, warn, write_json
     from gpusq_onnx.cli.progress import open_progress
-    from gpusq_onnx.report.page.html import require_page
     from gpusq_onnx.workflows.cam import cam as explain
-    from gpusq_onnx.workflows.cam import draw
+    from gpusq_onnx.workflows.cam import draw, place_of, require_libraries
 
-    require_page()
-    written = output or models[0].with_suffix(".cam.html")
+    require_libraries()
+    require_file(output, "what is drawn")
+    written = place_of(output) if output else models[0].with_suffix(".cam.html")
     require_place(written if written.suffix else written / "index.html", "the pictures")
     if any(model.resolve() == written.resolve() for model in models):
         raise UsageError("the pictures would overwrite a model", where=str(written), hint="name another file with -o")
@@ -86,7 +86,7 @@ def cam(
         )
     for text in (*found.warnings, *found.notes):
         warn(text)
-    files = draw(found, written, look.show)
+    files = draw(found, output or written, look.show)
     if json:
         write_json({**found.to_dict(), "written": [str(file) for file in files]}, json)
     if quiet or json == STDOUT:
@@ -99,9 +99,12 @@ def cam(
 def _places(written: Path) -> dict[Path, Known]:
     """The files that may be written; of a folder, its page and whatever lies there and has a picture's name."""
     from gpusq_onnx.report.page.gallery import FORMATS
+    from gpusq_onnx.workflows.cam import PAGES
 
-    if written.suffix.lower() in (".html", ".htm", *FORMATS):
-        return {written: in_picture if written.suffix.lower() in FORMATS else in_page}
+    if written.suffix.lower() in FORMATS:
+        return {written: in_picture}
+    if written.suffix.lower() in PAGES:
+        return {written: in_page}
     there = written.iterdir() if written.is_dir() else ()
     pictures = [path for path in there if _PICTURE.fullmatch(path.name)]
     return {written / "index.html": in_page, **dict.fromkeys(pictures, in_picture)}

@@ -11,19 +11,22 @@ whole of `--help` may (`python -m tools.bench`).
 """
 
 import inspect
+import re
 from collections.abc import Callable
 from copy import copy
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from typer import CallbackParam
+from typer import BadParameter, CallbackParam
 from typer.core import TyperCommand
 
 from gpusq_onnx.cli.belongs import require_company
 from gpusq_onnx.cli.journal import ANYWHERE, Anywhere, settings
 from gpusq_onnx.cli.memory import at_most
 from gpusq_onnx.errors import UsageError
+
+_NO_CHOICE = re.compile(r"'([^']*)' is not one of (.*)", re.DOTALL)  # typer's words
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -96,6 +99,23 @@ class SectionedCommand(TyperCommand):
     The context must allow extra arguments: they are refused here, where what a shell makes of `{a=1,b=2}` can be
     distinguished from a plain mistake.
     """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options; a value that is no word of the list is reported with the nearest one."""
+        try:
+            return super().parse_args(ctx, args)
+        except BadParameter as error:
+            found = _NO_CHOICE.search(error.message)
+            if found is None or error.param is None:
+                raise
+            from gpusq_onnx.pipeline.grammar import did_you_mean
+
+            wrong, valid = found[1], re.findall(r"'([^']*)'", found[2])
+            raise UsageError(
+                f"{error.param.opts[0]} does not take {wrong!r}",
+                expected=f"one of {', '.join(valid)}",
+                hint=did_you_mean(wrong, valid) or f"see {ctx.command_path} --help",
+            ) from None
 
     def invoke(self, ctx: Any) -> Any:
         """Refuse surplus arguments, then run."""

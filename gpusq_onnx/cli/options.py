@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, CallbackParam, Option
 
 from gpusq_onnx.cli.help import complete_pipeline
 from gpusq_onnx.data.presets import PRESETS
@@ -42,6 +42,16 @@ def require_file(output: str | None, what: str) -> None:
     """Refuse stdout as the place of what is a file; an option whose type is a path refuses it by itself."""
     if output == str(STDOUT):
         raise UsageError(f"{what} does not go to stdout", where="-o -", hint="name a file")
+
+
+def numbers(param: CallbackParam, text: str | None) -> str | None:
+    """The text, which is one number or several; their range is the library's to judge."""
+    try:
+        [float(part) for part in (text or "0").split(",")]
+    except ValueError:
+        what, hint = f"{param.opts[0]} cannot be read", "separate them by commas, without blanks"
+        raise UsageError(what, expected="1 or 3 numbers, such as 0.485,0.456,0.406", found=text, hint=hint) from None
+    return text
 
 
 def digest_of(report: Path) -> Path:
@@ -215,9 +225,12 @@ class DataArgs:
         str | None, _data("--fit", metavar="crop|stretch", help="stretch: the whole image. Default: crop.")
     ] = None
     mean: Annotated[
-        str | None, _data("--mean", metavar="R,G,B", help="Mean of pixels in 0..1. Default: ImageNet's.")
+        str | None,
+        _data("--mean", metavar="R,G,B", callback=numbers, help="Mean of pixels in 0..1. Default: ImageNet's."),
     ] = None
-    std: Annotated[str | None, _data("--std", metavar="R,G,B", help="Their deviation. Default: ImageNet's.")] = None
+    std: Annotated[
+        str | None, _data("--std", metavar="R,G,B", callback=numbers, help="Their deviation. Default: ImageNet's.")
+    ] = None
     classes: Annotated[
         Path | None, _data("--classes", metavar="FILE", help="Line i is the folder of class i; none: no labels.")
     ] = None

@@ -64,11 +64,11 @@ def show(
             console.show(f"{name}: {preset.summary}\n\n{preset.text}\n\n{recipe.dumps(parse(preset.text))}")
         return
     if name not in rows:
-        valid = [*rows, *table.PRESETS, *TARGETS]
+        valid = [*rows, *table.PRESETS, *TARGETS, "targets"]
         raise UsageError(
             f"there is no pass, preset or target named {name!r}",
             expected=f"one of {', '.join(valid)}",
-            hint=did_you_mean(name, valid),
+            hint=did_you_mean(name, valid, least=0.7) or "see gpusq-onnx passes list",
         )
     identity, options = _identity(rows[name]), _options(rows[name])
     if json:

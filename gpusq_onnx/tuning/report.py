@@ -202,7 +202,9 @@ class Tuning:
     def require(self) -> None:
         """Raise GateFailed where the budget is missed."""
         if self.chosen is None:
-            hint = "a looser budget, more images to calibrate with, or training: --finetune EPOCHS"
+            hint = "a looser budget"
+            if self.goal.budget is not None:
+                hint += ", more images to calibrate with, or training: --finetune EPOCHS"
             raise GateFailed("no configuration meets the budget", where=self.asked, found=self.failure, hint=hint)
 
     def sheet(self, *, full: bool = True) -> list[Part]:

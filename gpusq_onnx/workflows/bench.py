@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.errors import GpusqError, UsageError
+from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError
 from gpusq_onnx.files import Scratch, naming
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.pipeline.grammar import did_you_mean
@@ -76,6 +77,9 @@ def open_backend(name: Runtime, cache: Path = CACHE) -> Backend:
 
         return TrtBackend(cache)
     if name in ("torch", "torch-cpu"):
+        if find_spec("torch") is None:
+            what = f"the backend {name} needs torch, which is not installed"
+            raise EnvironmentLacking(what, hint="pip install 'gpusq-onnx[train]', or take another --backend")
         from gpusq_onnx.torchgraph.lowering.backend import TorchBackend
 
         return TorchBackend("cpu" if name == "torch-cpu" else "cuda", cache)

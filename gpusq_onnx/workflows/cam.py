@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from gpusq_onnx.data import encode, remembered
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import SIZES, Batch, Source
-from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError, UsageError
+from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError, UnsupportedModelError, UsageError
 from gpusq_onnx.files import staged
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 IMAGES = 16  # looked at by default
 SHOWN = 6
+PAGES = (".html", ".htm")
 QUERIES = 2  # of an image of a detector
 _SIDE = 160  # px; smaller images are enlarged
 
@@ -153,15 +155,16 @@ def draw(found: Activations, output: str | os.PathLike[str], show: int = SHOWN) 
 
     Raises:
         EnvironmentLacking: the extra `report` is not installed.
+        UsageError: a file of another kind.
         OSError: the place cannot be written; nothing is left.
     """
     require_page()
-    path, few = Path(output), replace(found, examples=tuple(found.chosen(show)))
+    path, few = place_of(output), replace(found, examples=tuple(found.chosen(show)))
     suffix = path.suffix.lower()
     with staged() as results:
         if suffix in gallery.FORMATS:
             files = {path: gallery.picture(few, suffix)}
-        elif suffix in (".html", ".htm"):
+        elif suffix in PAGES:
             files = {path: gallery.page(found, few).encode()}
         else:
             named = gallery.pictures(few)
@@ -171,6 +174,28 @@ def draw(found: Activations, output: str | os.PathLike[str], show: int = SHOWN) 
             results.place(file).write_bytes(content)
         results.commit()
     return list(files)
+
+
+def place_of(output: str | os.PathLike[str]) -> Path:
+    """Where pictures go. Raises UsageError for a suffix of no kind; a folder that is new and has one ends with `/`."""
+    path, text = Path(output), os.fspath(output)
+    if path.suffix.lower() in ("", *PAGES, *gallery.FORMATS) or path.is_dir() or text.endswith(("/", os.sep)):
+        return path
+    raise UsageError(
+        f"pictures are not written as {path.suffix!r}",
+        where=f"-o {text}",
+        expected="FILE.html, .png, .svg or .pdf, or a folder",
+        hint=f"for a folder of that name, -o {text}/",
+    )
+
+
+def require_libraries() -> None:
+    """Raises EnvironmentLacking unless what looks into models and what draws are installed."""
+    missing = [name for name in ("torch", "jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        extras = ",".join([*(["report"] if missing != ["torch"] else []), *(["train"] if "torch" in missing else [])])
+        what = f"maps need {' and '.join(missing)}"
+        raise EnvironmentLacking(what, hint=f"pip install 'gpusq-onnx[{extras}]'")
 
 
 def _image_of(model: Model) -> str:

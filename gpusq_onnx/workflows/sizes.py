@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.sizes import sizes_for
+from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph.model import TensorSpec
 from gpusq_onnx.graph.pin import is_open, pin_specs
 from gpusq_onnx.runtime.tensorrt.profiles import parse_shapes
@@ -19,5 +20,12 @@ def open_sizes(inputs: Sequence[TensorSpec], shapes: Sequence[str], options: Dat
     """
     given = {name: bounds.opt for name, bounds in map(parse_shapes, shapes)}
     if is_open(pin_specs(inputs, given)):
-        given |= {name: size for name, size in sizes_for(inputs, options).items() if name not in given}
+        try:
+            sizes = sizes_for(inputs, options)
+        except UsageError as error:
+            if error.details["where"] == "--crop":  # the one option of an image's size that every such verb has
+                error.details["next"] = "for example --crop 224; or --shapes INPUT=1x3x224x224"
+                error.reword(str)
+            raise
+        given |= {name: size for name, size in sizes.items() if name not in given}
     return given

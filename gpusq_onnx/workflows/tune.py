@@ -200,7 +200,7 @@ def tune(
         tuple(tuner.points),
         count,
         len(held),
-        "" if chosen is not None else _failure(aim, tuner, goal),
+        "" if chosen is not None else _failure(aim, tuner, goal, whole),
         goal,
         again.recovery,
     )
@@ -226,6 +226,13 @@ def _aim(budget: str | None, at_most: str | None, packed_size: str | None) -> Bu
 def _divided(subject: Subject) -> tuple[Source, Source]:
     """The samples that prune and calibrate, and those that are measured on."""
     if subject.held is None:
+        if subject.options.calibrate is None and len(subject.source) < 2:
+            raise UsageError(
+                "one sample cannot both calibrate and be measured on",
+                where="--data",
+                expected="2 samples or more",
+                hint="give more images; a hundred without labels will do",
+            )
         count = subject.options.calibrate or max(1, min(_MOST_CALIBRATE, len(subject.source) // 2))
         return split(subject.source, count)
     return up_to(subject.source, subject.options.calibrate or _MOST_CALIBRATE), subject.held
@@ -244,9 +251,11 @@ def _require_truth(budget: Budget, source: Source) -> None:
         )
 
 
-def _failure(aim: Budget | Limit, tuner: Tuner, goal: Goal) -> str:
+def _failure(aim: Budget | Limit, tuner: Tuner, goal: Goal, whole: float) -> str:
     if isinstance(aim, Limit):
-        return f"the cheapest configuration costs {tuner.least():.1%} of the dense {COSTS[goal.cost]}"
+        least = tuner.least()
+        size = f": {least * whole:,.0f}" if goal.cost == "packed" else ""
+        return f"the cheapest configuration costs {least:.1%} of the dense {COSTS[goal.cost]}{size}"
     return f"none of the {len(tuner.points)} configurations measured: {_best(aim, tuner.points)}"
 
 

@@ -41,6 +41,7 @@ def test_a_missing_size_is_asked_for(model: Path) -> None:
         outcome = call(*words)
         assert outcome.code == 2
         assert "takes images of any size" in outcome.err and "--crop" in outcome.err
+        assert ("--resize" in outcome.err) == (words[0] == "apply"), "bench has no such option"
     outcome = call("build", model, "--cpu-harness", model.parent)
     assert outcome.code == 2
     assert "--crop PX" in outcome.err and "--shapes pixel_values" in outcome.err

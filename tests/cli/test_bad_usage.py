@@ -54,6 +54,13 @@ MISTYPED = {
         ["apply", "{model}", "-p", "prune24", "--report", "{dir}/report.md"],
         ["digest", "FILE.json"],
     ),
+    "a backend that there is not": (
+        ["bench", "{model}", "--backend", "onnx"],
+        ["'onnx'", "did you mean 'onnxruntime'"],
+    ),
+    "means that are no numbers": (["plan", "{model}", "-p", "prune24", "--mean", "a,b,c"], ["--mean", "0.485,0.456"]),
+    "a name that is near to none": (["passes", "show", "nope"], ["'nope'", "passes list"]),
+    "pictures of no kind": (["cam", "{model}", "--data", "{dir}", "-o", "{dir}/maps.jpg"], ["'.jpg'", "maps.jpg/"]),
     "missing recipe": (["apply", "{model}", "--recipe", "{dir}/r.toml"], ["r.toml", "check --recipe"]),
 }
 

@@ -11,11 +11,11 @@ from onnx import TensorProto, helper, numpy_helper, save
 import gpusq_onnx
 from gpusq_onnx.cli import main
 from gpusq_onnx.data.encode import shown
-from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.report.page.activation import Activations, agreement
 from gpusq_onnx.tasks.kinds import image_shape
-from gpusq_onnx.workflows.cam import draw
+from gpusq_onnx.workflows.cam import draw, place_of, require_libraries
 from gpusq_onnx.workflows.outlines import Outlines
 
 pytest.importorskip("torch", reason="needs the extra train")
@@ -107,6 +107,22 @@ def test_the_command_says_what_it_wrote(models: list[Path], tmp_path: Path, caps
     assert [len(example["views"]) for example in document["examples"]] == [3] * 3
     assert document["written"] == [str(tmp_path / "cam.html")]
     assert len(said.splitlines()) <= 60
+
+
+def test_pictures_go_where_their_name_says(tmp_path: Path) -> None:
+    (tmp_path / "v1.2").mkdir()
+    for name in ("maps", "maps.png", "maps.HTM", "maps.jpg/", str(tmp_path / "v1.2")):
+        assert place_of(name) == Path(name)
+    with pytest.raises(UsageError, match="not written as"):
+        place_of("cam.xyz")
+
+
+@pytest.mark.parametrize(("missing", "extras"), [("torch", "train"), ("jinja2", "report"), ("", "report,train")])
+def test_all_extras_are_asked_for_at_once(missing: str, extras: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpusq_onnx.workflows.cam.find_spec", lambda name: None if missing in ("", name) else "there")
+    with pytest.raises(EnvironmentLacking) as caught:
+        require_libraries()
+    assert caught.value.details["next"] == f"pip install 'gpusq-onnx[{extras}]'"
 
 
 def test_what_cannot_be_drawn_is_refused_before_work(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Sensitivity and tuning of the digits model: what is chosen is measured, and the recipe gives what was measured."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -219,16 +220,17 @@ def test_a_budget_that_is_missed_writes_nothing(tmp_path: Path):
         ({"budget": "agreement>=97"}, "0 to 1"),
         ({"budget": "agreement<=0.9"}, "written with >="),
         ({"budget": "kl<=nine"}, "cannot be read"),
-        ({"budget": "ap-drop<=1"}, "--annotations"),
+        ({"budget": "ap-drop<=1"}, "annotations FILE"),
         ({"at_most": "140%"}, "out of range"),
         ({"at_most": "0.4"}, "such as 40%"),
-        ({}, "one of --budget, --at-most and --packed-size"),
+        ({}, "one of budget, at_most and packed_size"),
         ({"at_most": "40%", "budget": "kl<=1"}, "kl<=1 and 40%"),
         ({"packed_size": "8 apples"}, "such as 8MB"),
         ({"packed_size": "0MB"}, "a size above 0"),
         ({"at_most": "40%", "forms": ["int9"]}, "no form 'int9'"),
         ({"at_most": "40%", "forms": ["2:4"], "target": "cpu"}, "on cpu"),
         ({"at_most": "40%", "data_options": {"samples": 4, "calibrate": 4}}, "no samples are left"),
+        ({"at_most": "40%", "data_options": {"samples": 1}}, "one sample cannot both"),
         ({"at_most": "40%", "finetune": 1, "finetune_steps": 1}, "both say how long"),
         ({"at_most": "40%", "finetune": 0}, "epochs"),
         ({"at_most": "40%", "data_options": {"samples": 4, "hold_out": 4}}, "left to work with"),
@@ -238,3 +240,11 @@ def test_a_budget_that_is_missed_writes_nothing(tmp_path: Path):
 def test_what_cannot_be_asked(asked: dict[str, object], said: str):
     with pytest.raises(errors.UsageError, match=said):
         gpusq_onnx.tune(MODEL, **{"data": TRAIN, "data_options": FEW, **asked})  # type: ignore[arg-type]
+
+
+def test_a_size_that_nothing_has_is_missed_with_what_could_be_had():
+    found = gpusq_onnx.tune(MODEL, packed_size="1KB", data=TRAIN, data_options=FEW, measurements=1, **LOOK)
+    with pytest.raises(errors.GateFailed) as caught:
+        found.require()
+    assert caught.value.details["next"] == "a looser budget"
+    assert re.search(r"of the dense packed bytes: \d+,\d+$", found.failure)
