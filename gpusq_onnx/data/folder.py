@@ -10,11 +10,13 @@ import numpy as np
 
 from gpusq_onnx.data.coco import image_ids, read_annotations
 from gpusq_onnx.data.images import Images
-from gpusq_onnx.data.listing import EXTENSIONS, labels_of, list_images, sample_order
+from gpusq_onnx.data.listing import EXTENSIONS, counted, labels_of, list_images, sample_order
 from gpusq_onnx.data.masks import label_maps
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import ImageInputs
 from gpusq_onnx.errors import UnsupportedDataError
+
+_TAKEN = "files ending in " + ", ".join(EXTENSIONS)
 
 
 class ImageFolder(Images):
@@ -29,8 +31,9 @@ class ImageFolder(Images):
         if not files:
             raise UnsupportedDataError(
                 f"no images in {root}",
-                expected="files ending in " + ", ".join(EXTENSIONS),
-                found=f"{ignored} other files" if ignored else "an empty folder",
+                expected=_TAKEN,
+                found=counted(ignored, "other file") if ignored else "an empty folder",
+                hint="convert images of other formats (.gif, .tif) to one of these" if ignored else None,
             )
         self.annotations = None if options.annotations is None else read_annotations(options.annotations)
         ids = {} if self.annotations is None else image_ids(files, self.annotations, where=str(options.annotations))
@@ -41,8 +44,8 @@ class ImageFolder(Images):
         chosen = sample_order(files, options.seed)[: options.samples]
         self._chosen = [files[index] for index in chosen]
         labels = None if every is None else np.array([every[index] for index in chosen], dtype=np.int64)
-        notes = [f"{ignored} files that are not images were ignored"] if ignored else []
-        notes += [f"{unmapped} images without a label map were left out"] if unmapped else []
+        notes = [f"ignored {counted(ignored, 'other file')}: images are {_TAKEN}"] if ignored else []
+        notes += [f"left out {counted(unmapped, 'image')} without a label map"] if unmapped else []
         super().__init__(root, options, inputs, len(chosen), labels, len(files), notes)
         self._ids = np.array([ids[name] for name in self._chosen], np.int64) if ids else None
         self._maps = [maps[name] for name in self._chosen] if maps else None

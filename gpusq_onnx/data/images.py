@@ -27,6 +27,8 @@ from gpusq_onnx.data.source import Batch, Box, ImageInputs, Source, too_few
 from gpusq_onnx.errors import UnsupportedDataError
 
 MAX_CORRUPT = 0.01
+_LOOKED_AT = 100  # images that are tried, to say how many are corrupt, once too many are
+_NAMED = 5
 
 
 class Images(Source):
@@ -98,7 +100,7 @@ class Images(Source):
         notes = list(self._opening_notes)
         if self._corrupt:
             count = f"{len(self._corrupt)} of {len(self)} images cannot be read and are left out"
-            notes.append(f"{count}: {'; '.join(self.skipped)}")
+            notes.append(f"{count}: {self._first_corrupt()}")
         done = {name: int((self._geometry == 1 + code).sum()) for code, name in enumerate(GEOMETRIES)}
         crop = f"{self._preprocess.height}x{self._preprocess.width}"
         if done["cropped only"]:
@@ -145,11 +147,27 @@ class Images(Source):
         except Exception as error:  # Pillow's decoders raise whatever the bytes make them raise
             self._corrupt[index] = str(error) or type(error).__name__
         if len(self._corrupt) > MAX_CORRUPT * len(self):
-            raise UnsupportedDataError(
-                f"{len(self._corrupt)} of {len(self)} images cannot be read",
-                where=str(self._root),
-                expected=f"at most {MAX_CORRUPT:.0%}",
-                found="; ".join(self.skipped[:5]),
-                hint="remove or replace these files",
-            )
+            raise self._too_many(in_order)
         return None
+
+    def _too_many(self, in_order: bool) -> UnsupportedDataError:
+        """The error, after a look at the first images, those that nobody has asked for yet, too."""
+        for index in range(min(len(self), _LOOKED_AT)):
+            if index not in self._corrupt:
+                try:
+                    decoded(self._file(index, in_order), self._max_pixels)
+                except Exception as error:  # as above
+                    self._corrupt[index] = str(error) or type(error).__name__
+        at_least = "at least " if len(self) > _LOOKED_AT else ""
+        return UnsupportedDataError(
+            f"{at_least}{len(self._corrupt)} of {len(self)} images cannot be read",
+            where=str(self._root),
+            expected=f"at most {MAX_CORRUPT:.0%}",
+            found=self._first_corrupt(),
+            hint="remove or replace these files",
+        )
+
+    def _first_corrupt(self) -> str:
+        skipped = self.skipped
+        more = len(skipped) - _NAMED
+        return "; ".join([*skipped[:_NAMED], *([f"and {more} more"] if more > 0 else [])])

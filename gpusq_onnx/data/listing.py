@@ -39,6 +39,15 @@ def shards(path: Path, suffix: str) -> list[Path]:
     return [path] if path.suffix == suffix else []
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words.
+
+    >>> counted(1, "file"), counted(2, "file")
+    ('1 file', '2 files')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def list_images(root: Path) -> tuple[list[str], int]:
     """Image files under `root` as sorted relative POSIX paths, and how many other files there are.
 
@@ -113,7 +122,7 @@ def labels_of(files: Sequence[str], classes: Path) -> list[int]:
         first = sorted(unknown)
         near = difflib.get_close_matches(first[0], known, n=1)
         raise UnsupportedDataError(
-            f"{len(unknown)} folders of images are not named in {classes}",
+            f"{classes} does not name {counted(len(unknown), 'folder')} of images",
             expected=f"one of its {len(known)} names, such as {next(iter(known))!r}",
             found=", ".join(first[:10]) + (", …" if len(first) > 10 else ""),
             hint=f"did you mean {near[0]!r}?" if near else "leave the classes file out if labels are not needed",

@@ -129,7 +129,7 @@ def test_other_files_are_left_alone_and_counted(tree: Path) -> None:
     put(tree / "data" / "n01" / ".cache" / "thumb.png", 99)
     source = open_source(DataOptions(path=tree / "data", **PLAIN), [SPEC])
     assert len(source) == 12
-    assert "1 files that are not images were ignored" in source.notes
+    assert "ignored 1 other file: images are files ending in .jpg, .jpeg, .png, .bmp, .webp" in source.notes
 
 
 def test_nested_class_folders(tmp_path: Path) -> None:
@@ -193,8 +193,20 @@ def test_a_corrupt_image_is_named_skipped_and_counted(tmp_path: Path, static: st
 def test_past_one_percent_corrupt_is_an_error(tmp_path: Path) -> None:
     corrupt_folder(tmp_path, good=100, bad=2)
     source = open_source(DataOptions(path=tmp_path), [SPEC])
-    with pytest.raises(UnsupportedDataError, match=r"bad\d\.jpg"):
+    with pytest.raises(UnsupportedDataError, match=r"at least \d of 102 images cannot be read(?s:.)*bad\d\.jpg"):
         list(source.batches(16))
+
+
+@pytest.mark.parametrize(("good", "bad"), [(0, 2), (1, 8)])
+def test_corrupt_images_are_counted_to_the_end(tmp_path: Path, good: int, bad: int) -> None:
+    """And not to the first one that is too many."""
+    corrupt_folder(tmp_path, good, bad)
+    source = open_source(DataOptions(path=tmp_path), [SPEC])
+    with pytest.raises(UnsupportedDataError, match=f"{bad} of {good + bad} images cannot be read") as caught:
+        list(source.batches(1))
+    assert "at least" not in str(caught.value)
+    assert str(caught.value).count(".jpg: ") == min(bad, 5)
+    assert ("and 3 more" in str(caught.value)) == (bad == 8)
 
 
 def test_notes_say_what_was_done_to_odd_sizes(tmp_path: Path) -> None:
@@ -237,5 +249,5 @@ def test_leaving_early_leaves_no_thread(tree: Path) -> None:
 def test_a_folder_without_images(tmp_path: Path, other: bool) -> None:
     if other:
         (tmp_path / "labels.csv").write_text("a,b")
-    with pytest.raises(UnsupportedDataError, match="1 other files" if other else "empty folder"):
+    with pytest.raises(UnsupportedDataError, match=r"1 other file\n.*convert" if other else "empty folder"):
         open_source(DataOptions(path=tmp_path), [SPEC])

@@ -49,7 +49,7 @@ def test_a_map_lies_over_its_image(mapped: dict[str, Any], geometry: dict[str, A
         np.testing.assert_array_equal(piece.truth, red - 100)
         seen += piece.size
     assert seen == 3
-    assert source.notes[0] == "1 images without a label map were left out"
+    assert source.notes[0] == "left out 1 image without a label map"
 
 
 def test_a_static_batch_and_a_subset(mapped: dict[str, Any]) -> None:
