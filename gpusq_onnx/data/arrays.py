@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,9 +40,11 @@ from gpusq_onnx.data.source import (
     too_few,
 )
 from gpusq_onnx.errors import UnsupportedDataError
-from gpusq_onnx.files import Scratch
+from gpusq_onnx.files import PREFIX, Scratch
 
 LABELS = "labels"
+IN_MEMORY = "data"
+"""What arrays are called in errors that came from memory: they lie in a scratch file that nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -105,25 +107,20 @@ class ArrayFile(Source):
     def __init__(self, path: Path, options: DataOptions, inputs: Sequence[InputSpec]) -> None:
         self._path = path
         self._inputs = inputs
+        self._said = said = IN_MEMORY if path.parent.name.startswith(PREFIX) else str(path)
         self.static_batch = common_batch(inputs)
         with reading(path, _unreadable):
             columns = _npz_columns(path) if path.suffix == ".npz" else _npy_column(path, inputs)
         names = [spec.name for spec in inputs]
         self.labelled = LABELS in columns and LABELS not in names
-        _check_names(path, list(columns), names)
+        _check_names(said, list(columns), names)
         for spec in inputs:
-            _check_fit(path, columns[spec.name], spec)
+            _check_fit(said, columns[spec.name], spec)
         if self.labelled:
-            _check_labels(path, columns[LABELS])
-        counts = {name: column.shape[0] for name, column in columns.items()}
-        if len(set(counts.values())) != 1 or 0 in counts.values():
-            raise UnsupportedDataError(
-                f"the arrays in {path} do not hold the same number of samples",
-                expected="one or more samples, as many in every array",
-                found=", ".join(f"{name}: {count}" for name, count in counts.items()),
-            )
+            _check_labels(said, columns[LABELS])
+        _check_counts(said, columns)
         self._columns = columns
-        self._available = next(iter(counts.values()))
+        self._available = next(iter(columns.values())).shape[0]
         self._rows = _stretches(self._available, options.samples, options.seed)
         self._notes = ready_made(options, "arrays") + too_few(options.samples, self._available)
         self._turn = Lock()
@@ -145,7 +142,7 @@ class ArrayFile(Source):
                 read = {name: column.read(streams[name], rows) for name, column in self._columns.items()}
                 labels = read.pop(LABELS).astype(np.int64) if self.labelled else None
                 for name, array in read.items():
-                    check_finite(name, array, f"{self._path}, rows {rows[0]} to {rows[-1]}")
+                    check_finite(name, array, f"{self._said}, rows {rows[0]} to {rows[-1]}")
                 made = Batch(read, labels, len(rows), np.arange(start, start + len(rows)))
                 yield made.filled(self.static_batch)
 
@@ -157,7 +154,7 @@ class ArrayFile(Source):
         read = {name: column[rows] for name, column in mapped.items()}
         labels = read.pop(LABELS).astype(np.int64) if self.labelled else None
         for name, array in read.items():
-            check_finite(name, array, f"{self._path}, rows {', '.join(map(str, rows[:8]))}, …")
+            check_finite(name, array, f"{self._said}, rows {', '.join(map(str, rows[:8]))}, …")
         return Batch(read, labels, len(rows), np.array(indices, dtype=np.int64))
 
     @cached_property
@@ -227,37 +224,48 @@ def _npz_columns(path: Path) -> dict[str, _Column]:
     return columns
 
 
-def _check_names(path: Path, found: list[str], inputs: list[str]) -> None:
+def _check_names(said: str, found: list[str], inputs: list[str]) -> None:
     missing = [name for name in inputs if name not in found]
     extra = [name for name in found if name not in (*inputs, LABELS)]
     if missing or extra:
         says = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"holds unknown {', '.join(extra)}"] * bool(extra)
         raise UnsupportedDataError(
-            f"{path} " + " and ".join(says),
+            f"{said} " + " and ".join(says),
             expected=f"the model's inputs ({', '.join(inputs)}), and {LABELS} if they are known",
             found=", ".join(found) or "no arrays",
             hint=f"np.savez(path, **{{{', '.join(f'{name!r}: array' for name in inputs)}}})",
         )
 
 
-def _check_fit(path: Path, column: _Column, spec: InputSpec) -> None:
+def _check_fit(said: str, column: _Column, spec: InputSpec) -> None:
     if not spec.takes(column.shape, any_batch=True) or column.dtype != spec.dtype:
         name = np.dtype(column.dtype).name
         wrong_type = spec.takes(column.shape, any_batch=True)
         unbatched = column.shape[1:] == spec.shape
         fix = f"the input has no batch axis: export it with one, [1, {', '.join(map(str, spec.shape))}]"
         raise UnsupportedDataError(
-            f"{path} does not fit the model's input {spec.name!r}",
+            f"{said} does not fit the model's input {spec.name!r}",
             expected=f"{spec}, axis 0 the samples",
             found=f"{name} {list(column.shape)}",
             hint=f"array.astype({spec.dtype.name!r})" if wrong_type else fix if unbatched else None,
         )
 
 
-def _check_labels(path: Path, column: _Column) -> None:
+def _check_counts(said: str, columns: Mapping[str, _Column]) -> None:
+    counts = {name: column.shape[0] for name, column in columns.items()}
+    empty = not any(counts.values())
+    if empty or len(set(counts.values())) != 1:
+        raise UnsupportedDataError(
+            f"{said} holds no samples" if empty else f"the arrays in {said} do not hold the same number of samples",
+            expected="one or more samples" + ("" if len(counts) == 1 else ", as many in every array"),
+            found=", ".join(f"{name}: {list(columns[name].shape) if empty else counts[name]}" for name in counts),
+        )
+
+
+def _check_labels(said: str, column: _Column) -> None:
     if column.dtype.kind not in "iu" or len(column.shape) != 1:
         raise UnsupportedDataError(
-            f"{LABELS} in {path} are not class indices",
+            f"{LABELS} in {said} are not class indices",
             expected="an integer array with one dimension",
             found=f"{column.dtype.name} {list(column.shape)}",
         )

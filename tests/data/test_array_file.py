@@ -9,6 +9,7 @@ from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Batch, InputSpec, Source
 from gpusq_onnx.errors import UnsupportedDataError
+from gpusq_onnx.files import Scratch, naming
 
 F32 = np.dtype(np.float32)
 X = InputSpec("x", F32, ("batch", 2, 3))
@@ -104,7 +105,7 @@ def test_image_options_on_arrays_are_noted(tmp_path: Path) -> None:
         ({"x": ROWS.astype(">f4")}, "does not fit"),
         ({"x": ROWS[0]}, "found: float32 [2, 3]"),
         ({"x": ROWS.reshape(10, 3, 2)}, "expected: x: float32 [batch, 2, 3]"),
-        ({"x": ROWS[:0]}, "one or more samples"),
+        ({"x": ROWS[:0]}, "d.npz holds no samples\n  expected: one or more samples\n  found: x: [0, 2, 3]"),
         ({"x": ROWS, "labels": np.arange(9)}, "x: 10, labels: 9"),
         ({"x": ROWS, "labels": np.ones(10)}, "not class indices"),
         ({"x": np.asfortranarray(ROWS)}, "ascontiguousarray"),
@@ -115,6 +116,28 @@ def test_arrays_that_do_not_fit(tmp_path: Path, arrays: dict[str, np.ndarray], s
     np.savez(tmp_path / "d.npz", allow_pickle=True, **arrays)
     with pytest.raises(UnsupportedDataError) as error:
         open_source(DataOptions(path=tmp_path / "d.npz"), [X])
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"x": ROWS.reshape(10, 3, 2)}, "data does not fit the model's input 'x'"),
+        ({"y": ROWS}, "data lacks x"),
+        ({"x": ROWS, "labels": np.ones(10)}, "labels in data are not"),
+        ({"x": ROWS[:0]}, "data holds no samples"),
+    ],
+)
+def test_arrays_from_memory_are_called_data(arrays: dict[str, np.ndarray], says: str) -> None:
+    """And not by the scratch file that they lie in, in whose place errors name the model."""
+
+    def opened() -> None:
+        with naming("model.onnx"), Scratch() as folder:
+            np.savez(folder / "data.npz", allow_pickle=True, **arrays)
+            open_source(DataOptions(path=folder / "data.npz"), [X])
+
+    with pytest.raises(UnsupportedDataError) as error:
+        opened()
     assert says in str(error.value)
 
 
