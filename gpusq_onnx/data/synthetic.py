@@ -44,7 +44,7 @@ class SyntheticImages(Source):
 
     @property
     def notes(self) -> list[str]:
-        return ["no data was given: synthetic images are used instead, and scales learned from them are guesses"]
+        return ["no data was given: synthetic images are used instead, which say little about real ones"]
 
     def batches(self, batch: int) -> Iterator[Batch]:
         size = self.static_batch or batch

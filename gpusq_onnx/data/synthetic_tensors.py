@@ -76,7 +76,7 @@ class SyntheticTensors(Source):
 
     @property
     def notes(self) -> list[str]:
-        made_up = "no data was given: random tensors are used instead, and scales learned from them are guesses"
+        made_up = "no data was given: random tensors are used instead, which say little about real ones"
         return [made_up, *self._notes]
 
     def batches(self, batch: int) -> Iterator[Batch]:
