@@ -1,6 +1,7 @@
 """`help VERB`, and what bash, zsh and fish complete, asked as those shells ask."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from command_line import ROOT, call
 
 from gpusq_onnx.cli.help import complete_pass, complete_pipeline, complete_shown
+from gpusq_onnx.cli.verbs import VERBS
 
 
 @pytest.mark.parametrize("words", [["apply"], ["check"], ["passes"], ["passes", "show"], []])
@@ -24,6 +26,15 @@ def test_help_of_no_verb_exits_2(words: list[str], says: str) -> None:
     outcome = call("help", *words)
     assert (outcome.code, outcome.out) == (2, "")
     assert says in outcome.err
+
+
+@pytest.mark.parametrize("verb", [name for name, row in VERBS.items() if not row.below])
+def test_every_option_is_named_on_a_page(verb: str) -> None:
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if page.name != "CHANGELOG.md"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in [*pages, ROOT / "README.md"])
+    options = [p.opts for p in VERBS[verb].command(verb).params if p.param_type_name == "option"]
+    named = [any(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text) for name in names) for names in options]
+    assert [names[0] for names, there in zip(options, named, strict=True) if not there] == []
 
 
 def completed(line: str, shell: str) -> str:

@@ -1,6 +1,7 @@
 """What the documents take from elsewhere is what is there: generated files, numbers, messages, citations, versions."""
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from pages import README, ROOT, anchor, anchors, prose
 
 import gpusq_onnx
 from gpusq_onnx import errors
+from gpusq_onnx.cli.interrupts import SIGNALS
 from tests.packaging.arrows import FLOORS
 from tools.docs import curves, house, pipeline
 from tools.docs.__main__ import GENERATED
@@ -62,7 +64,8 @@ def test_the_exit_codes_are_those_of_the_errors():
     text = (DOCS / "commands.md").read_text(encoding="utf-8")
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.GpusqError)]
-    assert listed == {kind.exit_code for kind in classes} | {0, 130}
+    signals = {128 + getattr(signal, name) for name in SIGNALS}
+    assert listed == {kind.exit_code for kind in classes} | {0} | signals
 
 
 def test_every_message_that_troubleshooting_quotes_is_one_of_the_code():
