@@ -81,7 +81,9 @@ class ScriptSource(Source):
 
     @property
     def whole(self) -> WholeFeeds | None:
-        return WholeFeeds(self._survey.feeds, self._survey.apart) if self._survey.apart else None
+        found = self._survey
+        why = found.apart or found.resized
+        return WholeFeeds(found.feeds, why, bool(found.resized)) if why else None
 
     def batches(self, batch: int) -> Iterator[Batch]:
         rows = 0
@@ -98,7 +100,7 @@ class ScriptSource(Source):
     def _survey(self) -> _Survey:
         """What one pass over the feeds finds, made when first asked for."""
         rows, feeds, content = 0, 0, hashlib.sha256()
-        apart, first = no_common_batch(self._inputs, named=True), dict[str, tuple[int, ...]]()
+        apart, resized, first = no_common_batch(self._inputs, named=True), "", dict[str, tuple[int, ...]]()
         for batch in self.batches(1):
             rows, feeds = rows + batch.size, feeds + 1
             for name, array in sorted(batch.feed.items()):
@@ -106,8 +108,9 @@ class ScriptSource(Source):
                 content.update(array.tobytes())
             shapes = {name: array.shape for name, array in batch.feed.items()}
             first = first or shapes
-            apart = apart or _apart(first, shapes)
-        return _Survey(rows, feeds, content.hexdigest(), apart)
+            apart = apart or differing(shape[0] for shape in shapes.values())
+            resized = resized or _resized(first, shapes)
+        return _Survey(rows, feeds, content.hexdigest(), apart, resized)
 
     def _checked(self, feed: object, where: str) -> Batch:
         names = [spec.name for spec in self._inputs]
@@ -134,19 +137,19 @@ class ScriptSource(Source):
 
 @dataclass(frozen=True)
 class _Survey:
-    """Rows, feeds and digest, and why feeds cannot be joined; "" where they can."""
+    """Rows, feeds and digest; what keeps feeds apart along axis 0, and how they differ in size, "" for nothing."""
 
     rows: int
     feeds: int
     digest: str
     apart: str
+    resized: str
 
 
-def _apart(first: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Why a feed of these shapes cannot be joined with the first one; "" where it can."""
+def _resized(first: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """How these shapes differ from the first feed's, besides axis 0; "" where they do not."""
     other = next((name for name, shape in shapes.items() if shape[1:] != first[name][1:]), None)
-    sizes = "" if other is None else f"{other} differs in size: {list(first[other])} and {list(shapes[other])}"
-    return differing(shape[0] for shape in shapes.values()) or sizes
+    return "" if other is None else f"{other} differs in size: {list(first[other])} and {list(shapes[other])}"
 
 
 def _import(path: Path) -> ModuleType:

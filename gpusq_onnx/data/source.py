@@ -119,10 +119,12 @@ class WholeFeeds:
     Args:
         count: how many there are.
         why: what keeps them apart, as in "axis 0 differs: 1 and 2".
+        resized: whether they differ in size, besides axis 0.
     """
 
     count: int
     why: str
+    resized: bool = False
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ def train(
         InvariantError: a pruned weight has moved away from zero.
         UsageError, UnsupportedDataError, EnvironmentLacking: what cannot be trained, or not here.
     """
+    if source.whole is not None and source.whole.resized:
+        setup = setup.on_all_tokens()
     hardware, progress = Hardware(settings), progress or NullProgress()
     trainer = _Trainer(setup, source, settings, kept or {}, seed, hardware)
     watch = ProgressMeter(progress, label, interval, settings.work)

@@ -14,7 +14,9 @@ same architecture: exported differently, or quantised.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -59,6 +61,14 @@ class Setup:
     tokens: Tokens | None = None
     notes: tuple[str, ...] = ()
 
+    def on_all_tokens(self) -> Setup:
+        """The same without thin views, which are made for one size of the inputs."""
+        if self.tokens is None:
+            return self
+        views = {key: view for key, view in self.views.items() if not key[1]}
+        notes = (*self.notes, "all tokens are trained on: the inputs differ in size")
+        return replace(self, views=views, thin_teacher=None, tokens=None, notes=notes)
+
     def handed(self, taught: Mapping[str, Tensor], apart: bool) -> list[Tensor]:
         """What a view of the student takes besides the inputs, of what the teacher found."""
         maps = [taught[pair.teacher].float() for pair in self.maps[:-1]] if apart else []
@@ -71,16 +81,18 @@ def prepare(
     """Convert both models, with taps where they are compared, in the views that the settings' phases need.
 
     Args:
-        sizes: shapes of the images that will be fed, for models that leave height and width open.
+        sizes: shapes of the images that will be fed, for models that leave height and width open; the networks take
+            others, too, but for their thin views.
 
     Raises:
         UsageError: `maps` names a tensor that one of them does not have.
         UnsupportedModelError: an operator that cannot be trained through, or two models that do not match.
     """
+    open_model, open_teacher, sizes = model, teacher, sizes or {}
     if is_open(model.inputs()) and sizes:
         model = pinned(model, sizes)
         structure = analyse(model)
-    teacher = pinned(teacher, sizes or {})
+    teacher = pinned(teacher, sizes)
     other = analyse(teacher)
     names, others = trainable_prefix(model), trainable_prefix(teacher)
     every = match_maps(structure, other, settings)
@@ -91,8 +103,8 @@ def prepare(
     taps, results = [pair.student for pair in maps], [pair.student for pair in outputs]
     chosen = [pair.student for pair in selected]
     watched, answers = [pair.teacher for pair in (*maps, *selected)], [pair.teacher for pair in outputs]
-    student = convert(model, outputs=results, taps=taps)
-    guide = convert(teacher, outputs=answers, taps=watched, train=())
+    student = _converted(open_model, sizes, outputs=results, taps=taps)
+    guide = _converted(open_teacher, sizes, outputs=answers, taps=watched, train=())
     if set(student.inputs) != set(guide.inputs):
         raise UnsupportedModelError(
             "student and teacher do not take the same inputs",
@@ -101,7 +113,8 @@ def prepare(
             hint="give the model from which this one was made as the teacher",
         )
     image = image_shape(spec.shape for spec in model.inputs())
-    views = {(False, False): _view(model, student, results, taps, chosen)}
+    whole = partial(_view, open_model, sizes, student, results, taps)
+    views = {(False, False): whole(chosen)}
     wanted = {(apart and len(taps) > 1, thinned) for _, apart, thinned in phases(settings)} - set(views)
     thins = any(t for _, t in wanted) and not chosen and bool(maps or not every)  # a pick names one of all tokens
     some, tokens = _thin_teacher(structure, teacher, other, outputs, maps, settings, thins)
@@ -113,7 +126,7 @@ def prepare(
         if view is not None:
             views[apart, True] = view
         elif apart and (True, False) not in views:
-            views[True, False] = _view(model, student, results, taps, [*given, *chosen])
+            views[True, False] = whole([*given, *chosen])
     notes = [f"{len(every) - len(maps)} feature maps lie after what can be trained: not compared"] * (maps != every)
     if any(thinned and (apart, True) not in views for apart, thinned in wanted):
         notes.append("all tokens are trained on: this graph's blocks cannot leave some out")
@@ -122,13 +135,21 @@ def prepare(
     return Setup(student, guide, outputs, kinds, maps, selected, views, some, tokens, tuple(notes))
 
 
+def _converted(model: Model, sizes: Sizes, **how: Any) -> Network:
+    """`convert(model, **how)`, at these sizes where the model leaves some open: then it takes inputs of others, too."""
+    network = convert(pinned(model, sizes), **how)
+    if sizes and is_open(model.inputs()):
+        network.resize_with(lambda others: convert(pinned(model, others), **how), sizes)
+    return network
+
+
 def _view(
-    model: Model, like: Network, outputs: Sequence[str], taps: Sequence[str], given: Sequence[str]
+    model: Model, sizes: Sizes, like: Network, outputs: Sequence[str], taps: Sequence[str], given: Sequence[str]
 ) -> NetworkView:
     """The network, or the same on all tokens with tensors handed in."""
     if not given:
         return NetworkView(like)
-    parts = convert(model, outputs=outputs, taps=taps, given=given)
+    parts = _converted(model, sizes, outputs=outputs, taps=taps, given=given)
     parts.share(like)
     return NetworkView(parts)
 

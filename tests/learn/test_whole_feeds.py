@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import classroom
 import numpy as np
 import onnx
 import pytest
@@ -17,13 +18,17 @@ from gpusq_onnx.data.options import DataOptions  # noqa: E402
 from gpusq_onnx.data.source import Batch, Source, WholeFeeds, whole_feed  # noqa: E402
 from gpusq_onnx.errors import UnsupportedDataError  # noqa: E402
 from gpusq_onnx.graph import io  # noqa: E402
+from gpusq_onnx.graph.structure import analyse  # noqa: E402
 from gpusq_onnx.learn.compare import clean  # noqa: E402
 from gpusq_onnx.learn.feed import Feed, Part  # noqa: E402
+from gpusq_onnx.learn.planning import sizes  # noqa: E402
 from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
+from gpusq_onnx.learn.setup import prepare  # noqa: E402
 from gpusq_onnx.pipeline import manager  # noqa: E402
 from gpusq_onnx.pipeline.execute import RunOptions  # noqa: E402
 from gpusq_onnx.pipeline.grammar import parse  # noqa: E402
 from gpusq_onnx.runtime.ort import Session  # noqa: E402
+from gpusq_onnx.torchgraph import network as torch_network  # noqa: E402
 from gpusq_onnx.torchgraph.convert import convert  # noqa: E402
 
 SIDE, TOKENS = 32, 4
@@ -126,6 +131,73 @@ def test_training_takes_the_feeds_as_they_are(
     assert any("feeds are run one by one, as they are" in warning for warning in outcome.warnings)
 
 
+def any_size(folder: Path) -> Path:
+    """y = (relu(v w1)) w2 with v the tokens [batch, n, 32] cut into heads by a Reshape that asks for n, and a mean."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["count"], start=1, end=2),
+        helper.make_node("Concat", ["zero", "count", "heads"], ["sizes"], axis=0),
+        helper.make_node("Reshape", ["x", "sizes"], ["v"]),
+        helper.make_node("ReduceSum", ["v", "two"], ["s"], keepdims=0),
+        helper.make_node("MatMul", ["s", "w1"], ["h"]),
+        helper.make_node("Cast", ["count"], ["n"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["h", "n"], ["d"]),
+        helper.make_node("Relu", ["d"], ["f"]),
+        helper.make_node("MatMul", ["f", "w2"], ["y"]),
+    ]
+    rng = np.random.default_rng(0)
+    stored = [
+        numpy_helper.from_array(rng.standard_normal((SIDE, SIDE)).astype(np.float32), name) for name in ("w1", "w2")
+    ]
+    ints = {"zero": [0], "two": [2], "heads": [2, SIDE]}
+    stored += [numpy_helper.from_array(np.array(value), name) for name, value in ints.items()]
+    shape = ["batch", "tokens", 2 * SIDE]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [*shape[:2], SIDE])
+    graph = helper.make_graph(nodes, "g", [x], [y], stored)
+    path = folder / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    (folder / "feeds.py").write_text(f"""
+import numpy as np
+def load_data():
+    rng = np.random.default_rng(1)
+    for tokens in (4, 6, 4, 9):
+        yield {{"x": rng.standard_normal((1, tokens, {2 * SIDE})).astype(np.float32)}}
+""")
+    return path
+
+
+def test_feeds_of_several_sizes_are_run_as_onnxruntime_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that the graph asks for are numbers in a network: each size has one, and all have the same parameters."""
+    monkeypatch.setattr(torch_network, "MOST", 1)
+    path = any_size(tmp_path)
+    model, session = io.load(path), Session(path, optimize=False)
+    source = open_source(DataOptions(path=tmp_path / "feeds.py"), model.inputs())
+    assert source.whole is not None and source.whole.resized
+    setup = prepare(model, analyse(model), model, TrainingOptions(gamma=0), sizes(model, source))
+    for _ in range(2):
+        for batch in source.batches(1):
+            x, wanted = torch.from_numpy(batch.feed["x"]), session.run(batch.feed)["y"]
+            for found in (setup.views[False, False]([x], [], None)["y"], setup.teacher(x)["y"]):
+                np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
+    setup.student.zero_grad()
+    setup.student(torch.ones(2, 7, 2 * SIDE))["y"].sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in setup.student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("passes", "lr"),
+    [("prune24{smallest=32 head=true},distill", 1e-2), ("qdq-int8{smallest=32 head=true},qat", 1e-5)],
+)
+def test_feeds_of_several_sizes_are_trained_on(passes: str, lr: float, tmp_path: Path) -> None:
+    path = any_size(tmp_path)
+    options = f"{{steps=8 batch=4 lr={lr} tokens=0.5 precision=float32 device=cpu}}"
+    data = RunOptions(DataOptions(path=tmp_path / "feeds.py"))
+    outcome = manager.run(path, tmp_path / "out.onnx", parse(passes + options), data)
+    assert any("x differs in size: [1, 4, 64] and [1, 6, 64]" in warning for warning in outcome.warnings)
+    soft = outcome.steps[-1].findings["soft"]
+    assert soft["after"] < soft["before"]
+
+
 class Whole(Source):
     """Feed i holds the number i, in one row of one input and two of the other."""
 
@@ -178,3 +250,13 @@ def test_student_and_teacher_are_compared_on_whole_feeds() -> None:
     found = list(clean(Whole(), 5))
     assert [int(feed["b"][1, 0]) for feed, _ in found] == [0, 1, 2, 3, 4]
     assert all(rows == 1 and shapes_of(feed) == {"a": (1, 2), "b": (2, 2)} for feed, rows in found)
+
+
+def test_thin_views_are_left_out_where_sizes_differ() -> None:
+    settings = TrainingOptions(tokens=0.5, blockwise=0.5)
+    setup = classroom.setup(classroom.pruned(), settings)
+    assert setup.tokens is not None and any(thin for _, thin in setup.views)
+    plain = setup.on_all_tokens()
+    assert plain.tokens is None and plain.thin_teacher is None and not any(thin for _, thin in plain.views)
+    assert plain.notes[-1] == "all tokens are trained on: the inputs differ in size"
+    assert plain.on_all_tokens() is plain
