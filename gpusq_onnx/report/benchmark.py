@@ -64,6 +64,7 @@ class Benchmark:
     """What `bench` found.
 
     Attributes:
+        backend: what ran the models.
         machine: GPU with its clocks under load, CPU, versions.
         reference: the format that ratios refer to.
         notes: what could not be made or run, and what the backend has to say.

@@ -33,6 +33,12 @@ class CheckResult:
     """What `check` found.
 
     Attributes:
+        original, compressed: the two files, as they were named.
+        comparison: how far apart their outputs are, and what the metrics say of both.
+        data: what the samples are and how they became inputs, as in the report of a plan.
+        gates: what was asked for.
+        failures: what is not met, a sentence each; empty where all is.
+        parser: what a TensorRT parser says; None where none was asked.
         runtime: what ran the compressed model.
         tolerance: of the taps; None where there are none.
         departure: the first tap in graph order that leaves the tolerance.

@@ -92,10 +92,14 @@ class EngineDocument:
 
     Attributes:
         tool: name and version.
+        model, model_sha256: the ONNX file, and its digest.
         library, options: of the build, free in form.
+        commands: the equal lines of trtexec and polygraphy, by their names.
+        warnings: sentences, the builder's among them.
         layers_from: "inspector" or "log".
         verdicts: how many weights came out how.
         passed: no gate failed.
+        failures: what is not met, a sentence each.
     """
 
     tool: str
