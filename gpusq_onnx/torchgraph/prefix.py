@@ -110,7 +110,7 @@ def _cut(model: Model) -> _Cut:
         raise NothingMatched(
             "no trained tensor lies before what cannot be converted",
             where=node_label(first),
-            found=f"{len(tail)} of {len(model.graph.nodes)} nodes are such or come after one; this is the first",
+            found=f"{len(tail)} of {len(model.graph.nodes)} nodes cannot be converted, or come after one",
             hint="export the network without it, or from there on; operators that are trained: docs/torchgraph.md",
         )
     return _Cut(edge, tail)

@@ -99,7 +99,7 @@ def test_the_first_node_that_stands_in_the_way_is_named() -> None:
     with pytest.raises(NothingMatched) as caught:
         trainable_prefix(model)
     assert "(NonZero)" in str(caught.value.details["where"])
-    assert caught.value.details["found"] == "3 of 3 nodes are such or come after one; this is the first"
+    assert caught.value.details["found"] == "3 of 3 nodes cannot be converted, or come after one"
 
 
 def test_the_second_outputs_of_norms_and_dropouts_are_trained_through() -> None:
