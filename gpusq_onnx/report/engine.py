@@ -95,7 +95,7 @@ class EngineDocument:
         model, model_sha256: the ONNX file, and its digest.
         library, options: of the build, free in form.
         commands: the equal lines of trtexec and polygraphy, by their names.
-        warnings: sentences, the builder's among them.
+        warnings: the builder's.
         layers_from: "inspector" or "log".
         verdicts: how many weights came out how.
         passed: no gate failed.
