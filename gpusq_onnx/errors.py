@@ -35,6 +35,7 @@ _OUT_OF_MEMORY = (
     "can't start new thread",  # Python: there is no room for its stack
 )
 _NO_ROOM = 1 << 16  # bytes: a file system with less is full
+_NO_TEMPORARY = "No usable temporary directory"  # of tempfile, with the number of a missing file
 _MARGIN = "    "  # before the further lines of a detail: none of them can pass for a detail of its own
 
 
@@ -169,7 +170,9 @@ class EnvironmentLacking(GpusqError):
         """
         found = error.strerror or str(error) or type(error).__name__
         usual, expected, step = _OF_THE_SYSTEM.get(error.errno or 0, (found, None, None))
-        named = None if error.filename is None else os.fsdecode(error.filename)
+        if found.startswith(_NO_TEMPORARY):
+            usual, step = "there is no folder for temporary files", "set TMPDIR to a folder that has room"
+        named = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
         return cls(what or usual, where=where or named, expected=expected, found=found, hint=hint or step)
 
 

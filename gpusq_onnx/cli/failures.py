@@ -86,13 +86,14 @@ def _of_the_system(error: OSError) -> EnvironmentLacking:
         return EnvironmentLacking.of_the_system(error, "standard output", hint="send it to a place that has room")
     if raised_in == ("cli", "journal.py"):
         return EnvironmentLacking.of_the_system(error, "--log-file", hint="name a log in another place")
-    if error.filename is None:
-        return EnvironmentLacking.of_the_system(error, hint=None if error.errno else "see whether the disk is full")
+    if not isinstance(error.filename, (str, bytes)):
+        by_numpy = type(error) is OSError and error.errno is None  # it wrote fewer bytes than it was to
+        return EnvironmentLacking.of_the_system(error, hint="see whether the disk is full" if by_numpy else None)
     path = Path(os.fsdecode(error.filename))
     above = next((folder for folder in (path, *path.parents) if folder.name.startswith(PREFIX)), None)
     if above is None:
         return EnvironmentLacking.of_the_system(error)
-    if above.parent == Path(tempfile.gettempdir()):
+    if tempfile.tempdir and above.parent == Path(tempfile.tempdir):  # gettempdir() may be what has failed
         hint = "free some room there, or set TMPDIR to another folder"
         return EnvironmentLacking.of_the_system(error, f"temporary files, in {above.parent}", hint=hint)
     return EnvironmentLacking.of_the_system(error, str(above.parent / "".join(path.relative_to(above).parts[:1])))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 from command_line import MODEL, ROOT, call, fresh_model
@@ -57,6 +58,28 @@ def test_an_error_without_a_number_says_where_to_look() -> None:
     text, code = explain(OSError("8192 requested and 100 written"))
     assert code == 5
     assert "8192 requested and 100 written" in text and "whether the disk is full" in text
+
+
+def test_no_folder_for_temporary_files_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", _none_usable)
+    with pytest.raises(FileNotFoundError) as caught:
+        Scratch()
+    text, _ = explain(caught.value)
+    assert "no folder for temporary files" in text and "TMPDIR" in text
+
+
+def _none_usable() -> str:
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+
+def test_a_handle_is_no_place() -> None:
+    text, code = explain(OSError(errno.EIO, os.strerror(errno.EIO), 7))
+    assert code == 5 and "where" not in text
+
+
+def test_a_network_that_fails_is_no_full_disk() -> None:
+    assert "disk" not in explain(URLError("no route"))[0]
 
 
 def test_a_result_has_its_own_name_and_not_that_of_its_scratch_folder() -> None:
