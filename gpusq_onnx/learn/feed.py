@@ -37,7 +37,7 @@ class Part:
     """Some images of one step.
 
     Attributes:
-        feed: arrays by input name, batch first.
+        feed: arrays by input name, batch first; or a whole feed.
         labels: int64[B] or None.
         indices: which samples they are; None from a source without random access.
         places, looks, blends: of each image.

@@ -34,7 +34,7 @@ class Network(nn.Module):
         roles: the role of each parameter, by the name that `named_parameters` gives it.
         initializers: the ONNX initializer of each parameter.
         quantisers: the Q/DQ pairs, in graph order.
-        fixed: the batch size that the graph was exported with, None where it is free.
+        fixed: the batch size that the graph was exported with; None where it is free, or the inputs have none in common.
 
     `batched` says of inputs and outputs whether their first axis is the batch.
     """
@@ -82,7 +82,7 @@ class Network(nn.Module):
         self._make, self._sizes = make, {name: tuple(sizes[name][1:]) for name in self.inputs if name in sizes}
 
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Outputs and taps by ONNX tensor name; the inputs share their first axis, the batch.
+        """Outputs and taps by ONNX tensor name; the inputs share their first axis, the batch, where the graph has one.
 
         Tensors that are given come as they are returned.
         """
