@@ -8,7 +8,8 @@ which fold. Initializers shared through Identity, and tied weights, are one para
 take small steps.
 
 Source: docs/torchgraph.md. Limits: the operators of the table; no subgraphs, no local functions; the batch is the
-leading axis of the inputs and the only dynamic one (inputs without a batch in common are one run). `prefix.trainable_prefix` says how far a detector goes.
+leading axis of the inputs and the only dynamic one (inputs without a batch in common are one run).
+`prefix.trainable_prefix` says how far a detector goes.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Network(nn.Module):
         roles: the role of each parameter, by the name that `named_parameters` gives it.
         initializers: the ONNX initializer of each parameter.
         quantisers: the Q/DQ pairs, in graph order.
-        fixed: the batch size that the graph was exported with; None where it is free, or the inputs have none in common.
+        fixed: the batch size that the graph was exported with; None where it is free, or inputs have none in common.
 
     `batched` says of inputs and outputs whether their first axis is the batch.
     """
