@@ -6,6 +6,7 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from shlex import join
 from typing import Annotated
 
@@ -31,7 +32,8 @@ def run(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")  # of libraries, about code and not about the model
         code = _run(words)
         if settings.journal:
-            settings.journal.write(f"ended with exit code {code}")
+            with suppress(OSError):  # a full disk was an error of the command already, or the line is the only loss
+                settings.journal.write(f"ended with exit code {code}")
         return code
 
 

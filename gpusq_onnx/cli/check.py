@@ -182,8 +182,6 @@ def check(
 
     parsing = parser.parsing()
     options = data.options(seed, truth)
-    if options.path is None:
-        warn("no --data: comparing on synthetic images, which say little about accuracy")
 
     def one(candidate: Path, alone: bool) -> str:
         claim([original, candidate], artefacts(look.artefacts), report, json)

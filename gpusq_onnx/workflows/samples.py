@@ -2,7 +2,7 @@
 
     "images/", Path           what `--data` takes
     DataOptions               everything at once
-    array [N, ...]            rows of the model's only input
+    array [N, ...]            rows of the model's only input; a tensor of torch is an array, too
     {name: array [N, ...]}    rows by input, and "labels" (int64 [N]) where they are known
     an iterable of either     one batch after the other, of any size; gone through once
 
@@ -71,7 +71,7 @@ def _options(path: Path | None, options: AnyOptions, more: Mapping[str, Any]) ->
 
 def _spooled(data: Any, model: AnyModel, folder: Path) -> Path:
     """The arrays as an .npz in `folder`, each written as it comes."""
-    batches: Iterable[Any] = [data] if isinstance(data, (np.ndarray, Mapping)) else data
+    batches: Iterable[Any] = [data] if isinstance(data, Mapping) or _is_array(data) else data
     if not isinstance(batches, Iterable):
         raise UsageError(
             "this is no data",
@@ -91,7 +91,7 @@ def _spooled(data: Any, model: AnyModel, folder: Path) -> Path:
             )
         for name, rows in feed.items():
             column = columns.get(name) or columns.setdefault(name, _Spool(folder / f"{len(columns)}.raw", str(name)))
-            column.add(np.asarray(rows), number)
+            column.add(_array(rows, number), number)
     if not columns:
         raise UsageError("the data is empty", where="data", expected="one or more batches")
     path = folder / IN_MEMORY
@@ -99,6 +99,24 @@ def _spooled(data: Any, model: AnyModel, folder: Path) -> Path:
         for name, column in columns.items():
             column.move_into(archive, name)
     return path
+
+
+def _is_array(data: Any) -> bool:
+    """Whether it is one of NumPy's arrays, or becomes one: a tensor of torch."""
+    return hasattr(data, "__array__") and hasattr(data, "ndim")
+
+
+def _array(rows: Any, number: int) -> NDArray[Any]:
+    try:
+        return np.asarray(rows)
+    except (TypeError, ValueError, RuntimeError) as error:  # of torch: on a GPU, or it requires a gradient
+        raise UsageError(
+            f"batch {number} of the data cannot become an array",
+            where="data",
+            expected="arrays, or tensors on the CPU",
+            found=str(error),
+            hint="for tensors of torch: tensor.detach().cpu()",
+        ) from error
 
 
 def _only_input(model: AnyModel) -> str:

@@ -20,6 +20,7 @@ from gpusq_onnx.passes.prune import Prune24, PruneOptions
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.workflows import samples
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL, TRAIN, TEST = ASSETS / "digits_vit.onnx", ASSETS / "digits_train.npz", ASSETS / "digits_test.npz"
@@ -156,8 +157,18 @@ def test_data_that_is_none_is_refused(data: Any, message: str):
         gpusq_onnx.compress(MODEL, PASSES, data=data)
 
 
+def test_a_tensor_is_one_array_and_not_a_row_of_batches():
+    torch = pytest.importorskip("torch")
+    x = torch.zeros(4, 3, 32, 32)
+    with samples.opened(MODEL, x) as options:
+        assert np.load(str(options.path))["pixel_values"].shape == (4, 3, 32, 32)
+    with pytest.raises(errors.UsageError, match="cannot become an array") as caught:
+        gpusq_onnx.compress(MODEL, PASSES, data=x.requires_grad_())
+    assert "detach().cpu()" in str(caught.value)
+
+
 def test_an_array_of_another_shape_names_the_input():
-    with pytest.raises(errors.UnsupportedDataError, match="pixel_values"):
+    with pytest.raises(errors.UnsupportedDataError, match=r"^data does not fit the model's input"):
         gpusq_onnx.compress(MODEL, PASSES, data=np.zeros((2, 3, 16, 16), np.float32))
 
 
