@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -27,8 +27,15 @@ from gpusq_onnx.pipeline.details import Operand, OperandPair, QdqPair, rows_with
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import Format, clamp_scale
 
-if TYPE_CHECKING:
-    from gpusq_onnx.calibration.quantising_pass import QuantiseOptions
+
+class Choice(Protocol):
+    """The options that decide (`calibration.quantising_pass.QuantiseOptions`)."""
+
+    attention: bool
+    skip_attention: list[int]
+    softmax: Literal["observed", "fixed"]
+    clip: Literal["mse", "absmax"]
+    only: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +45,7 @@ class LearnedPair(QdqPair):
     attention: int
 
 
-def attention_rows(structure: Structure, options: QuantiseOptions, fmt: Format) -> list[PlanRow]:
+def attention_rows(structure: Structure, options: Choice, fmt: Format) -> list[PlanRow]:
     """A row for each operand of each attention core, and one for each product of data in none."""
     rows = [
         row
@@ -70,9 +77,7 @@ def write_learned(
     return scales
 
 
-def _core_rows(
-    number: int, attention: Attention, structure: Structure, options: QuantiseOptions, fmt: Format
-) -> list[PlanRow]:
+def _core_rows(number: int, attention: Attention, structure: Structure, options: Choice, fmt: Format) -> list[PlanRow]:
     score, context = attention.scores, attention.context
     learned = not structure.flow.is_data(score.inputs[0])
     refused = _refusal(number, attention, options)
@@ -96,7 +101,7 @@ def _core_rows(
     return rows
 
 
-def _refusal(number: int, attention: Attention, options: QuantiseOptions) -> str:
+def _refusal(number: int, attention: Attention, options: Choice) -> str:
     """Why a core stays in float; empty where it does not."""
     if not options.attention:
         return "attention=false"
