@@ -108,7 +108,7 @@ def test_the_plan_shows_patterns_and_maps() -> None:
         ("distill", UsageError, "has no teacher"),
         ("distill{teacher=nowhere.onnx}", UsageError, "there is no model nowhere.onnx"),
         ("prune24{method=magnitude},distill{maps=[nonesuch]}", UsageError, "there is no tensor 'nonesuch'"),
-        ("qdq-int8,distill{teacher=MODEL}", UnsupportedModelError, "distill trains float models"),
+        ("qdq-int8,distill{teacher=MODEL}", UsageError, "distill takes a float model, and qdq-int8 comes before it"),
         ("prune24,distill{alpha=0 beta=0 gamma=0}", UsageError, "nothing to learn from"),
         ("prune24,distill{batch=10 accumulate=4}", UsageError, "must divide batch"),
     ],
@@ -151,3 +151,10 @@ def test_patterns_told_from_values() -> None:
     assert planning.pattern_of(site, ()) == PAIRS_48
     site.write((w * (np.arange(site.k) % 4 == 1)).astype(w.dtype))
     assert planning.pattern_of(site, ()) == Pattern(1, 4)
+
+
+def test_a_quantised_file_is_trained_by_qat_and_not_by_distill(tmp_path: Path) -> None:
+    quantised = tmp_path / "quantised.onnx"
+    manager.run(MODEL, quantised, parse("qdq-int8"), RunOptions(DATA))
+    with pytest.raises(UnsupportedModelError, match="distill trains float models"):
+        manager.plan(quantised, parse(f"distill{{teacher={MODEL}}}"), RunOptions(DATA))
