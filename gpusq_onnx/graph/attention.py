@@ -34,6 +34,9 @@ _AFTER_SOFTMAX = operators(Is.RETYPES | Is.QUANTISES | Is.DEQUANTISES) | {
 # And further on, to the division by their sum: a blend with other probabilities (ConViT).
 _NORMALISES = _AFTER_SOFTMAX | {"Add", "ReduceSum", "Unsqueeze", "Div"}
 
+# What makes true and false makes masks, whatever product it is of (Mask2Former), and no scores.
+_COMPARES = frozenset("Equal Greater GreaterOrEqual Less LessOrEqual And Or Xor Not".split())
+
 
 @dataclass(eq=False)
 class Attention:
@@ -83,7 +86,7 @@ def _core(softmax: gs.Node, flow: Dataflow, shapes: Shapes, owner: dict[int, Sit
         return node.op == "MatMul" and id(node) not in owner and len(flow.data_inputs(node)) == 2
 
     def products_of(tensor: gs.Tensor) -> list[gs.Node]:
-        return flow.origins(tensor, lambda node: id(node) in owner or node.op == "MatMul")
+        return flow.origins(tensor, lambda node: id(node) in owner or node.op == "MatMul" or node.op in _COMPARES)
 
     def has_learned_queries(node: gs.Node) -> bool:
         """A MatMul of a constant on the left with keys, which are no scores: that mixes heads."""

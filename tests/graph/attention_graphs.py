@@ -37,6 +37,7 @@ CONSTANTS: dict[str, Array] = {
     "learned": normal(1, 2, 16, 32, seed=10),
     "gate": np.array([0.7, 0.4], np.float32).reshape(1, 2, 1, 1),
     "places": np.full((1, 2, 16, 16), 0.3 / 16, np.float32),
+    "low": np.array(-3, np.float32),
     "last": np.array([-1]),
     "mix": normal(2, 2, 1, 1, seed=11),
 }
@@ -108,6 +109,16 @@ BLEND = [
     node("ReduceSum", ["p2", "last"], ["sum"], keepdims=0),
     node("Unsqueeze", ["sum", "last"], ["total"]),
     node("Div", ["p2", "total"], ["p"]),
+    *CONTEXT,
+]
+MASK_OF_A_PRODUCT = [
+    *SCORES[:-1],
+    node("Mul", ["s0", "scale"], ["s1"]),
+    node("Transpose", ["v"], ["vt"], perm=EXCHANGED),
+    node("MatMul", ["v", "vt"], ["seen"]),
+    node("Less", ["seen", "low"], ["hidden"]),
+    node("Where", ["hidden", "low", "s1"], ["s"]),
+    *SOFTMAX,
     *CONTEXT,
 ]
 OTHERS: dict[str, list[NodeProto]] = {

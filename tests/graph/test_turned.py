@@ -6,7 +6,17 @@ from onnx import NodeProto, helper, numpy_helper
 
 from gpusq_onnx.graph.rewrites.canonical import canonicalise
 from gpusq_onnx.graph.structure import analyse
-from tests.graph.attention_graphs import BLEND, LEARNED, OTHERS, SCORES, SOFTMAX, TO_LEFT, TURNED, attention
+from tests.graph.attention_graphs import (
+    BLEND,
+    LEARNED,
+    MASK_OF_A_PRODUCT,
+    OTHERS,
+    SCORES,
+    SOFTMAX,
+    TO_LEFT,
+    TURNED,
+    attention,
+)
 from tests.graph.small_graphs import FLOAT, model, node, normal, run
 
 FEED = {"x": normal(2, 16, 64, seed=3)}
@@ -58,6 +68,11 @@ def test_learned_queries_and_a_blend_of_two_softmaxes_are_cores(middle: list[Nod
     assert core.context.inputs[0].name == "p"
     assert core.proj is not None
     assert "learned" not in {site.name for site in structure.sites}
+
+
+def test_a_mask_that_is_made_of_a_product_is_a_mask() -> None:
+    (core,) = analyse(model(attention(MASK_OF_A_PRODUCT))).attentions
+    assert core.scores.outputs[0].name == "s0"
 
 
 @pytest.mark.parametrize("form", OTHERS)
