@@ -63,7 +63,7 @@ def find_leftovers(flow: Dataflow, sites: Sequence[Site], attentions: Sequence[A
     found: list[Leftover] = []
     for node in flow.nodes:
         if has_subgraph(node):
-            found += _inside(node, f"inside the {called(node)}: branches and loops stay as they are")
+            found += _inside(node, _stays(node))
         elif id(node) in scores and not flow.is_data(node.inputs[0]):
             found.append(_leftover(node, node.inputs[0], LEARNED))
         elif id(node) not in known and flow.data_inputs(node):
@@ -74,17 +74,34 @@ def find_leftovers(flow: Dataflow, sites: Sequence[Site], attentions: Sequence[A
 def find_products(flow: Dataflow, attentions: Sequence[Attention]) -> list[Leftover]:
     """Every matrix product of two tensors of data that is in no attention core, in graph order."""
     known = {id(node) for attention in attentions for node in (attention.scores, attention.context)}
-    return [
-        Leftover(str(node.outputs[0].name), node, (), _NO_CORE)
-        for node in flow.nodes
-        if (node.op in LINEAR or node.op == "Einsum") and is_standard(node) and id(node) not in known
-        if sum(map(flow.is_data, factors(node))) > 1
-    ]
+    found: list[Leftover] = []
+    for node in flow.nodes:
+        if has_subgraph(node):
+            bodies = node.subgraphs(recursive=True)
+            inside = (inner for body in bodies for inner in body.nodes if _multiplies(inner))
+            found += [_product(each, _stays(node)) for each in inside if not any(map(_is_stored, factors(each)))]
+        elif _multiplies(node) and id(node) not in known and sum(map(flow.is_data, factors(node))) > 1:
+            found.append(_product(node, _NO_CORE))
+    return found
 
 
 def called(node: gs.Node) -> str:
     """A node as sentences name it: by its first output where it has no name."""
     return f"{node.op} {node.name!r}" if node.name else f"{node.op} that makes {node.outputs[0].name!r}"
+
+
+def _stays(node: gs.Node) -> str:
+    """Why what is inside an If, a Loop or a Scan is left as it is."""
+    return f"inside the {called(node)}: branches and loops stay as they are"
+
+
+def _multiplies(node: gs.Node) -> bool:
+    """Whether a node is a product of matrices."""
+    return is_standard(node) and (node.op in LINEAR or node.op == "Einsum")
+
+
+def _product(node: gs.Node, reason: str) -> Leftover:
+    return Leftover(str(node.outputs[0].name), node, (), reason)
 
 
 def _of(node: gs.Node, flow: Dataflow) -> Iterator[Leftover]:

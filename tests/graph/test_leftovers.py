@@ -175,3 +175,22 @@ def test_products_of_data_in_no_attention_core_have_rows_when_pairs_are_planned(
     assert "in no attention core (product, Softmax over the last axis, product)" in rows[0].reason
     for step in (Prune24, Int4Weights):
         assert not [row for row in step(step.Options()).plan(found, structure, PlanContext()) if row.role == "product"]
+
+
+def test_products_of_data_in_branches_have_rows_too() -> None:
+    """The outer tensor times itself, beside a product with a constant, which has its row anyway."""
+    made_here = [
+        node("Transpose", ["h"], ["t"], perm=[0, 2, 1]),
+        node("MatMul", ["h", "t"], ["s"]),
+        node("MatMul", ["s", "h"], ["c"]),
+        node("MatMul", ["c", "w"], ["i"]),
+    ]
+    inner = graph(made_here, [], [("i", FLOAT, [2, 4, 32])], {"w": normal(32, 32)})
+    other = graph([node("Relu", ["h"], ["e"])], [], [("e", FLOAT, [2, 4, 32])], {})
+    nodes = [node("ReduceMax", ["h"], ["m"], keepdims=0), node("Greater", ["m", "zero"], ["c0"])]
+    choose = node("If", ["c0"], ["y"], name="choose", then_branch=inner, else_branch=other)
+    found = model(made([*nodes, choose], zero=np.array(0, np.float32)))
+    rows = QdqInt8(QdqInt8.Options()).plan(found, analyse(found), PlanContext())
+    inside = {row.tensor: row.reason for row in rows if row.role == "product"}
+    assert list(inside) == ["w", "s", "c"]
+    assert len(set(inside.values())) == 1
