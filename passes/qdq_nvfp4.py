@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -29,7 +29,7 @@ from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.simulated import NOTES
 from gpusq_onnx.graph.structure import Structure
-from gpusq_onnx.pipeline.base import Context, PlanRow
+from gpusq_onnx.pipeline.base import Context, Pass, PlanRow
 from gpusq_onnx.quant.schemes import SCHEMES, Scheme
 
 MARK = "pkg.gpusq_onnx.not_proven"
@@ -68,6 +68,9 @@ class QdqNvfp4(QuantisingPass[QdqNvfp4Options]):
     @property
     def stores_codes(self) -> bool:
         return self.options.weights == "codes"
+
+    def follows(self, earlier: Pass[Any]) -> str | None:
+        return "takes a float32 model" if "fp16" in earlier.writes().forms else super().follows(earlier)
 
     def requires(self, model: Model, structure: Structure) -> None:
         super().requires(model, structure)

@@ -10,7 +10,6 @@ Limits: learned queries that only a run computes stay in float, and so do the ke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -23,7 +22,7 @@ from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.graph.trace import trace
 from gpusq_onnx.pipeline.base import SKIP, PlanRow
-from gpusq_onnx.pipeline.details import Operand, OperandPair, QdqPair, rows_with
+from gpusq_onnx.pipeline.details import LearnedPair, Operand, OperandPair, QdqPair, rows_with
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import Format, clamp_scale
 
@@ -36,13 +35,6 @@ class Choice(Protocol):
     softmax: Literal["observed", "fixed"]
     clip: Literal["mse", "absmax"]
     only: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnedPair(QdqPair):
-    """Learned queries: the number of their attention core."""
-
-    attention: int
 
 
 def attention_rows(structure: Structure, options: Choice, fmt: Format) -> list[PlanRow]:

@@ -4,6 +4,7 @@
     WeightPair               a weight is quantised
     TensorPair               the input or output of Linears and Convs gets a Q/DQ pair
     OperandPair              an operand of attention's products does
+    LearnedPair              such an operand that is constant does
 
 A report holds their fields under `detail`. Passes whose details nobody else reads define their own beside the pass.
 """
@@ -103,6 +104,13 @@ class OperandPair(QdqPair):
     attention: int
     operand: Operand
     fixed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedPair(QdqPair):
+    """Learned queries: the number of their attention core."""
+
+    attention: int
 
 
 @dataclass(frozen=True, kw_only=True)

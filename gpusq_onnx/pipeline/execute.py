@@ -285,11 +285,12 @@ def well_ordered(passes: list[Pass[Any]]) -> list[Pass[Any]]:
     for place, step in enumerate(passes):
         for earlier in passes[:place]:
             if why := step.follows(earlier):
-                once = step.kind == earlier.kind == "quantise"
                 raise UsageError(
                     f"{step.name} {why}, and {earlier.name} comes before it",
                     where=f"pass {place + 1} of {len(passes)}",
-                    hint="leave one of the two out" if once else f"put {step.name} before {earlier.name}",
+                    hint=f"put {step.name} before {earlier.name}"
+                    if earlier.follows(step) is None
+                    else "leave one of the two out",
                 )
     return passes
 

@@ -11,7 +11,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.base import Context, PlanRow
-from gpusq_onnx.pipeline.details import OperandPair, TensorPair
+from gpusq_onnx.pipeline.details import LearnedPair, OperandPair, TensorPair
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.parallel import one_blas_thread
 from gpusq_onnx.report.tuning import Group
@@ -54,7 +54,7 @@ class Variants:
 
 def _concerns(row: PlanRow, group: Group) -> bool:
     """Whether a plan's row is about this group."""
-    if isinstance(row.detail, OperandPair):
+    if isinstance(row.detail, (OperandPair, LearnedPair)):
         return row.detail.attention == group.attention
     sites = row.detail.sites if isinstance(row.detail, TensorPair) else (row.tensor,)
     return any(site in group.sites for site in sites)

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from gpusq_onnx.calibration.quantising_pass import no_blocks
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.operators import FP4_QUANTISER
 from gpusq_onnx.graph.pack.archive import pack_model, unpack_model
@@ -228,8 +228,8 @@ def test_fp8_goes_on_to_fp16(tmp_path: Path) -> None:
         ("qdq{scheme=fp8,observer=entropy}", UsageError, "observer=minmax"),
         ("qdq-nvfp4{activations=static}", UsageError, "'dynamic' or 'none'"),
         ("qdq-fp8{weights=int8}", UsageError, "'float' or 'fp8'"),
-        ("fp16,qdq-nvfp4", UnsupportedModelError, "float32"),
-        ("qdq-nvfp4,fp16", UnsupportedModelError, "leave fp16 out"),
+        ("fp16,qdq-nvfp4", UsageError, "takes a float32 model"),
+        ("qdq-nvfp4,fp16", UsageError, "leave one of the two out"),
     ],
 )
 def test_what_cannot_be(passes: str, error: type[Exception], says: str, tmp_path: Path) -> None:
