@@ -3,6 +3,7 @@
     Einsum(x, W), Einsum(q, k) -> MatMul        Attention (opset 23), few tokens -> MatMul, Softmax, MatMul
     If(constant) -> its branch                  MatMul(x, Reshape(W)), Mul(W, s) -> MatMul(x, one initializer)
     Gemm(x, W, b, alpha, beta) -> Gemm(x, alpha W, beta b)
+    V' P', Softmax(K Q') over axis -2 -> P V, Softmax(Q K') over the last axis
     onnxruntime's own operators (SkipLayerNormalization, FusedMatMul, ...) -> those of ONNX that they fuse
 
 It comes by itself: before the first pass that reorders, prunes or quantises, where it has something to do, and
