@@ -9,14 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.cli.journal import settings
 from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, of_the_machine
-from gpusq_onnx.files import PREFIX
 from gpusq_onnx.text import block, printable
 
 _PRINTING = (("cli", "console.py"), ("click", "utils.py"), ("_click", "utils.py"))
@@ -80,6 +78,10 @@ def explain(error: Exception) -> tuple[str, int]:
 
 def _of_the_system(error: OSError) -> EnvironmentLacking:
     """An error of the operating system, its place as the user knows it, whatever scratch name it has."""
+    import tempfile  # late, as what imports it: `--help` needs neither
+
+    from gpusq_onnx.files import PREFIX
+
     frames = traceback.extract_tb(error.__traceback__)
     raised_in = Path(frames[-1].filename).parts[-2:] if frames else ()
     if error.filename is None and raised_in in _PRINTING:
