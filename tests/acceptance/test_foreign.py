@@ -45,9 +45,9 @@ COLUMNS = [
 REASONS = (
     "a first layer", "a head", "depthwise", "groups of", "reduces over", "input channel(s)", "outputs: below",
     "its input is constant", "the constant is the left operand", "a ConvTranspose in groups", "one matrix for each of",
-    "multiplies with a vector", "no product with one matrix",
+    "multiplies with a vector", "no product with one matrix", "two tensors of data, in no attention core",
 )  # fmt: skip
-ATTENTION = ("tokens: above", "a fused Attention node")
+ATTENTION = ("tokens: above", "a fused Attention node", "learned queries that a run computes")
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum")
 VERDICTS = ("REFUSED", "parsed", "built")
 LINEARS = 64  # the side from which a product counts
