@@ -20,7 +20,9 @@ from tests.kept_process import Keeper
 
 collect_ignore_glob = ["conftest.py", "*/conftest.py", "*/fused_in_interpreter.py"]
 
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples in every run: a commit that passes once passes again. `--hypothesis-profile=search` draws others.
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=1000)
+settings.register_profile("any machine", settings.get_profile("search"), max_examples=100, derandomize=True)
 settings.load_profile("any machine")
 
 
