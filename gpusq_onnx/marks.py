@@ -2,7 +2,7 @@
 
     report (JSON)   the key "tool"
     digest          a comment at the end of the Markdown, with a sum of what is before it
-    recipe, log     the first line; a recipe's has a sum of what is behind it
+    recipe, log     the first line; a recipe's has a sum of the text that follows
     page            `<meta name="generator">`
     picture         the program in the metadata of PNG, SVG and PDF, a comment in JPEG
 
@@ -32,7 +32,7 @@ _END = 1 << 16  # bytes at either end of a file, where a mark lies
 
 
 def first_line(what: str, rest: str | None = None) -> str:
-    """The line that a recipe and a log begin with, as a comment; `rest`: what is behind it and is not to be edited."""
+    """The comment that a recipe and a log begin with; `rest`: the text that follows, where it is not to be edited."""
     return f"# {AUTHOR}: {what}\n" if rest is None else f"# {AUTHOR}: {what} [{_sum(rest.encode())}]\n"
 
 

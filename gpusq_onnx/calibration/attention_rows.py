@@ -18,10 +18,9 @@ from gpusq_onnx.graph.attention import Attention
 from gpusq_onnx.graph.leftovers import find_products
 from gpusq_onnx.graph.model import Model, Node, values_of
 from gpusq_onnx.graph.qdq.pairs import MAX_TOKENS, QdqWriter
-from gpusq_onnx.graph.sites import module_path
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.graph.trace import trace
-from gpusq_onnx.pipeline.base import SKIP, PlanRow
+from gpusq_onnx.pipeline.base import SKIP, PlanRow, leftover_row
 from gpusq_onnx.pipeline.details import LearnedPair, Operand, OperandPair, QdqPair, rows_with
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import Format, clamp_scale
@@ -44,10 +43,8 @@ def attention_rows(structure: Structure, options: Choice, fmt: Format) -> list[P
         for number, attention in enumerate(structure.attentions)
         for row in _core_rows(number, attention, structure, options, fmt)
     ]
-    for left in find_products(structure.flow, structure.attentions):
-        shape = structure.shapes.get(left.tensor, ())
-        rows.append(PlanRow(left.tensor, module_path(left.node), "product", left.node.op, shape, SKIP, left.reason))
-    return rows
+    others = find_products(structure.flow, structure.attentions)
+    return rows + [leftover_row(left, structure.shapes.get(left.tensor, ())) for left in others]
 
 
 def write_learned(
@@ -71,19 +68,18 @@ def write_learned(
 
 def _core_rows(number: int, attention: Attention, structure: Structure, options: Choice, fmt: Format) -> list[PlanRow]:
     score, context = attention.scores, attention.context
-    learned = not structure.flow.is_data(score.inputs[0])
     refused = _refusal(number, attention, options)
     rows = []
     operands: tuple[tuple[Node, int, Operand], ...]
     operands = (score, 0, "Q"), (score, 1, "K"), (context, 0, "softmax"), (context, 1, "V")
     for node, index, operand in operands:
         tensor, reason = node.inputs[index], refused
-        if not reason and learned and node is score and (trace(score.inputs[0]) is None or fmt.scales):
+        if not reason and attention.learned and node is score and (trace(score.inputs[0]) is None or fmt.scales):
             reason = "learned queries that a run computes: no scale can be had of them"
         fixed = operand == "softmax" and options.softmax == "fixed"
         detail: QdqPair = OperandPair(format=fmt.name, attention=number, operand=operand, fixed=fixed)
         ends = f" at scale 1/{fmt.largest:g}" if fixed else ""
-        if learned and operand == "Q":
+        if attention.learned and operand == "Q":
             detail, ends = LearnedPair(format=fmt.name, attention=number), f": learned, {options.clip} clip"
         why = reason or f"operand {operand} of an attention product{ends}"
         shape = structure.shapes.get(tensor.name, ())

@@ -137,7 +137,7 @@ class SectionedCommand(TyperCommand):
         return super().invoke(ctx)
 
     def _given(self, ctx: Any) -> list[str]:
-        """The options that stand on the command line, by their long names."""
+        """The options that were given on the command line, by their long names."""
         named = [p for p in self.params if p.param_type_name == "option"]
         return [p.opts[0] for p in named if ctx.get_parameter_source(p.name).name == "COMMANDLINE"]
 

@@ -33,7 +33,7 @@ _SIDES = ("shortest_edge", "longest_edge", "height", "width", "max_height", "max
 
 
 def options_of(document: Any) -> tuple[dict[str, Any], list[str]]:
-    """The data options that a file stands for, and a sentence on each part of it that has no counterpart here.
+    """The data options that a file amounts to, and a sentence on each part of it that has no counterpart here.
 
     Raises:
         ValueError: a key holds something else than image processors write.

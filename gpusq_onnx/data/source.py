@@ -310,7 +310,7 @@ def differing(sizes: Iterable[int | str | None]) -> str:
 
 
 def whole_feed(arrays: Mapping[str, NDArray[Any]]) -> Batch:
-    """One run of the model, as a batch of as many rows as its first input with an axis 0 has; that one stands first."""
+    """One run of the model, as a batch of as many rows as its first input with an axis 0 has; that one is put first."""
     feed = dict(sorted(arrays.items(), key=lambda item: not item[1].ndim))
     return Batch(feed, None, next((len(array) for array in feed.values() if array.ndim), 1))
 

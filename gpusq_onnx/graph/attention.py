@@ -43,13 +43,14 @@ class Attention:
     """One attention core: scores = MatMul(q, k'), weights = Softmax(scores), context = MatMul(weights, v).
 
     The second MatMul reads the weights as its left operand; `tokens` is the longer side of the score matrix, None where
-    it is not known; `proj` is the site that the context goes to. q may be constant. A fused Attention node is both
-    `scores` and `context`.
+    it is not known; `learned` says that q is constant; `proj` is the site that the context goes to. A fused Attention
+    node is both `scores` and `context`.
     """
 
     scores: gs.Node
     context: gs.Node
     tokens: int | None
+    learned: bool = False
     proj: Site | None = None
 
     @property
@@ -67,8 +68,10 @@ def find_cores(flow: Dataflow, shapes: Shapes, owner: dict[int, Site]) -> tuple[
     found, refused = list[Attention](), dict[str, str]()
     for node in flow.nodes:
         if node.op == "Attention" and is_standard(node):
-            shape = shapes.get(node.inputs[0].name, ())
-            found.append(Attention(node, node, shape[-2] if len(shape) > 1 and isinstance(shape[-2], int) else None))
+            queries = node.inputs[0]
+            shape = shapes.get(queries.name, ())
+            tokens = shape[-2] if len(shape) > 1 and isinstance(shape[-2], int) else None
+            found.append(Attention(node, node, tokens, learned=not flow.is_data(queries)))
         if node.op == "Softmax" and flow.is_data(node.inputs[0]):
             core = _core(node, flow, shapes, owner)
             if isinstance(core, Attention):
@@ -112,7 +115,8 @@ def _core(softmax: gs.Node, flow: Dataflow, shapes: Shapes, owner: dict[int, Sit
         return "the product that reads the Softmax has it on the right"
     dims = shapes.get(scores[0].outputs[0].name, ())[-2:]
     known = [dim for dim in dims if isinstance(dim, int)]
-    return Attention(scores[0], context, max(known) if len(known) == 2 else None)
+    tokens = max(known) if len(known) == 2 else None
+    return Attention(scores[0], context, tokens, learned=not flow.is_data(scores[0].inputs[0]))
 
 
 def _is_normalised(tensor: gs.Tensor) -> bool:

@@ -58,13 +58,13 @@ class Leftover:
 
 def find_leftovers(flow: Dataflow, sites: Sequence[Site], attentions: Sequence[Attention]) -> list[Leftover]:
     """Every product of data with a constant that is no site, in graph order."""
-    scores = {id(attention.scores) for attention in attentions}
+    learned = {id(attention.scores) for attention in attentions if attention.learned}
     known = {id(reader) for site in sites for reader in site.readers}
     found: list[Leftover] = []
     for node in flow.nodes:
         if has_subgraph(node):
             found += _inside(node, _stays(node))
-        elif id(node) in scores and not flow.is_data(node.inputs[0]):
+        elif id(node) in learned:
             found.append(_leftover(node, node.inputs[0], LEARNED))
         elif id(node) not in known and flow.data_inputs(node):
             found += _of(node, flow)

@@ -39,7 +39,7 @@ class TokenLayout:
 
 def token_layout(structure: Structure, maps: Sequence[str]) -> TokenLayout | None:
     """The tokens before the first block, where all compared maps have their shape; None where they do not."""
-    among = [core for core in structure.attentions if structure.flow.is_data(core.scores.inputs[0])][:1]
+    among = [core for core in structure.attentions if not core.learned][:1]
     projs = [core.proj for core in among if core.proj is not None]
     joined = structure.flow.joins(projs[0].output) if projs else None
     if joined is None:

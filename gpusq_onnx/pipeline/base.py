@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, SerializeAsAny, model_validator
 
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import NothingMatched
+from gpusq_onnx.graph.leftovers import Leftover
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.weight_only import NBITS, nbits_of
 from gpusq_onnx.graph.sites import module_path
@@ -88,12 +89,14 @@ class PlanRow:
         return self.decision == SKIP
 
 
+def leftover_row(left: Leftover, shape: Sequence[int | str | None]) -> PlanRow:
+    """The row of a product that stays as it is; `shape`: of its constant, or of its result."""
+    return PlanRow(left.tensor, module_path(left.node), "product", left.node.op, tuple(shape), SKIP, left.reason)
+
+
 def leftover_rows(structure: Structure) -> list[PlanRow]:
     """A row for every product with a constant that is no site, and for every MatMulNBits: it stays as it is."""
-    rows = [
-        PlanRow(left.tensor, module_path(left.node), "product", left.node.op, left.shape, SKIP, left.reason)
-        for left in structure.leftovers
-    ]
+    rows = [leftover_row(left, left.shape) for left in structure.leftovers]
     for nbits in nbits_of(structure.flow.nodes):
         reason = f"stored as codes of {nbits.bits} bits: start from the float model"
         rows.append(PlanRow(nbits.weight, nbits.path, "product", NBITS, (nbits.out, nbits.k), SKIP, reason))

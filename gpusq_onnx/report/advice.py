@@ -58,14 +58,14 @@ def verdict(weights: Sequence[Weighed], *, will: bool, target: str | None = None
         will: they get them once the plan is done.
         target: what was asked for, a row of `pipeline.targets`; None: TensorRT.
     """
+    if not weights:
+        return "no weight of a MatMul, Gemm or Conv"
     if target is not None and not TARGETS[target].sparse:
         return _without_sparse(weights, TARGETS[target].runtime)
     counts = Counter(weight.kernel for weight in weights)
     sparse = [weight for weight in weights if weight.kernel.startswith("sparse")]
     run = "will run" if will else "can run"
     listed = ", ".join(f"{number} {kernel}" for kernel, number in counts.most_common())
-    if not weights:
-        return "no weight of a MatMul, Gemm or Conv"
     dense = len(weights) - counts[ONNXRUNTIME]
     if not dense:
         return f"TensorRT {run} none of the {len(weights)} weights"
@@ -81,7 +81,7 @@ def _without_sparse(weights: Sequence[Weighed], runtime: str) -> str:
     """The same of a target that has no sparse kernels at all."""
     types = Counter(weight.kernel.removeprefix("sparse ").removeprefix("dense ") for weight in weights)
     listed = ", ".join(f"{number} {kind}" for kind, number in types.most_common())
-    return f"{runtime} computes all {len(weights)} weights dense: {listed}" if weights else verdict((), will=False)
+    return f"{runtime} computes all {len(weights)} weights dense: {listed}"
 
 
 def accuracy(steps: Sequence[StepOutcome]) -> str:

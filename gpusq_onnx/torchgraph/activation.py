@@ -94,8 +94,8 @@ class Explainer:
         if ROLLOUT in methods or (not methods and self._subjects and self._subjects.kind == "logits"):
             late = _after_selection(before)
             known = {id(node) for node in before if id(node) not in late}
-            cores = [core for core in structure.attentions if not core.fused and id(core.context) in known]
-            cores = [core for core in cores if structure.flow.is_data(core.scores.inputs[0])]  # not of learned queries
+            cores = [core for core in structure.attentions if not (core.fused or core.learned)]
+            cores = [core for core in cores if id(core.context) in known]
             self._weights = [str(core.context.inputs[0].name) for core in cores]
         self._must_roll = ROLLOUT in methods
         if self._must_roll and not self._weights:

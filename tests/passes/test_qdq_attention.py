@@ -36,7 +36,7 @@ def test_every_operand_of_both_products_has_its_pair(form: str, tmp_path: Path) 
 
 
 def test_learned_queries_take_their_scale_from_their_values(tmp_path: Path) -> None:
-    """The row of the operand stands for the constant: no other row has it in a pass that quantises attention."""
+    """The operand's row is the constant's only one: no other row has it in a pass that quantises attention."""
     made, output = _written(LEARNED, tmp_path), tmp_path / "q.onnx"
     found = gpusq_onnx.compress(made, "qdq-int8{clip=absmax}", data={"x": X}, output=output)
     (row,) = (row for row in found.rows if row.tensor == "learned")

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.edits import rewire
+from gpusq_onnx.graph.model import values_of
 from gpusq_onnx.graph.operators import NORMS, Is, is_standard, operators
 from gpusq_onnx.graph.rewrites.rule import Editor, Known, Unfit
 from gpusq_onnx.graph.trace import trace
@@ -125,7 +126,7 @@ def _turned_once(tensor: gs.Tensor, known: Known, editor: Editor) -> gs.Tensor:
         return editor.transpose(tensor, _exchanged(rank))
     if not isinstance(tensor, gs.Constant):
         raise Unfit(f"{tensor.name!r} has one axis")
-    return editor.layout_of(tensor, tensor.values[:, None])
+    return editor.layout_of(tensor, values_of(tensor)[:, None])
 
 
 def _back(node: gs.Node, made: gs.Tensor, known: Known, editor: Editor) -> gs.Tensor:
