@@ -91,6 +91,7 @@ def test_a_recipe_is_the_same_pipeline(model: Path, tmp_path: Path) -> None:
     assert digest(one) == digest(two) == digest(three)
 
 
+@pytest.mark.long
 def test_the_same_command_twice_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:
     files = [tmp_path / "first.onnx", tmp_path / "second.onnx"]
     for file in files:

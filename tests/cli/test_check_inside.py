@@ -51,6 +51,7 @@ def test_blocks_are_looked_at_in_order_and_stay_in_tolerance(folder: Path) -> No
     assert found["comparison"]["top1_agreement"] == checked(folder, "int8.onnx")["comparison"]["top1_agreement"]
 
 
+@pytest.mark.long
 def test_what_equalising_rescaled_does_not_leave_the_tolerance(folder: Path) -> None:
     found = checked(folder, "int8.onnx", "--taps", "all")
     taps = found["comparison"]["taps"]

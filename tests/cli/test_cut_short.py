@@ -104,6 +104,7 @@ os.replace = full
     assert "No space left on device" in err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stored", ["one file", "external data"])
 def test_a_file_system_that_takes_no_more_leaves_nothing(stored: str, tmp_path: Path) -> None:
     """The kernel refuses every byte past 200 kB of a file: less than the model, more than all else that is written."""

@@ -50,6 +50,7 @@ def test_a_file_of_somebody_else_is_not_written_over(model: Path, content: bytes
     assert call("apply", *PASSES, "-o", target, model).code == 0, "our own output is made anew"
 
 
+@pytest.mark.long
 def test_report_says_where_the_page_is(model: Path) -> None:
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")

@@ -88,6 +88,7 @@ def _refuses(desk: Path, line: str) -> None:
     assert contents(desk) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "verb", [pytest.param(verb, marks=[pytest.mark.slow] if verb in SLOW else []) for verb in VERBS]
 )

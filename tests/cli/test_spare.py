@@ -36,7 +36,7 @@ PLACES = [  # the verb with its words, the file that must be spared, and what so
     ("pack --json FILE pruned.onnx", "j.json", JSON),
     ("unpack -o FILE pruned.gpusq", "back.onnx", OTHER),
     ("unpack pruned.gpusq", "pruned.onnx", OTHER),
-    ("report report.json", "report.html", b"<html></html>"),
+    pytest.param("report report.json", "report.html", b"<html></html>", marks=pytest.mark.long),
     pytest.param("report -o FILE report.json", "page.html", DIARY, marks=pytest.mark.long),
 ]
 SLOW = [  # those that need a GPU or much time: only that they refuse at once, and that --force goes past that

@@ -90,6 +90,7 @@ def normal(text: str, verb: str) -> str:
     return "\n".join(line.rstrip() for line in text.split("\n"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.long)])
 def test_the_verbs_print_what_they_printed(columns: int):
     for name, text in transcripts(columns).items():

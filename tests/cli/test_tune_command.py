@@ -40,6 +40,7 @@ def test_a_missed_budget_is_exit_code_1_and_leaves_nothing_but_the_analysis(tmp_
     assert sorted(path.name for path in model.parent.iterdir()) == ["model.onnx", "report.json", "report.md"]
 
 
+@pytest.mark.long
 def test_a_plan_of_sensitivities(tmp_path: Path) -> None:
     model = fresh_model(tmp_path)
     with unchanged(model.parent):

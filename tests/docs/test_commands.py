@@ -165,6 +165,7 @@ def test_the_documents_have_the_commands_that_they_promise():
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", OURS)
 def test_a_command_runs(command: str, workshop: Workshop):
     done, words = workshop.run(command), arguments(command)

@@ -32,6 +32,7 @@ def test_an_arrow_with_a_longer_way_is_not_drawn():
     assert house.reduced({("a", "b"), ("b", "c"), ("a", "c"), ("a", "d")}) == [("a", "b"), ("a", "d"), ("b", "c")]
 
 
+@pytest.mark.long
 def test_the_picture_has_every_area_and_arrows_that_go_down():
     text = house.drawing()
     assert [

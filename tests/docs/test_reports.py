@@ -25,6 +25,7 @@ def named(verb: str) -> set[str]:
     return keys(row)
 
 
+@pytest.mark.long
 def test_the_keys_are_those_that_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = tmp_path / "small.onnx"
     assert written(capsys, "apply", "-p", PRUNE, "-o", small, MODEL) == named("apply")

@@ -10,6 +10,8 @@ import onnx
 import pytest
 from pages import ROOT, blocks, shown
 
+pytestmark = pytest.mark.long
+
 PAGE = ROOT / "docs" / "writing-a-pass.md"
 MODEL = ROOT / "tests" / "assets" / "digits_vit.onnx"
 
@@ -35,14 +37,12 @@ def gpusq(site: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.long
 def test_the_table_shows_it_with_its_options(site: Path, tmp_path: Path):
     listed = json.loads(gpusq(site, tmp_path, "passes", "show", "zero-small", "--json", "-").stdout)
     assert listed["distribution"] == "zero-small"
     assert [option["option"] for option in listed["options"]] == ["share", "only", "skip"]
 
 
-@pytest.mark.long
 def test_the_pages_commands_run_and_the_fact_holds_to_the_end(site: Path, tmp_path: Path):
     (tmp_path / "model.onnx").write_bytes(MODEL.read_bytes())
     for words in shown(PAGE):

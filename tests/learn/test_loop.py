@@ -58,6 +58,7 @@ def test_a_student_that_moved_away_is_said_where_the_numbers_show_it(after: floa
     assert len(notes) == len(says) and all(one in note for one, note in zip(says, notes, strict=True))
 
 
+@pytest.mark.long
 def test_a_broken_mask_is_caught_and_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Masks, "apply", lambda self: None)
     monkeypatch.setattr(Masks, "clear_gradients", lambda self: None)
@@ -66,6 +67,7 @@ def test_a_broken_mask_is_caught_and_is_our_fault(monkeypatch: pytest.MonkeyPatc
     assert caught.value.exit_code == 4
 
 
+@pytest.mark.long
 def test_one_guard_alone_keeps_the_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Masks, "clear_gradients", lambda self: None)
     assert classroom.run()[1].checks == 2
@@ -84,6 +86,7 @@ def _poison(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
     monkeypatch.setattr(Objective, "__call__", poisoned)
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_a_number_once_is_rolled_back(monkeypatch: pytest.MonkeyPatch) -> None:
     _poison(monkeypatch, range(2, 3))
     taught, history = classroom.run()
@@ -93,6 +96,7 @@ def test_a_loss_that_is_not_a_number_once_is_rolled_back(monkeypatch: pytest.Mon
     assert all(np.isfinite(value).all() for value in classroom.weights(taught).values())
 
 
+@pytest.mark.long
 def test_a_loss_that_stays_no_number_fails_and_leaves_the_best(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
@@ -146,6 +150,7 @@ def _stopped_at(step: int, options: dict[str, Any]) -> dict[str, Any]:
     return seen
 
 
+@pytest.mark.long
 def test_logs_hold_every_round_once(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     _, history = classroom.run(folder=folder)

@@ -47,6 +47,7 @@ def test_tokens_in_front_of_the_patches_always_go_through() -> None:
     assert keep.tolist() == tokens.draw(0, 0).tolist() != tokens.draw(0, 1).tolist()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", [classroom.MODEL, LEGACY], ids=["dynamo", "legacy"])
 def test_fed_its_own_maps_a_cut_network_is_the_whole_one(path: Path) -> None:
     setup = _lesson(path, TrainingOptions(blockwise=0.5, features="blocks"))
@@ -73,6 +74,7 @@ def test_with_all_tokens_a_thin_network_is_the_whole_one(path: Path) -> None:
         torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 def test_what_one_form_learns_all_have() -> None:
     setup = _lesson(classroom.MODEL)
     assert set(setup.views) == {(False, False), (False, True), (True, True)}

@@ -112,6 +112,7 @@ def test_a_gate_that_fails_fails_the_job_and_the_summary_says_why(desk: Path, co
     assert (desk / "small.onnx").is_file()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("inputs", "code", "words"),
     [

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from arrows import ROOT, modules
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("build", reason="needs the `dev` extra: pip install -e '.[dev]'")
 
 LEFT_OUT = (".git", ".venv*", ".zoo", "build", "dist", "out", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
@@ -54,13 +56,11 @@ def shipped_files() -> set[str]:
     return python | others
 
 
-@pytest.mark.long
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: zipfile.ZipFile):
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert names == shipped_files()
 
 
-@pytest.mark.long
 def test_a_wheel_from_the_checkout_is_the_wheel_from_the_sdist(dist: Path, wheel: zipfile.ZipFile):
     run("-m", "build", "--wheel", "--no-isolation", "--outdir", dist / "direct", dist / "tree", cwd=dist)
     (path,) = (dist / "direct").glob("*.whl")
@@ -68,7 +68,6 @@ def test_a_wheel_from_the_checkout_is_the_wheel_from_the_sdist(dist: Path, wheel
         assert {i.filename: i.CRC for i in direct.infolist()} == {i.filename: i.CRC for i in wheel.infolist()}
 
 
-@pytest.mark.long
 def test_the_sdist_keeps_the_layout_of_the_repository(dist: Path):
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
@@ -85,7 +84,6 @@ def test_the_metadata_names_the_command_and_one_top_level_package(wheel: zipfile
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
 
 
-@pytest.mark.long
 def test_an_installation_leaves_one_package_in_site_packages(installed: Path):
     names = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
     assert names == {"gpusq_onnx", "bin"}

@@ -30,6 +30,7 @@ def test_every_public_name_is_there_and_loads_no_torch():
     assert loaded_after(code) & {"torch", "tensorrt", "typer", "rich"} == set()
 
 
+@pytest.mark.long
 def test_importing_every_module_of_the_core_brings_neither_torch_nor_tensorrt():
     names = [name for name, _ in modules() if name not in OWN_PROCESS and not name.startswith(TORCHS_OWN)]
     loaded = loaded_after("\n".join(f"import {name}" for name in names))

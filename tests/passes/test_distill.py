@@ -48,6 +48,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_in_a_pipeline_it_learns_from_the_dense_model(tmp_path: Path) -> None:
     text = f"prune24{{method=magnitude}},distill{{{SHORT}}}"
     outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(text), RunOptions(DATA))
@@ -127,6 +128,7 @@ def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, 
     assert caught.value.exit_code == 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("blind", [pytest.param(False, marks=pytest.mark.long), True])
 def test_moved_zeros_never_reach_a_file(blind: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Neither past the loop's own check, nor past the manager's where that one is off."""

@@ -159,6 +159,7 @@ def test_floats_before_their_pairs_and_weights_alone(tmp_path: Path) -> None:
     assert np.median(after.along((site.out, site.k)) / before.along((site.out, site.k))) == pytest.approx(2, rel=0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["fp8", "nvfp4"])
 def test_check_runs_what_there_is_and_says_so(name: str, request: pytest.FixtureRequest) -> None:
     written, original = request.getfixturevalue(name), DYNAMO if name == "fp8" else LEGACY
@@ -167,6 +168,7 @@ def test_check_runs_what_there_is_and_says_so(name: str, request: pytest.Fixture
     assert found.notes == (NOTES["exact" if name == "fp8" else "twin"],)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["fp8", "nvfp4"])
 def test_tensorrt_parses_and_builds(name: str, request: pytest.FixtureRequest, harness: Path) -> None:
     verdict = parser_verdict(request.getfixturevalue(name), harness=harness, build=True)
@@ -187,6 +189,7 @@ def test_inspect_and_cost(name: str, label: str, request: pytest.FixtureRequest)
         assert rows and all("moves before it" in row.reason for row in rows)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("passes", ["qdq-fp8{weights=fp8}", "qdq-nvfp4{activations=none}"])
 def test_packed_and_back(passes: str, tmp_path: Path) -> None:
     written, packed, back = (tmp_path / name for name in ("small.onnx", "small.gpusq", "back.onnx"))

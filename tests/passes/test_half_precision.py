@@ -129,6 +129,7 @@ def test_bfloat16_is_pruned_and_trained_without_the_runtime(brain: Path, data: D
     assert _types(output) == {"BFLOAT16"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pipeline", ["prune24{method=sparsegpt}", "qdq-int8", "qdq-int8,fp16"])
 def test_bfloat16_that_is_computed_with_becomes_float32(
     pipeline: str, brain: Path, data: DataOptions, tmp_path: Path

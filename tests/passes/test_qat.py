@@ -39,6 +39,7 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_in_a_pipeline_it_learns_scales_and_keeps_codes_sparse(tmp_path: Path) -> None:
     text = f"prune24{{method=magnitude}},qdq-int8,qat{{features=blocks factors=inverse {SHORT}}}"
     outcome = manager.run(MODEL, tmp_path / "out.onnx", parse(text), RunOptions(DATA))

@@ -58,6 +58,7 @@ def test_the_carrier_is_four_bits_in_int8(data: str, fmt: Any, least: float, tmp
     assert agreement(out, exact_qdq=True) > least
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("data", "count"), [("int8", 0), ("int4", 3)])
 def test_what_a_gelu_makes_is_centred_before_four_bits(data: str, count: int, tmp_path: Path) -> None:
     outcome, out = apply(f"qdq-int4{{activations={data}}}", tmp_path)

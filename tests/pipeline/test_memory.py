@@ -88,7 +88,11 @@ def _calibration(model: Path, budget: int, monkeypatch: pytest.MonkeyPatch, toge
 
 @pytest.mark.parametrize(
     ("budget", "batch", "groups"),
-    [(1 << 30, 4, 1), (50 << 20, 2, 1), (30 << 20, 1, 1), (9 << 20, 1, 3), (1 << 20, 1, 5)],
+    [
+        (50 << 20, 2, 1),
+        (9 << 20, 1, 3),
+        *(pytest.param(*row, marks=pytest.mark.long) for row in ((1 << 30, 4, 1), (30 << 20, 1, 1), (1 << 20, 1, 5))),
+    ],
 )
 def test_what_a_run_hands_over_fits_the_budget(
     deep: Path, monkeypatch: pytest.MonkeyPatch, budget: int, batch: int, groups: int

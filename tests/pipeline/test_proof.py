@@ -324,6 +324,7 @@ def test_a_model_that_is_read_as_another_is_no_model(tmp_path: Path, monkeypatch
     assert "output 'called'" in str(caught.value)
 
 
+@pytest.mark.long
 def test_an_exact_pass_is_held_to_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert apply(MODEL, tmp_path, "permute,prune24").proof is not None
     monkeypatch.setattr(Prune24, "exact", True)

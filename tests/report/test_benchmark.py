@@ -163,6 +163,7 @@ def test_a_model_named_twice_is_a_usage_error(sparse: Path) -> None:
         run_benchmark([sparse, sparse.parent / "." / sparse.name], KnownBackend(), [1], QUICK)
 
 
+@pytest.mark.long
 def test_the_page_has_the_papers_columns(found: Benchmark) -> None:
     page = digest(found)
     header = next(line for line in page.splitlines() if line.startswith("| model"))
@@ -176,6 +177,7 @@ def test_the_page_has_the_papers_columns(found: Benchmark) -> None:
     assert page.endswith("## What serves\n\n- fc1 runs sparse\n")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
 def test_a_chart_is_drawn(tmp_path: Path, found: Benchmark, suffix: str, magic: bytes) -> None:
@@ -195,6 +197,7 @@ def test_a_chart_that_cannot_be_drawn_is_refused_before_the_work(monkeypatch: py
         require_chart(Path("chart.png"))
 
 
+@pytest.mark.long
 def test_the_files_of_rivals_are_gone_afterwards(found: Benchmark, backend: KnownBackend, sparse: Path) -> None:
     baselines = [variant.path for variant, _ in backend.asked if variant.path not in (sparse, FLOAT)]
     assert baselines and not any(path.exists() for path in baselines)

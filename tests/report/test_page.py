@@ -158,6 +158,7 @@ def test_the_page_stands_alone_and_shows_markup_as_text(reports: dict[str, Path]
     assert "<script>alert(1)</script> & more" in found.text
 
 
+@pytest.mark.long
 def test_pictures_on_one_page_share_no_identifier(reports: dict[str, Path]) -> None:
     import re
 
@@ -179,6 +180,7 @@ def test_a_plan_says_what_would_be_done(reports: dict[str, Path]) -> None:
     assert "What would be done" in found.text and "after (estimate)" in found.text
 
 
+@pytest.mark.long
 def test_the_page_lies_beside_the_report_by_default(reports: dict[str, Path]) -> None:
     assert main(["report", str(reports["check"])]) == 0
     assert "Comparison" in read(reports["check"].with_suffix(".html").read_text()).text

@@ -13,6 +13,8 @@ import pytest
 from gpusq_onnx.cli import main
 from gpusq_onnx.runtime.ort import Session
 
+pytestmark = pytest.mark.long
+
 ASSETS = Path(__file__).parents[1] / "assets"
 SHARED = Path(os.environ.get("GPUSQ_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 
@@ -71,7 +73,6 @@ def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Desk(folder, original, compressed, pruned)
 
 
-@pytest.mark.long
 def test_run_goes_on_from_the_saved_files(desk: Desk) -> None:
     load = ["--onnxrt", "--load-inputs", "inputs.json", "--load-outputs"]
     assert "Pass Rate: 100.00%" in desk.polygraphy("run", desk.original, *load, "outputs.json", "--atol", "1e-4")
@@ -80,7 +81,6 @@ def test_run_goes_on_from_the_saved_files(desk: Desk) -> None:
     assert "Pass Rate: 100.00%" in desk.polygraphy("run", desk.compressed, *load, "compressed_outputs.json", *loose)
 
 
-@pytest.mark.long
 def test_the_saved_outputs_are_those_of_their_model_and_no_other(desk: Desk) -> None:
     command = ["run", desk.compressed, "--onnxrt", "--load-inputs", "inputs.json", "--load-outputs", "outputs.json"]
     with pytest.raises(AssertionError, match="FAILED"):
@@ -111,7 +111,6 @@ def test_convert_copies_the_model(desk: Desk) -> None:
     assert onnx.load(desk.folder / "copy.onnx").graph == onnx.load(desk.compressed).graph
 
 
-@pytest.mark.long
 def test_what_surgeon_sanitized_still_computes_the_same(desk: Desk) -> None:
     desk.polygraphy("surgeon", "sanitize", desk.compressed, "--fold-constants", "--cleanup", "-o", "clean.onnx")
     load = ["--onnxrt", "--load-inputs", "inputs.json", "--load-outputs", "compressed_outputs.json"]
@@ -120,7 +119,6 @@ def test_what_surgeon_sanitized_still_computes_the_same(desk: Desk) -> None:
     )
 
 
-@pytest.mark.long
 def test_surgeon_extracts_a_part_that_runs(desk: Desk) -> None:
     graph = onnx.load(desk.compressed).graph
     middle = graph.node[len(graph.node) // 2].output[0]

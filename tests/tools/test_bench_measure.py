@@ -9,6 +9,7 @@ from tools.bench.cases import Line
 from tools.bench.measure import Usage, peak_of, python, seconds_of
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
 def test_peak_memory_counts_what_was_touched_and_freed_again() -> None:
     own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # a child starts with its parent's peak

@@ -54,6 +54,7 @@ def test_a_full_disk_is_a_problem_and_no_error(tmp_path: Path, monkeypatch: pyte
     assert kept.problem.endswith(os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.long
 def test_sensitivities_are_measured_where_nothing_can_be_kept(tmp_path: Path) -> None:
     """A file has the name of the cache's folder."""
     (tmp_path / "cache").write_text("")

@@ -17,6 +17,8 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.pipeline import doubts
 from gpusq_onnx.runtime.ort import Session
 
+pytestmark = pytest.mark.long
+
 SHARED = Path(os.environ.get("GPUSQ_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit.onnx"
@@ -150,7 +152,6 @@ def test_pixels_move_from_one_normalisation_to_another(layout: str, channels: st
     np.testing.assert_allclose(moved, as_input(*other), atol=1e-5)
 
 
-@pytest.mark.long
 @pytest.mark.skipif(not SHARED.is_dir(), reason="wants ../shared")
 @pytest.mark.parametrize(
     ("model", "data", "given", "preset", "options"),

@@ -83,6 +83,7 @@ def test_a_page_of_a_check_alone_has_sizes_and_kernels(checked: Path, applied: P
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["gone", "another", "broken"])
 def test_what_a_check_does_not_find_as_it_was_is_left_out_with_a_sentence(how: str, checked: Path) -> None:
     small, document = checked.with_name("small.onnx"), json.loads(checked.read_text())

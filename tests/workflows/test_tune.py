@@ -62,6 +62,7 @@ def test_what_is_measured_and_what_is_estimated(tmp_path: Path):
     assert json.loads(json.dumps(found.report))["sensitivity"]["images"] == 4
 
 
+@pytest.mark.long
 def test_the_cache_answers_the_same_question_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     options = {"data": TRAIN, "data_options": {"samples": 8}, "images": 8, "forms": ["int8"], "exact": 0}
     first = gpusq_onnx.sensitivity(MODEL, cache=tmp_path, **options)
@@ -71,6 +72,7 @@ def test_the_cache_answers_the_same_question_and_no_other(tmp_path: Path, monkey
         gpusq_onnx.sensitivity(MODEL, cache=tmp_path, **{**options, "data_options": {"samples": 7}})
 
 
+@pytest.mark.long
 def test_the_choice_costs_what_was_asked_and_no_uniform_one_is_better(tuned: tuple[Tuning, Path]):
     found, _ = tuned
     assert found.chosen is not None and found.chosen.share <= 0.13
@@ -83,6 +85,7 @@ def test_the_choice_costs_what_was_asked_and_no_uniform_one_is_better(tuned: tup
     assert (found.calibrated, found.measured) == (16, 32)
 
 
+@pytest.mark.long
 def test_the_recipe_gives_the_model_that_was_measured(tuned: tuple[Tuning, Path], tmp_path: Path):
     found, recipe = tuned
     assert found.chosen is not None and recipe.read_text() == found.recipe
@@ -242,6 +245,7 @@ def test_what_cannot_be_asked(asked: dict[str, object], said: str):
         gpusq_onnx.tune(MODEL, **{"data": TRAIN, "data_options": FEW, **asked})  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_a_size_that_nothing_has_is_missed_with_what_could_be_had():
     found = gpusq_onnx.tune(MODEL, packed_size="1KB", data=TRAIN, data_options=FEW, measurements=1, **LOOK)
     with pytest.raises(errors.GateFailed) as caught:
