@@ -105,13 +105,24 @@ def _makers(tensor: gs.Tensor, flow: Dataflow, owner: Owner, known: dict[str, se
         elif producer is None or (site is None and producer.op in _BETWEEN_LAYERS):
             known[current.name] = None
         else:
-            before = flow.data_inputs(producer)
+            before = [t for t in flow.data_inputs(producer) if producer.op != "Concat" or not _is_given(t, flow)]
             missing = [t for t in before if t.name not in known]
             if missing:
                 stack.extend(missing)
             else:
                 known[current.name] = _together(producer, [known[t.name] for t in before])
     return known[tensor.name]
+
+
+def _is_given(tensor: gs.Tensor, flow: Dataflow) -> bool:
+    """Whether a tensor is an input of the model, moved at most: the keys and values of earlier tokens, in a cache."""
+    while tensor.inputs:
+        producer = tensor.inputs[0]
+        before = flow.data_inputs(producer)
+        if producer.op not in CARRIERS or len(before) != 1:
+            return False
+        tensor = before[0]
+    return True
 
 
 def _together(node: gs.Node, parts: Sequence[set[Site] | None]) -> set[Site] | None:
