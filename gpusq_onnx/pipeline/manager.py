@@ -42,26 +42,28 @@ from gpusq_onnx.pipeline import automatic, proof, table, targets
 from gpusq_onnx.pipeline.base import Context, Pass, PlanRow
 from gpusq_onnx.pipeline.doubts import doubts
 from gpusq_onnx.pipeline.execute import (
-    PREFIX,
-    Run,
-    RunOptions,
-    begin,
     execute,
     given_after,
     nothing_done,
     outcome_of,
     planned,
     require_work,
-    sample_of,
-    scheduled,
-    take_facts,
     well_ordered,
-    widened,
 )
 from gpusq_onnx.pipeline.grammar import Pipeline
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, Proof, StepOutcome
 from gpusq_onnx.pipeline.parallel import run_all
 from gpusq_onnx.pipeline.reproducer import reproducer
+from gpusq_onnx.pipeline.run import (
+    PREFIX,
+    Run,
+    RunOptions,
+    begin,
+    sample_of,
+    scheduled,
+    take_facts,
+    widened,
+)
 from gpusq_onnx.pipeline.summary import Architecture, as_planned, measure
 from gpusq_onnx.runtime.observed import observe
 from gpusq_onnx.runtime.ort import Session

@@ -108,7 +108,7 @@ class Outcome:
         architecture: as recognised in the result.
         warnings: sentences for the user.
         proof: of the written file; None in a plan.
-        target, canonical, allow_noop: as in `pipeline.execute.RunOptions`.
+        target, canonical, allow_noop: as in `pipeline.run.RunOptions`.
     """
 
     pipeline: str

@@ -24,8 +24,9 @@ from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import facts, recipe
-from gpusq_onnx.pipeline.execute import FACTS, Run, RunOptions, begin, execute
+from gpusq_onnx.pipeline.execute import execute
 from gpusq_onnx.pipeline.grammar import Pipeline, Step
+from gpusq_onnx.pipeline.run import FACTS, Run, RunOptions, begin
 
 
 @contextmanager

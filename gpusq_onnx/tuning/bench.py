@@ -14,8 +14,8 @@ from gpusq_onnx.data.subset import at_most
 from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.pipeline import finetune, manager, table
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import Pipeline
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
 from gpusq_onnx.progress import NullProgress
 from gpusq_onnx.runtime.compare.difference import OutputsMetric

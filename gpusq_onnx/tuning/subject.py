@@ -27,9 +27,9 @@ from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline import automatic, table
 from gpusq_onnx.pipeline.base import Context, PlanContext
 from gpusq_onnx.pipeline.doubts import doubts
-from gpusq_onnx.pipeline.execute import rate_of, sample_of
 from gpusq_onnx.pipeline.grammar import Step, parse
 from gpusq_onnx.pipeline.proof import require_survival
+from gpusq_onnx.pipeline.run import rate_of, sample_of
 from gpusq_onnx.runtime.observed import observe
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.runtime.trial import Trials

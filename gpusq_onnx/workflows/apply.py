@@ -10,7 +10,7 @@ from pathlib import Path
 from gpusq_onnx.files import Scratch, Staging
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline import manager
-from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.prediction import Predicted, predict
 from gpusq_onnx.workflows import samples

@@ -27,7 +27,7 @@ from gpusq_onnx.graph.model import Model, TensorSpec
 from gpusq_onnx.graph.pin import Sizes, is_open, pinned
 from gpusq_onnx.graph.qdq.float_twin import remove_quantisation
 from gpusq_onnx.pipeline import grammar, manager, table
-from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.pipeline.summary import measure
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.report.inspection import WeightReport, inspect_model

@@ -16,7 +16,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.pipeline import grammar, manager
-from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.pipeline.table import expand
 from gpusq_onnx.runtime.kernels.choose import Chooser
 from gpusq_onnx.runtime.ort import Session

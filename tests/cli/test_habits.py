@@ -120,9 +120,9 @@ def test_a_log_is_never_appended_to_a_file_of_another_kind(model: Path) -> None:
 
 
 def test_more_images_than_calibration_needs_are_left_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpusq_onnx.pipeline import execute
+    from gpusq_onnx.pipeline import run
 
-    monkeypatch.setattr(execute, "CALIBRATED", 4)
+    monkeypatch.setattr(run, "CALIBRATED", 4)
     report = model.with_name("r.json")
     images = [*PASSES[:1], "qdq-int8", "--data", LABELLED, "--report", report, "-o", model.with_name("s.onnx"), model]
     for more, used in (([], 4), (["--samples", "6"], 6)):

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.pipeline import grammar, manager
-from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.pipeline.run import RunOptions
 
 HERE = Path(__file__).parent
 ASSETS = HERE.parent / "assets"

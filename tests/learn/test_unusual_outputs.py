@@ -17,9 +17,9 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import values_of
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.base import PlanRow
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
+from gpusq_onnx.pipeline.run import RunOptions
 
 SIDE = 32
 PRUNE = f"prune24{{method=magnitude smallest={SIDE} head=true}}"

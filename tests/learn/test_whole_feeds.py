@@ -25,8 +25,8 @@ from gpusq_onnx.learn.planning import sizes  # noqa: E402
 from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
 from gpusq_onnx.learn.setup import prepare  # noqa: E402
 from gpusq_onnx.pipeline import manager  # noqa: E402
-from gpusq_onnx.pipeline.execute import RunOptions  # noqa: E402
 from gpusq_onnx.pipeline.grammar import parse  # noqa: E402
+from gpusq_onnx.pipeline.run import RunOptions  # noqa: E402
 from gpusq_onnx.runtime.ort import Session  # noqa: E402
 from gpusq_onnx.torchgraph import network as torch_network  # noqa: E402
 from gpusq_onnx.torchgraph.convert import convert  # noqa: E402

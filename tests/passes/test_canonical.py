@@ -13,8 +13,8 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.rewrites.canonical import spelled_out
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.runtime.ort import Session
 from tests.graph.small_graphs import FLOAT, node, normal, proto
 

@@ -15,9 +15,9 @@ from onnx import helper, numpy_helper
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.pipeline import manager, table
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import Pipeline, Step, parse
 from gpusq_onnx.pipeline.outcome import Outcome
+from gpusq_onnx.pipeline.run import RunOptions
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit_legacy17.onnx"  # has something for every pass, constants to fold included

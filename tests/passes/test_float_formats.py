@@ -22,8 +22,8 @@ from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.learn.rescaling import recalibrate
 from gpusq_onnx.pipeline import grammar, manager
 from gpusq_onnx.pipeline.details import OperandPair, rows_with
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.outcome import Outcome
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.quant.dynamic import dynamic_quantize, two_level
 from gpusq_onnx.quant.formats import FP4, FP8, dequantize, fake_quantize
 from gpusq_onnx.quant.schemes import SCHEMES

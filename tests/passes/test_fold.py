@@ -12,8 +12,8 @@ from gpusq_onnx.errors import NothingMatched, UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.runtime.ort import Session
 
 ASSETS = Path(__file__).parents[1] / "assets"

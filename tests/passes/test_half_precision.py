@@ -15,8 +15,8 @@ from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager, table
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.sparsity.patterns import parse_pattern
 from gpusq_onnx.workflows.check import check

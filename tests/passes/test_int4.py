@@ -17,9 +17,9 @@ from gpusq_onnx.graph.qdq.float_twin import remove_quantisation
 from gpusq_onnx.graph.qdq.weight_only import find_nbits, read_nbits
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.quant.formats import dequantize
 from gpusq_onnx.report.inspection import inspect_model
 from gpusq_onnx.runtime.tensorrt.parser import parser_verdict

@@ -13,8 +13,8 @@ from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 from tools.zoo.checker import weights_of
 
 ASSETS = Path(__file__).parents[1] / "assets"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.pipeline.run import RunOptions
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 pytest.importorskip("accelerate", reason="needs the extra `train`")

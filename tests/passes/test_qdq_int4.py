@@ -13,9 +13,9 @@ from gpusq_onnx.graph.qdq.codes import codes_of, quantised
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.details import TensorPair, rows_with
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.quant.formats import INT4, INT4_IN_INT8, INT8
 from gpusq_onnx.report.inspection import inspect_model
 from gpusq_onnx.runtime.ort import Session

@@ -21,8 +21,8 @@ from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.passes.qdq import QdqInt8
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.base import Context, PlanContext, PlanRow
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.sparsity.patterns import Pattern
 

@@ -14,9 +14,9 @@ from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.sparsity.patterns import Pattern
 

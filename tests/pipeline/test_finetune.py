@@ -12,9 +12,9 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import finetune, manager, recipe, table
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.finetune import TrainingLength
 from gpusq_onnx.pipeline.grammar import Step, parse
+from gpusq_onnx.pipeline.run import RunOptions
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit.onnx"

@@ -13,8 +13,8 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec, Source
 from gpusq_onnx.graph import io
 from gpusq_onnx.pipeline import manager
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 
 BATCH, SAMPLES = 4, 6
 W = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.pipeline import manager
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 
 ASSETS = Path(__file__).parents[1] / "assets"
 

@@ -11,7 +11,7 @@ from gpusq_onnx.graph.pack.archive import pack_model, unpack_model
 from gpusq_onnx.graph.qdq.codes import codes_of, quantised
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import grammar, manager
-from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.quant import formats, schemes
 from gpusq_onnx.report.inspection import inspect_model
 from gpusq_onnx.sparsity import patterns

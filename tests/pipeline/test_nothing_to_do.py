@@ -10,8 +10,8 @@ from gpusq_onnx.errors import NothingMatched, SelectorUnmatched
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager, table
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.pipeline.selectors import Selector
 
 ASSETS = Path(__file__).parents[1] / "assets"

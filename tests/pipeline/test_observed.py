@@ -11,8 +11,8 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.runtime.observed import observe
 from gpusq_onnx.runtime.trial import Trials
 from gpusq_onnx.workflows.baselines import given_entry

@@ -7,8 +7,8 @@ import pytest
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.pipeline import execute, manager, table
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit.onnx"

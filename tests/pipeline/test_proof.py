@@ -15,9 +15,9 @@ from gpusq_onnx.errors import PassFailed, UnsupportedModelError
 from gpusq_onnx.graph import io, tidy
 from gpusq_onnx.passes.prune import Prune24
 from gpusq_onnx.pipeline import manager, proof
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.outcome import Outcome
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.report.outline import of_run
 from gpusq_onnx.report.run import digest
 from gpusq_onnx.runtime.trial import Trial, Trials

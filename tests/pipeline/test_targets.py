@@ -9,8 +9,8 @@ from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph import io
 from gpusq_onnx.pipeline import manager, table, targets
 from gpusq_onnx.pipeline.base import Written
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import Pipeline, parse
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.pipeline.targets import TARGETS, fit
 
 MODEL = Path(__file__).parents[1] / "assets" / "digits_vit_legacy17.onnx"

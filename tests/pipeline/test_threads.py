@@ -10,8 +10,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.pipeline import manager, parallel
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 
 WIDTH = 640  # more than a tile of the Gram matrix, and products that BLAS divides among threads
 

@@ -11,7 +11,7 @@ import pytest
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageError
 from gpusq_onnx.pipeline import grammar, manager, table
-from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.report.benchmark import Benchmark, digest, draw, require_chart
 from gpusq_onnx.runtime.bench.backend import CPU_BASELINES, GPU_BASELINES, Baseline, Variant
 from gpusq_onnx.runtime.bench.timing import Rounds

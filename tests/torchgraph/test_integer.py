@@ -18,7 +18,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.pipeline import grammar, manager, table
-from gpusq_onnx.pipeline.execute import RunOptions
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.runtime.kernels.choose import Chooser
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.torchgraph.convert import convert

@@ -18,8 +18,8 @@ from gpusq_onnx import Context, DataOptions, Model, Pass, PassOptions, PlanConte
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.passes.prune import Prune24, PruneOptions
 from gpusq_onnx.pipeline import manager
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.workflows import samples
 
 ASSETS = Path(__file__).parents[1] / "assets"

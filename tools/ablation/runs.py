@@ -22,9 +22,9 @@ from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.base import Context, PlanContext
-from gpusq_onnx.pipeline.execute import RunOptions
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.grammar import parse
+from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.pipeline.table import resolve
 from gpusq_onnx.runtime.ort import Session
 from tools.ablation.arms import PAPER, Arm
