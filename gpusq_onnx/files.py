@@ -1,87 +1,27 @@
-"""Files that appear whole or not at all, and scratch folders that nothing outlives.
+"""Files that appear whole or not at all.
 
-    Scratch    a folder of this process alone: its name cannot be guessed, nobody else may enter, links are not followed
     staged     results of one command: all are written, then all get their names, or none does
+    into       the results of a command, or of a block alone
     atomic_write   the same for files that are written in one place
 
-A scratch folder is locked as long as its process lives, whatever machine or container that runs in. Who makes another
-one beside it removes those whose lock is free: what a killed run left. Results are written in a scratch folder beside
-their target, so that naming them is a rename on one file system.
-
-Limits: where the system has no `flock` (Windows), leftovers of killed runs stay.
+Results are written in a scratch folder beside their target, so that naming them is a rename on one file system.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shutil
 import sys
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
-from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError, name_the_full_one
-from gpusq_onnx.interruption import held
+from gpusq_onnx.errors import EnvironmentLacking, UsageError, name_the_full_one
+from gpusq_onnx.scratch import HAS_LOCKS, Scratch, surely
 
-HAS_LOCKS = find_spec("fcntl") is not None
-if HAS_LOCKS:
-    import fcntl
-
-PREFIX = ".gpusq-onnx-"
 _SYNC_FILE_RANGE_WRITE = 2  # of linux/fs.h
-_IN_SCRATCH = re.compile(rf"[^\s'\"]*{re.escape(PREFIX)}\w+(/[^\s'\":,;]+)*")
-
-
-class Scratch:
-    """A new folder, removed with all that is in it when the block ends, or the object, or the process.
-
-    Args:
-        where: the folder to make it in; None: the system's folder for temporary files.
-    """
-
-    def __init__(self, where: Path | None = None) -> None:
-        parent = Path(tempfile.gettempdir()) if where is None else where
-        sweep(parent)
-        lock = None
-        with held():  # or a folder is there, and nobody knows it
-            while lock is None:
-                self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-                lock = _lock(self.path)
-            self._remove = weakref.finalize(self, _removed, self.path, lock)
-
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        name_the_full_one(error, [self.path])
-        self.remove()
-
-    def remove(self) -> None:
-        """Remove it now."""
-        self._remove()
-
-
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Around work on `name` that goes by copies in scratch folders: errors from it say `name`, not a path that is gone.
-
-    The innermost block counts.
-    """
-    try:
-        yield
-    except GpusqError as error:
-        error.reword(lambda text: _IN_SCRATCH.sub(lambda found: name, text))
-        raise
 
 
 def writable_by_all(path: Path) -> bool:
@@ -135,60 +75,6 @@ def require_place(path: Path, what: str) -> None:
             expected="a folder that this user may write to",
             hint="name another place",
         )
-
-
-def sweep(parent: Path) -> None:
-    """Remove the scratch folders in `parent` that a process of this user left after when it was killed."""
-    if not HAS_LOCKS:
-        return
-    with contextlib.suppress(OSError), os.scandir(parent) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(PREFIX)]
-        for name in names:
-            with contextlib.suppress(OSError):
-                _sweep_one(parent / name)
-
-
-def _sweep_one(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        if os.fstat(handle).st_uid == os.geteuid():
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(handle)
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a new folder: a handle (-1 where there are no locks); None where another process has swept it already."""
-    if not HAS_LOCKS:
-        return -1
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return None
-    with contextlib.suppress(OSError):  # a file system without locks: nobody else can take it either
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    if folder.exists():
-        return handle
-    os.close(handle)
-    return None
-
-
-def _removed(folder: Path, lock: int) -> None:
-    try:
-        _surely(partial(shutil.rmtree, folder, ignore_errors=True))
-    finally:
-        if lock >= 0:
-            os.close(lock)
-
-
-def _surely(act: Callable[[], None]) -> None:
-    """Do `act`, and once more where a signal comes in the middle: no second one is listened to."""
-    try:
-        act()
-    except BaseException:
-        act()
-        raise
 
 
 class Staging:
@@ -293,10 +179,15 @@ def staged() -> Iterator[Staging]:
         staging.commit()
     except BaseException as error:
         name_the_full_one(error, [place for _, place, _ in staging._targets])
-        _surely(staging.rollback)
+        surely(staging.rollback)
         raise
     finally:
         staging.finish()
+
+
+def into(results: Staging | None) -> AbstractContextManager[Staging]:
+    """`results`, left to the caller to commit; None: results of the block alone, named when it ends well."""
+    return staged() if results is None else nullcontext(results)
 
 
 @contextmanager
@@ -308,11 +199,8 @@ def atomic_write(*paths: Path) -> Iterator[Sequence[BinaryIO]]:
 
 def write_text(path: Path, text: str, results: Staging | None = None) -> None:
     """Write a small file, all or nothing; into `results`, with those of the same command."""
-    if results is None:
-        with staged() as own:
-            write_text(path, text, own)
-    else:
-        results.place(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+    with into(results) as staging:
+        staging.place(path).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def begin_flush(file: BinaryIO) -> None:

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from gpusq_onnx.calibration.sizes import BUDGET, Shape, fitting, image_bytes
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline.schedule import CALIBRATING
 from gpusq_onnx.progress import Progress
+from gpusq_onnx.scratch import Scratch
 
 if TYPE_CHECKING:
     from gpusq_onnx.runtime.ort import Session

@@ -14,11 +14,11 @@ import numpy as np
 
 from gpusq_onnx.calibration.sizes import Shape, fitting, image_bytes
 from gpusq_onnx.data.source import Source
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.probes import write_probed
 from gpusq_onnx.graph.qdq.simulated import runs_as
 from gpusq_onnx.progress import Progress
+from gpusq_onnx.scratch import Scratch
 
 _ALIVE = 8  # of the largest tensor, at a time, its copies within onnxruntime's kernels and arena included
 

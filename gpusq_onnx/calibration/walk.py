@@ -28,10 +28,10 @@ from gpusq_onnx.calibration.row_weights import RowWeights
 from gpusq_onnx.calibration.sizes import BATCH
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedModelError
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.model import Model, Tensor
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.pipeline.parallel import share
+from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.sparsity.gram import LARGEST, Gram
 from gpusq_onnx.sparsity.rows import conv_rows, linear_rows
 from gpusq_onnx.sparsity.target import WeightTarget

@@ -119,8 +119,8 @@ class _Job:
 
     def to_stdout(self, models: Sequence[Path]) -> None:
         """The new model's bytes on stdout, and nothing else there. Raises UsageError where they are not one file."""
-        from gpusq_onnx.files import Scratch
         from gpusq_onnx.graph.io import data_beside
+        from gpusq_onnx.scratch import Scratch
 
         if self.json == STDOUT:
             raise UsageError("the model and --json cannot both go to stdout", where="-o -", hint="name a file for one")

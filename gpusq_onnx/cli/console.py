@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpusq_onnx.cli.journal import settings
 from gpusq_onnx.cli.options import STDOUT, digest_of
-from gpusq_onnx.files import Staging, staged, write_text
+from gpusq_onnx.files import Staging, into, write_text
 from gpusq_onnx.marks import with_mark
 from gpusq_onnx.report.columns import DENSE, MET, MISSED, REFUSED, SPARSE, columns, unfolded
 from gpusq_onnx.text import printable
@@ -109,12 +109,9 @@ def publish(
     results: Staging | None = None,
 ) -> None:
     """Write what `--report` (JSON, and the digest beside it as Markdown) and `--json` ask for."""
-    if results is None:
-        with staged() as own:
-            return publish(document, digest, report=report, json_target=json_target, results=own)
-    if report:
-        write_json(document, report, results)
-        write_text(digest_of(report), with_mark(digest), results)
-    if json_target:
-        write_json(document, json_target, results)
-    return None
+    with into(results) as staging:
+        if report:
+            write_json(document, report, staging)
+            write_text(digest_of(report), with_mark(digest), staging)
+        if json_target:
+            write_json(document, json_target, staging)

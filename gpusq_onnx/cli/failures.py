@@ -80,7 +80,7 @@ def _of_the_system(error: OSError) -> EnvironmentLacking:
     """An error of the operating system, its place as the user knows it, whatever scratch name it has."""
     import tempfile  # late, as what imports it: `--help` needs neither
 
-    from gpusq_onnx.files import PREFIX
+    from gpusq_onnx.scratch import PREFIX
 
     frames = traceback.extract_tb(error.__traceback__)
     raised_in = Path(frames[-1].filename).parts[-2:] if frames else ()

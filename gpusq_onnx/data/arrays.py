@@ -40,7 +40,7 @@ from gpusq_onnx.data.source import (
     too_few,
 )
 from gpusq_onnx.errors import UnsupportedDataError
-from gpusq_onnx.files import PREFIX, Scratch
+from gpusq_onnx.scratch import PREFIX, Scratch
 
 LABELS = "labels"
 IN_MEMORY = "data"

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.files import Staging, begin_flush, staged
+from gpusq_onnx.files import Staging, begin_flush, into
 from gpusq_onnx.graph import scan
 from gpusq_onnx.graph.door.admission import READABLE, USABLE, admit
 from gpusq_onnx.graph.door.arrival import Arrival
@@ -151,11 +151,11 @@ def file_digest(path: Path, data: Sequence[Path] = ()) -> str:
     return digest.hexdigest()
 
 
-def save(model: Model, path: Path | str, staging: Staging | None = None) -> str:
+def save(model: Model, path: Path | str, results: Staging | None = None) -> str:
     """Write `model` to `path`, atomically; with `PATH.data` beside it for external data.
 
     Args:
-        staging: write it there, as the last file that gets its name when the caller commits; None: write it now.
+        results: write it there, as the last file that gets its name when the caller commits; None: write it now.
 
     Returns:
         The SHA-256 of the model file followed by the data file, as hex.
@@ -163,9 +163,6 @@ def save(model: Model, path: Path | str, staging: Staging | None = None) -> str:
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing is left.
     """
-    if staging is None:
-        with staged() as own:
-            return save(model, path, own)
     path = Path(path)
     graph, large = model.export()
     total = graph.ByteSize() + sum(length for _, length, _ in large)
@@ -174,13 +171,14 @@ def save(model: Model, path: Path | str, staging: Staging | None = None) -> str:
     data, starts = data_beside(path), []
     if model.external:
         starts = _place(graph, data.name, large)
-    with staging.place(path, last=True).open("xb") as file:
-        write_model(_Hashed(file, digest), model.header, graph, [] if model.external else large)
-        begin_flush(file)
-    if model.external:
-        with staging.place(data).open("xb") as file:
-            _write_data(_Hashed(file, digest), starts, large)
+    with into(results) as staging:
+        with staging.place(path, last=True).open("xb") as file:
+            write_model(_Hashed(file, digest), model.header, graph, [] if model.external else large)
             begin_flush(file)
+        if model.external:
+            with staging.place(data).open("xb") as file:
+                _write_data(_Hashed(file, digest), starts, large)
+                begin_flush(file)
     return digest.hexdigest()
 
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from gpusq_onnx.data.prefetch import stream
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedModelError
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.learn.feed import Part
 from gpusq_onnx.learn.hardware import Hardware
 from gpusq_onnx.learn.settings import TrainingOptions
 from gpusq_onnx.learn.views import NetworkView
 from gpusq_onnx.progress import Progress
+from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.torchgraph.call import fed
 from gpusq_onnx.torchgraph.network import Network
 

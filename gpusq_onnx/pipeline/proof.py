@@ -35,7 +35,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.continuity import smooth_outputs
 from gpusq_onnx.graph.model import Model
@@ -47,6 +46,7 @@ from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline.outcome import OutputAgreement, Proof
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial import WAYS, Attempt, Trial, Trials, Way
+from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.tasks.classification import cosine
 
 Values = NDArray[Any]

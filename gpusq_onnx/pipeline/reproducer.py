@@ -20,13 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpusq_onnx.errors import GpusqError, PassFailed, UnsupportedModelError, of_an_interrupt, of_the_machine
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import facts, recipe
 from gpusq_onnx.pipeline.execute import execute
 from gpusq_onnx.pipeline.grammar import Pipeline, Step
 from gpusq_onnx.pipeline.run import FACTS, Run, RunOptions, begin
+from gpusq_onnx.scratch import Scratch
 
 
 @contextmanager

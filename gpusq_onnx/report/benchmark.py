@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
-from gpusq_onnx.files import Staging, staged
+from gpusq_onnx.files import Staging, into
 from gpusq_onnx.marks import AUTHOR, of_picture
 from gpusq_onnx.report.sheet import Grid, Heading, Item, Part, markdown
 from gpusq_onnx.runtime.bench.timing import Rounds
@@ -159,9 +159,6 @@ def draw(found: Benchmark, path: Path, results: Staging | None = None) -> None:
         results: draw into them; None: the chart is at its place, whole, when this returns.
     """
     require_chart(path)
-    if results is None:
-        with staged() as own:
-            return draw(found, path, own)
     from matplotlib.figure import Figure
 
     batches = found.batches
@@ -178,5 +175,5 @@ def draw(found: Benchmark, path: Path, results: Staging | None = None) -> None:
         panel.invert_yaxis()
     where = found.machine.get("gpu", {}).get("name") or found.machine["cpu"]
     figure.suptitle(f"{found.backend}, {where}")
-    figure.savefig(results.place(path), dpi=120, metadata=of_picture(path.suffix.lower()))
-    return None
+    with into(results) as staging:
+        figure.savefig(staging.place(path), dpi=120, metadata=of_picture(path.suffix.lower()))

@@ -20,7 +20,6 @@ from typing import Literal
 from onnx import TensorProto, ValueInfoProto
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.io import load, read_proto, write_tapped
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.simulated import NOTES, runs_as, twin_of
@@ -32,6 +31,7 @@ from gpusq_onnx.runtime.compare.outputs import Loaded
 from gpusq_onnx.runtime.compare.taps import Tap
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.runtime.trial import Trial, Trials
+from gpusq_onnx.scratch import Scratch
 
 BATCH = 8  # of models with a free batch; also what an engine is built for
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from gpusq_onnx.errors import NothingMatched, UsageError
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.operators import Is, operators
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.runtime.compare.taps import Tap
+from gpusq_onnx.scratch import Scratch
 
 _MOVED = operators(Is.MOVES | Is.RETYPES)
 _FLOATS = {np.dtype(name) for name in ("float16", "float32", "float64")}

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.pin import is_open
 from gpusq_onnx.graph.probes import write_probed
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial import Attempt, Trials
+from gpusq_onnx.scratch import Scratch
 
 
 def observed(model: Model) -> Structure:

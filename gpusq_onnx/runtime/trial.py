@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.runtime.child import Worker
 from gpusq_onnx.runtime.machine import free_memory, usable_cpus
 from gpusq_onnx.runtime.ort import Feed
+from gpusq_onnx.scratch import Scratch
 
 if TYPE_CHECKING:
     from gpusq_onnx.runtime.trial_worker import TrialRequest

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.pipeline import finetune, manager, table
 from gpusq_onnx.pipeline.grammar import Pipeline
@@ -22,6 +21,7 @@ from gpusq_onnx.runtime.compare.difference import OutputsMetric
 from gpusq_onnx.runtime.compare.outputs import Loaded, compare
 from gpusq_onnx.runtime.crew import Crew
 from gpusq_onnx.runtime.ort import Feed, Session
+from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.tasks.classification import Classification
 from gpusq_onnx.tasks.kinds import image_shape
 from gpusq_onnx.tuning.budget import values_of

@@ -22,7 +22,6 @@ from gpusq_onnx.calibration.sizes import BATCH
 from gpusq_onnx.calibration.store import BatchStore
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import halves
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
@@ -30,6 +29,7 @@ from gpusq_onnx.progress import Progress
 from gpusq_onnx.report.tuning import FormLoss, Group, Sensitivity
 from gpusq_onnx.runtime.crew import ALONE, Crew
 from gpusq_onnx.runtime.ort import Session
+from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.tasks.kinds import image_shape
 from gpusq_onnx.tuning import estimate
 from gpusq_onnx.tuning.divergence import Divergence

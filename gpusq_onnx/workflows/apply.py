@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from gpusq_onnx.files import Scratch, Staging
+from gpusq_onnx.files import Staging
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline import manager
 from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.prediction import Predicted, predict
+from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.pipelines import AnyPasses, as_pipeline

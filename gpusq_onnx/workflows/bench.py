@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UsageError
-from gpusq_onnx.files import Scratch, naming
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.pipeline.grammar import did_you_mean
 from gpusq_onnx.progress import NullProgress, Progress
@@ -23,6 +22,7 @@ from gpusq_onnx.report.benchmark import Benchmark, BenchmarkRow, Cell
 from gpusq_onnx.runtime.bench.backend import Backend
 from gpusq_onnx.runtime.bench.timing import Rounds, Timing, time_side_by_side
 from gpusq_onnx.runtime.machine import cpu_name, read_gpu
+from gpusq_onnx.scratch import Scratch, naming
 from gpusq_onnx.workflows.baselines import Pin, TimedModel, at_size, baseline_entries, given_entry
 from gpusq_onnx.workflows.models import AnyModel, as_file
 from gpusq_onnx.workflows.places import CACHE

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import held_out
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import Staging, staged, write_text
+from gpusq_onnx.files import Staging, into, write_text
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.id_ranges import table_rows
@@ -130,7 +129,7 @@ def check(
             if parsing is not None:
                 found = found.with_verdict(_ask(after, parsing, options, progress))
     if look.artefacts:
-        with staged() if results is None else nullcontext(results) as staging:
+        with into(results) as staging:
             for name, text in found.artefacts.items():
                 write_text(look.artefacts / name, text, staging)
     in_memory = not isinstance(compressed, (str, os.PathLike))

@@ -18,9 +18,10 @@ from typing import TypeAlias
 import onnx
 
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import Scratch, naming, staged
+from gpusq_onnx.files import staged
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model, from_proto
+from gpusq_onnx.scratch import Scratch, naming
 
 AnyModel: TypeAlias = str | os.PathLike[str] | onnx.ModelProto | Model
 

@@ -17,13 +17,14 @@ import onnx
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import Scratch, staged
+from gpusq_onnx.files import staged
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.pipeline.base import PlanRow
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
 from gpusq_onnx.report import notebook, run
 from gpusq_onnx.report.prediction import Predicted
+from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.workflows import models, samples
 from gpusq_onnx.workflows.models import AnyModel, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions

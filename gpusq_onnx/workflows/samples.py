@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.workflows.models import AnyModel, as_file
 
 Arrays: TypeAlias = NDArray[Any] | Mapping[str, NDArray[Any]]

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most as up_to
 from gpusq_onnx.data.subset import split
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import Scratch, Staging, require_place, staged, write_text
+from gpusq_onnx.files import Staging, into, require_place, write_text
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.marks import first_line
 from gpusq_onnx.pipeline import recipe
@@ -35,6 +34,7 @@ from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.tuning import COSTS, Goal, Look, Point
 from gpusq_onnx.runtime.crew import Crew
 from gpusq_onnx.runtime.ort import Session
+from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.tuning.ahead import searched
 from gpusq_onnx.tuning.bench import Bench, kept_measurements
 from gpusq_onnx.tuning.budget import Budget, Limit, parse_at_most, parse_budget, parse_packed_size
@@ -205,8 +205,8 @@ def tune(
         again.recovery,
     )
     if output is not None and chosen is not None and crew.leads:
-        with nullcontext(results) if results is not None else staged() as place:
-            write_text(Path(output), tuning.recipe, place)
+        with into(results) as staging:
+            write_text(Path(output), tuning.recipe, staging)
     return tuning
 
 

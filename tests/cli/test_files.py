@@ -17,6 +17,7 @@ from command_line import HEARS_SIGNALS, IMAGES, ROOT, call, fresh_model
 from desk import contents, unchanged
 
 from gpusq_onnx import files
+from gpusq_onnx.scratch import PREFIX, Scratch, sweep
 
 
 def test_results_get_their_names_together_and_the_last_one_last(tmp_path: Path, monkeypatch) -> None:
@@ -31,7 +32,7 @@ def test_results_get_their_names_together_and_the_last_one_last(tmp_path: Path, 
     with files.staged() as results:
         for name in ("model", "report", "digest"):
             results.place(tmp_path / name, last=name == "model").write_text(name)
-        assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(files.PREFIX)] == []
+        assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(PREFIX)] == []
     assert order == ["report", "digest", "model"]
     assert contents(tmp_path).keys() == {"model", "report", "digest"}
 
@@ -119,8 +120,8 @@ def test_two_processes_of_equal_id_do_not_mix(tmp_path: Path, monkeypatch) -> No
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path\nfrom gpusq_onnx import files\n"
-        f"scratch = files.Scratch(Path({str(tmp_path)!r}))\nprint(scratch.path, flush=True)\ninput()"
+        "from pathlib import Path\nfrom gpusq_onnx.scratch import Scratch\n"
+        f"scratch = Scratch(Path({str(tmp_path)!r}))\nprint(scratch.path, flush=True)\ninput()"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -128,10 +129,10 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
     ) as other:
         folder = Path(other.stdout.readline().strip())
         (folder / "weights").write_bytes(b"x")
-        files.sweep(tmp_path)
+        sweep(tmp_path)
         assert (folder / "weights").exists()
         other.kill()
-    with files.Scratch(tmp_path) as mine:
+    with Scratch(tmp_path) as mine:
         assert not folder.exists()
         assert mine.stat().st_mode & 0o777 == 0o700
     assert contents(tmp_path) == {}
@@ -140,10 +141,10 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
 def test_a_link_with_our_prefix_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "where").mkdir()
-    (tmp_path / "where" / f"{files.PREFIX}x").symlink_to(tmp_path / "precious")
-    files.sweep(tmp_path / "where")
+    (tmp_path / "where" / f"{PREFIX}x").symlink_to(tmp_path / "precious")
+    sweep(tmp_path / "where")
     assert (tmp_path / "precious").is_dir()
-    assert (tmp_path / "where" / f"{files.PREFIX}x").is_symlink()
+    assert (tmp_path / "where" / f"{PREFIX}x").is_symlink()
 
 
 @pytest.mark.parametrize("failing", ["document", "digest"])
@@ -306,7 +307,7 @@ def test_random_signals_at_random_moments_leave_the_output_whole_or_absent(store
             running.send_signal(number)
             err = running.communicate(timeout=60)[1]
         assert "Traceback" not in err, err
-        left = {name: digest for name, digest in contents(folder).items() if not name.startswith(files.PREFIX)}
+        left = {name: digest for name, digest in contents(folder).items() if not name.startswith(PREFIX)}
         if "model.gpusq.onnx" in left:
             assert {n: d for n, d in left.items() if n != "r.json" and n != "r.md"}.items() <= whole.items()
             assert json.loads(report.read_text())["output"]

@@ -17,7 +17,8 @@ from command_line import MODEL, ROOT, call, fresh_model
 
 from gpusq_onnx.cli import journal
 from gpusq_onnx.cli.failures import explain
-from gpusq_onnx.files import PREFIX, Scratch, staged
+from gpusq_onnx.files import staged
+from gpusq_onnx.scratch import PREFIX, Scratch
 
 MADE = ("apply", "-q", "-p", "prune24{method=magnitude}")
 FULL = Path("/dev/full")

@@ -9,7 +9,7 @@ from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Batch, InputSpec, Source
 from gpusq_onnx.errors import UnsupportedDataError
-from gpusq_onnx.files import Scratch, naming
+from gpusq_onnx.scratch import Scratch, naming
 
 F32 = np.dtype(np.float32)
 X = InputSpec("x", F32, ("batch", 2, 3))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gpusq_onnx.files import PREFIX
 from gpusq_onnx.runtime.tensorrt.store import Store
+from gpusq_onnx.scratch import PREFIX
 
 KEY = {"model": "abc", "version": "11.4", "gpu": {"name": "H100"}, "options": {"profiles": [{"x": {"min": (1, 2)}}]}}
 

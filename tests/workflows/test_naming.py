@@ -10,7 +10,7 @@ import pytest
 
 import gpusq_onnx
 from gpusq_onnx.errors import GpusqError, UsageError
-from gpusq_onnx.files import PREFIX, Scratch, naming
+from gpusq_onnx.scratch import PREFIX, Scratch, naming
 from tests.graph.small_graphs import FLOAT, node, normal, proto
 
 X = {"x": np.random.default_rng(0).standard_normal((4, 16, 32)).astype(np.float32)}

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.errors import EnvironmentLacking
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.cost import attention_macs
 from gpusq_onnx.graph.io import file_digest, load
 from gpusq_onnx.graph.model import Model, type_name
@@ -27,6 +26,7 @@ from gpusq_onnx.pipeline.summary import measure
 from gpusq_onnx.quant.formats import natural
 from gpusq_onnx.runtime.observed import observed
 from gpusq_onnx.runtime.tensorrt.parser import Verdict, parser_verdict
+from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.workflows.apply import compress
 from gpusq_onnx.workflows.check import check
 from gpusq_onnx.workflows.pack import pack

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.files import Scratch, atomic_write, present
+from gpusq_onnx.files import atomic_write, present
 from gpusq_onnx.graph.pack.scaling import ELEMENTS, GRIDS, Scaling
+from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.sparsity.packing import PackedForm
 
 KEY, FORMAT = "gpusq_onnx", 2

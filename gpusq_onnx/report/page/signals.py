@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.data.source import Source
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.io import write_tapped
 from gpusq_onnx.graph.model import Model
@@ -22,6 +21,7 @@ from gpusq_onnx.graph.qdq.quantize_nodes import activation_format
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.report.page.pictures import HistogramBars
 from gpusq_onnx.runtime.ort import Session
+from gpusq_onnx.scratch import Scratch
 
 IMAGES = 8
 _BINS = 60

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.io import file_digest, load
 from gpusq_onnx.runtime.bench.backend import GPU_BASELINES, Baseline, Variant, random_feed
 from gpusq_onnx.runtime.bench.timing import Runner
@@ -22,6 +21,7 @@ from gpusq_onnx.runtime.tensorrt.engine import build_engine
 from gpusq_onnx.runtime.tensorrt.library import Library, find_library
 from gpusq_onnx.runtime.tensorrt.options import BuildOptions
 from gpusq_onnx.runtime.tensorrt.profiles import Bounds, make_profiles
+from gpusq_onnx.scratch import Scratch
 
 
 class TrtBackend:

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError, UsageError
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.graph.model import TensorSpec
 from gpusq_onnx.runtime.ort import Feed, Infer, Session, TensorInfo, fixed_batch
@@ -24,6 +23,7 @@ from gpusq_onnx.runtime.tensorrt.engine import build_engine
 from gpusq_onnx.runtime.tensorrt.library import Library, find_library
 from gpusq_onnx.runtime.tensorrt.options import BuildOptions
 from gpusq_onnx.runtime.tensorrt.profiles import Bounds, make_profiles, opens_batch
+from gpusq_onnx.scratch import Scratch
 
 SUFFIXES = (".plan", ".engine", ".trt")
 """What engine files are called; anything else is read as ONNX."""

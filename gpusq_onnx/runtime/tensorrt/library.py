@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.errors import EnvironmentLacking
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.runtime.child import ask
 from gpusq_onnx.runtime.tensorrt.gpu import Gpu
+from gpusq_onnx.scratch import Scratch
 
 WORKER = "gpusq_onnx.runtime.tensorrt.worker"
 _ELSE = "; or try the build without a GPU: --cpu-harness FOLDER"

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
-from gpusq_onnx.files import Scratch
 from gpusq_onnx.runtime.child import ask
 from gpusq_onnx.runtime.tensorrt.parser_worker import ParseRequest
+from gpusq_onnx.scratch import Scratch
 
 
 @dataclass(frozen=True)

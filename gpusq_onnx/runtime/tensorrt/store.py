@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpusq_onnx.files import atomic_write, foreign, sweep
+from gpusq_onnx.files import atomic_write, foreign
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.parsing import parse_json
+from gpusq_onnx.scratch import sweep
 
 FORMAT = 1  # of the entries; another number, another key
 
