@@ -15,7 +15,7 @@ class StudentComparison:
     distances: tuple[float, ...]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class History:
     """What happened.
 

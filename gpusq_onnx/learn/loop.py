@@ -109,17 +109,17 @@ def train(
         after = judged("after")
     trainer.notes += _further(before.soft, after.soft)
     return History(
-        before,
-        after,
-        trainer.feed.total,
-        trainer.feed.rows,
-        hardware.processes,
-        hardware.bf16,
-        len(trainer.masks),
-        trainer.masks.checks,
-        remembered,
-        trainer.curve,
-        trainer.notes,
+        before=before,
+        after=after,
+        steps=trainer.feed.total,
+        batch=trainer.feed.rows,
+        processes=hardware.processes,
+        bf16=hardware.bf16,
+        masks=len(trainer.masks),
+        checks=trainer.masks.checks,
+        remembered=remembered,
+        curve=trainer.curve,
+        notes=trainer.notes,
     )
 
 

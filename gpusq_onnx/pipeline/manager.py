@@ -1,8 +1,9 @@
 """Run a pipeline on a model: plan, apply, check, and write the result or nothing.
 
 What the manager owns and passes do not: files, hashes, the ledger of facts, provenance, seeds, timing, the reproducer.
-One pass with its checks is `execute`; what a failure leaves, `reproducer`. The output appears atomically after all
-checks. A pass that has nothing to do is a warning where another one had, else an error (`allow_noop` lets it be).
+What `plan` and `run` begin with is `opening`, one pass with its checks `execute`; what a failure leaves, `reproducer`.
+The output appears atomically after all checks. A pass that has nothing to do is a warning where another one had, else
+an error (`allow_noop` lets it be).
 
 Provenance is model-level metadata under `pkg.gpusq_onnx.*`: no time, host or path, so that the same input and options
 give the same bytes (`Pass.same_bytes` says on which condition).
@@ -11,34 +12,29 @@ give the same bytes (`Pass.same_bytes` says on which condition).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gpusq_onnx import __version__
 from gpusq_onnx.data import remembered
 from gpusq_onnx.data.opening import open_source
-from gpusq_onnx.errors import NothingMatched, UnsupportedModelError, UsageError
-from gpusq_onnx.files import Staging, require_place, staged
+from gpusq_onnx.errors import NothingMatched
+from gpusq_onnx.files import Staging, into
 from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.blame import blaming
-from gpusq_onnx.graph.cost import open_positions
 from gpusq_onnx.graph.fp16.biases import protect_biases
 from gpusq_onnx.graph.fp16.transposes import move_transposes
-from gpusq_onnx.graph.model import Model, sum_of, values_of
+from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.rewrites import newer
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import Structure, analyse
-from gpusq_onnx.graph.wording import node_label
-from gpusq_onnx.pipeline import automatic, proof, table, targets
+from gpusq_onnx.pipeline import proof, targets
 from gpusq_onnx.pipeline.base import Context, Pass, PlanRow
 from gpusq_onnx.pipeline.doubts import doubts
 from gpusq_onnx.pipeline.execute import (
@@ -48,9 +44,9 @@ from gpusq_onnx.pipeline.execute import (
     outcome_of,
     planned,
     require_work,
-    well_ordered,
 )
 from gpusq_onnx.pipeline.grammar import Pipeline
+from gpusq_onnx.pipeline.opening import Opening, opened
 from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, Proof, StepOutcome
 from gpusq_onnx.pipeline.parallel import run_all
 from gpusq_onnx.pipeline.reproducer import reproducer
@@ -62,10 +58,8 @@ from gpusq_onnx.pipeline.run import (
     sample_of,
     scheduled,
     take_facts,
-    widened,
 )
-from gpusq_onnx.pipeline.summary import Architecture, as_planned, measure
-from gpusq_onnx.runtime.observed import observe
+from gpusq_onnx.pipeline.summary import Architecture, Cost, as_planned, measure
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.runtime.trial import Trials
 
@@ -85,26 +79,15 @@ def plan(
     Raises:
         UsageError, UnsupportedModelError, NothingMatched: as `run`.
     """
-    pipeline, notes = _fitted(pipeline, options.target)
-    passes = well_ordered(table.resolve(pipeline))
-    model = io.load(path)
-    notes += widened(model, passes)
-    settled = remembered.settle(options.data, [model.metadata], path.parent)
-    data = settled.options
-    with blaming(path), _hashing(path, model) as file:
-        structure = analyse(model)
-        _require_numbers(model, structure)
-        invariants.require(model)
+    with opened(path, pipeline, options) as opening:
+        model, data = opening.model, opening.settled.options
+        structure = opening.analysed()
         sample = sample_of(open_source(data, model.inputs())) if data.path else None
         with Trials() as trials:
-            structure = observe(model, structure, sample, trials)
-        if options.canonical:
-            pipeline, passes = automatic.insert(pipeline, passes, model, structure)
-        before = measure(model, structure)
-        notes += _uncounted(structure)
-        facts = take_facts(model)
+            structure, before = opening.observed(structure, sample, trials)
+        passes, facts = opening.passes, take_facts(model)
         steps, worked = list[StepOutcome](), list[Pass[Any]]()
-        idle, warnings = list[NothingMatched](), [*settled.warnings, *notes]
+        idle, warnings = list[NothingMatched](), [*opening.settled.warnings, *opening.notes]
         for index, step in enumerate(passes):
             given = given_after(passes[:index], worked, facts, data=data.path is not None)
             found = planned(step, model, structure, given)
@@ -124,11 +107,22 @@ def plan(
         rows = [row for step in steps for row in step.rows]
         after = measure(model, structure, as_planned(rows, facts))
         look(structure, rows)
-        facts_of_file = file.result()
-    made_of = Architecture.of(structure), tuple(warnings)
-    before = before.in_files(facts_of_file.bytes)
-    outcome = Outcome(str(pipeline), data.seed, facts_of_file, None, None, tuple(steps), before, after, *made_of)
-    return _asked(outcome, options)
+        file = opening.file.result()
+    return Outcome(
+        pipeline=str(opening.pipeline),
+        seed=data.seed,
+        input=file,
+        output=None,
+        data=None,
+        steps=tuple(steps),
+        before=before.in_files(file.bytes),
+        after=after,
+        architecture=Architecture.of(structure),
+        warnings=tuple(warnings),
+        target=options.target,
+        canonical=options.canonical,
+        allow_noop=options.allow_noop,
+    )
 
 
 def run(
@@ -157,115 +151,105 @@ def run(
         PassFailed, InvariantError: our fault; a reproducer lies beside the output. A written file that onnxruntime
             refuses, or runs to another result than it says, is one (`pipeline.proof`).
     """
-    if results is None:
-        with staged() as own:
-            return run(
-                path, output, pipeline, options, leader=leader, results=own, reproducible=reproducible, look=look
-            )
-    pipeline, notes = _fitted(pipeline, options.target)
-    passes = well_ordered(table.resolve(pipeline))
-    model = io.load(path)
-    check_output(output, [path, *io.data_files(model)])
-    notes += widened(model, passes)
-    settled = remembered.settle(options.data, [model.metadata], path.parent)
-    with blaming(path), _hashing(path, model) as file, Trials() as trials:
-        state = begin(model, passes, replace(options, data=settled.options), trials.start())
-        state.warnings += notes
+    with (
+        into(results) as staging,
+        opened(path, pipeline, options, output) as opening,
+        Trials() as trials,
+    ):
+        model = opening.model
+        state = begin(model, opening.passes, replace(options, data=opening.settled.options), trials.start())
         state.folder = output.with_name(output.name + ".training")
-        state.snapshot = take(model)
-        tried = nullcontext() if state.sample is None else proof.survival(model, state.trials, state.sample)
-        with tried as survived:
-            structure = analyse(model, state.snapshot)
-            _require_numbers(model, structure)
-            invariants.require(model)
-            if survived is not None:
-                state.progress.start("trying the model in onnxruntime")
-                state.trial = survived()
-                state.progress.finish()
-        if settled.guessed and state.source is not None and state.trial is not None and state.trial.outcome == "ran":
-            state.warnings += doubts(partial(Session, path), state.source)
-        structure = observe(model, structure, state.sample, state.trials)
-        if options.canonical:
-            pipeline, passes = automatic.insert(pipeline, passes, model, structure)
-            state.passes = passes
-        state.schedule = scheduled(state)
-        state.schedule.announce(state.images, state.offered)
-        before = measure(model, structure)
-        state.warnings += _uncounted(structure)
+        structure, before = _looked_at(path, opening, state)
         beside = output if reproducible else None
-        exact = next((index for index, step in enumerate(passes) if not step.exact), len(passes))
-        for index in range(len(passes) + 1):
-            if index == exact and leader and (model.rewritten or state.worked):
-                with reproducer(path, beside, pipeline, max(0, index - 1), state, "the model is not what it was"):
-                    proof.require_same(path, model, structure.types, state.trials.with_feed(state.sample))
-            if index < len(passes):
-                with reproducer(path, beside, pipeline, index, state) if leader else nullcontext(), blaming(path):
-                    structure = execute(state, index, structure)
-        require_work(passes, state.idle, options.allow_noop)
-        state.snapshot = None
-        run_all(_settle_on_grid, structure.sites)
-        protect_biases(model)
-        move_transposes(model)
-        after = measure(model, structure)
-        source = state.source
-        used = None if source is None else settled.describe(source)
-        found = file.result()
-        if newer.settle_newer(model):
-            invariants.check(model, "writing for a newer opset")
-        if options.target is not None:
-            state.warnings += targets.too_new(options.target, model.opset)
-            model.set_metadata({f"{PREFIX}target": options.target})
-        model.set_metadata(_provenance(model, pipeline, found.sha256, state.data.seed, used))
+        structure = _worked(path, beside, opening.pipeline, state, structure, leader=leader)
+        after = _finished(model, structure, state, options.target)
+        used = None if state.source is None else opening.settled.describe(state.source)
+        found = opening.file.result()
+        model.set_metadata(_provenance(model, opening.pipeline, found.sha256, state.data.seed, used))
         written = shown = None
         if leader:
-            with reproducer(path, beside, pipeline, len(passes) - 1, state, "the written model failed its proof"):
+            last = len(state.passes) - 1
+            with reproducer(path, beside, opening.pipeline, last, state, "the written model failed its proof"):
                 state.trials.start(found.bytes)
-                written, shown = _written(state, structure, path, output, results)
+                written, shown = _written(state, structure, path, output, staging)
+            staging.afterwards(partial(_forget_checkpoints, state.folder))
         look(structure)
-    if leader:
-        results.afterwards(partial(_forget_checkpoints, state.folder))
-    outcome = Outcome(
-        str(pipeline),
-        state.data.seed,
-        found,
-        written,
-        used,
-        tuple(state.steps),
-        before.in_files(found.bytes),
-        after if written is None else after.in_files(written.bytes),
-        Architecture.of(structure),
-        tuple(
-            [*settled.warnings, *state.warnings]
-            + (source.notes if source is not None and state.data.path is not None else [])
-        ),
-        shown,
+    notes = state.source.notes if state.source is not None and state.data.path is not None else []
+    return Outcome(
+        pipeline=str(opening.pipeline),
+        seed=state.data.seed,
+        input=found,
+        output=written,
+        data=used,
+        steps=tuple(state.steps),
+        before=before.in_files(found.bytes),
+        after=after if written is None else after.in_files(written.bytes),
+        architecture=Architecture.of(structure),
+        warnings=(*opening.settled.warnings, *state.warnings, *notes),
+        proof=shown,
+        target=options.target,
+        canonical=options.canonical,
+        allow_noop=options.allow_noop,
     )
-    return _asked(outcome, options)
+
+
+def _looked_at(path: Path, opening: Opening, state: Run) -> tuple[Structure, Cost]:
+    """The structure and the cost of a model that is sound, tried and observed; the run's passes and schedule."""
+    model = opening.model
+    state.snapshot = take(model)
+    tried = nullcontext() if state.sample is None else proof.survival(model, state.trials, state.sample)
+    with tried as survived:
+        structure = opening.analysed(state.snapshot)
+        if survived is not None:
+            state.progress.start("trying the model in onnxruntime")
+            state.trial = survived()
+            state.progress.finish()
+    ran = state.trial is not None and state.trial.outcome == "ran"
+    if opening.settled.guessed and state.source is not None and ran:
+        opening.notes += doubts(partial(Session, path), state.source)
+    structure, cost = opening.observed(structure, state.sample, state.trials)
+    state.warnings += opening.notes
+    state.passes = opening.passes
+    state.schedule = scheduled(state)
+    state.schedule.announce(state.images, state.offered)
+    return structure, cost
+
+
+def _worked(
+    path: Path, beside: Path | None, pipeline: Pipeline, state: Run, structure: Structure, *, leader: bool
+) -> Structure:
+    """Every pass with its checks, and the proof that those that compute the same do; the structure of the result."""
+    model, passes = state.model, state.passes
+    exact = next((index for index, step in enumerate(passes) if not step.exact), len(passes))
+    for index in range(len(passes) + 1):
+        if index == exact and leader and (model.rewritten or state.worked):
+            with reproducer(path, beside, pipeline, max(0, index - 1), state, "the model is not what it was"):
+                proof.require_same(path, model, structure.types, state.trials.with_feed(state.sample))
+        if index < len(passes):
+            with reproducer(path, beside, pipeline, index, state) if leader else nullcontext(), blaming(path):
+                structure = execute(state, index, structure)
+    require_work(passes, state.idle, state.allow_noop)
+    state.snapshot = None
+    return structure
+
+
+def _finished(model: Model, structure: Structure, state: Run, target: str | None) -> Cost:
+    """What the model costs after all passes; it is made ready to be written."""
+    run_all(_settle_on_grid, structure.sites)
+    protect_biases(model)
+    move_transposes(model)
+    after = measure(model, structure)
+    if newer.settle_newer(model):
+        invariants.check(model, "writing for a newer opset")
+    if target is not None:
+        state.warnings += targets.too_new(target, model.opset)
+        model.set_metadata({f"{PREFIX}target": target})
+    return after
 
 
 def _settle_on_grid(site: Site) -> None:
     if (fmt := weight_format(site)) is not None:
         store_on_grid(site, fmt)
-
-
-def _asked(outcome: Outcome, options: RunOptions) -> Outcome:
-    """The outcome with what was asked for."""
-    return replace(outcome, target=options.target, canonical=options.canonical, allow_noop=options.allow_noop)
-
-
-def _fitted(pipeline: Pipeline, target: str | None) -> tuple[Pipeline, list[str]]:
-    """The pipeline with its presets replaced, as the target runs it, and what is to be said of that."""
-    pipeline = table.expand(pipeline)
-    return (pipeline, []) if target is None else targets.fit(pipeline, target)
-
-
-def _uncounted(structure: Structure) -> list[str]:
-    """That MACs are those of one position, where the model leaves the size of its images open."""
-    number = open_positions(structure)
-    if not number:
-        return []
-    what = f"MACs and bit operations count one position for {number} of {len(structure.sites)} weights"
-    return [f"{what}: the model leaves the sizes of their outputs open; --data shows them"]
 
 
 def _written(state: Run, structure: Structure, path: Path, output: Path, results: Staging) -> tuple[FileFacts, Proof]:
@@ -300,47 +284,3 @@ def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dic
     kept = {"preprocess": remembered.record(used["preprocess"])} if used is not None and seen else {}
     history = json.dumps([*(json.loads(old) if old else []), entry], sort_keys=True)
     return {f"{PREFIX}{key}": value for key, value in {**entry, **kept, "history": history}.items()}
-
-
-def check_output(output: Path, inputs: Sequence[Path]) -> None:
-    """Raise UsageError unless a file can be written to `output` (and `OUTPUT.data`) without touching an input."""
-    for target in (output, io.data_beside(output)):
-        if any(target.resolve() == used.resolve() or _same(target, used) for used in inputs):
-            raise UsageError("the output would overwrite the input", where=str(target), hint="give another -o/--output")
-    if output.exists() and not output.is_file():
-        found = "a folder" if output.is_dir() else "a device or a pipe"
-        raise UsageError(f"the output is {found}", where=str(output), hint="name a file with -o/--output")
-    require_place(output, "the output")
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
-
-
-def _file_facts(path: Path, data: Sequence[Path], sha: str) -> FileFacts:
-    return FileFacts(str(path), sum(part.stat().st_size for part in (path, *data)), sha)
-
-
-@contextmanager
-def _hashing(path: Path, model: Model) -> Iterator[Future[FileFacts]]:
-    """The input's facts, its hash computed beside the work in a thread."""
-    data = io.data_files(model)
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(lambda: _file_facts(path, data, io.file_digest(path, data)))
-
-
-def _require_numbers(model: Model, structure: Structure) -> None:
-    """Refuse NaN in any initializer, and infinity in a weight or its bias (a mask may hold it)."""
-    finite = {id(tensor) for site in structure.sites for tensor in (site.weight, site.bias) if tensor is not None}
-    for constant in model.constants():
-        if np.dtype(constant.dtype).kind not in "fV" or np.isfinite(sum_of(constant)):
-            continue
-        values = values_of(constant).astype(np.float32, copy=False)
-        if np.isnan(values).any() or (id(constant) in finite and not np.isfinite(values).all()):
-            raise UnsupportedModelError(
-                f"{constant.name!r} holds NaN or infinity",
-                where=f"read by {node_label(constant.outputs[0])}" if constant.outputs else None,
-                expected="finite numbers",
-                found=f"{np.count_nonzero(~np.isfinite(values))} of {values.size} are not",
-                hint="the export or the training went wrong: check the original checkpoint",
-            )

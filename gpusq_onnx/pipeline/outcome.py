@@ -92,7 +92,7 @@ class Proof:
     note: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """One `plan` or `run`.
 

@@ -28,7 +28,7 @@ _RUNTIMES = {"cuda": "onnxruntime's CUDA provider", "tensorrt": "TensorRT"}
 _ROWS = 24  # of taps in words; of more, those around the departure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckResult:
     """What `check` found.
 

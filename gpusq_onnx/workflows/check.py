@@ -179,21 +179,22 @@ def _compared(
         finally:
             progress.finish()
     departure = first_departure(found.taps, look.tolerance)
+    notes = [*settled.warnings, *source.notes, *(doubted or _suspicions(found, source))]
+    later: Sequence[str] = ()
+    if look.artefacts:
+        later = continuation(look.artefacts, original, compressed, engine=is_plan(compressed))
     return CheckResult(
-        str(original),
-        str(compressed),
-        runtime,
-        found,
-        {
-            **settled.describe(source),
-            "notes": [*settled.warnings, *source.notes, *(doubted or _suspicions(found, source))],
-        },
-        gates,
-        (*gates.failures(found), *([sides.refusal] if sides.refusal else [])),
-        look.tolerance if taps else None,
-        departure.name if departure else None,
-        recorder.files() if look.artefacts else {},
-        tuple(continuation(look.artefacts, original, compressed, engine=is_plan(compressed))) if look.artefacts else (),
+        original=str(original),
+        compressed=str(compressed),
+        runtime=runtime,
+        comparison=found,
+        data={**settled.describe(source), "notes": notes},
+        gates=gates,
+        failures=(*gates.failures(found), *([sides.refusal] if sides.refusal else [])),
+        tolerance=look.tolerance if taps else None,
+        departure=departure.name if departure else None,
+        artefacts=recorder.files() if look.artefacts else {},
+        continuation=tuple(later),
         notes=sides.notes,
         taps=look.taps,
         sha256=(_digest(original), _digest(compressed)),

@@ -80,7 +80,7 @@ def test_a_fault_on_a_model_that_contradicts_itself_is_the_models(
     for place in (
         "gpusq_onnx.workflows.check._compared",
         "gpusq_onnx.workflows.pack.pack_model",
-        "gpusq_onnx.pipeline.manager.analyse",
+        "gpusq_onnx.pipeline.opening.analyse",
         "gpusq_onnx.workflows.inspect.inspect_model",
         "gpusq_onnx.workflows.tune.find_groups",
     ):

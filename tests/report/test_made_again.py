@@ -156,7 +156,17 @@ def test_a_run_says_how_it_was_asked_for() -> None:
 def checked(data: dict[str, Any]) -> CheckResult:
     gates = Gates(min_cosine=0.99999999, max_top1_drop=1)
     comparison = Comparison.__new__(Comparison)
-    return CheckResult(str(MODEL), str(MODEL), "cuda", comparison, data, gates, (), 0.25, taps=("blocks", "x"))
+    return CheckResult(
+        original=str(MODEL),
+        compressed=str(MODEL),
+        runtime="cuda",
+        comparison=comparison,
+        data=data,
+        gates=gates,
+        failures=(),
+        tolerance=0.25,
+        taps=("blocks", "x"),
+    )
 
 
 def test_gates_and_taps_come_back(given: Mapping[str, Any]) -> None:
