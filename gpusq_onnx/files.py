@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,24 @@ def _remove_empty(folders: Sequence[Path]) -> None:
     for made in reversed(folders):
         with contextlib.suppress(OSError):  # something lies in it now
             made.rmdir()
+
+
+def no_file_at(path: Path) -> str | None:
+    """What lies at `path` and is no file, in words; None where a file lies there, or nothing."""
+    if not path.exists() or path.is_file():
+        return None
+    return "a folder" if path.is_dir() else "a device or a pipe"
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two names are of one file: by their paths, through links, or as hard links."""
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
+
+
+def require_apart(result: Path, inputs: Iterable[Path], what: str, hint: str = "name another file with -o") -> None:
+    """Raise UsageError, which says `what`, where a result would take the place of a file that is read."""
+    if any(same_file(result, path) for path in inputs):
+        raise UsageError(what, where=str(result), hint=hint)
 
 
 def require_place(path: Path, what: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.files import no_file_at
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,8 +42,7 @@ def read_bytes(path: Path, where: str | None = None) -> bytes:
         UsageError: a folder, a pipe, a device, or more than 256 MiB; `where` names the option.
         OSError: there is no such file, or it cannot be read.
     """
-    if path.exists() and not path.is_file():
-        found = "a folder" if path.is_dir() else "a device or a pipe"
+    if (found := no_file_at(path)) is not None:
         raise UsageError("not a regular file", where=where or str(path), found=f"{path}: {found}", hint="name a file")
     if path.stat().st_size > MOST_TEXT:
         raise UsageError("the file is too large to be what is asked for", where=where or str(path), found=str(path))

@@ -10,8 +10,7 @@ from typer import Argument, Option
 
 from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Seed, require_file
 from gpusq_onnx.cli.spare import Known, claim
-from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import require_place
+from gpusq_onnx.files import require_apart, require_place
 from gpusq_onnx.marks import in_page, in_picture
 
 _PICTURE = re.compile(r"\d{2,}-.*\.jpg")  # see `report.page.gallery.pictures`
@@ -73,8 +72,7 @@ def cam(
     require_file(output, "what is drawn")
     written = place_of(output) if output else models[0].with_suffix(".cam.html")
     require_place(written if written.suffix else written / "index.html", "the pictures")
-    if any(model.resolve() == written.resolve() for model in models):
-        raise UsageError("the pictures would overwrite a model", where=str(written), hint="name another file with -o")
+    require_apart(written, models, "the pictures would overwrite a model")
     claim(models, _places(written), json=json)
     with open_progress(quiet=quiet) as progress:
         found = explain(

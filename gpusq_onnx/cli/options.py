@@ -15,7 +15,7 @@ from typer import Argument, CallbackParam, Option
 from gpusq_onnx.cli.help import complete_pipeline
 from gpusq_onnx.data.presets import PRESETS
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import require_place
+from gpusq_onnx.files import no_file_at, require_place
 
 if TYPE_CHECKING:
     from gpusq_onnx.data.options import DataOptions
@@ -32,8 +32,7 @@ def writable(path: Path | None) -> Path | None:
     if path is None or path == STDOUT:
         return path
     require_place(path, repr(path.name))
-    if path.exists() and not path.is_file():
-        found = "a folder" if path.is_dir() else "a device or a pipe"
+    if (found := no_file_at(path)) is not None:
         raise UsageError("the file to write is none", where=str(path), found=found, hint="name a file")
     return path
 

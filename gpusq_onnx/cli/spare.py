@@ -21,6 +21,7 @@ from gpusq_onnx import marks
 from gpusq_onnx.cli.journal import settings
 from gpusq_onnx.cli.options import STDOUT, digest_of
 from gpusq_onnx.errors import GpusqError, UsageError
+from gpusq_onnx.files import require_apart
 from gpusq_onnx.parsing import parse_json, read_bytes
 
 Known = Callable[[Path], bool]
@@ -99,16 +100,14 @@ def an_engine_card(path: Path) -> bool:
 
 def _keep_apart(inputs: Sequence[Path], results: Sequence[Path], report: Path | None, json: Path | None) -> None:
     """Refuse a report that would overwrite another file of the command, or its own digest."""
-    taken = dict.fromkeys((path.resolve() for path in results), "the result")
-    taken |= dict.fromkeys((path.resolve() for path in inputs), "the model")
+    taken = [*((path, "the model") for path in inputs), *((path, "the result") for path in results)]
     digest = None if report is None else digest_of(report)
     for option, path in (("--report", report), ("the digest of --report", digest), ("--json", json)):
         if path is None or path == STDOUT:
             continue
-        if path.resolve() in taken:
-            what = f"{option} would overwrite {taken[path.resolve()]}"
-            raise UsageError(what, where=str(path), hint="name another file, FILE.json")
-        taken[path.resolve()] = option
+        for other, called in taken:
+            require_apart(path, [other], f"{option} would overwrite {called}", "name another file, FILE.json")
+        taken.append((path, option))
 
 
 def _card(path: Path) -> dict[str, object] | None:

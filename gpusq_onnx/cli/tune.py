@@ -26,7 +26,6 @@ from gpusq_onnx.cli.options import (
     writable,
 )
 from gpusq_onnx.cli.spare import claim
-from gpusq_onnx.errors import UsageError
 from gpusq_onnx.marks import in_first_line
 
 _look = partial(Option, rich_help_panel="How layers are looked at", show_default=False)
@@ -125,12 +124,11 @@ def tune(
     """Choose a form for each layer under a budget: a recipe for apply."""
     from gpusq_onnx.cli.console import publish, show_sheet, warn
     from gpusq_onnx.cli.progress import open_progress
-    from gpusq_onnx.files import staged
+    from gpusq_onnx.files import require_apart, staged
     from gpusq_onnx.workflows.tune import tune as tune_model
 
     recipe = output or model.with_suffix(".recipe.toml")
-    if recipe.resolve() == model.resolve():
-        raise UsageError("the recipe would overwrite the model", where=str(recipe), hint="name another file with -o")
+    require_apart(recipe, [model], "the recipe would overwrite the model")
     claim([model], {} if goal.analysis_only else {recipe: in_first_line}, report, json)
     with staged() as results:
         with open_progress(quiet=quiet or not leads()) as progress:

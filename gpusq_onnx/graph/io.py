@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.files import Staging, begin_flush, into
+from gpusq_onnx.files import Staging, begin_flush, into, no_file_at
 from gpusq_onnx.graph import scan
 from gpusq_onnx.graph.door.admission import READABLE, USABLE, admit
 from gpusq_onnx.graph.door.arrival import Arrival
@@ -86,8 +86,7 @@ def read_proto(path: Path, least: int = INLINE_BYTES) -> tuple[ModelProto, scan.
     if not path.exists():
         hint = _ELSEWHERE.get(str(path).partition(":")[0], "check the path")
         raise UsageError("no such model file", where=str(path), hint=hint)
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "a device or a pipe"
+    if (found := no_file_at(path)) is not None:
         raise UsageError(f"the model path is {found}", where=str(path), hint="name the .onnx file in it")
     try:
         proto, embedded = scan.parse(path, least)

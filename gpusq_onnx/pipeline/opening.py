@@ -18,7 +18,7 @@ import numpy as np
 
 from gpusq_onnx.data import remembered
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.files import require_place
+from gpusq_onnx.files import no_file_at, require_apart, require_place
 from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.cost import open_positions
@@ -88,26 +88,20 @@ def opened(path: Path, pipeline: Pipeline, options: RunOptions, output: Path | N
     passes = well_ordered(table.resolve(pipeline))
     model = io.load(path)
     if output is not None:
-        check_output(output, [path, *io.data_files(model)])
+        _require_output(output, [path, *io.data_files(model)])
     notes += widened(model, passes)
     settled = remembered.settle(options.data, [model.metadata], path.parent)
     with blaming(path), _hashing(path, model) as file:
         yield Opening(pipeline, passes, options, model, settled, file, notes)
 
 
-def check_output(output: Path, inputs: Sequence[Path]) -> None:
+def _require_output(output: Path, inputs: Sequence[Path]) -> None:
     """Raise UsageError unless a file can be written to `output` (and `OUTPUT.data`) without touching an input."""
     for target in (output, io.data_beside(output)):
-        if any(target.resolve() == used.resolve() or _same(target, used) for used in inputs):
-            raise UsageError("the output would overwrite the input", where=str(target), hint="give another -o/--output")
-    if output.exists() and not output.is_file():
-        found = "a folder" if output.is_dir() else "a device or a pipe"
+        require_apart(target, inputs, "the output would overwrite the input", "give another -o/--output")
+    if (found := no_file_at(output)) is not None:
         raise UsageError(f"the output is {found}", where=str(output), hint="name a file with -o/--output")
     require_place(output, "the output")
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _file_facts(path: Path, data: Sequence[Path], sha: str) -> FileFacts:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import UsageError
-from gpusq_onnx.files import Staging, require_place, write_text
+from gpusq_onnx.files import Staging, require_apart, require_place, write_text
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
@@ -108,8 +108,7 @@ def build(
             hint="leave one of them out; gpusq-onnx inspect predicts the kernels",
         )
     with as_file(model) as path, blaming(path):
-        if plan.resolve() == path.resolve():
-            raise UsageError("the engine would overwrite the model", where=str(plan), hint="name another file with -o")
+        require_apart(plan, [path], "the engine would overwrite the model")
         require_place(plan, "the engine")
         graph = io.load(path)
         options = engine.for_model(graph)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
-from gpusq_onnx.files import Staging, require_place
+from gpusq_onnx.files import Staging, require_apart, require_place
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.graph.pack.archive import pack_model, read_contents, unpack_model
@@ -39,9 +39,7 @@ def pack(
     """
     target = Path(output)
     with as_file(model) as path, blaming(path):
-        if target.resolve() == path.resolve():
-            what = "the packed file would overwrite the model"
-            raise UsageError(what, where=str(target), hint="name another with -o")
+        require_apart(target, [path], "the packed file would overwrite the model")
         require_place(target, "the packed file")
         return pack_model(path, target if results is None else results.place(target, last=True), progress)
 
@@ -73,8 +71,7 @@ def unpack(
     if output is None and not force and target.exists() and file_digest(target) != first.sha256:
         what, hint = "another model has the name of the packed one", "name a file with -o, or give --force"
         raise UsageError(what, where=str(target), hint=hint)
-    if target.resolve() == path.resolve():
-        raise UsageError("the model would overwrite the packed file", where=str(target), hint="name another with -o")
+    require_apart(target, [path], "the model would overwrite the packed file")
     require_place(target, "the model")
     unpack_model(path, target)
     return target

@@ -18,7 +18,7 @@ from gpusq_onnx.data import remembered
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import GpusqError, UsageError
-from gpusq_onnx.files import write_text
+from gpusq_onnx.files import require_apart, write_text
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
@@ -81,8 +81,7 @@ def report(
     """
     require_page()
     page = output or reports[0].with_suffix(".html")
-    if page.resolve() in {path.resolve() for path in (*reports, *models)}:
-        raise UsageError("the page would overwrite a report", where=str(page), hint="name another file with -o")
+    require_apart(page, (*reports, *models), "the page would overwrite a report")
     found, missing = ([(path, _loaded(path)) for path in models], "") if models else _of_reports(reports_of(reports))
     if data is not None and not found:
         what = "example images are for models, and the reports' are not where they were"

@@ -141,6 +141,25 @@ def test_the_output_is_the_input(form: str, model: Path, tmp_path: Path) -> None
     assert "give another -o/--output" in outcome.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pack", "-o"],
+        ["build", "-o"],
+        ["tune", "--at-most", "40%", "--data", IMAGES, "-o"],
+        ["plan", "-p", "prune24", "--report"],
+        ["inspect", "--json"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_no_result_takes_the_place_of_a_hard_link_to_the_model(words: list[str], model: Path, tmp_path: Path) -> None:
+    other = model.with_name("other.json")
+    other.hardlink_to(model)
+    with unchanged(tmp_path):
+        outcome = call(words[0], model, *words[1:], other)
+    assert (outcome.code, outcome.out) == (2, "") and "would overwrite the model" in outcome.err
+
+
 @pytest.mark.parametrize("output", ["weights.bin", "new.onnx", "data.onnx"])
 def test_the_output_or_its_data_file_is_the_input_s_data_file(output: str, tmp_path: Path) -> None:
     """`-o` on the data file itself; `-o new.onnx` where the input's data is a link from new.onnx.data; and by name."""
