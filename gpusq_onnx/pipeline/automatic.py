@@ -40,7 +40,7 @@ def insert(
         structure = analyse(model)
     quantises = any(step.kind == "quantise" for step in passes)
     inserted = Step(NAME, {} if quantises else {"attention": False})  # in float, the fused kernel is the better one
-    (canonical,) = table.resolve(Pipeline((inserted,)))
+    canonical = table.one(inserted)
     try:
         canonical.plan(model, structure, PlanContext())
     except NothingMatched:

@@ -170,7 +170,14 @@ def resolve(pipeline: Pipeline) -> "list[Pass[Any]]":
         UsageError: an unknown pass, an unknown option or a value out of range; lists what is valid.
     """
     known = rows()
-    return [_instantiate(load(step, known), step) for step in expand(pipeline, known).steps]
+    return [one(step, known) for step in expand(pipeline, known).steps]
+
+
+def one(step: Step | str, known: Mapping[str, PassRow] | None = None) -> "Pass[Any]":
+    """The pass of one step, or of its text; `known` and errors as for `expand` and `resolve`."""
+    known = rows() if known is None else known
+    (found,) = expand(parse(step) if isinstance(step, str) else Pipeline((step,)), known).steps
+    return _instantiate(load(found, known), found)
 
 
 def load(step: Step, table: Mapping[str, PassRow]) -> "type[Pass[Any]]":

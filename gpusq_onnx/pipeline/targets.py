@@ -171,15 +171,19 @@ def fit(pipeline: Pipeline, name: str) -> tuple[Pipeline, list[str]]:
         UsageError: there is no such target.
         UnsupportedModelError: a pass writes what the target does not run.
     """
-    target, steps, notes = target_of(name), list[Step](), list[str]()
+    target, known = target_of(name), table.rows()
+    steps, made, notes = list[Step](), list[Written](), list[str]()
     for step in pipeline.steps:
-        rows = [row for form in _written(step).forms for row in _SPELLINGS if (row.form, row.name) == (form, step.name)]
+        written = table.one(step, known).writes()
+        rows = [row for form in written.forms for row in _SPELLINGS if (row.form, row.name) == (form, step.name)]
         if row := next((row for row in rows if row.asked_by(target)), None):
             step = row.rewritten(step)
+            written = table.one(step, known).writes()
             notes.append(f"{row.why} ({step})")
-        _require(step, target)
+        _require(step, written, target)
         steps.append(step)
-    notes += _conditions([_written(step) for step in steps], target)
+        made.append(written)
+    notes += _conditions(made, target)
     return Pipeline(tuple(steps)), [f"target {target.name}: {note}" for note in dict.fromkeys(notes)]
 
 
@@ -191,13 +195,8 @@ def too_new(name: str, opset: int) -> list[str]:
     return [f"target {name}: the model has opset {opset}; {target.runtime} is known to read up to {target.opset} there"]
 
 
-def _written(step: Step) -> Written:
-    (made,) = table.resolve(Pipeline((step,)))
-    return made.writes()
-
-
-def _require(step: Step, target: Target) -> None:
-    for form in _written(step).forms:
+def _require(step: Step, written: Written, target: Target) -> None:
+    for form in written.forms:
         if form not in target.forms:
             raise UnsupportedModelError(
                 f"the target {target.name!r} does not run {form}",

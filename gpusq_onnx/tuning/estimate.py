@@ -31,7 +31,6 @@ from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.base import Context
-from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.parallel import one_blas_thread
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.quant.clipping import weight_scales
@@ -159,7 +158,7 @@ def _pruned(subject: Subject, groups: Groups, source: Source) -> dict[str, NDArr
     """The weights that `prune24` makes of the whole model, by site."""
     made = subject.model.clone()
     structure = analyse(made)
-    (step,) = table.resolve(parse(PRUNE))
+    step = table.one(PRUNE)
     rows = [row for row in groups.rows[PRUNE] if not row.skipped]
     with one_blas_thread():
         step.apply(made, structure, rows, Context(source, subject.options.seed))

@@ -27,7 +27,6 @@ from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.base import PlanContext, PlanRow
 from gpusq_onnx.pipeline.details import OperandPair, rows_with
-from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.report.tuning import Cost, Group
 from gpusq_onnx.tuning.treatments import DENSE, Treatment
@@ -105,7 +104,7 @@ def passes_of(treatment: Treatment) -> list[str]:
 
 
 def _rows(name: str, model: Model, structure: Structure) -> Sequence[PlanRow]:
-    (step,) = table.resolve(parse(name))
+    step = table.one(name)
     try:
         step.requires(model, structure)
         return step.plan(model, structure, PlanContext(data=True))

@@ -12,7 +12,6 @@ from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline import table
 from gpusq_onnx.pipeline.base import Context, PlanRow
 from gpusq_onnx.pipeline.details import LearnedPair, OperandPair, TensorPair
-from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.parallel import one_blas_thread
 from gpusq_onnx.report.tuning import Group
 from gpusq_onnx.tuning.groups import PRUNE, Groups, passes_of
@@ -28,6 +27,7 @@ class Variants:
 
     def __init__(self, model: Model, groups: Groups, source: Source, seed: int) -> None:
         self._model, self._groups, self._source, self._seed = model, groups, source, seed
+        self._passes = table.rows()
         self._pruned: tuple[str, Model] | None = None
 
     def of(self, group: Group, treatment: Treatment) -> Model:
@@ -44,7 +44,7 @@ class Variants:
 
     def _applied(self, model: Model, name: str, group: Group) -> Model:
         made = model.clone()
-        (step,) = table.resolve(parse(name))
+        step = table.one(name, self._passes)
         rows = [row for row in self._groups.rows[name] if not row.skipped and _concerns(row, group)]
         with one_blas_thread():
             step.apply(made, analyse(made), rows, Context(self._source, self._seed))
