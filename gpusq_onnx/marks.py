@@ -22,6 +22,7 @@ from gpusq_onnx.errors import UsageError
 from gpusq_onnx.parsing import parse_json, read_bytes
 
 TOOL = "gpusq-onnx"
+METADATA = "pkg.gpusq_onnx."  # what keys in a model's metadata begin with
 AUTHOR = f"{TOOL} {__version__}"
 JPEG_COMMENT = TOOL.encode()
 _DIGEST = f"<!-- {TOOL} "

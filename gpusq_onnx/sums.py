@@ -56,14 +56,16 @@ def squared_sum(x: NDArray[Any]) -> float:
     return float(sum(np.vdot(part, part) for part in parts))
 
 
+def widened(x: NDArray[Any]) -> NDArray[Any]:
+    """`x` as float32, or float64 where float32 does not hold its values: float16 and bfloat16 arithmetic is slow in
+    numpy, and |int8| overflows. No copy when there is nothing to do."""
+    return x.astype(np.promote_types(x.dtype, np.float32), copy=False)
+
+
 def _by_rows(x: NDArray[Any]) -> bool:
     return x.strides[1] == x.itemsize and x.dtype.itemsize >= 4  # others become wider block by block
 
 
 def _products(sums: str, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    found: NDArray[Any] = np.einsum(sums, _wide(a), _wide(b))
+    found: NDArray[Any] = np.einsum(sums, widened(a), widened(b))
     return found if np.isfinite(found).all() else np.einsum(sums, a.astype(np.float64), b.astype(np.float64))
-
-
-def _wide(x: NDArray[Any]) -> NDArray[Any]:
-    return x.astype(np.promote_types(x.dtype, np.float32), copy=False)

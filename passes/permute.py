@@ -154,7 +154,7 @@ class Permute(Pass[PermuteOptions]):
     def _refusal(self, site: Site) -> str | None:
         named = bool(self.options.only) or self.options.includes(site)
         reason = excluded(site, "prune", smallest=self.options.smallest, named=named)
-        if reason is None and site.dtype not in ("float", "float16", "bfloat16", "double"):
+        if reason is None and not site.is_float:
             reason = f"stored as {site.dtype}"
         return reason or (f"{site.patterns[0].name} already" if site.patterns else None)
 

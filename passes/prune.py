@@ -50,9 +50,7 @@ from gpusq_onnx.pipeline.parallel import in_order
 from gpusq_onnx.pipeline.schedule import BESIDE, SECOND_ORDER, SLOPES
 from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, require_unquantised
 from gpusq_onnx.sparsity import magnitude
-from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, Pattern, parse_pattern
-
-USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a side below this (docs/tensorrt.md)
+from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, USEFUL_SIDE, Pattern, parse_pattern
 
 
 class PruneOptions(EndsOptions):
@@ -206,7 +204,7 @@ class Prune(Pass[PruneOptions]):
         reason = excluded(site, "prune", smallest=self.options.smallest, named=named)
         if reason or site.conflicts:
             return reason or site.conflicts[0]
-        if site.dtype not in ("float", "float16", "bfloat16", "double"):
+        if not site.is_float:
             return f"stored as {site.dtype}"
         return None
 

@@ -29,10 +29,11 @@ from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.simulated import NOTES
 from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.marks import METADATA
 from gpusq_onnx.pipeline.base import Context, Pass, PlanRow
 from gpusq_onnx.quant.schemes import SCHEMES, Scheme
 
-MARK = "pkg.gpusq_onnx.not_proven"
+MARK = f"{METADATA}not_proven"
 
 
 class QdqNvfp4Options(QuantiseOptions):

@@ -65,7 +65,7 @@ def a_model(path: Path) -> bool:
     from gpusq_onnx.graph.io import read_proto
 
     try:
-        return any(entry.key.startswith("pkg.gpusq_onnx.") for entry in read_proto(path)[0].metadata_props)
+        return any(entry.key.startswith(marks.METADATA) for entry in read_proto(path)[0].metadata_props)
     except GpusqError:  # no model
         return False
 

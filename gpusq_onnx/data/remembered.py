@@ -23,10 +23,11 @@ from gpusq_onnx.data.hugging_face import options_of
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.marks import METADATA
 from gpusq_onnx.parsing import parse_json, read_bytes
 from gpusq_onnx.text import printable
 
-KEY = "pkg.gpusq_onnx.preprocess"
+KEY = f"{METADATA}preprocess"
 FIELDS = ("fit", "resize", "crop", "interpolation", "mean", "std", "channels")
 METADATA = "the model's metadata"
 _ARRAYS = (".npy", ".npz", ".py")

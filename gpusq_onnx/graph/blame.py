@@ -47,10 +47,7 @@ def blaming(*paths: Path) -> Iterator[None]:
 def contradiction(path: Path) -> str | None:
     """What ONNX's own checker and strict shape inference say against the model at `path`; None where nothing is."""
     try:
-        skeleton = take(io.load(path)).skeleton()
-        for value in (*skeleton.graph.input, *skeleton.graph.output):
-            if value.type.HasField("tensor_type"):
-                value.type.tensor_type.shape.SetInParent()  # the checker wants a shape, runtimes do not
+        skeleton = take(io.load(path)).for_checker()
         onnx.checker.check_model(skeleton)
         onnx.shape_inference.infer_shapes(_without_claims(skeleton), check_type=True, strict_mode=True)
     except GpusqError as error:

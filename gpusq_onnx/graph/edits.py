@@ -5,7 +5,7 @@ A node that is cut off stays in the graph's list of nodes; who cuts it takes it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import onnx_graphsurgeon as gs
 
@@ -18,6 +18,11 @@ def rewire(readers: Iterable[gs.Node], old: gs.Tensor, new: gs.Tensor) -> None:
         for index, read in enumerate(node.inputs):
             if read is old:
                 node.inputs[index] = new
+
+
+def position(nodes: Sequence[gs.Node], node: gs.Node) -> int:
+    """The index of this very node: `==` of nodes compares what they say."""
+    return next(index for index, other in enumerate(nodes) if other is node)
 
 
 def unlink(node: gs.Node) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from gpusq_onnx.graph.roles import FIRST_LAYERS
 from gpusq_onnx.graph.sites import Site
 
 Kind = Literal["prune", "quantise"]
@@ -76,9 +77,7 @@ def _few_outputs(site: Site, smallest: int) -> str | None:
 
 
 def _first_layer(site: Site, smallest: int) -> str | None:
-    if site.role not in ("patch_embed", "stem"):
-        return None
-    return "a first layer: it reads the image"
+    return "a first layer: it reads the image" if site.role in FIRST_LAYERS else None
 
 
 def _head(site: Site, smallest: int) -> str | None:

@@ -27,11 +27,12 @@ from gpusq_onnx.graph.qdq.dynamic import FORMAT, is_dynamic
 from gpusq_onnx.graph.qdq.quantize_nodes import code_type
 from gpusq_onnx.graph.snapshot import Snapshot, take
 from gpusq_onnx.graph.wording import node_label
+from gpusq_onnx.marks import METADATA
 from gpusq_onnx.quant.formats import FORMATS, natural
 
 Rule = Callable[[Model], Iterator[str]]
 
-RESEARCH = "pkg.gpusq_onnx.research"  # metadata: the quantisation is of a form that TensorRT is not known to run
+RESEARCH = f"{METADATA}research"  # metadata: the quantisation is of a form that TensorRT is not known to run
 
 _TAKEN = ("int8", "int4", "float8e4m3fn", "float4e2m1")  # by TensorRT, as codes
 _TAKEN_NAMES = ", ".join(element.upper() for element in _TAKEN)
@@ -258,12 +259,8 @@ def check(model: Model, where: str, snapshot: Snapshot | None = None) -> None:
     """
     found = violations(model)
     if not found:
-        skeleton = (snapshot or take(model)).skeleton()
-        for value in (*skeleton.graph.input, *skeleton.graph.output):
-            if value.type.HasField("tensor_type"):
-                value.type.tensor_type.shape.SetInParent()  # the checker wants a shape, runtimes do not
         try:
-            onnx.checker.check_model(skeleton)
+            onnx.checker.check_model((snapshot or take(model)).for_checker())
         except onnx.checker.ValidationError as error:
             found = [str(error).strip().splitlines()[0]]
     if found:

@@ -27,7 +27,8 @@ from gpusq_onnx.graph.operators import NORMS, PRODUCTS, Is, operators, says_plac
 from gpusq_onnx.graph.sites import Site
 
 BLOCK_ROLES = frozenset("qkv q k v qk kv proj fc1 fc2".split())
-ROLES = (*sorted(BLOCK_ROLES), "patch_embed", "stem", "head", "linear", "conv")
+FIRST_LAYERS = ("patch_embed", "stem")
+ROLES = (*sorted(BLOCK_ROLES), *FIRST_LAYERS, "head", "linear", "conv")
 
 # From attention's output to the projection: no sum, which may be a residual one.
 _TO_PROJECTION = CARRIERS - {"Add", "Sub"} | NORMS

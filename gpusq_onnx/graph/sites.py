@@ -38,6 +38,7 @@ from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.sparsity.patterns import Pattern, patterns_of
 
 OPERATORS = tuple(WEIGHTS)
+_FLOATS = ("float", "float16", "bfloat16", "double")
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 _CORNER = 64  # rows and columns; a multiple of every group in `PATTERNS`
 
@@ -166,6 +167,11 @@ class Site:
     def dtype(self) -> str:
         """The stored type's ONNX name, in lower case."""
         return type_name(self.weight)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether numbers are stored, not codes of them."""
+        return self.dtype in _FLOATS
 
     @property
     def code_type(self) -> str:

@@ -38,6 +38,14 @@ class Snapshot:
                 made.graph.input.append(value)
         return made
 
+    def for_checker(self) -> ModelProto:
+        """The skeleton with a shape on every input and output, which the checker wants and runtimes do not."""
+        made = self.skeleton()
+        for value in (*made.graph.input, *made.graph.output):
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.shape.SetInParent()
+        return made
+
 
 def take(model: Model) -> Snapshot:
     """The model as it is now."""

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from gpusq_onnx.torchgraph.prefix import Reach
 
 TRAIN, COMPARE = "train", "compare"
-FLOATS = ("float", "float16", "bfloat16", "double")
 _ROWS = 200  # of a curve in the report
 
 
@@ -149,7 +148,7 @@ def _reached(model: Model, structure: Structure) -> Reach | None:
     from gpusq_onnx.torchgraph.prefix import reach
 
     try:
-        return reach(model, [site for site in structure.sites if site.dtype in FLOATS])
+        return reach(model, [site for site in structure.sites if site.is_float])
     except NothingMatched as error:
         where, _, found, hint = error.details.values()
         raise UnsupportedModelError(
@@ -159,7 +158,7 @@ def _reached(model: Model, structure: Structure) -> Reach | None:
 
 def _weight_row(site: Site, facts: Sequence[Fact], why: Mapping[str, str]) -> PlanRow:
     head = site.name, site.path, site.role, site.op, (site.out, site.k)
-    if site.dtype not in FLOATS:
+    if not site.is_float:
         return PlanRow(*head, SKIP, f"stored as {site.dtype} codes: only their scale can be learned")
     pattern = pattern_of(site, facts)
     if site.name in why:

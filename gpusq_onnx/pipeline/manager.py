@@ -34,6 +34,7 @@ from gpusq_onnx.graph.rewrites import newer
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.snapshot import take
 from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.marks import METADATA
 from gpusq_onnx.pipeline import proof, targets
 from gpusq_onnx.pipeline.base import Context, Pass, PlanRow
 from gpusq_onnx.pipeline.doubts import doubts
@@ -51,7 +52,6 @@ from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, Proof, StepOutcome
 from gpusq_onnx.pipeline.parallel import run_all
 from gpusq_onnx.pipeline.reproducer import reproducer
 from gpusq_onnx.pipeline.run import (
-    PREFIX,
     Run,
     RunOptions,
     begin,
@@ -243,7 +243,7 @@ def _finished(model: Model, structure: Structure, state: Run, target: str | None
         invariants.check(model, "writing for a newer opset")
     if target is not None:
         state.warnings += targets.too_new(target, model.opset)
-        model.set_metadata({f"{PREFIX}target": target})
+        model.set_metadata({f"{METADATA}target": target})
     return after
 
 
@@ -271,7 +271,7 @@ def _forget_checkpoints(folder: Path) -> None:
 
 
 def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dict[str, Any] | None) -> dict[str, str]:
-    old = model.metadata.get(f"{PREFIX}history")
+    old = model.metadata.get(f"{METADATA}history")
     entry = {
         "version": __version__,
         "pipeline": str(pipeline),
@@ -283,4 +283,4 @@ def _provenance(model: Model, pipeline: Pipeline, sha: str, seed: int, used: dic
     seen = used is not None and "preprocess" in used and used["kind"] != "synthetic"
     kept = {"preprocess": remembered.record(used["preprocess"])} if used is not None and seen else {}
     history = json.dumps([*(json.loads(old) if old else []), entry], sort_keys=True)
-    return {f"{PREFIX}{key}": value for key, value in {**entry, **kept, "history": history}.items()}
+    return {f"{METADATA}{key}": value for key, value in {**entry, **kept, "history": history}.items()}

@@ -22,6 +22,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.snapshot import Snapshot
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.graph.widening import holds_bfloat16, widen
+from gpusq_onnx.marks import METADATA
 from gpusq_onnx.pipeline import facts
 from gpusq_onnx.pipeline.base import Fact, Pass
 from gpusq_onnx.pipeline.outcome import StepOutcome
@@ -30,9 +31,8 @@ from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial import Trial, Trials
 
-PREFIX = "pkg.gpusq_onnx."
 CALIBRATED = 128  # images that prune and calibrate by default: docs/benchmarks.md, "How many images"
-FACTS = f"{PREFIX}facts"  # metadata of a reproducer's model only
+FACTS = f"{METADATA}facts"  # metadata of a reproducer's model only
 SYNTHETIC = (
     "NO DATA was given (--data): synthetic images are used instead. The model is legal and its "
     "accuracy is unknown; calibrate with real images (--data FOLDER) before anybody ships it"

@@ -17,12 +17,10 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
-from gpusq_onnx.graph.roles import ROLES
+from gpusq_onnx.graph.roles import FIRST_LAYERS, ROLES
 from gpusq_onnx.graph.sites import OPERATORS, Site
 from gpusq_onnx.pipeline.base import PassOptions
 from gpusq_onnx.sparsity.patterns import parse_pattern
-
-FIRST = ("patch_embed", "stem")  # roles of first layers
 
 
 class Selector:
@@ -110,4 +108,4 @@ class EndsOptions(PassOptions):
 
     def includes(self, site: Site) -> bool:
         """Whether an option asks for this site."""
-        return (self.patch and site.role in FIRST) or (self.head and site.role == "head")
+        return (self.patch and site.role in FIRST_LAYERS) or (self.head and site.role == "head")

@@ -16,15 +16,17 @@ from gpusq_onnx.graph.invariants import QUANTISATION, RESEARCH, blocks, violatio
 from gpusq_onnx.graph.leftovers import called
 from gpusq_onnx.graph.model import Model, type_name
 from gpusq_onnx.graph.operators import is_standard
-from gpusq_onnx.graph.qdq.codes import float_format, quantised, weight_scales_of
+from gpusq_onnx.graph.qdq.codes import weight_scales_of
 from gpusq_onnx.graph.qdq.dynamic import DOMAIN as TENSORRT
 from gpusq_onnx.graph.qdq.weight_only import NBITS, NBits, find_nbits, read_nbits
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.marks import METADATA
 from gpusq_onnx.progress import NullProgress, Progress, track
 from gpusq_onnx.quant.formats import INT4
 from gpusq_onnx.report.advice import for_file, for_operators
-from gpusq_onnx.report.kernels import ONNXRUNTIME, Obstacle, WeightFacts, eligible, find_obstacles, kernel
+from gpusq_onnx.report.kernels import ONNXRUNTIME, Obstacle, eligible, find_obstacles, kernel
+from gpusq_onnx.report.prediction import facts_of
 from gpusq_onnx.sparsity.patterns import patterns_of
 
 _FOR_TENSORRT = "--passes int4-weights on the float model writes the form that TensorRT reads"
@@ -137,7 +139,7 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
     if violations(model, _REFUSING):
         found = [replace(weight, kernel=ONNXRUNTIME, eligible=False, obstacles=(_REFUSED,)) for weight in found]
     weights = tuple(sorted(found, key=lambda weight: order[weight.nodes[0]]))
-    ours = {key: value for key, value in model.metadata.items() if key.startswith("pkg.gpusq_onnx.")}
+    ours = {key: value for key, value in model.metadata.items() if key.startswith(METADATA)}
     others = (
         OtherConstant(left.tensor, str(left.node.name), str(left.node.op), called(left.node), left.shape, left.reason)
         for left in structure.leftovers
@@ -152,17 +154,7 @@ def _operators(model: Model) -> dict[str, int]:
 
 def _weight(site: Site, research: str) -> WeightReport:
     w = site.read()
-    facts = WeightFacts(
-        op=site.op,
-        out=site.out,
-        k=site.k,
-        grouped=site.channels,
-        patterns=site.patterns,
-        zeros=1.0 - float(np.count_nonzero(w)) / max(1, w.size),
-        quantised=quantised(site),
-        float_type=float_format(site),
-        conflicts=(*site.unfit, *site.conflicts),
-    )
+    facts = facts_of(site, site.patterns, w)
     obstacles = find_obstacles(facts)
     unknown = bool(research) and facts.quantised.input is not None and site.code_type == INT4.element
     if unknown:

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 
 from gpusq_onnx.quant.formats import Format, natural
 from gpusq_onnx.quant.schemes import Quantised
-from gpusq_onnx.sparsity.patterns import TWO_FOUR, Pattern
+from gpusq_onnx.sparsity.patterns import TWO_FOUR, USEFUL_SIDE, Pattern
 
 ONNXRUNTIME = "onnxruntime only"  # in place of a kernel: TensorRT does not take the form
-USEFUL_SIDE = 256
 SMALL_BATCH = 8  # at fewer images the dense kernels wait for memory, not for arithmetic (inferred)
 _VECTOR_BYTES = 16  # what tensor-core kernels load at once; of a 2:4 weight, half of the elements along K are stored
 _SPARSE = {"INT8": 1, "FP16": 2}  # what TensorRT has sparse kernels of, and bytes of an element

@@ -13,6 +13,7 @@ from pathlib import Path
 from shlex import join, quote
 
 from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.marks import METADATA
 from gpusq_onnx.pipeline.base import SKIP
 from gpusq_onnx.pipeline.outcome import Outcome, StepOutcome
 from gpusq_onnx.report import advice
@@ -97,8 +98,8 @@ def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
         lines += ["", *within(columns(header, rows, width), LINES, FULL)]
     reasons = Counter(other.reason for other in found.others)
     remarks = [f"{count} x no weight matrix: {reason}" for reason, count in reasons.items()] + found.advice
-    if made := found.metadata.get("pkg.gpusq_onnx.pipeline"):
-        remarks.append(f"made by gpusq-onnx {found.metadata.get('pkg.gpusq_onnx.version', '')}: {made}")
+    if made := found.metadata.get(f"{METADATA}pipeline"):
+        remarks.append(f"made by gpusq-onnx {found.metadata.get(f'{METADATA}version', '')}: {made}")
     lines += [*([""] if remarks else []), *(line for text in remarks for line in folded(text, width))]
     heading = "next, with the float model that it was made of:" if found.illegal else "next:"
     return [*lines, heading, f"  gpusq-onnx {join(_next(name, found))}"]
@@ -111,7 +112,7 @@ def _next(name: str, found: Inspection) -> list[str]:
         return [*plan, "float.onnx"]
     if any(weight.kernel == ONNXRUNTIME for weight in found.weights):
         return ["bench", "--backend", "onnxruntime", name]
-    if any(weight.quantised for weight in found.weights) or "pkg.gpusq_onnx.pipeline" in found.metadata:
+    if any(weight.quantised for weight in found.weights) or f"{METADATA}pipeline" in found.metadata:
         return ["build", "-o", str(Path(name).with_suffix(".plan")), name]
     return [*plan, name]
 

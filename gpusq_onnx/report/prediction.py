@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpusq_onnx.graph.qdq.codes import float_format, quantised
 from gpusq_onnx.graph.sites import Site
@@ -60,17 +62,23 @@ def predict(structure: Structure, rows: Iterable[PlanRow] = ()) -> tuple[Predict
 def _of(site: Site, pattern: Pattern | None, pairs: dict[str, Format], float_type: Format | None) -> Predicted:
     values = site.read() if pattern is None else None
     patterns = site.patterns if pattern is None else (pattern,)
-    formats: Quantised = replace(quantised(site), **pairs)
-    facts = WeightFacts(
+    facts = facts_of(site, patterns, values)
+    formats: Quantised = replace(facts.quantised, **pairs)
+    facts = replace(facts, quantised=formats, float_type=float_type or facts.float_type)
+    found = find_obstacles(facts)
+    return Predicted(site.name, site.role, kernel(facts, found), eligible(found), found, formats.sides)
+
+
+def facts_of(site: Site, patterns: Sequence[Pattern], w: NDArray[Any] | None) -> WeightFacts:
+    """What the rules of `report.kernels` ask of a weight as it is; zeros are counted in `w`."""
+    return WeightFacts(
         op=site.op,
         out=site.out,
         k=site.k,
         grouped=site.channels,
-        patterns=patterns,
-        zeros=0.0 if values is None else 1.0 - float(np.count_nonzero(values)) / max(1, values.size),
-        quantised=formats,
-        float_type=float_type or float_format(site),
+        patterns=tuple(patterns),
+        zeros=0.0 if w is None else 1.0 - float(np.count_nonzero(w)) / max(1, w.size),
+        quantised=quantised(site),
+        float_type=float_format(site),
         conflicts=(*site.unfit, *site.conflicts),
     )
-    found = find_obstacles(facts)
-    return Predicted(site.name, site.role, kernel(facts, found), eligible(found), found, formats.sides)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.sparsity.patterns import Pattern, blocks, widened
-from gpusq_onnx.sums import squared_sum
+from gpusq_onnx.sparsity.patterns import Pattern, blocks
+from gpusq_onnx.sums import squared_sum, widened
 
 
 def prune(w: NDArray[Any], pattern: Pattern) -> NDArray[Any]:

@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.sums import widened
 
 Mask = NDArray[np.bool_]
 Block = tuple[slice, slice]
 
 BLOCK_ELEMENTS = 1 << 17  # a block and its temporaries stay in a core's L2 cache
 MOST_UNITS = 64
+USEFUL_SIDE = 256  # TensorRT's sparse kernels rarely win on matrices with a side below this (docs/tensorrt.md)
 
 
 @dataclass(frozen=True)
@@ -211,9 +213,3 @@ def blocks(w: NDArray[Any], pattern: Pattern) -> Iterator[Block]:
     else:
         columns = max(1, BLOCK_ELEMENTS // max(1, out) // pattern.group) * pattern.group
         yield from ((slice(None), slice(i, i + columns)) for i in range(0, k, columns))
-
-
-def widened(x: NDArray[Any]) -> NDArray[Any]:
-    """`x` as float32, or float64 where float32 does not hold its values: float16 and bfloat16 arithmetic is slow in
-    numpy, and |int8| overflows. No copy when there is nothing to do."""
-    return x.astype(np.promote_types(x.dtype, np.float32), copy=False)

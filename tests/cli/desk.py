@@ -8,6 +8,11 @@ from pathlib import Path
 ONNXRUNTIME_S_OWN = ".ses"  # importing it leaves this in $TMPDIR
 
 
+def names(folder: Path) -> list[str]:
+    """What lies in a folder, by name."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def contents(folder: Path) -> dict[str, str]:
     """Every file below a folder, hidden ones too, with the digest of its bytes; folders with an empty one."""
     return {

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from command_line import IMAGES, LABELLED, call, fresh_model
+from desk import names
 
 from gpusq_onnx.errors import PassFailed
 from gpusq_onnx.passes.prune import Prune24
@@ -19,10 +20,6 @@ CALIBRATION = ["--data", str(IMAGES), "--samples", "32"]
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return fresh_model(tmp_path)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir())
 
 
 def digest(path: Path) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from command_line import MODEL, call
+from desk import names
 
 PASSES = ["-p", "prune24{method=magnitude}"]
 
@@ -15,10 +16,6 @@ def models(tmp_path: Path) -> Path:
         (tmp_path / f"{name}.onnx").write_bytes(MODEL.read_bytes())
     (tmp_path / "b.onnx").write_bytes(b"no model")
     return tmp_path
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("quoted", [False, True])

@@ -1,13 +1,12 @@
 """Parquet files of images: columns by type, labels, order, random access, broken rows, the missing library."""
 
 import builtins
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import encoded
 
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
@@ -19,12 +18,6 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 SPEC = InputSpec("x", np.dtype(np.float32), ("batch", 3, 8, 8))
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10" / "test.parquet"
-
-
-def encoded(value: int) -> bytes:
-    out = BytesIO()
-    Image.new("RGB", (8, 8), (value, value, value)).save(out, "PNG")
-    return out.getvalue()
 
 
 def write(path: Path, first: int, count: int, **columns: Any) -> Path:

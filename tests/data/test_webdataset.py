@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import encoded
 
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
@@ -14,12 +14,6 @@ from gpusq_onnx.data.source import InputSpec, Source
 from gpusq_onnx.errors import UnsupportedDataError
 
 SPEC = InputSpec("x", np.dtype(np.float32), ("batch", 3, 8, 8))
-
-
-def encoded(value: int) -> bytes:
-    out = BytesIO()
-    Image.new("RGB", (8, 8), (value, value, value)).save(out, "PNG")
-    return out.getvalue()
 
 
 def shard(path: Path, members: dict[str, bytes]) -> Path:

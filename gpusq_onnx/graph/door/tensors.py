@@ -17,10 +17,11 @@ from onnx import FunctionProto, TensorProto, TypeProto
 from gpusq_onnx.graph.door.arrival import Arrival, Level
 from gpusq_onnx.graph.operators import STANDARD
 from gpusq_onnx.graph.payload import SUB_BYTE, Payload, packed_bytes
+from gpusq_onnx.marks import METADATA
 from gpusq_onnx.parsing import parse_json
 
 MOST_ELEMENTS = 2**48  # of one tensor: past it no file holds the bytes, and products of dimensions stay within 64 bits
-HISTORY = "pkg.gpusq_onnx.history"
+HISTORY = f"{METADATA}history"
 
 # The field that holds a type's values where they are not raw bytes, and how many entries one element takes.
 _PLAIN = (

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.edits import Names
+from gpusq_onnx.graph.edits import Names, position
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.operators import MEASURES
 from gpusq_onnx.graph.sites import Site
@@ -99,7 +99,7 @@ def _insert(
     node = gs.Node(op, names.fresh(f"{tensor.name}_{words[2]}"), {}, [tensor, constant], [made])
     for reader, index in readers:
         reader.inputs[index] = made
-    model.graph.nodes.insert(_position(model, first), node)
+    model.graph.nodes.insert(position(model.graph.nodes, first), node)
     return made
 
 
@@ -118,12 +118,8 @@ def rescale_output(model: Model, site: Site, factors: Float32) -> gs.Tensor:
     producer.outputs[0] = small
     factor = gs.Constant(names.fresh(f"{output.name}_equalising"), factors.astype(dtype))
     node = gs.Node("Mul", names.fresh(f"{output.name}_Equalise"), {}, [small, factor], [output])
-    model.graph.nodes.insert(_position(model, producer) + 1, node)
+    model.graph.nodes.insert(position(model.graph.nodes, producer) + 1, node)
     return small
-
-
-def _position(model: Model, node: gs.Node) -> int:
-    return next(index for index, other in enumerate(model.graph.nodes) if other is node)
 
 
 def own_bias(site: Site) -> gs.Constant | None:

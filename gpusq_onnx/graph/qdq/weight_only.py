@@ -22,7 +22,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from gpusq_onnx.graph.edits import Names, rewire
+from gpusq_onnx.graph.edits import Names, position, rewire
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.operators import ONNXRUNTIME
 from gpusq_onnx.graph.qdq.pairs import prune_node
@@ -99,7 +99,7 @@ def write_dequantized(model: Model, site: Site, codes: NDArray[Any], scales: Sca
     node = gs.Node("DequantizeLinear", fresh(f"{name}_DequantizeLinear"), attrs, [stored, scale], [back])
     for number, reader in enumerate(site.readers):
         if number == 0:
-            model.graph.nodes.insert(_place(model, reader), node)
+            model.graph.nodes.insert(position(model.graph.nodes, reader), node)
         _replace(model, reader, reader.inputs[site.operand(reader)], back)
         if reader.op == "Gemm":
             reader.attrs["transB"] = 0
@@ -127,7 +127,7 @@ def write_nbits(model: Model, site: Site, codes: NDArray[Any], scales: Scales, a
             product = gs.Variable(fresh(f"{out.name}_product"), out.dtype, out.shape)
             reader.outputs[0] = product
             add = gs.Node("Add", fresh(f"{reader.name}_Add"), {}, [product, bias], [out])
-            model.graph.nodes.insert(_place(model, reader) + 1, add)
+            model.graph.nodes.insert(position(model.graph.nodes, reader) + 1, add)
     if all(entry.domain != ONNXRUNTIME for entry in model.header.opset_import):
         model.header.opset_import.add(domain=ONNXRUNTIME, version=1)
     return str(stored.name)
@@ -145,7 +145,3 @@ def _replace(model: Model, reader: gs.Node, old: gs.Tensor, new: gs.Tensor) -> N
         maker = old.inputs[0]
         if all(not tensor.outputs and id(tensor) not in outputs for tensor in maker.outputs):
             prune_node(model, maker)
-
-
-def _place(model: Model, node: gs.Node) -> int:
-    return next(index for index, other in enumerate(model.graph.nodes) if other is node)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.attention import Attention, Factor, factors_after
-from gpusq_onnx.graph.edits import Names, rewire, unlink
+from gpusq_onnx.graph.edits import Names, position, rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
 
 
@@ -52,7 +52,7 @@ def move_scale(model: Model, attention: Attention) -> None:
     node = gs.Node("Mul", names.fresh(f"{query.name}_Scale"), {}, [query, constant], [scaled])
     scores.inputs[0] = scaled
     nodes = model.graph.nodes
-    nodes.insert(next(index for index, other in enumerate(nodes) if other is scores), node)
+    nodes.insert(position(nodes, scores), node)
     nodes[:] = [other for other in nodes if other.outputs]
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import onnx_graphsurgeon as gs
 
-from gpusq_onnx.graph.edits import Names, rewire, unlink
+from gpusq_onnx.graph.edits import Names, position, rewire, unlink
 from gpusq_onnx.graph.model import Model, lift_constant_nodes, values_of
 from gpusq_onnx.graph.rewrites.rule import Unfit
 
@@ -33,7 +33,7 @@ def taken_branch(node: gs.Node) -> gs.Graph:
 def inline_branch(model: Model, node: gs.Node) -> None:
     """Put the branch that `node` always takes in its place. Raises Unfit; then nothing has changed."""
     branch = taken_branch(node)
-    place = next(i for i, other in enumerate(model.graph.nodes) if other is node)
+    place = position(model.graph.nodes, node)
     model.graph.nodes.pop(place)
     names = Names(model)
     own = list(_own(model, branch))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from gpusq_onnx.graph.dataflow import Dataflow
-from gpusq_onnx.graph.edits import Names, rewire, unlink
+from gpusq_onnx.graph.edits import Names, position, rewire, unlink
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.shapes import Dim, Shapes, Types
 
@@ -119,7 +119,7 @@ def replace(model: Model, node: gs.Node, rule: Rule, form: Any, dtype: np.dtype[
     editor = Editor(model, node, dtype)
     results = {0: rule.rewrite(node, form, editor), **editor.others}
     outputs, inputs = list(node.outputs), list(node.inputs)
-    place = next(i for i, other in enumerate(model.graph.nodes) if other is node)
+    place = position(model.graph.nodes, node)
     unlink(node)
     for index, made in results.items():
         output = outputs[index]
