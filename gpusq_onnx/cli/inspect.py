@@ -45,7 +45,7 @@ def _inspected(model: Path, json: Path | None, *, full: bool, quiet: bool, alone
             weight.dtype if weight.codes in ("", weight.dtype) else f"{weight.dtype} as {weight.codes}",
             weight.patterns[0] if weight.patterns else "dense",
             " ".join(weight.quantised) or "-",
-            weight.kernel,
+            str(weight.kernel),
             "; ".join(obstacle.text for obstacle in weight.obstacles) or "-",
         ]
         for weight in found.weights

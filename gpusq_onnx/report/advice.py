@@ -21,20 +21,21 @@ from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.pipeline.targets import TARGETS
 from gpusq_onnx.quant.formats import INT4, INT4_IN_INT8, INT8
 from gpusq_onnx.quant.schemes import form_name
-from gpusq_onnx.report.kernels import ONNXRUNTIME, Obstacle
+from gpusq_onnx.report.kernels import Deciding, Kernel, Likely, Obstacle
 from gpusq_onnx.sparsity.patterns import TWO_FOUR
 
 PASSES = "'prune24,qdq-int8{profile=sparse-int8}'"
 _PROFILED = ("qdq-int8", "qdq-int4", "qdq")  # the passes that have an option profile
 _CURABLE = frozenset({"pattern", "precision", "output"})
 _WORTH = 0.1  # of the weights: fewer were left out on purpose, such as the head
-_WHY = {
+_WHY: Mapping[Deciding | Likely, str] = {
     "output": "no pair on outputs",
     "pattern": "not 2:4",
     "precision": "a type without sparse kernels",
     "alignment": "a length that groups of four do not divide",
     "shared": "values that serve more than one Linear",
     "runtime": "a form that TensorRT does not take",
+    "research": "a form that is written for research",
 }
 
 
@@ -44,7 +45,7 @@ class Weighed(Protocol):
     @property
     def role(self) -> str: ...
     @property
-    def kernel(self) -> str: ...
+    def kernel(self) -> Kernel: ...
     @property
     def obstacles(self) -> tuple[Obstacle, ...]: ...
     @property
@@ -62,24 +63,23 @@ def verdict(weights: Sequence[Weighed], *, will: bool, target: str | None = None
         return "no weight of a MatMul, Gemm or Conv"
     if target is not None and not TARGETS[target].sparse:
         return _without_sparse(weights, TARGETS[target].runtime)
-    counts = Counter(weight.kernel for weight in weights)
-    sparse = [weight for weight in weights if weight.kernel.startswith("sparse")]
+    kinds = Counter(weight.kernel.kind for weight in weights)
     run = "will run" if will else "can run"
-    listed = ", ".join(f"{number} {kernel}" for kernel, number in counts.most_common())
-    dense = len(weights) - counts[ONNXRUNTIME]
-    if not dense:
+    if kinds["onnxruntime only"] == len(weights):
         return f"TensorRT {run} none of the {len(weights)} weights"
-    if sparse:
-        return f"{len(sparse)} of {len(weights)} weights {run} sparse kernels: {listed}"
+    listed = ", ".join(f"{number} {kernel}" for kernel, number in Counter(w.kernel for w in weights).most_common())
+    if sparse := kinds["sparse"]:
+        return f"{sparse} of {len(weights)} weights {run} sparse kernels: {listed}"
     reasons = Counter(kind for weight in weights for kind in deciding(weight))
-    why = ", ".join(f"{_WHY.get(kind, kind)} ({number})" for kind, number in reasons.most_common())
-    number = f"all {dense}" if dense == len(weights) else f"{dense} of {len(weights)}"
-    return f"{number} weights {run} dense kernels, {listed}: {why}"
+    why = ", ".join(f"{_WHY[kind]} ({number})" for kind, number in reasons.most_common())
+    dense = kinds["dense"]
+    number = "all" if dense == len(weights) else f"{dense} of" if dense else "none of"
+    return f"{number} {len(weights)} weights {run} dense kernels, {listed}: {why}"
 
 
 def _without_sparse(weights: Sequence[Weighed], runtime: str) -> str:
     """The same of a target that has no sparse kernels at all."""
-    types = Counter(weight.kernel.removeprefix("sparse ").removeprefix("dense ") for weight in weights)
+    types = Counter(weight.kernel.precision or str(weight.kernel) for weight in weights)
     listed = ", ".join(f"{number} {kind}" for kind, number in types.most_common())
     return f"{runtime} computes all {len(weights)} weights dense: {listed}"
 
@@ -152,7 +152,7 @@ def _untrained(pruned: Sequence[Pruned], form: str) -> str:
     return f"far below the model's{measured} until trained: --finetune 2"
 
 
-def deciding(weight: Weighed) -> list[str]:
+def deciding(weight: Weighed) -> list[Deciding | Likely]:
     """The kinds of obstacle that rule a sparse kernel out."""
     return list(dict.fromkeys(o.kind for o in weight.obstacles if o.decides))
 
@@ -218,6 +218,6 @@ def _can_be_helped(weight: Weighed) -> bool:
     return bool(kinds) and set(kinds) <= _CURABLE and weight.role != "head"
 
 
-def _curable(weights: Sequence[Weighed]) -> Counter[str]:
+def _curable(weights: Sequence[Weighed]) -> Counter[Deciding | Likely]:
     """How many weights have each curable obstacle, of those that have no other."""
     return Counter(kind for weight in weights if _can_be_helped(weight) for kind in deciding(weight))

@@ -265,7 +265,7 @@ def _truth(
         role=weight.role,
         shape=weight.shape,
         nodes=weight.nodes,
-        predicted=weight.kernel,
+        predicted=str(weight.kernel),
         predicted_eligible=weight.eligible,
         layer=layer.name if layer else "",
         kind=layer.kind if layer else "",
@@ -281,14 +281,16 @@ def _truth(
 
 
 def _verdict(weight: WeightReport, layer: Layer | None, could: bool | None, ran: bool | None) -> str:
-    density, precision = weight.kernel.split()
+    predicted = weight.kernel
     if layer is None and not could:
         return "no layer of the engine names it"
-    if layer and layer.precision and layer.precision != precision:
-        return f"{layer.precision}, predicted {precision}"
+    if not predicted.types:
+        return f"built, predicted {predicted}"
+    if layer and layer.precision and layer.precision not in predicted.types:
+        return f"{layer.precision}, predicted {predicted.precision}"
     if ran is None:
-        return f"{precision} as predicted, sparsity not reported"
-    if ran != (density == "sparse"):
+        return f"{predicted.precision} as predicted, sparsity not reported"
+    if ran != (predicted.kind == "sparse"):
         return "sparse, predicted dense" if ran else "dense, a sparse kernel was possible"
     if could != weight.eligible:
         return "eligible, predicted not" if could else "not eligible, predicted so"

@@ -25,13 +25,13 @@ from gpusq_onnx.marks import METADATA
 from gpusq_onnx.progress import NullProgress, Progress, track
 from gpusq_onnx.quant.formats import INT4
 from gpusq_onnx.report.advice import for_file, for_operators
-from gpusq_onnx.report.kernels import ONNXRUNTIME, Obstacle, eligible, find_obstacles, kernel
+from gpusq_onnx.report.kernels import ONNXRUNTIME, UNKNOWN, Kernel, Obstacle, eligible, find_obstacles, kernel
 from gpusq_onnx.report.prediction import facts_of
 from gpusq_onnx.sparsity.patterns import patterns_of
 
 _FOR_TENSORRT = "--passes int4-weights on the float model writes the form that TensorRT reads"
 _REFUSING = tuple(rule for rule in QUANTISATION if rule is not blocks)  # builders take more blocks than are documented
-_REFUSED = Obstacle("runtime", "quantised as TensorRT does not take it", "start from the float model", True)
+_REFUSED = Obstacle("runtime", "quantised as TensorRT does not take it", "start from the float model")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class WeightReport:
     format: str
     scale_block: int
     nodes: tuple[str, ...]
-    kernel: str
+    kernel: Kernel
     eligible: bool
     obstacles: tuple[Obstacle, ...]
 
@@ -113,7 +113,7 @@ class Inspection:
     @property
     def kernels(self) -> dict[str, int]:
         """How many weights each kernel class gets."""
-        return dict(sorted(Counter(weight.kernel for weight in self.weights).items()))
+        return dict(sorted(Counter(str(weight.kernel) for weight in self.weights).items()))
 
     @property
     def advice(self) -> list[str]:
@@ -124,7 +124,8 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "kernels": self.kernels, "advice": self.advice}
+        weights = [{**asdict(weight), "kernel": str(weight.kernel)} for weight in self.weights]
+        return {**asdict(self), "weights": weights, "kernels": self.kernels, "advice": self.advice}
 
 
 def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspection:  # noqa: B008 - it has no state
@@ -158,7 +159,7 @@ def _weight(site: Site, research: str) -> WeightReport:
     obstacles = find_obstacles(facts)
     unknown = bool(research) and facts.quantised.input is not None and site.code_type == INT4.element
     if unknown:
-        obstacles = (Obstacle("research", research, "--passes qdq-int4 without deployment=native", True), *obstacles)
+        obstacles = (Obstacle("research", research, "--passes qdq-int4 without deployment=native"), *obstacles)
     return WeightReport(
         name=site.name,
         module=site.path,
@@ -174,7 +175,7 @@ def _weight(site: Site, research: str) -> WeightReport:
         format="" if facts.quantised.weight is None else facts.quantised.weight.name,
         scale_block=weight_scales_of(site).block if site.has_scales else 0,
         nodes=tuple(str(node.name) for node in site.readers),
-        kernel="none known" if unknown else kernel(facts, obstacles),
+        kernel=UNKNOWN if unknown else kernel(facts, obstacles),
         eligible=eligible(obstacles),
         obstacles=obstacles,
     )
@@ -185,7 +186,7 @@ def _nbits(found: NBits) -> WeightReport:
     plain = found.bits == 4 and len(found.node.inputs) < 4  # without zero points
     codes = read_nbits(found)[0] if plain else None
     kind = f"{'' if plain else 'u'}int{found.bits}"
-    obstacle = Obstacle("runtime", f"{NBITS} is a node of onnxruntime that TensorRT does not have", _FOR_TENSORRT, True)
+    obstacle = Obstacle("runtime", f"{NBITS} is a node of onnxruntime that TensorRT does not have", _FOR_TENSORRT)
     return WeightReport(
         name=found.weight,
         module=found.path,

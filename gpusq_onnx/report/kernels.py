@@ -13,17 +13,46 @@ the vector lengths and the batch. Limits: "likely" is meant; the builder times k
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
 
 from gpusq_onnx.quant.formats import Format, natural
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.sparsity.patterns import TWO_FOUR, USEFUL_SIDE, Pattern
 
-ONNXRUNTIME = "onnxruntime only"  # in place of a kernel: TensorRT does not take the form
 SMALL_BATCH = 8  # at fewer images the dense kernels wait for memory, not for arithmetic (inferred)
 _VECTOR_BYTES = 16  # what tensor-core kernels load at once; of a 2:4 weight, half of the elements along K are stored
 _SPARSE = {"INT8": 1, "FP16": 2}  # what TensorRT has sparse kernels of, and bytes of an element
 WEIGHT_ONLY = frozenset({"INT4", "FP4"})  # codes that kernels of a float type read; others are made float at build
+
+
+Deciding: TypeAlias = Literal["shared", "alignment", "pattern", "precision", "output", "research", "runtime"]
+Likely: TypeAlias = Literal["size", "vector", "region", "batch", "slower"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The class of kernels that TensorRT can choose for a weight; as text "sparse INT8", "dense FP32 x INT4".
+
+    Attributes:
+        kind: "onnxruntime only": TensorRT does not take the form; "none known": the form is written for research.
+        types: what it reads and, where that is another, the weight's; none where there is no kernel.
+    """
+
+    kind: Literal["sparse", "dense", "onnxruntime only", "none known"]
+    types: tuple[str, ...] = ()
+
+    @property
+    def precision(self) -> str:
+        """The types as text."""
+        return " x ".join(self.types)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.precision}".rstrip()
+
+
+ONNXRUNTIME = Kernel("onnxruntime only")
+UNKNOWN = Kernel("none known")
 
 
 @dataclass(frozen=True)
@@ -31,17 +60,19 @@ class Obstacle:
     """Something between a weight and a sparse kernel.
 
     Attributes:
-        kind: "shared", "alignment", "pattern", "precision", "output", "size", "vector", "region", "batch", "slower",
-            "research" or "runtime" (TensorRT does not take the form).
+        kind: "runtime": TensorRT does not take the form; "research": no kernel of TensorRT is known for it.
         text: what it is.
         remedy: the pass or option that would change it; "" where none does.
         decides: rules a sparse kernel out, or makes the dense one win by rule; if not, it only makes that likely.
     """
 
-    kind: str
+    kind: Deciding | Likely
     text: str
     remedy: str
-    decides: bool
+    decides: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decides", self.kind in get_args(Deciding))
 
 
 @dataclass(frozen=True)
@@ -81,8 +112,8 @@ class WeightFacts:
         return weight is not None and self.quantised.input is None and _as_carried(weight) in WEIGHT_ONLY
 
     @property
-    def precision(self) -> str:
-        """What it computes in: the codes' type, the float type, or input x weight where the two differ.
+    def types(self) -> tuple[str, ...]:
+        """What it computes in: the codes' type, the float type, or the input's and the weight's where these differ.
 
         Formats that an ONNX type carries run in that type's kernels: 4-bit values in INT8 tensors in INT8 ones.
         """
@@ -90,17 +121,22 @@ class WeightFacts:
             None if fmt is None else _as_carried(fmt) for fmt in (self.quantised.weight, self.quantised.input)
         )
         if weight is not None and read is not None:
-            return weight if weight == read else f"{read} x {weight}"
-        return f"{self.float_type.label} x {weight}" if weight in WEIGHT_ONLY else self.float_type.label
+            return (weight,) if weight == read else (read, weight)
+        return (self.float_type.label, weight) if weight in WEIGHT_ONLY else (self.float_type.label,)
+
+    @property
+    def precision(self) -> str:
+        """The same as text."""
+        return " x ".join(self.types)
 
 
 def _as_carried(fmt: Format) -> str:
     return (natural(fmt.element) or fmt).label
 
 
-def kernel(facts: WeightFacts, obstacles: Iterable[Obstacle]) -> str:
-    """The class that TensorRT can choose: "sparse INT8", "dense FP16", …"""
-    return f"{'dense' if any(o.decides for o in obstacles) else 'sparse'} {facts.precision}"
+def kernel(facts: WeightFacts, obstacles: Iterable[Obstacle]) -> Kernel:
+    """The class that TensorRT can choose."""
+    return Kernel("dense" if any(o.decides for o in obstacles) else "sparse", facts.types)
 
 
 def eligible(obstacles: Iterable[Obstacle]) -> bool:
@@ -115,23 +151,23 @@ def find_obstacles(facts: WeightFacts) -> tuple[Obstacle, ...]:
 
 def _deciding(facts: WeightFacts) -> Iterable[Obstacle]:
     for text in facts.conflicts:
-        yield Obstacle("shared", text, "", True)
+        yield Obstacle("shared", text, "")
     if facts.grouped % 4:
         side = "C" if facts.op == "Conv" else "K"
-        yield Obstacle("alignment", f"{side} = {facts.grouped} is no multiple of 4", "", True)
+        yield Obstacle("alignment", f"{side} = {facts.grouped} is no multiple of 4", "")
     elif not facts.sparse:
-        yield Obstacle("pattern", f"{_found(facts)} ({facts.zeros:.0%} zeros)", "--passes prune24", True)
+        yield Obstacle("pattern", f"{_found(facts)} ({facts.zeros:.0%} zeros)", "--passes prune24")
     if facts.weight_only:
         text = f"{facts.precision} runs dense: its kernels take no sparse weight"
-        yield Obstacle("precision", text, "--passes qdq-int4 writes 4-bit values for sparse INT8 kernels", True)
+        yield Obstacle("precision", text, "--passes qdq-int4 writes 4-bit values for sparse INT8 kernels")
     elif facts.precision not in _SPARSE:
         parts = [part for part in ("input", "weight") if part not in facts.quantised.sides]
         what = f"quantise its {' and '.join(parts)}" if parts else "quantise it to INT8"
         text = f"{facts.precision} has no sparse kernel: {what}, or use FP16"
-        yield Obstacle("precision", text, "--passes 'qdq-int8{profile=sparse-int8}', or fp16", True)
+        yield Obstacle("precision", text, "--passes 'qdq-int8{profile=sparse-int8}', or fp16")
     if facts.precision == "INT8" and facts.quantised.output is None:
         text = "no Q/DQ on its output, so the dense INT8 kernel wins"
-        yield Obstacle("output", text, "--passes 'qdq-int8{profile=sparse-int8}'", True)
+        yield Obstacle("output", text, "--passes 'qdq-int8{profile=sparse-int8}'")
 
 
 def _found(facts: WeightFacts) -> str:
@@ -145,14 +181,14 @@ def _remarks(facts: WeightFacts) -> Iterable[Obstacle]:
         return
     if min(facts.out, facts.k) < USEFUL_SIDE:
         remedy = "none: left dense it is as fast and more accurate, prune24{skip=[...]}"
-        yield Obstacle("size", f"below {USEFUL_SIDE} x {USEFUL_SIDE}: a sparse kernel gains little", remedy, False)
+        yield Obstacle("size", f"below {USEFUL_SIDE} x {USEFUL_SIDE}: a sparse kernel gains little", remedy)
     if (size := _SPARSE.get(facts.precision)) is None:
         return
     along = {"K": (facts.grouped, 2 * _VECTOR_BYTES // size), "N": (facts.out, _VECTOR_BYTES // size)}
     for side, (length, multiple) in along.items():
         if length % multiple:
             text = f"{side} = {length} is no multiple of {multiple}, so kernels with long loads do not fit"
-            yield Obstacle("vector", text, "", False)
+            yield Obstacle("vector", text, "")
 
 
 def why_dense(
@@ -171,13 +207,9 @@ def why_dense(
         return known[0]
     if fused:
         text = "fused into a generated kernel of a Myelin region, which has no sparse form"
-        return Obstacle(
-            "region", text, "--passes 'qdq-int8{profile=sparse-int8}': Q/DQ on its output ends the fusion", False
-        )
+        return Obstacle("region", text, "--passes 'qdq-int8{profile=sparse-int8}': Q/DQ on its output ends the fusion")
     if batch < SMALL_BATCH:
         remedy = "--batch 1,DEPLOYED,LARGEST tunes for the deployed batch" if open_batch else "export a larger batch"
-        return Obstacle(
-            "batch", f"tuned for batch {batch}: few rows to multiply, so sparse gains little", remedy, False
-        )
+        return Obstacle("batch", f"tuned for batch {batch}: few rows to multiply, so sparse gains little", remedy)
     remedy = "--optimization-level 5 looks longer" if optimization_level < 5 else ""
-    return Obstacle("slower", "its sparse kernels were timed slower on this GPU at this shape", remedy, False)
+    return Obstacle("slower", "its sparse kernels were timed slower on this GPU at this shape", remedy)

@@ -183,4 +183,4 @@ def _kind(weight: WeightReport) -> tuple[str, ...]:
     pattern = weight.patterns[0] if weight.patterns else "dense"
     texts = (_ZEROS.sub("", o.text.partition(": ")[0]) for o in weight.obstacles if o.decides)
     way = "; ".join(dict.fromkeys(texts)) or "-"
-    return kind, pattern, " ".join(weight.quantised) or "-", weight.kernel, way
+    return kind, pattern, " ".join(weight.quantised) or "-", str(weight.kernel), way

@@ -74,7 +74,7 @@ class Plan:
     @property
     def kernels(self) -> dict[str, int]:
         """How many weights each kernel class can get."""
-        return dict(sorted(Counter(weight.kernel for weight in self.weights).items()))
+        return dict(sorted(Counter(str(weight.kernel) for weight in self.weights).items()))
 
     def __str__(self) -> str:
         return run.digest(self.outcome, self.weights)

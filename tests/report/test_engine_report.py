@@ -11,7 +11,8 @@ from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph.io import load
 from gpusq_onnx.report.engine import EngineReport, WeightTruth, make_report, parse_gate
 from gpusq_onnx.report.engine_digest import digest
-from gpusq_onnx.report.inspection import inspect_model
+from gpusq_onnx.report.inspection import Inspection, inspect_model
+from gpusq_onnx.report.kernels import UNKNOWN, Kernel
 from gpusq_onnx.runtime.tensorrt.engine import Built
 from gpusq_onnx.runtime.tensorrt.library import Library
 from gpusq_onnx.runtime.tensorrt.options import BuildOptions
@@ -21,7 +22,14 @@ RECORDED = Path(__file__).parents[1] / "runtime" / "recorded"
 H100 = Library("TensorRT 11.4", "11.4.0", {"name": "NVIDIA H100", "capability": "9.0", "driver": "13.0"}, None, False)
 
 
-def recorded(tmp_path: Path, log: str = "", inspector: str = "", *, batch: str = "1,32,64") -> EngineReport:
+def recorded(
+    tmp_path: Path,
+    log: str = "",
+    inspector: str = "",
+    *,
+    batch: str = "1,32,64",
+    inspection: Inspection | None = None,
+) -> EngineReport:
     path = five_linears(tmp_path / "m.onnx")
     model = load(path)
     lines = tuple((RECORDED / log).read_text().splitlines()) if log else ()
@@ -29,7 +37,8 @@ def recorded(tmp_path: Path, log: str = "", inspector: str = "", *, batch: str =
     built = Built(tmp_path / "m.plan", (), "ab" * 32, 1000, lines, text, "", False, 12.0)
     options = BuildOptions(make_profiles(model.inputs(), [parse_batch(batch)]))
     commands = {"trtexec": "trtexec …", "polygraphy": "polygraphy …"}
-    return make_report(path, "cd", inspect_model(model), built, H100, options, commands, open_batch=True)
+    found = inspection or inspect_model(model)
+    return make_report(path, "cd", found, built, H100, options, commands, open_batch=True)
 
 
 def weights(report: EngineReport) -> dict[str, WeightTruth]:
@@ -38,7 +47,7 @@ def weights(report: EngineReport) -> dict[str, WeightTruth]:
 
 def test_the_prediction_needs_no_engine(tmp_path: Path) -> None:
     found = {w.name.removesuffix("_w"): w for w in inspect_model(load(five_linears(tmp_path / "m.onnx"))).weights}
-    assert {name: (w.kernel, w.eligible) for name, w in found.items()} == {
+    assert {name: (str(w.kernel), w.eligible) for name, w in found.items()} == {
         "fc1": ("sparse INT8", True),
         "proj": ("dense INT8", True),
         "dense": ("dense INT8", False),
@@ -91,6 +100,27 @@ def test_prediction_and_truth_are_compared(tmp_path: Path) -> None:
     }
     assert (found["proj"].precision, found["proj"].output) == ("INT8", "FP16")
     assert weights(recorded(tmp_path, "trt11.log", "trt11.json"))["float"].verdict == "BF16, predicted FP32"
+
+
+@pytest.mark.parametrize(
+    ("codes", "predicted", "verdict"),
+    [
+        ("Int4", Kernel("dense", ("FP32", "INT4")), "as predicted"),
+        ("Float", Kernel("dense", ("FP32", "INT4")), "as predicted"),
+        ("Half", Kernel("dense", ("FP32", "INT4")), "FP16, predicted FP32 x INT4"),
+        ("Int8", UNKNOWN, "built, predicted none known"),
+    ],
+)
+def test_a_kernel_of_two_types_may_be_reported_by_either(
+    tmp_path: Path, codes: str, predicted: Kernel, verdict: str
+) -> None:
+    layer = {"Name": "/float/MatMul_myl0_3", "LayerType": "gemm", "Inputs": [{"DataType": codes}]}
+    (tmp_path / "json").write_text(json.dumps({"Layers": [layer]}))
+    path = five_linears(tmp_path / "m.onnx")
+    found = inspect_model(load(path))
+    found = replace(found, weights=tuple(replace(weight, kernel=predicted) for weight in found.weights))
+    report = recorded(tmp_path, "", str(tmp_path / "json"), inspection=found)
+    assert (weights(report)["float"].verdict, weights(report)["float"].predicted) == (verdict, str(predicted))
 
 
 def test_a_sparse_kernel_that_was_not_predicted_is_told(tmp_path: Path) -> None:

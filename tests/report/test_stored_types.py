@@ -61,6 +61,6 @@ def test_types_have_their_names(
     assert weight.dtype == ("float" if float_weight else kind)
     assert weight.codes == kind
     assert ("input" in weight.quantised) == bool(data)
-    assert weight.kernel == f"dense {precision}"
+    assert str(weight.kernel) == f"dense {precision}"
     reported = [obstacle.text for obstacle in weight.obstacles if obstacle.kind == "precision"]
     assert not any("quantise its ," in text or "its  " in text for text in reported)

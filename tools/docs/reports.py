@@ -16,6 +16,7 @@ from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.engine import EngineDocument
 from gpusq_onnx.report.inspection import Inspection
+from gpusq_onnx.report.kernels import Kernel
 from gpusq_onnx.report.tuning import SensitivityDocument, TuningDocument
 
 
@@ -165,6 +166,8 @@ def _summary(kind: type) -> str:
 
 def _value(hint: Any, below: dict[type, None]) -> str:
     """A type in words; classes that it holds are put into `below`, and linked."""
+    if hint is Kernel:
+        return "text"
     if is_dataclass(hint) and isinstance(hint, type):
         below[hint] = None
         return f"[{hint.__name__}](#{hint.__name__.lower()})"

@@ -72,7 +72,7 @@ def layers_of(dense: Model, other: Model, inspected: Inspection) -> tuple[list[L
             report.module,
             report.role,
             report.shape,
-            report.kernel,
+            str(report.kernel),
             str(sites[name].output.name),
             report.patterns[0] if report.patterns else "dense",
             report.zeros,
