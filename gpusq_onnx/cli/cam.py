@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from gpusq_onnx.cli.options import STDOUT, DataArgs, Json, Quiet, Seed, require_file
 from gpusq_onnx.cli.spare import Known, claim
-from gpusq_onnx.files import require_apart, require_place
+from gpusq_onnx.files import require_apart, require_place, staged
 from gpusq_onnx.marks import in_page, in_picture
 
 _PICTURE = re.compile(r"\d{2,}-.*\.jpg")  # see `report.page.gallery.pictures`
@@ -84,9 +84,10 @@ def cam(
         )
     for text in (*found.warnings, *found.notes):
         warn(text)
-    files = draw(found, output or written, look.show)
-    if json:
-        write_json({**found.to_dict(), "written": [str(file) for file in files]}, json)
+    with staged() as results:
+        files = draw(found, output or written, look.show, results)
+        if json:
+            write_json({**found.to_dict(), "written": [str(file) for file in files]}, json, results)
     if quiet or json == STDOUT:
         return
     show_sheet(found.sheet(), "--json FILE")

@@ -7,7 +7,9 @@ from typer import Argument
 
 from gpusq_onnx.cli.help import complete_shown
 from gpusq_onnx.cli.options import Json
+from gpusq_onnx.cli.spare import claim
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.pipeline.grammar import print_value
 
 if TYPE_CHECKING:
@@ -19,10 +21,11 @@ def list_passes(json: Json = None) -> None:
     from gpusq_onnx.cli.console import show, show_columns, write_json
     from gpusq_onnx.pipeline import table
 
+    claim([], {}, json=json)
     passes = [_identity(row) for row in table.rows().values()]
     presets = [{"name": name, "passes": p.text, "summary": p.summary} for name, p in table.PRESETS.items()]
     if json:
-        write_json({"passes": passes, "presets": presets}, json)
+        write_json({"tool": AUTHOR, "passes": passes, "presets": presets}, json)
         return
     show_columns(["pass", "summary"], [[p["name"], p["summary"]] for p in passes])
     show()
@@ -49,6 +52,7 @@ def show(
     from gpusq_onnx.pipeline.grammar import did_you_mean, parse
     from gpusq_onnx.pipeline.targets import TARGETS
 
+    claim([], {}, json=json)
     if name == "targets":
         _show_targets(json)
         return
@@ -59,7 +63,8 @@ def show(
     if name in table.PRESETS:
         preset = table.PRESETS[name]
         if json:
-            console.write_json({"name": name, "passes": preset.text, "summary": preset.summary}, json)
+            found = {"tool": AUTHOR, "name": name, "passes": preset.text, "summary": preset.summary}
+            console.write_json(found, json)
         else:
             console.show(f"{name}: {preset.summary}\n\n{preset.text}\n\n{recipe.dumps(parse(preset.text))}")
         return
@@ -72,7 +77,7 @@ def show(
         )
     identity, options = _identity(rows[name]), _options(rows[name])
     if json:
-        console.write_json({**identity, "options": options}, json)
+        console.write_json({"tool": AUTHOR, **identity, "options": options}, json)
         return
     console.show(
         f"{name} {identity['version']}: {identity['summary']}\nsource: {identity['source']}\n"
@@ -88,7 +93,7 @@ def _show_targets(json: Json) -> None:
     from gpusq_onnx.pipeline.targets import COLUMNS, TARGETS
 
     if json:
-        console.write_json({"targets": [row.to_dict() for row in TARGETS.values()]}, json)
+        console.write_json({"tool": AUTHOR, "targets": [row.to_dict() for row in TARGETS.values()]}, json)
         return
     fitting = [COLUMNS.index(title) for title in ("target", "GPUs", "runtime", "sparse kernels")]
     cells = [row.cells() for row in TARGETS.values()]
@@ -101,7 +106,7 @@ def _show_target(row: "Target", json: Json) -> None:
     from gpusq_onnx.pipeline.targets import COLUMNS
 
     if json:
-        console.write_json(row.to_dict(), json)
+        console.write_json({"tool": AUTHOR, **row.to_dict()}, json)
         return
     (_, name), *facts = zip(COLUMNS, row.cells(), strict=True)
     console.show_columns([name, ""], [[title, text] for title, text in facts])

@@ -49,6 +49,7 @@ class RunOptions:
         canonical: put the pass `canonical` first where it has something to do (see `pipeline.automatic`).
         target: a name of `pipeline.targets`, which the pipeline is made to fit.
         progress: where long work reports.
+        numbered: stages are reported with the number of their step; not where all is a stage of longer work.
     """
 
     data: DataOptions
@@ -56,6 +57,7 @@ class RunOptions:
     canonical: bool = True
     target: str | None = None
     progress: Progress = field(default_factory=NullProgress)
+    numbered: bool = True
 
 
 @dataclass
@@ -98,6 +100,7 @@ class Run:
     snapshot: Snapshot | None = None
     trained: tuple[int, Model, list[Fact]] | None = None
     schedule: Schedule | None = None
+    numbered: bool = True
 
     @property
     def images(self) -> int:
@@ -109,6 +112,7 @@ def begin(model: Model, passes: Sequence[Pass[Any]], options: RunOptions, trials
     """See that every pass can work here, and open the data. Raises UsageError where one would learn from no data."""
     data = options.data
     state = Run(model, passes, None, data, options.progress, options.allow_noop, trials, facts=take_facts(model))
+    state.numbered = options.numbered
     for step in passes:
         step.ready()
     learning = [step.name for step in passes if step.kind == "finetune"]
@@ -152,7 +156,7 @@ def scheduled(state: Run) -> Schedule:
     lengths = [0 if source is None else len(source) for source in (state.source, state.calibration)]
     given = state.data.path is not None
     works = [(step.name, step.work(lengths[step.kind != "finetune"], given)) for step in state.passes]
-    return Schedule(state.progress, works, rate_of(state.trial, state.sample))
+    return Schedule(state.progress, works, rate_of(state.trial, state.sample), numbered=state.numbered)
 
 
 def rate_of(trial: Trial | None, sample: Feed | None) -> float | None:

@@ -36,6 +36,7 @@ class Schedule:
     Args:
         steps: the passes' names, and the work of each; None: it cannot be known.
         rate: seconds that one run takes; None: no run was timed.
+        numbered: name the step by its number, too.
     """
 
     def __init__(
@@ -44,8 +45,11 @@ class Schedule:
         steps: Sequence[tuple[str, float | None]],
         rate: float | None,
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        numbered: bool = True,
     ) -> None:
         self._progress, self._steps, self._rate, self._clock = progress, steps, rate, clock
+        self._numbered = numbered
         self._index = 0
         self._began = clock()
         self._worked = self._spent = 0.0  # of all stages that are done
@@ -98,7 +102,8 @@ class Schedule:
 
     @property
     def _name(self) -> str:
-        return f"step {self._index + 1} of {len(self._steps)}, {self._steps[self._index][0]}"
+        name = self._steps[self._index][0]
+        return f"step {self._index + 1} of {len(self._steps)}, {name}" if self._numbered else name
 
     @property
     def _finished(self) -> float:

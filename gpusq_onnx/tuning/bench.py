@@ -120,7 +120,7 @@ class Bench:
             if len(pipeline.steps) == len(subject.first):
                 return Measured(self._compared(subject.path, self.dense, self.held), 1.0)
             data = subject.options.model_copy(update={"calibrate": self.calibrated})
-            options = RunOptions(data, target=self.target, progress=_Notes(self.note))
+            options = RunOptions(data, target=self.target, progress=_Notes(self.note), numbered=False)
             writes = self.crew.leads or not trained
             outcome = manager.run(subject.path, path, pipeline, options, leader=writes, reproducible=False)
 

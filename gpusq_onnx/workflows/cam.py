@@ -25,7 +25,7 @@ from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import SIZES, Batch, Source
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError, UnsupportedModelError, UsageError
-from gpusq_onnx.files import staged
+from gpusq_onnx.files import Staging, staged
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
@@ -146,12 +146,15 @@ def explained(
     )
 
 
-def draw(found: Activations, output: str | os.PathLike[str], show: int = SHOWN) -> list[Path]:
+def draw(
+    found: Activations, output: str | os.PathLike[str], show: int = SHOWN, results: Staging | None = None
+) -> list[Path]:
     """Write the pictures; returns what was written, the page or picture first.
 
     Args:
         output: FILE.html, FILE.png, .svg or .pdf, or a folder, which need not exist.
         show: how many examples, of which half agree least and half best.
+        results: draw into them; None: all is at its place, whole, when this returns.
 
     Raises:
         EnvironmentLacking: the extra `report` is not installed.
@@ -159,21 +162,21 @@ def draw(found: Activations, output: str | os.PathLike[str], show: int = SHOWN) 
         OSError: the place cannot be written; nothing is left.
     """
     require_page()
+    if results is None:
+        with staged() as own:
+            return draw(found, output, show, own)
     path, few = place_of(output), replace(found, examples=tuple(found.chosen(show)))
     suffix = path.suffix.lower()
-    with staged() as results:
-        if suffix in gallery.FORMATS:
-            files = {path: gallery.picture(few, suffix)}
-        elif suffix in PAGES:
-            files = {path: gallery.page(found, few).encode()}
-        else:
-            named = gallery.pictures(few)
-            files = {path / "index.html": gallery.page(found, few).encode()}
-            files |= {path / name: content for name, content in named.items()}
-        for file, content in files.items():
-            results.place(file).write_bytes(content)
-        results.commit()
-    return list(files)
+    if suffix in gallery.FORMATS:
+        contents = {path: gallery.picture(few, suffix)}
+    elif suffix in PAGES:
+        contents = {path: gallery.page(found, few).encode()}
+    else:
+        contents = {path / "index.html": gallery.page(found, few).encode()}
+        contents |= {path / name: content for name, content in gallery.pictures(few).items()}
+    for file, content in contents.items():
+        results.place(file).write_bytes(content)
+    return list(contents)
 
 
 def place_of(output: str | os.PathLike[str]) -> Path:

@@ -80,8 +80,13 @@ def _spooled(data: Any, model: AnyModel, folder: Path) -> Path:
             found=type(data).__name__,
         )
     columns: dict[str, _Spool] = {}
+    only = ""
     for number, batch in enumerate(batches):
-        feed = batch if isinstance(batch, Mapping) else {_only_input(model): batch}
+        if isinstance(batch, Mapping):
+            feed = batch
+        else:
+            only = only or _only_input(model)
+            feed = {only: batch}
         if columns and set(feed) != set(columns):
             raise UsageError(
                 f"batch {number} of the data has other names",

@@ -50,6 +50,15 @@ def test_what_is_left_follows_the_measured_rate() -> None:
     assert heard.labels == ["step 1 of 2, prune24: pruning", "step 2 of 2, qdq-int8: calibrating"]
 
 
+def test_within_another_stage_only_the_pass_is_named() -> None:
+    heard = Listener()
+    schedule = Schedule(heard, [("prune24", 100.0), ("qdq-int8", 100.0)], None, numbered=False)
+    schedule.step(1)
+    schedule.start("calibrating")
+    schedule.say("a word")
+    assert (heard.labels, heard.said) == (["qdq-int8: calibrating"], ["qdq-int8: a word"])
+
+
 def test_stages_share_the_work_of_their_step() -> None:
     heard = Listener()
     schedule = Schedule(heard, [("distill", 100.0)], 1.0, lambda: 0.0)

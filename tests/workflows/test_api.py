@@ -51,6 +51,16 @@ def _generated(pixels: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
 
 
 @pytest.mark.long
+def test_the_model_is_asked_once_for_the_input_of_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Path] = []
+    load = samples.io.load
+    monkeypatch.setattr(samples.io, "load", lambda path: loaded.append(path) or load(path))
+    pixels = np.load(TEST)["pixel_values"][:6]
+    with samples.opened(onnx.load(MODEL), iter(pixels[:, None])) as options, np.load(options.path) as stored:
+        assert np.array_equal(stored["pixel_values"], pixels)
+    assert len(loaded) == 1
+
+
 @pytest.mark.parametrize("form", ["array", "dict", "list", "generator"])
 def test_data_from_memory_gives_the_bytes_that_the_same_file_gives(
     form: str, pixels: NDArray[np.float32], as_the_command_line: Path, tmp_path: Path

@@ -1,5 +1,6 @@
 """`cam`: models side by side, from Python and from the command line, and what it writes."""
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
 import gpusq_onnx
-from gpusq_onnx.cli import main
+from gpusq_onnx.cli import console, main
 from gpusq_onnx.data.encode import shown
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.io import load
@@ -107,6 +108,18 @@ def test_the_command_says_what_it_wrote(models: list[Path], tmp_path: Path, caps
     assert [len(example["views"]) for example in document["examples"]] == [3] * 3
     assert document["written"] == [str(tmp_path / "cam.html")]
     assert len(said.splitlines()) <= 60
+
+
+def test_no_picture_is_left_without_the_json(models: list[Path], tmp_path: Path) -> None:
+    words = ["cam", models[0], "--data", DATA, "--samples", "1", "--method", "gradcam", "-o", tmp_path / "new/cam.html"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "write_json", _disk_is_full)
+        assert main([*map(str, words), "--json", str(tmp_path / "c.json")]) == 5
+    assert not list(tmp_path.iterdir())
+
+
+def _disk_is_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_pictures_go_where_their_name_says(tmp_path: Path) -> None:

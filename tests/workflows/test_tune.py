@@ -12,6 +12,7 @@ import pytest
 import gpusq_onnx
 from gpusq_onnx import errors
 from gpusq_onnx.pipeline import manager
+from gpusq_onnx.progress import NullProgress
 from gpusq_onnx.runtime.ort import Infer, Session
 from gpusq_onnx.tuning import replay
 from gpusq_onnx.tuning.groups import Groups, find_groups
@@ -30,12 +31,32 @@ def subject() -> Subject:
     return Subject.of(MODEL, gpusq_onnx.DataOptions(path=TRAIN, samples=8))
 
 
+class Notes(NullProgress):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tuning, Path]:
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, notes: Notes) -> tuple[Tuning, Path]:
     """The digits at no more than 13 % of their operations, and the recipe."""
     recipe = tmp_path_factory.mktemp("tuned") / "recipe.toml"
-    found = gpusq_onnx.tune(MODEL, data=TRAIN, data_options=FEW, at_most="13%", output=recipe, measurements=1, **LOOK)
+    more = {"measurements": 1, "progress": notes, **LOOK}
+    found = gpusq_onnx.tune(MODEL, data=TRAIN, data_options=FEW, at_most="13%", output=recipe, **more)
     return found, recipe
+
+
+@pytest.mark.usefixtures("tuned")
+def test_what_a_measurement_does_is_noted_by_pass_and_stage(notes: Notes):
+    assert "qdq-int8: calibrating" in notes.texts
+    assert not [text for text in notes.texts if "step " in text]
 
 
 def test_groups_are_what_reads_one_tensor_and_each_attention_core(subject: Subject):
