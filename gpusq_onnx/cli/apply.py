@@ -26,10 +26,10 @@ from gpusq_onnx.cli.options import (
     Quiet,
     Report,
     Seed,
-    leads,
 )
 from gpusq_onnx.cli.spare import a_model, claim
 from gpusq_onnx.errors import UsageError
+from gpusq_onnx.runtime.crew import leads
 from gpusq_onnx.workflows.places import compressed_path
 
 

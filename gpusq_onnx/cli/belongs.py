@@ -15,6 +15,7 @@ NEEDS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "check": {
             "--tap-tolerance": ("--taps",),
             "--build": ("--parser",),
+            "--cpu-harness": ("--parser",),
             "--trt-cache": ("--parser",),
             "--shapes": ("--build",),
         },

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from gpusq_onnx.cli.options import IN_REPORT, STDOUT, Json, ModelPath, Quiet, Report, writable
+from gpusq_onnx.cli.options import HARNESS, IN_REPORT, STDOUT, Json, ModelPath, Quiet, Report, writable
 from gpusq_onnx.cli.spare import an_engine, an_engine_card, claim
 from gpusq_onnx.errors import GateFailed
 from gpusq_onnx.marks import in_first_line
@@ -45,7 +45,14 @@ class EngineArgs:
     crop: Annotated[int | None, _engine("--crop", metavar="PX", help="Side of the images, where any size goes.")] = None
     optimization_level: Annotated[
         int,
-        Option("--optimization-level", metavar="0..5", min=0, max=5, rich_help_panel="Engine", help="Search longer."),
+        Option(
+            "--optimization-level",
+            metavar="0..5",
+            min=0,
+            max=5,
+            rich_help_panel="Engine",
+            help="Search longer for faster kernels.",
+        ),
     ] = 3
     memory: Annotated[
         str | None, _engine("--memory", metavar="POOL:SIZE", help="Limit the builder: workspace:4G, comma-separated.")
@@ -82,14 +89,7 @@ class PlaceArgs:
     """Which TensorRT builds, and what is kept."""
 
     rtx: Annotated[bool, _where("--rtx", help="TensorRT-RTX instead of TensorRT.")] = False
-    cpu_harness: Annotated[
-        Path | None,
-        _where(
-            "--cpu-harness",
-            metavar="DIR",
-            help="No GPU: prove that it builds, with the builder in DIR (150 MB, set up once; code in it is run).",
-        ),
-    ] = None
+    cpu_harness: Annotated[Path | None, _where("--cpu-harness", metavar="DIR", help=HARNESS)] = None
     cache: Annotated[
         Path | None, _where("--cache", metavar="DIR", help="Keep engines and kernel timings there, and reuse them.")
     ] = None

@@ -17,6 +17,7 @@ from typer import Argument, Option
 
 from gpusq_onnx.cli import several
 from gpusq_onnx.cli.options import (
+    HARNESS,
     IN_REPORT,
     STDOUT,
     HoldOutArgs,
@@ -65,7 +66,7 @@ class GateArgs:
 
 
 class Where(str, Enum):
-    """What runs COMPRESSED; the names are those of `runtime` of `workflows.check.CheckSettings`."""
+    """What runs COMPRESSED; the names are those of `on` of `workflows.check.CheckSettings`."""
 
     cpu = "cpu"
     cuda = "cuda"
@@ -97,7 +98,7 @@ class LookArgs:
     ] = None
     tap_tolerance: Annotated[
         float,
-        Option("--tap-tolerance", metavar="X", min=0, rich_help_panel=_HOW, help="Of a tap's distance."),
+        Option("--tap-tolerance", metavar="X", min=0, rich_help_panel=_HOW, help="Largest distance of a tap."),
     ] = 0.1
     artefacts: Annotated[
         Path | None,
@@ -132,24 +133,19 @@ class ParserArgs:
             "--shapes",
             metavar="INPUT=SHAPE",
             rich_help_panel=_HOW,
-            help="With --build: of a model that takes any size.",
+            help="With --build: the shape, where any size goes.",
         ),
     ] = None
-    trt_cache: Annotated[
-        Path | None,
-        Option(
-            "--trt-cache",
-            metavar="DIR",
-            rich_help_panel=_HOW,
-            help="Of a parser that needs no GPU: 150 MB, run.",
-        ),
-    ] = None
+    cpu_harness: Annotated[Path | None, Option("--cpu-harness", metavar="DIR", rich_help_panel=_HOW, help=HARNESS)] = (
+        None
+    )
+    trt_cache: Annotated[Path | None, Option("--trt-cache", hidden=True)] = None  # its name before
 
     def parsing(self) -> "Parsing | None":
         """As the library takes them; None: no parser is asked."""
         from gpusq_onnx.workflows.check import Parsing
 
-        cache = self.trt_cache or default_cache() / "trt_cpu"
+        cache = self.cpu_harness or self.trt_cache or default_cache() / "trt_cpu"
         return Parsing(self.build, self.shapes or (), cache) if self.parser else None
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gpusq_onnx.pipeline.grammar import Pipeline
 
 STDOUT = Path("-")
+HARNESS = "GPU-less parser and builder, set up once and run."
 IN_REPORT = "--report FILE.json"  # what shows all of a result that a screen cuts
 _what = partial(Option, rich_help_panel="What to do", show_default=False)
 _data = partial(Option, rich_help_panel="Data", show_default=False)
@@ -56,11 +57,6 @@ def numbers(param: CallbackParam, text: str | None) -> str | None:
 def digest_of(report: Path) -> Path:
     """Where the same in words lies: `FILE.md` beside `FILE.json`."""
     return report.with_suffix(".md")
-
-
-def leads() -> bool:
-    """Whether this process writes and speaks: of those that `torchrun` started, that of rank 0."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def default_cache() -> Path:
@@ -102,7 +98,7 @@ Output = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    Option("--seed", metavar="N", min=0, help="Of the choice of samples, synthetic images."),
+    Option("--seed", metavar="N", min=0, help="Seed of sampling and of synthetic images."),
 ]
 
 
@@ -131,7 +127,7 @@ class PipelineArgs:
         str | None,
         _what("--target", metavar="NAME", help="Fit the passes to ampere, ada, hopper, blackwell, orin, rtx or cpu."),
     ] = None
-    allow_noop: Annotated[bool, _what("--allow-noop", help="That no pass changes anything is no error.")] = False
+    allow_noop: Annotated[bool, _what("--allow-noop", help="Exit 0 when no pass changes anything.")] = False
     no_canonical: Annotated[bool, _what("--no-canonical", help="Leave Einsum, branches, computed weights alone.")] = (
         False
     )
@@ -203,7 +199,7 @@ class DataArgs:
         _data(
             "--samples",
             metavar="N",
-            help="Default: 128; to train or score, all; maps, 16.",
+            help="How many images. Default: 16.",
         ),
     ] = None
     preset: Annotated[
@@ -228,7 +224,8 @@ class DataArgs:
         _data("--mean", metavar="R,G,B", callback=numbers, help="Mean of pixels in 0..1. Default: ImageNet's."),
     ] = None
     std: Annotated[
-        str | None, _data("--std", metavar="R,G,B", callback=numbers, help="Their deviation. Default: ImageNet's.")
+        str | None,
+        _data("--std", metavar="R,G,B", callback=numbers, help="Standard deviation of pixels. Default: ImageNet's."),
     ] = None
     classes: Annotated[
         Path | None, _data("--classes", metavar="FILE", help="Line i is the folder of class i; none: no labels.")
@@ -238,7 +235,7 @@ class DataArgs:
         str | None, _data("--channels", metavar="RGB|BGR", help="Order of the channels. Default: RGB.")
     ] = None
     interpolation: Annotated[
-        str | None, _data("--interpolation", metavar="NAME", help="Of the resize: bicubic (default), bilinear, …")
+        str | None, _data("--interpolation", metavar="NAME", help="Resizing method: bicubic (default), bilinear, …")
     ] = None
     max_pixels: Annotated[
         int | None, _data("--max-pixels", metavar="N", help="An image with more pixels counts as corrupt.")
@@ -286,9 +283,12 @@ class DataArgs:
 class HoldOutArgs(DataArgs):
     """The same for the verbs that leave samples out, and for the one that compares on them."""
 
+    samples: Annotated[
+        int | None, _data("--samples", metavar="N", help="Default: 128, synthetic 64; to score, all.")
+    ] = None
     hold_out: Annotated[
         int | None,
-        _data("--hold-out", metavar="N", help="N that no pass sees, and check compares on."),
+        _data("--hold-out", metavar="N", help="N samples no pass sees; check compares on them."),
     ] = None
 
     def _more(self) -> dict[str, Any]:
@@ -299,9 +299,12 @@ class HoldOutArgs(DataArgs):
 class CalibrationArgs(HoldOutArgs):
     """The same for the verbs that prune, calibrate or train."""
 
+    samples: Annotated[
+        int | None, _data("--samples", metavar="N", help="Default: 128, synthetic 64; to train or score, all.")
+    ] = None
     calibrate: Annotated[
         int | None,
-        _data("--calibrate", metavar="N", help="N prune and calibrate, all train. Default: 128."),
+        _data("--calibrate", metavar="N", help="N samples calibrate, all train. Default: 128."),
     ] = None
 
     def _more(self) -> dict[str, Any]:

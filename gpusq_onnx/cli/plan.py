@@ -17,10 +17,10 @@ from gpusq_onnx.cli.options import (
     Quiet,
     Report,
     Seed,
-    leads,
 )
 from gpusq_onnx.cli.spare import claim
 from gpusq_onnx.cli.tune import SensitivityArgs
+from gpusq_onnx.runtime.crew import leads
 
 SCREEN = 40  # groups of layers
 

@@ -22,11 +22,11 @@ from gpusq_onnx.cli.options import (
     Seed,
     TruthArgs,
     default_cache,
-    leads,
     writable,
 )
 from gpusq_onnx.cli.spare import claim
 from gpusq_onnx.marks import in_first_line
+from gpusq_onnx.runtime.crew import leads
 
 _look = partial(Option, rich_help_panel="How layers are looked at", show_default=False)
 _training = partial(Option, rich_help_panel="Training what is chosen", show_default=False)
@@ -73,10 +73,17 @@ class GoalArgs:
     ] = None
     target: Annotated[
         str | None,
-        _goal("--target", metavar="NAME", help="For ampere, ada, hopper, blackwell, orin, rtx or cpu."),
+        _goal("--target", metavar="NAME", help="Fit to ampere, ada, hopper, blackwell, orin, rtx or cpu."),
     ] = None
     measurements: Annotated[
-        int, Option("--measurements", metavar="N", min=1, rich_help_panel="What to choose for", help="Models to try.")
+        int,
+        Option(
+            "--measurements",
+            metavar="N",
+            min=1,
+            rich_help_panel="What to choose for",
+            help="Configurations to measure.",
+        ),
     ] = 8
     analysis_only: Annotated[
         bool, _goal("--analysis-only", help="No recipe; the report also when the budget is missed.")
@@ -93,9 +100,9 @@ class TrainingArgs:
     finetune_steps: Annotated[
         int | None, _training("--finetune-steps", metavar="N", min=1, help="The same for N steps.")
     ] = None
-    rounds: Annotated[int | None, _training("--rounds", metavar="N", min=1, help="Of that, at most. Default: 3.")] = (
-        None
-    )
+    rounds: Annotated[
+        int | None, _training("--rounds", metavar="N", min=1, help="Training rounds at most. Default: 3.")
+    ] = None
 
     def options(self) -> dict[str, Any]:
         """What was given, as the library takes it."""

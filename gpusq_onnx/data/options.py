@@ -41,7 +41,8 @@ class DataOptions(BaseModel):
     samples: int | None = Field(
         default=None,
         ge=1,
-        description="how many samples to use, spread over the classes; none: 128; to train and score, all",
+        description="how many samples to use, spread over the classes; none: 128, of synthetic images 64; to train "
+        "and score, all",
     )
     calibrate: int | None = Field(
         default=None,

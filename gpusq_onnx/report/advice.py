@@ -21,7 +21,7 @@ from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.pipeline.targets import TARGETS
 from gpusq_onnx.quant.formats import INT4, INT4_IN_INT8, INT8
 from gpusq_onnx.quant.schemes import form_name
-from gpusq_onnx.report.kernels import Deciding, Kernel, Likely, Obstacle
+from gpusq_onnx.report.kernels import Deciding, KernelClass, Likely, Obstacle
 from gpusq_onnx.sparsity.patterns import TWO_FOUR
 
 PASSES = "'prune24,qdq-int8{profile=sparse-int8}'"
@@ -45,7 +45,7 @@ class Weighed(Protocol):
     @property
     def role(self) -> str: ...
     @property
-    def kernel(self) -> Kernel: ...
+    def kernel(self) -> KernelClass: ...
     @property
     def obstacles(self) -> tuple[Obstacle, ...]: ...
     @property

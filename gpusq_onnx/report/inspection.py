@@ -25,7 +25,7 @@ from gpusq_onnx.marks import METADATA
 from gpusq_onnx.progress import NullProgress, Progress, track
 from gpusq_onnx.quant.formats import INT4
 from gpusq_onnx.report.advice import for_file, for_operators
-from gpusq_onnx.report.kernels import ONNXRUNTIME, UNKNOWN, Kernel, Obstacle, eligible, find_obstacles, kernel
+from gpusq_onnx.report.kernels import ONNXRUNTIME, UNKNOWN, KernelClass, Obstacle, eligible, find_obstacles, kernel
 from gpusq_onnx.report.prediction import facts_of
 from gpusq_onnx.sparsity.patterns import patterns_of
 
@@ -69,7 +69,7 @@ class WeightReport:
     format: str
     scale_block: int
     nodes: tuple[str, ...]
-    kernel: Kernel
+    kernel: KernelClass
     eligible: bool
     obstacles: tuple[Obstacle, ...]
 

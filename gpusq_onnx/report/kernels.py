@@ -31,7 +31,7 @@ Likely: TypeAlias = Literal["size", "vector", "region", "batch", "slower"]
 
 
 @dataclass(frozen=True)
-class Kernel:
+class KernelClass:
     """The class of kernels that TensorRT can choose for a weight; as text "sparse INT8", "dense FP32 x INT4".
 
     Attributes:
@@ -51,8 +51,8 @@ class Kernel:
         return f"{self.kind} {self.precision}".rstrip()
 
 
-ONNXRUNTIME = Kernel("onnxruntime only")
-UNKNOWN = Kernel("none known")
+ONNXRUNTIME = KernelClass("onnxruntime only")
+UNKNOWN = KernelClass("none known")
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ def _as_carried(fmt: Format) -> str:
     return (natural(fmt.element) or fmt).label
 
 
-def kernel(facts: WeightFacts, obstacles: Iterable[Obstacle]) -> Kernel:
+def kernel(facts: WeightFacts, obstacles: Iterable[Obstacle]) -> KernelClass:
     """The class that TensorRT can choose."""
-    return Kernel("dense" if any(o.decides for o in obstacles) else "sparse", facts.types)
+    return KernelClass("dense" if any(o.decides for o in obstacles) else "sparse", facts.types)
 
 
 def eligible(obstacles: Iterable[Obstacle]) -> bool:

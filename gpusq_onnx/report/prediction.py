@@ -16,7 +16,7 @@ from gpusq_onnx.pipeline.base import PlanRow
 from gpusq_onnx.pipeline.details import Pruned, TensorPair, WeightPair
 from gpusq_onnx.quant.formats import FORMATS, Format
 from gpusq_onnx.quant.schemes import Quantised
-from gpusq_onnx.report.kernels import Kernel, Obstacle, WeightFacts, eligible, find_obstacles, kernel
+from gpusq_onnx.report.kernels import KernelClass, Obstacle, WeightFacts, eligible, find_obstacles, kernel
 from gpusq_onnx.sparsity.patterns import Pattern
 
 HALF = {"float16": "fp16", "bfloat16": "bf16"}
@@ -28,7 +28,7 @@ class Predicted:
 
     name: str
     role: str
-    kernel: Kernel
+    kernel: KernelClass
     eligible: bool
     obstacles: tuple[Obstacle, ...]
     quantised: tuple[str, ...]

@@ -22,6 +22,25 @@ T = TypeVar("T")
 _PATIENCE = timedelta(days=7)  # one process may measure for hours while the others wait
 
 
+def launched() -> tuple[int, int]:
+    """The rank of this process and how many there are, by `RANK` and `WORLD_SIZE`; (0, 1) where it is the only one."""
+    rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if not (rank.isdecimal() and size.isdecimal()) or int(size) < 2:
+        return 0, 1
+    return int(rank), int(size)
+
+
+def leads() -> bool:
+    """Whether this process writes and speaks: of those that were launched, that of rank 0."""
+    return launched()[0] == 0
+
+
+def launched_here() -> int:
+    """How many of the processes are on this host, by `LOCAL_WORLD_SIZE`."""
+    size = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(size)) if size.isdecimal() else 1
+
+
 @dataclass(frozen=True)
 class Crew:
     """This process among `size`, of which that of rank 0 leads: it writes and speaks."""
@@ -31,12 +50,12 @@ class Crew:
 
     @classmethod
     def joined(cls) -> Crew:
-        """The processes that the environment speaks of (`WORLD_SIZE` and `RANK`), once all are here; else this one.
+        """The processes that were launched (`launched`), once all are here.
 
         Raises:
             EnvironmentLacking: torch is not installed.
         """
-        if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        if launched() == (0, 1):
             return cls()
         try:
             import torch.distributed as group

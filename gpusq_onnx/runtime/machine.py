@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 
+from gpusq_onnx.runtime.crew import launched_here
+
 FIELDS = (
     "name",
     "driver_version",
@@ -90,8 +92,7 @@ def usable_cpus() -> int:
     Of several processes that `torchrun` or `accelerate launch` started on this host, each has its share.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, count // int(beside)) if beside.isdecimal() and int(beside) else count
+    return max(1, count // launched_here())
 
 
 def free_memory(root: Path = Path("/")) -> int:

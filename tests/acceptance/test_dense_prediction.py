@@ -47,7 +47,7 @@ def test_model(
     report, seconds = gpusq("apply", "--passes", passes, *data, "-o", str(written), str(original))
     inspection, _ = gpusq("inspect", str(written))
     gpusq("apply", "--passes", "fp16", *data, "-o", str(half), str(written))
-    parser = ("--parser", "--build", "--trt-cache", str(parser_cache))
+    parser = ("--parser", "--build", "--cpu-harness", str(parser_cache))
     front_ends = trainable_prefix(load(original)) if "rcnn" in model else []
     verdicts, built, nonfinite = [], [], 0
     for file in (original, written, half):

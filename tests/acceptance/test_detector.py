@@ -24,7 +24,7 @@ def test_average_precision(passes: str, shared: Path, parser_cache: Path, table:
     data = ("--data", str(coco / "images"), *STRETCHED)
     command = ("apply", "--passes", passes, *data, "--samples", "16", "-o", str(out), str(model))
     _, seconds = gpusq(*command)
-    truth = ("--annotations", str(coco / "instances.json"), "--parser", "--build", "--trt-cache", str(parser_cache))
+    truth = ("--annotations", str(coco / "instances.json"), "--parser", "--build", "--cpu-harness", str(parser_cache))
     check, _ = gpusq("check", *data, *truth, str(model), str(out))
     before, after = (check["comparison"][f"{side}_metrics"] for side in ("reference", "candidate"))
     if not table.rows:

@@ -36,7 +36,7 @@ class Bench:
 
     def __init__(self, shared: Path, folder: Path, table: Table, parser_cache: Path) -> None:
         self.shared, self.folder, self.table = shared, folder, table
-        self.parser = ("--parser", "--build", "--trt-cache", str(parser_cache))
+        self.parser = ("--parser", "--build", "--cpu-harness", str(parser_cache))
         self.dense = shared / "data" / "vit_tiny_imagenet.onnx"
         self.top1: dict[str, float] = {}
 

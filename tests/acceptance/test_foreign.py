@@ -81,7 +81,7 @@ def test_model(export: str, table: Table, parser_cache: Path, tmp_path: Path) ->
     left = {tensor: row["reason"] for tensor, row in weights.items() if row["decision"] == "skip"}
     attention = Counter(row["reason"] for row in rows if row["role"] == "Q" and row["decision"] == "skip")
     counted = count(written, shapes)
-    parser = ("--parser", "--build", "--trt-cache", str(parser_cache))
+    parser = ("--parser", "--build", "--cpu-harness", str(parser_cache))
     check, _ = gpusq("check", "--data", str(data), *parser, str(original), str(written), ends=(0, 1))
     before, _ = gpusq("check", "--data", str(data), *parser, str(original), str(original), ends=(0, 1))
     verdicts = [said(document["parser"]) for document in (before, check)]

@@ -68,7 +68,7 @@ def test_accuracy(passes: str, parts: bool, shared: Path, parser_cache: Path, ta
     command = ("apply", "--passes", "fp16", *data, "-o", str(half), str(wide))
     report, _ = gpusq(*command)
     labelled = ("--data", str(images / "val"), "--classes", str(images / "classes.txt"), *PREPROCESS)
-    parser = ("--parser", "--build", "--trt-cache", str(parser_cache))
+    parser = ("--parser", "--build", "--cpu-harness", str(parser_cache))
     check, _ = gpusq("check", *labelled, *parser, str(wide), str(half))
     comparison, findings = check["comparison"], report["steps"][0]["findings"]
     before, after = comparison["reference_metrics"]["top1"], comparison["candidate_metrics"]["top1"]
@@ -135,7 +135,7 @@ def test_a_detector_keeps_its_boxes(shared: Path, parser_cache: Path, tmp_path: 
     assert worst > 0.9
     assert scores < 0.02
     data = ("--data", str(_two(tmp_path, shared)))
-    verdict, _ = gpusq("check", *data, "--parser", "--build", "--trt-cache", str(parser_cache), str(model), str(half))
+    verdict, _ = gpusq("check", *data, "--parser", "--build", "--cpu-harness", str(parser_cache), str(model), str(half))
     assert verdict["parser"]["built"]
 
 

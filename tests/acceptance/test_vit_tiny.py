@@ -51,7 +51,7 @@ def test_accuracy(case: Case, shared: Path, parser_cache: Path, table: Table, tm
     command = ("apply", "--passes", case.passes, *data, "-o", str(written), str(model))
     report, seconds = gpusq(*command)
     labelled = ("--data", str(images / "val"), "--classes", str(images / "classes.txt"), *PREPROCESS)
-    parser = ("--parser", "--build", "--trt-cache", str(parser_cache))
+    parser = ("--parser", "--build", "--cpu-harness", str(parser_cache))
     check, _ = gpusq("check", *labelled, *parser, str(model), str(written))
     comparison = check["comparison"]
     dense, found = comparison["reference_metrics"], comparison["candidate_metrics"]
@@ -94,7 +94,7 @@ def test_the_straight_road(shared: Path, parser_cache: Path, tmp_path: Path) -> 
     inspection, _ = gpusq("inspect", str(written))
     assert_24(report, inspection, polygraphy_sparse(written))
     data = ("--data", str(shared / "data" / "imagenet" / "val"), "--samples", "8", *PREPROCESS)
-    parser = ("--parser", "--build", "--trt-cache", str(parser_cache))
+    parser = ("--parser", "--build", "--cpu-harness", str(parser_cache))
     check, _ = gpusq("check", *data, *parser, str(model), str(written))
     assert check["comparison"]["outputs"][0]["nonfinite"] == 0
     assert check["parser"]["ok"]

@@ -48,7 +48,7 @@ def test_model(
     data = ("--data", str(shared / "data" / "imagenet" / "train"), *PREPROCESS, "--samples", "8")
     report, seconds = gpusq("apply", "--passes", passes, *data, "-o", str(written), str(original))
     inspection, _ = gpusq("inspect", str(written))
-    parser = ("--parser", "--build", "--trt-cache", str(parser_cache))
+    parser = ("--parser", "--build", "--cpu-harness", str(parser_cache))
     check, _ = gpusq("check", *data, *parser, str(original), str(written))
     sparse = polygraphy_sparse(written) if tiny or exporter == "legacy17" else None
     rounding = None if tiny else _cosine_to_pruned(original, written, data)

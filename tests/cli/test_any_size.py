@@ -87,6 +87,6 @@ def test_an_engine_is_built_at_a_size(model: Path, harness: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("size", [["--crop", "32"], ["--crop", "32", "--shapes", "pixel_values=2x3x32x32"]])
 def test_check_builds_at_the_size_of_the_data(model: Path, harness: Path, size: list[str]) -> None:
-    done = call("check", model, model, "--samples", "4", "--parser", "--build", "--trt-cache", harness, *size)
+    done = call("check", model, model, "--samples", "4", "--parser", "--build", "--cpu-harness", harness, *size)
     assert done.code == 0, done.err
     assert "engine built" in done.out

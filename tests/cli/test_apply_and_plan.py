@@ -184,6 +184,7 @@ def test_under_torchrun_only_the_first_process_writes_and_speaks(
 ) -> None:
     model = fresh_model(tmp_path)
     words = ["apply", model, "-p", "prune24", "--report", model.with_name("report.json"), "--json", "-"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     silent = call(*words)
     assert (silent.code, silent.out, silent.err) == (0, "", "")

@@ -118,7 +118,7 @@ def arguments(command: str) -> list[str]:
         command = command.replace(written, here)
     words = shlex.split(command)[1:]
     if "--parser" in words:
-        words += ["--trt-cache", parser_cache()]
+        words += ["--cpu-harness", parser_cache()]
     if "--cpu-harness" in words:
         words[words.index("--cpu-harness") + 1] = parser_cache()
     return words

@@ -11,7 +11,7 @@ from gpusq_onnx.pipeline.details import Pruned
 from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.report import advice
 from gpusq_onnx.report.advice import accuracy, for_plan, verdict
-from gpusq_onnx.report.kernels import ONNXRUNTIME, UNKNOWN, Deciding, Kernel, Likely, Obstacle
+from gpusq_onnx.report.kernels import ONNXRUNTIME, UNKNOWN, Deciding, KernelClass, Likely, Obstacle
 from gpusq_onnx.report.prediction import Predicted
 
 
@@ -32,10 +32,10 @@ def test_pruning_alone_costs_much_and_its_method_decides_how_much(details: list[
     assert expected in accuracy([step("prune24", *details)])
 
 
-FP32, FP16, INT8 = (Kernel("dense", (kind,)) for kind in ("FP32", "FP16", "INT8"))
+FP32, FP16, INT8 = (KernelClass("dense", (kind,)) for kind in ("FP32", "FP16", "INT8"))
 
 
-def weight(kernel: Kernel, obstacle: Deciding | Likely) -> Predicted:
+def weight(kernel: KernelClass, obstacle: Deciding | Likely) -> Predicted:
     return Predicted("w", "fc1", kernel, False, (Obstacle(obstacle, "", ""),), ())
 
 
@@ -89,7 +89,7 @@ def test_every_figure_is_one_of_the_tables() -> None:
 
 
 def test_a_target_without_sparse_kernels_is_not_promised_any() -> None:
-    weights = [weight(Kernel("sparse", ("INT8",)), "output"), weight(FP32, "precision")]
+    weights = [weight(KernelClass("sparse", ("INT8",)), "output"), weight(FP32, "precision")]
     assert verdict(weights, will=True, target="cpu") == "onnxruntime computes all 2 weights dense: 1 INT8, 1 FP32"
     assert for_plan(weights, "qdq-int8", "cpu") == []
     assert verdict([], will=True, target="cpu") == "no weight of a MatMul, Gemm or Conv"

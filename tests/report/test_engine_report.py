@@ -12,7 +12,7 @@ from gpusq_onnx.graph.io import load
 from gpusq_onnx.report.engine import EngineReport, WeightTruth, make_report, parse_gate
 from gpusq_onnx.report.engine_digest import digest
 from gpusq_onnx.report.inspection import Inspection, inspect_model
-from gpusq_onnx.report.kernels import UNKNOWN, Kernel
+from gpusq_onnx.report.kernels import UNKNOWN, KernelClass
 from gpusq_onnx.runtime.tensorrt.engine import Built
 from gpusq_onnx.runtime.tensorrt.library import Library
 from gpusq_onnx.runtime.tensorrt.options import BuildOptions
@@ -105,14 +105,14 @@ def test_prediction_and_truth_are_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("codes", "predicted", "verdict"),
     [
-        ("Int4", Kernel("dense", ("FP32", "INT4")), "as predicted"),
-        ("Float", Kernel("dense", ("FP32", "INT4")), "as predicted"),
-        ("Half", Kernel("dense", ("FP32", "INT4")), "FP16, predicted FP32 x INT4"),
+        ("Int4", KernelClass("dense", ("FP32", "INT4")), "as predicted"),
+        ("Float", KernelClass("dense", ("FP32", "INT4")), "as predicted"),
+        ("Half", KernelClass("dense", ("FP32", "INT4")), "FP16, predicted FP32 x INT4"),
         ("Int8", UNKNOWN, "built, predicted none known"),
     ],
 )
 def test_a_kernel_of_two_types_may_be_reported_by_either(
-    tmp_path: Path, codes: str, predicted: Kernel, verdict: str
+    tmp_path: Path, codes: str, predicted: KernelClass, verdict: str
 ) -> None:
     layer = {"Name": "/float/MatMul_myl0_3", "LayerType": "gemm", "Inputs": [{"DataType": codes}]}
     (tmp_path / "json").write_text(json.dumps({"Layers": [layer]}))

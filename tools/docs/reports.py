@@ -16,7 +16,7 @@ from gpusq_onnx.report.benchmark import Benchmark
 from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.engine import EngineDocument
 from gpusq_onnx.report.inspection import Inspection
-from gpusq_onnx.report.kernels import Kernel
+from gpusq_onnx.report.kernels import KernelClass
 from gpusq_onnx.report.tuning import SensitivityDocument, TuningDocument
 
 
@@ -166,7 +166,7 @@ def _summary(kind: type) -> str:
 
 def _value(hint: Any, below: dict[type, None]) -> str:
     """A type in words; classes that it holds are put into `below`, and linked."""
-    if hint is Kernel:
+    if hint is KernelClass:
         return "text"
     if is_dataclass(hint) and isinstance(hint, type):
         below[hint] = None
