@@ -78,7 +78,7 @@ def naming(name: str) -> Iterator[None]:
 
 
 def sweep(parent: Path) -> None:
-    """Remove the scratch folders in `parent` that a process of this user left after when it was killed."""
+    """Remove the scratch folders in `parent` that a process of this user left when it was killed."""
     if not HAS_LOCKS:
         return
     with contextlib.suppress(OSError), os.scandir(parent) as entries:

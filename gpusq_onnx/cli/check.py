@@ -192,11 +192,11 @@ def check(
                 progress=progress,
                 results=results,
             )
-            publish(result.to_dict(), str(result), report=report, json_target=json, results=results)
+            publish(result.to_dict(), result.digest(), report=report, json_target=json, results=results)
         for note in result.data["notes"]:
             warn(note)
         if not quiet and json != STDOUT and alone:
-            show_sheet(sheet(result), IN_REPORT)
+            show_sheet(sheet(result, options=True), IN_REPORT)
         result.require()
         return summary(result.comparison)
 

@@ -81,7 +81,7 @@ def show(
         return
     console.show(
         f"{name} {identity['version']}: {identity['summary']}\nsource: {identity['source']}\n"
-        f"same bytes: {identity['same_bytes']}\n"
+        f"writes the same bytes on: {identity['same_bytes']}\n"
     )
     columns = ["option", "takes", "default", "meaning"]
     console.show_columns(columns, [[option[column] for column in columns] for option in options])

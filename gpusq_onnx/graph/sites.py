@@ -135,7 +135,7 @@ class Site:
     @property
     def outputs(self) -> list[gs.Tensor]:
         """The readers' outputs, after their biases."""
-        return [_behind_bias(reader)[0] for reader in self.readers]
+        return [_after_bias(reader)[0] for reader in self.readers]
 
     def operand(self, reader: gs.Node) -> int:
         """Which input of `reader` the weight is: 1, or 0 for a constant on the left of a MatMul."""
@@ -146,12 +146,12 @@ class Site:
     @property
     def output(self) -> gs.Tensor:
         """The first reader's output, after its bias."""
-        return _behind_bias(self.readers[0])[0]
+        return _after_bias(self.readers[0])[0]
 
     @property
     def bias(self) -> gs.Constant | None:
         """The bias of the first reader ([out]), wherever the exporter put it."""
-        return _behind_bias(self.readers[0])[1]
+        return _after_bias(self.readers[0])[1]
 
     @property
     def k_axis(self) -> int:
@@ -272,7 +272,7 @@ def module_path(node: gs.Node) -> str:
     return ""
 
 
-def _behind_bias(node: gs.Node) -> tuple[gs.Tensor, gs.Constant | None]:
+def _after_bias(node: gs.Node) -> tuple[gs.Tensor, gs.Constant | None]:
     out = node.outputs[0]
     if node.op != "MatMul" and len(node.inputs) > 2:
         bias = node.inputs[2]

@@ -93,7 +93,7 @@ class Objective:
     ) -> Losses:
         """The losses of one batch of `images`; both hold `outputs` and `maps` by name. Computed in float32.
 
-        Without `images`, the first of the student's tensors has the batch in front.
+        Without `images`, the first of the student's tensors has the batch first.
         """
         settings = self.settings
         agrees = self.agreements(student, teacher)

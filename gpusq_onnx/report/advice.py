@@ -174,7 +174,7 @@ def for_plan(weights: Sequence[Weighed], pipeline: str, target: str | None) -> l
 
 
 def _pruning(steps: Sequence[str]) -> str:
-    """What to do for more 2:4 weights, by the names of the passes: what reorders channels stays in front."""
+    """What to do for more 2:4 weights, by the names of the passes: what reorders channels stays first."""
     if any(name.startswith("prune") for name in steps):
         return "widen prune24's choice"
     return "add prune24 after permute" if "permute" in steps else "put prune24 first"

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpusq_onnx.errors import GateFailed
 from gpusq_onnx.marks import AUTHOR
-from gpusq_onnx.report.preparation import given_words, line
+from gpusq_onnx.report.preparation import counted, given_words, line
 from gpusq_onnx.report.sheet import Answer, Commands, Grid, Heading, Item, Line, Part, markdown
 from gpusq_onnx.runtime.compare.gates import Gates
 from gpusq_onnx.runtime.compare.outputs import Comparison
@@ -91,6 +91,10 @@ class CheckResult:
     def __str__(self) -> str:
         return markdown(sheet(self))
 
+    def digest(self) -> str:
+        """The same for who gave the gates as options."""
+        return markdown(sheet(self, options=True))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         values = asdict(replace(self, artefacts={}))
@@ -107,13 +111,21 @@ def summary(found: Comparison) -> str:
     return ", ".join(parts) or "nothing to compare"
 
 
-def sheet(result: CheckResult) -> list[Part]:
-    """The result in words: the gates, what was lost, then how that was measured."""
+def asked(gates: Gates, *, options: bool = False) -> list[str]:
+    """The gates that were set: `max_top1_drop = 20`, or as options, `--max-top1-drop 20`."""
+    values = {name: value for name, value in asdict(gates).items() if value is not None}
+    if options:
+        return [f"--{name.replace('_', '-')} {value:g}" for name, value in values.items()]
+    return [f"{name} = {value:g}" for name, value in values.items()]
+
+
+def sheet(result: CheckResult, *, options: bool = False) -> list[Part]:
+    """The result in words: the gates, what was lost, then how that was measured; `options`: as `asked`."""
     found, data = result.comparison, result.data
     parts: list[Part] = [Heading(f"{result.compressed} against {result.original}")]
-    asked = [f"{name} = {value:g}" for name, value in asdict(result.gates).items() if value is not None]
-    if asked or result.failures:
-        parts.append(Answer(f"gates: {', '.join(asked) or 'none'}: {'NOT MET' if result.failures else 'met'}"))
+    gates = asked(result.gates, options=options)
+    if gates or result.failures:
+        parts.append(Answer(f"gates: {', '.join(gates) or 'none'}: {'NOT MET' if result.failures else 'met'}"))
         parts += [Item(failure) for failure in result.failures]
     if rows := metric_rows(found):
         parts.append(Grid(["", "original", "compressed", "change"], rows))
@@ -125,7 +137,7 @@ def sheet(result: CheckResult) -> list[Part]:
     ]
     parts.append(Grid(["output", "cosine", "lowest cosine", "max difference", "mean difference / range"], outputs))
     where = "" if result.runtime == "cpu" else f", compressed on {_RUNTIMES[result.runtime]}"
-    parts.append(Item(f"{found.samples} samples of {data['kind']}{where}"))
+    parts.append(Item(f"{counted(found.samples, data)}{where}"))
     parts += [Item(prepared)] if (prepared := line(data)) else []
     parts += [Item(f"note: {note}") for note in result.notes]
     parts += _taps(result)

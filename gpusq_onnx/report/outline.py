@@ -15,19 +15,24 @@ from shlex import join, quote
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.marks import METADATA
 from gpusq_onnx.pipeline.base import SKIP
-from gpusq_onnx.pipeline.outcome import Outcome, StepOutcome
+from gpusq_onnx.pipeline.outcome import Outcome, Proof, StepOutcome
 from gpusq_onnx.report import advice
 from gpusq_onnx.report.advice import Weighed
 from gpusq_onnx.report.columns import columns, fair, folded, within
 from gpusq_onnx.report.inspection import Inspection, WeightReport
 from gpusq_onnx.report.kernels import ONNXRUNTIME
 from gpusq_onnx.report.page import commands
-from gpusq_onnx.report.preparation import data_words
+from gpusq_onnx.report.preparation import counted, data_words
 from gpusq_onnx.report.preparation import line as prepared
 from gpusq_onnx.report.run import TOTALS, total_rows
 
 LINES = 36  # of groups, over all passes, and two less for each: with totals and advice no screen passes 60 lines
 FULL = "--full"
+_PROVEN = {
+    ("ran", "ran"): "the written model runs in onnxruntime with and without optimisations",
+    ("unfused: ran", "ran"): "the written model runs in onnxruntime with Q/DQ as written and without optimisations",
+    ("twin: ran", "twin: ran"): "the same in ordinary operators runs in onnxruntime with and without optimisations",
+}
 _ZEROS = re.compile(r" \(\d+% zeros\)")  # which differ from weight to weight
 
 
@@ -53,18 +58,22 @@ def of_run(outcome: Outcome, weights: Sequence[Weighed], width: int) -> list[str
     lines += ["", *folded(advice.verdict(weights, will=False, target=outcome.target), width)]
     if outcome.data:
         held = (outcome.data.get("options") or {}).get("hold_out")
-        used = f"{outcome.data['samples']} samples of {outcome.data['kind']}" + (f", {held} held out" if held else "")
+        used = counted(outcome.data["samples"], outcome.data) + (f", {held} held out" if held else "")
         lines += folded(f"{used}, seed {outcome.seed}", width)
         lines += folded(prepared(outcome.data), width)
     lines += _steps(outcome.steps, width)
     lines += ["", *_totals(outcome), ""]
     if outcome.proof:
-        said = outcome.proof.default, outcome.proof.unoptimised
-        word = "proven" if any(text.endswith("ran") for text in said) else "not proven"
-        shown = f"{word}: onnxruntime's defaults {said[0]}, as written {said[1]}"
-        cosines = [o.cosine for o in outcome.proof.outputs if o.cosine is not None]
-        lines += folded(shown + (f"; lowest cosine of the two {min(cosines):.4g}" if cosines else ""), width)
+        lines += folded(_proven(outcome.proof), width)
     return [*lines, *_next_check(outcome, made)]
+
+
+def _proven(proof: Proof) -> str:
+    """That the written model runs, and how close the two ways are."""
+    found = proof.default, proof.unoptimised
+    shown = _PROVEN.get(found) or f"not proven: onnxruntime's defaults {found[0]}, as written {found[1]}"
+    cosines = [output.cosine for output in proof.outputs if output.cosine is not None]
+    return shown + (f"; lowest cosine between the two {min(cosines):.4g}" if cosines else "")
 
 
 def _next_check(outcome: Outcome, made: str) -> list[str]:

@@ -8,7 +8,20 @@ from gpusq_onnx.data.presets import PRESETS
 from gpusq_onnx.text import numbers
 
 _NAMES = {"path": "data", "preset": "data-preset"}
+_NOUNS = {
+    "parquet": "a Parquet file",
+    "script": "a script",
+    "webdataset": "a WebDataset",
+}  # images, arrays: as they are
 _TRUTHS = frozenset({"annotations", "masks", "reduce_zero_label"})  # options of the verbs that score
+
+
+def counted(samples: int, data: Mapping[str, Any]) -> str:
+    """So many samples and what they are, "8 samples of synthetic images"; `data`: as `line`."""
+    kind = data["kind"]
+    if kind == "synthetic":
+        return f"{samples} samples of synthetic {'images' if data.get('preprocess') else 'tensors'}"
+    return f"{samples} samples of {_NOUNS.get(kind, kind)}"
 
 
 def line(data: Mapping[str, Any]) -> str:

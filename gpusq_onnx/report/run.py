@@ -17,7 +17,7 @@ from gpusq_onnx.pipeline.summary import Cost
 from gpusq_onnx.report import advice
 from gpusq_onnx.report.advice import Weighed
 from gpusq_onnx.report.learning import learning
-from gpusq_onnx.report.preparation import line
+from gpusq_onnx.report.preparation import counted, line
 from gpusq_onnx.report.sheet import Answer, Grid, Heading, Item, Line, Part, markdown
 
 TOTALS = ("total", "before", "after", "ratio")
@@ -45,7 +45,7 @@ def sheet(outcome: Outcome, weights: Sequence[Weighed] = ()) -> list[Part]:
     if outcome.output:
         parts.append(Item(f"output: {outcome.output.path}, {outcome.output.sha256}"))
     if outcome.data:
-        parts.append(Item(f"data: {outcome.data['samples']} samples of {outcome.data['kind']}, seed {outcome.seed}"))
+        parts.append(Item(f"data: {counted(outcome.data['samples'], outcome.data)}, seed {outcome.seed}"))
         parts += [Item(prepared)] if (prepared := line(outcome.data)) else []
     parts += [Item(f"warning: {warning}") for warning in outcome.warnings]
     for step in outcome.steps:

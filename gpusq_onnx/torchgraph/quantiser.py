@@ -148,7 +148,7 @@ def clipped(c: Call) -> Clipped | None:
 def _quantize(c: Call) -> Value:
     x, scale = c.x(0), c.x(1)
     shadow = tuple(torch.empty(world.shape, dtype=torch.int8, device="meta") for world in x.worlds)
-    return Codes(shadow, False, None, None, x, scale, _weight_behind(c))
+    return Codes(shadow, False, None, None, x, scale, _weight_of(c))
 
 
 def _quantize_at_run_time(c: Call) -> list[Value]:
@@ -212,7 +212,7 @@ def _require_whole_blocks(x: Value, axis: int | None, block: int) -> None:
         raise Unsupported(f"blocks of {block} that do not divide the tensor {list(x.worlds[0].shape)}")
 
 
-def _weight_behind(c: Call) -> str:
+def _weight_of(c: Call) -> str:
     tensor = c.node.inputs[0]
     while tensor.inputs and tensor.inputs[0].op in ("Identity", "Cast", "Transpose"):
         tensor = tensor.inputs[0].inputs[0]

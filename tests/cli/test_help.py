@@ -32,7 +32,8 @@ def test_help_of_no_verb_exits_2(words: list[str], says: str) -> None:
 def test_every_option_is_named_on_a_page(verb: str) -> None:
     pages = [page for page in (ROOT / "docs").rglob("*.md") if page.name != "CHANGELOG.md"]
     text = "\n".join(page.read_text(encoding="utf-8") for page in [*pages, ROOT / "README.md"])
-    options = [p.opts for p in VERBS[verb].command(verb).params if p.param_type_name == "option"]
+    params = VERBS[verb].command(verb).params
+    options = [p.opts for p in params if p.param_type_name == "option" and not p.hidden]
     named = [any(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text) for name in names) for names in options]
     assert [names[0] for names, there in zip(options, named, strict=True) if not there] == []
 

@@ -76,7 +76,7 @@ def normal(text: str, verb: str) -> str:
     text = re.sub(r"gpusq-onnx \d+\.\d+\.\d+", "gpusq-onnx VERSION", text)
     text = re.sub(r"\d+\.\d s\b", "TIME", text)
     if verb == "apply":
-        text = re.sub(r"(cosine of the two)\s+[\d.]+", r"\1 #", text)
+        text = re.sub(r"(cosine\s+between the two)\s+[\d.]+", r"\1 #", text)
         totals = r"^(parameters|stored|packed|file|non-zero|sparse|bytes|bit).*$"
         text = re.sub(totals, lambda found: re.sub(r"\d", "9", found[0]), text, flags=re.MULTILINE)
     text = re.sub(r"[\d,]+ bytes\nsha256 [0-9a-f]{64}", "# bytes\nsha256 DIGEST", text)

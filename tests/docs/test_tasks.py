@@ -78,7 +78,7 @@ def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:
         assert Path("python.onnx").read_bytes() == Path("small.onnx").read_bytes() == Path("ci.onnx").read_bytes()
     assert normal(now) == normal(tasks), "run `python tests/docs/test_tasks.py` and look at the difference"
     # What no CPU changes: gates that are met, one that is not, and the kernels.
-    assert len(re.findall("gates: .*: met", now)) == 2 and "gates: max_ap_drop = 2: met" in now
+    assert len(re.findall("gates: .*: met", now)) == 2 and "gates: --max-ap-drop 2: met" in now
     assert "all 14 weights can run dense kernels" in normal_space(now) and "\n$ echo $?\n1\n" in now
     assert "12 of 14 weights can run sparse kernels" in normal_space(now)
     assert real

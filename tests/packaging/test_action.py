@@ -96,7 +96,7 @@ def test_it_compresses_checks_and_tells(desk: Path, commands: Path) -> None:
     assert (desk / "small.onnx").is_file()
     kept = {path.name for path in (desk / "gpusq-artefacts").iterdir()}
     assert {"apply.json", "apply.md", "check.json", "check.md", "inputs.json", "outputs.json", "report.html"} <= kept
-    for words in ("## qdq-int8", "| top-1 agreement |", "gates: min_agreement = 0.9, max_top1_drop = 5: met"):
+    for words in ("## qdq-int8", "| top-1 agreement |", "gates: --min-agreement 0.9, --max-top1-drop 5: met"):
         assert words in job.summary
     assert json.loads((desk / "gpusq-artefacts" / "check.json").read_text())["comparison"]["samples"] == 64
 
@@ -106,7 +106,7 @@ def test_a_gate_that_fails_fails_the_job_and_the_summary_says_why(desk: Path, co
     job = act(desk, commands, check_args="--min-cosine 1")
     assert job.code == 1
     assert (job.outputs["passed"], job.outputs["exit-code"]) == ("false", "1")
-    assert "gates: min_cosine = 1: NOT MET" in job.summary
+    assert "gates: --min-cosine 1: NOT MET" in job.summary
     assert "output logits has cosine 0.99" in job.summary
     assert "::error title=gpusq-onnx, a gate failed::output logits has cosine 0.99" in job.log
     assert (desk / "small.onnx").is_file()
@@ -148,7 +148,7 @@ def test_a_recipe_gates_and_a_baseline_are_taken(desk: Path, commands: Path) -> 
     wanted = {"gates": "--min-agreement 0.9", "data_args": "--samples 16", "baseline": "old.json", "page": "false"}
     job = act(desk, commands, passes="", recipe="recipe.toml", **wanted)
     assert job.code == 0, job.log
-    assert "gates: min_agreement = 0.9: met" in job.summary
+    assert "gates: --min-agreement 0.9: met" in job.summary
     assert "| metric | original | compressed | baseline | change |" in job.summary
     assert re.search(r"\| top1 \| [\d.]+ \| [\d.]+ \| 0.25 \| \+0.\d+ \|", job.summary)
     assert job.outputs["page"] == ""

@@ -60,14 +60,14 @@ class QdqWriter:
         self._shapes = shapes or {}
         self._names = Names(model)
         self._fresh = self._names.fresh
-        self._behind: dict[int, list[gs.Node]] = {}
+        self._after: dict[int, list[gs.Node]] = {}
         self._before: dict[int, list[gs.Node]] = {}
         self._pairs: dict[tuple[str, int | None], gs.Variable] = {}  # by tensor and axis
 
     def activation(self, tensor: gs.Tensor, scale: float, readers: Iterable[gs.Node], fmt: Format) -> None:
         """Let `readers` read `tensor` through one shared per-tensor pair with this (positive) scale."""
         nodes = [node for node in readers if any(read is tensor for read in node.inputs)]
-        place = self._behind.setdefault(id(tensor.inputs[0]) if tensor.inputs else 0, [])
+        place = self._after.setdefault(id(tensor.inputs[0]) if tensor.inputs else 0, [])
         step = np.asarray(scale, self._type(tensor))
         source = self._clipped(tensor, step, fmt, place) if fmt.carried else tensor
         if fmt.element not in _INTEGERS:
@@ -78,7 +78,7 @@ class QdqWriter:
         """Let `readers` read `tensor` quantised at run time in blocks along its last axis, under this number."""
         nodes = [node for node in readers if any(read is tensor for read in node.inputs)]
         made = gs.Variable(self._names.fresh(f"{tensor.name}_dequantized"), self._type(tensor), tensor.shape)
-        place = self._behind.setdefault(id(tensor.inputs[0]) if tensor.inputs else 0, [])
+        place = self._after.setdefault(id(tensor.inputs[0]) if tensor.inputs else 0, [])
         rewire(nodes, tensor, made)
         place.extend(dynamic_nodes(self._names, tensor, outer, block, made))
         if all(entry.domain != DOMAIN for entry in self._model.header.opset_import):
@@ -144,11 +144,11 @@ class QdqWriter:
 
     def finish(self) -> None:
         """Put activations' pairs after the activation's producer, weights' pairs before the first reader."""
-        nodes = self._behind.pop(0, [])
+        nodes = self._after.pop(0, [])
         for node in self._model.graph.nodes:
             nodes.extend(self._before.pop(id(node), []))
             nodes.append(node)
-            nodes.extend(self._behind.pop(id(node), []))
+            nodes.extend(self._after.pop(id(node), []))
         self._model.graph.nodes[:] = nodes
 
     def _matrix(self, reader: gs.Node, operand: gs.Tensor) -> gs.Tensor:

@@ -1,7 +1,7 @@
 """Write equalising factors and offsets into a graph without changing what it computes in floating point.
 
-    in front, folded   LayerNorm(x) * scale + bias -> scale / s, bias / s; every reader's w * s; no node is added
-    in front, a node   x -> Mul(1/s) -> readers with w * s; the Mul fuses with what made x (GELU) into one kernel
+    before, folded     LayerNorm(x) * scale + bias -> scale / s, bias / s; every reader's w * s; no node is added
+    before, a node     x -> Mul(1/s) -> readers with w * s; the Mul fuses with what made x (GELU) into one kernel
     centred            x -> Add(-c) -> readers with bias + c sum_k w_k; the Add fuses with what made x, too
     after              MatMul(x, w / s) + bias / s -> Mul(s), fused with what follows
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.marks import AUTHOR
-from gpusq_onnx.report.preparation import line
+from gpusq_onnx.report.preparation import counted, line
 from gpusq_onnx.report.sheet import Grid, Heading, Item, Line, Part, markdown
 from gpusq_onnx.tasks.classification import cosine
 
@@ -144,7 +144,7 @@ class Activations:
         """In words: how far the models agree, and the examples at both ends."""
         parts: list[Part] = [Heading(", ".join(self.models))]
         parts += [Grid(self.header, self.summary())] if len(self.models) > 1 else []
-        parts.append(Item(f"{self.data['samples']} samples of {self.data['kind']}"))
+        parts.append(Item(counted(self.data["samples"], self.data)))
         parts += [Item(prepared)] if (prepared := line(self.data)) else []
         ends = self.chosen(6)
         rows = [[e.name, *(v.said for v in e.views), f"{e.agreement:.3f}"] for e in ends]

@@ -11,7 +11,7 @@ from gpusq_onnx.report.checking import METRICS, CheckResult
 from gpusq_onnx.report.engine import EngineDocument
 from gpusq_onnx.report.page import commands
 from gpusq_onnx.report.page.blocks import Block, Card, Cards, Command, FactList, Note, Section, number
-from gpusq_onnx.report.preparation import line
+from gpusq_onnx.report.preparation import counted, line
 from gpusq_onnx.report.run import both_totals
 from gpusq_onnx.report.tuning import COSTS, SensitivityDocument, TuningDocument
 
@@ -171,7 +171,7 @@ def _data(report: Report) -> Iterator[tuple[str, str]]:
     if not data:
         return
     where = (data.get("options") or {}).get("path")
-    said = f"{data.get('samples')} samples of {data.get('kind')}" + (f" from {where}" if where else "")
+    said = counted(data["samples"], data) + (f" from {where}" if where else "")
     name = "compared on" if isinstance(report, CheckResult) else "calibrated on"
     yield name, "; ".join(filter(None, [said, line(data)]))
 

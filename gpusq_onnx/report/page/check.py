@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from gpusq_onnx.report.benchmark import Benchmark, columns, machine
-from gpusq_onnx.report.checking import CheckResult, metric_rows, summary
+from gpusq_onnx.report.checking import CheckResult, asked, metric_rows, summary
 from gpusq_onnx.report.engine import EngineDocument
 from gpusq_onnx.report.page import pictures
 from gpusq_onnx.report.page.blocks import Block, FactList, Note, Picture, Section, Table, number
@@ -65,13 +64,13 @@ def _comparison(result: CheckResult) -> Iterator[Block]:
 
 
 def _verdict(result: CheckResult) -> Iterator[Block]:
-    asked = [f"{name} = {value:g}" for name, value in asdict(result.gates).items() if value is not None]
+    gates = asked(result.gates)
     if result.failures:
         yield Note("Gates not met.", "bad")
         for failure in result.failures:
             yield Note(failure, "bad")
-    elif asked:
-        yield Note(f"Gates met: {', '.join(asked)}", "good")
+    elif gates:
+        yield Note(f"Gates met: {', '.join(gates)}", "good")
 
 
 def _taps(result: CheckResult) -> Iterator[Block]:

@@ -18,7 +18,7 @@ from gpusq_onnx.report.page import overlay
 from gpusq_onnx.report.page.activation import NAMES, Activations, ActivationView, Example
 from gpusq_onnx.report.page.blocks import Block, Gallery, Note, Section, Shot, Table
 from gpusq_onnx.report.page.html import render
-from gpusq_onnx.report.preparation import line
+from gpusq_onnx.report.preparation import counted, line
 
 FORMATS = (".png", ".svg", ".pdf")
 """Of one picture."""
@@ -69,7 +69,7 @@ def picture(few: Activations, suffix: str) -> bytes:
 
 
 def _blocks(found: Activations, few: Activations) -> Iterator[Block]:
-    samples = f"{found.data['samples']} samples of {found.data['kind']}"
+    samples = counted(found.data["samples"], found.data)
     yield Note("; ".join(filter(None, [samples, line(found.data)])))
     for warning in found.warnings:
         yield Note(f"warning: {warning}", "bad")

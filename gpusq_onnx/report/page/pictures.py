@@ -142,7 +142,7 @@ def layers(names: Sequence[str], columns: Mapping[str, Sequence[float | None]], 
 
 
 def histograms(panels: Sequence[HistogramBars], salt: str) -> str:
-    """Small histograms, four in a row: what is compared in front, the ends of the grid as lines."""
+    """Small histograms, four in a row: what is compared on top, the ends of the grid as lines."""
     rows = -(-len(panels) // _ACROSS)
 
     def draw(figure: Figure) -> None:

@@ -31,7 +31,7 @@ def replace_attention(body: fx.GraphModule, codes: dict[fx.Node, fx.Node], dtype
         if matched is None:
             continue
         context, (q, k, v, p) = matched
-        last = _quantiser_behind(body, context)
+        last = _quantiser_after(body, context)
         given = [codes_at(body, part, codes) for part in (q, k, v)]
         with body.graph.inserting_before(context):
             scales = add_scale(body, torch.stack([scale_at(body, part) for part in (q, k, p, v)]))
@@ -70,7 +70,7 @@ def _match(body: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, tuple[fx.Node,
     return (found.context, (*parts, found.quantisers[0])) if fits else None
 
 
-def _quantiser_behind(body: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+def _quantiser_after(body: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """The quantiser that reads `node` through layout operators, all of them with one reader."""
     reader = only_reader(node)
     while reader is not None and reader.target in _LAYOUT:

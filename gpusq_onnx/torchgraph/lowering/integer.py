@@ -110,7 +110,7 @@ def _plain_quantisers(body: fx.GraphModule, codes: dict[fx.Node, fx.Node], dtype
         if quantiser is None or not is_plain(quantiser) or not node.users:
             continue
         given = codes_at(body, node, codes)
-        with body.graph.inserting_after(given if _behind(body.graph, given, node) else node):
+        with body.graph.inserting_after(given if _follows(body.graph, given, node) else node):
             scale = add_scale(body, scale_at(body, node))
         with body.graph.inserting_after(scale):
             made = body.graph.call_function(dequantise, (given, scale, dtype))
@@ -118,7 +118,7 @@ def _plain_quantisers(body: fx.GraphModule, codes: dict[fx.Node, fx.Node], dtype
         body.graph.erase_node(node)
 
 
-def _behind(graph: fx.Graph, later: fx.Node, node: fx.Node) -> bool:
+def _follows(graph: fx.Graph, later: fx.Node, node: fx.Node) -> bool:
     """Whether `later` follows `node` in the graph's order."""
     order = {found: place for place, found in enumerate(graph.nodes)}
     return order[later] > order[node]
