@@ -25,7 +25,7 @@ from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import SIZES, Batch, Source
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedDataError, UnsupportedModelError, UsageError
-from gpusq_onnx.files import Staging, staged
+from gpusq_onnx.files import Staging, into
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.model import Model
@@ -162,9 +162,6 @@ def draw(
         OSError: the place cannot be written; nothing is left.
     """
     require_page()
-    if results is None:
-        with staged() as own:
-            return draw(found, output, show, own)
     path, few = place_of(output), replace(found, examples=tuple(found.chosen(show)))
     suffix = path.suffix.lower()
     if suffix in gallery.FORMATS:
@@ -174,8 +171,9 @@ def draw(
     else:
         contents = {path / "index.html": gallery.page(found, few).encode()}
         contents |= {path / name: content for name, content in gallery.pictures(few).items()}
-    for file, content in contents.items():
-        results.place(file).write_bytes(content)
+    with into(results) as staging:
+        for file, content in contents.items():
+            staging.place(file).write_bytes(content)
     return list(contents)
 
 
