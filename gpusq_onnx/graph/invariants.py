@@ -72,10 +72,13 @@ def sorted_nodes(model: Model) -> Iterator[str]:
 
 
 def interface(model: Model) -> Iterator[str]:
-    """The outputs that the model came with are still produced."""
-    found = [tensor.name for tensor in model.graph.outputs]
-    if found != [value.name for value in model.frame.output]:
-        yield f"outputs {[v.name for v in model.frame.output]} became {found}"
+    """The inputs that the model came with are still read, and its outputs still produced."""
+    stored = {constant.name for constant in model.constants()}
+    fed = [value.name for value in model.frame.input if value.name not in stored]
+    made = [value.name for value in model.frame.output]
+    for kind, came, tensors in (("inputs", fed, model.graph.inputs), ("outputs", made, model.graph.outputs)):
+        if (found := [tensor.name for tensor in tensors]) != came:
+            yield f"{kind} {came} became {found}"
 
 
 def positive_scales(model: Model) -> Iterator[str]:

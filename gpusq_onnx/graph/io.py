@@ -21,7 +21,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto
 
-from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.errors import InvariantError, UnsupportedModelError, UsageError
 from gpusq_onnx.files import Staging, begin_flush, into, no_file_at
 from gpusq_onnx.graph import scan
 from gpusq_onnx.graph.door.admission import READABLE, USABLE, admit
@@ -31,7 +31,7 @@ from gpusq_onnx.graph.fp16.transposes import move_transposes
 from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, check_names, from_proto
 from gpusq_onnx.graph.opset import opset_of, raise_opset
 from gpusq_onnx.graph.origin import reads
-from gpusq_onnx.graph.tidy import confirm_declarations, fill_sparse, tidy_nodes, without_functions
+from gpusq_onnx.graph.tidy import confirm_declarations, fill_sparse, spell_domains, tidy_nodes, without_functions
 from gpusq_onnx.graph.wire import BinaryWriter, write_model
 from gpusq_onnx.graph.wording import node_label
 
@@ -57,12 +57,14 @@ def load(path: Path | str) -> Model:
         UsageError: there is no such file.
         UnsupportedModelError: not ONNX, truncated, an opset that is not supported, external data missing or outside,
             weights that onnxruntime has laid out for one processor.
+        InvariantError: reading it would change its inputs or outputs; a defect of this tool.
     """
     path = Path(path)
     proto, embedded = read_proto(path)
     admit(_arrival(proto, embedded, path), USABLE, path)
+    spell_domains(proto)
     _require_portable(proto, path)
-    opset, called = opset_of(proto), bool(proto.functions)
+    opset, called, came = opset_of(proto), bool(proto.functions), _interface(proto.graph)
     proto = without_functions(proto, path)
     filled = fill_sparse(proto, path)
     raised = raise_opset(proto)
@@ -70,6 +72,7 @@ def load(path: Path | str) -> Model:
     model = from_proto(proto, path.parent, embedded)
     model.came_with, model.rewritten = opset, called or filled or raised
     _require_connected(model)
+    _require_interface(model, came)
     confirm_declarations(model)
     settle_foreign_types(model)
     move_transposes(model)
@@ -118,6 +121,24 @@ def _require_connected(model: Model) -> None:
             f"the graph reads {len(missing)} tensor(s) that nothing produces",
             found=", ".join(missing[:5]),
             hint="export the model again; onnx.checker.check_model names the node",
+        )
+
+
+def _interface(graph: GraphProto) -> list[list[tuple[str, int]]]:
+    """The names and element types of what a caller feeds, and of the outputs."""
+    stored = {tensor.name for tensor in graph.initializer} | {sparse.values.name for sparse in graph.sparse_initializer}
+    fed = [value for value in graph.input if value.name not in stored]
+    return [[(value.name, value.type.tensor_type.elem_type) for value in side] for side in (fed, graph.output)]
+
+
+def _require_interface(model: Model, came: list[list[tuple[str, int]]]) -> None:
+    """See that reading has left the inputs and outputs as they came."""
+    if (found := _interface(model.frame)) != came:
+        raise InvariantError(
+            "reading the model changed its inputs or outputs",
+            expected=str(came),
+            found=str(found),
+            hint="this is a defect; a model that was exported with opset 20 needs less rewriting",
         )
 
 

@@ -18,6 +18,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, shape_inference
 
 from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.fresh import Fresh
 from gpusq_onnx.graph.wording import node_label
 
 OLDER = 11
@@ -27,12 +28,11 @@ _WITHDRAWN = b"tf_half_pixel_for_nn"
 class Older:
     """Rewrites nodes of one graph: each method gives the node at opset 13, itself or several in its place.
 
-    `ranks`: of tensors, where they are known.
+    `ranks`: of tensors, where they are known. `names`: of the whole model, for what is new.
     """
 
-    def __init__(self, graph: GraphProto, ranks: Mapping[str, int]) -> None:
-        self._graph, self._ranks = graph, ranks
-        self._taken = {t.name for t in graph.initializer} | {name for node in graph.node for name in node.output}
+    def __init__(self, graph: GraphProto, ranks: Mapping[str, int], names: Fresh) -> None:
+        self._graph, self._ranks, self._fresh = graph, ranks, names.fresh
         self._empty = {t.name for t in graph.initializer if list(t.dims) == [0]}
         self._empty |= {node.output[0] for node in graph.node if node.op_type == "Constant" and _is_empty(node)}
 
@@ -87,12 +87,6 @@ class Older:
                 node.input[place] = ""
         return (node,)
 
-    def _fresh(self, name: str) -> str:
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
-
 
 Rule = Callable[[Older, NodeProto], Iterable[NodeProto]]
 _RULES: Mapping[str, Rule] = {
@@ -104,26 +98,26 @@ _RULES: Mapping[str, Rule] = {
 _SOFT: Mapping[str, Rule] = dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), Older.soft)
 
 
-def raise_older(model: ModelProto) -> None:
+def raise_older(model: ModelProto, names: Fresh) -> None:
     """Bring the nodes of `model` but Softmax from opset 11 or 12 to 13, in place, subgraphs included.
 
     Raises:
         UnsupportedModelError: a Resize of a coordinate mode that opset 13 does not have.
     """
-    _rewrite(model.graph, _RULES, {})
+    _rewrite(model.graph, _RULES, {}, names)
 
 
-def raise_softmax(model: ModelProto) -> None:
+def raise_softmax(model: ModelProto, names: Fresh) -> None:
     """The same of Softmax, once all else is of opset 20, where inference finds ranks that older opsets hide from it."""
-    _rewrite(model.graph, _SOFT, _ranks(model))
+    _rewrite(model.graph, _SOFT, _ranks(model), names)
 
 
-def _rewrite(graph: GraphProto, rules: Mapping[str, Rule], ranks: Mapping[str, int]) -> None:
+def _rewrite(graph: GraphProto, rules: Mapping[str, Rule], ranks: Mapping[str, int], names: Fresh) -> None:
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                _rewrite(attribute.g, rules, ranks)
-    older, nodes = Older(graph, ranks), GraphProto()
+                _rewrite(attribute.g, rules, ranks, names)
+    older, nodes = Older(graph, ranks, names), GraphProto()
     for node in graph.node:
         nodes.node.extend(rules[node.op_type](older, node) if node.op_type in rules else [node])
     del graph.node[:]

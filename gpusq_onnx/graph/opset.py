@@ -17,6 +17,7 @@ import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, helper
 
 from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.fresh import Fresh, beside
 from gpusq_onnx.graph.older import OLDER, raise_older, raise_softmax
 from gpusq_onnx.graph.operators import STANDARD, Is, operators
 from gpusq_onnx.graph.origin import subgraphs
@@ -24,7 +25,7 @@ from gpusq_onnx.graph.wording import node_label
 
 OLDEST, LOWEST, NEWEST, IR = OLDER, 20, 25, 10
 
-Rule = Callable[[NodeProto, GraphProto], None]
+Rule = Callable[[NodeProto, GraphProto, Fresh], None]
 
 
 def opset_of(model: ModelProto | FunctionProto) -> int:
@@ -51,57 +52,55 @@ def raise_opset(model: ModelProto) -> bool:
             f"onnx.version_converter.convert_version(model, {LOWEST})",
         )
     before = model.graph.SerializeToString(deterministic=True) if found < LOWEST else b""
+    names = beside(model.graph)
     if found < 13:
-        raise_older(model)
+        raise_older(model, names)
     for graph in (model.graph, *subgraphs(model.graph)):
         for node in list(graph.node):
             for op, since, rule in _RULES:
                 if node.op_type == op and node.domain in STANDARD and found < since:
-                    rule(node, graph)
+                    rule(node, graph, names)
     if found < LOWEST:
         for entry in model.opset_import:
             if entry.domain in STANDARD:
                 entry.version = LOWEST
         if found < 13:
-            raise_softmax(model)
+            raise_softmax(model, names)
     model.ir_version = max(model.ir_version, IR)
     return found < LOWEST and model.graph.SerializeToString(deterministic=True) != before
 
 
-def _axes_to_input(node: NodeProto, graph: GraphProto) -> None:
+def _axes_to_input(node: NodeProto, graph: GraphProto, names: Fresh) -> None:
     """Opset 18: the reductions' `axes` became an input."""
     axes = next((a for a in node.attribute if a.name == "axes"), None)
     if axes is None:
         return
-    name = f"{node.output[0]}_axes"
-    taken = {t.name for t in graph.initializer} | {name for n in graph.node for name in n.output}
-    while name in taken:
-        name += "_"
+    name = names.fresh(f"{node.output[0]}_axes")
     graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [len(axes.ints)], list(axes.ints)))
     node.attribute.remove(axes)
     node.input.append(name)
 
 
-def _split_count(node: NodeProto, graph: GraphProto) -> None:
+def _split_count(node: NodeProto, graph: GraphProto, names: Fresh) -> None:
     """Opset 18: a Split without sizes must say how many equal parts it makes."""
     if len(node.input) < 2 or not node.input[1]:
         node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
 
 
-def _grid_sample_mode(node: NodeProto, graph: GraphProto) -> None:
+def _grid_sample_mode(node: NodeProto, graph: GraphProto, names: Fresh) -> None:
     """Opset 20: the modes were renamed after their rank-free meaning."""
     for attribute in node.attribute:
         if attribute.name == "mode":
             attribute.s = {b"bilinear": b"linear", b"bicubic": b"cubic"}.get(attribute.s, attribute.s)
 
 
-def _roi_align_mode(node: NodeProto, graph: GraphProto) -> None:
+def _roi_align_mode(node: NodeProto, graph: GraphProto, names: Fresh) -> None:
     """Opset 16: the default became half-pixel centres; before, there was only the other convention."""
     node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "output_half_pixel"))
 
 
 def _refuse(since: int) -> Rule:
-    def refuse(node: NodeProto, graph: GraphProto) -> None:
+    def refuse(node: NodeProto, graph: GraphProto, names: Fresh) -> None:
         raise UnsupportedModelError(
             f"operator {node.op_type} changed its meaning with opset {since} and is not converted",
             where=node_label(node),

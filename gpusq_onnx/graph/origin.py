@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto
 
 from gpusq_onnx.graph.payload import Payload
 
@@ -106,7 +106,7 @@ def _twin(tensor: gs.Tensor) -> gs.Tensor:
     return gs.Variable(tensor.name, tensor.dtype, tensor.shape, tensor.type)
 
 
-def subgraphs(graph: GraphProto) -> Iterator[GraphProto]:
+def subgraphs(graph: GraphProto | FunctionProto) -> Iterator[GraphProto]:
     """Every subgraph, at any depth."""
     for node in graph.node:
         for attribute in node.attribute:

@@ -17,6 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, shape_inference
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.element_types import names_type, rename_type
+from gpusq_onnx.graph.fresh import beside
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.operators import ONNXRUNTIME
 from gpusq_onnx.graph.qdq.dynamic import without_dynamic
@@ -86,12 +87,13 @@ def _spell_out(graph: GraphProto) -> None:
     kinds = {value.name: value.type.tensor_type.elem_type for value in graph.input}
     kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     nodes: list[NodeProto] = []
-    for number, node in enumerate(graph.node):
+    names = beside(graph)
+    for node in graph.node:
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
         if node.domain != ONNXRUNTIME:
             nodes.append(node)
         elif node.op_type == "MatMulNBits":
-            name, shape = f"{node.name}_{number}_matrix", [attributes.get("K"), attributes.get("N")]
+            name, shape = names.fresh(f"{node.name}_matrix"), [attributes.get("K"), attributes.get("N")]
             graph.input.append(onnx.helper.make_tensor_value_info(name, kinds.get(node.input[2], 0), shape))
             nodes.append(onnx.helper.make_node("MatMul", [node.input[0], name], node.output, node.name))
         elif node.op_type == "FusedMatMul" and not any(attributes.get(name) for name in _TRANSPOSED):

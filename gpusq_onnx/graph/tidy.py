@@ -11,6 +11,7 @@
                                                               and no weight is its kernels' to lay out: they saturate
     7. some Transposes before Linears in FP16                 end the process of onnxruntime: `fp16.transposes`
     8. sparse initializers                                    run; no inference here knows them, and passes want values
+    9. "ai.onnx" for ONNX's own domain, which is ""           run; onnx's checker finds no such operators
 
 Case 3 is decided once for all: of an inner tensor's declaration (`value_info`) stays what inference finds as well, and
 what inference cannot know (after operators of other domains). Viewers still show shapes, and no runtime reads a wrong
@@ -43,7 +44,7 @@ from onnx import (
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.door.nodes import read_names
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.operators import is_standard
+from gpusq_onnx.graph.operators import STANDARD, is_standard
 from gpusq_onnx.graph.opset import opset_of
 from gpusq_onnx.graph.origin import subgraphs
 from gpusq_onnx.graph.shapes import Dim, infer_shapes
@@ -106,6 +107,25 @@ def _sort(body: GraphProto) -> None:
     nodes = GraphProto(node=[body.node[place] for place in order])
     del body.node[:]
     body.node.extend(nodes.node)
+
+
+def spell_domains(model: ModelProto) -> None:
+    """Case 9, in place, in subgraphs and local functions too."""
+    for owner in (model, *model.functions):
+        versions = {_spelled(entry.domain): entry.version for entry in owner.opset_import}
+        if len(versions) < len(owner.opset_import) or any(_spelled(e.domain) != e.domain for e in owner.opset_import):
+            del owner.opset_import[:]
+            owner.opset_import.extend(helper.make_opsetid(*entry) for entry in versions.items())
+    levels: list[GraphProto | FunctionProto] = [model.graph, *subgraphs(model.graph)]
+    for function in model.functions:
+        function.domain = _spelled(function.domain)
+        levels += [function, *subgraphs(function)]
+    for node in (node for level in levels for node in level.node if node.domain):
+        node.domain = _spelled(node.domain)
+
+
+def _spelled(domain: str) -> str:
+    return "" if domain in STANDARD else domain
 
 
 def without_functions(model: ModelProto, path: Path) -> ModelProto:

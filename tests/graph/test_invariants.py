@@ -155,6 +155,10 @@ def broken_interface(loaded):
     loaded.graph.outputs[0].name = "z"
 
 
+def lost_input(loaded):
+    loaded.graph.inputs.pop()
+
+
 def broken_operator(loaded):
     loaded.graph.nodes[1].op = "Relux"
 
@@ -167,6 +171,7 @@ def broken_operator(loaded):
         (broken_producers, "two producers"),
         (broken_constants, "two tensors are named 'w'"),
         (broken_interface, "became"),
+        (lost_input, "inputs"),
         (broken_operator, "Relux"),
     ],
 )

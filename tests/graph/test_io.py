@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 from small_graphs import FLOAT, node, normal, proto, run
 
-from gpusq_onnx.errors import UnsupportedModelError, UsageError
+from gpusq_onnx.errors import InvariantError, UnsupportedModelError, UsageError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.sites import find_sites
 
@@ -49,6 +49,17 @@ def names(folder: Path) -> list[str]:
 def entries(path: Path) -> dict[str, dict[str, str]]:
     tensors = onnx.load_model(str(path), load_external_data=False).graph.initializer
     return {t.name: {e.key: e.value for e in t.external_data} for t in tensors}
+
+
+def test_reading_that_changes_the_inputs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    onnx.save(two_layers(), tmp_path / "m.onnx")
+
+    def store_the_input(made: onnx.ModelProto):
+        made.graph.initializer.append(numpy_helper.from_array(FEED["x"], "x"))
+
+    monkeypatch.setattr(io, "raise_opset", store_the_input)
+    with pytest.raises(InvariantError, match="changed its inputs"):
+        io.load(tmp_path / "m.onnx")
 
 
 def test_external_data_in_and_out(external: Path, tmp_path: Path):

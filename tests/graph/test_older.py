@@ -115,3 +115,25 @@ def test_branches_are_raised_too() -> None:
     branches = {a.name: [n.op_type for n in a.g.node] for a in after.graph.node[0].attribute}
     assert branches["then_branch"] == ["Flatten", "Softmax", "Shape", "Reshape"]
     assert TensorProto.INT64 in {t.data_type for a in after.graph.node[0].attribute for t in a.g.initializer}
+
+
+def test_new_names_are_of_the_whole_model() -> None:
+    inner = [
+        node("Softmax", ["x"], ["s"], axis=1),
+        node("Squeeze", ["u"], ["q"], axes=[0]),
+        node("Gather", ["x", "q_axes"], ["g"], axis=1),
+        node("Mul", ["g", "s_flat"], ["h"]),
+        node("Add", ["h", "s"], ["a"]),
+        node("Add", ["a", "q"], ["t"]),
+    ]
+    sides = (
+        graph(inner, [], [("t", FLOAT, None)], {}),
+        graph([node("Neg", ["x"], ["e"])], [], [("e", FLOAT, None)], {}),
+    )
+    nodes = [
+        node("Unsqueeze", ["x"], ["u"], axes=[0]),
+        node("Relu", ["x"], ["s_flat"]),
+        node("If", ["c"], ["y"], then_branch=sides[0], else_branch=sides[1]),
+    ]
+    constants = {"c": np.array(True), "q_axes": np.array([3, 2, 1, 0])}
+    same(proto(nodes, X, Y, constants, opset=12))

@@ -93,6 +93,40 @@ def branch(name: str, axes: list[int]):
     )
 
 
+def shadowing(inner: str):
+    """A branch that makes a tensor and reads an outer one whose name is that of the tensor's axes, once raised."""
+    body = [
+        node("ReduceMean", ["x"], [inner], axes=[1], keepdims=1),
+        node("Gather", ["x", "s_axes"], ["g"], axis=1),
+        node("Sub", ["g", inner], ["t"]),
+    ]
+    other = graph([node("Identity", ["x"], ["e"])], [], [("e", FLOAT, None)], {})
+    return node("If", ["c"], ["y"], then_branch=graph(body, [], [("t", FLOAT, None)], {}), else_branch=other)
+
+
+@pytest.mark.parametrize("outer", ["made", "stored", "fed"])
+def test_new_names_in_a_branch_hide_no_outer_tensor(outer: str):
+    nodes, inputs, stored = [shadowing("s")], [*IMAGE, ("c", TensorProto.BOOL, [])], {"two": np.array([2])}
+    feed = {"x": normal(2, 4, 6, 8), "c": np.array(True)}
+    if outer == "made":
+        nodes.insert(0, node("Identity", ["two"], ["s_axes"]))
+    elif outer == "stored":
+        stored["s_axes"] = stored.pop("two")
+    else:
+        inputs, feed["s_axes"] = [*inputs, ("s_axes", INT64, [1])], stored.pop("two")
+    same(proto(nodes, inputs, ANY, stored, opset=13), feed)
+
+
+def test_a_new_name_is_no_input_s():
+    nodes = [
+        node("ReduceMean", ["x"], ["s"], axes=[1], keepdims=1),
+        node("Gather", ["x", "s_axes"], ["g"], axis=1),
+        node("Add", ["g", "s"], ["y"]),
+    ]
+    made = proto(nodes, [*IMAGE, ("s_axes", INT64, [1])], ANY, opset=13)
+    same(made, {"x": normal(2, 4, 6, 8), "s_axes": np.array([2])})
+
+
 def test_if_and_loop_bodies_are_raised():
     made = proto(
         [node("If", ["c"], ["h"], then_branch=branch("t", [1, 2]), else_branch=branch("e", [2, 3]))],

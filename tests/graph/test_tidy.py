@@ -212,6 +212,28 @@ def test_initializers_are_no_inputs(tmp_path: Path):
     np.testing.assert_array_equal(run(found, {"x": x})["y"], run(made, {"x": x})["y"])
 
 
+@pytest.mark.parametrize("also", [False, True])
+def test_the_default_domain_has_one_spelling(also: bool, tmp_path: Path):
+    """In local functions and branches too, and where a model imports both spellings."""
+    made = calling()
+    sides = [graph([node(op, ["y"], [op])], [], [(op, FLOAT, None)], {}) for op in ("Neg", "Exp")]
+    made.graph.node.append(node("If", ["c"], ["z"], then_branch=sides[0], else_branch=sides[1]))
+    made.graph.initializer.append(numpy_helper.from_array(np.array(True), "c"))
+    made.graph.output[0].name = "z"
+    wanted = run(made, {"x": normal(2, 4, 8)})
+    bodies = (made.graph, *made.functions, *(a.g for a in made.graph.node[-1].attribute))
+    for one in (one for body in bodies for one in body.node if not one.domain):
+        one.domain = "ai.onnx"
+    for owner in (made, *made.functions):
+        owner.opset_import[0].domain = "ai.onnx"
+    if also:
+        made.opset_import.append(helper.make_opsetid("", 21))
+    read = loaded(made, tmp_path)
+    assert [(entry.domain, entry.version) for entry in read.opset_import if entry.domain != "local"] == [("", 21)]
+    onnx.checker.check_model(read)
+    np.testing.assert_array_equal(run(read, {"x": normal(2, 4, 8)})["z"], wanted["z"])
+
+
 def test_constants_that_graphsurgeon_has_not_read_yet_are_written():
     """As they come out of a branch that moved into the graph."""
     made = model(proto([node("Mul", ["x", "s"], ["y"])], X, Y, {"s": np.array(2, np.float32)}))

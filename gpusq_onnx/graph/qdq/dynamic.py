@@ -35,10 +35,11 @@ def dynamic_nodes(
     floats = gs.Variable(fresh.fresh(f"{stem}_block_scales_dequantized"), np.dtype(np.float32))
     attrs = {"axis": -1, "block_size": block, "scale_type": int(TensorProto.FLOAT8E4M3FN)}
     name = fresh.fresh(f"{stem}_DynamicQuantize")
+    of_codes = {"axis": -1, "block_size": block}
     return (
         gs.Node(FP4_QUANTISER, name, attrs, [tensor, factor], [codes, scales], domain=DOMAIN),
-        gs.Node("DequantizeLinear", f"{name}_scales", {}, [scales, factor], [floats]),
-        gs.Node("DequantizeLinear", f"{name}_codes", {"axis": -1, "block_size": block}, [codes, floats], [made]),
+        gs.Node("DequantizeLinear", fresh.fresh(f"{name}_scales"), {}, [scales, factor], [floats]),
+        gs.Node("DequantizeLinear", fresh.fresh(f"{name}_codes"), of_codes, [codes, floats], [made]),
     )
 
 
