@@ -1,7 +1,8 @@
 """Insert QuantizeLinear/DequantizeLinear pairs where TensorRT runs them and a ViT survives them.
 
     accurate      inputs and weights of every Linear and convolution, the operands of the attention products
-    sparse-int8   the same, and the output of every pruned one: TensorRT's sparse INT8 kernels are INT8 in, INT8 out
+    sparse-int8   the same, and the output of every pruned one: TensorRT's sparse INT8 kernels are INT8 in, INT8 out.
+                  Not where the graph's caller gets the output: it is float, and the kernel a dense one
 
 Every constant weight is quantised unless `graph.exclusions` has a reason: first layers, heads, tiny sides, depthwise
 Convs.

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.calibration.activations import Calibration
 from gpusq_onnx.calibration.ranges import ContextError, MakeObserver, MeanError, Watch
 from gpusq_onnx.calibration.rounding import WeightGrid, round_weights
-from gpusq_onnx.graph.model import Model, Node, Tensor
+from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.operators import LINEAR
 from gpusq_onnx.graph.qdq.codes import codes_of, store_on_grid, weight_scales_of
 from gpusq_onnx.graph.qdq.pairs import QdqWriter, store_codes
@@ -31,7 +31,7 @@ from gpusq_onnx.graph.qdq.rescale import offset_input, own_bias, rescale_input, 
 from gpusq_onnx.graph.sites import Site, find_sites
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Context, PlanRow
-from gpusq_onnx.pipeline.details import OperandPair, QdqPair, TensorPair, WeightPair, rows_with
+from gpusq_onnx.pipeline.details import OperandPair, QdqPair, TensorPair, WeightPair, readers_of, rows_with
 from gpusq_onnx.pipeline.parallel import in_order, run_all
 from gpusq_onnx.quant.dynamic import scales_for
 from gpusq_onnx.quant.equalise import Float32
@@ -263,7 +263,7 @@ def _edit(
         context.progress.advance()
     for row, each in rows.all:
         fmt, target = each.numbers, targets[row.tensor]
-        readers = _readers(each, target, sites, structure)
+        readers = readers_of(each, target, structure)
         if fmt.scales:
             writer.dynamic(target, scales[row.tensor], readers, fmt.blocks[0])
         else:
@@ -293,15 +293,6 @@ def _over_positions(site: Site, w: Float32) -> Float32:
     """w[out, channels], summed over a kernel's positions: a mean input is the same at each, but at the padding."""
     positions = site.k // site.channels
     return w if positions == 1 else w.reshape(len(w), positions, -1).sum(axis=1)
-
-
-def _readers(pair: QdqPair, target: Tensor, sites: Mapping[str, Site], structure: Structure) -> list[Node]:
-    if isinstance(pair, OperandPair):
-        attention = structure.attentions[pair.attention]
-        return [attention.scores if pair.operand in ("Q", "K") else attention.context]
-    if isinstance(pair, TensorPair) and pair.side == "input":
-        return [reader for name in pair.sites for reader in sites[name].readers]
-    return list(target.outputs)
 
 
 def _store_codes(model: Model, names: set[str]) -> dict[str, list[str]]:

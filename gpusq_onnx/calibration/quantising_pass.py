@@ -227,7 +227,7 @@ class QuantisingPass(Pass[OptionsT]):
         for site in sites:
             fmt = self.scheme_of(site).input
             outputs = [output for output in site.outputs if output.name not in taken]
-            if not outputs or fmt is None or not self.wants_output(site, given):
+            if not outputs or fmt is None or site.given or not self.wants_output(site, given):
                 continue
             why = f"sparse {fmt.label} kernels write {fmt.label}: a pair between the bias and what follows"
             equalise: When = "never"

@@ -48,6 +48,11 @@ class Dataflow:
         """The node of this graph that a node is in: for one in a branch or a body the If, Loop or Scan, else itself."""
         return self._holders.get(id(node), node)
 
+    def is_given(self, tensor: gs.Tensor) -> bool:
+        """Whether the graph's caller gets the tensor, as it is or through a Cast."""
+        casts = (node.outputs[0].name for node in tensor.outputs if node.op == "Cast")
+        return tensor.name in self.outputs or any(name in self.outputs for name in casts)
+
     def data_inputs(self, node: gs.Node) -> list[gs.Tensor]:
         """The node's inputs that are data."""
         return [t for t in node.inputs if self.is_data(t)]

@@ -62,6 +62,7 @@ class Site:
         out, k: output channels and reduction length.
         quantised: "" (float), "qdq" (float weight before Q/DQ), or the type of codes stored after DQ alone ("int8").
         conflicts: reasons why the stored values must not change for this reader alone.
+        given: the graph's caller gets what a reader computes, so it is made in float.
         apart: another site reads the same part of the weight along another axis.
         unfit: reasons why the product is no layer that could be pruned or quantised.
         role, block: filled in by `gpusq_onnx.graph.structure`.
@@ -76,6 +77,7 @@ class Site:
     quantised: str = ""
     conflicts: list[str] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)
+    given: bool = False
     apart: bool = False
     role: str = ""
     block: int | None = None
@@ -235,6 +237,7 @@ def find_sites(model: Model, flow: Dataflow | None = None) -> list[Site]:
             site.trail.extend(n for n in trace.trail if all(n is not t for t in site.trail))
             site.quantised = site.quantised or trace.quantised
             site.unfit.extend(_unfit(node, operand, flow))
+            site.given = site.given or any(map(flow.is_given, (node.outputs[0], _after_bias(node)[0])))
             break
     sites = list(found.values())
     first: dict[str, Site] = {}

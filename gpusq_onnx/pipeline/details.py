@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from gpusq_onnx.graph.model import Node, Tensor
+from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import Detail, PlanRow
 from gpusq_onnx.quant.formats import FORMATS, Format
 from gpusq_onnx.sparsity.patterns import Pattern, parse_pattern
@@ -118,3 +120,13 @@ class ScaledOperandPair(OperandPair):
     """Q, before which the scores' factor moves: that factor."""
 
     scale: float
+
+
+def readers_of(pair: QdqPair, tensor: Tensor, structure: Structure) -> list[Node]:
+    """Who reads a planned tensor through its pair."""
+    if isinstance(pair, OperandPair):
+        attention = structure.attentions[pair.attention]
+        return [attention.scores if pair.operand in ("Q", "K") else attention.context]
+    if isinstance(pair, TensorPair) and pair.side == "input":
+        return [reader for site in structure.sites if site.name in pair.sites for reader in site.readers]
+    return list(tensor.outputs)

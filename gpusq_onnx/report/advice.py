@@ -30,6 +30,7 @@ _CURABLE = frozenset({"pattern", "precision", "output"})
 _WORTH = 0.1  # of the weights: fewer were left out on purpose, such as the head
 _WHY: Mapping[Deciding | Likely, str] = {
     "output": "no pair on outputs",
+    "caller": "outputs that are the graph's",
     "pattern": "not 2:4",
     "precision": "a type without sparse kernels",
     "alignment": "a length that groups of four do not divide",

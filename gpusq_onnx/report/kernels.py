@@ -26,7 +26,7 @@ _SPARSE = {"INT8": 1, "FP16": 2}  # what TensorRT has sparse kernels of, and byt
 WEIGHT_ONLY = frozenset({"INT4", "FP4"})  # codes that kernels of a float type read; others are made float at build
 
 
-Deciding: TypeAlias = Literal["shared", "alignment", "pattern", "precision", "output", "research", "runtime"]
+Deciding: TypeAlias = Literal["shared", "alignment", "pattern", "precision", "output", "caller", "research", "runtime"]
 Likely: TypeAlias = Literal["size", "vector", "region", "batch", "slower"]
 
 
@@ -60,7 +60,8 @@ class Obstacle:
     """Something between a weight and a sparse kernel.
 
     Attributes:
-        kind: "runtime": TensorRT does not take the form; "research": no kernel of TensorRT is known for it.
+        kind: "caller": it gets the output; "runtime": TensorRT does not take the form; "research": no kernel of
+            TensorRT is known for it.
         text: what it is.
         remedy: the pass or option that would change it; "" where none does.
         decides: rules a sparse kernel out, or makes the dense one win by rule; if not, it only makes that likely.
@@ -88,6 +89,7 @@ class WeightFacts:
         quantised: the formats of weight, input and output.
         float_type: what it computes in without them.
         conflicts: why its values serve more than this one Linear.
+        given: the graph's caller gets its output.
     """
 
     op: str
@@ -99,6 +101,7 @@ class WeightFacts:
     quantised: Quantised
     float_type: Format
     conflicts: tuple[str, ...] = ()
+    given: bool = False
 
     @property
     def sparse(self) -> bool:
@@ -141,7 +144,7 @@ def kernel(facts: WeightFacts, obstacles: Iterable[Obstacle]) -> KernelClass:
 
 def eligible(obstacles: Iterable[Obstacle]) -> bool:
     """Whether the builder should find the weight fit for sparse kernels, be one chosen or not."""
-    return not any(o.decides and o.kind != "output" for o in obstacles)
+    return not any(o.decides and o.kind not in ("output", "caller") for o in obstacles)
 
 
 def find_obstacles(facts: WeightFacts) -> tuple[Obstacle, ...]:
@@ -165,7 +168,9 @@ def _deciding(facts: WeightFacts) -> Iterable[Obstacle]:
         what = f"quantise its {' and '.join(parts)}" if parts else "quantise it to INT8"
         text = f"{facts.precision} has no sparse kernel: {what}, or use FP16"
         yield Obstacle("precision", text, "--passes 'qdq-int8{profile=sparse-int8}', or fp16")
-    if facts.precision == "INT8" and facts.quantised.output is None:
+    if facts.precision == "INT8" and facts.given:
+        yield Obstacle("caller", "its output is the graph's, in float, so the dense INT8 kernel wins", "")
+    elif facts.precision == "INT8" and facts.quantised.output is None:
         text = "no Q/DQ on its output, so the dense INT8 kernel wins"
         yield Obstacle("output", text, "--passes 'qdq-int8{profile=sparse-int8}'")
 

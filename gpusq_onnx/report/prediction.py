@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from gpusq_onnx.graph.qdq.codes import float_format, quantised
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import PlanRow
-from gpusq_onnx.pipeline.details import Pruned, TensorPair, WeightPair
+from gpusq_onnx.pipeline.details import LearnedPair, Pruned, QdqPair, TensorPair, WeightPair, readers_of, rows_with
 from gpusq_onnx.quant.formats import FORMATS, Format
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.report.kernels import KernelClass, Obstacle, WeightFacts, eligible, find_obstacles, kernel
@@ -40,23 +40,40 @@ def predict(structure: Structure, rows: Iterable[PlanRow] = ()) -> tuple[Predict
     Args:
         rows: what is planned for it; none: the model is as it will be.
     """
+    plan = tuple(rows)
     patterns: dict[str, Pattern] = {}
     pairs: dict[str, dict[str, Format]] = {}
     floats: dict[str, Format] = {}
-    for row in rows:
+    for row in plan:
         match row.detail:
             case Pruned() as pruned:
                 patterns[row.tensor] = pruned.shape
             case WeightPair() as pair:
                 pairs.setdefault(row.tensor, {})["weight"] = pair.numbers
-            case TensorPair() as pair:
-                for site in pair.sites:
-                    pairs.setdefault(site, {})[pair.side] = pair.numbers
+            case TensorPair(side="input") as pair:
+                for name in pair.sites:
+                    pairs.setdefault(name, {})["input"] = pair.numbers
         if row.decision in HALF:
             floats[row.tensor] = FORMATS[HALF[row.decision]]
+    for name, written in _outputs(structure, plan):
+        pairs.setdefault(name, {})["output"] = written
     return tuple(
         _of(site, patterns.get(site.name), pairs.get(site.name, {}), floats.get(site.name)) for site in structure.sites
     )
+
+
+def _outputs(structure: Structure, plan: Iterable[PlanRow]) -> Iterator[tuple[str, Format]]:
+    """The sites whose outputs the plan has read through pairs alone: pairs after them, or before what follows."""
+    tensors = {tensor.name: tensor for site in structure.sites for tensor in site.outputs}
+    formats: dict[tuple[str, int], Format] = {}
+    for row, pair in rows_with(plan, QdqPair):
+        if row.tensor in tensors and not isinstance(pair, (WeightPair, LearnedPair)) and not pair.numbers.scales:
+            for reader in readers_of(pair, tensors[row.tensor], structure):
+                formats[row.tensor, id(reader)] = pair.numbers
+    for site in structure.sites:
+        read = [formats.get((tensor.name, id(reader))) for tensor in site.outputs for reader in tensor.outputs]
+        if not site.given and read and read[0] is not None and None not in read:
+            yield site.name, read[0]
 
 
 def _of(site: Site, pattern: Pattern | None, pairs: dict[str, Format], float_type: Format | None) -> Predicted:
@@ -81,4 +98,5 @@ def facts_of(site: Site, patterns: Sequence[Pattern], w: NDArray[Any] | None) ->
         quantised=quantised(site),
         float_type=float_format(site),
         conflicts=(*site.unfit, *site.conflicts),
+        given=site.given,
     )

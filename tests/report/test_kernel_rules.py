@@ -28,6 +28,7 @@ def test_a_weight_with_nothing_in_its_way() -> None:
         ({"quantised": Quantised(), "float_type": FORMATS["fp32"]}, "dense FP32", False, ["precision"]),
         ({"quantised": Quantised(INT8), "float_type": FORMATS["bf16"]}, "dense BF16", False, ["precision"]),
         ({"quantised": BOTH}, "dense INT8", True, ["output"]),
+        ({"quantised": BOTH, "given": True}, "dense INT8", True, ["caller"]),
         ({"patterns": (), "zeros": 0.1}, "dense INT8", False, ["pattern"]),
         ({"grouped": 3, "op": "Conv", "patterns": ()}, "dense INT8", False, ["alignment"]),
         ({"conflicts": ("tied",)}, "dense INT8", False, ["shared"]),

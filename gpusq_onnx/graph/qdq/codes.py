@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import values_of
 from gpusq_onnx.graph.operators import QDQ
-from gpusq_onnx.graph.qdq.quantize_nodes import activation_format
+from gpusq_onnx.graph.qdq.quantize_nodes import activation_format, is_grid_clip
 from gpusq_onnx.graph.sites import Site, before_qdq
 from gpusq_onnx.graph.trace import view_from
 from gpusq_onnx.graph.wording import node_label
@@ -81,10 +81,12 @@ def clip_bounds(scale: NDArray[Any], lowest: float, largest: float) -> tuple[NDA
 
 
 def _output_format(site: Site) -> Format | None:
-    readers = site.output.outputs
-    if not readers or any(node.op != "QuantizeLinear" for node in readers):
+    """The format of a site's outputs, where every one is read through pairs alone; the first one's."""
+    readers = [node for output in site.outputs for node in output.outputs]
+    quantisers = [node.outputs[0].outputs[0] if is_grid_clip(node) else node for node in readers]
+    if site.given or not readers or any(node.op != "QuantizeLinear" for node in quantisers):
         return None
-    return activation_format(readers[0])
+    return activation_format(quantisers[0])
 
 
 def _data(site: Site, node: gs.Node) -> list[Any]:

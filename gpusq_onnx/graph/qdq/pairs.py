@@ -3,7 +3,8 @@
 Where (TensorRT's explicit quantisation, NVIDIA's placement rules):
   - inputs and weights of every site that `graph.exclusions` does not leave out; one pair a tensor, shared by its
     readers (LayerNorm -> q, k, v / fc1)
-  - `sparse-int8` only: the output of every pruned site, after its bias: sparse INT8 kernels are INT8 in, INT8 out
+  - `sparse-int8` only: the output of every pruned site, after its bias: sparse INT8 kernels are INT8 in, INT8 out;
+    none where the output is the graph's
   - the operands of both attention products where there are few tokens, after the scale and the transpose; the softmax
     output at a scale that ends at 1 or before: at most 1/127 for INT8
   - never: the residual Add's inputs as such, LayerNorm's and GELU's inputs, the last LayerNorm

@@ -1,0 +1,137 @@
+"""Which kernels weights get: `plan`, `compress` and `inspect` give one answer, on graphs of odd forms."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+import gpusq_onnx
+from gpusq_onnx.report.advice import verdict
+
+WIDTH, TOKENS = 64, 16
+
+
+class Net:
+    """A graph that grows from its input `x`; a call adds a node and gives its first output's name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self.random = np.random.default_rng(0)
+
+    def __call__(self, op: str, *inputs: str, into: str = "", **attributes: object) -> str:
+        made = into or f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [made], name=f"n{len(self.nodes)}", **attributes))
+        return made
+
+    def weight(self, *shape: int) -> str:
+        return self.constant((self.random.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32))
+
+    def constant(self, values: np.ndarray) -> str:
+        name = f"w{len(self.constants)}"
+        self.constants[name] = values
+        return name
+
+    def linear(self, x: str, into: str = "", out: int = WIDTH) -> str:
+        return self("MatMul", x, self.weight(WIDTH, out), into=into)
+
+    def block(self, x: str) -> str:
+        return self("Relu", self.linear(x))
+
+    def model(self, *outputs: str) -> ModelProto:
+        shape = ["b", TOKENS, WIDTH]
+        graph = helper.make_graph(
+            self.nodes,
+            "odd",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", TOKENS, None]) for name in outputs],
+            [numpy_helper.from_array(values, name) for name, values in self.constants.items()],
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def _features() -> ModelProto:
+    """A feature map is given out in the middle; the last Linear's output is one, too."""
+    net = Net()
+    net.linear(net("Relu", net.linear(net.block("x"), into="features")), into="y")
+    return net.model("features", "y")
+
+
+def _before_the_bias() -> ModelProto:
+    """The caller gets a product without its bias."""
+    net = Net()
+    added = net("Add", net.linear(net.block("x"), into="product"), net.weight(WIDTH))
+    net.linear(net.block(added), into="y")
+    return net.model("product", "y")
+
+
+def _in_a_row() -> ModelProto:
+    """Linear to Linear with nothing between; the head is one, too."""
+    net = Net()
+    net.linear(net.linear(net.block(net.linear(net.linear("x")))), into="y", out=WIDTH // 2)
+    return net.model("y")
+
+
+def _and_a_sum() -> ModelProto:
+    """A Linear's output goes to a Linear, and to a sum in float."""
+    net = Net()
+    first = net.linear(net.block("x"))
+    net.linear(net("Add", net.block(first), first), into="y")
+    return net.model("y")
+
+
+def _one_head() -> ModelProto:
+    """Attention of one head: q, k and v go into its products as they are, k through a Transpose."""
+    net = Net()
+    x = net.block("x")
+    q, k, v = (net.linear(x) for _ in range(3))
+    scores = net("Mul", net("MatMul", q, net("Transpose", k, perm=[0, 2, 1])), net.constant(np.float32(0.125)))
+    context = net("MatMul", net("Softmax", scores, axis=-1), v)
+    net.linear(net("Relu", net.linear(context)), into="y")
+    return net.model("y")
+
+
+def _tied() -> ModelProto:
+    """One weight for two Linears, one of which gives an output."""
+    net = Net()
+    shared = net.weight(WIDTH, WIDTH)
+    x = net("Relu", net("MatMul", net.block("x"), shared))
+    net("MatMul", net.block(x), shared, into="y")
+    return net.model("y")
+
+
+GRAPHS = [_features, _before_the_bias, _in_a_row, _and_a_sum, _one_head, _tied]
+PRUNED = "prune24{method=magnitude,head=true}"
+PIPELINES = [
+    f"{PRUNED},qdq-int8",
+    f"{PRUNED},qdq-int8{{profile=sparse-int8,head=true,equalise=false}}",
+    pytest.param(f"{PRUNED},qdq-int8{{profile=sparse-int8,head=true,equalise=false}},fp16", marks=pytest.mark.long),
+    pytest.param(f"{PRUNED},qdq-int4{{activations=int4,profile=sparse-int8}}", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize("passes", PIPELINES)
+@pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.__name__.strip("_"))
+def test_plan_compress_and_inspect_count_the_same_kernels(
+    graph: Callable[[], ModelProto], passes: str, tmp_path: Path
+) -> None:
+    model = graph()
+    planned = gpusq_onnx.plan(model, passes)
+    done = gpusq_onnx.compress(model, passes, output=tmp_path / "out.onnx")
+    assert planned.kernels == done.kernels == gpusq_onnx.inspect(tmp_path / "out.onnx").kernels
+
+
+def test_what_the_caller_gets_is_no_output_of_a_sparse_int8_kernel(tmp_path: Path) -> None:
+    passes = f"{PRUNED},qdq-int8{{profile=sparse-int8,head=true}}"
+    done = gpusq_onnx.compress(_features(), passes, output=tmp_path / "out.onnx")
+    assert done.kernels == {"dense INT8": 2, "sparse INT8": 1}
+    nodes, outputs = done.model.graph.node, {value.name for value in done.model.graph.output}
+    read = {name for node in nodes for name in node.input} | outputs
+    assert [node.name for node in nodes if not read & set(node.output)] == []
+    assert outputs & {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"} == set()
+    reasons = [obstacle.text for weight in done.weights for obstacle in weight.obstacles if obstacle.kind == "caller"]
+    assert reasons == ["its output is the graph's, in float, so the dense INT8 kernel wins"] * 2
+    given = [weight for weight in done.weights if weight.kernel.kind == "dense"]
+    assert verdict(given, will=True).endswith("2 dense INT8: outputs that are the graph's (2)")
