@@ -40,7 +40,7 @@ from gpusq_onnx.calibration.rounding import (
     rounding_of,
 )
 from gpusq_onnx.errors import UnsupportedModelError
-from gpusq_onnx.graph.exclusions import SMALLEST, excluded
+from gpusq_onnx.graph.exclusions import SMALLEST
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.weight_only import NBITS, find_nbits, write_dequantized, write_nbits
 from gpusq_onnx.graph.sites import Site
@@ -130,7 +130,7 @@ class Int4Weights(Pass[Int4Options]):
             )
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
-        selector = Selector(self.options.only, self.options.skip)
+        selector = Selector(self.options, "quantise")
         selector.check(structure.sites, self.name)
         rows = [self._row(site, structure, selector, given.data) for site in structure.sites]
         rows += leftover_rows(structure)
@@ -177,10 +177,9 @@ class Int4Weights(Pass[Int4Options]):
         return [ExplicitQuantisation()] if self.options.runtime == "tensorrt" else []
 
     def _row(self, site: Site, structure: Structure, selector: Selector, data: bool) -> PlanRow:
-        named = bool(self.options.only) or self.options.includes(site)
         block = next((size for size in self._sizes if site.k % size == 0), 0)
         reason = selector.refuses(site) or _unfit(site, structure)
-        reason = reason or excluded(site, "quantise", smallest=self.options.smallest, named=named) or ""
+        reason = reason or selector.excludes(site) or ""
         if not reason and not block:
             reason = f"no block of {' or '.join(map(str, self._sizes))} divides K = {site.k}"
         head = site.name, site.path, site.role, site.op, (site.out, site.k)

@@ -31,7 +31,7 @@ from pydantic import Field
 from gpusq_onnx.calibration.channel_order import ChannelOrder, places_of
 from gpusq_onnx.calibration.pruning import prune_site, squarable
 from gpusq_onnx.calibration.walk import Walk, observable
-from gpusq_onnx.graph.exclusions import SMALLEST, excluded
+from gpusq_onnx.graph.exclusions import SMALLEST
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.movable import find_movable
 from gpusq_onnx.graph.moves import Movable
@@ -99,7 +99,7 @@ class Permute(Pass[PermuteOptions]):
         )
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
-        selector = Selector(self.options.only, self.options.skip)
+        selector = Selector(self.options, "prune")
         selector.check(structure.sites, self.name)
         movable = find_movable(model, structure)
         rows = [self._row(site, selector, movable, given.data) for site in structure.sites]
@@ -152,8 +152,7 @@ class Permute(Pass[PermuteOptions]):
         return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail or {})
 
     def _refusal(self, site: Site) -> str | None:
-        named = bool(self.options.only) or self.options.includes(site)
-        reason = excluded(site, "prune", smallest=self.options.smallest, named=named)
+        reason = Selector(self.options, "prune").excludes(site)
         if reason is None and not site.is_float:
             reason = f"stored as {site.dtype}"
         return reason or (f"{site.patterns[0].name} already" if site.patterns else None)

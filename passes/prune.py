@@ -28,7 +28,7 @@ from gpusq_onnx.calibration.pruning import prune_site
 from gpusq_onnx.calibration.row_weights import answers, classifies
 from gpusq_onnx.calibration.walk import Walk, observable
 from gpusq_onnx.errors import UnsupportedModelError
-from gpusq_onnx.graph.exclusions import SMALLEST, excluded
+from gpusq_onnx.graph.exclusions import SMALLEST
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
@@ -120,7 +120,7 @@ class Prune(Pass[PruneOptions]):
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         if self.options.rows == "fisher" and self._method(given.data) == "sparsegpt":
             answers(model)
-        selector = Selector(self.options.only, self.options.skip)
+        selector = Selector(self.options, "prune")
         selector.check(structure.sites, self.name)
         rows = [self._row(site, selector, given.data) for site in structure.sites] + leftover_rows(structure)
         require_any(
@@ -200,8 +200,7 @@ class Prune(Pass[PruneOptions]):
         if site.channels % group:
             axis = "reduction length" if site.is_linear else "channels"
             return f"{axis} {site.channels} is not a multiple of {group}"
-        named = bool(self.options.only) or self.options.includes(site)
-        reason = excluded(site, "prune", smallest=self.options.smallest, named=named)
+        reason = selector.excludes(site)
         if reason or site.conflicts:
             return reason or site.conflicts[0]
         if not site.is_float:

@@ -20,7 +20,7 @@ from gpusq_onnx.calibration.attention_rows import attention_rows, write_learned
 from gpusq_onnx.calibration.quantise import QuantiseSettings, quantise
 from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounded_by_output, rounding_of
 from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
-from gpusq_onnx.graph.exclusions import SMALLEST, excluded
+from gpusq_onnx.graph.exclusions import SMALLEST
 from gpusq_onnx.graph.leftovers import LEARNED
 from gpusq_onnx.graph.model import Model, Node, Tensor
 from gpusq_onnx.graph.operators import QDQ
@@ -119,7 +119,7 @@ class QuantisingPass(Pass[OptionsT]):
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         self._require_observer()
-        selector = Selector(self.options.only, self.options.skip)
+        selector = Selector(self.options, "quantise")
         selector.check(structure.sites, self.name)
         rows = [self._weight_row(site, selector, given.data) for site in structure.sites]
         rows += [row for row in leftover_rows(structure) if self.scheme.attention is None or row.reason != LEARNED]
@@ -175,9 +175,8 @@ class QuantisingPass(Pass[OptionsT]):
             )
 
     def _weight_row(self, site: Site, selector: Selector, data: bool) -> PlanRow:
-        named = bool(self.options.only) or self.options.includes(site)
         scheme = self.scheme_of(site)
-        reason = selector.refuses(site) or excluded(site, "quantise", smallest=self.options.smallest, named=named)
+        reason = selector.refuses(site) or selector.excludes(site)
         reason = reason or no_blocks(site, scheme)
         decision = SKIP if reason else "quantise weight"
         each = f"one scale for each {scheme.block} weights" if scheme.block else "one scale an output channel"

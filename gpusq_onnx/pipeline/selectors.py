@@ -12,22 +12,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from glob import escape
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import AfterValidator, Field
 
 from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
+from gpusq_onnx.graph.exclusions import Kind, excluded
 from gpusq_onnx.graph.roles import FIRST_LAYERS, ROLES
 from gpusq_onnx.graph.sites import OPERATORS, Site
 from gpusq_onnx.pipeline.base import PassOptions
 from gpusq_onnx.sparsity.patterns import parse_pattern
 
 
-class Selector:
-    """The sites that `only` names (all, where it is empty) without those that `skip` names."""
+class Selecting(Protocol):
+    """Options that say which weights a pass changes."""
 
-    def __init__(self, only: Sequence[str], skip: Sequence[str]) -> None:
-        self.only, self.skip = tuple(only), tuple(skip)
+    only: list[str]
+    skip: list[str]
+    smallest: int
+
+    def includes(self, site: Site) -> bool:
+        """Whether an option asks for this site."""
+
+
+class Selector:
+    """The sites that `only` names (all, where it is empty) without those that `skip` names, and without the excluded.
+
+    Args:
+        kind: what the pass does, for which `graph.exclusions` has its reasons.
+    """
+
+    def __init__(self, options: Selecting, kind: Kind) -> None:
+        self.only, self.skip = tuple(options.only), tuple(options.skip)
+        self._options, self._kind = options, kind
 
     def check(self, sites: Sequence[Site], where: str) -> None:
         """Raise SelectorUnmatched for the first pattern without a match; `where` names the pass."""
@@ -40,6 +57,11 @@ class Selector:
             return f"not selected by only={';'.join(self.only)}"
         hit = next((pattern for pattern in self.skip if matches(pattern, site)), None)
         return f"left out by skip={hit}" if hit is not None else None
+
+    def excludes(self, site: Site) -> str | None:
+        """Why nobody would change the site, or None; most reasons do not hold for one that the options ask for."""
+        named = bool(self.only) or self._options.includes(site)
+        return excluded(site, self._kind, smallest=self._options.smallest, named=named)
 
 
 def require_matches(patterns: Sequence[str], sites: Sequence[Site], where: str) -> None:
