@@ -176,6 +176,12 @@ class Source(ABC):
         Raises UnsupportedDataError on what only shows when the data is read.
         """
 
+    @property
+    def truths(self) -> frozenset[str]:
+        """The metrics that the samples have a truth for, by the keys of reports."""
+        has = {"top1": self.labelled, **dict.fromkeys(("AP", "mask_AP"), self.annotations is not None)}
+        return frozenset(metric for metric, known in {**has, "mIoU": self.segmented}.items() if known)
+
     def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
         """The samples `indices` (0 to len - 1, any order, repeats allowed), as they come out of `batches`.
 

@@ -244,10 +244,8 @@ def _nobody(*seen: object) -> None:
 
 def _require_truth(gates: Gates, source: Source) -> None:
     """Raise UsageError for a gate on a metric that the data cannot give."""
-    boxes = source.annotations is not None
-    known = {"top1": source.labelled, "AP": boxes, "mask_AP": boxes, "mIoU": source.segmented}
     for metric, (truth, hint) in TRUTHS.items():
-        if gates.ask_for(metric) and not known[metric]:
+        if gates.ask_for(metric) and metric not in source.truths:
             name, option = METRICS[metric], metric.lower().replace("_", "-")
             raise UsageError(
                 f"a gate on {name} needs {truth}, and the data has none",

@@ -240,9 +240,7 @@ def _divided(subject: Subject) -> tuple[Source, Source]:
 
 def _require_truth(budget: Budget, source: Source) -> None:
     """Raise UsageError for a budget on a metric that the data cannot give."""
-    boxes = source.annotations is not None
-    known = {"": True, "top1": source.labelled, "AP": boxes, "mask_AP": boxes, "mIoU": source.segmented}
-    if not known[budget.metric.truth]:
+    if budget.metric.truth and budget.metric.truth not in source.truths:
         raise UsageError(
             f"the budget {budget.metric.name} needs what the data does not have",
             where="--budget",
