@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.files import no_file_at
@@ -27,6 +27,13 @@ MOST_TEXT = 2**28  # bytes of a text file that is read whole
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError for anything else."""
     return _guarded(json.loads, text.removeprefix(_MARK) if isinstance(text, str) else text)
+
+
+class Expected(NamedTuple):
+    """What a value of a file must be: in words, and whether one is it."""
+
+    words: str
+    fits: Callable[[Any], bool]
 
 
 def parse_toml(text: str) -> dict[str, Any]:

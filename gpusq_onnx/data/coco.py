@@ -6,12 +6,12 @@ Layout: {"images": [{"id", "file_name", "width", "height"}], "annotations": [{"i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpusq_onnx.errors import UnsupportedDataError, UsageError
-from gpusq_onnx.parsing import parse_json, read_bytes
+from gpusq_onnx.parsing import Expected, parse_json, read_bytes
 
 TABLES = {
     "images": ("id", "file_name", "width", "height"),
@@ -41,57 +41,54 @@ def read_annotations(file: Path) -> dict[str, Any]:
                 hint="the file is called instances_*.json in COCO",
             )
         for number, row in enumerate(rows):
-            wrong = [key for key in KINDS if key in row and not KINDS[key](row[key])]
+            wrong = [key for key in KINDS if key in row and not KINDS[key].fits(row[key])]
             if wrong:
                 raise UnsupportedDataError(
                     f"{file} is not COCO annotations of boxes",
                     where=f'"{table}", entry {number}, "{wrong[0]}"',
-                    expected=str(KINDS[wrong[0]].__doc__),
+                    expected=KINDS[wrong[0]].words,
                     found=f"{row[wrong[0]]!r:.80}",
                 )
     return dict(found)
 
 
 def _number(value: Any) -> bool:
-    """a whole number of at most 64 bits"""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _size(value: Any) -> bool:
-    """a size in pixels, above 0"""
     return _measure(value) and value > 0
 
 
 def _measure(value: Any) -> bool:
-    """a finite number of pixels"""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _box(value: Any) -> bool:
-    """four finite numbers: x, y, width, height"""
     return isinstance(value, list) and len(value) == 4 and all(map(_measure, value))
 
 
 def _name(value: Any) -> bool:
-    """a text"""
     return isinstance(value, str)
 
 
 def _area(value: Any) -> bool:
-    """a finite number"""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18
 
 
 def _flag(value: Any) -> bool:
-    """0 or 1"""
     return isinstance(value, (int, bool)) and value in (0, 1)
 
 
-KINDS: dict[str, Callable[[Any], bool]] = {
-    "id": _number, "image_id": _number, "category_id": _number, "width": _size, "height": _size, "bbox": _box,
-    "file_name": _name, "name": _name, "area": _area, "iscrowd": _flag,
-}  # fmt: skip
-"""What the values of the known keys are; each says so in words."""
+KINDS: Mapping[str, Expected] = {
+    **dict.fromkeys(("id", "image_id", "category_id"), Expected("a whole number of at most 64 bits", _number)),
+    **dict.fromkeys(("width", "height"), Expected("a size in pixels, above 0", _size)),
+    "bbox": Expected("four finite numbers: x, y, width, height", _box),
+    **dict.fromkeys(("file_name", "name"), Expected("a text", _name)),
+    "area": Expected("a finite number", _area),
+    "iscrowd": Expected("0 or 1", _flag),
+}
+"""What the values of the known keys are."""
 
 
 def image_ids(files: Sequence[str], annotations: Mapping[str, Any], *, where: str) -> dict[str, int]:

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from gpusq_onnx.parsing import Expected
 
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _TAKEN = ("nearest", "lanczos", "bilinear", "bicubic")
@@ -49,12 +51,12 @@ def checked(document: Any) -> dict[str, Any]:
         raise ValueError(f"expected an object of keys and values, found {_shown(document)}")
     said = {key: document[key] for key in _SCHEMA if document.get(key) is not None}
     for key, value in said.items():
-        if not _SCHEMA[key](value):
-            raise ValueError(f'"{key}": expected {_SCHEMA[key].__doc__}, found {_shown(value)}')
+        if not _SCHEMA[key].fits(value):
+            raise ValueError(f'"{key}": expected {_SCHEMA[key].words}, found {_shown(value)}')
     normalised = said.get("do_normalize", True)
     for key, other in (("image_mean", "image_std"), ("image_std", "image_mean")):
         if normalised and other in said and key not in said:
-            raise ValueError(f'"{key}": expected {_SCHEMA[key].__doc__}, as "{other}" is there, found nothing')
+            raise ValueError(f'"{key}": expected {_SCHEMA[key].words}, as "{other}" is there, found nothing')
     return said
 
 
@@ -166,43 +168,35 @@ def _pixels(value: Any) -> bool:
 
 
 def _flag(value: Any) -> bool:
-    """true or false"""
     return isinstance(value, bool)
 
 
 def _text(value: Any) -> bool:
-    """a name"""
     return isinstance(value, str)
 
 
 def _factor(value: Any) -> bool:
-    """a number above 0"""
     return _number(value) and value > 0
 
 
 def _share(value: Any) -> bool:
-    """a number from 0.1 to 1"""
     return _number(value) and 0.1 <= value <= 1
 
 
 def _means(value: Any) -> bool:
-    """a number, or a list of 1 or 3"""
     values = value if isinstance(value, list) else [value]
     return len(values) in (1, 3) and all(map(_number, values))
 
 
 def _stds(value: Any) -> bool:
-    """a number above 0, or a list of 1 or 3"""
     return _means(value) and all(part > 0 for part in (value if isinstance(value, list) else [value]))
 
 
 def _filter_number(value: Any) -> bool:
-    """0 to 5, one of Pillow's filters"""
     return isinstance(value, int) and not isinstance(value, bool) and value in _FILTERS
 
 
 def _size(value: Any) -> bool:
-    """pixels: 224, {"shortest_edge": 224} or {"height": 224, "width": 224}"""
     if isinstance(value, list):
         return len(value) == 2 and all(map(_pixels, value))
     if not isinstance(value, dict):
@@ -212,16 +206,18 @@ def _size(value: Any) -> bool:
     return bool(sides) and pairs and all(map(_pixels, sides.values()))
 
 
-_SCHEMA: Mapping[str, Callable[[Any], bool]] = {
-    "image_processor_type": _text,
-    **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad"), _flag),
-    **dict.fromkeys(("offset", "rescale_offset"), _flag),
-    "rescale_factor": _factor,
-    "image_mean": _means,
-    "image_std": _stds,
-    "resample": _filter_number,
-    "crop_pct": _share,
-    **dict.fromkeys(("size", "crop_size"), _size),
-    "max_size": _pixels,
+_SWITCH = Expected("true or false", _flag)
+_AREA = Expected('pixels: 224, {"shortest_edge": 224} or {"height": 224, "width": 224}', _size)
+_SCHEMA: Mapping[str, Expected] = {
+    "image_processor_type": Expected("a name", _text),
+    **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad"), _SWITCH),
+    **dict.fromkeys(("offset", "rescale_offset"), _SWITCH),
+    "rescale_factor": Expected("a number above 0", _factor),
+    "image_mean": Expected("a number, or a list of 1 or 3", _means),
+    "image_std": Expected("a number above 0, or a list of 1 or 3", _stds),
+    "resample": Expected("0 to 5, one of Pillow's filters", _filter_number),
+    "crop_pct": Expected("a number from 0.1 to 1", _share),
+    **dict.fromkeys(("size", "crop_size"), _AREA),
+    "max_size": Expected("a whole number of pixels, above 0", _pixels),
 }
 """The keys that are looked at, with what they may hold."""

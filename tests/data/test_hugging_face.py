@@ -152,6 +152,7 @@ def test_what_has_no_counterpart_is_said(written: dict[str, Any], words: str, ex
         ({"size": 10**400}, '"size"'),
         ({"do_rescale": "no"}, '"do_rescale": expected true or false, found "no"'),
         ({"rescale_factor": 0}, '"rescale_factor": expected a number above 0, found 0'),
+        ({"max_size": "big"}, '"max_size": expected a whole number of pixels, above 0, found "big"'),
         ({"crop_pct": 1e-300}, '"crop_pct": expected a number from 0.1 to 1'),
     ],
 )
