@@ -37,6 +37,15 @@ Geometry = Literal["resized", "cropped only", "enlarged"]
 GEOMETRIES: tuple[Geometry, ...] = get_args(Geometry)
 
 
+class SizeOpenError(UsageError):
+    """A model leaves the size of its images open, and no option says it."""
+
+    def __init__(self, spec: InputSpec, hint: str) -> None:
+        what = f"the model's input {spec.name!r} takes images of any size: say which"
+        super().__init__(what, where="--crop", found=str(spec), hint=hint)
+        self.spec = spec
+
+
 @dataclass(frozen=True, eq=False)
 class Preprocess:
     """How images become one model input. `height` and `width` are the crop's; `table` is dtype[channels, 256]."""
@@ -209,12 +218,7 @@ def _side(options: DataOptions, spec: InputSpec, dim: int | str | None) -> int:
             )
         return dim
     if options.crop is None:
-        raise UsageError(
-            f"the model's input {spec.name!r} takes images of any size: say which",
-            where="--crop",
-            found=str(spec),
-            hint="for example --resize 256 --crop 224",
-        )
+        raise SizeOpenError(spec, "for example --resize 256 --crop 224")
     return options.crop
 
 

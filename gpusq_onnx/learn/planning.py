@@ -150,9 +150,9 @@ def _reached(model: Model, structure: Structure) -> Reach | None:
     try:
         return reach(model, [site for site in structure.sites if site.is_float])
     except NothingMatched as error:
-        where, _, found, hint = error.details.values()
+        said = error.details
         raise UnsupportedModelError(
-            f"the model cannot be trained: {error.what}", where=where, found=found, hint=hint
+            f"the model cannot be trained: {error.what}", where=said["where"], found=said["found"], hint=said["next"]
         ) from None
 
 

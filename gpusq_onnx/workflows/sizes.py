@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpusq_onnx.data.options import DataOptions
+from gpusq_onnx.data.preprocess import SizeOpenError
 from gpusq_onnx.data.sizes import sizes_for
-from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph.model import TensorSpec
 from gpusq_onnx.graph.pin import is_open, pin_specs
 from gpusq_onnx.runtime.tensorrt.profiles import parse_shapes
@@ -22,10 +22,7 @@ def open_sizes(inputs: Sequence[TensorSpec], shapes: Sequence[str], options: Dat
     if is_open(pin_specs(inputs, given)):
         try:
             sizes = sizes_for(inputs, options)
-        except UsageError as error:
-            if error.details["where"] == "--crop":  # the one option of an image's size that every such verb has
-                error.details["next"] = "for example --crop 224; or --shapes INPUT=1x3x224x224"
-                error.reword(str)
-            raise
+        except SizeOpenError as error:  # --crop is the one option of an image's size that every such verb has
+            raise SizeOpenError(error.spec, "for example --crop 224; or --shapes INPUT=1x3x224x224") from error
         given |= {name: size for name, size in sizes.items() if name not in given}
     return given
