@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpusq_onnx.calibration.sizes import BUDGET, Shape, fitting, image_bytes
+from gpusq_onnx.calibration.image_bytes import BUDGET, Shape, fitting, image_bytes
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedDataError, UnsupportedModelError
 from gpusq_onnx.graph import io

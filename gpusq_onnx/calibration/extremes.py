@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from gpusq_onnx.calibration.sizes import Shape, fitting, image_bytes
+from gpusq_onnx.calibration.image_bytes import Shape, fitting, image_bytes
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.probes import write_probed

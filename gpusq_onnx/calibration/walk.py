@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.calibration.dense_path import DensePath
+from gpusq_onnx.calibration.image_bytes import BATCH
 from gpusq_onnx.calibration.prefix import PrefixRunner
 from gpusq_onnx.calibration.row_weights import RowWeights
-from gpusq_onnx.calibration.sizes import BATCH
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.model import Model, Tensor

@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.graph.dataflow import Dataflow
-from gpusq_onnx.graph.model import Model, check_names, data_type_of, type_name, values_of
+from gpusq_onnx.graph.model import Model, data_type_of, type_name, unproduced, values_of
 from gpusq_onnx.graph.operators import LINEAR, NORMS, QDQ, QUANTISERS, Is, operators
 from gpusq_onnx.graph.qdq.codes import scales_another
 from gpusq_onnx.graph.qdq.dynamic import FORMAT, is_dynamic
@@ -43,7 +43,7 @@ _SMALLEST_FP16_SCALE = 6.1e-5  # below, a half-precision scale is subnormal or z
 
 def connected(model: Model) -> Iterator[str]:
     """Every tensor that a node reads is an input, an initializer or some node's output."""
-    for name in sorted(set(check_names(model))):
+    for name in sorted(set(unproduced(model))):
         yield f"tensor {name!r} is read and nothing produces it"
 
 

@@ -28,7 +28,7 @@ from gpusq_onnx.graph.door.admission import READABLE, USABLE, admit
 from gpusq_onnx.graph.door.arrival import Arrival
 from gpusq_onnx.graph.foreign_types import settle_foreign_types
 from gpusq_onnx.graph.fp16.transposes import move_transposes
-from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, check_names, from_proto
+from gpusq_onnx.graph.model import INLINE_BYTES, Large, Model, from_proto, unproduced
 from gpusq_onnx.graph.opset import opset_of, raise_opset
 from gpusq_onnx.graph.origin import reads
 from gpusq_onnx.graph.tidy import confirm_declarations, fill_sparse, spell_domains, tidy_nodes, without_functions
@@ -115,7 +115,7 @@ def _require_portable(proto: ModelProto, path: Path) -> None:
 
 def _require_connected(model: Model) -> None:
     """Refuse a graph that reads tensors which nothing provides."""
-    missing = sorted(set(check_names(model)))
+    missing = sorted(set(unproduced(model)))
     if missing:
         raise UnsupportedModelError(
             f"the graph reads {len(missing)} tensor(s) that nothing produces",

@@ -338,7 +338,7 @@ def _reader(values: Any) -> Callable[[], NDArray[np.uint8]]:
     return read
 
 
-def check_names(model: Model) -> Iterable[str]:
+def unproduced(model: Model) -> Iterable[str]:
     """Names of tensors that a node of the main graph reads and nothing provides."""
     given = {t.name for t in model.graph.inputs}
     for node in model.graph.nodes:

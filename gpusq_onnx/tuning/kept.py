@@ -14,7 +14,7 @@ from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
 from gpusq_onnx.files import require_place, write_text
 from gpusq_onnx.parsing import parse_json
-from gpusq_onnx.runtime.tensorrt.store import Store
+from gpusq_onnx.runtime.store import Store
 from gpusq_onnx.scratch import Scratch
 
 _FORMAT = 3  # of what is kept and of how it was measured; another number, measured anew

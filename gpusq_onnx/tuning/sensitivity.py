@@ -18,7 +18,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gpusq_onnx.calibration.sizes import BATCH
+from gpusq_onnx.calibration.image_bytes import BATCH
 from gpusq_onnx.calibration.store import BatchStore
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import halves

@@ -36,10 +36,10 @@ from gpusq_onnx.runtime.crew import Crew
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.tuning.ahead import searched
-from gpusq_onnx.tuning.bench import Bench, kept_measurements
 from gpusq_onnx.tuning.budget import Budget, Limit, parse_at_most, parse_budget, parse_packed_size
 from gpusq_onnx.tuning.configuration import uniform
 from gpusq_onnx.tuning.groups import find_groups
+from gpusq_onnx.tuning.measurer import Measurer, kept_measurements
 from gpusq_onnx.tuning.reasons import layers
 from gpusq_onnx.tuning.replay import Replay
 from gpusq_onnx.tuning.report import Tuning
@@ -145,32 +145,32 @@ def tune(
         dense = Replay(Session(path, exact_qdq=True), folder)
         judge = judge_of(held)
         kept = kept_measurements(cache, subject, held, count, target)
-        bench = Bench(
+        measurer = Measurer(
             subject, groups, dense, held, count, target, judge, training, crew, lambda text: schedule.note(text), kept
         )
         inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache, crew)
         found = inquiry.kept()
         tries = -(-(2 * (len(treatments) - 1) + measurements) // crew.size)
         works: list[tuple[str, float | None]] = [("sensitivity", 0.0 if found else inquiry.work)]
-        works.append(("search", tries * bench.work))
+        works.append(("search", tries * measurer.work))
         if training is not None:
-            once = bench.training_work(uniform(groups, treatments[-1]))
+            once = measurer.training_work(uniform(groups, treatments[-1]))
             works.append(("training", None if once is None else rounds * once))
         schedule = Schedule(progress, works, subject.rate)
         schedule.announce(len(subject.source), len(subject.source))
         schedule.start("checking the dense model")
-        if isinstance(aim, Budget) and aim.metric.name not in bench.metrics(truth=bool(aim.metric.truth)):
+        if isinstance(aim, Budget) and aim.metric.name not in measurer.metrics(truth=bool(aim.metric.truth)):
             raise UsageError(f"{aim.metric.name} needs {aim.metric.needs}", where="--budget", found=str(aim))
         found = found or inquiry.measure(schedule)
         losses = by_group(found)
 
         def measure(choice: Mapping[str, str], trained: bool) -> Measured:
-            made = bench.measured(choice, trained)
+            made = measurer.measured(choice, trained)
             schedule.advance()
             return made
 
         schedule.step(1)
-        schedule.start("measuring configurations", tries, tries * bench.work)
+        schedule.start("measuring configurations", tries, tries * measurer.work)
         wanted = aim if isinstance(aim, Budget) else aim.share(whole)
 
         def search(answer: Measure) -> Tuner:
@@ -188,7 +188,7 @@ def tune(
         schedule.finish()
     chosen = tuner.best(wanted)
     asked = str(aim) if isinstance(aim, Budget) else f"at most {aim.said(whole)} of the dense {COSTS[goal.cost]}"
-    pipeline = None if chosen is None else bench.pipeline(chosen.choice, trained=chosen.trained)
+    pipeline = None if chosen is None else measurer.pipeline(chosen.choice, trained=chosen.trained)
     written = "" if pipeline is None else recipe.dumps(pipeline)
     tuning = Tuning(
         report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact)),

@@ -17,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gpusq_onnx import __version__
 from gpusq_onnx.graph.io import file_digest, load
+from gpusq_onnx.runtime.store import Store
 from gpusq_onnx.runtime.tensorrt.options import BuildOptions
 from gpusq_onnx.runtime.tensorrt.profiles import make_profiles, parse_batch
-from gpusq_onnx.runtime.tensorrt.store import Store
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from runtime_models import linear, qdq_linear, save
 
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
 from gpusq_onnx.graph.io import data_files, file_digest, load
+from gpusq_onnx.runtime.store import Store
 from gpusq_onnx.runtime.tensorrt.commands import polygraphy
 from gpusq_onnx.runtime.tensorrt.engine import Built, build_engine, card_of
 from gpusq_onnx.runtime.tensorrt.layers import read_printed_layers
 from gpusq_onnx.runtime.tensorrt.library import Library, find_library
 from gpusq_onnx.runtime.tensorrt.options import BuildOptions
 from gpusq_onnx.runtime.tensorrt.profiles import make_profiles, parse_batch
-from gpusq_onnx.runtime.tensorrt.store import Store
 from gpusq_onnx.runtime.trt_cpu import ready
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gpusq_onnx.runtime.tensorrt.store import Store
+from gpusq_onnx.runtime.store import Store
 from gpusq_onnx.scratch import PREFIX
 
 KEY = {"model": "abc", "version": "11.4", "gpu": {"name": "H100"}, "options": {"profiles": [{"x": {"min": (1, 2)}}]}}
@@ -128,7 +128,7 @@ def test_what_everyone_can_write_to_is_not_there(which: int, store: Store, tmp_p
 
 
 def test_an_entry_of_another_user_is_not_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpusq_onnx.runtime.tensorrt.store.foreign", lambda path: path.suffix == ".bin")
+    monkeypatch.setattr("gpusq_onnx.runtime.store.foreign", lambda path: path.suffix == ".bin")
     assert store.find(KEY) is None
 
 

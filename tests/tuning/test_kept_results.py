@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import gpusq_onnx
-from gpusq_onnx.runtime.tensorrt.store import Store
+from gpusq_onnx.runtime.store import Store
 from gpusq_onnx.tuning.kept import Kept
 
 ASSETS = Path(__file__).parents[1] / "assets"

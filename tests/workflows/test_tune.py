@@ -159,12 +159,12 @@ def test_a_search_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest
         runs.append(asked)
         return made(*asked, **named)
 
-    monkeypatch.setattr("gpusq_onnx.tuning.bench.manager.run", counted)
+    monkeypatch.setattr("gpusq_onnx.tuning.measurer.manager.run", counted)
     with pytest.raises(KeyboardInterrupt):
         gpusq_onnx.tune(MODEL, budget="kl<=0.0005", **options)
-    monkeypatch.setattr("gpusq_onnx.tuning.bench.manager.run", made)
+    monkeypatch.setattr("gpusq_onnx.tuning.measurer.manager.run", made)
     first = gpusq_onnx.tune(MODEL, budget="kl<=0.0005", **options)
-    monkeypatch.setattr("gpusq_onnx.tuning.bench.manager.run", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr("gpusq_onnx.tuning.measurer.manager.run", lambda *a, **k: pytest.fail("measured again"))
     again = gpusq_onnx.tune(MODEL, budget="kl<=0.0005", **options)
     assert again.report == first.report and again.points == first.points
     with pytest.raises(pytest.fail.Exception):

@@ -12,7 +12,7 @@ from statistics import median
 
 from tools.bench.measure import Usage, gpusq, peak_of, python, seconds_of
 
-BATCH = 4  # images a forward pass: what calibration uses (gpusq_onnx.calibration.sizes.BATCH)
+BATCH = 4  # images a forward pass: what calibration uses (gpusq_onnx.calibration.image_bytes.BATCH)
 MB = 1e6
 _PEAK = "2.5x the file + 1500 MB"
 _LOAD_AND_SAVE = "import onnx, sys; onnx.save(onnx.load(sys.argv[1]), sys.argv[2])"

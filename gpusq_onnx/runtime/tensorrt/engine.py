@@ -17,10 +17,10 @@ from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
 from gpusq_onnx.files import atomic_write, present
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.runtime.child import Reply, ask
+from gpusq_onnx.runtime.store import Store
 from gpusq_onnx.runtime.tensorrt.layers import LAYERS
 from gpusq_onnx.runtime.tensorrt.library import WORKER, Library
 from gpusq_onnx.runtime.tensorrt.options import BuildOptions
-from gpusq_onnx.runtime.tensorrt.store import Store
 from gpusq_onnx.scratch import Scratch
 
 _MESSAGE = re.compile(r"\[[A-Z!]\] ")  # Polygraphy's mark at the start of a message, which may have many lines

@@ -51,7 +51,7 @@ class _Notes(NullProgress):
 
 
 @dataclass(frozen=True)
-class Bench:
+class Measurer:
     """Makes and measures.
 
     Attributes:

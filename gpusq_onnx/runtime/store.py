@@ -1,7 +1,8 @@
-"""Engines and tactic timings kept between builds, under the digest of everything that they depend on.
+"""Results kept between runs, under the digest of everything that they depend on.
 
     engine    model and external data, TensorRT's version, GPU and driver, every option
     timings   the same without the model and its shapes: a timing is of a layer, whatever model it is in
+    others    sensitivities and measurements of configurations (`tuning.kept`)
 
 (TensorRT developer guide, "Timing Cache": specific to device, CUDA, TensorRT and options that change implementations.)
 An entry is two files, `KEY.bin` and `KEY.json`; the second holds the key in full, notes, and a digest of the first and
@@ -26,7 +27,7 @@ FORMAT = 1  # of the entries; another number, another key
 
 
 @dataclass(frozen=True)
-class StoredEngine:
+class StoredEntry:
     """What was found: the file, and what was noted beside it."""
 
     file: Path
@@ -34,12 +35,12 @@ class StoredEngine:
 
 
 class Store:
-    """A folder of entries of one kind ("engines", "timings")."""
+    """A folder of entries of one kind ("engines", "timings", ...)."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self._folder = folder / kind
 
-    def find(self, key: Mapping[str, Any]) -> StoredEngine | None:
+    def find(self, key: Mapping[str, Any]) -> StoredEntry | None:
         """The entry for exactly this key, if it is there and whole; what a killed run left beside it goes."""
         file, card = self._files(key)
         sweep(self._folder)
@@ -48,7 +49,7 @@ class Store:
                 return None  # an engine is executed: nobody else's is taken
             noted = parse_json(card.read_text(encoding="utf-8"))
             if noted["key"] == _plain(key) and noted["sha256"] == _digest(file, noted["notes"]):
-                return StoredEngine(file, noted["notes"])
+                return StoredEntry(file, noted["notes"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # missing, cut short, or somebody else's
         return None
