@@ -21,7 +21,6 @@ from gpusq_onnx.calibration.quantise import QuantiseSettings, quantise
 from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounded_by_output, rounding_of
 from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST
-from gpusq_onnx.graph.leftovers import LEARNED
 from gpusq_onnx.graph.model import Model, Node, Tensor
 from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.rescale import foldable_norm, own_bias
@@ -122,7 +121,7 @@ class QuantisingPass(Pass[OptionsT]):
         selector = Selector(self.options, "quantise")
         selector.check(structure.sites, self.name)
         rows = [self._weight_row(site, selector, given.data) for site in structure.sites]
-        rows += [row for row in leftover_rows(structure) if self.scheme.attention is None or row.reason != LEARNED]
+        rows += leftover_rows(structure, learned=self.scheme.attention is None)
         require_any(
             rows,
             "no weight can be quantised",

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_graphsurgeon as gs
 
@@ -35,7 +35,7 @@ from gpusq_onnx.graph.trace import trace
 _OTHERS = frozenset("GRU LSTM RNN DeformConv MatMulInteger ConvInteger QLinearMatMul QLinearConv".split())
 _LEAST = 16  # the sides from which a constant that an unknown operator reads is taken for a weight
 
-LEARNED = "learned queries, Q of attention: no weight of a layer"
+_LEARNED = "learned queries, Q of attention: no weight of a layer"
 _NO_CORE = "two tensors of data, in no attention core (product, Softmax over the last axis, product): it stays in float"
 
 
@@ -48,12 +48,14 @@ class Leftover:
         node: the product.
         shape: of the constant; empty where it is computed.
         reason: why it is no site, as plans print it.
+        learned: the constant is the queries of an attention core.
     """
 
     tensor: str
     node: gs.Node
     shape: tuple[int, ...]
     reason: str
+    learned: bool = False
 
 
 def find_leftovers(flow: Dataflow, sites: Sequence[Site], attentions: Sequence[Attention]) -> list[Leftover]:
@@ -65,7 +67,7 @@ def find_leftovers(flow: Dataflow, sites: Sequence[Site], attentions: Sequence[A
         if has_subgraph(node):
             found += _inside(node, _stays(node))
         elif id(node) in learned:
-            found.append(_leftover(node, node.inputs[0], LEARNED))
+            found.append(replace(_leftover(node, node.inputs[0], _LEARNED), learned=True))
         elif id(node) not in known and flow.data_inputs(node):
             found += _of(node, flow)
     return found

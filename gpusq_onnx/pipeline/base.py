@@ -94,9 +94,13 @@ def leftover_row(left: Leftover, shape: Sequence[int | str | None]) -> PlanRow:
     return PlanRow(left.tensor, module_path(left.node), "product", left.node.op, tuple(shape), SKIP, left.reason)
 
 
-def leftover_rows(structure: Structure) -> list[PlanRow]:
-    """A row for every product with a constant that is no site, and for every MatMulNBits: it stays as it is."""
-    rows = [leftover_row(left, left.shape) for left in structure.leftovers]
+def leftover_rows(structure: Structure, *, learned: bool = True) -> list[PlanRow]:
+    """A row for every product with a constant that is no site, and for every MatMulNBits: it stays as it is.
+
+    Args:
+        learned: with those of learned queries, which some passes quantise with their attention core.
+    """
+    rows = [leftover_row(left, left.shape) for left in structure.leftovers if learned or not left.learned]
     for nbits in nbits_of(structure.flow.nodes):
         reason = f"stored as codes of {nbits.bits} bits: start from the float model"
         rows.append(PlanRow(nbits.weight, nbits.path, "product", NBITS, (nbits.out, nbits.k), SKIP, reason))
