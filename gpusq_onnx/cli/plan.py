@@ -126,7 +126,7 @@ def _sensitivity(model: Path, asked: _Asked, look: SensitivityArgs, alone: bool)
             data=asked.data.options(asked.seed),
             target=asked.pipeline.target,
             progress=progress,
-            **look.options(),  # type: ignore[arg-type]  # by name
+            **look.options(),
         )
     if not leads():
         return ""

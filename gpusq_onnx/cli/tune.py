@@ -7,7 +7,7 @@ Exit code 1 when the budget is missed: no recipe is written then, and a report o
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from typer import Option
 
@@ -33,6 +33,15 @@ _training = partial(Option, rich_help_panel="Training what is chosen", show_defa
 _goal = partial(Option, rich_help_panel="What to choose for", show_default=False)
 
 
+class SensitivityOptions(TypedDict, total=False):
+    """Arguments of `workflows.sensitivity` by name."""
+
+    forms: list[str]
+    cache: Path | None
+    images: int
+    exact: int
+
+
 @dataclass(frozen=True)
 class SensitivityArgs:
     """How the layers are looked at; the names are those of `workflows.sensitivity`."""
@@ -49,12 +58,15 @@ class SensitivityArgs:
     ] = None
     no_cache: Annotated[bool, _look("--no-cache", help="Measure layers anew, and keep nothing.")] = False
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> SensitivityOptions:
         """What was given, as the library takes it."""
-        given = {"images": self.images, "exact": self.exact}
         named = [name.strip() for name in (self.forms or "").split(",") if name.strip()]
-        found: dict[str, object] = {key: value for key, value in given.items() if value is not None}
-        return found | {"forms": named, "cache": None if self.no_cache else default_cache()}
+        found: SensitivityOptions = {"forms": named, "cache": None if self.no_cache else default_cache()}
+        if self.images is not None:
+            found["images"] = self.images
+        if self.exact is not None:
+            found["exact"] = self.exact
+        return found
 
 
 @dataclass(frozen=True)
@@ -151,7 +163,7 @@ def tune(
                 progress=progress,
                 results=results,
                 **training.options(),
-                **look.options(),  # type: ignore[arg-type]  # by name
+                **look.options(),
             )
         if not leads():
             return
