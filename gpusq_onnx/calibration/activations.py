@@ -102,9 +102,8 @@ class Calibration:
         for batch in self._source.batches(self.batch):
             self._last = None  # or two batches of activations lie in memory
             found = session.run(batch.feed, tensors)
-            rows = len(next(iter(batch.feed.values())))
-            if batch.size < rows:
-                found = {name: value[: len(value) * batch.size // rows] for name, value in found.items()}
+            if batch.size < batch.rows:
+                found = {name: value[: len(value) * batch.size // batch.rows] for name, value in found.items()}
             try:
                 visit(found, batch.size)
             except ValueError as error:

@@ -76,7 +76,7 @@ class PrefixRunner:
         """Store the images of `source` as the tensors before the first node; returns their number."""
         for data in source.batches(batch):
             self._store.write(len(self._rows), {name: x.copy() for name, x in data.feed.items()})  # it is the reader's
-            self._rows.append((data.size, len(next(iter(data.feed.values())))))
+            self._rows.append((data.size, data.rows))
         return sum(counting for counting, _ in self._rows)
 
     def fork(self, folder: Path) -> PrefixRunner:

@@ -53,8 +53,8 @@ class RowWeights:
         self._rows = dict.fromkeys(places, 0)
         self._batches = 0
         for data in source.batches(batch):
-            whole = len(next(iter(data.feed.values())))
-            found = {name: values[: len(values) * data.size // whole] for name, values in slopes.of(data.feed).items()}
+            found = slopes.of(data.feed)
+            found = {name: values[: len(values) * data.size // data.rows] for name, values in found.items()}
             for name, values in found.items():
                 self._sums[name] += float(values.sum(dtype=np.float64))
                 self._rows[name] += len(values)

@@ -107,6 +107,15 @@ class Batch:
     indices: NDArray[np.int64] | None = None
     truth: NDArray[Any] | None = None
 
+    @property
+    def rows(self) -> int:
+        """Rows of the feed, with those beyond `size`."""
+        return len(next(iter(self.feed.values())))
+
+    def counting(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The rows that count of inputs or outputs; what has no batch axis stays as it is."""
+        return {name: x[: self.size] if x.ndim and len(x) == self.rows else x for name, x in values.items()}
+
     def filled(self, static: int | None) -> Batch:
         """The same with every input as long as a static batch; see `fill_up`."""
         return replace(self, feed={name: fill_up(rows, static) for name, rows in self.feed.items()})

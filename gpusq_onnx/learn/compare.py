@@ -89,7 +89,7 @@ def clean(source: Source, images: int) -> Iterator[tuple[dict[str, NDArray[Any]]
         return
     seen = 0
     for batch in source.batches(BATCH):
-        cut = {name: rows[: batch.size] for name, rows in batch.feed.items()} if source.whole is None else batch.feed
+        cut = batch.counting(batch.feed) if source.whole is None else batch.feed
         yield cut, batch.size
         seen += batch.size
         if seen >= images:

@@ -198,7 +198,7 @@ class Feed:
         settings = self._settings
         looks = [look(settings, self._seed, epoch, p) for p in places] if settings.flip or settings.jitter else []
         blends = [blend(settings, self._seed, epoch, p // 2) for p in places] if settings.mix != "none" else []
-        feed = {name: rows[: batch.size] for name, rows in batch.feed.items()}
+        feed = batch.counting(batch.feed)
         labels = batch.labels if settings.labels else None
         return Part(feed, labels, batch.indices, places, looks, blends)
 
@@ -231,7 +231,7 @@ def _chunks(source: Source, size: int) -> Iterator[Batch]:
         for batch in source.batches(size):
             seen += batch.size
             labels = None if batch.labels is None else batch.labels[: batch.size]
-            held.append(Batch({k: v[: batch.size] for k, v in batch.feed.items()}, labels, batch.size))
+            held.append(Batch(batch.counting(batch.feed), labels, batch.size))
             while sum(b.size for b in held) >= size:
                 whole = _joined(held)
                 yield _cut(whole, 0, size)
