@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gpusq_onnx.calibration import activations as calibrate
-from gpusq_onnx.calibration import sizes
+from gpusq_onnx.calibration import image_bytes
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import InputSpec
@@ -76,7 +76,7 @@ def test_the_range_guard_takes_the_memory_of_a_few_tensors(deep: Path) -> None:
 
 
 def _calibration(model: Path, budget: int, monkeypatch: pytest.MonkeyPatch, together: list[tuple[str, str]]) -> Any:
-    for module in (sizes, calibrate):
+    for module in (image_bytes, calibrate):
         monkeypatch.setattr(module, "BUDGET", budget)
     loaded = io.load(model)
     structure = analyse(loaded)
@@ -140,4 +140,4 @@ def test_shapes_that_inference_does_not_know_are_measured(tmp_path: Path) -> Non
     shapes = analyse(model).shapes
     spec = InputSpec("x", np.dtype(np.float32), ("n", "h", "w"))
     source = open_source(DataOptions(path=tmp_path / "x.npy"), [spec])
-    assert sizes.image_bytes(model, ["r", "y"], shapes, source) == {"r": 32, "y": 32}
+    assert image_bytes.image_bytes(model, ["r", "y"], shapes, source) == {"r": 32, "y": 32}

@@ -38,7 +38,7 @@ def test_medians_and_the_bar() -> None:
 
 
 def test_the_batch_is_that_of_calibration() -> None:
-    from gpusq_onnx.calibration import sizes
+    from gpusq_onnx.calibration import image_bytes
     from tools.bench import cases
 
-    assert cases.BATCH == sizes.BATCH
+    assert cases.BATCH == image_bytes.BATCH
