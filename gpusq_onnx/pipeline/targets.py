@@ -174,11 +174,11 @@ def fit(pipeline: Pipeline, name: str) -> tuple[Pipeline, list[str]]:
     target, known = target_of(name), table.rows()
     steps, made, notes = list[Step](), list[Written](), list[str]()
     for step in pipeline.steps:
-        written = table.one(step, known).writes()
+        written = _written(step, known)
         rows = [row for form in written.forms for row in _SPELLINGS if (row.form, row.name) == (form, step.name)]
         if row := next((row for row in rows if row.asked_by(target)), None):
             step = row.rewritten(step)
-            written = table.one(step, known).writes()
+            written = _written(step, known)
             notes.append(f"{row.why} ({step})")
         _require(step, written, target)
         steps.append(step)
@@ -193,6 +193,10 @@ def too_new(name: str, opset: int) -> list[str]:
     if opset <= target.opset:
         return []
     return [f"target {name}: the model has opset {opset}; {target.runtime} is known to read up to {target.opset} there"]
+
+
+def _written(step: Step, known: Mapping[str, table.PassRow]) -> Written:
+    return table.one(step, known).writes()
 
 
 def _require(step: Step, written: Written, target: Target) -> None:

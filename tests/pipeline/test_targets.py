@@ -58,7 +58,7 @@ def test_native_int4_becomes_the_carrier_with_a_sentence(target: str) -> None:
 def test_forms_that_a_target_lacks_are_refused_with_a_remedy(
     form: str, refusing: set[str], condition: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets, "_written", lambda step: Written((form,)))
+    monkeypatch.setattr(targets, "_written", lambda step, known: Written((form,)))
     for name in TARGETS:
         if name in refusing:
             with pytest.raises(UnsupportedModelError, match=f"does not run {form}") as caught:
