@@ -22,10 +22,12 @@ from gpusq_onnx.data.source import Source
 from gpusq_onnx.errors import UnsupportedDataError
 from gpusq_onnx.learn.hardware import Hardware
 from gpusq_onnx.learn.history import StudentComparison
-from gpusq_onnx.learn.objectives import Objective
+from gpusq_onnx.learn.objectives import Objective, Outputs
+from gpusq_onnx.learn.readings import Reading, reading
 from gpusq_onnx.learn.setup import Setup
 from gpusq_onnx.pipeline.schedule import LOOKING
 from gpusq_onnx.progress import Progress
+from gpusq_onnx.tasks.kinds import CLASSES
 from gpusq_onnx.torchgraph.call import fed
 
 BATCH = 8  # no more images at once than a training step holds by default
@@ -52,12 +54,7 @@ def compare(
         if number % hardware.processes != hardware.rank:
             continue
         with hardware.autocast():
-            own, other = (
-                [fed(feed[name]).to(hardware.device) for name in network.inputs]
-                for network in (setup.student, setup.teacher)
-            )
-            taught = setup.teacher(*other)
-            seen = setup.views[False, False](own, setup.handed(taught, apart=False), None), taught
+            seen = _answers(setup, feed, hardware)
         gate = objective.gate(objective.agreements(*seen), seen[0], rows)
         parts = alone(*seen, images=rows).parts
         sums[:3] += torch.tensor([rows, rows * parts["agree"].item(), rows * parts["soft"].item()], dtype=torch.float64)
@@ -71,6 +68,26 @@ def compare(
         raise UnsupportedDataError("the training data is empty", hint="point --data at a folder with images")
     distances = tuple(a / max(1.0, b) for a, b in zip(found[:maps], found[maps:], strict=True))
     return StudentComparison(int(count), agree / count, soft / count, distances)
+
+
+@torch.no_grad()
+def class_readings(setup: Setup, source: Source, hardware: Hardware) -> dict[str, Reading]:
+    """How the outputs with classes are read, by the student's name, decided on some images in full precision."""
+    pairs = [pair for pair in setup.outputs if setup.kinds[pair.student] in CLASSES]
+    feed, _ = next(clean(source, BATCH), ({}, 0))
+    if not pairs or not feed:
+        return {}
+    seen, taught = _answers(setup, feed, hardware)
+    return {p.student: reading(seen[p.student], taught[p.teacher], setup.kinds[p.student]) for p in pairs}
+
+
+def _answers(setup: Setup, feed: dict[str, NDArray[Any]], hardware: Hardware) -> tuple[Outputs, Outputs]:
+    """What student and teacher make of a batch."""
+    own, other = (
+        [fed(feed[name]).to(hardware.device) for name in network.inputs] for network in (setup.student, setup.teacher)
+    )
+    taught = setup.teacher(*other)
+    return setup.views[False, False](own, setup.handed(taught, apart=False), None), taught
 
 
 def clean(source: Source, images: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:

@@ -26,7 +26,7 @@ from gpusq_onnx.errors import PassFailed, UsageError
 from gpusq_onnx.files import present
 from gpusq_onnx.learn import checkpoint as files
 from gpusq_onnx.learn.average import Average
-from gpusq_onnx.learn.compare import clean, compare
+from gpusq_onnx.learn.compare import class_readings, compare
 from gpusq_onnx.learn.feed import Feed, Part, check_labels
 from gpusq_onnx.learn.guard import RETRIES, Guard
 from gpusq_onnx.learn.hardware import Hardware
@@ -42,8 +42,6 @@ from gpusq_onnx.learn.teaching import Teaching
 from gpusq_onnx.learn.views import NetworkViews
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.runtime.machine import freed_memory_kept
-from gpusq_onnx.tasks.kinds import per_class
-from gpusq_onnx.torchgraph.call import fed
 
 ROUNDS, LONGEST = 50, 100  # rounds of a run, and steps of a round at most
 SCALE_FLOOR = 2.0**-6  # of a scale's first value: it may shrink, never vanish
@@ -93,7 +91,7 @@ def train(
             setup.kinds,
             setup.maps,
             [1.0] * len(setup.maps) if factors is None else list(factors),
-            _sigmoid(setup, source, hardware, teaching),
+            class_readings(setup, source, hardware),
         )
         if source.whole is None:  # such feeds have denominators of their own, as parts have
             objective = replace(objective, add=hardware.add, processes=hardware.processes)
@@ -130,16 +128,6 @@ def _further(before: float, after: float) -> list[str]:
         return []
     moved = f"{first} -> {last}"
     return [f"the model is further from its teacher than it was before ({moved}): a smaller lr, or more epochs"]
-
-
-def _sigmoid(setup: Setup, source: Source, hardware: Hardware, teaching: Teaching) -> bool:
-    """Whether the teacher's class logits of queries, on some images, look like one sigmoid per class."""
-    queries = [pair.teacher for pair in setup.outputs if setup.kinds[pair.student] == "queries"]
-    if not queries:
-        return False
-    feed, _ = next(clean(source, JUDGED))
-    found = teaching.look([fed(feed[name]).to(hardware.device) for name in setup.teacher.inputs])
-    return per_class(found[queries[0]].float().cpu().numpy())
 
 
 class _Trainer:

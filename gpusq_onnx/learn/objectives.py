@@ -12,7 +12,8 @@
 
 What else counts as soft, by `tasks.kinds`: boxes, the L1 distance of queries that agree, over the teacher's farthest
 coordinate in the image where that is above 1 (boxes in pixels); masks and raw outputs, l as of a feature map; detectors
-with a sigmoid per class, the KL of each class's yes or no.
+with a sigmoid per class, the KL of each class's yes or no. Outputs that are probabilities become logits first
+(`readings`).
 
 Source: GPUSQ-ViT section 3.2-3.3; docs/method.md, "Losses". Several processes: the gate's denominator is the sum over
 all of them, so that their mean is the whole batch's loss. Limits: with `accumulate`, each part has its own denominator.
@@ -27,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpusq_onnx.learn.readings import Reading, as_logits, classes_last
 from gpusq_onnx.learn.settings import LossOptions
 from gpusq_onnx.tasks.kinds import CLASSES, Kind
 
@@ -74,7 +76,7 @@ class Objective:
         kinds: of each of these, by the student's name.
         maps: the critical feature maps, first stage first.
         factors: w_i of each map.
-        sigmoid: whether class logits of queries stand for one yes or no per class.
+        readings: how outputs with classes are read, by the student's name; of others, both are logits.
         add: sums a tensor over all processes.
         processes: how many there are.
     """
@@ -84,7 +86,7 @@ class Objective:
     kinds: Mapping[str, Kind]
     maps: Sequence[Pair]
     factors: Sequence[float]
-    sigmoid: bool = False
+    readings: Mapping[str, Reading] = field(default_factory=dict)
     add: Callable[[Tensor], Tensor] = field(default=_alone)
     processes: int = 1
 
@@ -103,10 +105,12 @@ class Objective:
         for pair in self.outputs:
             kind, z_s, z_t = self.kinds[pair.student], student[pair.student].float(), teacher[pair.teacher].float()
             if kind in CLASSES:
-                z_s, z_t = _classes_last(z_s, kind), _classes_last(z_t, kind)
+                read = self.readings.get(pair.student, Reading())
+                z_s = as_logits(classes_last(z_s, kind), read.student)
+                z_t = as_logits(classes_last(z_t, kind), read.teacher)
                 if settings.alpha:
-                    hard = hard + self._hard(z_s, z_t, kind, labels)
-                soft = soft + self._soft(z_s, z_t, kind)
+                    hard = hard + self._hard(z_s, z_t, kind, read, labels)
+                soft = soft + self._soft(z_s, z_t, read)
             elif kind == "boxes":
                 extent = z_t.abs().amax(dim=(1, 2)).clamp(min=1)[:, None]
                 soft = soft + self._gated((z_s - z_t).abs().sum(-1) / extent, self._box_gate(agrees, z_s))
@@ -133,8 +137,8 @@ class Objective:
             for pair in self.outputs:
                 kind = self.kinds[pair.student]
                 if kind in CLASSES:
-                    z_s = _classes_last(student[pair.student], kind)
-                    z_t = _classes_last(teacher[pair.teacher], kind)
+                    z_s = classes_last(student[pair.student], kind)
+                    z_t = classes_last(teacher[pair.teacher], kind)
                     found[pair.student] = (z_s.argmax(-1) == z_t.argmax(-1)).float()
         return found
 
@@ -163,19 +167,19 @@ class Objective:
             return square
         return square / (f_t.square().mean(1) + EPS)
 
-    def _hard(self, z_s: Tensor, z_t: Tensor, kind: Kind, labels: Labels | None) -> Tensor:
+    def _hard(self, z_s: Tensor, z_t: Tensor, kind: Kind, read: Reading, labels: Labels | None) -> Tensor:
         classes = z_s.shape[-1]
         if labels is not None and kind == "logits":
             z = z_s.reshape(-1, classes)
             own, other = (F.cross_entropy(z, y, reduction="none") for y in (labels.own, labels.other))
             return (labels.share * own + (1 - labels.share) * other).mean()
-        if kind == "queries" and self.sigmoid:
+        if read.per_class:
             return F.binary_cross_entropy_with_logits(z_s, (z_t > 0).float(), reduction="none").sum(-1).mean()
         return F.cross_entropy(z_s.reshape(-1, classes), z_t.argmax(-1).reshape(-1))
 
-    def _soft(self, z_s: Tensor, z_t: Tensor, kind: Kind) -> Tensor:
+    def _soft(self, z_s: Tensor, z_t: Tensor, read: Reading) -> Tensor:
         z_s, z_t = z_s / self.settings.temperature, z_t / self.settings.temperature
-        if kind == "queries" and self.sigmoid:
+        if read.per_class:
             yes = torch.sigmoid(z_t) * (F.logsigmoid(z_t) - F.logsigmoid(z_s))
             no = torch.sigmoid(-z_t) * (F.logsigmoid(-z_t) - F.logsigmoid(-z_s))
             return (yes + no).sum(-1).mean()
@@ -200,10 +204,3 @@ def _rows(f: Tensor, images: int | None) -> Tensor:
         f = f.movedim(1, 0) if turned else f.unsqueeze(0)
     f = f.reshape(len(f), -1)
     return f.reshape(1, -1) if f.shape[1] == 1 else f
-
-
-def _classes_last(z: Tensor, kind: Kind) -> Tensor:
-    """Class logits as [B, positions, classes]."""
-    if kind == "pixels":
-        return z.flatten(2).transpose(1, 2)
-    return z.unsqueeze(1) if z.ndim == 2 else z

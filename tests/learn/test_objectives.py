@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
 from gpusq_onnx.learn.objectives import Labels, Objective, Pair  # noqa: E402
+from gpusq_onnx.learn.readings import Reading  # noqa: E402
 from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
 
 B, C = 6, 5
@@ -150,7 +151,8 @@ def _detector(sigmoid: bool) -> tuple[Objective, dict[str, torch.Tensor], dict[s
     student["cls"][:, :4] = -student["cls"][:, :4]
     outputs = [Pair("cls", "cls"), Pair("box", "box")]
     kinds = {"cls": "queries", "box": "boxes"}
-    return Objective(TrainingOptions(), outputs, kinds, [], [], sigmoid), student, teacher  # type: ignore[arg-type]
+    readings = {"cls": Reading(per_class=sigmoid)}
+    return Objective(TrainingOptions(), outputs, kinds, [], [], readings), student, teacher  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])

@@ -89,6 +89,19 @@ def test_so_is_one_of_a_quantised_model(tmp_path: Path) -> None:
     assert outcome.steps[-1].findings["learned"] > 0
 
 
+def test_a_softmax_at_the_end_changes_no_soft_loss(tmp_path: Path) -> None:
+    scaled = [_node("Constant", "", "share", value_float=0.03), _node("Mul", "y share", "z")]
+    ends = {"z": [], "p": [_node("Softmax", "z", "p")], "log": [_node("LogSoftmax", "z", "log")]}
+    found = {}
+    for name, end in ends.items():
+        (folder := tmp_path / name).mkdir()
+        path = _model(folder, [*FIRST, *LAST, *scaled, *end], {name: ["batch", SIDE]})
+        found[name] = _run(path, f"{PRUNE},{DISTILL}").steps[-1].findings["soft"]
+    assert found["p"] == pytest.approx(found["z"], rel=1e-3)
+    assert found["log"] == pytest.approx(found["z"], rel=1e-3)
+    assert found["z"]["before"] > 0.01
+
+
 def test_an_output_without_elements_spoils_no_loss(tmp_path: Path) -> None:
     empty = _node("Slice", "f zero zero axis", "none")
     path = _model(tmp_path, [*FIRST, *LAST, empty], {"none": ["batch", 0], "y": ["batch", SIDE]})
