@@ -132,6 +132,14 @@ class ArrayFile(Source):
     def notes(self) -> list[str]:
         return list(self._notes)
 
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        if not self.labelled:
+            return None
+        column = self._columns[LABELS]
+        with reading(self._path, _unreadable), column.opened() as stream:
+            return column.read(stream, self._rows).astype(np.int64)
+
     def batches(self, batch: int) -> Iterator[Batch]:
         size = self.static_batch or batch
         with ExitStack() as stack:

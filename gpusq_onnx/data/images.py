@@ -92,6 +92,10 @@ class Images(Source):
         return self._load(indices, boxes, in_order=False)
 
     @property
+    def labels(self) -> NDArray[np.int64] | None:
+        return self._labels
+
+    @property
     def skipped(self) -> list[str]:
         return [f"{self.name(index)}: {reason}" for index, reason in sorted(self._corrupt.items())]
 

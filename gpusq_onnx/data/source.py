@@ -217,6 +217,11 @@ class Source(ABC):
         """SHA-256 (hex) of the content used: names and bytes, in order. No path outside the data, time or host."""
 
     @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """int64[len]: the class index of each sample; None where there are none."""
+        return None
+
+    @property
     def whole(self) -> WholeFeeds | None:
         """That every batch is one run of the model as it is, and why; None where rows are samples."""
         return None

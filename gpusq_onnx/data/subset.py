@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpusq_onnx.data.prefetch import ahead
 from gpusq_onnx.data.source import Batch, Box, Source
@@ -43,6 +44,11 @@ class Subset(Source):
         place = {whole: index for index, whole in enumerate(self._indices)}
         own = np.array([place[int(whole)] for whole in made.indices], dtype=np.int64)
         return replace(made, indices=own)
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        labels = self._source.labels
+        return None if labels is None else labels[np.asarray(self._indices)]
 
     def digest(self) -> str:
         return hashlib.sha256(f"{self._what} {self._source.digest()}".encode()).hexdigest()

@@ -65,20 +65,28 @@ def compare(
     progress.finish()
     count, agree, soft, *found = hardware.add(sums.to(hardware.device)).tolist()
     if not count:
-        raise UnsupportedDataError("the training data is empty", hint="point --data at a folder with images")
+        raise _empty()
     distances = tuple(a / max(1.0, b) for a, b in zip(found[:maps], found[maps:], strict=True))
     return StudentComparison(int(count), agree / count, soft / count, distances)
 
 
 @torch.no_grad()
-def class_readings(setup: Setup, source: Source, hardware: Hardware) -> dict[str, Reading]:
-    """How the outputs with classes are read, by the student's name, decided on some images in full precision."""
-    pairs = [pair for pair in setup.outputs if setup.kinds[pair.student] in CLASSES]
-    feed, _ = next(clean(source, BATCH), ({}, 0))
-    if not pairs or not feed:
-        return {}
-    seen, taught = _answers(setup, feed, hardware)
-    return {p.student: reading(seen[p.student], taught[p.teacher], setup.kinds[p.student]) for p in pairs}
+def first_look(setup: Setup, source: Source, hardware: Hardware) -> tuple[Outputs, Outputs]:
+    """What student and teacher make of some images, in full precision.
+
+    Raises:
+        UnsupportedDataError: none can be read.
+    """
+    for feed, _ in clean(source, BATCH):
+        return _answers(setup, feed, hardware)
+    raise _empty()
+
+
+def class_readings(setup: Setup, seen: Outputs, taught: Outputs) -> dict[str, Reading]:
+    """How the outputs with classes are read, by the student's name."""
+    kinds = setup.kinds
+    pairs = [pair for pair in setup.outputs if kinds[pair.student] in CLASSES]
+    return {p.student: reading(seen[p.student], taught[p.teacher], kinds[p.student]) for p in pairs}
 
 
 def _answers(setup: Setup, feed: dict[str, NDArray[Any]], hardware: Hardware) -> tuple[Outputs, Outputs]:
@@ -88,6 +96,10 @@ def _answers(setup: Setup, feed: dict[str, NDArray[Any]], hardware: Hardware) ->
     )
     taught = setup.teacher(*other)
     return setup.views[False, False](own, setup.handed(taught, apart=False), None), taught
+
+
+def _empty() -> UnsupportedDataError:
+    return UnsupportedDataError("the training data is empty", hint="point --data at a folder with images")
 
 
 def clean(source: Source, images: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:

@@ -70,15 +70,15 @@ class Part:
         return mixed_labels(labels, self.places, self.blends or [None] * len(self))
 
 
-def check_labels(part: Part, seen: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> None:
+def check_labels(labels: NDArray[np.int64] | None, seen: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> None:
     """Raise UnsupportedDataError for a label that is no class of the logits in `seen`."""
     for name, kind in kinds.items():
-        if kind != "logits" or part.labels is None:
+        if kind != "logits" or labels is None or name not in seen:
             continue
         classes = seen[name].shape[-1]
-        if not 0 <= part.labels.min() <= part.labels.max() < classes:
+        if not 0 <= labels.min() <= labels.max() < classes:
             raise UnsupportedDataError(
-                f"a label is no class of the model: {part.labels.min()} to {part.labels.max()}",
+                f"a label is no class of the model: {labels.min()} to {labels.max()}",
                 expected=f"0 to {classes - 1}",
                 hint="is this the classes file that the model was trained with? labels=false leaves labels out",
             )
@@ -199,7 +199,7 @@ class Feed:
         looks = [look(settings, self._seed, epoch, p) for p in places] if settings.flip or settings.jitter else []
         blends = [blend(settings, self._seed, epoch, p // 2) for p in places] if settings.mix != "none" else []
         feed = batch.counting(batch.feed)
-        labels = batch.labels if settings.labels else None
+        labels = batch.labels if settings.takes_labels else None
         return Part(feed, labels, batch.indices, places, looks, blends)
 
     def _iterate(self, start: int, stop: int) -> Iterator[Part]:

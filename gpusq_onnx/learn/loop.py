@@ -26,7 +26,7 @@ from gpusq_onnx.errors import PassFailed, UsageError
 from gpusq_onnx.files import present
 from gpusq_onnx.learn import checkpoint as files
 from gpusq_onnx.learn.average import Average
-from gpusq_onnx.learn.compare import class_readings, compare
+from gpusq_onnx.learn.compare import class_readings, compare, first_look
 from gpusq_onnx.learn.feed import Feed, Part, check_labels
 from gpusq_onnx.learn.guard import RETRIES, Guard
 from gpusq_onnx.learn.hardware import Hardware
@@ -85,13 +85,16 @@ def train(
     made = present(folder) if folder is not None and hardware.leads else nullcontext()
     with made, Teaching(setup.teacher.to(hardware.device), hardware, thin) as teaching:
         hardware.wait()
+        seen, taught = first_look(setup, source, hardware)
+        if settings.takes_labels:
+            check_labels(source.labels, seen, setup.kinds)
         objective = Objective(
             settings,
             setup.outputs,
             setup.kinds,
             setup.maps,
             [1.0] * len(setup.maps) if factors is None else list(factors),
-            class_readings(setup, source, hardware),
+            class_readings(setup, seen, taught),
         )
         if source.whole is None:  # such feeds have denominators of their own, as parts have
             objective = replace(objective, add=hardware.add, processes=hardware.processes)
@@ -146,9 +149,6 @@ class _Trainer:
         self.feed = Feed(source, settings, seed, hardware.rank, hardware.processes)
         student = setup.student.train()
         named = list(student.named_parameters())
-        facts = {"settings": settings.model_dump(mode="json"), "seed": seed, "images": len(source)}
-        facts |= {"data": source.describe().get("preprocess"), "torch": torch.__version__}
-        self.key = files.key_of(facts, [*(p for _, p in named), *setup.teacher.buffers()])
         self.network = hardware.place(NetworkViews(setup.views))
         self.seed = seed
         self.ends = [(round(share * self.feed.total), apart, thin) for share, apart, thin in phases(settings)]
@@ -161,12 +161,15 @@ class _Trainer:
         self.guard = Guard(self.parameters)
         self.curve: list[dict[str, float]] = []
         self.notes = [*setup.notes, *self.feed.notes]
+        self.key = ""
 
     def run(self, objective: Objective, teaching: Teaching, folder: Path | None, watch: ProgressMeter) -> None:
         """All steps that are left."""
         total = self.feed.total
         ends = {end for end, _, _ in self.ends}
         length = max(1, min(LONGEST, math.ceil(total / ROUNDS)))
+        if folder is not None:
+            self.key = self._key()
         start = self._start(folder)
         with Log(folder if self.hardware.leads else None, start) as log:
             self.notes += [note for note in (log.note,) if note and note not in self.notes]
@@ -212,7 +215,6 @@ class _Trainer:
             with self.hardware.silent(self.network, number + 1 == len(parts)):
                 with self.hardware.autocast():
                     seen = self.network(view, inputs, given, keep)
-                check_labels(part, seen, self.setup.kinds)
                 losses = objective(seen, taught, part.targets(self.hardware.device), len(part))
                 (losses.total / len(parts)).backward()  # type: ignore[no-untyped-call]
             for name, value in losses.parts.items():
@@ -277,6 +279,19 @@ class _Trainer:
         self.optimiser.state.clear()
         self.notes.append(f"the loss was not a number at step {step + 1}: {best}, the learning rate is halved")
         return True
+
+    def _key(self) -> str:
+        """What makes this run this run: options, data, and the tensors that it starts from."""
+        labels = self.source.labels if self.settings.takes_labels else None
+        facts = {
+            "settings": self.settings.model_dump(mode="json"),
+            "seed": self.seed,
+            "data": self.source.digest(),
+            "labels": None if labels is None else labels.tolist(),
+            "preprocess": self.source.describe().get("preprocess"),
+            "torch": torch.__version__,
+        }
+        return files.key_of(facts, [*self.parameters, *self.setup.teacher.buffers()])
 
     def _save(self, folder: Path, step: int) -> None:
         tensors = self._held()

@@ -93,6 +93,11 @@ class LossOptions(PassOptions):
             raise ValueError("alpha, beta and gamma are all 0: nothing to learn from")
         return self
 
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the data's labels are learned from, where it has them."""
+        return self.labels and self.alpha > 0
+
 
 class AugmentationOptions(PassOptions):
     """How images look from one epoch to the next."""

@@ -100,8 +100,8 @@ def per_class(logits: NDArray[Any]) -> bool:
     """Whether class logits [..., C] of a detector look like one sigmoid per class rather than one softmax.
 
     A softmax over queries has a class for "nothing", so each query's largest logit is well above the others and mostly
-    positive; under sigmoids, nothing is said by all logits being negative, and most queries say nothing. Logarithms of a
-    softmax are all negative, too, and add up to 1 as probabilities.
+    positive; under sigmoids, nothing is said by all logits being negative, and most queries say nothing. Logarithms
+    of a softmax are all negative, too, and add up to 1 as probabilities.
     """
     largest = logits.max(axis=-1)
     logarithms = bool((largest <= 0).all()) and normalised(np.exp(logits))

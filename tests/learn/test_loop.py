@@ -10,9 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
+from gpusq_onnx.data.arrays import ArrayFile  # noqa: E402
+from gpusq_onnx.data.opening import open_source  # noqa: E402
+from gpusq_onnx.data.options import DataOptions  # noqa: E402
+from gpusq_onnx.data.source import InputSpec  # noqa: E402
 from gpusq_onnx.errors import InvariantError, PassFailed, UnsupportedDataError, UnsupportedModelError  # noqa: E402
+from gpusq_onnx.graph import io  # noqa: E402
 from gpusq_onnx.learn import loop  # noqa: E402
-from gpusq_onnx.learn.feed import Part  # noqa: E402
 from gpusq_onnx.learn.guard import Guard  # noqa: E402
 from gpusq_onnx.learn.masks import Masks  # noqa: E402
 from gpusq_onnx.learn.objectives import Losses, Objective  # noqa: E402
@@ -183,11 +187,56 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
     assert any((one[name] != other[name]).any() for name in one)
 
 
-def test_labels_that_the_model_does_not_know_are_refused_and_nothing_is_left(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.fixture
+def one_label_too_large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The digits, with 99 for the last one's label."""
+    with np.load(classroom.ASSETS / "digits_train.npz") as found:
+        arrays = {name: found[name][:32] for name in found.files}
+    arrays["labels"][-1] = 99
+    path = tmp_path / "digits.npz"
+    np.savez(path, **arrays)
+    inputs = [InputSpec(s.name, s.dtype, s.shape) for s in io.load(classroom.MODEL).inputs()]
+    monkeypatch.setattr(classroom, "data", lambda samples: open_source(DataOptions(path=path), inputs))
+    return path
+
+
+def test_labels_that_the_model_does_not_know_are_refused_before_the_work(
+    one_label_too_large: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    targets = Part.__init__
-    monkeypatch.setattr(Part, "__init__", lambda self, feed, labels, *rest: targets(self, feed, labels + 5, *rest))
+    monkeypatch.setattr(loop, "compare", lambda *rest: pytest.fail("work was done"))
     with pytest.raises(UnsupportedDataError, match="no class of the model"):
         classroom.run(folder=tmp_path / "out.onnx.training" / "1-distill")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [one_label_too_large]
+
+
+@pytest.mark.parametrize("options", [{"alpha": 0}, pytest.param({"labels": False}, marks=pytest.mark.long)])
+def test_labels_that_nothing_is_learned_from_are_not_asked(one_label_too_large: Path, options: dict[str, Any]) -> None:
+    assert classroom.run(steps=4, **options)[1].steps == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "goes_on"),
+    [
+        ("", {}, True),
+        ("images", {}, False),
+        pytest.param("labels", {}, False, marks=pytest.mark.long),
+        pytest.param("labels", {"alpha": 0}, True, marks=pytest.mark.long),
+    ],
+)
+def test_a_checkpoint_is_of_the_same_images_and_labels(
+    changed: str, options: dict[str, Any], goes_on: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if changed == "labels":
+        monkeypatch.setattr(ArrayFile, "digest", lambda self: "as of a folder, whose labels lie elsewhere")
+    classroom.run(steps=2, folder=tmp_path, interval=0, **options)
+    with np.load(classroom.ASSETS / "digits_train.npz") as found:
+        arrays = {name: found[name] for name in found.files}
+    for name, array in arrays.items():
+        if changed == ("labels" if name == "labels" else "images"):
+            arrays[name] = np.roll(array, 1, axis=0)
+    path = tmp_path / "others.npz"
+    np.savez(path, **arrays)
+    inputs = [InputSpec(s.name, s.dtype, s.shape) for s in io.load(classroom.MODEL).inputs()]
+    monkeypatch.setattr(classroom, "data", lambda samples: open_source(DataOptions(path=path, samples=samples), inputs))
+    _, history = classroom.run(steps=2, folder=tmp_path, **options)
+    assert any("of another run" in note for note in history.notes) != goes_on

@@ -51,3 +51,5 @@ def test_sigmoid_and_softmax_detectors_are_told_apart():
     background = rng.normal(-2, 1, (2, 50, 92))
     background[..., -1] = 8.0
     assert per_class(focal) and not per_class(background)
+    logarithms = background - np.log(np.exp(background).sum(-1, keepdims=True))
+    assert not per_class(logarithms - 1e-9), "all negative, and of one softmax"
