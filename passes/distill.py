@@ -109,7 +109,7 @@ class Distill(Pass[DistillOptions]):
             setup,
             context.source,
             self.options,
-            kept=patterns(planning.sparse_sites(structure, plan)),
+            kept=patterns(site for site, _ in planning.sparse_sites(structure, plan)),
             seed=context.seed,
             progress=context.progress,
             folder=context.folder,

@@ -107,7 +107,7 @@ class Qat(Pass[QatOptions]):
 
     def apply(self, model: Model, structure: Structure, plan: Sequence[PlanRow], context: Context) -> None:
         from gpusq_onnx.learn.loop import train
-        from gpusq_onnx.learn.masks import patterns
+        from gpusq_onnx.learn.masks import rounded_patterns
         from gpusq_onnx.learn.setup import prepare
         from gpusq_onnx.torchgraph.write_back import write_back
 
@@ -133,7 +133,7 @@ class Qat(Pass[QatOptions]):
             context.source,
             options,
             factors=w,
-            kept=patterns(planning.sparse_sites(structure, plan)),
+            kept=rounded_patterns(planning.sparse_sites(structure, plan), sparse),
             seed=context.seed,
             progress=context.progress,
             folder=context.folder,

@@ -27,6 +27,7 @@ from gpusq_onnx.pipeline.details import Following, rows_with
 from gpusq_onnx.pipeline.facts import SparseWeight, pattern_of
 from gpusq_onnx.pipeline.learned import AgreementChange, BeforeAfter, Learned, MaskChecks, Training
 from gpusq_onnx.pipeline.schedule import LOOKING
+from gpusq_onnx.sparsity.patterns import Pattern, parse_pattern
 
 if TYPE_CHECKING:
     from gpusq_onnx.torchgraph.prefix import Reach
@@ -71,10 +72,10 @@ def sparse_facts(plan: Sequence[PlanRow]) -> list[Fact]:
     return [SparseWeight(row.tensor, detail.pattern) for row, detail in rows_with(plan, Following)]
 
 
-def sparse_sites(structure: Structure, plan: Sequence[PlanRow]) -> list[Site]:
-    """The sites whose zeros must stay."""
-    sparse = {row.tensor for row, _ in rows_with(plan, Following)}
-    return [site for site in structure.sites if site.name in sparse]
+def sparse_sites(structure: Structure, plan: Sequence[PlanRow]) -> list[tuple[Site, Pattern]]:
+    """The sites whose zeros must stay, and what they follow."""
+    sparse = {row.tensor: parse_pattern(detail.pattern) for row, detail in rows_with(plan, Following)}
+    return [(site, sparse[site.name]) for site in structure.sites if site.name in sparse]
 
 
 def require_file(path: Path | None, option: str) -> None:

@@ -15,13 +15,17 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 from torch import nn  # noqa: E402
 
 from gpusq_onnx.errors import InvariantError, UsageError  # noqa: E402
+from gpusq_onnx.graph import io  # noqa: E402
+from gpusq_onnx.graph.structure import analyse  # noqa: E402
 from gpusq_onnx.learn import checkpoint as files  # noqa: E402
 from gpusq_onnx.learn.average import Average  # noqa: E402
 from gpusq_onnx.learn.guard import RETRIES, Guard, GuardState  # noqa: E402
 from gpusq_onnx.learn.log import Log  # noqa: E402
-from gpusq_onnx.learn.masks import Masks  # noqa: E402
+from gpusq_onnx.learn.masks import Masks, rounded_patterns  # noqa: E402
 from gpusq_onnx.learn.optimiser import optimiser, rate, set_rate  # noqa: E402
 from gpusq_onnx.learn.settings import TrainingOptions  # noqa: E402
+from gpusq_onnx.sparsity import magnitude  # noqa: E402
+from gpusq_onnx.sparsity.patterns import PATTERNS, Pattern  # noqa: E402
 
 
 def test_masks_are_the_zeros_of_the_sites_and_nothing_else() -> None:
@@ -30,6 +34,35 @@ def test_masks_are_the_zeros_of_the_sites_and_nothing_else() -> None:
     assert len(kept) == 12
     values = {c.name: c.values for c in model.constants() if c.name in kept}
     assert all(((values[name] != 0) == mask).all() for name, mask in kept.items())
+
+
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
+def test_what_rounding_made_zero_may_move_again(pattern: Pattern) -> None:
+    """The float model's zeros stay where it is known; else a group has as many places as its pattern keeps."""
+    sparse, rounded = io.load(classroom.MODEL), io.load(classroom.MODEL)
+    before, after = (
+        [site for site in analyse(model).sites if site.role in classroom.PRUNED and pattern.fits(site.k)]
+        for model in (sparse, rounded)
+    )
+    for whole, site in zip(before, after, strict=True):
+        pruned = magnitude.prune(whole.read(), pattern)
+        pruned[0] = 0  # a row that was zero before it was rounded
+        whole.write(pruned)
+        small = np.abs(pruned) < np.quantile(np.abs(pruned), 1 - 0.7 * pattern.density)
+        site.write(np.where(small, np.zeros_like(pruned), pruned))
+    after[-1].write(np.zeros_like(after[-1].read()))
+    followed = [(site, pattern) for site in after]
+    known, unknown = (rounded_patterns(followed, model) for model in (sparse, None))
+    for whole, site in zip(before[:-1], after[:-1], strict=True):
+        own, filled = (site.view.read(kept[str(site.weight.name)]) for kept in (known, unknown))
+        values = site.read() != 0
+        np.testing.assert_array_equal(own, whole.read() != 0)
+        assert values.sum() < 0.9 * own.sum(), "rounding made zeros"
+        assert pattern.holds(filled) and filled[values].all()
+        assert filled.mean() == pattern.density, "no place is given away"
+    assert known[str(after[-1].weight.name)].any() and not unknown[str(after[-1].weight.name)].any()
+    other = io.load(classroom.MODEL)  # dense: its places break the pattern
+    assert all((kept == unknown[name]).all() for name, kept in rounded_patterns(followed, other).items())
 
 
 def test_a_mask_clears_gradients_rewrites_zeros_and_tells() -> None:

@@ -19,7 +19,7 @@ from gpusq_onnx.learn.factors import weight_factors  # noqa: E402
 from gpusq_onnx.learn.rescaling import recalibrate, scale_values  # noqa: E402
 from gpusq_onnx.pipeline import manager  # noqa: E402
 from gpusq_onnx.pipeline.grammar import parse  # noqa: E402
-from gpusq_onnx.sparsity.patterns import Pattern  # noqa: E402
+from gpusq_onnx.sparsity.patterns import PAIRS_48, Pattern  # noqa: E402
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit.onnx"
@@ -73,6 +73,29 @@ def test_four_bits_take_larger_steps_where_none_are_given(
     assert outcome.steps[1].findings.get("rates") == rates
     (row,) = outcome.steps[1].findings["curve"]
     assert row["lr"] == pytest.approx(1e-4 if rates and not given else 4e-6)
+
+
+@pytest.mark.long
+def test_weights_that_rounding_set_to_zero_learn_too(tmp_path: Path) -> None:
+    prune, four = "prune{pattern=4:8pair method=magnitude}", "qdq-int4{activations=int4}"
+    sparse, coded, both, alone = (tmp_path / f"{name}.onnx" for name in ("sparse", "coded", "both", "alone"))
+    for source, output, text in (
+        (MODEL, sparse, prune),
+        (MODEL, coded, f"{prune},{four}"),
+        (MODEL, both, f"{prune},{four},qat{{lr=1e-2 {SHORT}}}"),
+        (coded, alone, f"qat{{lr=1e-2 {SHORT}}}"),
+    ):
+        manager.run(source, output, parse(text), RunOptions(DATA))
+    before, start = ({s.name: s.read() for s in analyse(io.load(path)).sites} for path in (sparse, coded))
+    for path in (both, alone):
+        sites = [site for site in analyse(io.load(path)).sites if site.quantised == "qdq"]
+        assert len(sites) == 12
+        for site in sites:
+            assert PAIRS_48.holds(site.read()) and PAIRS_48.holds(codes_of(site))
+        woken = [((start[s.name] == 0) & (s.read() != 0)).mean() for s in sites]
+        assert min(woken) > 0, path
+    for site in (site for site in analyse(io.load(both)).sites if site.quantised == "qdq"):
+        assert not site.read()[before[site.name] == 0].any()
 
 
 @pytest.mark.slow
