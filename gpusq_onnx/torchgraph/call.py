@@ -67,6 +67,11 @@ class Call:
         """The attribute `axis`, counted from the front."""
         return int(self.attr("axis", default)) % max(1, self.x(0).ndim if rank is None else rank)
 
+    def text(self, name: str, default: str = "") -> str:
+        """An attribute that is text."""
+        value = self.attr(name, default)
+        return value.decode() if isinstance(value, bytes) else str(value)
+
     def sizes(self, index: int) -> list[Size]:
         """The integers of an input that is known: numbers, or sizes that depend on the batch."""
         value = self.x(index)

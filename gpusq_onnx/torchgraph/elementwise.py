@@ -6,7 +6,6 @@ Source: the ONNX operator documentation. Integer division and modulo follow ONNX
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import numpy as np
 import onnx
@@ -60,7 +59,7 @@ def _clip(c: Call) -> Value:
 
 
 def _gelu(c: Call) -> Value:
-    result: Value = c(functional.gelu, c.x(0), approximate=_text(c.attr("approximate", "none")))
+    result: Value = c(functional.gelu, c.x(0), approximate=c.text("approximate", "none"))
     return result
 
 
@@ -109,10 +108,6 @@ def _is_inf(c: Call) -> Value:
         raise Unsupported("IsInf of one sign is not supported")
     result: Value = c(torch.isinf, c.x(0))
     return result
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 ROWS = (

@@ -161,8 +161,7 @@ def _scatter_elements(c: Call) -> Value:
 
 
 def _reduction(c: Call, *known: str) -> str:
-    found = c.attr("reduction", "none")
-    name = found.decode() if isinstance(found, bytes) else str(found)
+    name = c.text("reduction", "none")
     if name not in known:
         raise Unsupported(f"the reduction {name!r} is not supported")
     return name

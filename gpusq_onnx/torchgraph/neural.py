@@ -35,12 +35,11 @@ def _gemm(c: Call) -> Value:
 
 
 def _einsum(c: Call) -> Value:
-    equation = c.attr("equation")
-    text = equation.decode() if isinstance(equation, bytes) else equation
-    result: Value = c(torch.einsum, text, *[value for value in c.inputs if value is not None])
+    result: Value = c(torch.einsum, c.text("equation"), *[value for value in c.inputs if value is not None])
     return result
 
 
+_SAME = ("SAME_UPPER", "SAME_LOWER")
 _Padded = tuple[Value, tuple[int, ...]]
 
 
@@ -57,9 +56,8 @@ def _padded(c: Call, kernel: Sequence[int], fill: float, symmetric_only: bool = 
 
 def _pads(c: Call, kernel: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     rank = len(kernel)
-    auto = c.attr("auto_pad", "NOTSET")
-    auto = auto.decode() if isinstance(auto, bytes) else auto
-    if auto in ("NOTSET", "VALID"):
+    auto = c.text("auto_pad", "NOTSET")
+    if auto not in _SAME:
         pads = tuple(c.attr("pads") or (0,) * 2 * rank) if auto == "NOTSET" else (0,) * 2 * rank
         return pads[:rank], pads[rank:]
     strides, dilations = (tuple(c.attr(name) or (1,) * rank) for name in ("strides", "dilations"))
@@ -95,11 +93,15 @@ def _conv(c: Call) -> Value:
 
 def _conv_transpose(c: Call) -> Value:
     kernel = c.x(1).worlds[0].shape[2:]
-    begin, end = _pads(c, kernel)
-    if begin != end or c.attr("output_shape"):
-        raise Unsupported("a transposed convolution with an output shape or uneven padding")
     stride, dilation = _window(c, len(kernel))
     extra = tuple(c.attr("output_padding") or (0,) * len(kernel))
+    if c.text("auto_pad") in _SAME:  # stride times as large as the input
+        totals = [e + (k - 1) * d + 1 - s for e, k, d, s in zip(extra, kernel, dilation, stride, strict=True)]
+        begin, end = (tuple(half) for half in zip(*((t // 2, t - t // 2) for t in totals), strict=True))
+    else:
+        begin, end = _pads(c, kernel)
+    if begin != end or min(begin) < 0 or c.attr("output_shape"):
+        raise Unsupported("a transposed convolution with an output shape, or with padding that is uneven or below 0")
     function, group = _TRANSPOSED[len(kernel) - 1], int(c.attr("group", 1))
     result: Value = c(function, c.x(0), c.x(1), c.optional(2), stride, begin, extra, group, dilation)
     return result
@@ -109,7 +111,10 @@ def _max_pool(c: Call) -> Value:
     kernel = tuple(c.attr("kernel_shape"))
     x, padding = _padded(c, kernel, float("-inf"), symmetric_only=True)
     stride, dilation = _window(c, len(kernel))
-    result: Value = c(_MAX_POOL[len(kernel) - 1], x, kernel, stride, padding, dilation, bool(c.attr("ceil_mode", 0)))
+    ceil = bool(c.attr("ceil_mode", 0))
+    if ceil and x is not c.x(0):
+        raise Unsupported("a max pool that rounds its size up, with uneven padding")
+    result: Value = c(_MAX_POOL[len(kernel) - 1], x, kernel, stride, padding, dilation, ceil)
     return result
 
 

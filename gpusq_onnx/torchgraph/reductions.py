@@ -57,7 +57,7 @@ def _pad(c: Call) -> Value:
         del flat[-2:]
     if not flat:
         return x
-    named = _text(c, "mode", "constant")
+    named = c.text("mode", "constant")
     mode = {"edge": "replicate", "wrap": "circular"}.get(named, named)
     if mode == "constant":
         fill = c.number(2) if c.has(2) else 0
@@ -73,7 +73,7 @@ def _resize(c: Call) -> Value:
     axes = [int(a) % x.ndim for a in c.attr("axes") or range(x.ndim)]
     target, scales = list(source), [1.0] * x.ndim
     if c.has(3) and c.x(3).worlds[0].numel():
-        if _text(c, "keep_aspect_ratio_policy", "stretch") != "stretch":
+        if c.text("keep_aspect_ratio_policy", "stretch") != "stretch":
             raise Unsupported("Resize that keeps the aspect ratio")
         given = dict(zip(axes, zip(*c.each(3), strict=True), strict=True))
         for axis, sizes in given.items():
@@ -88,13 +88,18 @@ def _resize(c: Call) -> Value:
         raise Unsupported("Resize of the batch")
     if not resized:
         return x
-    mode, place = _text(c, "mode", "nearest"), _text(c, "coordinate_transformation_mode", "half_pixel")
+    mode, place = c.text("mode", "nearest"), c.text("coordinate_transformation_mode", "half_pixel")
     if mode == "nearest":
         for axis in resized:
             where = [_nearest(c, i, scales[axis], source[axis], target[axis], place) for i in range(target[axis])]
             x = c(torch.index_select, x, axis, c.builder.constant(torch.tensor(where)))
         return x
-    return _interpolated(c, x, resized, source, target, scales, mode, place)
+    if place == "pytorch_half_pixel":  # coordinate 0 where one value is left, not the middle
+        for axis in [axis for axis in resized if target[axis] == 1]:
+            x = c(torch.narrow, x, axis, 0, 1)
+            resized.remove(axis)
+            source[axis] = 1
+    return _interpolated(c, x, resized, source, target, scales, mode, place) if resized else x
 
 
 def _nearest(c: Call, index: int, scale: float, source: int, target: int, place: str) -> int:
@@ -111,7 +116,7 @@ def _nearest(c: Call, index: int, scale: float, source: int, target: int, place:
         "round_prefer_ceil": math.floor(at + 0.5),
         "floor": math.floor(at),
         "ceil": math.ceil(at),
-    }[_text(c, "nearest_mode", "round_prefer_floor")]
+    }[c.text("nearest_mode", "round_prefer_floor")]
     return min(max(rounded, 0), source - 1)
 
 
@@ -134,11 +139,6 @@ def _interpolated(
     kind = "bicubic" if mode == "cubic" else {3: "linear", 4: "bilinear", 5: "trilinear"}[x.ndim]
     result: Value = c(functional.interpolate, x, tuple(target[2:]), None, kind, corners)
     return result
-
-
-def _text(c: Call, name: str, default: str) -> str:
-    value = c.attr(name, default)
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 ROWS = (

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from onnx_cases import Case, both, ints, values
 
+from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.torchgraph.convert import TABLE
 
 f32, i64 = np.float32, np.int64
@@ -85,6 +86,9 @@ CASES = [
     Case("Conv", (4, 9, 8), [values(6, 4, 3, 2)], {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     Case("Conv", (4, 9), [values(6, 4, 3)], {"dilations": [2]}),
     Case("ConvTranspose", (4, 5, 5), [values(4, 3, 2, 2), values(3)], {"strides": [2, 2]}),
+    Case("ConvTranspose", (4, 5, 6), [values(4, 3, 4, 4)], {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+    Case("ConvTranspose", (4, 6), [values(4, 3, 3)], {"auto_pad": "SAME_LOWER", "dilations": [2]}),
+    Case("ConvTranspose", (4, 5), [values(4, 3, 4)], {"strides": [3], "auto_pad": "SAME_LOWER", "output_padding": [1]}),
     Case("MaxPool", (3, 9, 9), attributes={"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2]}),
     Case("MaxPool", (3, 9, 9), attributes={"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}),
     Case("MaxPool", (3, 8, 8), attributes={"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
@@ -128,9 +132,22 @@ CASES = [
          tolerance=1e-5),
     Case("Resize", (2, 5, 7), [None, None, ints(10, 3)], {
         "mode": "linear", "axes": [2, 3], "coordinate_transformation_mode": "align_corners"}),
+    *(
+        Case("Resize", (2, 5, 6), [None, None, ints(*size)], {
+            "mode": mode, "axes": [2, 3], "coordinate_transformation_mode": place}, tolerance=1e-5)
+        for place in ("pytorch_half_pixel", "half_pixel", "align_corners")
+        for mode in ("linear", "cubic")
+        for size in ((1, 1), (1, 9), (8, 1))
+    ),
 ]  # fmt: skip
 
 ELSEWHERE = {"QuantizeLinear", "DequantizeLinear", "TRT_FP4DynamicQuantize"}  # test_quantiser.py, test_float_grids.py
+UNEVEN = [
+    Case("ConvTranspose", (4, 5, 5), [values(4, 3, 3, 3)], {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
+    Case("ConvTranspose", (4, 5), [values(4, 3, 1)], {"strides": [3], "auto_pad": "SAME_UPPER"}),
+    Case("MaxPool", (2, 6, 9), attributes={
+        "kernel_shape": [3, 2], "strides": [2, 3], "pads": [0, 0, 1, 1], "ceil_mode": 1}),
+]  # fmt: skip
 IN_GRAPHS = {"Constant", "ConstantOfShape", "Range", "NonZero", "GridSample"}  # need other nodes, test_shapes.py
 
 
@@ -139,6 +156,12 @@ def test_against_onnxruntime(case: Case) -> None:
     for expected, found in both(case):
         assert found.shape == expected.shape
         np.testing.assert_allclose(found, expected, case.tolerance * 10, case.tolerance)
+
+
+@pytest.mark.parametrize("case", UNEVEN, ids=lambda case: case.name)
+def test_padding_that_torch_counts_otherwise_is_refused(case: Case) -> None:
+    with pytest.raises(UnsupportedModelError, match="padding"):
+        list(both(case))
 
 
 def test_every_operator_of_the_table_has_a_case() -> None:
