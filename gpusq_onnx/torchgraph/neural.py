@@ -112,7 +112,8 @@ def _max_pool(c: Call) -> Value:
     x, padding = _padded(c, kernel, float("-inf"), symmetric_only=True)
     stride, dilation = _window(c, len(kernel))
     ceil = bool(c.attr("ceil_mode", 0))
-    if ceil and x is not c.x(0):
+    left = [n - (k - 1) * d - 1 for n, k, d in zip(x.worlds[0].shape[2:], kernel, dilation, strict=True)]
+    if ceil and x is not c.x(0) and any(n % s for n, s in zip(left, stride, strict=True)):
         raise Unsupported("a max pool that rounds its size up, with uneven padding")
     result: Value = c(_MAX_POOL[len(kernel) - 1], x, kernel, stride, padding, dilation, ceil)
     return result

@@ -92,6 +92,8 @@ CASES = [
     Case("MaxPool", (3, 9, 9), attributes={"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2]}),
     Case("MaxPool", (3, 9, 9), attributes={"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]}),
     Case("MaxPool", (3, 8, 8), attributes={"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
+    Case("MaxPool", (3, 7, 8), attributes={
+        "kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER", "ceil_mode": 1}),
     Case("AveragePool", (3, 9, 9), attributes={"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
     Case("AveragePool", (3, 9, 9), attributes={"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
     Case("GlobalAveragePool", (3, 5, 5)),
