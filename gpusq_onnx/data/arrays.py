@@ -122,6 +122,9 @@ class ArrayFile(Source):
         self._columns = columns
         self._available = next(iter(columns.values())).shape[0]
         self._rows = _stretches(self._available, options.samples, options.seed)
+        if self.labelled:
+            with reading(path, _unreadable), columns[LABELS].opened() as stream:
+                self.labels = columns[LABELS].read(stream, self._rows).astype(np.int64)
         self._notes = ready_made(options, "arrays") + too_few(options.samples, self._available)
         self._turn = Lock()
 
@@ -131,14 +134,6 @@ class ArrayFile(Source):
     @property
     def notes(self) -> list[str]:
         return list(self._notes)
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        if not self.labelled:
-            return None
-        column = self._columns[LABELS]
-        with reading(self._path, _unreadable), column.opened() as stream:
-            return column.read(stream, self._rows).astype(np.int64)
 
     def batches(self, batch: int) -> Iterator[Batch]:
         size = self.static_batch or batch

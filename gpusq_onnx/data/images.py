@@ -61,7 +61,7 @@ class Images(Source):
         self._ids: NDArray[np.int64] | None = None  # of the chosen images, in their annotations
         self._maps: Sequence[Path] | None = None  # the chosen images' label maps
         self._reduce_zero_label, self._max_pixels = options.reduce_zero_label, options.max_pixels
-        self._count, self._labels = count, labels
+        self._count, self.labels = count, labels
         self.labelled = labels is not None
         self._corrupt: dict[int, str] = {}
         self._geometry = np.zeros(count, np.uint8)  # of each image: what was done to it, 1 + its place in GEOMETRIES
@@ -90,10 +90,6 @@ class Images(Source):
 
     def read(self, indices: Sequence[int], boxes: Sequence[Box] | None = None) -> Batch:
         return self._load(indices, boxes, in_order=False)
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        return self._labels
 
     @property
     def skipped(self) -> list[str]:
@@ -134,7 +130,7 @@ class Images(Source):
                 kept.append(index)
                 sizes.append(image.size)
         indices = np.array(kept, dtype=np.int64)
-        labels, truth = (None if known is None else known[indices] for known in (self._labels, self._ids))
+        labels, truth = (None if known is None else known[indices] for known in (self.labels, self._ids))
         if self._maps is not None and boxes is None:
             truth = np.array([self._label_map(*reported) for reported in zip(kept, sizes, strict=True)], np.uint8)
         return Batch(self._inputs.feed(rows[: len(kept)], sizes), labels, len(kept), indices, truth)

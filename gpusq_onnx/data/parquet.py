@@ -68,7 +68,7 @@ class ParquetImages(Images):
     def digest(self) -> str:
         whole = hashlib.sha256()
         for index, data in self._in_order():
-            label = b"" if self._labels is None else str(self._labels[index]).encode()
+            label = b"" if self.labels is None else str(self.labels[index]).encode()
             whole.update(hashlib.sha256(data).digest() + label + b"\0")
         return whole.hexdigest()
 

@@ -168,6 +168,7 @@ class Source(ABC):
 
     kind: str
     labelled: bool = False
+    labels: NDArray[np.int64] | None = None  # [len], the class index of each sample
     annotations: Mapping[str, Any] | None = None  # of the images, as `coco.read_annotations` gives them
     segmented: bool = False  # there is a class for each pixel
     input_size: tuple[int, int] = (0, 0)  # height and width of the images as the model sees them
@@ -215,11 +216,6 @@ class Source(ABC):
     @abstractmethod
     def digest(self) -> str:
         """SHA-256 (hex) of the content used: names and bytes, in order. No path outside the data, time or host."""
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """int64[len]: the class index of each sample; None where there are none."""
-        return None
 
     @property
     def whole(self) -> WholeFeeds | None:

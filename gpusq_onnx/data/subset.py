@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpusq_onnx.data.prefetch import ahead
 from gpusq_onnx.data.source import Batch, Box, Source
@@ -26,6 +25,7 @@ class Subset(Source):
         self._source, self._indices, self._what = source, indices, what
         self.kind, self.labelled, self.static_batch = source.kind, source.labelled, source.static_batch
         self.croppable = source.croppable
+        self.labels = None if source.labels is None else source.labels[np.asarray(indices)]
         self.annotations, self.segmented, self.input_size = source.annotations, source.segmented, source.input_size
 
     def __len__(self) -> int:
@@ -44,11 +44,6 @@ class Subset(Source):
         place = {whole: index for index, whole in enumerate(self._indices)}
         own = np.array([place[int(whole)] for whole in made.indices], dtype=np.int64)
         return replace(made, indices=own)
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        labels = self._source.labels
-        return None if labels is None else labels[np.asarray(self._indices)]
 
     def digest(self) -> str:
         return hashlib.sha256(f"{self._what} {self._source.digest()}".encode()).hexdigest()

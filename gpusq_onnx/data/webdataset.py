@@ -70,7 +70,7 @@ class WebDataset(Images):
     def digest(self) -> str:
         whole = hashlib.sha256()
         for index in range(len(self)):
-            label = b"" if self._labels is None else str(self._labels[index]).encode()
+            label = b"" if self.labels is None else str(self.labels[index]).encode()
             whole.update(hashlib.sha256(self._bytes(index)).digest() + label + b"\0")
         return whole.hexdigest()
 
