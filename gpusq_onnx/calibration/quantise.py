@@ -42,6 +42,7 @@ ERROR_IMAGES = 4  # about 800 tokens of a ViT: the mean of a rounding error need
 ERROR_QUERIES = 100  # of each image and head, at most: enough for the error of their attention
 SOFTMAX_CLIPS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)  # of the largest probability that keeps its value
 
+Clip = Literal["mse", "absmax"]
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -58,7 +59,7 @@ class QuantiseSettings:
 
     observer: MakeObserver
     bias_correction: bool
-    clip: Literal["mse", "absmax"]
+    clip: Clip
     codes: bool
 
 
@@ -278,7 +279,7 @@ def _rounded(
 ) -> tuple[Scales, Float32 | None]:
     """A weight's scales, and what its bias absorbs."""
     site, w = weight.site, weight.site.read().astype(np.float32, copy=False)
-    scales = scales_for(w, weight.format, method=settings.clip, block=weight.block)
+    scales = scales_for(w, weight.format, method=clip_of(settings.clip, site, weight.format), block=weight.block)
     error, of_context = errors.get(site.name, (None, None))
     if error is None or not settings.bias_correction:
         return scales, None
@@ -287,6 +288,11 @@ def _rounded(
     rounded = w if weight.second_order else fake_quantize(w, scales, weight.format)
     shift = error.shift(_over_positions(site, w), _over_positions(site, rounded))
     return scales, shift if of_context is None else shift + of_context
+
+
+def clip_of(chosen: Clip, site: Site, fmt: Format) -> Clip:
+    """How a weight's scales are found: no value of one that others read, too, can be clipped to a carried grid."""
+    return "absmax" if fmt.carried and site.conflicts else chosen
 
 
 def _over_positions(site: Site, w: Float32) -> Float32:

@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 from pydantic import Field
 
 from gpusq_onnx.calibration.attention_rows import attention_rows, write_learned
-from gpusq_onnx.calibration.quantise import QuantiseSettings, quantise
+from gpusq_onnx.calibration.quantise import QuantiseSettings, clip_of, quantise
 from gpusq_onnx.calibration.rounding import ROUNDING, Rounding, rounded_by_output, rounding_of
 from gpusq_onnx.errors import SelectorUnmatched, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.exclusions import SMALLEST
@@ -184,7 +184,8 @@ class QuantisingPass(Pass[OptionsT]):
             return PlanRow(*head, reason)
         rounding = rounding_of(self.options.rounding, site, scheme.weight, data)
         how = ", rounded by GPTQ" if rounding == "gptq" else ""
-        reason = f"{scheme.weight.label}, {each}, {self.options.clip} clip over its non-zero weights{how}"
+        clip = clip_of(self.options.clip, site, scheme.weight)
+        reason = f"{scheme.weight.label}, {each}, {clip} clip over its non-zero weights{how}"
         return PlanRow(*head, reason, WeightPair(format=scheme.weight.name, block=scheme.block, rounding=rounding))
 
     def _input_rows(self, sites: list[Site], structure: Structure) -> list[PlanRow]:

@@ -102,7 +102,18 @@ def _tied() -> ModelProto:
     return net.model("y")
 
 
-GRAPHS = [_features, _before_the_bias, _in_a_row, _and_a_sum, _one_head, _tied]
+def _shared() -> ModelProto:
+    """A weight that is read transposed, too, and one that is looked up as a table."""
+    net = Net()
+    both, table = net.weight(WIDTH, WIDTH), net.weight(WIDTH, WIDTH)
+    x = net("Relu", net("MatMul", net.block("x"), both))
+    x = net("Relu", net("MatMul", x, net("Transpose", both, perm=[1, 0])))
+    row = net("Gather", table, net.constant(np.asarray([[3]])))
+    net.linear(net("Relu", net("Add", net("MatMul", x, table), row)), into="y")
+    return net.model("y")
+
+
+GRAPHS = [_features, _before_the_bias, _in_a_row, _and_a_sum, _one_head, _tied, _shared]
 PRUNED = "prune24{method=magnitude,head=true}"
 PIPELINES = [
     f"{PRUNED},qdq-int8",
@@ -135,3 +146,20 @@ def test_what_the_caller_gets_is_no_output_of_a_sparse_int8_kernel(tmp_path: Pat
     assert reasons == ["its output is the graph's, in float, so the dense INT8 kernel wins"] * 2
     given = [weight for weight in done.weights if weight.kernel.kind == "dense"]
     assert verdict(given, will=True).endswith("2 dense INT8: outputs that are the graph's (2)")
+
+
+@pytest.mark.parametrize("more", ["", pytest.param(",qat{epochs=1,steps=2,batch=8}", marks=pytest.mark.long)])
+def test_a_weight_that_others_read_is_four_bit_where_the_plan_says_so(more: str, tmp_path: Path) -> None:
+    if more:
+        pytest.importorskip("torch")
+    model, passes = _shared(), f"qdq-int4{{only=[linear]}}{more}"
+    planned = gpusq_onnx.plan(model, passes)
+    assert [row.reason.split(", ")[2] for row in planned.rows if row.decision == "quantise weight"] == [
+        "mse clip over its non-zero weights",
+        *["absmax clip over its non-zero weights"] * 3,
+    ]
+    done = gpusq_onnx.compress(model, passes, output=tmp_path / "out.onnx")
+    found = gpusq_onnx.inspect(tmp_path / "out.onnx").weights
+    assert [weight.format for weight in found] == ["int4-in-int8"] * 4 + [""]
+    totals = [result.report["after"]["total"]["bit_operations"] for result in (planned, done)]
+    assert totals[0] == totals[1]

@@ -6,6 +6,7 @@ are all within 7 are a 4-bit weight in an INT8 tensor (`quant.formats.format_of`
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,11 +67,16 @@ def store_on_grid(site: Site, fmt: Format) -> None:
     """Store a float weight before its pair as what the pair makes of it: the model computes the same, to the bit.
 
     So the codes can be found again in the file (`graph.pack.archive`), and stay within a grid that its ONNX type
-    carries. A weight that others read, too, stays as it is.
+    carries. A weight that others read, too, stays as it is: its scales grow until such a grid holds its codes.
     """
-    if site.quantised != "qdq" or site.conflicts:
+    if site.quantised != "qdq":
         return
     w, scales = np.asarray(site.read(), np.float32), weight_scales_of(site)
+    if site.conflicts:
+        if fmt.carried and not fmt.holds(codes_of(site)):
+            least = np.abs(w).max(axis=None if scales.axis is None else 1) / np.float32(fmt.largest)
+            set_weight_scales(site, replace(scales, values=np.maximum(scales.values, least)))
+        return
     site.write(dequantize(quantize(w, scales, fmt), scales).astype(site.weight.dtype))
 
 
