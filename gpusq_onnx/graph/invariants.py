@@ -22,13 +22,14 @@ from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, data_type_of, type_name, unproduced, values_of
 from gpusq_onnx.graph.operators import LINEAR, NORMS, QDQ, QUANTISERS, Is, operators
+from gpusq_onnx.graph.qdq.axes import weight_axes
 from gpusq_onnx.graph.qdq.codes import scales_another
 from gpusq_onnx.graph.qdq.dynamic import FORMAT, is_dynamic
 from gpusq_onnx.graph.qdq.quantize_nodes import code_type
 from gpusq_onnx.graph.snapshot import Snapshot, take
 from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.marks import METADATA
-from gpusq_onnx.quant.formats import FORMATS, natural
+from gpusq_onnx.quant.formats import FORMATS, Format, natural
 
 Rule = Callable[[Model], Iterator[str]]
 
@@ -141,36 +142,31 @@ def scale_shapes(model: Model) -> Iterator[str]:
 
 
 def blocks(model: Model) -> Iterator[str]:
-    """Blocks have a size of the format, along the reduction; a format that activations cannot have has blocks only.
+    """A format that has blocks has them in weights that are read beside float data; no other format has any.
 
     A model that is marked as written for research is not asked.
     """
-    if RESEARCH in model.metadata:
-        return
     flow = Dataflow(model)
-    for node in _qdq(model):
-        zero = node.inputs[2] if len(node.inputs) > 2 else None
-        element = type_name(zero) if isinstance(zero, gs.Constant) else _element(node.inputs[0])
-        fmt = natural(element) if element is not None else None
-        size = node.attrs.get("block_size", 0)
-        if fmt is None or (not size and fmt.activations and not fmt.scales) or _at_run_time(node):
-            continue
-        weight, axis = node.inputs[0], node.attrs.get("axis", 1)
+    for node, fmt, size in _blocked(model):
+        weight = node.inputs[0]
         if size and not fmt.blocks:
             yield f"{node_label(node)}: {fmt.label} in blocks of {size}; TensorRT has blocks for 4 bits"
         elif flow.is_data(weight):
             found = f"{fmt.label} for the activation {weight.name!r}"
             taken = "quantises such at run time only" if fmt.scales else f"has {fmt.label} weights only"
             yield f"{node_label(node)}: {found}; TensorRT {taken}"
-        elif size not in fmt.blocks:
-            taken = ", ".join(str(block) for block in fmt.blocks)
-            yield f"{node_label(node)}: {fmt.label} in blocks of {size or 'a channel'}; TensorRT has {taken}"
-        elif isinstance(weight, gs.Constant) and any(_out_axis(r, weight) == axis for r in node.outputs[0].outputs):
-            found = f"{fmt.label} blocks along axis {axis}"
-            yield f"{node_label(node)}: {found}, the output channels, and not the reduction"
         elif not fmt.grid and any(_reads_rounded_data(reader) for reader in node.outputs[0].outputs):
             found = f"{fmt.label} in blocks beside data in a Q/DQ pair"
             yield f"{node_label(node)}: {found}; TensorRT parses that and cannot build it"
+
+
+def block_sizes(model: Model) -> Iterator[str]:
+    """Blocks have a size that TensorRT documents for the format: its builders take more. Asked as `blocks`."""
+    flow = Dataflow(model)
+    for node, fmt, size in _blocked(model):
+        if fmt.blocks and size not in fmt.blocks and not flow.is_data(node.inputs[0]):
+            taken = ", ".join(str(block) for block in fmt.blocks)
+            yield f"{node_label(node)}: {fmt.label} in blocks of {size or 'a channel'}; TensorRT has {taken}"
 
 
 def scale_types(model: Model) -> Iterator[str]:
@@ -209,7 +205,9 @@ QUANTISATION: tuple[Rule, ...] = (
     positive_scales,
     symmetric,
     scale_shapes,
+    weight_axes,
     blocks,
+    block_sizes,
     scale_types,
     no_quantised_bias,
     no_integer_operators,
@@ -279,6 +277,20 @@ def _qdq(model: Model) -> Iterator[gs.Node]:
     return (node for node in _nodes(model) if node.op in QDQ)
 
 
+def _blocked(model: Model) -> Iterator[tuple[gs.Node, Format, int]]:
+    """Q and DQ with blocks, or of a format that activations cannot have: each with its format and block size, 0: none.
+
+    None of a model that is marked as written for research.
+    """
+    for node in _qdq(model) if RESEARCH not in model.metadata else ():
+        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        element = type_name(zero) if isinstance(zero, gs.Constant) else _element(node.inputs[0])
+        fmt = natural(element) if element is not None else None
+        size = node.attrs.get("block_size", 0)
+        if fmt is not None and (size or not fmt.activations or fmt.scales) and not _at_run_time(node):
+            yield node, fmt, size
+
+
 def _quantisers(model: Model) -> Iterator[gs.Node]:
     return (node for node in _nodes(model) if node.op in QUANTISERS | QDQ)
 
@@ -314,13 +326,6 @@ def _known_type(tensor: gs.Tensor) -> np.dtype[Any] | None:
         return None if dequantize.attrs.get("output_dtype", 0) else _known_type(dequantize.inputs[1])
     given: np.dtype[Any] | None = None if tensor.inputs or tensor.dtype is None else np.dtype(tensor.dtype)
     return given
-
-
-def _out_axis(reader: gs.Node, weight: gs.Constant) -> int | None:
-    """The axis of a weight's output channels as its reader sees it; None where the reader is no Linear."""
-    if reader.op == "MatMul":
-        return len(weight.shape) - 1
-    return (0 if reader.attrs.get("transB", 0) else 1) if reader.op == "Gemm" else None
 
 
 def _reads_rounded_data(reader: gs.Node) -> bool:

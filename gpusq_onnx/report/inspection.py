@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpusq_onnx.graph.invariants import QUANTISATION, RESEARCH, blocks, violations
+from gpusq_onnx.graph.invariants import QUANTISATION, RESEARCH, block_sizes, violations
 from gpusq_onnx.graph.leftovers import called
 from gpusq_onnx.graph.model import Model, type_name
 from gpusq_onnx.graph.operators import is_standard
@@ -30,7 +30,7 @@ from gpusq_onnx.report.prediction import facts_of
 from gpusq_onnx.sparsity.patterns import patterns_of
 
 _FOR_TENSORRT = "--passes int4-weights on the float model writes the form that TensorRT reads"
-_REFUSING = tuple(rule for rule in QUANTISATION if rule is not blocks)  # builders take more blocks than are documented
+_REFUSING = tuple(rule for rule in QUANTISATION if rule is not block_sizes)  # builders take more
 _REFUSED = Obstacle("runtime", "quantised as TensorRT does not take it", "start from the float model")
 
 
@@ -100,6 +100,7 @@ class Inspection:
         others: what is multiplied with besides.
         operators: how many nodes it has of each operator that is neither ONNX's nor TensorRT's, "DOMAIN.NAME".
         illegal: how it is quantised in a form that TensorRT does not take; "" where it is not.
+        undocumented: how it is in one that TensorRT's documentation does not have, and its builders take.
         metadata: what this tool wrote into it.
     """
 
@@ -108,6 +109,7 @@ class Inspection:
     others: tuple[OtherConstant, ...]
     operators: dict[str, int]
     illegal: str
+    undocumented: str
     metadata: dict[str, str]
 
     @property
@@ -120,7 +122,8 @@ class Inspection:
         """What TensorRT lacks, and what the model can still take that makes more of its weights sparse; sentences."""
         if self.illegal:
             return [f"{_REFUSED.text}: {self.illegal}; {_REFUSED.remedy}"]
-        return [*for_operators(self.operators), *for_file(self.weights)]
+        known = [f"builders take it, TensorRT documents others: {self.undocumented}"] if self.undocumented else []
+        return [*known, *for_operators(self.operators), *for_file(self.weights)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -133,11 +136,11 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
     structure = analyse(model)
     sites = structure.sites
     research = model.metadata.get(RESEARCH, "")
-    illegal = next(iter(violations(model, QUANTISATION)), "")
+    illegal, undocumented = (next(iter(violations(model, rules)), "") for rules in (_REFUSING, (block_sizes,)))
     found = [_weight(site, research) for site in track(progress, sites, "inspecting weights", len(sites))]
     order = {str(node.name): number for number, node in enumerate(model.graph.nodes)}
     found += map(_nbits, find_nbits(model))
-    if violations(model, _REFUSING):
+    if illegal:
         found = [replace(weight, kernel=ONNXRUNTIME, eligible=False, obstacles=(_REFUSED,)) for weight in found]
     weights = tuple(sorted(found, key=lambda weight: order[weight.nodes[0]]))
     ours = {key: value for key, value in model.metadata.items() if key.startswith(METADATA)}
@@ -145,7 +148,9 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
         OtherConstant(left.tensor, str(left.node.name), str(left.node.op), called(left.node), left.shape, left.reason)
         for left in structure.leftovers
     )
-    return Inspection(model.came_with or model.opset, weights, tuple(others), _operators(model), illegal, ours)
+    return Inspection(
+        model.came_with or model.opset, weights, tuple(others), _operators(model), illegal, undocumented, ours
+    )
 
 
 def _operators(model: Model) -> dict[str, int]:

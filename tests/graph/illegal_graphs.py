@@ -133,6 +133,23 @@ def weight_scales_along_the_reduction() -> ModelProto:
     return linear(axis=0)
 
 
+def weight_scales_along_the_reduction_of_a_gemm() -> ModelProto:
+    nodes = [*pair("x"), *pair("w", "ws", "wz", axis=1), node("Gemm", ["xd", "wd"], ["y"], transB=1)]
+    constants = {"w": normal(N, K), "s": S, "z": Z, "ws": WS, "wz": WZ}
+    return proto(nodes, [("x", FLOAT, [5, K])], [("y", FLOAT, [5, N])], constants)
+
+
+def turned(axis: int = 0) -> ModelProto:
+    """A weight [N, K] that a Transpose turns after its pair."""
+    turn = [*pair("w", "ws", "wz", axis=axis), node("Transpose", ["wd"], ["wt"], perm=[1, 0])]
+    constants = {"w": normal(N, K), "s": S, "z": Z, "ws": WS, "wz": WZ}
+    return proto([*pair("x"), *turn, node("MatMul", ["xd", "wt"], ["y"])], X, Y, constants)
+
+
+def weight_scales_along_the_reduction_before_a_transpose() -> ModelProto:
+    return turned(axis=1)
+
+
 def weight_scales_of_another_length() -> ModelProto:
     return linear(ws=WS[:48], wz=WZ[:48])
 

@@ -13,9 +13,18 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq import placement
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
+from gpusq_onnx.report.inspection import inspect_model
 from gpusq_onnx.runtime.tensorrt.parser import parser_verdict
 
-LEGAL = (illegal_graphs.legal, illegal_graphs.in_fp16, illegal_graphs.int4_in_blocks_of_64)
+LEGAL = (illegal_graphs.legal, illegal_graphs.turned, illegal_graphs.in_fp16, illegal_graphs.int4_in_blocks_of_64)
+
+UNREADABLE = (
+    illegal_graphs.float_zero_point,
+    illegal_graphs.zero_scale_of_one_channel,
+    illegal_graphs.weight_scales_of_another_length,
+    illegal_graphs.fp32_scale_of_an_fp16_activation,
+    illegal_graphs.fp32_scale_of_an_fp16_graphs_weight,
+)
 
 
 def cases(*stops: str) -> pytest.MarkDecorator:
@@ -48,6 +57,19 @@ def test_what_is_refused_on_its_way_in_and_out(case: Case, file: Path) -> None:
         invariants.require(loaded)
     with pytest.raises(InvariantError):
         invariants.check(loaded, "a pass")
+
+
+@cases("input")
+def test_inspect_names_no_kernel_of_tensorrt_for_it(case: Case, file: Path) -> None:
+    if case.make in UNREADABLE:
+        with pytest.raises(UnsupportedModelError):
+            inspect_model(io.load(file))
+        return
+    found = inspect_model(io.load(file))
+    undocumented = case.make in (illegal_graphs.int4_in_blocks_of_20, illegal_graphs.int4_without_blocks)
+    assert bool(found.undocumented if undocumented else found.illegal)
+    assert not (undocumented and found.illegal)
+    assert {weight.kernel.kind for weight in found.weights} <= {"dense" if undocumented else "onnxruntime only"}
 
 
 @cases("output")

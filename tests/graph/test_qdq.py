@@ -7,10 +7,11 @@ import pytest
 from small_graphs import FLOAT, HALF, initializer, model, node, normal, proto, run, text
 
 from gpusq_onnx.graph import invariants, io
+from gpusq_onnx.graph.qdq.codes import codes_of, weight_scales_of
 from gpusq_onnx.graph.qdq.pairs import QdqWriter, store_codes
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.sites import find_sites
-from gpusq_onnx.quant.formats import INT8, fake_quantize, quantize
+from gpusq_onnx.quant.formats import INT8, dequantize, fake_quantize, quantize
 from gpusq_onnx.quant.scales import Scales
 from gpusq_onnx.runtime.ort import Session
 
@@ -150,3 +151,22 @@ def test_names_that_are_taken():
 
 if __name__ == "__main__":
     GOLDEN.write_text(text(quantised(mlp())))
+
+
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize(("axis", "shape"), [(1, (N,)), (-1, (N,)), (0, (K,)), (1, (1, N)), (1, (1,)), (1, ())])
+def test_scales_that_others_wrote_are_read_as_they_lie(axis: int, shape: tuple[int, ...], split: int) -> None:
+    scales = np.linspace(0.01, 0.03, int(np.prod(shape))).astype(np.float32).reshape(shape)
+    parts = [f"p{number}" for number in range(split)]
+    nodes = [
+        node("DequantizeLinear", ["w", "s"], ["d"], axis=axis),
+        node("Split", ["d"], parts, axis=1, num_outputs=split),
+        *(node("MatMul", ["x", part], [f"y{number}"]) for number, part in enumerate(parts)),
+    ]
+    stored = (W * 40).astype(np.int8)
+    constants = {"w": stored, "s": scales}
+    made = proto(nodes, X, [(f"y{number}", FLOAT, None) for number in range(split)], constants)
+    along = scales if len(shape) > 1 else scales.reshape((-1, 1) if axis == 0 and shape else (1, -1))
+    wanted = np.split(stored * along, split, axis=1)
+    for site, w in zip(find_sites(model(made)), wanted, strict=True):
+        np.testing.assert_array_equal(dequantize(codes_of(site), weight_scales_of(site)), w.T.astype(np.float32))

@@ -274,7 +274,7 @@ def test_static_fp4_activations_break_a_rule() -> None:
         [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     model = io.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)]), None)
-    found = invariants.violations(model, (invariants.blocks,))
+    found = invariants.violations(model, (invariants.blocks, invariants.block_sizes))
     assert found and all("at run time only" in text for text in found)
 
 

@@ -153,12 +153,13 @@ def test_a_weight_that_others_read_is_four_bit_where_the_plan_says_so(more: str,
     if more:
         pytest.importorskip("torch")
     model, passes = _shared(), f"qdq-int4{{only=[linear]}}{more}"
-    planned = gpusq_onnx.plan(model, passes)
+    data = np.random.default_rng(1).standard_normal((16, TOKENS, WIDTH)).astype(np.float32)
+    planned = gpusq_onnx.plan(model, passes, data=data)
     assert [row.reason.split(", ")[2] for row in planned.rows if row.decision == "quantise weight"] == [
         "mse clip over its non-zero weights",
         *["absmax clip over its non-zero weights"] * 3,
     ]
-    done = gpusq_onnx.compress(model, passes, output=tmp_path / "out.onnx")
+    done = gpusq_onnx.compress(model, passes, data=data, output=tmp_path / "out.onnx")
     found = gpusq_onnx.inspect(tmp_path / "out.onnx").weights
     assert [weight.format for weight in found] == ["int4-in-int8"] * 4 + [""]
     totals = [result.report["after"]["total"]["bit_operations"] for result in (planned, done)]

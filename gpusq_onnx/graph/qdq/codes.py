@@ -18,7 +18,7 @@ from gpusq_onnx.graph.model import values_of
 from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.quantize_nodes import activation_format, is_grid_clip
 from gpusq_onnx.graph.sites import Site, before_qdq
-from gpusq_onnx.graph.trace import view_from
+from gpusq_onnx.graph.trace import trace, view_from
 from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.quant.formats import FORMATS, Format, clamp_scale, dequantize, format_of, natural, quantize
 from gpusq_onnx.quant.scales import Scales
@@ -104,8 +104,10 @@ def _data(site: Site, node: gs.Node) -> list[Any]:
 def weight_scales_of(site: Site) -> Scales:
     """The scales of a quantised site's weight along w[out, k]: one, one an output channel, or in blocks along k.
 
+    Those along the reduction (`graph.qdq.axes`) are blocks of one.
+
     Raises:
-        UnsupportedModelError: one is not a positive number.
+        UnsupportedModelError: one is not a positive number, or they do not fit the weight.
     """
     node = next(node for node in site.trail if node.op == "DequantizeLinear")
     values, outer = _scale_values(node.inputs[1])
@@ -117,10 +119,39 @@ def weight_scales_of(site: Site) -> Scales:
             hint="quantise the float model again",
         )
     block = int(node.attrs.get("block_size", 0))
-    if not block or values.ndim < 2:
-        return Scales(values, axis=0 if values.ndim else None)
-    reader = site.readers[0]
-    return Scales(view_from(node.outputs[0], reader, site.operand(reader)).read(values), 1, block, outer)
+    if values.size == 1 and not block:
+        return Scales(values.reshape(1), axis=0) if values.ndim and site.out == 1 else Scales(values.reshape(()))
+    view = view_from(node.outputs[0], site.readers[0], site.operand(site.readers[0]))
+    if block and values.ndim > 1:
+        return Scales(view.read(values), 1, block, outer)
+    each = view.read(_along(node, values))
+    if view.stored_axis(0) == _axis(node, values):
+        return Scales(np.ascontiguousarray(each[:, 0]), axis=0)
+    return Scales(each, 1, 1)
+
+
+def _axis(node: gs.Node, values: NDArray[Any]) -> int:
+    """The axis along which the scales of a DequantizeLinear of a constant lie, counted from the front."""
+    found = trace(node.outputs[0])
+    rank = 0 if found is None else len(found.shape)
+    return int(node.attrs.get("axis", 1)) % max(1, rank) if values.ndim == 1 else values.shape.index(max(values.shape))
+
+
+def _along(node: gs.Node, values: NDArray[Any]) -> NDArray[Any]:
+    """Scales without blocks, one for each element of what a DequantizeLinear makes; no memory is taken for them."""
+    found, axis = trace(node.outputs[0]), _axis(node, values)
+    shape = () if found is None else found.shape
+    laid = values.reshape([-1 if place == axis else 1 for place in range(len(shape))]) if values.ndim == 1 else values
+    try:
+        return np.broadcast_to(laid, shape)
+    except ValueError:
+        raise UnsupportedModelError(
+            "the scales of a weight do not fit its shape",
+            where=node_label(node),
+            expected=f"one, or one for each of axis {axis} of {shape}",
+            found=f"{values.shape}",
+            hint="quantise the float model again",
+        ) from None
 
 
 def set_weight_scales(site: Site, scales: Scales) -> Scales:

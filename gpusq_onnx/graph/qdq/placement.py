@@ -5,7 +5,6 @@ for pairs that our own passes placed:
 
     opset, domain    opset 20 to 25, Q/DQ of the default domain: what is documented, not what one parser takes
     pairs            codes are read by DequantizeLinear alone, with the scale that made them
-    weight_axes      scales run along the output channels; along the reduction no INT8 kernel can apply them
     residual         no pair on the residual stream: ViT-B with one scores 5 % top-1, without 84.5 % (docs/tensorrt.md)
 
 Each is a function from the graph to its violations, as in `invariants`.
@@ -23,8 +22,7 @@ from gpusq_onnx.graph.invariants import Rule
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.operators import MOVES, QDQ, is_standard
 from gpusq_onnx.graph.opset import LOWEST, NEWEST
-from gpusq_onnx.graph.sites import before_qdq, find_sites
-from gpusq_onnx.graph.trace import channel_axis
+from gpusq_onnx.graph.sites import before_qdq
 from gpusq_onnx.graph.wording import node_label
 
 
@@ -55,19 +53,6 @@ def pairs(model: Model) -> Iterator[str]:
                 yield f"{node_label(node)} and {reader.name!r} have different scales"
 
 
-def weight_axes(model: Model) -> Iterator[str]:
-    """A weight's scales run along its output channels."""
-    for site in find_sites(model):
-        for reader in site.readers:
-            operand = reader.inputs[site.operand(reader)]
-            maker = operand.inputs[0] if operand.inputs else None
-            if maker is None or maker.op != "DequantizeLinear" or len(maker.inputs[1].shape or ()) != 1:
-                continue
-            wanted = channel_axis(reader, operand)
-            if maker.attrs.get("axis", 1) not in (wanted, wanted - len(site.weight.shape)):
-                yield f"{node_label(maker)}: scales along the reduction axis of {site.name!r}"
-
-
 def residual(model: Model) -> Iterator[str]:
     """No Add reads a dequantised sum of two tensors of data."""
     flow = Dataflow(model)
@@ -79,7 +64,7 @@ def residual(model: Model) -> Iterator[str]:
                 yield f"{node_label(node)} reads {plain.name!r} of the residual stream through a Q/DQ pair"
 
 
-WRITTEN: tuple[Rule, ...] = (opset, domain, pairs, weight_axes, residual)
+WRITTEN: tuple[Rule, ...] = (opset, domain, pairs, residual)
 
 
 def _qdq(model: Model) -> Iterator[gs.Node]:
