@@ -38,7 +38,7 @@ class Block:
     width: int = 0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Structure:
     """A model's sites with their roles, the products that are none, its attention cores, blocks and stages, and its
     shapes for one image; `other_softmaxes`: by the name of its output, why a Softmax is in no attention core."""
@@ -76,7 +76,17 @@ def analyse(model: Model, snapshot: Snapshot | None = None) -> Structure:
     name_ends(sites, model, flow, owner)
     blocks = _find_blocks(sites, flow)
     leftovers = find_leftovers(flow, sites, attentions)
-    return Structure(sites, leftovers, attentions, others, blocks, _find_stages(blocks), shapes, types, flow)
+    return Structure(
+        sites=sites,
+        leftovers=leftovers,
+        attentions=attentions,
+        other_softmaxes=others,
+        blocks=blocks,
+        stages=_find_stages(blocks),
+        shapes=shapes,
+        types=types,
+        flow=flow,
+    )
 
 
 def _find_blocks(sites: list[Site], flow: Dataflow) -> list[Block]:

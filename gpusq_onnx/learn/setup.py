@@ -35,7 +35,7 @@ from gpusq_onnx.torchgraph.network import Network
 from gpusq_onnx.torchgraph.prefix import selections, trainable_prefix
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """What one model learns from another.
 
@@ -132,7 +132,18 @@ def prepare(
         notes.append("all tokens are trained on: this graph's blocks cannot leave some out")
     kinds = output_kinds({name: structure.shapes.get(name, ()) for name in names}, image)
     kinds |= {pair.student: "raw" for pair in scores if pair.student not in kinds}
-    return Setup(student, guide, outputs, kinds, maps, selected, views, some, tokens, tuple(notes))
+    return Setup(
+        student=student,
+        teacher=guide,
+        outputs=outputs,
+        kinds=kinds,
+        maps=maps,
+        selections=selected,
+        views=views,
+        thin_teacher=some,
+        tokens=tokens,
+        notes=tuple(notes),
+    )
 
 
 def _converted(model: Model, sizes: Sizes, **how: Any) -> Network:

@@ -50,7 +50,7 @@ class _Notes(NullProgress):
         self._note(f"{self._label}, {text}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measurer:
     """Makes and measures.
 

@@ -134,7 +134,7 @@ class SensitivityReport:
         return markdown(self.sheet())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tuning:
     """What `tune` found.
 

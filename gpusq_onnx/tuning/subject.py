@@ -35,7 +35,7 @@ from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.runtime.trial import Trials
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """What sensitivity and tuning look at.
 
@@ -104,5 +104,16 @@ class Subject:
             step.apply(model, structure, step.plan(model, structure, PlanContext()), Context())
             structure = analyse(model)
         warnings = (*settled.warnings, *doubted)
-        whole = cls(path, sha256, model, structure, first, source, None, settled, warnings, rate_of(trial, sample))
+        whole = cls(
+            path=path,
+            sha256=sha256,
+            model=model,
+            structure=structure,
+            first=first,
+            source=source,
+            held=None,
+            settled=settled,
+            warnings=warnings,
+            rate=rate_of(trial, sample),
+        )
         return whole if data.hold_out is None else whole.holding_out(data.hold_out)

@@ -146,7 +146,17 @@ def tune(
         judge = judge_of(held)
         kept = kept_measurements(cache, subject, held, count, target)
         measurer = Measurer(
-            subject, groups, dense, held, count, target, judge, training, crew, lambda text: schedule.note(text), kept
+            subject=subject,
+            groups=groups,
+            dense=dense,
+            held=held,
+            calibrated=count,
+            target=target,
+            judge=judge,
+            training=training,
+            crew=crew,
+            note=lambda text: schedule.note(text),
+            kept=kept,
         )
         inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache, crew)
         found = inquiry.kept()
@@ -191,18 +201,18 @@ def tune(
     pipeline = None if chosen is None else measurer.pipeline(chosen.choice, trained=chosen.trained)
     written = "" if pipeline is None else recipe.dumps(pipeline)
     tuning = Tuning(
-        report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact)),
-        asked,
-        chosen,
-        "" if pipeline is None else str(pipeline),
-        written and first_line(f"tune, {asked}", written) + written,
-        () if chosen is None else tuple(layers(groups, losses, chosen.choice, goal.cost)),
-        tuple(tuner.points),
-        count,
-        len(held),
-        "" if chosen is not None else _failure(aim, tuner, goal, whole),
-        goal,
-        again.recovery,
+        sensitivity=report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact)),
+        asked=asked,
+        chosen=chosen,
+        pipeline="" if pipeline is None else str(pipeline),
+        recipe=written and first_line(f"tune, {asked}", written) + written,
+        layers=() if chosen is None else tuple(layers(groups, losses, chosen.choice, goal.cost)),
+        points=tuple(tuner.points),
+        calibrated=count,
+        measured=len(held),
+        failure="" if chosen is not None else _failure(aim, tuner, goal, whole),
+        goal=goal,
+        recovery=again.recovery,
     )
     if output is not None and chosen is not None and crew.leads:
         with into(results) as staging:

@@ -30,7 +30,7 @@ from gpusq_onnx.graph.shapes import Dim
 _PAST, _LENGTHS = (4, 5), 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttentionForm:
     """What the operator computes.
 
@@ -83,17 +83,17 @@ def check_attention(node: gs.Node, known: Known) -> AttentionForm:
     precision = int(node.attrs.get("softmax_precision") or 0)
     softmax = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(precision)) if precision else dtype
     return AttentionForm(
-        flat,
-        heads,
-        key_heads,
-        size,
-        scale,
-        float(node.attrs.get("softcap") or 0),
-        np.tri(rows, columns, dtype=np.bool_) if node.attrs.get("is_causal", 0) else None,
-        mask,
-        mask is not None and known.type(mask).kind == "b",
-        dtype,
-        softmax,
+        flat=flat,
+        heads=heads,
+        key_heads=key_heads,
+        size=size,
+        scale=scale,
+        softcap=float(node.attrs.get("softcap") or 0),
+        seen=np.tri(rows, columns, dtype=np.bool_) if node.attrs.get("is_causal", 0) else None,
+        mask=mask,
+        boolean=mask is not None and known.type(mask).kind == "b",
+        dtype=dtype,
+        softmax=softmax,
     )
 
 
