@@ -204,7 +204,6 @@ class Fp16(Pass[Fp16Options]):
 class Overflow(Detail):
     """A constant that is too large for FP16, and its largest magnitude."""
 
-    overflow: bool
     largest: float
 
 
@@ -235,7 +234,7 @@ def _constant_rows(
             decision, reason = FUSE, f"goes into a {NORM}"
         elif len(single) == len(readers):
             decision, reason = SKIP, f"FP32: {kept[id(single[0])] if single else 'read in a subgraph'}"
-            detail = Overflow(True, found.largest) if found.overflows else None
+            detail = Overflow(found.largest) if found.overflows else None
         else:
             decision, reason = "float16", "rounded to FP16"
             if role == "scale":

@@ -40,6 +40,7 @@ from gpusq_onnx.calibration.rounding import (
     rounding_of,
 )
 from gpusq_onnx.errors import UnsupportedModelError
+from gpusq_onnx.graph.edits import Names
 from gpusq_onnx.graph.exclusions import SMALLEST
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.weight_only import NBITS, find_nbits, write_dequantized, write_nbits
@@ -156,13 +157,14 @@ class Int4Weights(Pass[Int4Options]):
                 WeightGrid(site, INT4, scales_of[site.name], search) for site, _ in chosen if site.name in second_order
             ]
             scales_of |= round_weights(model, grids, context, correct=correct)
+        names = Names(model)
         context.progress.start("quantising weights", len(chosen))
         for site, scales in ((site, scales_of[site.name]) for site, _ in chosen):
             codes = quantize(site.read(), scales, INT4)
             if self.options.runtime == "tensorrt":
-                context.renamed[site.name] = [write_dequantized(model, site, codes, scales)]
+                context.renamed[site.name] = [write_dequantized(model, site, codes, scales, names)]
             else:
-                write_nbits(model, site, codes, scales, self.options.accuracy_level)
+                write_nbits(model, site, codes, scales, names, self.options.accuracy_level)
                 context.renamed[site.name] = []
             context.progress.advance()
         context.progress.finish()

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from gpusq_onnx.calibration.activations import Calibration
 from gpusq_onnx.calibration.ranges import ContextError, MakeObserver, MeanError, Watch
 from gpusq_onnx.calibration.rounding import WeightGrid, round_weights
+from gpusq_onnx.graph.edits import Names
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.operators import LINEAR
 from gpusq_onnx.graph.qdq.codes import codes_of, store_on_grid, weight_scales_of
@@ -234,14 +235,14 @@ def _edit(
     settings: QuantiseSettings,
     context: Context,
 ) -> None:
-    tensors = model.graph.tensors()
+    tensors, names = model.graph.tensors(), Names(model)
     sites = {site.name: site for site in structure.sites}
     targets = {row.tensor: tensors[row.tensor] for row, _ in rows.all}
     equalised = []
     for row, pair in rows.outputs:
         factors = watches[row.tensor].factors
         if factors is not None:
-            targets[row.tensor] = rescale_output(model, sites[pair.sites[0]], factors)
+            targets[row.tensor] = rescale_output(model, sites[pair.sites[0]], factors, names)
             equalised.append(row.tensor)
     errors: dict[str, tuple[MeanError | None, Float32 | None]] = {}
     for row, pair in rows.inputs:
@@ -249,11 +250,11 @@ def _edit(
         errors |= {site.name: (shifts.of_input(row), shifts.of_context(site)) for site in chosen}
         factors = watches[row.tensor].factors
         if factors is not None:
-            targets[row.tensor] = rescale_input(model, targets[row.tensor], chosen, factors)
+            targets[row.tensor] = rescale_input(model, targets[row.tensor], chosen, factors, names)
             equalised.append(row.tensor)
         offset = watches[row.tensor].offset
         if offset:
-            targets[row.tensor] = offset_input(model, targets[row.tensor], chosen, offset)
+            targets[row.tensor] = offset_input(model, targets[row.tensor], chosen, offset, names)
     writer = QdqWriter(model, structure.types, structure.shapes)
     context.progress.start("quantising weights", len(weights))
     for weight, (scales_of, shift) in zip(weights, in_order(partial(_rounded, errors, settings), weights), strict=True):
@@ -304,7 +305,8 @@ def _over_positions(site: Site, w: Float32) -> Float32:
 def _store_codes(model: Model, names: set[str]) -> dict[str, list[str]]:
     """The new names of every site whose codes are stored now; a weight that others read, too, stays float."""
     found: dict[str, list[str]] = {}
+    taken = Names(model)
     for site in find_sites(model):
         if site.name in names and site.quantised == "qdq" and not site.conflicts:
-            found.setdefault(site.name, []).extend(store_codes(model, site, codes_of(site)))
+            found.setdefault(site.name, []).extend(store_codes(model, site, codes_of(site), taken))
     return found

@@ -18,7 +18,7 @@ do not count.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -112,21 +112,18 @@ def _product(node: Node, structure: Structure) -> int:
     return math.prod(d for d in output if isinstance(d, int)) * left[-1]
 
 
-def total_cost(
-    model: Model, structure: Structure, form: Callable[[Site], CostForm], sites: Iterable[Site] | None = None
-) -> dict[str, float]:
+def total_cost(model: Model, structure: Structure, form: Callable[[Site], CostForm]) -> dict[str, float]:
     """Totals over the model; `form` tells that of a site.
 
     The parameters of initializers that are no site's weight (biases, norms, embeddings, scales) count as stored.
     """
-    chosen = list(structure.sites if sites is None else sites)
-    costs = [site_cost(site, structure, form(site)) for site in chosen]
-    named = [site.part for site in chosen]
-    for found in find_nbits(model) if sites is None else ():
+    costs = [site_cost(site, structure, form(site)) for site in structure.sites]
+    named = [site.part for site in structure.sites]
+    for found in find_nbits(model):
         costs.append(_nbits_cost(found, structure))
         named.append(found.weight)
     stored = dict(zip(named, costs, strict=True)).values()  # a tied weight is there once
-    weights = {site.weight.name for site in chosen}
+    weights = {site.weight.name for site in structure.sites}
     rest = [c for c in (*model.constants(), *model.inner_constants()) if c.name not in weights]
     others = [(c, natural(type_name(c))) for c in rest]
     elements = [(math.prod(c.shape), fmt.bits) for c, fmt in others if fmt is not None and fmt.stored]

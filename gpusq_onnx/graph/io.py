@@ -281,13 +281,6 @@ def to_bytes(model: Model) -> bytes:
     return buffer.getvalue()
 
 
-def proto_of(model: Model) -> ModelProto:
-    """The model as a ModelProto with all its bytes."""
-    proto = ModelProto()
-    proto.ParseFromString(to_bytes(model))
-    return proto
-
-
 class Digest:
     """SHA-256 in a thread, one piece after the writing: hashing and writing take about the same time."""
 

@@ -161,11 +161,6 @@ class Site:
         return self.view.stored_axis(1)
 
     @property
-    def out_axis(self) -> int:
-        """The stored array's axis of the output channels."""
-        return self.view.stored_axis(0)
-
-    @property
     def dtype(self) -> str:
         """The stored type's ONNX name, in lower case."""
         return type_name(self.weight)

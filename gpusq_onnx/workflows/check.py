@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from onnx import ModelProto
+
 from gpusq_onnx.data import remembered
 from gpusq_onnx.data.opening import open_source
 from gpusq_onnx.data.options import DataOptions
@@ -149,7 +151,8 @@ def _compared(
     original: Path, compressed: Path, options: DataOptions, gates: Gates, progress: Progress, look: CheckSettings
 ) -> CheckResult:
     """Run both models on the data and judge the gates."""
-    settled = remembered.settle(options, [_metadata(compressed), _metadata(original)], original.parent)
+    headers = [None if is_plan(path) else io.read_proto(path)[0] for path in (original, compressed)]
+    settled = remembered.settle(options, [_metadata(header) for header in reversed(headers)], original.parent)
     options = settled.options
     with opened(original, compressed, look.on, look.taps, progress) as sides:
         reference, candidate, taps = sides.reference, sides.candidate, sides.taps
@@ -197,7 +200,7 @@ def _compared(
         continuation=tuple(later),
         notes=sides.notes,
         taps=look.taps,
-        sha256=(_digest(original), _digest(compressed)),
+        sha256=(_digest(original, headers[0]), _digest(compressed, headers[1])),
     )
 
 
@@ -217,14 +220,14 @@ def _suspicions(found: Comparison, source: Source) -> list[str]:
     return []
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _metadata(header: ModelProto | None) -> dict[str, str]:
     """The model-level metadata of an ONNX file; an engine has none."""
-    return {} if is_plan(path) else {entry.key: entry.value for entry in io.read_proto(path)[0].metadata_props}
+    return {} if header is None else {entry.key: entry.value for entry in header.metadata_props}
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, header: ModelProto | None) -> str:
     """SHA-256 of a model and its external data, which is beside it."""
-    tensors = () if is_plan(path) else io.read_proto(path)[0].graph.initializer
+    tensors = () if header is None else header.graph.initializer
     names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
     return io.file_digest(path, sorted(path.parent / name for name in names))
 

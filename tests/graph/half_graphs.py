@@ -18,7 +18,7 @@ def halved(made: onnx.ModelProto | Model, *, io16: bool = False, flagged: tuple[
     kept = kept_single(loaded, structure.flow, structure.types, flagged)
     done = halve(loaded, structure.types, set(kept), io=io16)
     invariants.check(loaded, "fp16")
-    onnx.shape_inference.infer_shapes(io.proto_of(loaded), check_type=True, strict_mode=True)
+    onnx.shape_inference.infer_shapes(onnx.load_from_string(io.to_bytes(loaded)), check_type=True, strict_mode=True)
     return loaded, done
 
 
@@ -40,4 +40,4 @@ def casts(loaded: Model) -> list[tuple[str, str]]:
 def in_half(loaded: Model, x: np.ndarray) -> np.ndarray:
     """y by numpy, where FP16 is FP16: onnxruntime's CPU kernels compute in FP32 and leave Casts between them out."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return ReferenceEvaluator(io.proto_of(loaded)).run(["y"], {"x": x})[0]
+        return ReferenceEvaluator(onnx.load_from_string(io.to_bytes(loaded))).run(["y"], {"x": x})[0]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -69,20 +70,20 @@ def model(made: ModelProto) -> Model:
 def run(made: ModelProto | Model | Path, feed: Mapping[str, Array]) -> dict[str, Array]:
     """The outputs in onnxruntime, every node as written."""
     if isinstance(made, Model):
-        made = io.proto_of(made)
+        made = onnx.load_from_string(io.to_bytes(made))
     source = made if isinstance(made, Path) else made.SerializeToString()
     return Session(source, optimize=False, threads=1).run(feed)
 
 
 def initializer(made: ModelProto | Model, name: str) -> Array:
     if isinstance(made, Model):
-        made = io.proto_of(made)
+        made = onnx.load_from_string(io.to_bytes(made))
     return numpy_helper.to_array(next(t for t in made.graph.initializer if t.name == name))
 
 
 def text(made: Model) -> str:
     """The graph as sorted text: one line a node and an initializer, values by shape, type and sum."""
-    whole = io.proto_of(made).graph
+    whole = onnx.load_from_string(io.to_bytes(made)).graph
     lines = []
     for n in whole.node:
         attributes = ", ".join(sorted(f"{a.name}={helper.get_attribute_value(a)}" for a in n.attribute))

@@ -65,7 +65,7 @@ def test_a_default_session_loads_it_and_computes_the_same(
 
 def test_it_is_done_to_a_model_that_is_read(tmp_path: Path) -> None:
     given, expected = linear([1, 0, 2], bias=True)
-    onnx.save(io.proto_of(given), tmp_path / "given.onnx")
+    onnx.save(onnx.load_from_string(io.to_bytes(given)), tmp_path / "given.onnx")
     made = io.load(tmp_path / "given.onnx")
     assert [n.op for n in made.graph.nodes] == ["MatMul", "Add", "Transpose", "Relu"]
     np.testing.assert_array_equal(run(made, tmp_path), expected.astype(np.float16))

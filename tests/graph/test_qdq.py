@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from small_graphs import FLOAT, HALF, initializer, model, node, normal, proto, run, text
 
 from gpusq_onnx.graph import invariants, io
+from gpusq_onnx.graph.edits import Names
 from gpusq_onnx.graph.qdq.codes import codes_of, weight_scales_of
 from gpusq_onnx.graph.qdq.pairs import QdqWriter, store_codes
 from gpusq_onnx.graph.shapes import infer_shapes
@@ -117,9 +119,11 @@ def test_codes_replace_the_float_weight_and_compute_the_same(form: str):
     writer.finish()
     feed = {"x": normal(*shape, seed=8)}
     before = Session(io.to_bytes(loaded), exact_qdq=True).run(feed)["y"]
-    store_codes(loaded, site, quantize(site.read(), SCALES, INT8, axis=0))
+    store_codes(loaded, site, quantize(site.read(), SCALES, INT8, axis=0), Names(loaded))
     invariants.check(loaded, "storing codes")
-    assert [t.name for t in io.proto_of(loaded).graph.initializer if tuple(t.dims) == stored.shape] == ["w_int8"]
+    assert [
+        t.name for t in onnx.load_from_string(io.to_bytes(loaded)).graph.initializer if tuple(t.dims) == stored.shape
+    ] == ["w_int8"]
     np.testing.assert_array_equal(Session(io.to_bytes(loaded), exact_qdq=True).run(feed)["y"], before)
     (again,) = find_sites(loaded)
     assert (again.quantised, again.dtype) == ("int8", "int8")
@@ -134,7 +138,7 @@ def test_scales_take_the_type_of_the_float_side():
     writer.activation(site.activation, 0.02, site.readers, INT8)
     writer.finish()
     invariants.check(loaded, "writing pairs")
-    out = io.proto_of(loaded)
+    out = onnx.load_from_string(io.to_bytes(loaded))
     assert {t.data_type for t in out.graph.initializer if t.name.endswith("_scale")} == {HALF}
     assert run(out, {"x": normal(5, K, dtype=np.float16)})["y"].dtype == np.float16
 

@@ -5,6 +5,7 @@ import pytest
 from small_graphs import FLOAT, HALF, model, node, normal, proto, rng, run
 
 from gpusq_onnx.graph import invariants
+from gpusq_onnx.graph.edits import Names
 from gpusq_onnx.graph.qdq.rescale import (
     foldable_norm,
     offset_input,
@@ -52,7 +53,7 @@ def test_a_layer_norm_takes_the_factors_of_all_its_readers():
     assert foldable_norm(tensor, sites) is tensor.inputs[0]
     old = {name: site.read().copy() for name, site in by_name(loaded).items()}
     s = factors(K)
-    assert rescale_input(loaded, tensor, sites, s) is tensor
+    assert rescale_input(loaded, tensor, sites, s, Names(loaded)) is tensor
     assert len(loaded.graph.nodes) == 3
     for name, site in by_name(loaded).items():
         np.testing.assert_allclose(site.read(), old[name] * s, rtol=1e-6)
@@ -73,7 +74,7 @@ def test_what_others_see_is_divided_in_a_node_of_its_own(case: str):
     made = CANNOT_FOLD[case]
     loaded = model(made)
     sites = list(by_name(loaded).values())
-    scaled = rescale_input(loaded, sites[0].activation, sites, factors(K))
+    scaled = rescale_input(loaded, sites[0].activation, sites, factors(K), Names(loaded))
     assert scaled.name == "n_equalised"
     assert [n.op for n in loaded.graph.nodes].count("Mul") == 1
     same(made, loaded, {"x": normal(2, 5, K)})
@@ -84,7 +85,7 @@ def test_one_of_two_readers():
     loaded = model(made)
     site = by_name(loaded)["w1"]
     assert foldable_norm(site.activation, [site]) is None
-    rescale_input(loaded, site.activation, [site], factors(K))
+    rescale_input(loaded, site.activation, [site], factors(K), Names(loaded))
     same(made, loaded, {"x": normal(2, 5, K)})
 
 
@@ -94,7 +95,7 @@ def test_a_tied_weight_whose_readers_read_different_tensors():
     loaded = model(made)
     (site,) = find_sites(loaded)
     before = site.read()
-    rescale_input(loaded, site.activation, [site], factors(K))
+    rescale_input(loaded, site.activation, [site], factors(K), Names(loaded))
     np.testing.assert_array_equal(site.read(), before * factors(K))
     same(made, loaded, {"x": normal(2, 5, K)})
 
@@ -104,8 +105,8 @@ def test_a_half_weight_behind_a_cast():
     made = proto(nodes, X, Y, {"w": WEIGHTS["w1"].astype(np.float16)})
     loaded = model(made)
     (site,) = find_sites(loaded)
-    rescale_input(loaded, site.activation, [site], factors(K))
-    rescale_output(loaded, site, factors(N))
+    rescale_input(loaded, site.activation, [site], factors(K), Names(loaded))
+    rescale_output(loaded, site, factors(N), Names(loaded))
     assert site.dtype == "float16"
     same(made, loaded, {"x": normal(2, 5, K)}, tolerance=2e-3)
 
@@ -133,7 +134,7 @@ def test_rows_are_divided_and_multiplied_back(case: str):
     loaded = model(made)
     (site,) = find_sites(loaded)
     name = site.output.name
-    between = rescale_output(loaded, site, factors(N))
+    between = rescale_output(loaded, site, factors(N), Names(loaded))
     assert between.name == f"{name}_equalised"
     same(made, loaded, {"x": normal(2, 5, K), "r": normal(5, K)})
 
@@ -143,8 +144,8 @@ def test_an_output_that_is_an_input_gets_two_nodes_with_two_names():
     made = proto(nodes, X, Y, WEIGHTS | {"v": normal(N, 4)})
     loaded = model(made)
     first, second = find_sites(loaded)
-    rescale_input(loaded, second.activation, [second], factors(N))
-    rescale_output(loaded, first, factors(N))
+    rescale_input(loaded, second.activation, [second], factors(N), Names(loaded))
+    rescale_output(loaded, first, factors(N), Names(loaded))
     assert [n.op for n in loaded.graph.nodes] == ["MatMul", "Mul", "Mul", "MatMul"]
     same(made, loaded, {"x": normal(2, 5, K)})
 
@@ -155,8 +156,8 @@ def test_zeros_stay_zeros():
     w = site.read().copy()
     w[:, ::2] = 0
     site.write(w)
-    rescale_input(loaded, site.activation, [site], factors(K))
-    rescale_output(loaded, site, factors(N))
+    rescale_input(loaded, site.activation, [site], factors(K), Names(loaded))
+    rescale_output(loaded, site, factors(N), Names(loaded))
     assert not site.read()[:, ::2].any()
 
 
@@ -195,7 +196,7 @@ def test_the_middle_of_an_input_goes_into_the_bias(case: str):
     loaded = model(made)
     (site,) = find_sites(loaded)
     source = site.activation
-    assert offset_input(loaded, source, [site], 1.5) is site.activation
+    assert offset_input(loaded, source, [site], 1.5, Names(loaded)) is site.activation
     made_by = site.activation.inputs[0]
     assert (made_by.op, made_by.inputs[0]) == ("Add", source)
     same(made, loaded, {inputs[0][0]: normal(*inputs[0][2])})
@@ -212,6 +213,6 @@ def test_the_middle_of_an_input_goes_into_the_biases_of_all_who_read_it():
     made = proto(nodes, X, outputs, WEIGHTS | {"b2": normal(N, seed=4)})
     loaded = model(made)
     sites = find_sites(loaded)
-    offset_input(loaded, sites[0].activation, sites, -0.75)
+    offset_input(loaded, sites[0].activation, sites, -0.75, Names(loaded))
     assert [n.op for n in loaded.graph.nodes].count("Add") == 3
     same(made, loaded, {"x": normal(2, 5, K)})

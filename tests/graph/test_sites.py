@@ -150,7 +150,7 @@ def test_the_stored_axis_of_the_groups(form: str, k_axis: int):
     _, site = only_site(STORED[form])
     assert site.k_axis == k_axis
     assert site.weight.shape[site.k_axis] == K
-    assert site.weight.shape[site.out_axis] == N
+    assert site.weight.shape[site.view.stored_axis(0)] == N
 
 
 @pytest.mark.parametrize("form", [form for form in STORED if "Quant" not in form])
@@ -235,7 +235,7 @@ def test_conv_kernels_group_channels_at_each_position(shape, attributes):
     (site,) = find_sites(loaded)
     positions = int(np.prod(shape[2:]))
     assert (site.out, site.k) == (shape[0], positions * shape[1])
-    assert (site.k_axis, site.out_axis) == (1, 0)
+    assert (site.k_axis, site.view.stored_axis(0)) == (1, 0)
     w = site.read()
     np.testing.assert_array_equal(
         w.reshape(shape[0], positions, shape[1])[:, 0], kernel.reshape(*shape[:2], -1)[..., 0]

@@ -220,16 +220,18 @@ class QdqWriter:
         return self._types.get(tensor.name) or np.dtype(np.float32 if declared is None else declared)
 
 
-def store_codes(model: Model, site: Site, codes: NDArray[Any]) -> list[str]:
+def store_codes(model: Model, site: Site, codes: NDArray[Any], names: Names) -> list[str]:
     """Replace a float weight before its pairs by codes[out, k] before the DQ alone: the small form on disk.
 
     The codes are stored as the site's readers see them, so that what laid the float weight out (Transpose, Split, ...)
     goes where nothing else reads it. Readers that see them alike share one initializer.
 
+    Args:
+        names: those of the model.
+
     Returns:
         The names of the new initializers, one for each layout; the site's new names.
     """
-    fresh = Names(model).fresh
     made: dict[tuple[View, tuple[int, ...]], gs.Constant] = {}
     for reader in site.readers:
         operand = site.operand(reader)
@@ -241,7 +243,7 @@ def store_codes(model: Model, site: Site, codes: NDArray[Any]) -> list[str]:
         if (view, seen.shape) not in made:
             kind = values_of(dequantize.inputs[2]).dtype
             stored = np.ascontiguousarray(view.write(codes, np.zeros(seen.shape, codes.dtype)))
-            made[view, seen.shape] = gs.Constant(fresh(f"{site.weight.name}_{kind.name}"), stored.astype(kind))
+            made[view, seen.shape] = gs.Constant(names.fresh(f"{site.weight.name}_{kind.name}"), stored.astype(kind))
         dequantize.inputs[0] = made[view, seen.shape]
         if dequantize.attrs.get("block_size", 0):
             del dequantize.inputs[2]  # as many zeros as blocks; a DequantizeLinear knows its type from the codes

@@ -39,7 +39,7 @@ def foldable_norm(tensor: gs.Tensor, sites: Sequence[Site]) -> gs.Node | None:
     return norm if private and alone else None
 
 
-def rescale_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], factors: Float32) -> gs.Tensor:
+def rescale_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], factors: Float32, names: Names) -> gs.Tensor:
     """Divide the sites' input by factors[k] and multiply their weights by it; returns the tensor they read now.
 
     A shared weight may have readers of other tensors: these are divided as well, each by a node of its own.
@@ -55,11 +55,12 @@ def rescale_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], factor
     readers: dict[str, list[tuple[gs.Node, int]]] = {}
     for node, data in _data_inputs(model, sites):
         readers.setdefault(node.inputs[data].name, []).append((node, data))
-    divided = {name: _divide(model, nodes, (1 / factors).astype(sites[0].reads_as)) for name, nodes in readers.items()}
+    inverse = (1 / factors).astype(sites[0].reads_as)
+    divided = {name: _divide(model, nodes, inverse, names) for name, nodes in readers.items()}
     return divided[tensor.name]
 
 
-def offset_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], offset: float) -> gs.Tensor:
+def offset_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], offset: float, names: Names) -> gs.Tensor:
     """Subtract `offset` from the sites' one input, and change their biases so that their outputs stay the same.
 
     Args:
@@ -73,7 +74,7 @@ def offset_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], offset:
         assert bias is not None
         shift_bias(bias, offset * site.read().sum(axis=1, dtype=np.float64))
     below = np.full(sites[0].k, -offset, sites[0].reads_as)
-    return _insert(model, _data_inputs(model, sites), "Add", below, ("centred", "centring", "Centre"))
+    return _insert(model, _data_inputs(model, sites), "Add", below, ("centred", "centring", "Centre"), names)
 
 
 def _data_inputs(model: Model, sites: Sequence[Site]) -> list[tuple[gs.Node, int]]:
@@ -82,16 +83,20 @@ def _data_inputs(model: Model, sites: Sequence[Site]) -> list[tuple[gs.Node, int
     return [(node, 1 - owner[id(node)].operand(node)) for node in model.graph.nodes if id(node) in owner]
 
 
-def _divide(model: Model, readers: Sequence[tuple[gs.Node, int]], factors: NDArray[Any]) -> gs.Variable:
+def _divide(model: Model, readers: Sequence[tuple[gs.Node, int]], factors: NDArray[Any], names: Names) -> gs.Variable:
     """Put one Mul before these readers of one tensor (node, input index; in graph order)."""
-    return _insert(model, readers, "Mul", factors, ("equalised", "equalising", "Equalise"))
+    return _insert(model, readers, "Mul", factors, ("equalised", "equalising", "Equalise"), names)
 
 
 def _insert(
-    model: Model, readers: Sequence[tuple[gs.Node, int]], op: str, values: NDArray[Any], words: tuple[str, str, str]
+    model: Model,
+    readers: Sequence[tuple[gs.Node, int]],
+    op: str,
+    values: NDArray[Any],
+    words: tuple[str, str, str],
+    names: Names,
 ) -> gs.Variable:
     """Put one node with a constant before these readers; `words` name its output, its constant and itself."""
-    names = Names(model)
     first, index = readers[0]
     tensor = first.inputs[index]
     made = gs.Variable(names.fresh(f"{tensor.name}_{words[0]}"), values.dtype, getattr(tensor, "shape", None))
@@ -103,16 +108,16 @@ def _insert(
     return made
 
 
-def rescale_output(model: Model, site: Site, factors: Float32) -> gs.Tensor:
+def rescale_output(model: Model, site: Site, factors: Float32, names: Names) -> gs.Tensor:
     """Divide a one-reader site's rows and bias by factors[out] and multiply after it; returns the tensor between."""
     (reader,) = site.readers
-    w, output, bias, names = site.read(), site.output, site.bias, Names(model)
+    w, output, bias = site.read(), site.output, site.bias
     dtype = site.reads_as
     site.write((w.astype(np.float32) / factors[:, None]).astype(w.dtype))
     if bias is not None:
         bias.values = _times(values_of(bias), 1 / factors)
     elif reader.op == "Gemm" and len(reader.inputs) > 2:  # a bias after Identity or computed: others may read it
-        _divide(model, [(reader, 2)], (1 / factors).astype(dtype))
+        _divide(model, [(reader, 2)], (1 / factors).astype(dtype), names)
     producer = output.inputs[0]
     small = gs.Variable(names.fresh(f"{output.name}_equalised"), dtype, getattr(output, "shape", None))
     producer.outputs[0] = small

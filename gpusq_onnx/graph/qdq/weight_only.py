@@ -83,14 +83,15 @@ def read_nbits(found: NBits) -> tuple[NDArray[np.int8], Scales]:
     return codes, Scales(scales, 1, found.block)
 
 
-def write_dequantized(model: Model, site: Site, codes: NDArray[Any], scales: Scales) -> str:
+def write_dequantized(model: Model, site: Site, codes: NDArray[Any], scales: Scales, names: Names) -> str:
     """Put an INT4 initializer and a DequantizeLinear in place of a Linear's weight; returns the initializer's name.
 
     Args:
         codes: [out, k], -8..7.
         scales: in blocks along k.
+        names: those of the model.
     """
-    fresh, name = Names(model).fresh, site.name
+    fresh, name = names.fresh, site.name
     kind = site.reads_as
     stored = gs.Constant(fresh(f"{name}_int4"), np.ascontiguousarray(codes.T).astype(_INT4))
     scale = gs.Constant(fresh(f"{name}_scale"), _stored(scales, kind).T.copy())
@@ -106,9 +107,11 @@ def write_dequantized(model: Model, site: Site, codes: NDArray[Any], scales: Sca
     return str(stored.name)
 
 
-def write_nbits(model: Model, site: Site, codes: NDArray[Any], scales: Scales, accuracy_level: int) -> str:
+def write_nbits(
+    model: Model, site: Site, codes: NDArray[Any], scales: Scales, names: Names, accuracy_level: int
+) -> str:
     """Make MatMulNBits nodes of a Linear's; returns the name of the stored codes. Arguments as `write_dequantized`."""
-    fresh, name = Names(model).fresh, site.name
+    fresh, name = names.fresh, site.name
     pairs = (codes.astype(np.int8) + _ZERO).astype(np.uint8).reshape(site.out, -1, scales.block // 2, 2)
     stored = gs.Constant(fresh(f"{name}_nbits"), pairs[..., 0] | pairs[..., 1] << 4)
     scale = gs.Constant(fresh(f"{name}_scale"), _stored(scales, site.reads_as))
