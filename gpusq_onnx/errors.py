@@ -8,6 +8,7 @@ exactly that and exits with `exit_code`; nothing else decides exit codes.
 
 import errno
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -179,10 +180,13 @@ class EnvironmentLacking(GpusqError):
 def of_the_machine(error: BaseException) -> BaseException | None:
     """The error of the machine that `error` is, or speaks of; None for another kind.
 
-    onnxruntime and torch tell that memory ran out in words of their own, in exceptions that share no base class.
+    onnxruntime and torch tell that memory ran out in words of their own, in exceptions that share no base class;
+    `Path.resolve` does so of links that lead back to themselves, before Python 3.13.
     """
     if isinstance(error, MACHINE):
         return error
+    if isinstance(error, RuntimeError) and (loop := re.match("Symlink loop from '(.*)'$", str(error), re.DOTALL)):
+        return OSError(errno.ELOOP, os.strerror(errno.ELOOP), loop[1])
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError) or any(words in str(cause) for words in _OUT_OF_MEMORY):

@@ -19,6 +19,11 @@ from gpusq_onnx.text import block, printable
 
 _PRINTING = (("cli", "console.py"), ("click", "utils.py"), ("_click", "utils.py"))
 """The ends of the paths of the code that prints."""
+_NAMES = {
+    errno.ENAMETOOLONG: ("the name of a file is too long", "give a shorter name"),
+    errno.ELOOP: ("links lead back to themselves", "name the file that is meant"),
+}
+"""Errors of the operating system that are the caller's, and what to do."""
 
 
 def reported(error: Exception) -> int:
@@ -51,7 +56,7 @@ def mistyped(error: Any) -> int:
 
         what, more = what.partition(" (")[0], ""
         valid = [option for one in error.ctx.command.get_params(error.ctx) for option in one.opts]
-        hint = did_you_mean(name, [option for option in valid if option.startswith("--")], least=0.7) or hint
+        hint = did_you_mean(name, [option for option in valid if option.startswith("--")]) or hint
     elif more.startswith("Did you mean"):
         hint, more = "d" + more[1:], ""
     what = f"{what[0].lower()}{what[1:].rstrip('.')}".replace("Input should be", "must be")
@@ -61,8 +66,11 @@ def mistyped(error: Any) -> int:
 def explain(error: Exception) -> tuple[str, int]:
     """What to print for an error, and the exit code."""
     machine = of_the_machine(error)
-    if isinstance(machine, OSError) and machine.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        return f"{UsageError.title}: {printable(str(machine))}", UsageError.exit_code
+    if isinstance(machine, OSError) and machine.errno in _NAMES:
+        what, hint = _NAMES[machine.errno]
+        where = None if machine.filename is None else os.fsdecode(machine.filename)
+        misnamed = UsageError(what, where=where, hint=hint)
+        return f"{misnamed.title}: {misnamed}", misnamed.exit_code
     if isinstance(error, GpusqError) and not machine:
         return f"{error.title}: {error}", error.exit_code  # whose text is printable already
     if isinstance(machine, OSError):

@@ -73,7 +73,7 @@ def show(
         raise UsageError(
             f"there is no pass, preset or target named {name!r}",
             expected=f"one of {', '.join(valid)}",
-            hint=did_you_mean(name, valid, least=0.7) or "see gpusq-onnx passes list",
+            hint=did_you_mean(name, valid) or "see gpusq-onnx passes list",
         )
     identity, options = _identity(rows[name]), _options(rows[name])
     if json:

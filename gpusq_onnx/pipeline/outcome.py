@@ -16,7 +16,13 @@ from gpusq_onnx.pipeline.summary import Architecture, Cost
 
 @dataclass(frozen=True)
 class FileFacts:
-    """A model file: as the caller named it, its size in bytes and its SHA-256 in hex."""
+    """A model file.
+
+    Attributes:
+        path: as the caller named it.
+        bytes: its size.
+        sha256: in hex, of the file and its external data.
+    """
 
     path: str
     bytes: int
@@ -60,6 +66,7 @@ class OutputAgreement:
     """One output of the written file, with onnxruntime's defaults against every node run as written.
 
     Attributes:
+        output: its name.
         relative, cosine: |difference| / |output| and the cosine; None where shapes differ or nothing is finite.
         judged: whether it must agree; an output after a choice (boxes by their order) need not.
         finite: the defaults bring up no NaN or infinity.

@@ -20,7 +20,12 @@ FormOf = Callable[[Site], CostForm]
 
 @dataclass(frozen=True)
 class Cost:
-    """The measures of `graph.cost`, of the model and of each site by name."""
+    """The measures of `graph.cost`.
+
+    Attributes:
+        total: of the model.
+        sites: of each site, by name.
+    """
 
     total: dict[str, float]
     sites: dict[str, dict[str, float]]

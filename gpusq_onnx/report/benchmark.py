@@ -49,7 +49,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One model in one format (see `workflows.baselines.TimedModel`), with its cells by batch size."""
+    """One model in one format; see `workflows.baselines.TimedModel`.
+
+    Attributes:
+        model: its name.
+        format: of its weights.
+        given: by the caller; if not, a baseline made of one.
+        parameters, flops: in millions and in 10⁹, bit-weighted.
+        cells: by batch size.
+    """
 
     model: str
     format: str

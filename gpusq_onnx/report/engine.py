@@ -11,11 +11,10 @@ harness for machines with no GPU shows layers and precisions, but chooses no ker
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpusq_onnx.errors import UsageError
 from gpusq_onnx.marks import AUTHOR
 from gpusq_onnx.report.inspection import Inspection, WeightReport
 from gpusq_onnx.report.kernels import Obstacle, why_dense
@@ -64,7 +63,14 @@ class WeightTruth:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """The engine; `seconds`: of the build itself."""
+    """The engine.
+
+    Attributes:
+        path, sha256, bytes: of the file.
+        cached: an earlier build of the same was taken.
+        deployable: it runs on a GPU; not where the builder was the one for machines without.
+        seconds: of the build itself.
+    """
 
     path: str
     sha256: str
@@ -76,7 +82,14 @@ class EngineFile:
 
 @dataclass(frozen=True)
 class SparseLayers:
-    """The engine's sparse kernels; counts are None where the builder reported nothing (`known`)."""
+    """The engine's sparse kernels; counts are None where the builder reported nothing.
+
+    Attributes:
+        known: the builder reported them.
+        eligible, chosen: how many layers a sparse kernel fits, and how many run one.
+        eligible_layers, chosen_layers: their names, as far as the log has them.
+        unmatched: chosen layers that no weight of the model was found for.
+    """
 
     known: bool
     eligible: int | None
@@ -300,41 +313,3 @@ def _verdict(weight: WeightReport, layer: Layer | None, could: bool | None, ran:
 def precisions(layers: Iterable[Layer]) -> dict[str, int]:
     """How many layers of each kind compute in what."""
     return dict(Counter(f"{layer.kind or '?'} {layer.precision or '?'}" for layer in layers).most_common())
-
-
-@dataclass(frozen=True)
-class SparseGate:
-    """`least` chosen layers, or `least` percent of the eligible ones."""
-
-    least: float
-    percent: bool
-
-    def judge(self, report: EngineReport) -> EngineReport:
-        """The report with what is not met; nothing known of sparsity is not met, and so is nothing eligible."""
-        wanted = f"{self.least:g}{' % of the eligible layers' if self.percent else ''}"
-        if not report.known:
-            failure = f"--min-sparse-chosen {wanted}: the builder reported nothing about sparse kernels"
-        elif self.percent and not report.eligible:
-            failure = f"--min-sparse-chosen {wanted}: no layer is eligible"
-        elif (100.0 * report.chosen / report.eligible if self.percent else report.chosen) < self.least:
-            failure = f"--min-sparse-chosen {wanted}: {report.chosen} chosen of {report.eligible} eligible"
-        else:
-            return report
-        return replace(report, failures=(*report.failures, failure))
-
-
-def parse_gate(text: str) -> SparseGate:
-    """`10` layers, or `80%`.
-
-    >>> parse_gate("80%")
-    SparseGate(least=80.0, percent=True)
-
-    Raises:
-        UsageError: neither, or a share above 100 %.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)%|(\d+)", text.strip())
-    if match is None or (match[1] and float(match[1]) > 100):
-        raise UsageError(
-            "--min-sparse-chosen cannot be read", expected="a number of layers, 10, or a share, 80%", found=text
-        )
-    return SparseGate(float(match[1] or match[2]), bool(match[1]))

@@ -79,7 +79,10 @@ class OtherConstant:
     """A constant that a product reads and that is no weight matrix; see `graph.leftovers.Leftover`.
 
     Attributes:
-        node, op: the product; `reader`: both, or what it makes where it has no name.
+        name, shape: of the constant.
+        node, op: the product.
+        reader: both, or what it makes where it has no name.
+        reason: why it is none.
     """
 
     name: str

@@ -48,7 +48,13 @@ class Group:
 
 @dataclass(frozen=True)
 class FormLoss:
-    """What a form of a group costs, measured and estimated, in the unit of `Sensitivity.measure`; None: not made."""
+    """What a form of a group costs, in the unit of `Sensitivity.measure`.
+
+    Attributes:
+        group, form: their names.
+        exact: measured; None: it was not.
+        estimated: by `tuning.estimate`; None: not made.
+    """
 
     group: str
     form: str
@@ -115,7 +121,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What training leaves of the divergence of `pruned` groups and of `others`, as factors."""
+    """What training leaves of the divergence, as factors.
+
+    Attributes:
+        pruned: in groups that are pruned.
+        others: in all others.
+    """
 
     pruned: float
     others: float
@@ -151,21 +162,34 @@ class ReasonedLayer:
 
 @dataclass(frozen=True)
 class SharedGroup(Group):
-    """A group, and its share of the dense model's operations."""
+    """A group, and its share of the dense model's operations.
+
+    Attributes:
+        share: 0 to 1.
+    """
 
     share: float
 
 
 @dataclass(frozen=True)
 class JudgedPoint(Point):
-    """A configuration; `pareto`: no other that was measured beats it in both operations and divergence."""
+    """A configuration that was measured.
+
+    Attributes:
+        pareto: no other that was measured beats it in both operations and divergence.
+    """
 
     pareto: bool
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """The model, and its digest."""
+    """The model.
+
+    Attributes:
+        path: as the caller named it.
+        sha256: in hex.
+    """
 
     path: str
     sha256: str
@@ -173,7 +197,14 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Look:
-    """How the layers were looked at: see `workflows.sensitivity`."""
+    """How the layers were looked at.
+
+    Attributes:
+        target: a row of `pipeline.targets`, or none.
+        forms: those that were tried.
+        images: how many each group was looked at with.
+        exact: pairs of group and form that were measured at most; None: all.
+    """
 
     target: str | None
     forms: tuple[str, ...]
@@ -183,9 +214,15 @@ class Look:
 
 @dataclass(frozen=True)
 class Goal:
-    """What was chosen for: arguments of `workflows.tune`; `recipe`: where it is written, None: nowhere.
+    """What was chosen for: arguments of `workflows.tune`.
 
     Attributes:
+        budget: the bound on a metric, `agreement>=0.97`.
+        at_most: the share of the bit operations.
+        measurements: configurations to measure.
+        recipe: where it is written; None: nowhere.
+        packed_size: the size to keep to.
+        finetune, finetune_steps: how long what is chosen is trained; None: not at all.
         rounds: of training; 0: none.
     """
 

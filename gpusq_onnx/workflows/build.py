@@ -16,8 +16,9 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.pin import pin_specs
 from gpusq_onnx.marks import first_line
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report.engine import EngineReport, make_report, parse_gate
+from gpusq_onnx.report.engine import EngineReport, make_report
 from gpusq_onnx.report.inspection import inspect_model
+from gpusq_onnx.report.sparse_gate import parse_gate
 from gpusq_onnx.runtime.tensorrt import commands
 from gpusq_onnx.runtime.tensorrt.engine import build_engine, card_of
 from gpusq_onnx.runtime.tensorrt.library import find_library

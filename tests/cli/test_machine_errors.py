@@ -181,3 +181,11 @@ def test_a_log_that_takes_no_more_is_called_that(tmp_path: Path, monkeypatch: py
     outcome = call("--log-file", tmp_path / "log.txt", "plan", "-p", "prune24", fresh_model(tmp_path))
     assert outcome.code == 5
     assert "the disk is full" in outcome.err and "where: --log-file" in outcome.err
+
+
+def test_a_name_that_no_system_takes_is_the_callers(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for place, says in ((f"{'a' * 300}.onnx", "give a shorter name"), ("loop/out.onnx", "name the file that is meant")):
+        outcome = call("apply", "-p", "prune24{method=magnitude}", "-o", tmp_path / place, MODEL)
+        assert outcome.code == 2
+        assert "where: " in outcome.err and f"next: {says}" in outcome.err

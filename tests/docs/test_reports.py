@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpusq_onnx.cli import main
-from tools.docs.reports import REPORTS, keys, meanings
+from tools.docs.reports import REPORTS, keys, meanings, page
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL, DATA = ASSETS / "digits_vit.onnx", ASSETS / "digits_test.npz"
@@ -71,3 +71,8 @@ def test_what_an_attribute_line_says_goes_on_and_is_inherited() -> None:
 
     on = "what goes on in a second line."
     assert meanings(Below) == {"one": on, "two": on, "three": "another."}
+
+
+def test_every_key_has_a_meaning() -> None:
+    assert [line for line in page().splitlines() if line.startswith("| `") and line.endswith("| |")] == []
+    assert [line for line in page().splitlines() if line.startswith("| `") and line.endswith("|  |")] == []

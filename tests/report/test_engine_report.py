@@ -9,10 +9,11 @@ from engine_models import five_linears
 
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.graph.io import load
-from gpusq_onnx.report.engine import EngineReport, WeightTruth, make_report, parse_gate
+from gpusq_onnx.report.engine import EngineReport, WeightTruth, make_report
 from gpusq_onnx.report.engine_digest import digest
 from gpusq_onnx.report.inspection import Inspection, inspect_model
 from gpusq_onnx.report.kernels import UNKNOWN, KernelClass
+from gpusq_onnx.report.sparse_gate import parse_gate
 from gpusq_onnx.runtime.tensorrt.engine import Built
 from gpusq_onnx.runtime.tensorrt.library import Library
 from gpusq_onnx.runtime.tensorrt.options import BuildOptions

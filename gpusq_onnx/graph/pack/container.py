@@ -44,7 +44,13 @@ _SCALES = {**ELEMENTS, **{grid: 1 for grid, bits in GRIDS.items() if bits == 8}}
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of the model: its name, size in bytes and SHA-256."""
+    """A file of the model.
+
+    Attributes:
+        name: its name.
+        bytes: its size.
+        sha256: in hex.
+    """
 
     name: str
     bytes: int
@@ -53,7 +59,13 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class StoredScale:
-    """Scales, cut out of file number `file` at byte `start`: their shape, and their type by its numpy name."""
+    """Scales, cut out of a file.
+
+    Attributes:
+        name, dims: of the initializer.
+        file, start: the number of its file, and the byte where they start.
+        element: their type, by its numpy name.
+    """
 
     name: str
     file: int
@@ -69,9 +81,11 @@ class StoredScale:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A packed weight: where its bytes start in file number `file`, its stored shape, and how it is packed.
+    """A packed weight.
 
     Attributes:
+        name, dims: of the initializer.
+        file, start: the number of its file, and the byte where it starts.
         axis: the one that the groups run along.
         itemsize: bytes of a code.
         pattern, width: see `sparsity.packing.PackedForm`.
@@ -121,7 +135,11 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a packed file says of itself."""
+    """What a packed file says of itself.
+
+    Attributes:
+        format: the number of the layout.
+    """
 
     format: int
     files: tuple[StoredFile, ...]

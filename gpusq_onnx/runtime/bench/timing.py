@@ -38,7 +38,13 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Rounds:
-    """How long, in seconds, and how often."""
+    """How long, and how often.
+
+    Attributes:
+        rounds: of all models, interleaved.
+        warm: seconds of warming up.
+        least: seconds that a sample takes at least.
+    """
 
     rounds: int = 20
     warm: float = 0.5

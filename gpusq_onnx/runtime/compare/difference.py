@@ -39,6 +39,7 @@ class OutputDifference:
     """How one output of the candidate differs from the reference's. None where nothing finite could be compared.
 
     Attributes:
+        name: of the output.
         max_abs, mean_abs: absolute differences, over the finite elements of all samples.
         reference_range: maximum - minimum of the reference.
         max_relative, mean_relative: the differences over that range.

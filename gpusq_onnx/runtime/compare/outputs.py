@@ -70,8 +70,13 @@ class Loaded(Fed, Protocol):
 class Comparison:
     """What `compare` found; fractions, not percentages. None: no classifier (or detector), no truth, or no metric.
 
-    `reference_confidence` is the mean softmax probability of the reference's best class, `classes` how many there are.
-    `default` is the same for the candidate in a session with onnxruntime's defaults.
+    Attributes:
+        samples: how many were compared.
+        top1_agreement, top5_agreement: the share of samples with the reference's best class, or with it among the five.
+        reference_metrics, candidate_metrics: against the truth, by name.
+        reference_confidence: the mean softmax probability of the reference's best class.
+        classes: how many there are.
+        default: the same for the candidate in a session with onnxruntime's defaults.
     """
 
     samples: int

@@ -34,6 +34,7 @@ class TapDifference:
     """How one inner tensor of the candidate differs from the reference's. None where nothing finite could be compared.
 
     Attributes:
+        name: of the tensor.
         relative: the distance.
         up_to_scale: the distance up to scale; None for a strict tap, or where too few values share a factor.
         nonfinite: elements of the candidate that are NaN or infinite where the reference is finite.
