@@ -80,7 +80,7 @@ def show_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table of everything. A terminal gets it folded to its width; a pipe gets each row on one line, nothing cut."""
+    """A table of everything. A terminal gets it folded to its width; a pipe gets each row on one line."""
     lines = columns(header, rows, width()) if sys.stdout.isatty() else unfolded(header, rows)
     show("\n".join(lines))
 

@@ -12,6 +12,7 @@ from gpusq_onnx.text import printable
 LEAST = 24  # columns for the last column's text where it has so much, before words are broken
 TIGHT = 16  # and after
 WIDEST = 26  # of all columns but the last
+LONGEST = 200  # characters of a word in a table; of a longer one, such as a made name, the middle is left out
 NARROWEST = 8  # of a column whose words are broken
 GAP = 2
 SPARSE, DENSE = r"\bsparse [A-Z]+\d+\b", r"\bdense [A-Z]+\d+\b"
@@ -19,6 +20,7 @@ MET, REFUSED = r"(?<=: )(?:met|accepted)\b", r"(?<=: )refused\b"
 MISSED = r"\bNOT (?:MET|FOR DEPLOYMENT)\b"
 """Kernels and verdicts, which have a colour on a terminal and stay on one line."""
 _KEPT = re.compile("|".join([r"^ *\d+ x$", SPARSE, DENSE, MISSED, f": {MET}", f": {REFUSED}"]))
+_TOO_LONG = re.compile(rf"\S{{{LONGEST + 1},}}")
 _TIE = "\N{NO-BREAK SPACE}"  # which no fold takes for a space
 
 
@@ -30,7 +32,7 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
     """
     if not rows:
         return []
-    cells = [[_tied(printable(cell)) for cell in row] for row in (header, *rows) if any(row)]
+    cells = [[_tied(_shortened(printable(cell))) for cell in row] for row in (header, *rows) if any(row)]
     natural = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     sizes = [min(WIDEST, size) for size in natural[:-1]]
     words = [max(len(word) for row in cells for word in row[column].split(" ")) for column in range(len(sizes))]
@@ -50,8 +52,8 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
 
 
 def unfolded(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their cells: a line each, nothing cut, for what reads lines."""
-    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
+    """Columns as wide as their cells: a line each, for what reads lines."""
+    cells = [[_shortened(printable(cell)) for cell in row] for row in (header, *rows)]
     sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [(" " * GAP).join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip() for row in cells]
 
@@ -78,6 +80,12 @@ def fair(tables: Iterable[Sequence[str]], room: int, least: int = 3) -> int:
 
 def _wrapped(text: str, width: int) -> list[str]:
     return wrap(text, width, break_on_hyphens=False) or [""]
+
+
+def _shortened(text: str) -> str:
+    """The text; of words that no table has room for, both ends."""
+    half = (LONGEST - 1) // 2
+    return _TOO_LONG.sub(lambda found: f"{found[0][:half]}…{found[0][-half:]}", text)
 
 
 def _tied(text: str) -> str:

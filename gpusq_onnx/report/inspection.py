@@ -28,6 +28,7 @@ from gpusq_onnx.report.advice import for_file, for_operators
 from gpusq_onnx.report.kernels import ONNXRUNTIME, UNKNOWN, KernelClass, Obstacle, eligible, find_obstacles, kernel
 from gpusq_onnx.report.prediction import facts_of
 from gpusq_onnx.sparsity.patterns import patterns_of
+from gpusq_onnx.tasks.kinds import image_shape
 
 _FOR_TENSORRT = "--passes int4-weights on the float model writes the form that TensorRT reads"
 _REFUSING = tuple(rule for rule in QUANTISATION if rule is not block_sizes)  # builders take more
@@ -102,6 +103,7 @@ class Inspection:
         weights: in graph order.
         others: what is multiplied with besides.
         operators: how many nodes it has of each operator that is neither ONNX's nor TensorRT's, "DOMAIN.NAME".
+        takes_images: an input is an image; see `tasks.kinds.image_shape`.
         illegal: how it is quantised in a form that TensorRT does not take; "" where it is not.
         undocumented: how it is in one that TensorRT's documentation does not have, and its builders take.
         metadata: what this tool wrote into it.
@@ -111,6 +113,7 @@ class Inspection:
     weights: tuple[WeightReport, ...]
     others: tuple[OtherConstant, ...]
     operators: dict[str, int]
+    takes_images: bool
     illegal: str
     undocumented: str
     metadata: dict[str, str]
@@ -151,9 +154,9 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
         OtherConstant(left.tensor, str(left.node.name), str(left.node.op), called(left.node), left.shape, left.reason)
         for left in structure.leftovers
     )
-    return Inspection(
-        model.came_with or model.opset, weights, tuple(others), _operators(model), illegal, undocumented, ours
-    )
+    images = bool(image_shape(spec.shape for spec in model.inputs()))
+    opset, operators = model.came_with or model.opset, _operators(model)
+    return Inspection(opset, weights, tuple(others), operators, images, illegal, undocumented, ours)
 
 
 def _operators(model: Model) -> dict[str, int]:

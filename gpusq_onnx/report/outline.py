@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import join, quote
+from typing import Any
 
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.marks import METADATA
@@ -28,6 +29,7 @@ from gpusq_onnx.report.run import TOTALS, total_rows
 
 LINES = 36  # of groups, over all passes, and two less for each: with totals and advice no screen passes 60 lines
 FULL = "--full"
+_IMAGES, _ARRAYS = "images/", "inputs.npz"
 _PROVEN = {
     ("ran", "ran"): "the written model runs in onnxruntime with and without optimisations",
     ("unfused: ran", "ran"): "the written model runs in onnxruntime with Q/DQ as written and without optimisations",
@@ -47,7 +49,7 @@ def of_plan(outcome: Outcome, weights: Sequence[Weighed], width: int, data: Data
     for text in advice.for_plan(weights, outcome.pipeline, outcome.target):
         lines += folded(text, width)
     given = [*data_words(data.echo(), data.model_fields_set), *commands.run_words(outcome)]
-    words = ["--passes", outcome.pipeline, *([] if data.path else ["--data", "images/"]), *given, model]
+    words = ["--passes", outcome.pipeline, *([] if data.path else ["--data", _like(outcome.data)]), *given, model]
     return [*lines, "next:", f"  gpusq-onnx apply {join(words)}"]
 
 
@@ -81,13 +83,15 @@ def _next_check(outcome: Outcome, made: str) -> list[str]:
     options, model = ((outcome.data or {}).get("options") or {}), outcome.input.path
     if options.get("hold_out"):
         return ["next, on what was held out:", f"  {commands.check_of_run(outcome)}"]
-    command = f"gpusq-onnx check {_data(options.get('path'))} {quote(model)} {quote(made)}"
-    return ["next, best with other images:", f"  {command}"]
+    data = options.get("path") or _like(outcome.data)
+    command = f"gpusq-onnx check --data {quote(str(data))} {quote(model)} {quote(made)}"
+    return [f"next, best with other {'inputs' if data == _ARRAYS else 'images'}:", f"  {command}"]
 
 
-def _data(path: Path | str | None) -> str:
-    """The option `--data`, quoted for a shell; `images/` where no data was given."""
-    return f"--data {quote(str(path)) if path else 'images/'}"
+def _like(data: Mapping[str, Any] | None) -> str:
+    """What data for the model may be called, where it had none of its own: synthetic images, or tensors."""
+    tensors = data is not None and data["kind"] == "synthetic" and not data.get("preprocess")
+    return _ARRAYS if tensors else _IMAGES
 
 
 def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
@@ -116,7 +120,13 @@ def of_inspection(name: str, found: Inspection, width: int) -> list[str]:
 
 def _next(name: str, found: Inspection) -> list[str]:
     """What a file that has been looked at is for: an engine or a benchmark, where it is compressed, else a plan."""
-    plan = ["plan", "--passes", "prune24,qdq-int8{profile=sparse-int8}", "--data", "images/"]
+    plan = [
+        "plan",
+        "--passes",
+        "prune24,qdq-int8{profile=sparse-int8}",
+        "--data",
+        _IMAGES if found.takes_images else _ARRAYS,
+    ]
     if found.illegal:
         return [*plan, "float.onnx"]
     if any(weight.kernel == ONNXRUNTIME for weight in found.weights):

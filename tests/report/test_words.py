@@ -1,14 +1,23 @@
 """Single phrases of screens: what samples are, how gates are named, and what a proof says."""
 
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_models import five_linears
 
+from gpusq_onnx.graph.io import load
 from gpusq_onnx.pipeline.outcome import OutputAgreement, Proof
 from gpusq_onnx.report.checking import asked
-from gpusq_onnx.report.outline import _proven
+from gpusq_onnx.report.columns import columns, unfolded
+from gpusq_onnx.report.inspection import inspect_model
+from gpusq_onnx.report.outline import _like, _proven, of_inspection
 from gpusq_onnx.report.preparation import counted
 from gpusq_onnx.runtime.compare.gates import Gates
+
+ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @pytest.mark.parametrize(
@@ -44,3 +53,24 @@ def test_a_proof_is_a_sentence(default: str, plain: str, expected: str) -> None:
     assert _proven(Proof(default, plain, outputs)) == expected + (
         "; lowest cosine between the two 0.9972" if outputs else ""
     )
+
+
+def test_the_next_command_names_data_that_the_model_takes(tmp_path: Path) -> None:
+    vit, linears = (
+        inspect_model(load(ASSETS / "digits_vit.onnx")),
+        inspect_model(load(five_linears(tmp_path / "m.onnx"))),
+    )
+    assert of_inspection("m.onnx", vit, 200)[-1].endswith("--data images/ m.onnx")
+    plain = replace(linears, weights=tuple(replace(weight, quantised=()) for weight in linears.weights), metadata={})
+    assert of_inspection("m.onnx", plain, 200)[-1].endswith("--data inputs.npz m.onnx")
+    assert _like({"kind": "synthetic"}) == "inputs.npz"
+    assert {_like(data) for data in (None, {"kind": "images"}, {"kind": "synthetic", "preprocess": {"a": 1}})} == {
+        "images/"
+    }
+
+
+def test_of_a_made_name_a_table_shows_both_ends() -> None:
+    name = "first" + "x" * 3000 + "last"
+    for lines in (columns(["tensor", "why"], [[name, "kept"]], 80), unfolded(["tensor", "why"], [[name, "kept"]])):
+        text = re.sub(r"\s+(kept|why)?\s*", "", "".join(lines))
+        assert len(text) < 300 and "first" in text and "…" in text and text.endswith("last")
