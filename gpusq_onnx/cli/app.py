@@ -18,7 +18,7 @@ from gpusq_onnx.cli.groups import grouped
 from gpusq_onnx.cli.journal import one_call
 from gpusq_onnx.cli.verbs import HELP, Verbs, plain
 from gpusq_onnx.errors import of_an_interrupt
-from gpusq_onnx.workflows.wording import as_options
+from gpusq_onnx.wording import as_options
 
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
 _Mistyped = typer.BadParameter.__mro__[1]  # the base of typer's errors of usage, which has no public name

@@ -37,7 +37,7 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"' + "|" + r"'(?:[^'\\]|\\.)*'", re.DOTAL
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_NEAR = 0.7  # of names that are offered for another (1: equal)
+_NEAR, _BEGINNING = 0.65, 3  # of names that are offered for another: likeness (1: equal), letters of a beginning
 _DIGITS = 300  # of an integer; a longer one is a word, which no option takes
 _STRAY_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9_,-]*[{=]|[A-Za-z_][A-Za-z0-9_]*=[^{}]*\}")
 
@@ -135,10 +135,12 @@ def shell_damage(words: Sequence[str]) -> UsageError | None:
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str | None:
-    """`did you mean 'x'?` for the nearest valid word, or None where none is near."""
+    """`did you mean 'x'?` for the nearest valid word, or the first that goes on; None where none is near."""
     import difflib  # only errors need it
 
-    near = difflib.get_close_matches(word, list(valid), n=1, cutoff=_NEAR)
+    names = list(valid)
+    longer = [name for name in names if len(word) >= _BEGINNING and name.startswith(word)]
+    near = difflib.get_close_matches(word, names, n=1, cutoff=_NEAR) or longer
     return f"did you mean {near[0]!r}?" if near else None
 
 

@@ -28,6 +28,7 @@ from gpusq_onnx.report.tuning import (
 )
 from gpusq_onnx.tuning.groups import Groups
 from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS
+from gpusq_onnx.wording import worded
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,7 @@ class Tuning:
                 kept.append(point)
         return kept
 
+    @worded
     def require(self) -> None:
         """Raise GateFailed where the budget is missed."""
         if self.chosen is None:

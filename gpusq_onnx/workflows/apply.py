@@ -14,13 +14,13 @@ from gpusq_onnx.pipeline.run import RunOptions
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.prediction import Predicted, predict
 from gpusq_onnx.scratch import Scratch
+from gpusq_onnx.wording import worded
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.pipelines import AnyPasses, as_pipeline
 from gpusq_onnx.workflows.places import compressed_path
 from gpusq_onnx.workflows.result import Result, as_named
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
-from gpusq_onnx.workflows.wording import worded
 
 
 @worded

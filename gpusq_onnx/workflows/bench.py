@@ -23,11 +23,11 @@ from gpusq_onnx.runtime.bench.backend import Backend
 from gpusq_onnx.runtime.bench.timing import Rounds, Timing, time_side_by_side
 from gpusq_onnx.runtime.machine import cpu_name, read_gpu
 from gpusq_onnx.scratch import Scratch, naming
+from gpusq_onnx.wording import worded
 from gpusq_onnx.workflows.baselines import Pin, TimedModel, at_size, baseline_entries, given_entry
 from gpusq_onnx.workflows.models import AnyModel, as_file
 from gpusq_onnx.workflows.places import CACHE
 from gpusq_onnx.workflows.sizes import open_sizes
-from gpusq_onnx.workflows.wording import worded
 
 Runtime = Literal["tensorrt", "onnxruntime", "onnxruntime-cuda", "torch", "torch-cpu"]
 

@@ -24,9 +24,9 @@ from gpusq_onnx.runtime.tensorrt.engine import build_engine, card_of
 from gpusq_onnx.runtime.tensorrt.library import find_library
 from gpusq_onnx.runtime.tensorrt.options import BuildOptions
 from gpusq_onnx.runtime.tensorrt.profiles import make_profiles, opens_batch, parse_batch, parse_shapes
+from gpusq_onnx.wording import in_callers_words, worded
 from gpusq_onnx.workflows.models import AnyModel, as_file
 from gpusq_onnx.workflows.sizes import open_sizes
-from gpusq_onnx.workflows.wording import worded
 
 NO_BATCH = "no --batch: the engine takes batch 1 only, and sparse kernels seldom win there"
 
@@ -136,4 +136,5 @@ def build(
         }
         open_batch = opens_batch(graph.inputs())
         found = make_report(path, sha256, inspection, built, library, options, lines, open_batch=open_batch)
-    return gate.judge(found) if gate else found
+    judged = gate.judge(found) if gate else found
+    return replace(judged, failures=in_callers_words(judged.failures))

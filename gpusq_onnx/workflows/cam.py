@@ -37,12 +37,12 @@ from gpusq_onnx.report.page.activation import Activations, ActivationView, Examp
 from gpusq_onnx.report.page.html import require_page
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.tasks.kinds import image_shape
+from gpusq_onnx.wording import worded
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.outlines import Outline, Outlines, over
 from gpusq_onnx.workflows.outlines import agreement as shared
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
-from gpusq_onnx.workflows.wording import worded
 
 if TYPE_CHECKING:
     from gpusq_onnx.torchgraph.activation import Explainer, Explanation

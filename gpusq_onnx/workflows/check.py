@@ -40,12 +40,12 @@ from gpusq_onnx.runtime.tensorrt.parser import Verdict, parser_verdict
 from gpusq_onnx.tasks.classification import Classification
 from gpusq_onnx.tasks.detection import Detection
 from gpusq_onnx.tasks.segmentation import Segmentation
+from gpusq_onnx.wording import in_callers_words, worded
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.places import PARSER_CACHE
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 from gpusq_onnx.workflows.sizes import open_sizes
-from gpusq_onnx.workflows.wording import worded
 
 TRUTHS = {
     "top1": ("labels", "--classes FILE (line i names the folder of class i), or an .npz with an array named labels"),
@@ -182,7 +182,7 @@ def _compared(
         finally:
             progress.finish()
     departure = first_departure(found.taps, look.tolerance)
-    notes = [*settled.warnings, *source.notes, *(doubted or _suspicions(found, source))]
+    notes = [*in_callers_words((*settled.warnings, *source.notes, *(doubted or _suspicions(found, source))))]
     later: Sequence[str] = ()
     if look.artefacts:
         later = continuation(look.artefacts, original, compressed, engine=is_plan(compressed))

@@ -7,8 +7,8 @@ from gpusq_onnx.graph.io import load
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.inspection import Inspection, inspect_model
+from gpusq_onnx.wording import worded
 from gpusq_onnx.workflows.models import AnyModel, as_file
-from gpusq_onnx.workflows.wording import worded
 
 
 @worded

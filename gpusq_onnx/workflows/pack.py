@@ -12,8 +12,8 @@ from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.graph.pack.archive import pack_model, read_contents, unpack_model
 from gpusq_onnx.graph.pack.container import Contents
 from gpusq_onnx.progress import NullProgress, Progress
+from gpusq_onnx.wording import worded
 from gpusq_onnx.workflows.models import AnyModel, as_file
-from gpusq_onnx.workflows.wording import worded
 
 SUFFIX = ".gpusq"
 

@@ -38,11 +38,11 @@ from gpusq_onnx.report.page.layers import layers_of
 from gpusq_onnx.report.page.signals import Signal, signals_of
 from gpusq_onnx.report.reading import page_of, reports_of
 from gpusq_onnx.report.run import shared_totals
+from gpusq_onnx.wording import worded
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.cam import IMAGES, SHOWN, explained
 from gpusq_onnx.workflows.check import CheckSettings, check
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
-from gpusq_onnx.workflows.wording import worded
 
 
 @dataclass(frozen=True)

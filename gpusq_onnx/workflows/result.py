@@ -25,6 +25,7 @@ from gpusq_onnx.pipeline.outcome import FileFacts, Outcome, StepOutcome
 from gpusq_onnx.report import notebook, run
 from gpusq_onnx.report.prediction import Predicted
 from gpusq_onnx.scratch import Scratch
+from gpusq_onnx.wording import in_callers_words
 from gpusq_onnx.workflows import models, samples
 from gpusq_onnx.workflows.models import AnyModel, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
@@ -168,8 +169,9 @@ class Result(Plan):
 
 
 def as_named(outcome: Outcome, model: AnyModel, data: AnyData) -> Outcome:
-    """The outcome with the names that the caller gave, where something lay in a scratch file meanwhile."""
-    found = replace(outcome, input=_called(outcome.input, name_of(model)))
+    """The outcome in the caller's words, with the names that it gave, where something lay in a scratch file."""
+    warnings = in_callers_words(outcome.warnings)
+    found = replace(outcome, input=_called(outcome.input, name_of(model)), warnings=warnings)
     if outcome.data is None or data is None or isinstance(data, (str, os.PathLike, DataOptions)):
         return found
     options = {**outcome.data["options"], "path": samples.IN_MEMORY}

@@ -25,10 +25,10 @@ from gpusq_onnx.tuning.report import SensitivityReport
 from gpusq_onnx.tuning.sensitivity import measure, work
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.treatments import Treatment, offered
+from gpusq_onnx.wording import in_callers_words, worded
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
-from gpusq_onnx.workflows.wording import worded
 
 IMAGES = 64
 EXACT = 48
@@ -82,7 +82,7 @@ def report_of(name: str, inquiry: Inquiry, found: Sensitivity, look: Look) -> Se
     """What was found, with the model and the data that it was found on."""
     subject = inquiry.subject
     used = subject.settled.describe(subject.source)
-    warnings = (*subject.warnings, *([inquiry.problem] if inquiry.problem else []))
+    warnings = in_callers_words((*subject.warnings, *([inquiry.problem] if inquiry.problem else [])))
     return SensitivityReport(name, subject.sha256, inquiry.groups, found, used, warnings, look)
 
 

@@ -48,12 +48,12 @@ from gpusq_onnx.tuning.sensitivity import by_group
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.trained import TrainingRounds
 from gpusq_onnx.tuning.treatments import offered
+from gpusq_onnx.wording import worded
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.check import judge_of
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 from gpusq_onnx.workflows.sensitivity import EXACT, IMAGES, Inquiry, report_of
-from gpusq_onnx.workflows.wording import worded
 
 MEASUREMENTS = 8
 ROUNDS = 3

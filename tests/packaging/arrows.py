@@ -19,6 +19,7 @@ CORE = ROOT / "gpusq_onnx"
 
 FLOORS = {
     "errors": 0, "progress": 0, "text": 0, "parsing": 0, "marks": 0, "interruption": 0, "scratch": 0, "files": 0,
+    "wording": 0,
     "sums": 0, "sparsity": 0, "quant": 0, "tasks": 0,
     "graph": 1, "data": 1, "runtime": 1,
     "torchgraph": 2, "pipeline": 2,

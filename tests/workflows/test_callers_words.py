@@ -10,7 +10,7 @@ import gpusq_onnx
 from gpusq_onnx.cli import main
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.pipeline.grammar import QUOTE_HINT
-from gpusq_onnx.workflows.wording import as_options, in_python, worded
+from gpusq_onnx.wording import as_options, in_python, worded
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL, IMAGES = ASSETS / "digits_vit.onnx", ASSETS / "digits_test.npz"
@@ -61,3 +61,10 @@ def test_it_is_the_caller_that_counts() -> None:
         refuse()
     with pytest.raises(UsageError, match="where: data"):
         refuse()
+
+
+def test_warnings_of_a_result_name_the_parameter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    warning = gpusq_onnx.compress(MODEL, "qdq-int8", data_options=FEW).warnings[0]
+    assert warning.startswith("NO DATA was given (data): ") and "--" not in warning
+    assert main(["apply", "-p", "qdq-int8", "--samples", "4", "-o", str(tmp_path / "out.onnx"), str(MODEL)]) == 0
+    assert "NO DATA was given (--data): " in capsys.readouterr().err

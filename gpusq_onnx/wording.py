@@ -1,4 +1,4 @@
-"""Errors in the caller's words: the command line's name its options, `--min-top1`; Python's the parameter, `min_top1`.
+"""Errors and warnings in the caller's words: options on the command line, `--min-top1`; parameters in Python.
 
 Errors are raised with the option's name, wherever that is known. Text that holds a command to type stays as it is.
 """
@@ -6,7 +6,7 @@ Errors are raised with the option's name, wherever that is known. Text that hold
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -52,6 +52,11 @@ def worded(workflow: Callable[P, T]) -> Callable[P, T]:
             raise
 
     return run
+
+
+def in_callers_words(texts: Iterable[str]) -> tuple[str, ...]:
+    """Sentences of a result, such as warnings, as errors are worded."""
+    return tuple(texts) if _OPTIONS.get() else tuple(map(in_python, texts))
 
 
 def in_python(text: str) -> str:
