@@ -37,7 +37,7 @@ from gpusq_onnx.report.page.activation import Activations, ActivationView, Examp
 from gpusq_onnx.report.page.html import require_page
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.tasks.kinds import image_shape
-from gpusq_onnx.wording import worded
+from gpusq_onnx.wording import in_callers_words, worded
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.outlines import Outline, Outlines, over
@@ -141,7 +141,7 @@ def explained(
         tuple(explainer.layer for explainer in explainers),
         tuple(sorted(examples, key=lambda example: example.agreement)),
         settled.describe(source),
-        (*settled.warnings, *doubted),
+        in_callers_words((*settled.warnings, *doubted)),
         tuple(source.notes),
     )
 
