@@ -135,13 +135,16 @@ def shell_damage(words: Sequence[str]) -> UsageError | None:
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str | None:
-    """`did you mean 'x'?` for the nearest valid word, or the first that goes on; None where none is near."""
+    """`did you mean 'x'?` for the nearest valid word, or the first that goes on; None where none is near.
+
+    The dashes of options do not count.
+    """
     import difflib  # only errors need it
 
-    names = list(valid)
+    word, names = word.lstrip("-"), {name.lstrip("-"): name for name in valid}
     longer = [name for name in names if len(word) >= _BEGINNING and name.startswith(word)]
     near = difflib.get_close_matches(word, names, n=1, cutoff=_NEAR) or longer
-    return f"did you mean {near[0]!r}?" if near else None
+    return f"did you mean {names[near[0]]!r}?" if near else None
 
 
 def read_scalar(text: str) -> Scalar:
