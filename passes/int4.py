@@ -58,7 +58,7 @@ from gpusq_onnx.pipeline.base import (
     leftover_rows,
     require_any,
 )
-from gpusq_onnx.pipeline.details import WeightPair, rows_with
+from gpusq_onnx.pipeline.details import NBitsPair, WeightPair, rows_with
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.parallel import in_order
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
@@ -193,7 +193,8 @@ class Int4Weights(Pass[Int4Options]):
         reason = f"INT4, one scale for each {block} weights along K, {self.options.clip} clip; {how}{where}"
         if self.options.runtime == "tensorrt" and block < DOCUMENTED:
             reason += "; TensorRT documents blocks of 64 and 128"
-        return PlanRow(*head, "quantise weight", reason, WeightPair(format=INT4.name, block=block, rounding=rounding))
+        kind = WeightPair if self.options.runtime == "tensorrt" else NBitsPair
+        return PlanRow(*head, "quantise weight", reason, kind(format=INT4.name, block=block, rounding=rounding))
 
     @property
     def _sizes(self) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """What rows of a plan hold beside their decision, one dataclass a kind of row: `apply`, estimates and `tune` read them.
 
     Pruned, Following        a weight gets a sparse pattern, or keeps the one that it has
-    WeightPair               a weight is quantised
+    WeightPair               a weight is quantised; NBitsPair: in a node that onnxruntime alone has
     TensorPair               the input or output of Linears and Convs gets a Q/DQ pair
     OperandPair              an operand of attention's products does
     LearnedPair              such an operand that is constant does
@@ -73,6 +73,10 @@ class WeightPair(QdqPair):
 
     block: int
     rounding: Literal["nearest", "gptq"]
+
+
+class NBitsPair(WeightPair):
+    """A weight that goes into a MatMulNBits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,14 +23,12 @@ from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.marks import METADATA
 from gpusq_onnx.progress import NullProgress, Progress, track
-from gpusq_onnx.quant.formats import INT4
 from gpusq_onnx.report.advice import for_file, for_operators
-from gpusq_onnx.report.kernels import ONNXRUNTIME, UNKNOWN, KernelClass, Obstacle, eligible, find_obstacles, kernel
-from gpusq_onnx.report.prediction import facts_of
+from gpusq_onnx.report.kernels import ONNXRUNTIME, KernelClass, Obstacle, eligible
+from gpusq_onnx.report.prediction import IN_NBITS, facts_of, judged
 from gpusq_onnx.sparsity.patterns import patterns_of
 from gpusq_onnx.tasks.kinds import image_shape
 
-_FOR_TENSORRT = "--passes int4-weights on the float model writes the form that TensorRT reads"
 _REFUSING = tuple(rule for rule in QUANTISATION if rule is not block_sizes)  # builders take more
 _REFUSED = Obstacle("runtime", "quantised as TensorRT does not take it", "start from the float model")
 
@@ -167,10 +165,7 @@ def _operators(model: Model) -> dict[str, int]:
 def _weight(site: Site, research: str) -> WeightReport:
     w = site.read()
     facts = facts_of(site, site.patterns, w)
-    obstacles = find_obstacles(facts)
-    unknown = bool(research) and facts.quantised.input is not None and site.code_type == INT4.element
-    if unknown:
-        obstacles = (Obstacle("research", research, "--passes qdq-int4 without deployment=native"), *obstacles)
+    choice, obstacles = judged(facts, research)
     return WeightReport(
         name=site.name,
         module=site.path,
@@ -186,7 +181,7 @@ def _weight(site: Site, research: str) -> WeightReport:
         format="" if facts.quantised.weight is None else facts.quantised.weight.name,
         scale_block=weight_scales_of(site).block if site.has_scales else 0,
         nodes=tuple(str(node.name) for node in site.readers),
-        kernel=UNKNOWN if unknown else kernel(facts, obstacles),
+        kernel=choice,
         eligible=eligible(obstacles),
         obstacles=obstacles,
     )
@@ -197,7 +192,6 @@ def _nbits(found: NBits) -> WeightReport:
     plain = found.bits == 4 and len(found.node.inputs) < 4  # without zero points
     codes = read_nbits(found)[0] if plain else None
     kind = f"{'' if plain else 'u'}int{found.bits}"
-    obstacle = Obstacle("runtime", f"{NBITS} is a node of onnxruntime that TensorRT does not have", _FOR_TENSORRT)
     return WeightReport(
         name=found.weight,
         module=found.path,
@@ -215,5 +209,5 @@ def _nbits(found: NBits) -> WeightReport:
         nodes=(str(found.node.name),),
         kernel=ONNXRUNTIME,
         eligible=False,
-        obstacles=(obstacle,),
+        obstacles=(IN_NBITS,),
     )

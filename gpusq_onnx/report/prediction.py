@@ -10,15 +10,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.qdq.codes import float_format, quantised
+from gpusq_onnx.graph.qdq.weight_only import NBITS, nbits_of
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import PlanRow
-from gpusq_onnx.pipeline.details import LearnedPair, Pruned, QdqPair, TensorPair, WeightPair, readers_of, rows_with
-from gpusq_onnx.quant.formats import FORMATS, Format
+from gpusq_onnx.pipeline.details import (
+    LearnedPair,
+    NBitsPair,
+    Pruned,
+    QdqPair,
+    TensorPair,
+    WeightPair,
+    readers_of,
+    rows_with,
+)
+from gpusq_onnx.quant.formats import FORMATS, INT4, Format
 from gpusq_onnx.quant.schemes import Quantised
-from gpusq_onnx.report.kernels import KernelClass, Obstacle, WeightFacts, eligible, find_obstacles, kernel
+from gpusq_onnx.report.kernels import (
+    ONNXRUNTIME,
+    UNKNOWN,
+    KernelClass,
+    Obstacle,
+    WeightFacts,
+    eligible,
+    find_obstacles,
+    kernel,
+)
 from gpusq_onnx.sparsity.patterns import Pattern
 
+IN_NBITS = Obstacle(
+    "runtime",
+    f"{NBITS} is a node of onnxruntime that TensorRT does not have",
+    "--passes int4-weights on the float model writes the form that TensorRT reads",
+)
+_RESEARCH = "INT4 codes beside quantised data are written for research"
 HALF = {"float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -44,8 +69,11 @@ def predict(structure: Structure, rows: Iterable[PlanRow] = ()) -> tuple[Predict
     patterns: dict[str, Pattern] = {}
     pairs: dict[str, dict[str, Format]] = {}
     floats: dict[str, Format] = {}
+    nodes: set[str] = set()
     for row in plan:
         match row.detail:
+            case NBitsPair():
+                nodes.add(row.tensor)
             case Pruned() as pruned:
                 patterns[row.tensor] = pruned.shape
             case WeightPair() as pair:
@@ -57,9 +85,21 @@ def predict(structure: Structure, rows: Iterable[PlanRow] = ()) -> tuple[Predict
             floats[row.tensor] = FORMATS[HALF[row.decision]]
     for name, written in _outputs(structure, plan):
         pairs.setdefault(name, {})["output"] = written
-    return tuple(
-        _of(site, patterns.get(site.name), pairs.get(site.name, {}), floats.get(site.name)) for site in structure.sites
+    others = [_for_onnxruntime(found.weight, "linear") for found in nbits_of(structure.flow.nodes)]
+    return (
+        *(
+            _for_onnxruntime(site.name, site.role)
+            if site.name in nodes
+            else _of(site, patterns.get(site.name), pairs.get(site.name, {}), floats.get(site.name))
+            for site in structure.sites
+        ),
+        *others,
     )
+
+
+def _for_onnxruntime(name: str, role: str) -> Predicted:
+    """A weight in a MatMulNBits, planned or there."""
+    return Predicted(name, role, ONNXRUNTIME, False, (IN_NBITS,), ("weight",))
 
 
 def _outputs(structure: Structure, plan: Iterable[PlanRow]) -> Iterator[tuple[str, Format]]:
@@ -82,8 +122,21 @@ def _of(site: Site, pattern: Pattern | None, pairs: dict[str, Format], float_typ
     facts = facts_of(site, patterns, values)
     formats: Quantised = replace(facts.quantised, **pairs)
     facts = replace(facts, quantised=formats, float_type=float_type or facts.float_type)
-    found = find_obstacles(facts)
-    return Predicted(site.name, site.role, kernel(facts, found), eligible(found), found, formats.sides)
+    choice, found = judged(facts, _RESEARCH)
+    return Predicted(site.name, site.role, choice, eligible(found), found, formats.sides)
+
+
+def judged(facts: WeightFacts, research: str) -> tuple[KernelClass, tuple[Obstacle, ...]]:
+    """The kernel that TensorRT can choose for a weight, and what is in the way of a sparse one.
+
+    Args:
+        research: why none is known for INT4 codes beside quantised data; "": the builder takes them.
+    """
+    found, weight = find_obstacles(facts), facts.quantised.weight
+    if not research or weight is None or weight.element != INT4.element or facts.quantised.input is None:
+        return kernel(facts, found), found
+    obstacle = Obstacle("research", research, "--passes qdq-int4 without deployment=native")
+    return UNKNOWN, (obstacle, *found)
 
 
 def facts_of(site: Site, patterns: Sequence[Pattern], w: NDArray[Any] | None) -> WeightFacts:

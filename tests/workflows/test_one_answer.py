@@ -164,3 +164,22 @@ def test_a_weight_that_others_read_is_four_bit_where_the_plan_says_so(more: str,
     assert [weight.format for weight in found] == ["int4-in-int8"] * 4 + [""]
     totals = [result.report["after"]["total"]["bit_operations"] for result in (planned, done)]
     assert totals[0] == totals[1]
+
+
+@pytest.mark.parametrize(
+    ("passes", "kernels"),
+    [
+        ("int4-weights{runtime=onnxruntime}", {"dense FP32": 1, "onnxruntime only": 2}),
+        ("qdq-int4{deployment=native}", {"dense FP32": 1, "none known": 2}),
+    ],
+)
+def test_forms_that_tensorrt_has_no_kernel_for_are_none_in_the_plan(
+    passes: str, kernels: dict[str, int], tmp_path: Path
+) -> None:
+    net = Net()
+    net.linear(net.block(net.block("x")), into="y")
+    model = net.model("y")
+    planned = gpusq_onnx.plan(model, passes)
+    done = gpusq_onnx.compress(model, passes, output=tmp_path / "out.onnx")
+    assert planned.kernels == done.kernels == gpusq_onnx.inspect(tmp_path / "out.onnx").kernels == kernels
+    assert "for sparse" not in str(planned)
