@@ -21,7 +21,7 @@ from gpusq_onnx.pipeline.outcome import StepOutcome
 from gpusq_onnx.pipeline.targets import TARGETS
 from gpusq_onnx.quant.formats import INT4, INT4_IN_INT8, INT8
 from gpusq_onnx.quant.schemes import form_name
-from gpusq_onnx.report.kernels import Deciding, KernelClass, Likely, Obstacle
+from gpusq_onnx.report.kernels import DOUBLE, Deciding, KernelClass, Likely, Obstacle
 from gpusq_onnx.sparsity.patterns import TWO_FOUR
 
 PASSES = "'prune24,qdq-int8{profile=sparse-int8}'"
@@ -163,12 +163,13 @@ def for_plan(weights: Sequence[Weighed], pipeline: str, target: str | None) -> l
     if target is not None and not TARGETS[target].sparse:
         return []
     kinds = Counter({kind: n for kind, n in _curable(weights).items() if n >= _few(weights)})
-    lines = []
+    lines = _exported_anew(weights)
     steps = [step.name for step in parse(pipeline).steps]
     if (number := kinds["output"]) and (step := next((name for name in steps if name in _PROFILED), None)):
         lines.append(f"for sparse INT8 kernels ({number} weights): --set {step}.profile=sparse-int8")
     if number := kinds["precision"]:
-        lines.append(f"for sparse kernels ({number} weights): add qdq-int8{{profile=sparse-int8}}, or fp16")
+        fp16 = ", or fp16" if _takes_fp16(weights) else ""
+        lines.append(f"for sparse kernels ({number} weights): add qdq-int8{{profile=sparse-int8}}{fp16}")
     if number := kinds["pattern"]:
         lines.append(f"for the 2:4 pattern ({number} weights): {_pruning(steps)}")
     return lines
@@ -200,12 +201,24 @@ def for_file(weights: Sequence[Weighed]) -> list[str]:
     kinds = _curable(weights)
     number = len([weight for weight in weights if _can_be_helped(weight)])
     if not number or number < _few(weights):
-        return []
+        return _exported_anew(weights)
     if any(weight.quantised for weight in weights):
         return [f"for sparse kernels ({number} weights), start from the float model: apply --passes {PASSES}"]
-    if kinds["pattern"] >= _few(weights):
-        return [f"for sparse kernels ({number} weights): apply --passes {PASSES}, or 'prune24,fp16'"]
-    return [f"for sparse kernels ({number} weights): apply --passes 'qdq-int8{{profile=sparse-int8}}', or fp16"]
+    pruned = kinds["pattern"] < _few(weights)
+    passes, half = ("'qdq-int8{profile=sparse-int8}'", "fp16") if pruned else (PASSES, "'prune24,fp16'")
+    fp16 = f", or {half}" if _takes_fp16(weights) else ""
+    return [f"for sparse kernels ({number} weights): apply --passes {passes}{fp16}"]
+
+
+def _exported_anew(weights: Sequence[Weighed]) -> list[str]:
+    """What to do about weights of a type that TensorRT does not have."""
+    number = sum(DOUBLE in weight.obstacles for weight in weights)
+    return [f"for TensorRT, which has no FP64 ({number} weights): {DOUBLE.remedy}"] if number else []
+
+
+def _takes_fp16(weights: Sequence[Weighed]) -> bool:
+    """Whether the pass `fp16` changes a model of these weights: what computes in bfloat16 it leaves so."""
+    return not any("BF16" in weight.kernel.types for weight in weights)
 
 
 def _few(weights: Sequence[Weighed]) -> float:

@@ -12,7 +12,7 @@ Sources: TensorRT developer guide, "Structured Sparsity"; NVIDIA/TensorRT issues
 the vector lengths and the batch. Limits: "likely" is meant; the builder times kernels and gives no reasons.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
@@ -76,6 +76,9 @@ class Obstacle:
         object.__setattr__(self, "decides", self.kind in get_args(Deciding))
 
 
+DOUBLE = Obstacle("runtime", "FP64, which TensorRT does not have", "export the model in float32")
+
+
 @dataclass(frozen=True)
 class WeightFacts:
     """What the rules look at.
@@ -137,8 +140,10 @@ def _as_carried(fmt: Format) -> str:
     return (natural(fmt.element) or fmt).label
 
 
-def kernel(facts: WeightFacts, obstacles: Iterable[Obstacle]) -> KernelClass:
+def kernel(facts: WeightFacts, obstacles: Collection[Obstacle]) -> KernelClass:
     """The class that TensorRT can choose."""
+    if DOUBLE in obstacles:
+        return ONNXRUNTIME
     return KernelClass("dense" if any(o.decides for o in obstacles) else "sparse", facts.types)
 
 
@@ -153,6 +158,9 @@ def find_obstacles(facts: WeightFacts) -> tuple[Obstacle, ...]:
 
 
 def _deciding(facts: WeightFacts) -> Iterable[Obstacle]:
+    if facts.float_type.name == "fp64":
+        yield DOUBLE
+        return
     for text in facts.conflicts:
         yield Obstacle("shared", text, "")
     if facts.grouped % 4:
@@ -166,8 +174,9 @@ def _deciding(facts: WeightFacts) -> Iterable[Obstacle]:
     elif facts.precision not in _SPARSE:
         parts = [part for part in ("input", "weight") if part not in facts.quantised.sides]
         what = f"quantise its {' and '.join(parts)}" if parts else "quantise it to INT8"
-        text = f"{facts.precision} has no sparse kernel: {what}, or use FP16"
-        yield Obstacle("precision", text, "--passes 'qdq-int8{profile=sparse-int8}', or fp16")
+        words, fp16 = (", or use FP16", ", or fp16") if facts.float_type.name != "bf16" else ("", "")
+        text = f"{facts.precision} has no sparse kernel: {what}{words}"
+        yield Obstacle("precision", text, f"--passes 'qdq-int8{{profile=sparse-int8}}'{fp16}")
     if facts.precision == "INT8" and facts.given:
         yield Obstacle("caller", "its output is the graph's, in float, so the dense INT8 kernel wins", "")
     elif facts.precision == "INT8" and facts.quantised.output is None:

@@ -28,6 +28,7 @@ def test_a_weight_with_nothing_in_its_way() -> None:
         ({"quantised": Quantised(), "float_type": FORMATS["fp32"]}, "dense FP32", False, ["precision"]),
         ({"quantised": Quantised(INT8), "float_type": FORMATS["bf16"]}, "dense BF16", False, ["precision"]),
         ({"quantised": BOTH}, "dense INT8", True, ["output"]),
+        ({"quantised": Quantised(), "float_type": FORMATS["fp64"]}, "onnxruntime only", False, ["runtime"]),
         ({"quantised": BOTH, "given": True}, "dense INT8", True, ["caller"]),
         ({"patterns": (), "zeros": 0.1}, "dense INT8", False, ["pattern"]),
         ({"grouped": 3, "op": "Conv", "patterns": ()}, "dense INT8", False, ["alignment"]),
@@ -50,6 +51,18 @@ def test_what_stands_in_the_way(change: dict[str, object], kernel_class: str, fi
 def test_what_a_pass_can_change_names_the_pass() -> None:
     worst = replace(BEST, patterns=(), quantised=BOTH)
     assert [o.remedy for o in find_obstacles(worst)] == ["--passes prune24", "--passes 'qdq-int8{profile=sparse-int8}'"]
+
+
+def test_a_remedy_changes_the_type_that_it_is_for() -> None:
+    remedies = {
+        name: [o.remedy for o in find_obstacles(replace(BEST, quantised=Quantised(), float_type=FORMATS[name]))]
+        for name in ("fp32", "bf16", "fp64")
+    }
+    assert remedies == {
+        "fp32": ["--passes 'qdq-int8{profile=sparse-int8}', or fp16"],
+        "bf16": ["--passes 'qdq-int8{profile=sparse-int8}'"],
+        "fp64": ["export the model in float32"],
+    }
 
 
 def test_the_graph_s_reason_comes_before_the_engine_s() -> None:

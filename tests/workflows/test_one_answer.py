@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import gpusq_onnx
-from gpusq_onnx.report.advice import verdict
+from gpusq_onnx.report.advice import for_plan, verdict
 
 WIDTH, TOKENS = 64, 16
 
@@ -40,16 +41,16 @@ class Net:
     def block(self, x: str) -> str:
         return self("Relu", self.linear(x))
 
-    def model(self, *outputs: str) -> ModelProto:
+    def model(self, *outputs: str, element: int = TensorProto.FLOAT) -> ModelProto:
         shape = ["b", TOKENS, WIDTH]
         graph = helper.make_graph(
             self.nodes,
             "odd",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", TOKENS, None]) for name in outputs],
+            [helper.make_tensor_value_info("x", element, shape)],
+            [helper.make_tensor_value_info(name, element, ["b", TOKENS, None]) for name in outputs],
             [numpy_helper.from_array(values, name) for name, values in self.constants.items()],
         )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
 
 
 def _features() -> ModelProto:
@@ -182,4 +183,46 @@ def test_forms_that_tensorrt_has_no_kernel_for_are_none_in_the_plan(
     planned = gpusq_onnx.plan(model, passes)
     done = gpusq_onnx.compress(model, passes, output=tmp_path / "out.onnx")
     assert planned.kernels == done.kernels == gpusq_onnx.inspect(tmp_path / "out.onnx").kernels == kernels
-    assert "for sparse" not in str(planned)
+    assert for_plan(planned.weights, passes, None) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "element", "kernels", "advice", "planned"),
+    [
+        (
+            ml_dtypes.bfloat16,
+            TensorProto.BFLOAT16,
+            {"dense BF16": 3},
+            ["for sparse kernels (2 weights): apply --passes 'prune24,qdq-int8{profile=sparse-int8}'"],
+            "for sparse kernels (2 weights): add qdq-int8{profile=sparse-int8}",
+        ),
+        (
+            np.float64,
+            TensorProto.DOUBLE,
+            {"onnxruntime only": 3},
+            ["for TensorRT, which has no FP64 (3 weights): export the model in float32"],
+            "for TensorRT, which has no FP64 (3 weights): export the model in float32",
+        ),
+    ],
+)
+def test_advice_is_for_the_type_that_the_model_has(
+    kind: type, element: int, kernels: dict[str, int], advice: list[str], planned: str
+) -> None:
+    net = Net()
+    net.linear(net.block(net.block("x")), into="y")
+    net.constants = {name: values.astype(kind) for name, values in net.constants.items()}
+    model = net.model("y", element=element)
+    found = gpusq_onnx.inspect(model)
+    assert (found.kernels, found.advice) == (kernels, advice)
+    passes = "prune24{method=magnitude}"
+    assert for_plan(gpusq_onnx.plan(model, passes).weights, passes, None) == [planned]
+
+
+def test_a_weight_computes_in_the_type_that_a_cast_gives_it() -> None:
+    net = Net()
+    x = "x"
+    for kind in (np.float16, np.float64):
+        cast = net("Cast", net.constant(np.ones((WIDTH, WIDTH), kind)), to=TensorProto.FLOAT)
+        x = net("Relu", net("MatMul", x, cast))
+    net("Identity", x, into="y")
+    assert gpusq_onnx.inspect(net.model("y")).kernels == {"dense FP32": 2}

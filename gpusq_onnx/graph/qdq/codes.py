@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
@@ -43,12 +44,17 @@ def weight_format(site: Site) -> Format | None:
 
 
 def float_format(site: Site) -> Format:
-    """The float type that the product has without quantising: the weight's own, or that of the scale which restores it.
+    """The float type that the product has without quantising: the weight's, after a Cast or a scale that restores it.
 
     A weight of codes with no scale (an integer MatMul) counts as FP32.
     """
-    scales = [np.dtype(node.inputs[1].dtype).name for node in site.trail if node.op == "DequantizeLinear"]
-    fmt = natural(_ELEMENTS.get(scales[0], scales[0]) if scales else site.dtype)
+    last = next((node for node in site.trail if node.op in ("Cast", "DequantizeLinear")), None)
+    if last is None or last.op == "Cast":
+        element = site.dtype if last is None else onnx.TensorProto.DataType.Name(last.attrs["to"]).lower()
+    else:
+        name = np.dtype(last.inputs[1].dtype).name
+        element = _ELEMENTS.get(name, name)
+    fmt = natural(element)
     return fmt if fmt is not None and fmt.stored else FORMATS["fp32"]
 
 
