@@ -155,7 +155,7 @@ def blocks(model: Model) -> Iterator[str]:
             found = f"{fmt.label} for the activation {weight.name!r}"
             taken = "quantises such at run time only" if fmt.scales else f"has {fmt.label} weights only"
             yield f"{node_label(node)}: {found}; TensorRT {taken}"
-        elif not fmt.grid and any(_reads_rounded_data(reader) for reader in node.outputs[0].outputs):
+        elif size and not fmt.grid and any(_reads_rounded_data(reader) for reader in node.outputs[0].outputs):
             found = f"{fmt.label} in blocks beside data in a Q/DQ pair"
             yield f"{node_label(node)}: {found}; TensorRT parses that and cannot build it"
 
