@@ -7,6 +7,7 @@ Limits: read from the graph. Only the engine build says what was chosen; `report
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -143,7 +144,10 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
     illegal, undocumented = (next(iter(violations(model, rules)), "") for rules in (_REFUSING, (block_sizes,)))
     found = [_weight(site, research) for site in track(progress, sites, "inspecting weights", len(sites))]
     order = {str(node.name): number for number, node in enumerate(model.graph.nodes)}
-    found += map(_nbits, find_nbits(model))
+    stored: dict[str, list[NBits]] = {}
+    for nbits in find_nbits(model):
+        stored.setdefault(nbits.weight, []).append(nbits)
+    found += map(_nbits, stored.values())
     if illegal:
         found = [replace(weight, kernel=ONNXRUNTIME, eligible=False, obstacles=(_REFUSED,)) for weight in found]
     weights = tuple(sorted(found, key=lambda weight: order[weight.nodes[0]]))
@@ -187,8 +191,9 @@ def _weight(site: Site, research: str) -> WeightReport:
     )
 
 
-def _nbits(found: NBits) -> WeightReport:
-    """A weight in a node of onnxruntime's own, whose codes are no matrix of the graph."""
+def _nbits(readers: Sequence[NBits]) -> WeightReport:
+    """A weight in nodes of onnxruntime's own, whose codes are no matrix of the graph."""
+    found = readers[0]
     plain = found.bits == 4 and len(found.node.inputs) < 4  # without zero points
     codes = read_nbits(found)[0] if plain else None
     kind = f"{'' if plain else 'u'}int{found.bits}"
@@ -206,7 +211,7 @@ def _nbits(found: NBits) -> WeightReport:
         codes=kind,
         format=kind,
         scale_block=found.block,
-        nodes=(str(found.node.name),),
+        nodes=tuple(str(nbits.node.name) for nbits in readers),
         kernel=ONNXRUNTIME,
         eligible=False,
         obstacles=(IN_NBITS,),

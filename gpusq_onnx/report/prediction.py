@@ -85,7 +85,8 @@ def predict(structure: Structure, rows: Iterable[PlanRow] = ()) -> tuple[Predict
             floats[row.tensor] = FORMATS[HALF[row.decision]]
     for name, written in _outputs(structure, plan):
         pairs.setdefault(name, {})["output"] = written
-    others = [_for_onnxruntime(found.weight, "linear") for found in nbits_of(structure.flow.nodes)]
+    stored = dict.fromkeys(found.weight for found in nbits_of(structure.flow.nodes))
+    others = [_for_onnxruntime(name, "linear") for name in stored]
     return (
         *(
             _for_onnxruntime(site.name, site.role)

@@ -135,6 +135,15 @@ def test_plan_compress_and_inspect_count_the_same_kernels(
     assert planned.kernels == done.kernels == gpusq_onnx.inspect(tmp_path / "out.onnx").kernels
 
 
+def test_one_weight_in_two_nodes_of_onnxruntime_is_counted_once(tmp_path: Path) -> None:
+    model, passes = _tied(), "int4-weights{runtime=onnxruntime}"
+    planned = gpusq_onnx.plan(model, passes)
+    done = gpusq_onnx.compress(model, passes, output=tmp_path / "out.onnx")
+    found = gpusq_onnx.inspect(tmp_path / "out.onnx")
+    assert planned.kernels == done.kernels == found.kernels
+    assert sorted(len(weight.nodes) for weight in found.weights) == [1, 1, 2]
+
+
 def test_what_the_caller_gets_is_no_output_of_a_sparse_int8_kernel(tmp_path: Path) -> None:
     passes = f"{PRUNED},qdq-int8{{profile=sparse-int8,head=true}}"
     done = gpusq_onnx.compress(_features(), passes, output=tmp_path / "out.onnx")
