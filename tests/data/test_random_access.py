@@ -60,6 +60,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
 
 def test_read_gives_what_batches_give(source: Source) -> None:
     rows, labels, indices = everything(source)
+    np.testing.assert_array_equal(source.labels, labels)
     assert indices.tolist() == list(range(9)) == list(range(len(source)))
     order = [8, 0, 3, 3, 5]
     for _ in range(2):
@@ -217,6 +218,7 @@ def test_a_subset_is_spread_over_the_whole(tmp_path: Path) -> None:
     whole = open_source(DataOptions(path=tmp_path / "d.npz"), [spec])
     assert at_most(whole, 12) is whole
     part = at_most(whole, 4)
+    assert part.labels is not None and part.labels.tolist() == [0, 3, 6, 9]
     assert (len(part), part.labelled, part.kind) == (4, True, "arrays")
     batches = list(part.batches(2))
     assert [(b.size, len(b.feed["x"])) for b in batches] == [(3, 3), (1, 3)]
