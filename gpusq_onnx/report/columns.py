@@ -53,7 +53,7 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
 
 def unfolded(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns as wide as their cells: a line each, for what reads lines."""
-    cells = [[_shortened(printable(cell)) for cell in row] for row in (header, *rows)]
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [(" " * GAP).join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)).rstrip() for row in cells]
 

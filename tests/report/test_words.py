@@ -69,8 +69,8 @@ def test_the_next_command_names_data_that_the_model_takes(tmp_path: Path) -> Non
     }
 
 
-def test_of_a_made_name_a_table_shows_both_ends() -> None:
-    name = "first" + "x" * 3000 + "last"
-    for lines in (columns(["tensor", "why"], [[name, "kept"]], 80), unfolded(["tensor", "why"], [[name, "kept"]])):
-        text = re.sub(r"\s+(kept|why)?\s*", "", "".join(lines))
-        assert len(text) < 300 and "first" in text and "…" in text and text.endswith("last")
+def test_of_a_made_name_a_screen_shows_both_ends_and_a_pipe_all() -> None:
+    name, header = "first" + "x" * 3000 + "last", ["tensor", "why"]
+    text = re.sub(r"\s+(kept|why)?\s*", "", "".join(columns(header, [[name, "kept"]], 80)))
+    assert len(text) < 300 and "first" in text and "…" in text and text.endswith("last")
+    assert unfolded(header, [[name, "kept"]])[1].split() == [name, "kept"]
