@@ -5,7 +5,8 @@
     stored_parameters   packed bits / 32: the paper's Params, in FP32 equivalents
     packed_bytes        kept elements * bits, and the pattern's metadata bits, / 8: INT8 2:4 is 5 bits a weight, FP16
                         2:4 is 9; what a sparse engine holds, and what `pack` writes but for the graph itself
-    dense_macs          out * k * rows, rows = output positions of one image, summed over the readers
+    dense_macs          out * k * rows, rows = positions of one image in the output (of a ConvTranspose: in the
+                        input), summed over the readers; a fixed batch counts as so many images
     sparse_macs         dense_macs * density of the weight's pattern
     bit_operations      sparse_macs * bits(weight) * bits(activation); 2 / 32^2 of it are the paper's FLOPs
     file_bytes          of the model's files, in all only (`pipeline.summary.Cost.in_files`)
@@ -54,11 +55,13 @@ class CostForm:
     Attributes:
         weight, input: the formats of both factors.
         pattern: of the weight; None: dense.
+        stored: the format of the weight in the file, where that is another: floats that others read as they are.
     """
 
     weight: Format
     input: Format
     pattern: Pattern | None = None
+    stored: Format | None = None
 
 
 @dataclass(frozen=True)
@@ -77,20 +80,22 @@ class SiteCost:
 def form_of(site: Site, pattern: Pattern | None, planned: Quantised | None = None) -> CostForm:
     """The form of a site as it is stored, or as it is `planned`."""
     found, single = planned or quantised(site), float_format(site)
-    weight = found.weight or natural(site.dtype) or single
-    return CostForm(weight, (found.input if found.weight else None) or single, pattern)
+    own = natural(site.dtype)
+    weight = found.weight or own or single
+    kept = own if site.conflicts and own is not None and own.stored else None
+    return CostForm(weight, (found.input if found.weight else None) or single, pattern, kept)
 
 
 def site_cost(site: Site, structure: Structure, form: CostForm) -> SiteCost:
     """The cost of a site in a form."""
     parameters = site.out * site.k
-    macs = sum(parameters * _rows(site.out, reader.outputs[0].name, structure) for reader in site.readers)
+    macs = sum(parameters * _rows(site, reader, structure) for reader in site.readers)
     return _cost(parameters, macs, form)
 
 
 def _cost(parameters: int, macs: int, form: CostForm) -> SiteCost:
     density, places = (1.0, 0.0) if form.pattern is None else (form.pattern.density, form.pattern.metadata_bits)
-    stored = parameters * (density * form.weight.bits + places)
+    stored = parameters * (density * (form.stored or form.weight).bits + places)
     bit_operations = macs * density * form.weight.bits * form.input.bits
     return SiteCost(parameters, parameters * density, stored / 32, stored / 8, macs, macs * density, bit_operations)
 
@@ -109,7 +114,7 @@ def _product(node: Node, structure: Structure) -> int:
     output, left = (structure.shapes.get(tensor.name, ()) for tensor in (node.outputs[0], node.inputs[0]))
     if not output or not left or not isinstance(left[-1], int):
         return 0
-    return math.prod(d for d in output if isinstance(d, int)) * left[-1]
+    return math.prod(d for d in output if isinstance(d, int)) * left[-1] // structure.images
 
 
 def total_cost(model: Model, structure: Structure, form: Callable[[Site], CostForm]) -> dict[str, float]:
@@ -144,7 +149,7 @@ def _nbits_cost(found: NBits, structure: Structure) -> SiteCost:
     """That of a MatMulNBits: codes beside data of the scales' float type."""
     data = natural(type_name(found.node.inputs[2])) or FORMATS["fp32"]
     parameters = found.out * found.k
-    macs = parameters * _rows(found.out, found.node.outputs[0].name, structure)
+    macs = parameters * _positions(found.node.outputs[0].name, found.out, structure)
     codes = natural(f"uint{found.bits}") or data
     return _cost(parameters, macs, CostForm(codes, data))
 
@@ -155,7 +160,14 @@ def open_positions(structure: Structure) -> int:
     return sum(any(not shape or not all(isinstance(d, int) for d in shape[1:]) for shape in found) for found in outputs)
 
 
-def _rows(out: int, output: str, structure: Structure) -> int:
-    """Output positions: the output's elements for one image, divided by its channels."""
-    dims = [d for d in structure.shapes.get(output, ()) if isinstance(d, int)]
-    return max(1, math.prod(dims) // max(1, out)) if dims else 1
+def _rows(site: Site, reader: Node, structure: Structure) -> int:
+    """How often a reader multiplies with the whole weight for one image."""
+    if reader.op == "ConvTranspose":
+        return _positions(reader.inputs[0].name, site.channels, structure)
+    return _positions(reader.outputs[0].name, site.out, structure)
+
+
+def _positions(tensor: str, channels: int, structure: Structure) -> int:
+    """A tensor's elements for one image, divided by its channels."""
+    dims = [d for d in structure.shapes.get(tensor, ()) if isinstance(d, int)]
+    return max(1, math.prod(dims) // max(1, channels) // structure.images) if dims else 1

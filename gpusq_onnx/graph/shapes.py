@@ -69,6 +69,13 @@ def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | N
     return shapes | (_of_one_image(model, shapes) if one_image else {}), types
 
 
+def images_of(model: Model) -> int:
+    """How many images shapes are of: the size that all inputs fix on their first axis, else 1."""
+    leading = {spec.shape[0] if spec.shape else None for spec in model.inputs()}
+    (size,) = leading if len(leading) == 1 else (None,)
+    return size if isinstance(size, int) and size > 0 else 1
+
+
 def _inferred(skeleton: ModelProto) -> ModelProto:
     """Of a model in bfloat16 whose operators take none at their opset, what holds for float16 in its place."""
     brain = names_type(skeleton.graph, _BF16) and not names_type(skeleton.graph, _FP16)

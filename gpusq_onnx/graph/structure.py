@@ -23,7 +23,7 @@ from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.leftovers import Leftover, find_leftovers
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.roles import BLOCK_ROLES, name_attention, name_ends, name_mlps
-from gpusq_onnx.graph.shapes import Shapes, Types, infer_shapes
+from gpusq_onnx.graph.shapes import Shapes, Types, images_of, infer_shapes
 from gpusq_onnx.graph.sites import Site, find_sites
 from gpusq_onnx.graph.snapshot import Snapshot
 
@@ -41,7 +41,8 @@ class Block:
 @dataclass(kw_only=True)
 class Structure:
     """A model's sites with their roles, the products that are none, its attention cores, blocks and stages, and its
-    shapes for one image; `other_softmaxes`: by the name of its output, why a Softmax is in no attention core."""
+    shapes, which are of so many `images`; `other_softmaxes`: by the name of its output, why a Softmax is in no
+    attention core."""
 
     sites: list[Site]
     leftovers: list[Leftover]
@@ -52,6 +53,7 @@ class Structure:
     shapes: Shapes
     types: Types
     flow: Dataflow
+    images: int = 1
 
     @property
     def feature_maps(self) -> list[str]:
@@ -86,6 +88,7 @@ def analyse(model: Model, snapshot: Snapshot | None = None) -> Structure:
         shapes=shapes,
         types=types,
         flow=flow,
+        images=images_of(model),
     )
 
 

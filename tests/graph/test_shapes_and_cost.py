@@ -10,7 +10,7 @@ from small_graphs import FLOAT, HALF, model, node, normal, proto
 
 from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph import io
-from gpusq_onnx.graph.cost import form_of, site_cost, total_cost
+from gpusq_onnx.graph.cost import attention_macs, form_of, site_cost, total_cost
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.quant.formats import INT8
@@ -102,6 +102,51 @@ def test_a_grouped_conv():
     loaded = model(proto(nodes, [("x", FLOAT, ["n", 8, 16, 16])], [("y", FLOAT, None)], {"w": normal(6, 4, 3, 3)}))
     structure = analyse(loaded)
     assert site_cost(structure.sites[0], structure, dense(structure.sites[0])).dense_macs == 6 * 8 * 8 * 4 * 9
+
+
+@pytest.mark.parametrize(("group", "out"), [(1, 8), (2, 4)])
+def test_a_transposed_conv_multiplies_at_each_position_of_its_input(group: int, out: int):
+    nodes = [node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], group=group)]
+    weight = normal(64, out, 2, 2)
+    loaded = model(proto(nodes, [("x", FLOAT, ["n", 64, 16, 16])], [("y", FLOAT, None)], {"w": weight}))
+    structure = analyse(loaded)
+    (site,) = structure.sites
+    assert site_cost(site, structure, dense(site)).dense_macs == 16 * 16 * 64 * out * 4
+
+
+def test_a_fixed_batch_is_so_many_images():
+    costs = [total_cost(loaded, analyse(loaded), dense) for loaded in (linear(batch="n"), linear(batch=4))]
+    assert costs[0] == costs[1]
+    cores = []
+    for batch in ("n", 4):
+        nodes = [
+            node("Transpose", ["x"], ["k"], perm=[0, 2, 1]),
+            node("MatMul", ["x", "k"], ["s"]),
+            node("Softmax", ["s"], ["p"]),
+            node("MatMul", ["p", "x"], ["y"]),
+        ]
+        loaded = model(proto(nodes, [("x", FLOAT, [batch, 5, 8])], [("y", FLOAT, None)]))
+        structure = analyse(loaded)
+        cores.append([attention_macs(attention, structure) for attention in structure.attentions])
+    assert cores == [[2 * 5 * 5 * 8]] * 2
+
+
+def test_a_quantised_weight_that_others_read_keeps_its_floats():
+    scale, zero = np.full(N, 0.1, np.float32), np.zeros(N, np.int8)
+    nodes = [
+        node("QuantizeLinear", ["w", "s", "z"], ["q"], axis=1),
+        node("DequantizeLinear", ["q", "s", "z"], ["d"], axis=1),
+        node("MatMul", ["x", "d"], ["y"]),
+        node("Gather", ["w", "i"], ["e"]),
+    ]
+    outputs = [("y", FLOAT, None), ("e", FLOAT, None)]
+    constants = {"w": normal(K, N), "s": scale, "z": zero, "i": np.array([0])}
+    for read, bits in ((nodes, 32), (nodes[:-1], 8)):
+        loaded = model(proto(read, [("x", FLOAT, [1, K])], outputs[: len(read) - 2], constants))
+        structure = analyse(loaded)
+        (site,) = structure.sites
+        cost = site_cost(site, structure, dense(site))
+        assert (cost.packed_bytes, cost.bit_operations) == (K * N * bits / 8, K * N * 8 * 32)
 
 
 def test_a_shared_weight_is_stored_once_and_used_twice():
