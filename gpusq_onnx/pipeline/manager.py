@@ -59,7 +59,7 @@ from gpusq_onnx.pipeline.run import (
     scheduled,
     take_facts,
 )
-from gpusq_onnx.pipeline.summary import Architecture, Cost, as_planned, measure
+from gpusq_onnx.pipeline.summary import Architecture, Cost, as_planned
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.runtime.trial import Trials
 
@@ -105,7 +105,7 @@ def plan(
                 structure = analyse(model)
         require_work(passes, idle, options.allow_noop)
         rows = [row for step in steps for row in step.rows]
-        after = measure(model, structure, as_planned(rows, facts))
+        after = opening.cost(model, structure, as_planned(rows, facts))
         look(structure, rows)
         file = opening.file.result()
     return Outcome(
@@ -162,7 +162,7 @@ def run(
         structure, before = _looked_at(path, opening, state)
         beside = output if reproducible else None
         structure = _worked(path, beside, opening.pipeline, state, structure, leader=leader)
-        after = _finished(model, structure, state, options.target)
+        after = _finished(opening, structure, state)
         used = None if state.source is None else opening.settled.describe(state.source)
         found = opening.file.result()
         model.set_metadata(_provenance(model, opening.pipeline, found.sha256, state.data.seed, used))
@@ -233,12 +233,13 @@ def _worked(
     return structure
 
 
-def _finished(model: Model, structure: Structure, state: Run, target: str | None) -> Cost:
+def _finished(opening: Opening, structure: Structure, state: Run) -> Cost:
     """What the model costs after all passes; it is made ready to be written."""
+    model, target = state.model, opening.options.target
     run_all(_settle_on_grid, structure.sites)
     protect_biases(model)
     move_transposes(model)
-    after = measure(model, structure)
+    after = opening.cost(model, structure)
     if newer.settle_newer(model):
         invariants.check(model, "writing for a newer opset")
     if target is not None:

@@ -25,6 +25,7 @@ from gpusq_onnx.graph.cost import open_positions
 from gpusq_onnx.graph.model import Model, sum_of, values_of
 from gpusq_onnx.graph.snapshot import Snapshot
 from gpusq_onnx.graph.structure import Structure, analyse
+from gpusq_onnx.graph.widening import holds_bfloat16
 from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline import automatic, table, targets
 from gpusq_onnx.pipeline.base import Pass
@@ -32,7 +33,7 @@ from gpusq_onnx.pipeline.execute import well_ordered
 from gpusq_onnx.pipeline.grammar import Pipeline
 from gpusq_onnx.pipeline.outcome import FileFacts
 from gpusq_onnx.pipeline.run import RunOptions, widened
-from gpusq_onnx.pipeline.summary import Cost, measure
+from gpusq_onnx.pipeline.summary import Cost, FormOf, measure, measure_countable
 from gpusq_onnx.runtime.observed import observe
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial import Trials
@@ -44,6 +45,7 @@ class Opening:
 
     Attributes:
         pipeline, passes: as they run on this model.
+        came: the model in the types of its file, where `model` is in wider ones.
         settled: the data options, complete.
         file: facts of the model's file, once its hash is known.
         notes: sentences for the user.
@@ -53,6 +55,7 @@ class Opening:
     passes: list[Pass[Any]]
     options: RunOptions
     model: Model
+    came: Model
     settled: remembered.Settled
     file: Future[FileFacts]
     notes: list[str] = field(default_factory=list)
@@ -65,12 +68,21 @@ class Opening:
         return structure
 
     def observed(self, structure: Structure, sample: Feed | None, trials: Trials) -> tuple[Structure, Cost]:
-        """The structure as a run shows it, and what the model costs as it is; the pipeline gets what it lacks."""
+        """The structure as a run shows it, and what the model costs as it came; the pipeline gets what it lacks."""
         structure = observe(self.model, structure, sample, trials)
         if self.options.canonical:
             self.pipeline, self.passes = automatic.insert(self.pipeline, self.passes, self.model, structure)
         self.notes += _uncounted(structure)
-        return structure, measure(self.model, structure)
+        self.came.observed = self.model.observed
+        return structure, self.cost(self.came, structure if self.came is self.model else analyse(self.came))
+
+    def cost(self, model: Model, structure: Structure, form: FormOf | None = None) -> Cost:
+        """What the model costs before or after the passes, each time with all weights in sight, or as it is each time.
+
+        Args:
+            form: see `measure`.
+        """
+        return (measure_countable if self.options.canonical else measure)(model, structure, form)
 
 
 @contextmanager
@@ -89,10 +101,11 @@ def opened(path: Path, pipeline: Pipeline, options: RunOptions, output: Path | N
     model = io.load(path)
     if output is not None:
         _require_output(output, [path, *io.data_files(model)])
+    came = model.clone() if holds_bfloat16(model) else model
     notes += widened(model, passes)
     settled = remembered.settle(options.data, [model.metadata], path.parent)
     with blaming(path), _hashing(path, model) as file:
-        yield Opening(pipeline, passes, options, model, settled, file, notes)
+        yield Opening(pipeline, passes, options, model, came, settled, file, notes)
 
 
 def _require_output(output: Path, inputs: Sequence[Path]) -> None:

@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, replace
 
 from gpusq_onnx.graph.cost import CostForm, form_of, site_cost, total_cost
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.rewrites.canonical import countable
 from gpusq_onnx.graph.sites import Site
-from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline.base import Fact, PlanRow
 from gpusq_onnx.pipeline.details import TensorPair, WeightPair
 from gpusq_onnx.pipeline.facts import pattern_of
 from gpusq_onnx.quant.formats import Format
 from gpusq_onnx.quant.schemes import Quantised
+from gpusq_onnx.runtime.ort import silenced
 
 FormOf = Callable[[Site], CostForm]
 
@@ -40,6 +42,13 @@ def measure(model: Model, structure: Structure, form: FormOf | None = None) -> C
     found = {site.name: (form or _as_stored)(site) for site in structure.sites}
     sites = {site.name: asdict(site_cost(site, structure, found[site.name])) for site in structure.sites}
     return Cost(total_cost(model, structure, lambda site: found[site.name]), sites)
+
+
+def measure_countable(model: Model, structure: Structure, form: FormOf | None = None) -> Cost:
+    """The same of a model in which products may hide their weights (`graph.rewrites.canonical.countable`)."""
+    with silenced():
+        shown = countable(model)
+    return measure(shown, structure if shown is model else analyse(shown), form)
 
 
 def as_planned(rows: Iterable[PlanRow], facts: Sequence[Fact]) -> FormOf:

@@ -25,7 +25,7 @@ from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.canonical import spelled_out
 from gpusq_onnx.graph.structure import analyse
 from gpusq_onnx.pipeline.outcome import Outcome
-from gpusq_onnx.pipeline.summary import Cost, measure
+from gpusq_onnx.pipeline.summary import Cost, measure_countable
 from gpusq_onnx.progress import NullProgress, Progress
 from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.inspection import Inspection, inspect_model
@@ -143,7 +143,8 @@ def _loaded(path: Path) -> Model:
 
 def _cost(path: Path, model: Model) -> Cost:
     """What a model costs as it is stored."""
-    return measure(model, analyse(model)).in_files(sum(part.stat().st_size for part in (path, *io.data_files(model))))
+    found = measure_countable(model, analyse(model))
+    return found.in_files(sum(part.stat().st_size for part in (path, *io.data_files(model))))
 
 
 def _of_reports(reports: Sequence[Report]) -> tuple[list[tuple[Path, Model]], str]:

@@ -25,7 +25,7 @@ from gpusq_onnx.errors import UnsupportedModelError
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.fp16.names import free_names
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.operators import PRODUCTS, factors, is_standard
+from gpusq_onnx.graph.operators import PRODUCTS, QDQ, factors, is_standard
 from gpusq_onnx.graph.rewrites import runtime_operators
 from gpusq_onnx.graph.rewrites.branches import inline_branch, taken_branch
 from gpusq_onnx.graph.rewrites.einsum import check_einsum, rewrite_einsum
@@ -86,6 +86,20 @@ def spelled_out(model: Model) -> Model:
     if has_runtime_operators(model):
         canonicalise(model, tuple(runtime_operators.RULES))
     return model
+
+
+def countable(model: Model) -> Model:
+    """A copy in the forms that passes treat, in which every product shows its weight; the model itself where it is one.
+
+    Attention stays as it is: its products have no weights.
+    """
+    rows = tuple(row for row in RULES if row != "Attention")
+    flow = Dataflow(model)
+    if not has_candidates(model, flow, rows) or any(node.op in QDQ for node in flow.nodes):
+        return model
+    copy = model.clone()
+    canonicalise(copy, rows)
+    return copy
 
 
 def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[NodeChange]:
