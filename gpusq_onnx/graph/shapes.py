@@ -69,11 +69,12 @@ def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | N
     return shapes | (_of_one_image(model, shapes) if one_image else {}), types
 
 
-def images_of(model: Model) -> int:
-    """How many images shapes are of: the size that all inputs fix on their first axis, else 1."""
+def images_of(model: Model, shapes: Shapes) -> int:
+    """How many images shapes are of: the size that all inputs fix on their first axis and an output keeps, else 1."""
     leading = {spec.shape[0] if spec.shape else None for spec in model.inputs()}
+    kept = {shape[0] for spec in model.outputs() if (shape := shapes.get(spec.name))}
     (size,) = leading if len(leading) == 1 else (None,)
-    return size if isinstance(size, int) and size > 0 else 1
+    return size if isinstance(size, int) and size > 0 and size in kept else 1
 
 
 def _inferred(skeleton: ModelProto) -> ModelProto:

@@ -88,7 +88,7 @@ def analyse(model: Model, snapshot: Snapshot | None = None) -> Structure:
         shapes=shapes,
         types=types,
         flow=flow,
-        images=images_of(model),
+        images=images_of(model, shapes),
     )
 
 

@@ -131,6 +131,14 @@ def test_a_fixed_batch_is_so_many_images():
     assert cores == [[2 * 5 * 5 * 8]] * 2
 
 
+def test_a_picture_without_a_batch_is_one_image():
+    """Its first axis is a colour or a row, which no output keeps."""
+    nodes = [node("MatMul", ["x", "w"], ["h"]), node("ReduceMean", ["h", "first"], ["y"], keepdims=0)]
+    constants = {"w": normal(K, N), "first": np.array([0])}
+    loaded = model(proto(nodes, [("x", FLOAT, [3, K])], [("y", FLOAT, None)], constants))
+    assert total_cost(loaded, analyse(loaded), dense)["dense_macs"] == 3 * K * N
+
+
 def test_a_quantised_weight_that_others_read_keeps_its_floats():
     scale, zero = np.full(N, 0.1, np.float32), np.zeros(N, np.int8)
     nodes = [
