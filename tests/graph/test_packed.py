@@ -114,6 +114,13 @@ def test_nothing_to_pack_and_nothing_to_read(tmp_path: Path) -> None:
     assert not (tmp_path / "m.gpusq").exists()
 
 
+def test_weights_in_float64_are_named(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.onnx", {"w": weights()["2:4 32"].astype(np.float64)})
+    with pytest.raises(NothingMatched, match="1 weights in float64") as caught:
+        pack_model(path, tmp_path / "m.gpusq")
+    assert caught.value.details["next"] == "export the model in float32"
+
+
 @pytest.mark.parametrize("kind", [np.int8, np.uint8])
 def test_dense_codes_are_no_smaller_and_are_not_to_be_quantised_again(tmp_path: Path, kind: type) -> None:
     codes = np.random.default_rng(0).integers(1, 100, (32, 64)).astype(kind)

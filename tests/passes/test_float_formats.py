@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from gpusq_onnx.calibration.quantising_pass import no_blocks
 from gpusq_onnx.data.options import DataOptions
-from gpusq_onnx.errors import UsageError
+from gpusq_onnx.errors import NothingMatched, UsageError
 from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.operators import FP4_QUANTISER
 from gpusq_onnx.graph.pack.archive import pack_model, unpack_model
@@ -122,6 +122,12 @@ def test_nvfp4_has_blocks_of_two_levels_and_activations_at_run_time(nvfp4: Path)
         assert error < 0.15
     assert sum(node.op == FP4_QUANTISER for node in model.graph.nodes) == LINEARS
     assert nvfp4.stat().st_size < LEGACY.stat().st_size / 2
+
+
+def test_packing_counts_weights_and_not_the_scales_of_their_blocks(nvfp4: Path) -> None:
+    with pytest.raises(NothingMatched) as caught:
+        pack_model(nvfp4, nvfp4.with_name("packed.gpusq"))
+    assert caught.value.details["found"] == f"{LINEARS} weights stored as codes already, and dense"
 
 
 def test_the_twin_computes_what_the_formats_say(nvfp4: Path) -> None:

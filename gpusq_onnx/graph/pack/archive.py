@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from gpusq_onnx.errors import NothingMatched, UsageError
 from gpusq_onnx.files import atomic_write
@@ -255,9 +256,11 @@ def _nothing(path: Path, matrices: Sequence[Stored]) -> NothingMatched:
             found=f"{codes} weights stored as codes already, and dense",
             hint="prune24 before quantising makes them 2:4; the file of a dense model is as small as it gets",
         )
+    wide = sum(one.tensor.data_type == TensorProto.DOUBLE for one in matrices)
     return NothingMatched(
         "no weight of the model can be packed",
         where=str(path),
         expected="weights of a sparsity pattern, or quantised ones",
-        hint="prune24 makes weights 2:4, qdq-int8 quantises them",
+        found=f"{wide} weights in float64, which is not packed" if wide else None,
+        hint="export the model in float32" if wide else "prune24 makes weights 2:4, qdq-int8 quantises them",
     )

@@ -96,8 +96,9 @@ def read_initializers(path: Path) -> Initializers:
             alias[one.name] = last.name
     known = {one.name: one for one in first}
     known |= {name: known[other] for name, other in alias.items()}
-    pairs = (node for node in proto.graph.node if node.op_type in QDQ)
+    pairs = [node for node in proto.graph.node if node.op_type in QDQ]
     scales = {name for node in pairs for name in node.input[1:]}
+    scales |= {node.input[0] for node in pairs if node.output[0] in scales}  # FP8 scales of blocks
     scalings = dict(_scalings(proto, known))
     scales |= {name for scaling in scalings.values() for name in (scaling.scale, scaling.outer)}
     return Initializers(first, scalings, frozenset(scales))
