@@ -62,7 +62,7 @@ from gpusq_onnx.pipeline.details import NBitsPair, WeightPair, rows_with
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.parallel import in_order
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
-from gpusq_onnx.pipeline.selectors import EndsOptions, Selector
+from gpusq_onnx.pipeline.selectors import EndsOptions, Selector, exclusion
 from gpusq_onnx.quant.clipping import weight_scales
 from gpusq_onnx.quant.formats import INT4, quantize
 from gpusq_onnx.quant.scales import Scales
@@ -131,7 +131,7 @@ class Int4Weights(Pass[Int4Options]):
             )
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
-        selector = Selector(self.options, "quantise")
+        selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
         rows = [self._row(site, structure, selector, given.data) for site in structure.sites]
         rows += leftover_rows(structure)
@@ -181,7 +181,7 @@ class Int4Weights(Pass[Int4Options]):
     def _row(self, site: Site, structure: Structure, selector: Selector, data: bool) -> PlanRow:
         block = next((size for size in self._sizes if site.k % size == 0), 0)
         reason = selector.refuses(site) or _unfit(site, structure)
-        reason = reason or selector.excludes(site) or ""
+        reason = reason or exclusion(site, self.options, "quantise") or ""
         if not reason and not block:
             reason = f"no block of {' or '.join(map(str, self._sizes))} divides K = {site.k}"
         head = site.name, site.path, site.role, site.op, (site.out, site.k)

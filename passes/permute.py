@@ -41,7 +41,7 @@ from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.pipeline.base import SKIP, Context, Detail, Pass, PlanContext, PlanRow, require_any
 from gpusq_onnx.pipeline.details import rows_with
 from gpusq_onnx.pipeline.schedule import SECOND_ORDER
-from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, require_unquantised
+from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, exclusion, require_unquantised
 from gpusq_onnx.sparsity.patterns import TWO_FOUR, Pattern, parse_pattern
 
 
@@ -99,7 +99,7 @@ class Permute(Pass[PermuteOptions]):
         )
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
-        selector = Selector(self.options, "prune")
+        selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
         movable = find_movable(model, structure)
         rows = [self._row(site, selector, movable, given.data) for site in structure.sites]
@@ -152,7 +152,7 @@ class Permute(Pass[PermuteOptions]):
         return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason, detail or {})
 
     def _refusal(self, site: Site) -> str | None:
-        reason = Selector(self.options, "prune").excludes(site)
+        reason = exclusion(site, self.options, "prune")
         if reason is None and not site.is_float:
             reason = f"stored as {site.dtype}"
         return reason or (f"{site.patterns[0].name} already" if site.patterns else None)

@@ -48,7 +48,7 @@ from gpusq_onnx.pipeline.details import Pruned, rows_with
 from gpusq_onnx.pipeline.facts import SparseWeight
 from gpusq_onnx.pipeline.parallel import in_order
 from gpusq_onnx.pipeline.schedule import BESIDE, SECOND_ORDER, SLOPES
-from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, require_unquantised
+from gpusq_onnx.pipeline.selectors import EndsOptions, PatternName, Selector, exclusion, require_unquantised
 from gpusq_onnx.sparsity import magnitude
 from gpusq_onnx.sparsity.patterns import PAIRS_48, TWO_FOUR, USEFUL_SIDE, Pattern, parse_pattern
 
@@ -120,7 +120,7 @@ class Prune(Pass[PruneOptions]):
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         if self.options.rows == "fisher" and self._method(given.data) == "sparsegpt":
             answers(model)
-        selector = Selector(self.options, "prune")
+        selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
         rows = [self._row(site, selector, given.data) for site in structure.sites] + leftover_rows(structure)
         require_any(
@@ -200,7 +200,7 @@ class Prune(Pass[PruneOptions]):
         if site.channels % group:
             axis = "reduction length" if site.is_linear else "channels"
             return f"{axis} {site.channels} is not a multiple of {group}"
-        reason = selector.excludes(site)
+        reason = exclusion(site, self.options, "prune")
         if reason or site.conflicts:
             return reason or site.conflicts[0]
         if not site.is_float:

@@ -41,7 +41,7 @@ from gpusq_onnx.pipeline.base import (
 from gpusq_onnx.pipeline.details import TensorPair, WeightPair, When
 from gpusq_onnx.pipeline.facts import ExplicitQuantisation
 from gpusq_onnx.pipeline.schedule import CALIBRATING, SECOND_ORDER
-from gpusq_onnx.pipeline.selectors import EndsOptions, Selector
+from gpusq_onnx.pipeline.selectors import EndsOptions, Selector, exclusion
 from gpusq_onnx.quant.formats import LOW_BITS, Format
 from gpusq_onnx.quant.observers import make_observer
 from gpusq_onnx.quant.schemes import Scheme
@@ -118,7 +118,7 @@ class QuantisingPass(Pass[OptionsT]):
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         self._require_observer()
-        selector = Selector(self.options, "quantise")
+        selector = Selector(self.options.only, self.options.skip)
         selector.check(structure.sites, self.name)
         rows = [self._weight_row(site, selector, given.data) for site in structure.sites]
         rows += leftover_rows(structure, learned=self.scheme.attention is None)
@@ -175,7 +175,7 @@ class QuantisingPass(Pass[OptionsT]):
 
     def _weight_row(self, site: Site, selector: Selector, data: bool) -> PlanRow:
         scheme = self.scheme_of(site)
-        reason = selector.refuses(site) or selector.excludes(site)
+        reason = selector.refuses(site) or exclusion(site, self.options, "quantise")
         reason = reason or no_blocks(site, scheme)
         decision = SKIP if reason else "quantise weight"
         each = f"one scale for each {scheme.block} weights" if scheme.block else "one scale an output channel"

@@ -28,7 +28,6 @@ class Selecting(Protocol):
     """Options that say which weights a pass changes."""
 
     only: list[str]
-    skip: list[str]
     smallest: int
 
     def includes(self, site: Site) -> bool:
@@ -36,15 +35,10 @@ class Selecting(Protocol):
 
 
 class Selector:
-    """The sites that `only` names (all, where it is empty) without those that `skip` names, and without the excluded.
+    """The sites that `only` names (all, where it is empty) without those that `skip` names."""
 
-    Args:
-        kind: what the pass does, for which `graph.exclusions` has its reasons.
-    """
-
-    def __init__(self, options: Selecting, kind: Kind) -> None:
-        self.only, self.skip = tuple(options.only), tuple(options.skip)
-        self._options, self._kind = options, kind
+    def __init__(self, only: Sequence[str], skip: Sequence[str]) -> None:
+        self.only, self.skip = tuple(only), tuple(skip)
 
     def check(self, sites: Sequence[Site], where: str) -> None:
         """Raise SelectorUnmatched for the first pattern without a match; `where` names the pass."""
@@ -58,10 +52,15 @@ class Selector:
         hit = next((pattern for pattern in self.skip if matches(pattern, site)), None)
         return f"left out by skip={hit}" if hit is not None else None
 
-    def excludes(self, site: Site) -> str | None:
-        """Why nobody would change the site, or None; most reasons do not hold for one that the options ask for."""
-        named = bool(self.only) or self._options.includes(site)
-        return excluded(site, self._kind, smallest=self._options.smallest, named=named)
+
+def exclusion(site: Site, options: Selecting, kind: Kind) -> str | None:
+    """Why nobody would change the site, or None; most reasons do not hold for one that the options ask for.
+
+    Args:
+        kind: what the pass does, for which `graph.exclusions` has its reasons.
+    """
+    named = bool(options.only) or options.includes(site)
+    return excluded(site, kind, smallest=options.smallest, named=named)
 
 
 def require_matches(patterns: Sequence[str], sites: Sequence[Site], where: str) -> None:

@@ -9,7 +9,6 @@ from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import NothingMatched, SelectorUnmatched
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.passes.prune import PruneOptions
 from gpusq_onnx.pipeline import manager, table
 from gpusq_onnx.pipeline.grammar import parse
 from gpusq_onnx.pipeline.run import RunOptions
@@ -111,7 +110,7 @@ def test_roles_and_operators_in_any_case() -> None:
     sites = analyse(io.load(MODEL)).sites
 
     def chosen(pattern: str) -> set[str]:
-        selector = Selector(PruneOptions(only=[pattern]), "prune")
+        selector = Selector([pattern], [])
         return {site.name for site in sites if selector.refuses(site) is None}
 
     assert chosen("FC1") == chosen("fc1") != set()

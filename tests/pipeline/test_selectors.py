@@ -8,7 +8,6 @@ from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.passes.prune import PruneOptions
 from gpusq_onnx.pipeline.selectors import Selector
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -20,7 +19,7 @@ def sites() -> list[Site]:
 
 
 def _chosen(sites: list[Site], only: list[str], skip: list[str]) -> list[Site]:
-    selector = Selector(PruneOptions(only=only, skip=skip), "prune")
+    selector = Selector(only, skip)
     selector.check(sites, "prune24")
     return [site for site in sites if selector.refuses(site) is None]
 
@@ -43,13 +42,13 @@ def test_an_initializer_name_and_skip_on_top_of_only(sites: list[Site]) -> None:
 
 def test_the_reason_names_the_selector(sites: list[Site]) -> None:
     head = next(site for site in sites if site.role == "head")
-    assert Selector(PruneOptions(skip=["head"]), "prune").refuses(head) == "left out by skip=head"
-    assert Selector(PruneOptions(only=["fc1", "fc2"]), "prune").refuses(head) == "not selected by only=fc1;fc2"
+    assert Selector([], ["head"]).refuses(head) == "left out by skip=head"
+    assert Selector(["fc1", "fc2"], []).refuses(head) == "not selected by only=fc1;fc2"
 
 
 @pytest.mark.parametrize("option", ["only", "skip"])
 def test_a_pattern_without_a_match_is_refused_with_examples(sites: list[Site], option: str) -> None:
     with pytest.raises(NothingMatched, match="blokcs") as caught:
-        Selector(PruneOptions(**{option: ["blokcs.0.*"]}), "prune").check(sites, "prune24")
+        Selector(**{"only": [], "skip": [], option: ["blokcs.0.*"]}).check(sites, "prune24")
     assert f"prune24.{option}" in str(caught.value)
     assert "head" in str(caught.value)

@@ -118,7 +118,7 @@ def test_defaults_that_the_model_does_not_want_are_doubted(images: Path, tmp_pat
     data = {"data": images / "images", "data_options": {"resize": 32}}
     made = gpusq_onnx.compress(MODEL, "qdq-int8", **data, output=tmp_path / "wrong.onnx")
     (said,) = [text for text in made.warnings if WRONG in text]
-    assert "% with --mean 0.5 --std 0.5; give" in said
+    assert "% with mean 0.5 std 0.5; give" in said
     assert made.report["data"]["guessed"] and "defaults, which nothing confirms" in str(made)
     found = gpusq_onnx.check(MODEL, MODEL, **data)
     assert [text for text in found.data["notes"] if WRONG in text] == [said]
