@@ -22,7 +22,7 @@ from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.graph.dataflow import Dataflow
 from gpusq_onnx.graph.model import Model, data_type_of, type_name, unproduced, values_of
 from gpusq_onnx.graph.operators import LINEAR, NORMS, QDQ, QUANTISERS, Is, operators
-from gpusq_onnx.graph.qdq.axes import weight_axes
+from gpusq_onnx.graph.qdq.axes import block_axes
 from gpusq_onnx.graph.qdq.codes import scales_another
 from gpusq_onnx.graph.qdq.dynamic import FORMAT, is_dynamic
 from gpusq_onnx.graph.qdq.quantize_nodes import code_type
@@ -205,7 +205,7 @@ QUANTISATION: tuple[Rule, ...] = (
     positive_scales,
     symmetric,
     scale_shapes,
-    weight_axes,
+    block_axes,
     blocks,
     block_sizes,
     scale_types,

@@ -93,6 +93,7 @@ class WeightFacts:
         float_type: what it computes in without them.
         conflicts: why its values serve more than this one Linear.
         given: the graph's caller gets its output.
+        unfused: its codes have scales along the reduction, so that the product runs in float.
     """
 
     op: str
@@ -105,6 +106,7 @@ class WeightFacts:
     float_type: Format
     conflicts: tuple[str, ...] = ()
     given: bool = False
+    unfused: bool = False
 
     @property
     def sparse(self) -> bool:
@@ -168,7 +170,10 @@ def _deciding(facts: WeightFacts) -> Iterable[Obstacle]:
         yield Obstacle("alignment", f"{side} = {facts.grouped} is no multiple of 4", "")
     elif not facts.sparse:
         yield Obstacle("pattern", f"{_found(facts)} ({facts.zeros:.0%} zeros)", "--passes prune24")
-    if facts.weight_only:
+    if facts.unfused:
+        text = "its scales lie along the reduction, where no INT8 kernel applies them: it runs in float"
+        yield Obstacle("precision", text, "quantise the float model instead")
+    elif facts.weight_only:
         text = f"{facts.precision} runs dense: its kernels take no sparse weight"
         yield Obstacle("precision", text, "--passes qdq-int4 writes 4-bit values for sparse INT8 kernels")
     elif facts.precision not in _SPARSE:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpusq_onnx.graph.qdq.axes import along_reduction
 from gpusq_onnx.graph.qdq.codes import float_format, quantised
 from gpusq_onnx.graph.qdq.weight_only import NBITS, nbits_of
 from gpusq_onnx.graph.sites import Site
@@ -142,6 +143,7 @@ def judged(facts: WeightFacts, research: str) -> tuple[KernelClass, tuple[Obstac
 
 def facts_of(site: Site, patterns: Sequence[Pattern], w: NDArray[Any] | None) -> WeightFacts:
     """What the rules of `report.kernels` ask of a weight as it is; zeros are counted in `w`."""
+    unfused, formats = along_reduction(site), quantised(site)
     return WeightFacts(
         op=site.op,
         out=site.out,
@@ -149,7 +151,8 @@ def facts_of(site: Site, patterns: Sequence[Pattern], w: NDArray[Any] | None) ->
         grouped=site.channels,
         patterns=tuple(patterns),
         zeros=0.0 if w is None else 1.0 - float(np.count_nonzero(w)) / max(1, w.size),
-        quantised=quantised(site),
+        quantised=replace(formats, weight=None) if unfused else formats,
+        unfused=unfused,
         float_type=float_format(site),
         conflicts=(*site.unfit, *site.conflicts),
         given=site.given,

@@ -77,9 +77,11 @@ CORPUS: tuple[Case, ...] = (
     Case(bad.weight_scales_of_another_length, "48 scales for axis 1"),
     Case(bad.axis_beyond_the_rank, "64 scales for axis 2"),
     Case(bad.activation_scale_a_channel, "64 scales for the activation", why=_UNFUSED),
-    Case(bad.weight_scales_along_the_reduction, "along axis 0, the reduction", why=_UNFUSED),
-    Case(bad.weight_scales_along_the_reduction_of_a_gemm, "along axis 1, the reduction", why=_UNFUSED),
-    Case(bad.weight_scales_along_the_reduction_before_a_transpose, "along axis 1, the reduction", why=_UNFUSED),
+    Case(bad.weight_scales_along_the_reduction, "along axis 0, the reduction", "output", why=_UNFUSED),
+    Case(bad.weight_scales_along_the_reduction_of_a_gemm, "along axis 1, the reduction", "output", why=_UNFUSED),
+    Case(
+        bad.weight_scales_along_the_reduction_before_a_transpose, "along axis 1, the reduction", "output", why=_UNFUSED
+    ),
     Case(bad.int32_bias, "INT32"),
     Case(bad.qlinear_matmul, "(QLinearMatMul) computes on integers"),
     Case(bad.matmul_integer, "(MatMulInteger) computes on integers"),

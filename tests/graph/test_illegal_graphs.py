@@ -6,6 +6,7 @@ import illegal_graphs
 import onnx
 import pytest
 from illegal_corpus import CORPUS, Case
+from small_graphs import model
 
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.graph import invariants, io
@@ -110,3 +111,9 @@ def test_rules_are_listed_once() -> None:
     rules = [*invariants.STRUCTURE, *invariants.QUANTISATION, *placement.WRITTEN]
     assert len({rule.__name__ for rule in rules}) == len(rules)
     assert all(rule.__doc__ for rule in rules)
+
+
+def test_a_weight_with_scales_along_the_reduction_runs_in_float() -> None:
+    weight = inspect_model(model(illegal_graphs.weight_scales_along_the_reduction())).weights[0]
+    assert str(weight.kernel) == "dense FP32" and not weight.eligible
+    assert any("along the reduction" in obstacle.text for obstacle in weight.obstacles)

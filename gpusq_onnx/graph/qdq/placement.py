@@ -22,6 +22,7 @@ from gpusq_onnx.graph.invariants import Rule
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.operators import MOVES, QDQ, is_standard
 from gpusq_onnx.graph.opset import LOWEST, NEWEST
+from gpusq_onnx.graph.qdq.axes import weight_axes
 from gpusq_onnx.graph.sites import before_qdq
 from gpusq_onnx.graph.wording import node_label
 
@@ -64,7 +65,7 @@ def residual(model: Model) -> Iterator[str]:
                 yield f"{node_label(node)} reads {plain.name!r} of the residual stream through a Q/DQ pair"
 
 
-WRITTEN: tuple[Rule, ...] = (opset, domain, pairs, residual)
+WRITTEN: tuple[Rule, ...] = (opset, domain, pairs, weight_axes, residual)
 
 
 def _qdq(model: Model) -> Iterator[gs.Node]:
