@@ -21,6 +21,8 @@ from gpusq_onnx.runtime.store import Store
 from gpusq_onnx.runtime.tensorrt.options import BuildOptions
 from gpusq_onnx.runtime.tensorrt.profiles import make_profiles, parse_batch
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -60,7 +62,6 @@ def test_an_engine_is_built_and_reported(model: Path, harness: Path) -> None:
     assert names == {"model.onnx", "model.plan", "model.plan.json", "engine.json", "engine.md", "build.log"}
 
 
-@pytest.mark.long
 def test_a_quantised_model_computes_in_int8_as_predicted(tmp_path: Path, harness: Path) -> None:
     model = fresh_model(tmp_path)
     small = model.with_name("small.onnx")

@@ -40,7 +40,6 @@ def load_data():
 """
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("pipeline", ["qdq-int8", PIPELINE])
 def test_ctrl_c_in_the_middle_of_calibration_leaves_nothing(pipeline: str, tmp_path: Path) -> None:
     model = fresh_model(tmp_path)
@@ -57,7 +56,6 @@ def test_ctrl_c_in_the_middle_of_calibration_leaves_nothing(pipeline: str, tmp_p
     assert "Traceback" not in err
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("moment", ["io.write_model", "io._write_data", "files.os.fsync", "files.os.replace"])
 def test_ctrl_c_while_the_model_is_written_leaves_nothing(moment: str, tmp_path: Path) -> None:
     """The signal comes at the named call; of two files (external data) neither may stay."""
@@ -90,6 +88,8 @@ def test_a_second_file_that_fails_takes_the_first_one_back(tmp_path: Path) -> No
     bad_models.external(model)
     before = """
 import os
+
+pytestmark = pytest.mark.long
 real = os.replace
 def full(source, target):
     if str(target).endswith("gpusq.onnx"):
@@ -104,7 +104,6 @@ os.replace = full
     assert "No space left on device" in err
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("stored", ["one file", "external data"])
 def test_a_file_system_that_takes_no_more_leaves_nothing(stored: str, tmp_path: Path) -> None:
     """The kernel refuses every byte past 200 kB of a file: less than the model, more than all else that is written."""

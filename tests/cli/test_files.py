@@ -159,6 +159,7 @@ def test_apply_leaves_no_model_where_its_report_fails(failing: str, tmp_path: Pa
     assert outcome.code == 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("there", [False, True])
 def test_apply_leaves_no_model_where_stdout_takes_nothing(there: bool, tmp_path: Path) -> None:
     model = fresh_model(tmp_path)
@@ -173,6 +174,7 @@ def test_apply_leaves_no_model_where_stdout_takes_nothing(there: bool, tmp_path:
     assert "No space left on device" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("words", ["--help", "--version", "passes list", "inspect --json - MODEL", "inspect MODEL"])
 def test_a_stdout_that_takes_nothing_is_an_error_of_the_machine(words: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gpusq_onnx", *words.replace("MODEL", str(fresh_model(tmp_path))).split()]

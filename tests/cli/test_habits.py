@@ -25,6 +25,7 @@ def test_a_dry_run_is_a_plan_and_writes_nothing(model: Path) -> None:
     assert dry.code == 0 and [path.name for path in model.parent.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.long
 def test_a_dash_writes_the_model_to_stdout(model: Path, tmp_path: Path) -> None:
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from gpusq_onnx.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "apply", *PASSES, "-o", "-", str(model)]
@@ -39,6 +40,7 @@ def test_two_things_do_not_go_to_stdout(model: Path) -> None:
     assert (outcome.code, outcome.out) == (2, "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("content", [b"a diary", MODEL.read_bytes()], ids=["text", "model"])
 def test_a_file_of_somebody_else_is_not_written_over(model: Path, content: bytes) -> None:
     target = model.with_name("small.onnx")
@@ -119,6 +121,7 @@ def test_a_log_is_never_appended_to_a_file_of_another_kind(model: Path) -> None:
     assert model.read_bytes() == before
 
 
+@pytest.mark.long
 def test_more_images_than_calibration_needs_are_left_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gpusq_onnx.pipeline import run
 

@@ -6,6 +6,8 @@ import pytest
 from command_line import MODEL, call
 from desk import names
 
+pytestmark = pytest.mark.long
+
 PASSES = ["-p", "prune24{method=magnitude}"]
 
 

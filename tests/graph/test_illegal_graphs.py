@@ -82,6 +82,7 @@ def test_what_may_come_in_and_is_never_written(case: Case, file: Path) -> None:
     assert case.says in found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", LEGAL, ids=lambda make: make.__name__)
 def test_what_they_are_made_from_is_legal(make, harness: Path, tmp_path: Path) -> None:
     onnx.save(make(), str(tmp_path / "model.onnx"))

@@ -112,6 +112,7 @@ def test_a_loss_that_stays_no_number_fails_and_leaves_the_best(monkeypatch: pyte
     assert best and all(np.isfinite(value).all() for value in best.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"flip": True}], ids=["remembered", "asked in every step"])
 def test_a_teacher_that_gives_no_numbers_is_the_models_fault(options: dict[str, Any]) -> None:
     settings, model = TrainingOptions(**classroom.TOY, **options), classroom.pruned()

@@ -150,6 +150,7 @@ def test_a_weight_that_is_no_longer_read_goes(einsums: Path) -> None:
     assert output.stat().st_size < einsums.stat().st_size + 4096
 
 
+@pytest.mark.long
 def test_a_file_that_onnxruntime_optimised_is_quantised_like_the_original(optimised: Path) -> None:
     original, outputs = optimised.with_name("original.onnx"), {}
     data = DataOptions(path=ASSETS / "digits_train.npz", samples=16)
@@ -167,6 +168,7 @@ def test_a_file_that_onnxruntime_optimised_is_quantised_like_the_original(optimi
     np.testing.assert_allclose(outputs[optimised], outputs[original], atol=0.05 * np.abs(outputs[original]).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("passes", ["fp16", "prune24{method=magnitude}", "prune24{method=magnitude},fp16"])
 def test_any_first_pass_of_such_a_file_is_prepared(passes: str, optimised: Path) -> None:
     written = optimised.with_name("out.onnx")

@@ -164,6 +164,7 @@ def test_interface_and_metadata_are_kept(name: str, sources: Mapping[str, Path],
     assert all(node.metadata_props == numbers[node.name] for node in kept)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CARRIED_OUT)
 def test_the_same_bytes_twice(
     name: str, sources: Mapping[str, Path], applied: Mapping[str, Any], tmp_path: Path

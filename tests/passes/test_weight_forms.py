@@ -85,6 +85,7 @@ def test_stored_codes_compute_what_the_pairs_compute(name: str, tmp_path: Path) 
     assert not kept  # no float weight stays beside its codes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("name", FORMS)
 def test_it_is_done_or_refused_with_a_reason(name: str, pipeline: str, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from gpusq_onnx.pipeline.finetune import TrainingLength
 from gpusq_onnx.pipeline.grammar import Step, parse
 from gpusq_onnx.pipeline.run import RunOptions
 
+pytestmark = pytest.mark.long
+
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL = ASSETS / "digits_vit.onnx"
 DATA = DataOptions(path=ASSETS / "digits_train.npz", samples=4)
@@ -146,7 +148,6 @@ def test_a_learner_that_fails_takes_its_teacher_along(tmp_path: Path) -> None:
         manager.run(folder / "model.onnx", tmp_path / "again.onnx", again, RunOptions(DATA))
 
 
-@pytest.mark.long
 def test_training_is_not_repeated_for_a_reproducer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manager.run(MODEL, tmp_path / "distilled.onnx", parse(f"{PRUNE},distill"), RunOptions(DATA))
     runs: list[str] = []

@@ -261,6 +261,7 @@ def test_the_proof_sees_the_bytes_that_get_the_name(
     assert seen == [[path.read_bytes() for path in (output, io.data_beside(output))[: 1 + external]]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "passes", ["prune24", "qdq-int8", "qdq-int8{weights=int8}", "int4-weights", "prune24,qdq-int8,fp16"]
 )

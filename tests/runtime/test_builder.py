@@ -221,6 +221,8 @@ def fake_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 STARTS = """
 import os, signal
+
+pytestmark = pytest.mark.long
 __version__ = "{version}"
 class ILogger:
     def __init__(self): pass

@@ -95,6 +95,7 @@ def test_what_is_missing_is_said_in_one_sentence_with_what_to_install() -> None:
     assert hint is not None and "pip install 'gpusq-onnx[tensorrt]'" in hint
 
 
+@pytest.mark.long
 def test_the_builder_takes_a_graph_whose_inner_tensors_are_outputs(tmp_path: Path, harness: Path) -> None:
     library = find_library(harness=harness)
     model = io.load(MODEL)

@@ -34,6 +34,7 @@ def test_no_broken_input_is_our_fault(name: str) -> None:
     assert sum(score.codes.values()) == SLICE[name]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", CORPUS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_what_failed_once(model: Path, pipeline: str, tmp_path: Path) -> None:
