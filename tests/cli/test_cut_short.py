@@ -13,6 +13,8 @@ import pytest
 from command_line import HEARS_SIGNALS, ROOT, fresh_model
 from desk import contents, unchanged
 
+pytestmark = pytest.mark.long
+
 PIPELINE = "prune24{method=sparsegpt},qdq-int8"
 SCRATCH = "TMPDIR"  # where tempfile puts activations and tapped models
 
@@ -88,8 +90,6 @@ def test_a_second_file_that_fails_takes_the_first_one_back(tmp_path: Path) -> No
     bad_models.external(model)
     before = """
 import os
-
-pytestmark = pytest.mark.long
 real = os.replace
 def full(source, target):
     if str(target).endswith("gpusq.onnx"):

@@ -26,6 +26,8 @@ from gpusq_onnx.runtime.tensorrt.options import BuildOptions
 from gpusq_onnx.runtime.tensorrt.profiles import make_profiles, parse_batch
 from gpusq_onnx.runtime.trt_cpu import ready
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def library(harness: Path) -> Library:
@@ -221,8 +223,6 @@ def fake_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 STARTS = """
 import os, signal
-
-pytestmark = pytest.mark.long
 __version__ = "{version}"
 class ILogger:
     def __init__(self): pass
