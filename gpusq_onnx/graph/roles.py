@@ -106,7 +106,7 @@ def _makers(tensor: gs.Tensor, flow: Dataflow, owner: Owner, known: dict[str, se
         elif producer is None or (site is None and producer.op in _BETWEEN_LAYERS):
             known[current.name] = None
         else:
-            before = [t for t in flow.data_inputs(producer) if producer.op != "Concat" or not _is_given(t, flow)]
+            before = [t for t in flow.data_inputs(producer) if producer.op != "Concat" or not _is_fed(t, flow)]
             missing = [t for t in before if t.name not in known]
             if missing:
                 stack.extend(missing)
@@ -115,7 +115,7 @@ def _makers(tensor: gs.Tensor, flow: Dataflow, owner: Owner, known: dict[str, se
     return known[tensor.name]
 
 
-def _is_given(tensor: gs.Tensor, flow: Dataflow) -> bool:
+def _is_fed(tensor: gs.Tensor, flow: Dataflow) -> bool:
     """Whether a tensor is an input of the model, moved at most: the keys and values of earlier tokens, in a cache."""
     while tensor.inputs:
         producer = tensor.inputs[0]

@@ -10,6 +10,7 @@ from small_graphs import FLOAT, INT64, graph, model, node, normal, proto
 
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.structure import analyse
+from tests.graph.attention_graphs import BY_HEAD, CONSTANTS, EXCHANGED, SOFTMAX
 
 TESTS = Path(__file__).parents[1]
 SHARED = TESTS.parents[1] / "shared" / "data"
@@ -191,32 +192,23 @@ def test_what_a_product_of_two_features_is_made_of_is_no_head_unless_it_is_an_ou
 
 @pytest.mark.parametrize("cached", [False, True], ids=["first token", "a cache of earlier tokens"])
 def test_keys_and_values_that_go_into_a_cache_are_no_heads(cached: bool):
-    nodes = [
-        made
-        for letter in "qkv"
-        for made in (
-            node("MatMul", ["x", f"w{letter}"], [f"{letter}1"]),
-            node("Reshape", [f"{letter}1", "heads"], [f"{letter}2"]),
-            node("Transpose", [f"{letter}2"], [f"{letter}0"], perm=[0, 2, 1, 3]),
-        )
-    ]
+    nodes = list(BY_HEAD)
     if cached:
-        nodes += [node("Concat", [f"past_{letter}", f"{letter}0"], [letter], axis=2) for letter in "kv"]
+        nodes += [node("Concat", [f"past_{letter}", letter], [f"{letter}_all"], axis=2) for letter in "kv"]
     else:
-        nodes += [node("Identity", [f"{letter}0"], [letter]) for letter in "kv"]
+        nodes += [node("Identity", [letter], [f"{letter}_all"]) for letter in "kv"]
     nodes += [
-        node("Transpose", ["k"], ["turned"], perm=[0, 1, 3, 2]),
-        node("MatMul", ["q0", "turned"], ["s"]),
-        node("Softmax", ["s"], ["p"], axis=-1),
-        node("MatMul", ["p", "v"], ["o"]),
+        node("Transpose", ["k_all"], ["turned"], perm=EXCHANGED),
+        node("MatMul", ["q", "turned"], ["s"]),
+        *SOFTMAX,
+        node("MatMul", ["p", "v_all"], ["o"]),
         node("Transpose", ["o"], ["o1"], perm=[0, 2, 1, 3]),
         node("Reshape", ["o1", "flat"], ["o2"]),
         node("MatMul", ["o2", "wo"], ["y"]),
     ]
     past = [(f"past_{letter}", FLOAT, [2, 2, 7, 32]) for letter in "kv"] if cached else []
-    constants = {f"w{letter}": normal(64, 64) for letter in "qkvo"}
-    constants |= {"heads": np.array([0, 0, 2, 32]), "flat": np.array([0, 0, 64])}
-    outputs = [("y", FLOAT, None), ("k", FLOAT, None), ("v", FLOAT, None)]
+    constants = {name: CONSTANTS[name] for name in ("wq", "wk", "wv", "wo", "heads", "flat")}
+    outputs = [(name, FLOAT, None) for name in ("y", "k_all", "v_all")]
     structure = analyse(model(proto(nodes, [("x", FLOAT, [2, 5, 64]), *past], outputs, constants)))
     assert {site.name: site.role for site in structure.sites} == {"wq": "q", "wk": "k", "wv": "v", "wo": "proj"}
 

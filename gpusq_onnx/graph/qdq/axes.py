@@ -22,39 +22,51 @@ from gpusq_onnx.graph.wording import node_label
 
 def weight_axes(model: Model) -> Iterator[str]:
     """Scales of a weight's channels run along its output channels."""
-    yield from _found(model, in_blocks=False)
+    for node, channels in _all_misplaced(model, in_blocks=False):
+        found = f"scales along axis {_axis(node)}, the reduction"
+        yield f"{node_label(node)}: {found}; the output channels are axis {channels}"
 
 
 def block_axes(model: Model) -> Iterator[str]:
     """Blocks of a weight run along its reduction."""
-    yield from _found(model, in_blocks=True)
+    for node, _ in _all_misplaced(model, in_blocks=True):
+        yield f"{node_label(node)}: blocks along axis {_axis(node)}, the output channels, and not the reduction"
 
 
-def _found(model: Model, *, in_blocks: bool) -> Iterator[str]:
+def along_reduction(site: Site) -> bool:
+    """Whether a weight has a scale for each row of the reduction, which no INT8 kernel applies."""
+    pairs = [node for node in site.trail if node.op in QDQ and not _block(node)]
+    found = (_misplaced(node, reader, site.operand(reader)) for reader in site.readers for node in pairs)
+    return any(channels is not None for channels in found)
+
+
+def _all_misplaced(model: Model, *, in_blocks: bool) -> Iterator[tuple[gs.Node, int]]:
+    """The Q and DQ of weights whose scales lie as they must not, each with the axis of the output channels."""
     for graph in (model.graph, *model.graph.subgraphs(recursive=True)):
         for reader in graph.nodes:
             operand = next(iter(WEIGHTS.get(reader.op, ())), None)
             found = weight_of(reader, operand) if operand is not None and is_standard(reader) else None
             for node in found.trail if found is not None else ():
-                if node.op in QDQ and bool(node.attrs.get("block_size", 0)) == in_blocks:
-                    yield from _wrong(node, reader, operand or 0)
+                if node.op in QDQ and bool(_block(node)) == in_blocks:
+                    channels = _misplaced(node, reader, operand or 0)
+                    if channels is not None:
+                        yield node, channels
 
 
-def along_reduction(site: Site) -> bool:
-    """Whether a weight has a scale for each row of the reduction, which no INT8 kernel applies."""
-    pairs = [node for node in site.trail if node.op in QDQ and not node.attrs.get("block_size", 0)]
-    return any(True for reader in site.readers for node in pairs for _ in _wrong(node, reader, site.operand(reader)))
-
-
-def _wrong(node: gs.Node, reader: gs.Node, operand: int) -> Iterator[str]:
+def _misplaced(node: gs.Node, reader: gs.Node, operand: int) -> int | None:
+    """The axis of the output channels, where scales run along it in blocks, or one a channel do not; else None."""
     (made,) = node.outputs
-    scale, size = tuple(node.inputs[1].shape or ()), node.attrs.get("block_size", 0)
-    seen, axis = trace(made), node.attrs.get("axis", 1)
-    if seen is None or not scale or (not size and len(scale) > 1) or not -len(seen.shape) <= axis < len(seen.shape):
-        return
+    scale, size, axis, seen = tuple(node.inputs[1].shape or ()), _block(node), _axis(node), trace(made)
+    single = not scale or (not size and (len(scale) > 1 or scale == (1,)))
+    if seen is None or single or not -len(seen.shape) <= axis < len(seen.shape):
+        return None
     channels = view_from(made, reader, operand).stored_axis(0)
-    fits = (axis % len(seen.shape) == channels) != bool(size)
-    if size and not fits:
-        yield f"{node_label(node)}: blocks along axis {axis}, the output channels, and not the reduction"
-    elif not fits and scale != (1,):
-        yield f"{node_label(node)}: scales along axis {axis}, the reduction; the output channels are axis {channels}"
+    return channels if (axis % len(seen.shape) == channels) == bool(size) else None
+
+
+def _block(node: gs.Node) -> int:
+    return int(node.attrs.get("block_size", 0))
+
+
+def _axis(node: gs.Node) -> int:
+    return int(node.attrs.get("axis", 1))
