@@ -12,20 +12,23 @@
     file_bytes          of the model's files, in all only (`pipeline.summary.Cost.in_files`)
 
 Source: GPUSQ-ViT section 3.1; docs/method.md, "Metrics as the paper counts them". Limits: only sites count towards
-MACs, not attention products; positions that shape inference does not know count as one; scales stored in 8 bits (NVFP4)
-do not count.
+MACs, not attention products; positions that shape inference does not know count as one; zero points, which are all
+zero, do not count.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+
+import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.attention import Attention
 from gpusq_onnx.graph.model import Model, Node, type_name
 from gpusq_onnx.graph.qdq.codes import float_format, quantised
+from gpusq_onnx.graph.qdq.quantize_nodes import is_zero_point
 from gpusq_onnx.graph.qdq.weight_only import NBits, find_nbits
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
@@ -77,6 +80,14 @@ class SiteCost:
     bit_operations: float
 
 
+@dataclass(frozen=True)
+class Constants:
+    """So many numbers, of so many bits each."""
+
+    number: int
+    bits: int
+
+
 def form_of(site: Site, pattern: Pattern | None, planned: Quantised | None = None) -> CostForm:
     """The form of a site as it is stored, or as it is `planned`."""
     found, single = planned or quantised(site), float_format(site)
@@ -117,10 +128,16 @@ def _product(node: Node, structure: Structure) -> int:
     return math.prod(d for d in output if isinstance(d, int)) * left[-1] // structure.images
 
 
-def total_cost(model: Model, structure: Structure, form: Callable[[Site], CostForm]) -> dict[str, float]:
-    """Totals over the model; `form` tells that of a site.
+def total_cost(
+    model: Model, structure: Structure, form: Callable[[Site], CostForm], planned: Iterable[Constants] = ()
+) -> dict[str, float]:
+    """Totals over the model.
 
     The parameters of initializers that are no site's weight (biases, norms, embeddings, scales) count as stored.
+
+    Args:
+        form: tells that of a site.
+        planned: initializers that are not there yet.
     """
     costs = [site_cost(site, structure, form(site)) for site in structure.sites]
     named = [site.part for site in structure.sites]
@@ -131,8 +148,9 @@ def total_cost(model: Model, structure: Structure, form: Callable[[Site], CostFo
     weights = {site.weight.name for site in structure.sites}
     rest = [c for c in (*model.constants(), *model.inner_constants()) if c.name not in weights]
     others = [(c, natural(type_name(c))) for c in rest]
-    elements = [(math.prod(c.shape), fmt.bits) for c, fmt in others if fmt is not None and fmt.stored]
-    other, other_bytes = sum(count for count, _ in elements), sum(count * bits // 8 for count, bits in elements)
+    elements = [Constants(math.prod(c.shape), fmt.bits) for c, fmt in others if fmt is not None and _is_number(c, fmt)]
+    elements += planned
+    other, other_bytes = sum(one.number for one in elements), sum(one.number * one.bits // 8 for one in elements)
     packed = sum(c.packed_bytes for c in stored) + other_bytes
     return {
         "parameters": sum(c.parameters for c in stored) + other,
@@ -143,6 +161,11 @@ def total_cost(model: Model, structure: Structure, form: Callable[[Site], CostFo
         "sparse_macs": sum(c.sparse_macs for c in costs),
         "bit_operations": sum(c.bit_operations for c in costs),
     }
+
+
+def _is_number(constant: gs.Constant, fmt: Format) -> bool:
+    """Whether it is stored as the values themselves, or holds the FP8 scales of blocks."""
+    return fmt.stored or (bool(fmt.grid) and not is_zero_point(constant))
 
 
 def _nbits_cost(found: NBits, structure: Structure) -> SiteCost:

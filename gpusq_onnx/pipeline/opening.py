@@ -33,7 +33,7 @@ from gpusq_onnx.pipeline.execute import well_ordered
 from gpusq_onnx.pipeline.grammar import Pipeline
 from gpusq_onnx.pipeline.outcome import FileFacts
 from gpusq_onnx.pipeline.run import RunOptions, widened
-from gpusq_onnx.pipeline.summary import Cost, FormOf, measure, measure_countable
+from gpusq_onnx.pipeline.summary import Cost, Planned, measure, measure_countable
 from gpusq_onnx.runtime.observed import observe
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial import Trials
@@ -76,13 +76,13 @@ class Opening:
         self.came.observed = self.model.observed
         return structure, self.cost(self.came, structure if self.came is self.model else analyse(self.came))
 
-    def cost(self, model: Model, structure: Structure, form: FormOf | None = None) -> Cost:
+    def cost(self, model: Model, structure: Structure, planned: Planned | None = None) -> Cost:
         """What the model costs before or after the passes, each time with all weights in sight, or as it is each time.
 
         Args:
-            form: see `measure`.
+            planned: see `measure`.
         """
-        return (measure_countable if self.options.canonical else measure)(model, structure, form)
+        return (measure_countable if self.options.canonical else measure)(model, structure, planned)
 
 
 @contextmanager

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from gpusq_onnx.graph.cost import CostForm, form_of, site_cost, total_cost
+from gpusq_onnx.graph.cost import Constants, CostForm, form_of, site_cost, total_cost
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.rewrites.canonical import countable
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.pipeline.base import Fact, PlanRow
-from gpusq_onnx.pipeline.details import TensorPair, WeightPair
+from gpusq_onnx.pipeline.details import QdqPair, TensorPair, WeightPair
 from gpusq_onnx.pipeline.facts import pattern_of
-from gpusq_onnx.quant.formats import Format
+from gpusq_onnx.quant.formats import FORMATS, Format
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.runtime.ort import silenced
 
-FormOf = Callable[[Site], CostForm]
+SCALE_BITS = FORMATS["fp32"].bits
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a plan leads to.
+
+    Attributes:
+        form: of a site.
+        scales: the initializers that will come.
+    """
+
+    form: Callable[[Site], CostForm]
+    scales: Sequence[Constants] = ()
 
 
 @dataclass(frozen=True)
@@ -37,21 +50,22 @@ class Cost:
         return replace(self, total={"file_bytes": size, **self.total})
 
 
-def measure(model: Model, structure: Structure, form: FormOf | None = None) -> Cost:
-    """The cost of a model; `form` tells that of a site, by default as it is stored."""
-    found = {site.name: (form or _as_stored)(site) for site in structure.sites}
+def measure(model: Model, structure: Structure, planned: Planned | None = None) -> Cost:
+    """The cost of a model, by default as it is stored."""
+    planned = planned or Planned(_as_stored)
+    found = {site.name: planned.form(site) for site in structure.sites}
     sites = {site.name: asdict(site_cost(site, structure, found[site.name])) for site in structure.sites}
-    return Cost(total_cost(model, structure, lambda site: found[site.name]), sites)
+    return Cost(total_cost(model, structure, lambda site: found[site.name], planned.scales), sites)
 
 
-def measure_countable(model: Model, structure: Structure, form: FormOf | None = None) -> Cost:
+def measure_countable(model: Model, structure: Structure, planned: Planned | None = None) -> Cost:
     """The same of a model in which products may hide their weights (`graph.rewrites.canonical.countable`)."""
     with silenced():
         shown = countable(model)
-    return measure(shown, structure if shown is model else analyse(shown), form)
+    return measure(shown, structure if shown is model else analyse(shown), planned)
 
 
-def as_planned(rows: Iterable[PlanRow], facts: Sequence[Fact]) -> FormOf:
+def as_planned(rows: Sequence[PlanRow], facts: Sequence[Fact]) -> Planned:
     """The forms that a plan leads to: what its rows quantise, and the patterns that its passes will establish."""
     weights: dict[str, Format] = {}
     inputs: dict[str, Format] = {}
@@ -65,7 +79,21 @@ def as_planned(rows: Iterable[PlanRow], facts: Sequence[Fact]) -> FormOf:
         planned = Quantised(weights[site.name], inputs.get(site.name)) if site.name in weights else None
         return form_of(site, pattern_of(site, facts), planned)
 
-    return form
+    return Planned(form, [one for row in rows for one in _scales(row)])
+
+
+def _scales(row: PlanRow) -> Iterator[Constants]:
+    """The scales that a row brings: see `quant.scales`."""
+    pair = row.detail
+    if not isinstance(pair, WeightPair):
+        if isinstance(pair, QdqPair):
+            yield Constants(1, SCALE_BITS)
+        return
+    out, k = (size for size in row.shape if isinstance(size, int))
+    under = FORMATS.get(pair.numbers.scales)
+    yield Constants(out * (k // pair.block if pair.block else 1), SCALE_BITS if under is None else under.bits)
+    if under is not None:
+        yield Constants(1, SCALE_BITS)
 
 
 @dataclass(frozen=True)

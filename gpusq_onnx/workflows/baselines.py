@@ -28,7 +28,7 @@ from gpusq_onnx.graph.pin import Sizes, is_open, pinned
 from gpusq_onnx.graph.qdq.float_twin import remove_quantisation
 from gpusq_onnx.pipeline import grammar, manager, table
 from gpusq_onnx.pipeline.run import RunOptions
-from gpusq_onnx.pipeline.summary import measure_countable
+from gpusq_onnx.pipeline.summary import Planned, measure_countable
 from gpusq_onnx.progress import Progress
 from gpusq_onnx.report.inspection import WeightReport, inspect_model
 from gpusq_onnx.runtime.bench.backend import Backend, Baseline, Variant
@@ -124,8 +124,8 @@ def _elements(weights: Iterable[WeightReport]) -> int:
 
 
 def _cost(model: Model, *, dense: bool = False) -> tuple[float, float]:
-    form = (lambda site: form_of(site, None)) if dense else None
-    total = measure_countable(model, observed(model), form).total
+    planned = Planned(lambda site: form_of(site, None)) if dense else None
+    total = measure_countable(model, observed(model), planned).total
     return total["stored_parameters"] / 1e6, 2 * total["bit_operations"] / 32**2 / 1e9
 
 

@@ -235,3 +235,30 @@ def test_a_weight_computes_in_the_type_that_a_cast_gives_it() -> None:
         x = net("Relu", net("MatMul", x, cast))
     net("Identity", x, into="y")
     assert gpusq_onnx.inspect(net.model("y")).kernels == {"dense FP32": 2}
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        "qdq-int8",
+        "prune24,qdq-int8",
+        "prune48pair,qdq-int4",
+        "int4-weights{block=32}",
+        "int4-weights{block=32 runtime=onnxruntime}",
+        "qdq-fp8",
+        "qdq-nvfp4",
+    ],
+)
+def test_a_plan_counts_what_the_file_will_hold_with_its_scales(passes: str) -> None:
+    model = _features()
+    planned = gpusq_onnx.plan(model, passes).outcome.after.total
+    made = gpusq_onnx.compress(model, passes).outcome.after.total
+    names = ("parameters", "nonzero_parameters", "stored_parameters", "packed_bytes", "bit_operations")
+    assert {name: planned[name] for name in names} == pytest.approx({name: made[name] for name in names}, rel=1e-3)
+
+
+def test_scales_of_eight_bits_count_and_zero_points_do_not() -> None:
+    total = gpusq_onnx.compress(_features(), "qdq-nvfp4").outcome.after.total
+    four_bits, floats = 2 * WIDTH * WIDTH, WIDTH * WIDTH  # the last Linear is a head
+    single = 4 * 4  # two weights and their inputs have an FP32 number each
+    assert total["packed_bytes"] == four_bits / 2 + four_bits / 16 + floats * 4 + single

@@ -11,6 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.model import type_name, values_of
+from gpusq_onnx.graph.operators import QDQ
 from gpusq_onnx.graph.qdq.dynamic import FORMAT, is_dynamic
 from gpusq_onnx.quant.formats import Format, format_of, natural
 
@@ -34,6 +35,11 @@ def activation_format(quantize: gs.Node) -> Format | None:
     scale = float(np.asarray(values_of(quantize.inputs[1]), np.float32).reshape(-1)[0])
     ends = [float(np.asarray(values_of(bound), np.float32).reshape(-1)[0]) / scale for bound in clip.inputs[1:3]]
     return format_of(element, np.rint(np.asarray(ends)))
+
+
+def is_zero_point(constant: gs.Constant) -> bool:
+    """Whether all that read it are QuantizeLinear and DequantizeLinear, as what zero is."""
+    return all(node.op in QDQ and constant in node.inputs[2:] for node in constant.outputs)
 
 
 def is_grid_clip(node: gs.Node) -> bool:
