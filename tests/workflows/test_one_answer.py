@@ -103,6 +103,15 @@ def _tied() -> ModelProto:
     return net.model("y")
 
 
+def _by_identity() -> ModelProto:
+    """One weight for two Linears, for the second through an Identity, as exports write what they hold twice."""
+    net = Net()
+    shared = net.weight(WIDTH, WIDTH)
+    x = net("Relu", net("MatMul", net.block("x"), shared))
+    net.linear(net("Relu", net("MatMul", x, net("Identity", shared))), into="y")
+    return net.model("y")
+
+
 def _shared() -> ModelProto:
     """A weight that is read transposed, too, and one that is looked up as a table."""
     net = Net()
@@ -114,7 +123,7 @@ def _shared() -> ModelProto:
     return net.model("y")
 
 
-GRAPHS = [_features, _before_the_bias, _in_a_row, _and_a_sum, _one_head, _tied, _shared]
+GRAPHS = [_features, _before_the_bias, _in_a_row, _and_a_sum, _one_head, _tied, _by_identity, _shared]
 PRUNED = "prune24{method=magnitude,head=true}"
 PIPELINES = [
     f"{PRUNED},qdq-int8",

@@ -34,10 +34,8 @@ def block_axes(model: Model) -> Iterator[str]:
 
 
 def along_reduction(site: Site) -> bool:
-    """Whether a weight has a scale for each row of the reduction, which no INT8 kernel applies."""
-    pairs = [node for node in site.trail if node.op in QDQ and not _block(node)]
-    found = (_misplaced(node, reader, site.operand(reader)) for reader in site.readers for node in pairs)
-    return any(channels is not None for channels in found)
+    """Whether a weight has a scale for each row of the reduction, which no INT8 kernel applies, at any reader."""
+    return any(_misplaced_before(reader, site.operand(reader), in_blocks=False) for reader in site.readers)
 
 
 def _all_misplaced(model: Model, *, in_blocks: bool) -> Iterator[tuple[gs.Node, int]]:
@@ -45,12 +43,15 @@ def _all_misplaced(model: Model, *, in_blocks: bool) -> Iterator[tuple[gs.Node, 
     for graph in (model.graph, *model.graph.subgraphs(recursive=True)):
         for reader in graph.nodes:
             operand = next(iter(WEIGHTS.get(reader.op, ())), None)
-            found = weight_of(reader, operand) if operand is not None and is_standard(reader) else None
-            for node in found.trail if found is not None else ():
-                if node.op in QDQ and bool(_block(node)) == in_blocks:
-                    channels = _misplaced(node, reader, operand or 0)
-                    if channels is not None:
-                        yield node, channels
+            if operand is not None and is_standard(reader):
+                yield from _misplaced_before(reader, operand, in_blocks=in_blocks)
+
+
+def _misplaced_before(reader: gs.Node, operand: int, *, in_blocks: bool) -> list[tuple[gs.Node, int]]:
+    found = weight_of(reader, operand)
+    pairs = [node for node in found.trail if node.op in QDQ] if found is not None else []
+    seen = ((node, _misplaced(node, reader, operand)) for node in pairs if bool(_block(node)) == in_blocks)
+    return [(node, channels) for node, channels in seen if channels is not None]
 
 
 def _misplaced(node: gs.Node, reader: gs.Node, operand: int) -> int | None:
