@@ -13,7 +13,7 @@ places on each kind of CPU; what that moves is of the size of the rounding error
 let pass, and above it twice the distance that the graph as written has from itself without Q/DQ. A kernel that misreads
 a scale, a zero point or an axis is off by the size of the output itself (tests). On x64 CPUs without VNNI the default
 integer kernels saturate, which is the CPU's fault and not the file's: the precise ones are judged there, and a warning
-says what the defaults lose.
+says what the defaults lose. The same goes for fused products with 4-bit weights, whose data the defaults round to INT8.
 
 What no CPU kernel runs has another way, which the report names (`graph.qdq.simulated`): FP8 products with Q/DQ as
 written in place of the defaults, FP4 as the twin in ordinary operators.
@@ -38,9 +38,10 @@ from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.continuity import smooth_outputs
 from gpusq_onnx.graph.model import Model
+from gpusq_onnx.graph.operators import QUANTISERS
 from gpusq_onnx.graph.qdq.float_twin import remove_quantisation
 from gpusq_onnx.graph.qdq.simulated import NOTES, runs_as, twin_of
-from gpusq_onnx.graph.qdq.weight_only import find_nbits, rounds_data
+from gpusq_onnx.graph.qdq.weight_only import find_nbits, keep_data, rounds_data
 from gpusq_onnx.graph.shapes import Types
 from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.pipeline.outcome import OutputAgreement, Proof
@@ -148,7 +149,7 @@ def prove(written: Path, model: Model, types: Types, before: Path, attempt: Atte
         note += "nodes run one by one have none; fp16 finds such tensors with --data"
         apart, shown = [one for one in apart if one.finite], replace(shown, note=note)
     if apart and bound == _QUANTISED:
-        apart, shown = _without_saturation(written, model, attempt, plain, shown, apart)
+        apart, shown = _without_kernels(written, model, attempt, plain, shown, apart)
     if not apart:
         return shown
     if _differs_itself(before, attempt, {one.output for one in apart}):
@@ -236,7 +237,7 @@ def _is_half(types: Types) -> bool:
     return any(kind.kind in "fV" and kind.itemsize == 2 for kind in types.values())
 
 
-def _without_saturation(
+def _without_kernels(
     written: Path, model: Model, attempt: Attempt, plain: Trial, shown: Proof, apart: list[OutputAgreement]
 ) -> tuple[list[OutputAgreement], Proof]:
     """Those of a quantised model's outputs that are too far off with precise kernels too, and for its own rounding."""
@@ -244,7 +245,7 @@ def _without_saturation(
     others = precise.outputs if precise.outcome == "ran" else {}
     exact = [_agreement(o.output, plain.outputs[o.output], others[o.output], o.judged) if others else o for o in apart]
     if all(_within(one, _QUANTISED) for one in exact):
-        return [], replace(shown, note=_saturation(apart[0]))
+        return [], replace(shown, note=_kernels(model, apart[0]))
     noise = _rounding(model, attempt, plain)
 
     def far(found: list[OutputAgreement]) -> list[OutputAgreement]:
@@ -253,21 +254,29 @@ def _without_saturation(
     if not far(apart):
         return [], shown
     left = far(exact)
-    return (left, shown) if left else ([], replace(shown, note=_saturation(apart[0])))
+    return (left, shown) if left else ([], replace(shown, note=_kernels(model, apart[0])))
 
 
-def _saturation(worst: OutputAgreement) -> str:
+def _kernels(model: Model, worst: OutputAgreement) -> str:
+    """What the default kernels do to an output, and who does not."""
     by = "" if worst.relative is None else f" by {worst.relative:.2g} of its norm"
+    moved = f"move {worst.output!r}{by}"
+    if any(node.op in QUANTISERS for node in model.graph.nodes):
+        return (
+            f"onnxruntime's default INT8 kernels saturate on this CPU, and {moved}; "
+            "CPUs with VNNI, GPUs and session.x64quantprecision=1 do not"
+        )
     return (
-        f"onnxruntime's default INT8 kernels saturate on this CPU, and move {worst.output!r}{by}; "
-        "CPUs with VNNI, GPUs and session.x64quantprecision=1 do not"
+        f"onnxruntime's default kernels for 4-bit weights round their data to INT8, and {moved}; "
+        "TensorRT and session.qdq_matmulnbits_accuracy_level=1 do not"
     )
 
 
 def _rounding(model: Model, attempt: Attempt, plain: Trial) -> dict[str, float]:
-    """How far the outputs are from those of the same graph without Q/DQ."""
+    """How far the outputs are from those of the same graph whose data is float everywhere."""
     twin = model.clone()
     remove_quantisation(twin)
+    keep_data(twin)
     (found,) = _of_model(twin, attempt, ["unoptimised"])
     distances = {name: _distance(x, plain.outputs[name]) for name, x in found.outputs.items() if name in plain.outputs}
     return {name: distance for name, distance in distances.items() if distance is not None}

@@ -52,7 +52,7 @@ class Session:
         file_order: nodes run as early as the file has them, where onnxruntime's own order may put one off to the end
             and keep its inputs until then.
         precise: integer kernels that do not saturate on x64 CPUs without VNNI, where the default ones add products of
-            8 bits in 16 (`session.x64quantprecision`).
+            8 bits in 16 (`session.x64quantprecision`); data beside 4-bit weights stays in FP32.
         prepack: keep weights, besides as they are, in the order in which kernels read them: worth its time and memory
             for more than one run.
         threads: threads within an operator; 0 takes all CPUs that this process may use.
@@ -85,6 +85,7 @@ class Session:
         entries = {
             "session.disable_quant_qdq": exact_qdq,
             "session.x64quantprecision": precise,
+            "session.qdq_matmulnbits_accuracy_level": precise,  # level 1: data in FP32
             "session.disable_prepacking": not prepack,
         }
         chosen = (provider, dict(provider_options or {}))

@@ -4,7 +4,8 @@
     unoptimised    every node as it is written
     in order       optimised, nodes in the file's order: what probes look at is freed after them
     exact          optimised, Q/DQ as written (`session.disable_quant_qdq=1`)
-    precise        optimised, with integer kernels that do not saturate where the CPU has no VNNI
+    precise        optimised, with integer kernels that do not saturate where the CPU has no VNNI, and with data
+                   that stays in FP32 beside 4-bit weights
 
 A crash of onnxruntime (a signal, an exhausted memory) ends the child and is an outcome here; the next way has a new
 one. Each way costs one load and one run. `Trials.start` has the process ready, about half a second, before it is
@@ -80,7 +81,7 @@ _NAMES = {
     "unoptimised": "without optimisations",
     "in order": "that keeps to the order of the nodes",
     "exact": "that leaves Q/DQ as they are",
-    "precise": "with precise integer kernels",
+    "precise": "with precise kernels",
 }
 
 

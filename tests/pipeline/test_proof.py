@@ -118,6 +118,31 @@ def test_kernels_that_saturate_on_this_cpu_are_not_the_file_s_fault(
     assert outcome.proof.note in outcome.warnings
 
 
+ROUNDS = """
+def load(data, optimised):
+    import inspect
+    options = inspect.currentframe().f_back.f_locals["sess_options"]
+    try:
+        load.precise = options.get_session_config_entry("session.qdq_matmulnbits_accuracy_level") == "1"
+    except Exception:
+        load.precise = False
+
+
+def result(values, data, optimised):
+    return [v * (1.5 if optimised and not load.precise and b"DequantizeLinear" in data else 1) for v in values]
+"""
+
+
+def test_kernels_that_round_data_beside_four_bit_weights_are_not_the_file_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_onnxruntime.install(monkeypatch, tmp_path, ROUNDS)
+    outcome = apply(MODEL, tmp_path, "int4-weights{block=32}", IMAGES)
+    assert outcome.proof is not None
+    assert "4-bit weights round their data to INT8" in (outcome.proof.note or "")
+    assert outcome.proof.note in outcome.warnings
+
+
 def test_a_model_that_came_in_unable_to_run_is_written_with_a_warning(tmp_path: Path) -> None:
     made = onnx.load(MODEL)
     made.graph.node.append(helper.make_node("Strange", ["logits"], ["odd"], domain="mine", name="odd"))

@@ -32,7 +32,7 @@ from gpusq_onnx.quant.scales import Scales
 
 NBITS = "MatMulNBits"
 _INT4 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)
-_ROUNDS_DATA = 4  # the accuracy level
+_KEEPS_DATA, _ROUNDS_DATA = 1, 4  # accuracy levels: data in FP32, in INT8
 _ZERO = 8  # of an unsigned 4-bit code
 
 
@@ -73,6 +73,12 @@ def nbits_of(nodes: Iterable[gs.Node]) -> Iterator[NBits]:
 def rounds_data(found: NBits) -> bool:
     """Whether a MatMulNBits may round its data to INT8, which each session and kind of CPU does in its own places."""
     return int(found.node.attrs.get("accuracy_level", 0)) == _ROUNDS_DATA
+
+
+def keep_data(model: Model) -> None:
+    """Have no MatMulNBits round its data."""
+    for found in find_nbits(model):
+        found.node.attrs["accuracy_level"] = _KEEPS_DATA
 
 
 def read_nbits(found: NBits) -> tuple[NDArray[np.int8], Scales]:
