@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from gpusq_onnx.graph.model import Model
-from gpusq_onnx.graph.rewrites.patches import RULE, declared, is_tiling, tiles_of, to_product
+from gpusq_onnx.graph.rewrites.patches import DOES, declared, is_tiling, tiles_of, to_product
 from gpusq_onnx.graph.rewrites.rule import Known, Unfit
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
@@ -68,5 +68,5 @@ class PatchMatMul(Pass[PatchMatMulOptions]):
         except Unfit as why:
             reason, done = reason or str(why), []
         decision = SKIP if reason else "rewrite"
-        reason = reason or f"{RULE.does}: {done[0].rows * done[0].columns} patches of {done[0].k}"
+        reason = reason or f"{DOES}: {done[0].rows * done[0].columns} patches of {done[0].k}"
         return PlanRow(site.name, site.path, site.role, site.op, (site.out, site.k), decision, reason)

@@ -87,6 +87,32 @@ def test_what_cannot_be_rewritten_says_why(tmp_path: Path, change: dict, why: st
     assert [file.name for file in tmp_path.iterdir() if file.suffix == ".onnx"] == ["m.onnx"]
 
 
+def shared(path: Path, strides: list[int]) -> Path:
+    """Two images, each cut by a Conv of its own, with one weight."""
+    made = onnx.load(embedding(path))
+    image = helper.make_tensor_value_info("x2", TensorProto.FLOAT, ["n", 3, 24, 20])
+    made.graph.input.append(image)
+    made.graph.node.append(helper.make_node("Conv", ["x2", "w", "b"], ["y2"], name="proj2", strides=strides))
+    made.graph.output.append(helper.make_tensor_value_info("y2", TensorProto.FLOAT, None))
+    onnx.save(made, path)
+    return path
+
+
+def test_a_weight_that_a_conv_of_overlapping_patches_reads_stays(tmp_path: Path) -> None:
+    path = shared(tmp_path / "m.onnx", [2, 5])
+    with pytest.raises(NothingMatched) as caught:
+        manager.run(path, tmp_path / "out.onnx", parse("patch-matmul"), RunOptions(DataOptions()))
+    assert "with strides of [2, 5]" in str(caught.value.rows[0].reason)
+
+
+def test_a_weight_of_two_convs_is_one_matrix(tmp_path: Path) -> None:
+    path = shared(tmp_path / "m.onnx", [4, 5])
+    found = manager.run(path, tmp_path / "out.onnx", parse("patch-matmul"), RunOptions(DataOptions()))
+    (site,) = analyse(io.load(tmp_path / "out.onnx")).sites
+    assert len(site.readers) == 2
+    assert found.after.total["parameters"] == found.before.total["parameters"]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("export", ["digits_vit", "digits_vit_legacy17"])
 def test_both_ends_are_included_where_they_are_asked_for(tmp_path: Path, export: str) -> None:

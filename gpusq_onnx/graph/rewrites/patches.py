@@ -13,6 +13,7 @@ of the tile; no groups, no dilation, no padding; a weight that is an initializer
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -42,9 +43,13 @@ class Tiles:
 
 
 def is_tiling(site: Site) -> bool:
-    """Whether a site is a convolution whose stride is its kernel, of more than one element."""
+    """Whether a site is a convolution of more than one element, with one reader at least whose stride is its kernel."""
     kernel = list(site.weight.shape[2:])
-    return site.op == "Conv" and list(site.readers[0].attrs.get("strides", ())) == kernel and max(kernel) > 1
+    return site.op == "Conv" and max(kernel) > 1 and any(_strides(node) == kernel for node in site.readers)
+
+
+def _strides(node: gs.Node) -> list[int]:
+    return [int(step) for step in node.attrs.get("strides", ())]
 
 
 def tiles_of(node: gs.Node, known: Known) -> Tiles:
@@ -52,6 +57,8 @@ def tiles_of(node: gs.Node, known: Known) -> Tiles:
     weight, attrs = node.inputs[1], node.attrs
     if not isinstance(weight, gs.Constant) or len(weight.shape) != 4:
         raise Unfit("its weight is no initializer over two axes of an image")
+    if _strides(node) != list(weight.shape[2:]):
+        raise Unfit(f"another Conv reads its weight with strides of {_strides(node) or 1}, which are not its kernel")
     if attrs.get("group", 1) != 1 or any(step != 1 for step in attrs.get("dilations", ())):
         raise Unfit("it has groups or dilation")
     if any(attrs.get("pads", ())):
@@ -69,19 +76,21 @@ def tiles_of(node: gs.Node, known: Known) -> Tiles:
     return Tiles(int(weight.shape[1]), counts[0], counts[1], tile[0], tile[1])
 
 
-def rewrite_tiles(node: gs.Node, tiles: Tiles, editor: Editor) -> gs.Tensor:
-    """The product that a tiling convolution is."""
+def rewrite_tiles(node: gs.Node, tiles: Tiles, editor: Editor, made_of: dict[str, gs.Constant]) -> gs.Tensor:
+    """The product that a tiling convolution is; `made_of`: the matrices of weights, each made once."""
     t, weight = tiles, node.inputs[1]
     cut = editor.reshape(node.inputs[0], [0, t.channels, t.rows, t.height, t.columns, t.width])
     rows = editor.reshape(editor.transpose(cut, (0, 2, 4, 1, 3, 5)), [0, t.rows, t.columns, t.k])
-    matrix: NDArray[np.generic] = values_of(weight).reshape(-1, t.k).T
-    made: gs.Tensor = editor.add("MatMul", rows, editor.layout_of(weight, matrix))
+    if weight.name not in made_of:
+        matrix: NDArray[np.generic] = values_of(weight).reshape(-1, t.k).T
+        made_of[weight.name] = editor.layout_of(weight, matrix)
+    made: gs.Tensor = editor.add("MatMul", rows, made_of[weight.name])
     if len(node.inputs) > 2 and not node.inputs[2].is_empty():
         made = editor.add("Add", made, node.inputs[2])
     return editor.transpose(made, (0, 3, 1, 2))
 
 
-RULE = Rule("Conv", "a MatMul over whole patches, which can be 2:4 and quantised", tiles_of, rewrite_tiles)
+DOES = "a MatMul over whole patches, which can be 2:4 and quantised"
 
 
 def declared(model: Model, structure: Structure) -> Known:
@@ -92,5 +101,6 @@ def declared(model: Model, structure: Structure) -> Known:
 
 def to_product(model: Model, site: Site, known: Known) -> None:
     """Rewrite a site's convolutions."""
+    rule = Rule("Conv", DOES, tiles_of, partial(rewrite_tiles, made_of={}))
     for node in site.readers:
-        replace(model, node, RULE, tiles_of(node, known), known.type(node.outputs[0]))
+        replace(model, node, rule, tiles_of(node, known), known.type(node.outputs[0]))
