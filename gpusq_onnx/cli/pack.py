@@ -65,7 +65,7 @@ def _packed(model: Path, target: Path, json: Path | None, *, quiet: bool, alone:
     weights, scales = contents.sizes
     rest = after - weights - scales
     show(f"\nweights {weights:,} bytes, their scales {scales:,}, all else, compressed, {rest:,}")
-    if any(weight.width == 32 for weight in contents.weights):
+    if all(weight.width == 32 for weight in contents.weights):
         show("32-bit values stay 32 bits wide: qdq-int8 gives them 8-bit codes, 5 bits a weight at 2:4")
     show(f"next:\n  gpusq-onnx {join(['unpack', str(target)])}")
     return said

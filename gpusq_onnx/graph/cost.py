@@ -30,7 +30,7 @@ from gpusq_onnx.graph.model import Model, Node, type_name
 from gpusq_onnx.graph.qdq.codes import float_format, quantised
 from gpusq_onnx.graph.qdq.quantize_nodes import is_zero_point
 from gpusq_onnx.graph.qdq.weight_only import NBits, find_nbits
-from gpusq_onnx.graph.sites import Site
+from gpusq_onnx.graph.sites import Site, before_qdq
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.quant.formats import FORMATS, Format, natural
 from gpusq_onnx.quant.schemes import Quantised
@@ -186,7 +186,7 @@ def open_positions(structure: Structure) -> int:
 def _rows(site: Site, reader: Node, structure: Structure) -> int:
     """How often a reader multiplies with the whole weight for one image."""
     if reader.op == "ConvTranspose":
-        return _positions(reader.inputs[0].name, site.channels, structure)
+        return _positions(before_qdq(reader.inputs[0]).name, site.channels, structure)
     return _positions(reader.outputs[0].name, site.out, structure)
 
 

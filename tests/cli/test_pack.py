@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from command_line import IMAGES, MODEL, call
 
@@ -58,6 +60,17 @@ def test_floats_say_what_would_be_smaller(tmp_path: Path) -> None:
     assert call("apply", "-p", "prune24{method=magnitude}", "-q", "-o", pruned, MODEL).code == 0
     shown = call("pack", pruned)
     assert "17" in shown.out.split() and "qdq-int8" in shown.out
+
+
+def test_a_mask_of_zeros_is_no_weight_and_a_quantised_model_is_not_to_be_quantised(small: Path, tmp_path: Path) -> None:
+    made = onnx.load(small)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((1, 1, 16, 16), np.float32), "mask"))
+    made.graph.node.append(onnx.helper.make_node("Identity", ["mask"], ["shown"]))
+    made.graph.output.append(onnx.helper.make_tensor_value_info("shown", onnx.TensorProto.FLOAT, None))
+    onnx.save(made, tmp_path / "masked.onnx")
+    shown = call("pack", tmp_path / "masked.onnx")
+    assert "2:16" not in shown.out and "qdq-int8" not in shown.out
+    assert any(line.split() == ["12", "2:4", "8", "5"] for line in shown.out.splitlines())
 
 
 @pytest.mark.parametrize(

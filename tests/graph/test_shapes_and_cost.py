@@ -1,5 +1,6 @@
 """Shapes for one image, and what a model costs by the paper's formulas."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -112,6 +113,20 @@ def test_a_transposed_conv_multiplies_at_each_position_of_its_input(group: int, 
     structure = analyse(loaded)
     (site,) = structure.sites
     assert site_cost(site, structure, dense(site)).dense_macs == 16 * 16 * 64 * out * 4
+
+
+def test_the_positions_of_quantised_data_are_those_of_what_was_quantised():
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        node("ConvTranspose", ["d", "w"], ["y"], strides=[2, 2]),
+    ]
+    constants = {"w": normal(64, 8, 2, 2), "s": np.float32(0.1), "z": np.int8(0)}
+    loaded = model(proto(nodes, [("x", FLOAT, ["n", 64, 16, 16])], [("y", FLOAT, None)], constants))
+    structure = analyse(loaded)
+    seen = replace(structure, shapes={name: shape for name, shape in structure.shapes.items() if name != "d"})
+    (site,) = structure.sites
+    assert site_cost(site, seen, dense(site)).dense_macs == 16 * 16 * 64 * 8 * 4
 
 
 def test_a_fixed_batch_is_so_many_images():

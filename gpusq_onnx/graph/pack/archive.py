@@ -137,7 +137,7 @@ def _packed(
     codes = _codes(one, scaling, by_name) if scaling is not None else None
     if codes is None:
         scaling, codes = None, _raw(one)
-    if codes is None:
+    if codes is None or not codes.any():  # a mask of zeros is no weight
         return None
     plain = PackedForm("dense", 8) if scaling is not None or _nibbles(one) else None
     best: _Best | None = None
