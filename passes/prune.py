@@ -188,7 +188,7 @@ class Prune(Pass[PruneOptions]):
         if reason:
             return PlanRow(*head, SKIP, reason)
         reason = f"{self.options.pattern} along axis {site.k_axis} by {method}"
-        if min(site.out, site.k) < USEFUL_SIDE:
+        if min(site.out, site.k) < USEFUL_SIDE and parse_pattern(self.options.pattern).implies(TWO_FOUR):
             reason += f"; below {USEFUL_SIDE} x {USEFUL_SIDE} TensorRT rarely runs it faster sparse"
         return PlanRow(*head, "prune", reason, Pruned(self.options.pattern, method))
 

@@ -12,7 +12,7 @@ first, scales after: docs/method.md); activations one scale a tensor, of the hig
 the calibration images, with outlier channels moved into weights; the softmax output the scale of least error of its
 product with V, at most 1/127. Everything is symmetric with zero point 0, as TensorRT's parser demands.
 
-`qdq` takes any scheme of `quant.schemes`; `qdq-int8` is its name for INT8 weights and activations.
+`qdq` takes any scheme of `quant.schemes` with static scales; `qdq-int8` is its name for INT8 weights and activations.
 
 Source: GPUSQ-ViT section 3.3; placement in `gpusq_onnx.graph.qdq.pairs`; equalising `gpusq_onnx.quant.equalise`.
 Limits: one scale an activation tensor.
@@ -56,17 +56,22 @@ class ProfiledPass(QuantisingPass[OptionsT]):
         return self.options.outputs == "all" or pattern_of(site, given.facts) is not None
 
 
+def _static() -> list[str]:
+    """The schemes whose scales are all known beforehand."""
+    return [name for name, scheme in SCHEMES.items() if not scheme.weight.scales]
+
+
 class QdqOptions(ProfileOptions):
     """Options of `qdq`."""
 
-    scheme: str = Field(default="int8", description=f"formats of weights and inputs: {', '.join(SCHEMES)}")
+    scheme: str = Field(default="int8", description=f"formats of weights and inputs: {', '.join(_static())}")
     weights: Literal["float", "codes"] = Field(default="float", description="stored as float before Q/DQ, or as codes")
 
     @field_validator("scheme")
     @classmethod
     def _known_scheme(cls, value: str) -> str:
-        if value not in SCHEMES:
-            raise ValueError(f"one of {', '.join(SCHEMES)}")
+        if value not in _static():
+            raise ValueError(f"one of {', '.join(_static())}; qdq-nvfp4 writes FP4")
         return value
 
 

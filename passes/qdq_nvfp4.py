@@ -48,6 +48,7 @@ class QdqNvfp4Options(QuantiseOptions):
     activations: Literal["dynamic", "none"] = Field(
         default="dynamic", description="FP4 at run time, or float: weight-only"
     )
+    rounding: Literal["auto", "nearest"] = Field(default="auto", description="of weights: to the nearest")
     weights: Literal["codes", "float"] = Field(
         default="codes", description="stored as FP4 codes, or as float before Q/DQ"
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, shape_inference
 
 from gpusq_onnx.errors import UnsupportedModelError
@@ -67,6 +68,12 @@ def infer_shapes(model: Model, *, one_image: bool = True, snapshot: Snapshot | N
         ) from None
     shapes, types = _collect(inferred.graph)
     return shapes | (_of_one_image(model, shapes) if one_image else {}), types
+
+
+def rank_of(tensor: gs.Tensor, shapes: Shapes) -> int | None:
+    """How many axes a tensor has; None: not known."""
+    shape = shapes.get(tensor.name)
+    return None if shape is None else len(shape)
 
 
 def images_of(model: Model, shapes: Shapes) -> int:

@@ -237,10 +237,10 @@ def _finished(opening: Opening, structure: Structure, state: Run) -> Cost:
     """What the model costs after all passes; it is made ready to be written."""
     model, target = state.model, opening.options.target
     run_all(_settle_on_grid, structure.sites)
-    protect_biases(model)
+    protect_biases(model, structure.shapes)
     move_transposes(model)
     after = opening.cost(model, structure)
-    if newer.settle_newer(model):
+    if newer.settle_newer(model, structure.shapes):
         invariants.check(model, "writing for a newer opset")
     if target is not None:
         state.warnings += targets.too_new(target, model.opset)

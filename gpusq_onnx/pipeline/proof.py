@@ -29,10 +29,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gpusq_onnx.errors import InvariantError, UnsupportedModelError
 from gpusq_onnx.graph import io
@@ -44,13 +40,11 @@ from gpusq_onnx.graph.qdq.simulated import NOTES, runs_as, twin_of
 from gpusq_onnx.graph.qdq.weight_only import find_nbits, keep_data, rounds_data
 from gpusq_onnx.graph.shapes import Types
 from gpusq_onnx.graph.wording import node_label
+from gpusq_onnx.pipeline.agreement import agreement, distance, distance_text, within
 from gpusq_onnx.pipeline.outcome import OutputAgreement, Proof
 from gpusq_onnx.runtime.ort import Feed
 from gpusq_onnx.runtime.trial import WAYS, Attempt, Trial, Trials, Way
 from gpusq_onnx.scratch import Scratch
-from gpusq_onnx.tasks.classification import cosine
-
-Values = NDArray[Any]
 
 _FLOAT, _HALF, _QUANTISED = 1e-3, 3e-2, 0.2
 _KILLED = "SIGKILL"
@@ -103,15 +97,15 @@ def require_same(path: Path, model: Model, types: Types, attempt: Attempt) -> No
         return
     (read,) = _of_model(model, attempt, ["default"])
     smooth, bound, others = smooth_outputs(model, types), _bound(model, types), read.outputs
-    found = [_agreement(name, x, others[name], name in smooth) for name, x in filed.outputs.items() if others]
-    apart = [one for one in found if not _within(one, bound)]
+    found = [agreement(name, x, others[name], name in smooth) for name, x in filed.outputs.items() if others]
+    apart = [one for one in found if not within(one, bound)]
     if read.outcome == "ran" and (not apart or _differs_itself(path, attempt, {one.output for one in apart})):
         return
     raise InvariantError(
         "the model as it was read and rewritten does not compute what its file does",
         where=f"output {apart[0].output!r}" if apart else None,
         expected=f"the same to {bound:g} of its norm",
-        found=_distance_words(apart[0]) if apart else str(read),
+        found=distance_text(apart[0]) if apart else str(read),
         hint="this is a defect; a model that was exported with opset 20, without functions, needs less rewriting",
     )
 
@@ -138,11 +132,12 @@ def prove(written: Path, model: Model, types: Types, before: Path, attempt: Atte
         return Proof(
             default.outcome, plain.outcome, (), f"the written model is loaded by onnxruntime and not run: {plain.said}"
         )
+    _require_ranks(model, plain, before, attempt)
     smooth = smooth_outputs(model, types)
-    found = tuple(_agreement(name, x, default.outputs[name], name in smooth) for name, x in plain.outputs.items())
+    found = tuple(agreement(name, x, default.outputs[name], name in smooth) for name, x in plain.outputs.items())
     shown = Proof(*_RAN[runs], found, NOTES.get(runs))
     bound = _bound(model, types)
-    apart = [one for one in found if not _within(one, bound)]
+    apart = [one for one in found if not within(one, bound)]
     lost = [one for one in apart if not one.finite]
     if lost and _is_half(types):
         note = f"FP16 overflows: with onnxruntime's defaults {lost[0].output!r} has NaN or infinity, where the same "
@@ -160,9 +155,27 @@ def prove(written: Path, model: Model, types: Types, before: Path, attempt: Atte
         "the written model computes something else with onnxruntime's defaults than as it is written",
         where=f"output {one.output!r}",
         expected=f"the same to {bound:g} of its norm",
-        found=_distance_words(one),
+        found=distance_text(one),
         hint="this is a defect; the reproducer beside the output shows it",
     )
+
+
+def _require_ranks(model: Model, plain: Trial, before: Path, attempt: Attempt) -> None:
+    """Raise InvariantError where an output has fewer or more axes than it declares, and had as many before."""
+    declared = {spec.name: len(spec.shape) for spec in model.outputs() if spec.shape}  # empty: not declared, too
+    odd = {name: x for name, x in plain.outputs.items() if x.ndim != declared.get(name, x.ndim)}
+    if not odd:
+        return
+    (came,) = attempt(before, ["default"])
+    for name, x in odd.items():
+        if name in came.outputs and came.outputs[name].ndim != x.ndim:
+            raise InvariantError(
+                "an output of the written model has another number of axes",
+                where=f"output {name!r}",
+                expected=f"shape {list(came.outputs[name].shape)}",
+                found=f"shape {list(x.shape)}",
+                hint="this is a defect; the reproducer beside the output shows it",
+            )
 
 
 def _of_file(written: Path, attempt: Attempt, ways: Sequence[Way]) -> list[Trial]:
@@ -223,7 +236,7 @@ def _differs_itself(before: Path, attempt: Attempt, outputs: set[str]) -> bool:
     if default.outcome != "ran" or plain.outcome != "ran":
         return False
     pairs = [(plain.outputs[name], default.outputs[name]) for name in outputs & plain.outputs.keys()]
-    distances = [_distance(a, b) for a, b in pairs]
+    distances = [distance(a, b) for a, b in pairs]
     return any(distance is None or distance > _FLOAT for distance in distances)
 
 
@@ -243,13 +256,13 @@ def _without_kernels(
     """Those of a quantised model's outputs that are too far off with precise kernels too, and for its own rounding."""
     (precise,) = _of_file(written, attempt, ["precise"])
     others = precise.outputs if precise.outcome == "ran" else {}
-    exact = [_agreement(o.output, plain.outputs[o.output], others[o.output], o.judged) if others else o for o in apart]
-    if all(_within(one, _QUANTISED) for one in exact):
+    exact = [agreement(o.output, plain.outputs[o.output], others[o.output], o.judged) if others else o for o in apart]
+    if all(within(one, _QUANTISED) for one in exact):
         return [], replace(shown, note=_kernels(model, apart[0]))
     noise = _rounding(model, attempt, plain)
 
     def far(found: list[OutputAgreement]) -> list[OutputAgreement]:
-        return [one for one in found if not _within(one, max(_QUANTISED, 2 * noise.get(one.output, 0.0)))]
+        return [one for one in found if not within(one, max(_QUANTISED, 2 * noise.get(one.output, 0.0)))]
 
     if not far(apart):
         return [], shown
@@ -278,41 +291,8 @@ def _rounding(model: Model, attempt: Attempt, plain: Trial) -> dict[str, float]:
     remove_quantisation(twin)
     keep_data(twin)
     (found,) = _of_model(twin, attempt, ["unoptimised"])
-    distances = {name: _distance(x, plain.outputs[name]) for name, x in found.outputs.items() if name in plain.outputs}
+    distances = {name: distance(x, plain.outputs[name]) for name, x in found.outputs.items() if name in plain.outputs}
     return {name: distance for name, distance in distances.items() if distance is not None}
-
-
-def _agreement(name: str, plain: Values, default: Values, smooth: bool) -> OutputAgreement:
-    relative, judged = _distance(plain, default), smooth and plain.dtype.kind == "f"
-    if plain.shape != default.shape:
-        return OutputAgreement(name, None, None, judged, finite=True, same_shape=False)
-    alike = None if relative is None else float(cosine(plain.reshape(1, -1), default.reshape(1, -1))[0])
-    alike = alike if alike is not None and np.isfinite(alike) else None
-    finite = not (np.isfinite(plain) & ~np.isfinite(default)).any()
-    return OutputAgreement(name, relative, alike, judged, finite, same_shape=True)
-
-
-def _distance_words(one: OutputAgreement) -> str:
-    if one.relative is None or not one.finite:
-        return "NaN or infinity" if one.same_shape else "another shape"
-    return f"{one.relative:.3g}"
-
-
-def _within(one: OutputAgreement, bound: float) -> bool:
-    near = one.same_shape and (one.relative is None or one.relative <= bound)
-    return one.finite and (near or not one.judged)
-
-
-def _distance(plain: Values, default: Values) -> float | None:
-    """|default - plain| / |plain| over what is finite in both; None where shapes differ or nothing is."""
-    if plain.shape != default.shape:
-        return None
-    finite = np.isfinite(plain) & np.isfinite(default)
-    a, b = plain[finite].astype(np.float64), default[finite].astype(np.float64)
-    if not a.size:
-        return None
-    size, difference = float(np.linalg.norm(a)), float(np.linalg.norm(b - a))
-    return difference / size if size else difference
 
 
 def _first_fatal(model: Model, attempt: Attempt, way: Way) -> str:

@@ -239,6 +239,8 @@ def test_fp8_goes_on_to_fp16(tmp_path: Path) -> None:
         ("qdq-fp8{weights=int8}", UsageError, "'float' or 'fp8'"),
         ("fp16,qdq-nvfp4", UsageError, "takes a float32 model"),
         ("qdq-nvfp4,fp16", UsageError, "leave one of the two out"),
+        ("qdq-nvfp4{rounding=gptq}", UsageError, "rounding"),
+        ("qdq{scheme=nvfp4}", UsageError, "qdq-nvfp4"),
     ],
 )
 def test_what_cannot_be(passes: str, error: type[Exception], says: str, tmp_path: Path) -> None:

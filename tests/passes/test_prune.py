@@ -12,7 +12,7 @@ from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.structure import analyse
-from gpusq_onnx.passes.prune import Prune24
+from gpusq_onnx.passes.prune import Prune, Prune24
 from gpusq_onnx.pipeline.base import Context, PlanContext, PlanRow
 from gpusq_onnx.pipeline.details import Pruned, rows_with
 from gpusq_onnx.runtime.ort import Session
@@ -118,6 +118,13 @@ def test_bias_correction_keeps_the_mean_output() -> None:
         ]
         drifts.append(float(np.abs(outputs[1] - outputs[0]).max()))
     assert drifts[0] < drifts[1]
+
+
+@pytest.mark.parametrize(("pattern", "sparse"), [("2:4", True), ("1:4", True), ("4:8", False), ("4:8pair", False)])
+def test_only_patterns_with_sparse_kernels_are_advised_on_their_size(pattern: str, sparse: bool) -> None:
+    model = _load()
+    rows = Prune(Prune.Options(pattern=pattern)).plan(model, analyse(model), PlanContext(data=False))
+    assert all(("TensorRT" in row.reason) == sparse for row in rows if not row.skipped)
 
 
 def test_a_selector_chooses_and_the_rest_is_explained() -> None:

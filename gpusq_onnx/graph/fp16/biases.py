@@ -21,25 +21,27 @@ from gpusq_onnx.graph.edits import Names
 from gpusq_onnx.graph.fp16.policy import HALF
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.operators import constant_added
+from gpusq_onnx.graph.rewrites.bias_rows import add_as_row
+from gpusq_onnx.graph.shapes import Shapes, rank_of
 
 
-def protect_biases(model: Model) -> list[str]:
+def protect_biases(model: Model, shapes: Shapes) -> list[str]:
     """Rewrite the biases that are infinite in steps of FP16 scales, in place; the names of their nodes."""
     fresh, nodes, changed = Names(model).fresh, list[gs.Node](), []
+    follow: dict[int, list[gs.Node]] = {}
     for node in model.graph.nodes:
-        nodes.append(node)
+        nodes += [node, *follow.get(id(node), [])]
         place = _bias_of(node)
         if place is None or not _is_lost(node, *place):
             continue
         changed.append(str(node.name))
         adds, index = place
         bias = adds.inputs[index]
-        values = values_of(bias)
         if node.op in ("Gemm", "MatMul"):
-            adds.inputs[index] = gs.Constant(fresh(f"{bias.name}_row"), values.reshape(1, -1))
+            follow[id(adds)] = add_as_row(adds, bias, rank_of(node.outputs[0], shapes), fresh)
             continue
         made, result = gs.Variable(fresh(f"{node.outputs[0].name}_without_bias"), HALF), node.outputs[0]
-        after = gs.Constant(fresh(f"{bias.name}_after"), values.reshape(-1, *[1] * _kernel_axes(node)))
+        after = gs.Constant(fresh(f"{bias.name}_after"), values_of(bias).reshape(-1, *[1] * _kernel_axes(node)))
         del node.inputs[index]
         node.outputs[0] = made
         nodes.append(gs.Node("Add", fresh(f"{node.name}_bias"), {}, [made, after], [result]))

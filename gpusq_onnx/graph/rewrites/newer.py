@@ -18,30 +18,32 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from gpusq_onnx.graph.edits import Names, rewire, unlink
-from gpusq_onnx.graph.model import Model, values_of
+from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.opset import LOWEST
+from gpusq_onnx.graph.rewrites.bias_rows import add_as_row
+from gpusq_onnx.graph.shapes import Shapes, rank_of
 
 # What onnxruntime moves pairs over, and no more of what only moves values.
 _LAYOUT = frozenset("Reshape Transpose Squeeze Unsqueeze Slice Flatten".split())
 
 
-def settle_newer(model: Model) -> int:
+def settle_newer(model: Model, shapes: Shapes) -> int:
     """Rewrite both cases, in place; the number of biases and DequantizeLinears that changed."""
     if model.opset <= LOWEST:
         return 0
-    return _keep_biases_apart(model) + _Sinking(model).run()
+    return _keep_biases_apart(model, shapes) + _Sinking(model).run()
 
 
-def _keep_biases_apart(model: Model) -> int:
-    fresh, changed = Names(model).fresh, 0
+def _keep_biases_apart(model: Model, shapes: Shapes) -> int:
+    fresh, changed, nodes = Names(model).fresh, 0, list[gs.Node]()
     for node in model.graph.nodes:
+        nodes.append(node)
         found = _biased(node)
         if found is None or not any(made.op == "DequantizeLinear" for made in found[0].inputs[0].inputs):
             continue
-        bias = found[1]
-        wide = gs.Constant(fresh(f"{bias.name}_row"), values_of(bias).reshape(1, -1))
-        rewire([node], bias, wide)
+        nodes += add_as_row(node, found[1], rank_of(found[0].outputs[0], shapes), fresh)
         changed += 1
+    model.graph.nodes[:] = nodes
     return changed
 
 
