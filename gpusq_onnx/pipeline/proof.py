@@ -254,7 +254,7 @@ def _without_kernels(
     written: Path, model: Model, attempt: Attempt, plain: Trial, shown: Proof, apart: list[OutputAgreement]
 ) -> tuple[list[OutputAgreement], Proof]:
     """Those of a quantised model's outputs that are too far off with precise kernels too, and for its own rounding."""
-    (precise,) = _of_file(written, attempt, ["precise"])
+    precise = _precisely(written, model, attempt)
     others = precise.outputs if precise.outcome == "ran" else {}
     exact = [agreement(o.output, plain.outputs[o.output], others[o.output], o.judged) if others else o for o in apart]
     if all(within(one, _QUANTISED) for one in exact):
@@ -270,6 +270,15 @@ def _without_kernels(
     return (left, shown) if left else ([], replace(shown, note=_kernels(model, apart[0])))
 
 
+def _precisely(written: Path, model: Model, attempt: Attempt) -> Trial:
+    """The written file by precise kernels; MatMulNBits nodes, which name theirs, as if they named a precise one."""
+    if not any(map(rounds_data, find_nbits(model))):
+        return _of_file(written, attempt, ["precise"])[0]
+    kept = model.clone()
+    keep_data(kept)
+    return _of_model(kept, attempt, ["precise"])[0]
+
+
 def _kernels(model: Model, worst: OutputAgreement) -> str:
     """What the default kernels do to an output, and who does not."""
     by = "" if worst.relative is None else f" by {worst.relative:.2g} of its norm"
@@ -279,17 +288,16 @@ def _kernels(model: Model, worst: OutputAgreement) -> str:
             f"onnxruntime's default INT8 kernels saturate on this CPU, and {moved}; "
             "CPUs with VNNI, GPUs and session.x64quantprecision=1 do not"
         )
-    return (
-        f"onnxruntime's default kernels for 4-bit weights round their data to INT8, and {moved}; "
-        "TensorRT and session.qdq_matmulnbits_accuracy_level=1 do not"
-    )
+    exact = "TensorRT and session.qdq_matmulnbits_accuracy_level=1 do not"
+    if any(map(rounds_data, find_nbits(model))):
+        exact = "int4-weights{runtime=onnxruntime,accuracy_level=1} does not"
+    return f"onnxruntime's default kernels for 4-bit weights round their data to INT8, and {moved}; {exact}"
 
 
 def _rounding(model: Model, attempt: Attempt, plain: Trial) -> dict[str, float]:
-    """How far the outputs are from those of the same graph whose data is float everywhere."""
+    """How far the outputs are from those of the same graph without Q/DQ."""
     twin = model.clone()
     remove_quantisation(twin)
-    keep_data(twin)
     (found,) = _of_model(twin, attempt, ["unoptimised"])
     distances = {name: distance(x, plain.outputs[name]) for name, x in found.outputs.items() if name in plain.outputs}
     return {name: distance for name, distance in distances.items() if distance is not None}

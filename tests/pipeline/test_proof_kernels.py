@@ -67,3 +67,21 @@ def test_kernels_that_round_data_beside_four_bit_weights_are_not_the_file_s_faul
     assert outcome.proof is not None
     assert "4-bit weights round their data to INT8" in (outcome.proof.note or "")
     assert outcome.proof.note in outcome.warnings
+
+
+ROUNDS_AS_NAMED = """
+def result(values, data, optimised):
+    import onnx
+    nodes = onnx.load_from_string(data).graph.node
+    rounds = any(a.name == "accuracy_level" and a.i == 4 for n in nodes for a in n.attribute)
+    return [v * (1.5 if optimised and rounds else 1) for v in values]
+"""
+
+
+def test_nodes_that_name_such_a_kernel_are_judged_by_a_precise_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_onnxruntime.install(monkeypatch, tmp_path, ROUNDS_AS_NAMED)
+    outcome = apply(tmp_path, "int4-weights{block=32,runtime=onnxruntime}")
+    assert outcome.proof is not None
+    assert "accuracy_level=1" in (outcome.proof.note or "")
