@@ -237,7 +237,7 @@ def _differs_itself(before: Path, attempt: Attempt, outputs: set[str]) -> bool:
         return False
     pairs = [(plain.outputs[name], default.outputs[name]) for name in outputs & plain.outputs.keys()]
     distances = [distance(a, b) for a, b in pairs]
-    return any(distance is None or distance > _FLOAT for distance in distances)
+    return any(far is None or far > _FLOAT for far in distances)
 
 
 def _bound(model: Model, types: Types) -> float:
@@ -300,7 +300,7 @@ def _rounding(model: Model, attempt: Attempt, plain: Trial) -> dict[str, float]:
     remove_quantisation(twin)
     (found,) = _of_model(twin, attempt, ["unoptimised"])
     distances = {name: distance(x, plain.outputs[name]) for name, x in found.outputs.items() if name in plain.outputs}
-    return {name: distance for name, distance in distances.items() if distance is not None}
+    return {name: far for name, far in distances.items() if far is not None}
 
 
 def _first_fatal(model: Model, attempt: Attempt, way: Way) -> str:

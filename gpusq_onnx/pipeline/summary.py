@@ -17,7 +17,7 @@ from gpusq_onnx.quant.formats import FORMATS, Format
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.runtime.ort import silenced
 
-SCALE_BITS = FORMATS["fp32"].bits
+_SCALE_BITS = FORMATS["fp32"].bits
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ def _scales(row: PlanRow) -> Iterator[Constants]:
     pair = row.detail
     if not isinstance(pair, WeightPair):
         if isinstance(pair, QdqPair):
-            yield Constants(1, SCALE_BITS)
+            yield Constants(1, _SCALE_BITS)
         return
     out, k = (size for size in row.shape if isinstance(size, int))
     under = FORMATS.get(pair.numbers.scales)
-    yield Constants(out * (k // pair.block if pair.block else 1), SCALE_BITS if under is None else under.bits)
+    yield Constants(out * (k // pair.block if pair.block else 1), _SCALE_BITS if under is None else under.bits)
     if under is not None:
-        yield Constants(1, SCALE_BITS)
+        yield Constants(1, _SCALE_BITS)
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,31 @@ def apply(folder: Path, passes: str) -> Outcome:
     return manager.run(ASSETS / "digits_vit.onnx", folder / "out.onnx", parse(passes), RunOptions(images))
 
 
-SATURATES = """
+def unless(entry: str, change: str, operator: str) -> str:
+    """Optimised sessions multiply the outputs of a model with `operator` by `change`, unless `entry` is on."""
+    return f"""
 def load(data, optimised):
     import inspect
     options = inspect.currentframe().f_back.f_locals["sess_options"]
     try:
-        load.precise = options.get_session_config_entry("session.x64quantprecision") == "1"
+        load.precise = options.get_session_config_entry("{entry}") == "1"
     except Exception:
         load.precise = False
 
 
 def result(values, data, optimised):
-    return [v * (-1.0 if optimised and not load.precise and b"QuantizeLinear" in data else 1) for v in values]
+    return [v * ({change} if optimised and not load.precise and b"{operator}" in data else 1) for v in values]
+"""
+
+
+SATURATES = unless("session.x64quantprecision", "-1.0", "QuantizeLinear")
+ROUNDS = unless("session.qdq_matmulnbits_accuracy_level", "1.5", "DequantizeLinear")
+ROUNDS_AS_NAMED = """
+def result(values, data, optimised):
+    import onnx
+    nodes = onnx.load_from_string(data).graph.node
+    rounds = any(a.name == "accuracy_level" and a.i == 4 for n in nodes for a in n.attribute)
+    return [v * (1.5 if optimised and rounds else 1) for v in values]
 """
 
 
@@ -44,21 +57,6 @@ def test_kernels_that_saturate_on_this_cpu_are_not_the_file_s_fault(
     assert outcome.proof.note in outcome.warnings
 
 
-ROUNDS = """
-def load(data, optimised):
-    import inspect
-    options = inspect.currentframe().f_back.f_locals["sess_options"]
-    try:
-        load.precise = options.get_session_config_entry("session.qdq_matmulnbits_accuracy_level") == "1"
-    except Exception:
-        load.precise = False
-
-
-def result(values, data, optimised):
-    return [v * (1.5 if optimised and not load.precise and b"DequantizeLinear" in data else 1) for v in values]
-"""
-
-
 def test_kernels_that_round_data_beside_four_bit_weights_are_not_the_file_s_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,15 +65,6 @@ def test_kernels_that_round_data_beside_four_bit_weights_are_not_the_file_s_faul
     assert outcome.proof is not None
     assert "4-bit weights round their data to INT8" in (outcome.proof.note or "")
     assert outcome.proof.note in outcome.warnings
-
-
-ROUNDS_AS_NAMED = """
-def result(values, data, optimised):
-    import onnx
-    nodes = onnx.load_from_string(data).graph.node
-    rounds = any(a.name == "accuracy_level" and a.i == 4 for n in nodes for a in n.attribute)
-    return [v * (1.5 if optimised and rounds else 1) for v in values]
-"""
 
 
 def test_nodes_that_name_such_a_kernel_are_judged_by_a_precise_one(
