@@ -23,8 +23,8 @@ def row_dots(a: NDArray[Any], b: NDArray[Any]) -> Float64:
     total = np.zeros(a.shape[0])
     whole = a.shape[1] - a.shape[1] % BLOCK if _by_rows(a) and _by_rows(b) else 0
     if whole:
-        for found in _products("obk,obk->bo", *(x[:, :whole].reshape(len(x), -1, BLOCK) for x in (a, b))):
-            total += found
+        parts = (x[:, :whole].reshape(len(x), -1, BLOCK) for x in (a, b))
+        total += _products("obk,obk->ob", *parts).sum(axis=1, dtype=np.float64)
     for start in range(whole, a.shape[1], BLOCK):
         part = slice(start, start + BLOCK)
         total += _products("ok,ok->o", a[:, part], b[:, part])

@@ -23,7 +23,7 @@ from gpusq_onnx.sums import Float64, row_dots
 
 Float32 = NDArray[np.float32]
 
-_CHUNK_ELEMENTS = 1 << 18  # larger gains nothing; in smaller ones, threads wait for each other's interpreter lock
+_CHUNK_ELEMENTS = 1 << 19  # larger gains nothing; in smaller ones, threads wait for each other's interpreter lock
 _COARSE = 12  # steps between the bound and the peak; then quarter steps on both sides of the best
 _COARSE_OFFSETS = tuple(-float(i) for i in range(1, _COARSE + 1))
 _WIDER = (1.125, 1.25, 1.375, 1.5, 1.75)  # a float grid's values below its largest one are closer together

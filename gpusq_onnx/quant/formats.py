@@ -187,7 +187,7 @@ def quantize(
     Raises:
         ValueError: NaN in x, a scale that is not finite and > 0 or does not fit x.
     """
-    steps = x.astype(np.float32) / Scales.of(scale, axis).along(x.shape)
+    steps = x.astype(np.float32, copy=False) / Scales.of(scale, axis).along(x.shape)
     if np.isnan(steps).any():
         raise ValueError(f"cannot quantise NaN; found one in shape {x.shape}")
     return fmt.round_steps(steps).astype(fmt.dtype)

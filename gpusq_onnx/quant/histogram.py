@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 
 _CHUNK_ELEMENTS = 1 << 17
+_NORMAL = 126  # exponents, either way, of which float32 holds the power and its inverse
 _PIECE = 1 << 13  # of the sample: larger temporaries are new pages each time, at several times the cost of the counting
 
 
@@ -78,7 +79,7 @@ class Histogram:
             weights = np.resize(importance[np.arange(channels) * stride % channels], channels + _PIECE)
         for start in range(0, sample.size, _PIECE):
             part = sample[start : start + _PIECE]
-            codes = np.ldexp(np.abs(part.astype(np.promote_types(part.dtype, np.float32))), -self._exponent)
+            codes = _in_widths(np.abs(part.astype(np.promote_types(part.dtype, np.float32))), self._exponent)
             share = None if weights is None else weights[start % channels :][: part.size]
             self.counts += np.bincount(codes.astype(np.intp), share, minlength=len(self.counts))
 
@@ -90,6 +91,15 @@ class Histogram:
             merged = np.arange(bins) >> min(needed - self._exponent, 62)
             self.counts = np.bincount(merged, weights=self.counts, minlength=bins).astype(np.float64, copy=False)
             self._exponent = needed
+
+
+def _in_widths(x: NDArray[Any], exponent: int) -> NDArray[Any]:
+    """x / 2**exponent, exactly; x may be overwritten."""
+    if abs(exponent) > _NORMAL:
+        scaled: NDArray[Any] = np.ldexp(x, -exponent)
+        return scaled
+    x *= 2.0**-exponent  # 13 times as fast
+    return x
 
 
 def extremes(flat: NDArray[Any]) -> tuple[float, float]:

@@ -83,7 +83,7 @@ def store_on_grid(site: Site, fmt: Format) -> None:
             least = np.abs(w).max(axis=None if scales.axis is None else 1) / np.float32(fmt.largest)
             set_weight_scales(site, replace(scales, values=np.maximum(scales.values, least)))
         return
-    site.write(dequantize(quantize(w, scales, fmt), scales).astype(site.weight.dtype))
+    site.write(dequantize(quantize(w, scales, fmt), scales).astype(site.weight.dtype, copy=False))
 
 
 def clip_bounds(scale: NDArray[Any], lowest: float, largest: float) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -46,7 +46,7 @@ def rescale_input(model: Model, tensor: gs.Tensor, sites: Sequence[Site], factor
     """
     for site in sites:
         w = site.read()
-        site.write((w.astype(np.float32) * factors).astype(w.dtype))
+        site.write((w.astype(np.float32, copy=False) * factors).astype(w.dtype, copy=False))
     norm = foldable_norm(tensor, sites)
     if norm is not None and all(tensor is not output for output in model.graph.outputs):
         for parameter in norm.inputs[1:3]:
@@ -113,7 +113,7 @@ def rescale_output(model: Model, site: Site, factors: Float32, names: Names) -> 
     (reader,) = site.readers
     w, output, bias = site.read(), site.output, site.bias
     dtype = site.reads_as
-    site.write((w.astype(np.float32) / factors[:, None]).astype(w.dtype))
+    site.write((w.astype(np.float32, copy=False) / factors[:, None]).astype(w.dtype, copy=False))
     if bias is not None:
         bias.values = _times(values_of(bias), 1 / factors)
     elif reader.op == "Gemm" and len(reader.inputs) > 2:  # a bias after Identity or computed: others may read it
