@@ -228,6 +228,17 @@ MODELS: dict[str, Family] = {
         ("dynamo", "dynamic"),
         image(320),
     ),
+    "conditional_detr": Family(
+        hf_model(
+            "ConditionalDetrForObjectDetection", "logits pred_boxes", config="ConditionalDetrConfig",
+            fields={
+                "use_timm_backbone": False, "backbone": None, "use_pretrained_backbone": False,
+                "backbone_config": RESNET, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 50,
+            },
+        ),
+        ("legacy17",),
+        image(320),
+    ),
     "dfine": Family(
         hf_model(
             "DFineForObjectDetection", "logits pred_boxes", config="DFineConfig",
