@@ -79,6 +79,7 @@ class _Job:
         from gpusq_onnx.files import staged
         from gpusq_onnx.graph.io import data_beside
         from gpusq_onnx.report import outline, run
+        from gpusq_onnx.runtime.machine import freed_memory_kept
         from gpusq_onnx.workflows.apply import compress
 
         def ours(path: Path) -> bool:  # the data beside a model that `apply` wrote is that model's
@@ -88,7 +89,7 @@ class _Job:
         leader = leads()
         require_room(settings().max_memory, model)
         with staged() as results:
-            with open_progress(quiet=self.quiet or not leader) as progress:
+            with open_progress(quiet=self.quiet or not leader) as progress, freed_memory_kept():
                 result = compress(
                     model,
                     self.pipeline.pipeline(),

@@ -61,7 +61,6 @@ from gpusq_onnx.pipeline.run import (
     take_facts,
 )
 from gpusq_onnx.pipeline.summary import Architecture, Cost, as_planned
-from gpusq_onnx.runtime.machine import freed_memory_kept
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.runtime.trial import Trials
 
@@ -163,9 +162,8 @@ def run(
         state.folder = output.with_name(output.name + ".training")
         structure, before = _looked_at(path, opening, state)
         beside = output if reproducible else None
-        with freed_memory_kept():
-            structure = _worked(path, beside, opening.pipeline, state, structure, leader=leader)
-            after = _finished(opening, structure, state)
+        structure = _worked(path, beside, opening.pipeline, state, structure, leader=leader)
+        after = _finished(opening, structure, state)
         used = None if state.source is None else opening.settled.describe(state.source)
         found = opening.file.result()
         model.set_metadata(_provenance(model, opening.pipeline, found.sha256, state.data.seed, used))

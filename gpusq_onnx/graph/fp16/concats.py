@@ -25,11 +25,11 @@ _CROSSED = operators(Is.MOVES) - operators(Is.JOINS | Is.WRITES) | {"MaxPool"}  
 
 def protect_concats(model: Model) -> list[str]:
     """Let such QuantizeLinears read FP32, in place; the names of the Concats."""
-    found = {str(node.name): quantisers for node in model.graph.nodes if (quantisers := _fused(node))}
+    found = [(node, quantisers) for node in model.graph.nodes if (quantisers := _fused(node))]
     if not found:
         return []  # nearly always, and a walk over all names costs more than this one
     fresh, nodes = Names(model).fresh, list[gs.Node]()
-    chosen = {id(quantiser) for quantisers in found.values() for quantiser in quantisers}
+    chosen = {id(quantiser) for _, quantisers in found for quantiser in quantisers}
     for node in model.graph.nodes:
         if id(node) in chosen:
             x, scale = node.inputs[:2]
@@ -39,7 +39,7 @@ def protect_concats(model: Model) -> list[str]:
             node.inputs[1] = gs.Constant(fresh(f"{scale.name}_fp32"), values_of(scale).astype(np.float32))
         nodes.append(node)
     model.graph.nodes[:] = nodes
-    return list(found)
+    return [str(node.name) for node, _ in found]
 
 
 def _fused(node: gs.Node) -> list[gs.Node]:
