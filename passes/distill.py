@@ -65,6 +65,7 @@ class Distill(Pass[DistillOptions]):
         return planning.work(self.options, images)
 
     def requires(self, model: Model, structure: Structure) -> None:
+        planning.require_trained_forms(model)
         quantised = [site for site in structure.sites if site.quantised]
         if quantised:
             raise UnsupportedModelError(

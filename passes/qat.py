@@ -23,13 +23,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from gpusq_onnx.errors import NothingMatched, UsageError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.codes import store_on_grid, weight_format
+from gpusq_onnx.graph.qdq.weight_only import NBITS
 from gpusq_onnx.graph.structure import Structure
 from gpusq_onnx.learn import planning
 from gpusq_onnx.learn.environment import require_training
@@ -86,6 +87,12 @@ class Qat(Pass[QatOptions]):
         require_training()
         planning.require_file(self.options.teacher, "qat.teacher")
         planning.require_file(self.options.dense, "qat.dense")
+
+    def follows(self, earlier: Pass[Any]) -> str | None:
+        return f"does not train {NBITS}" if NBITS in earlier.writes().forms else super().follows(earlier)
+
+    def requires(self, model: Model, structure: Structure) -> None:
+        planning.require_trained_forms(model)
 
     def plan(self, model: Model, structure: Structure, given: PlanContext) -> list[PlanRow]:
         planning.require_file(self.options.teacher, "qat.teacher")

@@ -16,9 +16,11 @@ from gpusq_onnx.errors import EnvironmentLacking, NothingMatched, UnsupportedMod
 from gpusq_onnx.graph import io
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.pin import Sizes, is_open
+from gpusq_onnx.graph.qdq.weight_only import NBITS, find_nbits
 from gpusq_onnx.graph.rewrites.canonical import spelled_out
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.learn.environment import on_gpu, require_training
 from gpusq_onnx.learn.history import History
 from gpusq_onnx.learn.settings import JUDGED, LossOptions, TrainingOptions
@@ -115,6 +117,17 @@ def learned(history: History, changed: int) -> Learned:
         training=Training(history.steps, history.batch, history.processes, history.bf16, history.remembered),
         learned=changed,
     )
+
+
+def require_trained_forms(model: Model) -> None:
+    """Raise UnsupportedModelError for weights in a form that is not trained."""
+    if (found := next(find_nbits(model), None)) is not None:
+        raise UnsupportedModelError(
+            f"{NBITS} is not trained: its codes are packed for a kernel of onnxruntime",
+            where=node_label(found.node),
+            expected="weights before QuantizeLinear and DequantizeLinear, or codes before DequantizeLinear",
+            hint="int4-weights without runtime=onnxruntime writes codes that TensorRT and onnxruntime take",
+        )
 
 
 def _require_batch(model: Model, structure: Structure) -> None:

@@ -248,7 +248,8 @@ class Pass(ABC, Generic[OptionsT]):
 
     def follows(self, earlier: Pass[Any]) -> str | None:
         """Why it cannot come later in a pipeline than another pass, as a clause about itself; None where it can."""
-        return "takes a float model" if self.float_only and earlier.kind == "quantise" else None
+        quantised = earlier.kind == "quantise" or "quantise" in earlier.models.values()  # a teacher before quantising
+        return "takes a float model" if self.float_only and quantised else None
 
     def ready(self) -> None:
         """Raise EnvironmentLacking or UsageError for what is missing beside the model, before any pass has run."""

@@ -33,6 +33,7 @@ def test_a_pass_of_float_models_comes_before_what_quantises(earlier: str, later:
         ("qdq-nvfp4,fp16", "leave one of the two out"),
         ("fp16,qdq-nvfp4", "leave one of the two out"),
         ("qdq-int8,qdq-fp8", "leave one of the two out"),
+        ("int4-weights{runtime=onnxruntime},qat", "leave one of the two out"),
     ],
 )
 def test_both_verbs_say_so_before_they_read_the_model(passes: str, hint: str, tmp_path: Path) -> None:
@@ -44,6 +45,14 @@ def test_both_verbs_say_so_before_they_read_the_model(passes: str, hint: str, tm
         with pytest.raises(UsageError, match="comes before it") as caught:
             make()
         assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize("training", ["qat", "distill"])
+def test_a_file_of_matmulnbits_is_not_trained(training: str, tmp_path: Path) -> None:
+    packed = tmp_path / "packed.onnx"
+    manager.run(MODEL, packed, parse("int4-weights{runtime=onnxruntime}"), RunOptions(DATA))
+    with pytest.raises(UnsupportedModelError, match="MatMulNBits is not trained"):
+        manager.plan(packed, parse(training), RunOptions(DATA))
 
 
 @pytest.mark.parametrize("passes", ["prune24,prune48pair", "prune48pair,prune24"])
