@@ -20,7 +20,7 @@ def joined(*, layout: bool = False, float_input: bool = False, half: bool = True
     """
     constants = {
         "s": np.float32(2.0**-5), "z": np.int8(0), "t": np.float32(2.0**-4),
-        "flat": np.array([2, 24], np.int64), "back": np.array([2, 4, 6], np.int64), "two": np.array([2], np.int64),
+        "flat": np.array([2, 24], np.int64), "back": np.array([2, 4, 6], np.int64),
     }  # fmt: skip
     nodes = [
         *(made for name in "ab" for made in [

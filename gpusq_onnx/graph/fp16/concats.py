@@ -11,6 +11,8 @@ not the bodies of If and Loop.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
@@ -18,9 +20,9 @@ from onnx import TensorProto
 from gpusq_onnx.graph.edits import Names
 from gpusq_onnx.graph.fp16.policy import HALF, SINGLE
 from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.operators import MEASURES, Is, operators
+from gpusq_onnx.graph.operators import MEASURES, MOVES, Is, operators
 
-_CROSSED = operators(Is.MOVES) - operators(Is.JOINS | Is.WRITES) | {"MaxPool"}  # pairs move across these, or might
+_CROSSED = MOVES - operators(Is.JOINS | Is.WRITES) | {"MaxPool"}  # pairs move across these, or might
 
 
 def protect_concats(model: Model) -> list[str]:
@@ -46,8 +48,9 @@ def _fused(node: gs.Node) -> list[gs.Node]:
     """The QuantizeLinears with FP16 scales that alone read a Concat of dequantised data."""
     if node.op != "Concat" or not all(map(_is_dequantised, node.inputs)):
         return []
-    quantisers = _quantisers(node.outputs[0]) or []
-    return quantisers if all(reader.inputs[1].dtype == HALF for reader in quantisers) else []
+    readers = list(_readers(node.outputs[0]))
+    halves = (reader.op == "QuantizeLinear" and reader.inputs[1].dtype == HALF for reader in readers)
+    return readers if all(halves) else []
 
 
 def _is_dequantised(tensor: gs.Tensor) -> bool:
@@ -57,17 +60,11 @@ def _is_dequantised(tensor: gs.Tensor) -> bool:
     return maker is not None and maker.op == "DequantizeLinear"
 
 
-def _quantisers(tensor: gs.Tensor) -> list[gs.Node] | None:
-    """Who reads a tensor's data, if through layout; None where that is anything but QuantizeLinear."""
-    found: list[gs.Node] = []
+def _readers(tensor: gs.Tensor) -> Iterator[gs.Node]:
+    """Who reads a tensor's data, if through layout."""
     for reader in tensor.outputs:
-        if reader.op == "QuantizeLinear":
-            found.append(reader)
-        elif reader.op in _CROSSED and reader.inputs[0] is tensor:
-            beyond = [_quantisers(output) for output in reader.outputs]
-            if None in beyond:
-                return None
-            found += [quantiser for part in beyond for quantiser in part or []]
+        if reader.op in _CROSSED and reader.inputs[0] is tensor:
+            for output in reader.outputs:
+                yield from _readers(output)
         elif reader.op not in MEASURES:
-            return None
-    return found
+            yield reader
