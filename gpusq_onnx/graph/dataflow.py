@@ -6,7 +6,7 @@ caller feeds. Walks follow data and pass over static side inputs (a scale, a mas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import onnx_graphsurgeon as gs
 
@@ -116,6 +116,29 @@ class Dataflow:
                 if node.op == "Add" and len(data) == 2 and sum(t.name in region for t in data) == 1:
                     return node.outputs[0]
         return None
+
+
+def readers_through(tensor: gs.Tensor, layout: Collection[str]) -> Iterator[gs.Node]:
+    """Who reads a tensor's numbers, if through nodes of the operators `layout`; not who reads its shape alone.
+
+    Limits: the numbers are floats or codes; of those that say places or sizes, a node's result has none.
+    """
+    reached, queue = {id(tensor)}, [tensor]
+    while queue:
+        for reader in queue.pop().outputs:
+            if reader.op in layout:
+                after = [made for made in reader.outputs if id(made) not in reached]
+                reached.update(map(id, after))
+                queue += after
+            elif reader.op not in MEASURES:
+                yield reader
+
+
+def maker_through(tensor: gs.Tensor, layout: Collection[str]) -> gs.Node | None:
+    """Who makes a tensor's numbers, if nodes of the operators `layout` lie between; None: they are given."""
+    while tensor.inputs and tensor.inputs[0].op in layout:
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor.inputs[0] if tensor.inputs else None
 
 
 def is_depthwise(node: gs.Node) -> bool:

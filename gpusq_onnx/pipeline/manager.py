@@ -26,9 +26,7 @@ from gpusq_onnx.errors import NothingMatched
 from gpusq_onnx.files import Staging, into
 from gpusq_onnx.graph import invariants, io
 from gpusq_onnx.graph.blame import blaming
-from gpusq_onnx.graph.fp16.biases import protect_biases
-from gpusq_onnx.graph.fp16.concats import protect_concats
-from gpusq_onnx.graph.fp16.transposes import move_transposes
+from gpusq_onnx.graph.fp16.loadable import make_loadable
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.qdq.codes import store_on_grid, weight_format
 from gpusq_onnx.graph.rewrites import newer
@@ -238,9 +236,7 @@ def _finished(opening: Opening, structure: Structure, state: Run) -> Cost:
     """What the model costs after all passes; it is made ready to be written."""
     model, target = state.model, opening.options.target
     run_all(_settle_on_grid, structure.sites)
-    protect_biases(model, structure.shapes)
-    protect_concats(model)
-    move_transposes(model)
+    make_loadable(model, structure.shapes)
     after = opening.cost(model, structure)
     if newer.settle_newer(model, structure.shapes):
         invariants.check(model, "writing for a newer opset")

@@ -11,16 +11,15 @@ not the bodies of If and Loop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from gpusq_onnx.graph.dataflow import maker_through, readers_through
 from gpusq_onnx.graph.edits import Names
 from gpusq_onnx.graph.fp16.policy import HALF, SINGLE
 from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.operators import MEASURES, MOVES, Is, operators
+from gpusq_onnx.graph.operators import MOVES, Is, operators
 
 _CROSSED = MOVES - operators(Is.JOINS | Is.WRITES) | {"MaxPool"}  # pairs move across these, or might
 
@@ -48,23 +47,11 @@ def _fused(node: gs.Node) -> list[gs.Node]:
     """The QuantizeLinears with FP16 scales that alone read a Concat of dequantised data."""
     if node.op != "Concat" or not all(map(_is_dequantised, node.inputs)):
         return []
-    readers = list(_readers(node.outputs[0]))
+    readers = list(readers_through(node.outputs[0], _CROSSED))
     halves = (reader.op == "QuantizeLinear" and reader.inputs[1].dtype == HALF for reader in readers)
     return readers if all(halves) else []
 
 
 def _is_dequantised(tensor: gs.Tensor) -> bool:
-    maker = tensor.inputs[0] if tensor.inputs else None
-    while maker is not None and maker.op in _CROSSED:
-        maker = maker.inputs[0].inputs[0] if maker.inputs[0].inputs else None
+    maker = maker_through(tensor, _CROSSED)
     return maker is not None and maker.op == "DequantizeLinear"
-
-
-def _readers(tensor: gs.Tensor) -> Iterator[gs.Node]:
-    """Who reads a tensor's data, if through layout."""
-    for reader in tensor.outputs:
-        if reader.op in _CROSSED and reader.inputs[0] is tensor:
-            for output in reader.outputs:
-                yield from _readers(output)
-        elif reader.op not in MEASURES:
-            yield reader

@@ -26,7 +26,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.dataflow import Dataflow, readers_through
 from gpusq_onnx.graph.fp16.numeric import WeightRange, is_single, weight_range
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.norms import decomposed
@@ -85,10 +85,7 @@ def masked(nodes: Sequence[gs.Node]) -> set[str]:
 
 def _ends_in_softmax(tensor: gs.Tensor) -> bool:
     """Whether a Softmax reads it, if through layout, and nothing else does."""
-    return bool(tensor.outputs) and all(
-        reader.op == "Softmax" or (reader.op in MOVES and all(_ends_in_softmax(made) for made in reader.outputs))
-        for reader in tensor.outputs
-    )
+    return {reader.op for reader in readers_through(tensor, MOVES)} == {"Softmax"}
 
 
 def kept_single(

@@ -29,6 +29,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from gpusq_onnx.graph.dataflow import maker_through
 from gpusq_onnx.graph.edits import Names, rewire, unlink
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.operators import MOVES
@@ -97,12 +98,9 @@ class QdqWriter:
 
     def _held(self, tensor: gs.Tensor, place: list[gs.Node]) -> gs.Tensor:
         """The tensor, made so that onnxruntime leaves what it comes from as it is; see the module's text."""
-        source = tensor
-        while source.inputs and source.inputs[0].op in MOVES:
-            source = source.inputs[0].inputs[0]
-        maker = source.inputs[0] if source.inputs else None
+        maker = maker_through(tensor, MOVES)
         if maker is not None and maker.op in ("Relu", "Clip"):
-            self._without_bounds(source, maker)
+            self._without_bounds(maker)
         if maker is None or maker.op != "MaxPool" or (tensor.name, None) in self._pairs:
             return tensor
         kind = self._type(tensor)
@@ -111,9 +109,9 @@ class QdqWriter:
         place.append(gs.Node("Max", self._fresh(f"{tensor.name}_Max"), {}, [tensor, bound], [made]))
         return made
 
-    def _without_bounds(self, tensor: gs.Tensor, node: gs.Node) -> None:
-        """Make Max and Min of the Relu or Clip that the tensor comes from."""
-        x, *ends = node.inputs
+    def _without_bounds(self, node: gs.Node) -> None:
+        """Make Max and Min of a Relu or Clip."""
+        (x, *ends), tensor = node.inputs, node.outputs[0]
         if node.op == "Relu":
             ends = [gs.Constant(self._fresh(f"{tensor.name}_low"), np.zeros((), self._type(tensor)))]
         bounds = [(op, end) for op, end in zip(("Max", "Min"), ends, strict=False) if end.name]

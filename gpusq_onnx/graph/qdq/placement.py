@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from gpusq_onnx.graph.dataflow import Dataflow
+from gpusq_onnx.graph.dataflow import Dataflow, readers_through
 from gpusq_onnx.graph.invariants import Rule
 from gpusq_onnx.graph.model import Model, values_of
 from gpusq_onnx.graph.operators import MOVES, QDQ, is_standard
@@ -43,12 +43,8 @@ def domain(model: Model) -> Iterator[str]:
 def pairs(model: Model) -> Iterator[str]:
     """Codes go to a DequantizeLinear, if through layout, and come back with the scale that made them."""
     for node in _qdq(model):
-        queue = list(node.outputs[0].outputs) if node.op == "QuantizeLinear" else []
-        while queue:
-            reader = queue.pop()
-            if reader.op in MOVES:
-                queue += [after for tensor in reader.outputs for after in tensor.outputs]
-            elif reader.op != "DequantizeLinear":
+        for reader in readers_through(node.outputs[0], MOVES) if node.op == "QuantizeLinear" else ():
+            if reader.op != "DequantizeLinear":
                 yield f"{node_label(node)}: {reader.op} {reader.name!r} reads its codes without dequantising them"
             elif not _equal(node.inputs[1], reader.inputs[1]):
                 yield f"{node_label(node)} and {reader.name!r} have different scales"
