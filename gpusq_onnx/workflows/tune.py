@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.data.source import Source
 from gpusq_onnx.data.subset import at_most as up_to
 from gpusq_onnx.data.subset import split
@@ -31,14 +33,14 @@ from gpusq_onnx.pipeline import recipe
 from gpusq_onnx.pipeline.finetune import TrainingLength
 from gpusq_onnx.pipeline.schedule import Schedule
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report.tuning import COSTS, Goal, Look, Point
+from gpusq_onnx.report.tuning import COSTS, Goal, Look, Point, Recovery, Sensitivity
 from gpusq_onnx.runtime.crew import Crew
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.scratch import Scratch
 from gpusq_onnx.tuning.ahead import searched
 from gpusq_onnx.tuning.budget import Budget, Limit, parse_at_most, parse_budget, parse_packed_size
 from gpusq_onnx.tuning.configuration import uniform
-from gpusq_onnx.tuning.groups import find_groups
+from gpusq_onnx.tuning.groups import Groups, find_groups
 from gpusq_onnx.tuning.measurer import Measurer, kept_measurements
 from gpusq_onnx.tuning.reasons import layers
 from gpusq_onnx.tuning.replay import Replay
@@ -47,7 +49,7 @@ from gpusq_onnx.tuning.rounds import Measure, Measured, Tuner
 from gpusq_onnx.tuning.sensitivity import by_group
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.trained import TrainingRounds
-from gpusq_onnx.tuning.treatments import offered
+from gpusq_onnx.tuning.treatments import Treatment, offered
 from gpusq_onnx.wording import worded
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.check import judge_of
@@ -133,91 +135,134 @@ def tune(
         Scratch() as folder,
     ):
         crew = Crew.joined()
-        subject = Subject.of(path, options)
-        if training is not None and subject.held is None:
-            subject = subject.holding_out(max(1, min(_MOST_HELD, len(subject.source) // 4)))
+        subject = _subject(path, options, trained=training is not None)
         calibration, held = _divided(subject)
-        count = len(calibration)
         if isinstance(aim, Budget):
             _require_truth(aim, held)
         groups = find_groups(subject.model, subject.structure, treatments)
-        whole = groups.whole(goal.cost)
-        dense = Replay(Session(path, exact_qdq=True), folder)
-        judge = judge_of(held)
-        kept = kept_measurements(cache, subject, held, count, target)
         measurer = Measurer(
             subject=subject,
             groups=groups,
-            dense=dense,
+            dense=Replay(Session(path, exact_qdq=True), folder),
             held=held,
-            calibrated=count,
+            calibrated=len(calibration),
             target=target,
-            judge=judge,
+            judge=judge_of(held),
             training=training,
             crew=crew,
-            note=lambda text: schedule.note(text),
-            kept=kept,
+            note=progress.note,
+            kept=kept_measurements(cache, subject, held, len(calibration), target),
         )
         inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache, crew)
-        found = inquiry.kept()
-        tries = -(-(2 * (len(treatments) - 1) + measurements) // crew.size)
-        works: list[tuple[str, float | None]] = [("sensitivity", 0.0 if found else inquiry.work)]
-        works.append(("search", tries * measurer.work))
-        if training is not None:
-            once = measurer.training_work(uniform(groups, treatments[-1]))
-            works.append(("training", None if once is None else rounds * once))
-        schedule = Schedule(progress, works, subject.rate)
-        schedule.announce(len(subject.source), len(subject.source))
-        schedule.start("checking the dense model")
-        if isinstance(aim, Budget) and aim.metric.name not in measurer.metrics(truth=bool(aim.metric.truth)):
-            raise UsageError(f"{aim.metric.name} needs {aim.metric.needs}", where="--budget", found=str(aim))
-        found = found or inquiry.measure(schedule)
-        losses = by_group(found)
-
-        def measure(choice: Mapping[str, str], trained: bool) -> Measured:
-            made = measurer.measured(choice, trained)
-            schedule.advance()
-            return made
-
-        schedule.step(1)
-        schedule.start("measuring configurations", tries, tries * measurer.work)
-        wanted = aim if isinstance(aim, Budget) else aim.share(whole)
-
-        def search(answer: Measure) -> Tuner:
-            tuner = Tuner(groups, losses, answer, measurements, goal.cost)
-            tuner.uniform(treatments)
-            tuner.toward(wanted)
-            return tuner
-
-        tuner = searched(search, measure, wanted, crew)
-        again = TrainingRounds(tuner, wanted, losses)
-        if training is not None:
-            schedule.step(2)
-            schedule.start("training what was chosen", rounds, works[2][1] or 0.0)
-            again.go(rounds)
-        schedule.finish()
-    chosen = tuner.best(wanted)
-    asked = str(aim) if isinstance(aim, Budget) else f"at most {aim.said(whole)} of the dense {COSTS[goal.cost]}"
+        work = _Work(aim, goal, treatments, groups, measurer, inquiry, crew)
+        found, tuner, recovery = work.done(progress)
+    chosen = tuner.best(work.wanted)
     pipeline = None if chosen is None else measurer.pipeline(chosen.choice, trained=chosen.trained)
     written = "" if pipeline is None else recipe.dumps(pipeline)
     tuning = Tuning(
         sensitivity=report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact)),
-        asked=asked,
+        asked=work.asked,
         chosen=chosen,
         pipeline="" if pipeline is None else str(pipeline),
-        recipe=written and first_line(f"tune, {asked}", written) + written,
-        layers=() if chosen is None else tuple(layers(groups, losses, chosen.choice, goal.cost)),
+        recipe=written and first_line(f"tune, {work.asked}", written) + written,
+        layers=() if chosen is None else tuple(layers(groups, by_group(found), chosen.choice, goal.cost)),
         points=tuple(tuner.points),
-        calibrated=count,
+        calibrated=measurer.calibrated,
         measured=len(held),
-        failure="" if chosen is not None else _failure(aim, tuner, goal, whole),
+        failure="" if chosen is not None else work.failure(tuner),
         goal=goal,
-        recovery=again.recovery,
+        recovery=recovery,
     )
     if output is not None and chosen is not None and crew.leads:
         with into(results) as staging:
             write_text(Path(output), tuning.recipe, staging)
     return tuning
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a call does with the model and the samples that it has opened."""
+
+    aim: Budget | Limit
+    goal: Goal
+    treatments: Sequence[Treatment]
+    groups: Groups
+    measurer: Measurer
+    inquiry: Inquiry
+    crew: Crew
+
+    @property
+    def whole(self) -> float:
+        """The dense model's cost, of the kind that the goal counts."""
+        return self.groups.whole(self.goal.cost)
+
+    @property
+    def wanted(self) -> Budget | float:
+        """The aim: a budget, or a share of the dense model's cost."""
+        return self.aim if isinstance(self.aim, Budget) else self.aim.share(self.whole)
+
+    @property
+    def asked(self) -> str:
+        """The aim in words."""
+        if isinstance(self.aim, Budget):
+            return str(self.aim)
+        return f"at most {self.aim.said(self.whole)} of the dense {COSTS[self.goal.cost]}"
+
+    def done(self, progress: Progress) -> tuple[Sensitivity, Tuner, Recovery | None]:
+        """Find out what each group costs, search, and train what is chosen where the goal says so."""
+        kept, source = self.inquiry.kept(), self.measurer.subject.source
+        tries = -(-(2 * (len(self.treatments) - 1) + self.goal.measurements) // self.crew.size)
+        stages: dict[str, float | None] = {
+            "sensitivity": 0.0 if kept else self.inquiry.work,
+            "search": tries * self.measurer.work,
+        }
+        if self.goal.rounds:
+            once = self.measurer.training_work(uniform(self.groups, self.treatments[-1]))
+            stages["training"] = None if once is None else self.goal.rounds * once
+        schedule = Schedule(progress, list(stages.items()), self.measurer.subject.rate)
+        schedule.announce(len(source), len(source))
+        schedule.start("checking the dense model")
+        self._require_metric()
+        found = kept or self.inquiry.measure(schedule)
+        losses = by_group(found)
+
+        def measure(choice: Mapping[str, str], trained: bool) -> Measured:
+            made = self.measurer.measured(choice, trained)
+            schedule.advance()
+            return made
+
+        def search(answer: Measure) -> Tuner:
+            tuner = Tuner(self.groups, losses, answer, self.goal.measurements, self.goal.cost)
+            tuner.uniform(self.treatments)
+            tuner.toward(self.wanted)
+            return tuner
+
+        schedule.step(1)
+        schedule.start("measuring configurations", tries, stages["search"] or 0.0)
+        tuner = searched(search, measure, self.wanted, self.crew)
+        again = TrainingRounds(tuner, self.wanted, losses)
+        if self.goal.rounds:
+            schedule.step(2)
+            schedule.start("training what was chosen", self.goal.rounds, stages["training"] or 0.0)
+            again.go(self.goal.rounds)
+        schedule.finish()
+        return found, tuner, again.recovery
+
+    def failure(self, tuner: Tuner) -> str:
+        """Why nothing was chosen."""
+        if isinstance(self.aim, Limit):
+            least = tuner.least()
+            size = f": {least * self.whole:,.0f}" if self.goal.cost == "packed" else ""
+            return f"the cheapest configuration costs {least:.1%} of the dense {COSTS[self.goal.cost]}{size}"
+        return f"none of the {len(tuner.points)} configurations measured: {_best(self.aim, tuner.points)}"
+
+    def _require_metric(self) -> None:
+        """Raise UsageError for a budget on a metric that the model cannot give."""
+        if not isinstance(self.aim, Budget):
+            return
+        metric = self.aim.metric
+        if metric.name not in self.measurer.metrics(truth=bool(metric.truth)):
+            raise UsageError(f"{metric.name} needs {metric.needs}", where="--budget", found=str(self.aim))
 
 
 def _aim(budget: str | None, at_most: str | None, packed_size: str | None) -> Budget | Limit:
@@ -231,6 +276,14 @@ def _aim(budget: str | None, at_most: str | None, packed_size: str | None) -> Bu
         )
     parse = parse_budget if budget is not None else parse_at_most if at_most is not None else parse_packed_size
     return parse(given[0])
+
+
+def _subject(path: Path, options: DataOptions, *, trained: bool) -> Subject:
+    """The model and its samples, some of them held out where something is trained."""
+    subject = Subject.of(path, options)
+    if not trained or subject.held is not None:
+        return subject
+    return subject.holding_out(max(1, min(_MOST_HELD, len(subject.source) // 4)))
 
 
 def _divided(subject: Subject) -> tuple[Source, Source]:
@@ -257,14 +310,6 @@ def _require_truth(budget: Budget, source: Source) -> None:
             expected=budget.metric.needs,
             found=f"{source.kind} data without it",
         )
-
-
-def _failure(aim: Budget | Limit, tuner: Tuner, goal: Goal, whole: float) -> str:
-    if isinstance(aim, Limit):
-        least = tuner.least()
-        size = f": {least * whole:,.0f}" if goal.cost == "packed" else ""
-        return f"the cheapest configuration costs {least:.1%} of the dense {COSTS[goal.cost]}{size}"
-    return f"none of the {len(tuner.points)} configurations measured: {_best(aim, tuner.points)}"
 
 
 def _best(budget: Budget, points: Sequence[Point]) -> str:
