@@ -16,11 +16,13 @@ from gpusq_onnx.runtime.compare.gates import Gates
 from gpusq_onnx.runtime.compare.outputs import Comparison
 from gpusq_onnx.runtime.compare.taps import TapDifference
 from gpusq_onnx.runtime.tensorrt.parser import Verdict
+from gpusq_onnx.tasks.scored import SCORED
 
 METRICS = {
-    "top1": "top-1", "top5": "top-5", "AP": "AP", "AP50": "AP50", "AP75": "AP75",
-    "mask_AP": "mask AP", "mask_AP50": "mask AP50", "mask_AP75": "mask AP75",
-    "mIoU": "mean IoU", "aAcc": "pixel accuracy",
+    "top1": SCORED["top1"].name, "top5": "top-5",
+    "AP": SCORED["AP"].name, "AP50": "AP50", "AP75": "AP75",
+    "mask_AP": SCORED["mask_AP"].name, "mask_AP50": "mask AP50", "mask_AP75": "mask AP75",
+    "mIoU": SCORED["mIoU"].name, "aAcc": "pixel accuracy",
 }  # fmt: skip
 """Names of what the tasks' metrics measure, by their keys."""
 

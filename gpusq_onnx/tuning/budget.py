@@ -16,6 +16,7 @@ from types import MappingProxyType
 from gpusq_onnx.errors import UsageError
 from gpusq_onnx.pipeline.grammar import did_you_mean
 from gpusq_onnx.runtime.compare.outputs import Comparison
+from gpusq_onnx.tasks.scored import SCORED
 
 _TEXT = re.compile(r"\s*([A-Za-z0-9_-]+)\s*([<>]=?|=+)\s*([0-9.eE+-]+)\s*")
 _SHARE = re.compile(r"\s*([0-9.]+)\s*%\s*")
@@ -30,28 +31,25 @@ class BudgetMetric:
     Attributes:
         name: as budgets spell it.
         most: of a bound.
-        least: whether a budget is a least value; else it is a greatest one.
-        truth: what the data must have: the key of the models' metrics; "" for none.
+        truth: what the data must have: a key of `tasks.scored`; "" for none.
         needs: the same in words.
+        least: whether a budget is a least value; else it is a greatest one.
     """
 
     name: str
     most: float
-    least: bool = False
     truth: str = ""
     needs: str = ""
+    least: bool = False
 
 
 METRICS: Mapping[str, BudgetMetric] = MappingProxyType(
     {
         row.name: row
         for row in (
-            BudgetMetric("agreement", 1.0, least=True, needs="a classifier or a segmenter with one output"),
+            BudgetMetric("agreement", 1.0, needs="a classifier or a segmenter with one output", least=True),
             BudgetMetric("kl", 1e9),
-            BudgetMetric("top1-drop", 100.0, truth="top1", needs="labels: --classes FILE, or an .npz with labels"),
-            BudgetMetric("ap-drop", 100.0, truth="AP", needs="boxes: --annotations FILE.json"),
-            BudgetMetric("mask-ap-drop", 100.0, truth="mask_AP", needs="outlines: --annotations FILE.json"),
-            BudgetMetric("miou-drop", 100.0, truth="mIoU", needs="label maps: --masks FOLDER"),
+            *(BudgetMetric(f"{m.option}-drop", 100.0, m.key, f"{m.truth}: {m.given_by}") for m in SCORED.values()),
         )
     }
 )

@@ -29,7 +29,7 @@ from gpusq_onnx.graph.blame import blaming
 from gpusq_onnx.graph.id_ranges import table_rows
 from gpusq_onnx.pipeline.doubts import doubts
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report.checking import METRICS, CheckResult
+from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.compared_models import BATCH, Runtime, is_plan, opened
 from gpusq_onnx.runtime.compare.artefacts import Recorder, continuation
 from gpusq_onnx.runtime.compare.difference import OutputsMetric
@@ -39,6 +39,7 @@ from gpusq_onnx.runtime.compare.taps import first_departure
 from gpusq_onnx.runtime.tensorrt.parser import Verdict, parser_verdict
 from gpusq_onnx.tasks.classification import Classification
 from gpusq_onnx.tasks.detection import Detection
+from gpusq_onnx.tasks.scored import SCORED
 from gpusq_onnx.tasks.segmentation import Segmentation
 from gpusq_onnx.wording import in_callers_words, worded
 from gpusq_onnx.workflows import samples
@@ -46,14 +47,6 @@ from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.places import PARSER_CACHE
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 from gpusq_onnx.workflows.sizes import open_sizes
-
-TRUTHS = {
-    "top1": ("labels", "--classes FILE (line i names the folder of class i), or an .npz with an array named labels"),
-    "AP": ("boxes", "--annotations FILE.json (COCO) with a folder of images"),
-    "mask_AP": ("outlines", "--annotations FILE.json (COCO) with a folder of images"),
-    "mIoU": ("label maps", "--masks FOLDER (NAME.png for NAME.jpg) with a folder of images"),
-}
-"""What the metrics that have gates need, and the options that name it."""
 
 _FEWEST, _ENOUGH = 5, 16  # classes and samples, below which chance explains everything
 _NEAR = 0.03
@@ -247,13 +240,12 @@ def _nobody(*seen: object) -> None:
 
 def _require_truth(gates: Gates, source: Source) -> None:
     """Raise UsageError for a gate on a metric that the data cannot give."""
-    for metric, (truth, hint) in TRUTHS.items():
-        if gates.ask_for(metric) and metric not in source.truths:
-            name, option = METRICS[metric], metric.lower().replace("_", "-")
+    for metric in SCORED.values():
+        if gates.ask_for(metric.key) and metric.key not in source.truths:
             raise UsageError(
-                f"a gate on {name} needs {truth}, and the data has none",
-                where=f"--min-{option}, --max-{option}-drop",
-                hint=f"give {hint}",
+                f"a gate on {metric.name} needs {metric.truth}, and the data has none",
+                where=f"--min-{metric.option}, --max-{metric.option}-drop",
+                hint=f"give {metric.given_by}",
             )
 
 

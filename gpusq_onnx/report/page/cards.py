@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 
 from gpusq_onnx.pipeline.outcome import Outcome
 from gpusq_onnx.report.benchmark import Benchmark
-from gpusq_onnx.report.checking import METRICS, CheckResult
+from gpusq_onnx.report.checking import CheckResult
 from gpusq_onnx.report.engine import EngineDocument
 from gpusq_onnx.report.page import commands
 from gpusq_onnx.report.page.blocks import Block, Card, Cards, Command, FactList, Note, Section, number
 from gpusq_onnx.report.preparation import counted, line
 from gpusq_onnx.report.run import both_totals
 from gpusq_onnx.report.tuning import COSTS, SensitivityDocument, TuningDocument
+from gpusq_onnx.tasks.scored import SCORED
 
 Report = Outcome | CheckResult | Benchmark | EngineDocument | SensitivityDocument
 """What a verb reported."""
@@ -86,11 +87,11 @@ def _accuracy(reports: Sequence[Report]) -> Iterator[Card]:
         if not isinstance(report, CheckResult):
             continue
         before, after = report.comparison.reference_metrics or {}, report.comparison.candidate_metrics or {}
-        for key in ("top1", "AP", "mask_AP", "mIoU"):
+        for key, metric in SCORED.items():
             if key in before and key in after:
                 change = f"{100 * (after[key] - before[key]):+.1f} points"
                 value = f"{before[key]:.1%} → {after[key]:.1%}"
-                yield Card(METRICS[key], value, f"{change} on {report.comparison.samples} samples")
+                yield Card(metric.name, value, f"{change} on {report.comparison.samples} samples")
 
 
 def _agreement(reports: Sequence[Report]) -> Iterator[Card]:

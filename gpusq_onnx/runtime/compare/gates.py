@@ -8,14 +8,7 @@ from dataclasses import asdict, dataclass
 
 from gpusq_onnx.errors import GateFailed, UsageError
 from gpusq_onnx.runtime.compare.outputs import Comparison
-
-_METRICS = (
-    ("top1", "top-1", "a classifier and data with labels", "--classes"),
-    ("AP", "AP", "a detector and annotated images", "--annotations"),
-    ("mask_AP", "mask AP", "a detector that gives masks and annotated outlines", "--annotations"),
-    ("mIoU", "mean IoU", "a segmenter and label maps", "--masks"),
-)
-"""The metrics that have gates: their key, what they are called, what they need, and the option that gives it."""
+from gpusq_onnx.tasks.scored import SCORED
 
 
 @dataclass(frozen=True)
@@ -112,16 +105,17 @@ class Gates:
 
     def _metrics(self, comparison: Comparison) -> Iterator[str]:
         before, after = comparison.reference_metrics or {}, comparison.candidate_metrics or {}
-        for key, name, needs, option in _METRICS:
+        for key, metric in SCORED.items():
             bounds = self._bounds(key)
             gates = [gate for gate, bound in bounds.items() if bound is not None]
             if not gates:
                 continue
             if key not in before or key not in after:
-                raise UsageError(f"gate {gates[0]} needs {needs}", hint=f"give {option}")
+                needs = f"{metric.model}, and data with {metric.truth}"
+                raise UsageError(f"gate {gates[0]} needs {needs}", hint=f"give {metric.given_by}")
             most, least = bounds.values()
             drop = round(100 * (before[key] - after[key]), 9)  # 0.84 - 0.83 is a little more than one point in binary
             if most is not None and drop > most:
-                yield f"{name} falls by {drop:.2f} points, at most {most:g} asked"
+                yield f"{metric.name} falls by {drop:.2f} points, at most {most:g} asked"
             if least is not None and after[key] < least:
-                yield f"{name} is {after[key]:.4f}, at least {least:g} asked"
+                yield f"{metric.name} is {after[key]:.4f}, at least {least:g} asked"
