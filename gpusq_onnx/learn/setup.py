@@ -23,6 +23,7 @@ from torch import Tensor
 from gpusq_onnx.errors import UnsupportedModelError, UsageError
 from gpusq_onnx.graph.model import Model
 from gpusq_onnx.graph.pin import Sizes, is_open, pinned
+from gpusq_onnx.graph.shapes import Shapes
 from gpusq_onnx.graph.structure import Structure, analyse
 from gpusq_onnx.graph.tokens import token_layout
 from gpusq_onnx.learn.objectives import Pair
@@ -98,6 +99,7 @@ def prepare(
     every = match_maps(structure, other, settings)
     maps = _before(every, model, names) if not settings.maps else every
     outputs = _match_outputs(names, others)
+    _require_alike((*outputs, *maps), structure.shapes, other.shapes)
     scores, selected = _match_selections(selections(model, names), selections(teacher, others))
     outputs += tuple(pair for pair in scores if pair not in outputs)
     taps, results = [pair.student for pair in maps], [pair.student for pair in outputs]
@@ -239,3 +241,20 @@ def _match_outputs(own: Sequence[str], others: Sequence[str]) -> tuple[Pair, ...
             "student and teacher do not have the same outputs", expected=", ".join(own), found=", ".join(others)
         )
     return tuple(Pair(a, b) for a, b in zip(own, others, strict=True))
+
+
+def _require_alike(pairs: Sequence[Pair], own: Shapes, others: Shapes) -> None:
+    """Raise UnsupportedModelError where what is compared has other sizes in the teacher, apart from the batch."""
+    for pair in pairs:
+        a, b = own.get(pair.student), others.get(pair.teacher)
+        if a is None or b is None:
+            continue
+        sizes = zip(a[1:], b[1:], strict=False)
+        if len(a) != len(b) or any(isinstance(m, int) and isinstance(n, int) and m != n for m, n in sizes):
+            raise UnsupportedModelError(
+                "student and teacher cannot be compared: sizes differ",
+                where=f"{pair.student!r}, and {pair.teacher!r} of the teacher",
+                expected=f"{list(a)}, as the student, whatever the batch",
+                found=str(list(b)),
+                hint="give the model from which this one was made as the teacher",
+            )
