@@ -121,12 +121,13 @@ class Dataflow:
 def readers_through(tensor: gs.Tensor, layout: Collection[str]) -> Iterator[gs.Node]:
     """Who reads a tensor's numbers, if through nodes of the operators `layout`; not who reads its shape alone.
 
-    Limits: the numbers are floats or codes; of those that say places or sizes, a node's result has none.
+    A layout node that no node reads, as where the caller gets what it makes, is a reader itself. Limits: the numbers
+    are floats or codes; of those that say places or sizes, a node's result has none.
     """
     reached, queue = {id(tensor)}, [tensor]
     while queue:
         for reader in queue.pop().outputs:
-            if reader.op in layout:
+            if reader.op in layout and any(made.outputs for made in reader.outputs):
                 after = [made for made in reader.outputs if id(made) not in reached]
                 reached.update(map(id, after))
                 queue += after

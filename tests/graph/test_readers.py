@@ -44,3 +44,6 @@ def test_logits_under_a_mask_may_have_their_shape_read() -> None:
     ]
     made = model(proto(nodes, [("x", FLOAT, [2, 4])], [("y", FLOAT, None)], constants))
     assert masked(made.graph.nodes) == {"logits", "again"}
+    nodes.append(node("Identity", ["logits"], ["given"]))
+    made = model(proto(nodes, [("x", FLOAT, [2, 4])], [("y", FLOAT, None), ("given", FLOAT, None)], constants))
+    assert masked(made.graph.nodes) == set()  # the caller gets the logits
