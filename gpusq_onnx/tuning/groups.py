@@ -72,7 +72,10 @@ def find_groups(model: Model, structure: Structure, treatments: Sequence[Treatme
         UnsupportedModelError: the model is quantised already.
         NothingMatched: no layer can be pruned or quantised.
     """
-    rows = {name: _rows(name, model, structure) for name in dict.fromkeys(n for t in treatments for n in passes_of(t))}
+    names = [name for treatment in treatments for name in passes_of(treatment)]
+    if any(treatment.scheme and treatment.scheme.attention for treatment in treatments):
+        names.append(QUANTISE[ATTENTION])
+    rows = {name: _rows(name, model, structure) for name in dict.fromkeys(names)}
     treated = {name: {row.tensor for row in found if not row.skipped} for name, found in rows.items()}
     place = {id(node): index for index, node in enumerate(model.graph.nodes)}
     by_input: dict[str, list[Site]] = {}

@@ -15,6 +15,7 @@ Params and FLOPs are bit-weighted as the paper counts them (its Table 1): stored
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def baseline_entries(
     given: Sequence[TimedModel], backend: Backend, scratch: Path, notes: list[str], progress: Progress
 ) -> Iterator[TimedModel]:
     """The backend's formats that nobody gave; files go into `scratch`, what could not be made into `notes`."""
-    formats = {entry.format: entry for entry in given}
+    formats = {entry.format: entry for entry in reversed(given)}  # the first of each
     wanted = [baseline for baseline in backend.baselines if baseline.format not in formats]
     if not wanted:
         return
@@ -115,6 +116,12 @@ def _format(model: Model) -> tuple[str, bool]:
     sparse = 2 * _elements(w for w in weights if "2:4" in w.patterns) > whole
     if 2 * _elements(w for w in weights if w.codes == "int8" and "input" in w.quantised) > whole:
         return "INT8", sparse
+    coded = Counter[str]()
+    for weight in weights:
+        coded[weight.format.upper()] += _elements([weight])
+    label, elements = max(coded.items(), key=lambda one: one[1], default=("", 0))
+    if label and 2 * elements > whole:
+        return label, sparse
     kinds = {reported: _elements(w for w in weights if w.dtype == kind) for kind, reported in _FLOATS.items()}
     return max(kinds, key=lambda reported: kinds[reported]), sparse
 

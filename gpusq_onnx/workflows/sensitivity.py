@@ -75,7 +75,7 @@ def sensitivity(
             schedule = Schedule(progress, [("sensitivity", inquiry.work)], subject.rate)
             schedule.announce(len(inquiry.source), len(subject.source), "--images N")
             found = inquiry.measure(schedule)
-    return report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact))
+        return report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact))
 
 
 def report_of(name: str, inquiry: Inquiry, found: Sensitivity, look: Look) -> SensitivityReport:

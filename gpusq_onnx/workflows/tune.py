@@ -156,11 +156,13 @@ def tune(
         inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache, crew)
         work = _Work(aim, goal, treatments, groups, measurer, inquiry, crew)
         found, tuner, recovery = work.done(progress)
+        look = Look(target, tuple(forms), images, exact)
+        shown = report_of(name_of(model), inquiry, found, look)  # while data that came in memory is there
     chosen = tuner.best(work.wanted)
     pipeline = None if chosen is None else measurer.pipeline(chosen.choice, trained=chosen.trained)
     written = "" if pipeline is None else recipe.dumps(pipeline)
     tuning = Tuning(
-        sensitivity=report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact)),
+        sensitivity=shown,
         asked=work.asked,
         chosen=chosen,
         pipeline="" if pipeline is None else str(pipeline),
@@ -222,7 +224,7 @@ class _Work:
         schedule = Schedule(progress, list(stages.items()), self.measurer.subject.rate)
         schedule.announce(len(source), len(source))
         schedule.start("checking the dense model")
-        self._require_metric()
+        self._require_question()
         found = kept or self.inquiry.measure(schedule)
         losses = by_group(found)
 
@@ -256,9 +258,16 @@ class _Work:
             return f"the cheapest configuration costs {least:.1%} of the dense {COSTS[self.goal.cost]}{size}"
         return f"none of the {len(tuner.points)} configurations measured: {_best(self.aim, tuner.points)}"
 
-    def _require_metric(self) -> None:
-        """Raise UsageError for a budget on a metric that the model cannot give."""
-        if not isinstance(self.aim, Budget):
+    def _require_question(self) -> None:
+        """Raise UsageError for a limit that the dense model keeps, or a budget on a metric that it cannot give."""
+        if isinstance(self.aim, Limit):
+            if self.aim.share(self.whole) >= 1:
+                raise UsageError(
+                    "the dense model is within the limit: there is nothing to choose",
+                    where="--at-most" if self.goal.at_most is not None else "--packed-size",
+                    expected=f"less than its {self.whole:,.0f} {COSTS[self.goal.cost]}",
+                    found=self.aim.said(self.whole),
+                )
             return
         metric = self.aim.metric
         if metric.name not in self.measurer.metrics(truth=bool(metric.truth)):

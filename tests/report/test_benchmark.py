@@ -100,6 +100,22 @@ def test_formats_are_read_from_the_weights(sparse: Path) -> None:
     assert dense.flops / entry.flops > 5 and 2 < dense.parameters / entry.parameters < 6.4
 
 
+@pytest.mark.parametrize(
+    ("passes", "name"), [("qdq-fp8", "FP8"), ("int4-weights", "INT4"), ("qdq-int4", "INT8"), ("fp16", "FP16")]
+)
+def test_each_format_has_its_name(passes: str, name: str, tmp_path: Path) -> None:
+    options = DataOptions.from_values({"samples": 2})
+    manager.run(FLOAT, tmp_path / "made.onnx", table.expand(grammar.parse(passes)), RunOptions(options))
+    assert given_entry(tmp_path / "made.onnx").format == name
+
+
+def test_baselines_are_of_the_first_dense_model(tmp_path: Path) -> None:
+    other = tmp_path / "other.onnx"
+    other.write_bytes(FLOAT.read_bytes())
+    found = run_benchmark([FLOAT, other], KnownBackend([Baseline("FP16", "half")]), [1], QUICK)
+    assert formats(found)[-1] == ("digits_vit", "FP16", False)
+
+
 @pytest.mark.long
 def test_rows_rivals_and_ratios_on_a_cpu(found: Benchmark, backend: KnownBackend) -> None:
     assert formats(found) == [

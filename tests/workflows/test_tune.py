@@ -18,7 +18,8 @@ from gpusq_onnx.tuning import replay
 from gpusq_onnx.tuning.groups import Groups, find_groups
 from gpusq_onnx.tuning.report import Tuning
 from gpusq_onnx.tuning.subject import Subject
-from gpusq_onnx.tuning.treatments import offered
+from gpusq_onnx.tuning.treatments import TREATMENTS, offered
+from gpusq_onnx.tuning.variants import Variants
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL, TRAIN = ASSETS / "digits_vit.onnx", ASSETS / "digits_train.npz"
@@ -69,6 +70,21 @@ def test_groups_are_what_reads_one_tensor_and_each_attention_core(subject: Subje
     total = sum(group.operations["dense"] for group in groups.groups)
     total += sum(own.bit_operations for own in groups.outside.values())
     assert total == pytest.approx(groups.total)
+
+
+def test_attention_is_eight_bits_where_only_four_are_offered(subject: Subject):
+    groups = find_groups(subject.model, subject.structure, offered(None, ["w4a8"]))
+    (group, *_) = (group for group in groups.groups if group.attention is not None)
+    made = Variants(subject.model, groups, subject.source, 0).of(group, TREATMENTS["int8"])
+    assert [node.op for node in made.graph.nodes].count("QuantizeLinear") == 4  # q, k, v and the softmax output
+
+
+def test_data_in_memory_is_there_until_the_report_is_made():
+    images = np.random.default_rng(0).random((6, 3, 32, 32), np.float32)
+    look = {"images": 4, "exact": 1, "forms": ["int8"]}
+    assert gpusq_onnx.sensitivity(MODEL, data=images, **look).data["samples"] == 6  # type: ignore[arg-type]
+    tuned = gpusq_onnx.tune(MODEL, data=images, at_most="90%", measurements=1, **look)  # type: ignore[arg-type]
+    assert tuned.sensitivity.data["samples"] == 6
 
 
 @pytest.mark.long
@@ -247,6 +263,8 @@ def test_a_budget_that_is_missed_writes_nothing(tmp_path: Path):
         ({"budget": "ap-drop<=1"}, "annotations FILE"),
         ({"at_most": "140%"}, "out of range"),
         ({"at_most": "0.4"}, "such as 40%"),
+        ({"at_most": "100%"}, "the dense model is within the limit"),
+        ({"packed_size": "1GB"}, "the dense model is within the limit"),
         ({}, "one of budget, at_most and packed_size"),
         ({"at_most": "40%", "budget": "kl<=1"}, "kl<=1 and 40%"),
         ({"packed_size": "8 apples"}, "such as 8MB"),

@@ -111,7 +111,8 @@ def _speed(reports: Sequence[Report]) -> Iterator[Card]:
     for report in reports:
         if not isinstance(report, Benchmark):
             continue
-        cells = [(row, n, c) for row in report.rows if row.given for n, c in row.cells.items() if c.against_reference]
+        others = [row for row in report.rows if row.given and row.format != report.reference]
+        cells = [(row, n, c) for row in others for n, c in row.cells.items() if c.against_reference]
         if cells:
             row, batch, cell = max(cells, key=lambda one: one[2].against_reference or 0.0)
             yield Card(
@@ -171,9 +172,11 @@ def _data(report: Report) -> Iterator[tuple[str, str]]:
     data = report.data if isinstance(report, (Outcome, CheckResult)) else None
     if not data:
         return
-    where = (data.get("options") or {}).get("path")
-    said = counted(data["samples"], data) + (f" from {where}" if where else "")
-    name = "compared on" if isinstance(report, CheckResult) else "calibrated on"
+    options = data.get("options") or {}
+    where, samples, name = options.get("path"), data["samples"], "compared on"
+    if isinstance(report, Outcome):
+        samples, name = min(samples, options.get("calibrate") or samples), "calibrated on"
+    said = counted(samples, data) + (f" from {where}" if where else "")
     yield name, "; ".join(filter(None, [said, line(data)]))
 
 
