@@ -111,6 +111,8 @@ def build(
     with as_file(model) as path, blaming(path):
         require_apart(plan, [path], "the engine would overwrite the model")
         require_place(plan, "the engine")
+        if log:
+            require_place(log, "the builder's log")
         graph = io.load(path)
         options = engine.for_model(graph)
         sha256 = io.file_digest(path, io.data_files(graph))

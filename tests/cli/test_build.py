@@ -103,6 +103,13 @@ def test_without_a_batch_it_says_so(model: Path, harness: Path) -> None:
     assert "no --batch" in done.err
 
 
+def test_a_cache_that_is_a_file_is_refused_before_the_build(model: Path, harness: Path) -> None:
+    plan = model.with_name("never.plan")
+    done = call("build", model, "--batch", "2", "--cpu-harness", harness, "--cache", model, "-o", plan)
+    assert done.code == 2 and "no folder can be made for the cache" in done.err
+    assert not list(model.parent.glob("never*"))
+
+
 def test_the_cache_is_used(model: Path, harness: Path) -> None:
     words = ["build", model, "--batch", "2", "--cpu-harness", harness, "--cache", model.with_name("c"), "--json", "-"]
     first, second = (json.loads(call(*words).out) for _ in range(2))

@@ -147,6 +147,23 @@ def test_a_benchmark_shows_its_table_and_its_machine(tmp_path: Path) -> None:
     assert "GPU: H100" in page.text and "a note" in page.text
 
 
+def test_the_speed_on_top_is_that_of_a_model_that_was_made(tmp_path: Path) -> None:
+    rows = [
+        BenchmarkRow(name, kind, True, 1.0, 2.0, {8: Cell(0.5, 0.4, 0.6, 3, speed, None, (0.5,))})
+        for name, kind, speed in (("m", "FP32", 1.0), ("small", "INT8 2:4", 0.5))
+    ]
+    found = Benchmark("torch", {"cpu": "a CPU", "versions": {}}, Rounds(), "FP32", tuple(rows), ())
+    (tmp_path / "bench.json").write_text(json.dumps(found.to_dict()))
+    assert "0.50x" in (text := read(page_of([tmp_path / "bench.json"])).text) and "FP32 over FP32" not in text
+
+
+def test_what_calibrates_is_counted(reports: dict[str, Path], tmp_path: Path) -> None:
+    report = json.loads(reports["apply"].read_text())
+    report["data"] |= {"samples": 64, "options": {**report["data"]["options"], "calibrate": 32}}
+    (tmp_path / "apply.json").write_text(json.dumps(report))
+    assert "32 samples of arrays" in read(page_of([tmp_path / "apply.json"])).text
+
+
 def test_the_page_stands_alone_and_shows_markup_as_text(reports: dict[str, Path]) -> None:
     text = page_of([reports["apply"]])
     found = read(text)

@@ -14,7 +14,7 @@ from typing import Any
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
-from gpusq_onnx.files import atomic_write, present
+from gpusq_onnx.files import atomic_write, present, require_place
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.runtime.child import Reply, ask
 from gpusq_onnx.runtime.store import Store
@@ -108,6 +108,7 @@ def build_engine(
         timeout: seconds; a builder that takes longer has refused the model.
 
     Raises:
+        UsageError, EnvironmentLacking: nothing can be kept in the cache, and nothing is there to take.
         OSError: the folder of the plan or the cache cannot be written.
     """
     engine_key = {**library.identity, "tool": __version__, "model": digest, "options": options.to_dict()}
@@ -116,6 +117,8 @@ def build_engine(
         found = Built(plan, cached=True, **{**entry.notes, "log": tuple(entry.notes["log"]), "errors": ()})
         _publish(entry.file, plan, found, engine_key, library)
         return found
+    if cache:
+        require_place(cache / "engines" / "entry", "the cache")  # a build takes minutes
     with present(plan.resolve().parent), Scratch(plan.resolve().parent) as scratch:
         built = _build(model, plan, options, library, scratch, cache, timeout)
         if built.ok:
