@@ -228,7 +228,8 @@ class Tuning:
         parts += [Item(f"warning: {text}") for text in self.sensitivity.warnings]
         document, recipe = self.document, self.goal.recipe
         parts += [Heading("Measured", 2), Grid(*document.configurations())]
-        parts += [Heading("Layers", 2), Grid(*document.reasons()) if full else self._forms()]
+        if self.layers:
+            parts += [Heading("Layers", 2), Grid(*document.reasons()) if full else self._forms()]
         return parts + ([Commands("next", [self._next(recipe)])] if recipe and self.chosen else [])
 
     def _next(self, recipe: str) -> str:

@@ -25,6 +25,7 @@ from gpusq_onnx.runtime.machine import cpu_name, read_gpu
 from gpusq_onnx.scratch import Scratch, naming
 from gpusq_onnx.wording import worded
 from gpusq_onnx.workflows.baselines import Pin, TimedModel, at_size, baseline_entries, given_entry
+from gpusq_onnx.workflows.counts import require_counts
 from gpusq_onnx.workflows.models import AnyModel, as_file
 from gpusq_onnx.workflows.places import CACHE
 from gpusq_onnx.workflows.sizes import open_sizes
@@ -34,7 +35,7 @@ Runtime = Literal["tensorrt", "onnxruntime", "onnxruntime-cuda", "torch", "torch
 
 @worded
 def bench(
-    models: Sequence[AnyModel],
+    models: AnyModel | Sequence[AnyModel],
     *,
     backend: Runtime | Backend = "tensorrt",
     batches: Sequence[int] = (1, 32, 256),
@@ -55,13 +56,15 @@ def bench(
 
     Raises:
         EnvironmentLacking: the backend, or the GPU, is not there.
-        UsageError: a missing file, or one named twice; a batch that a model does not take.
+        UsageError: no model, a missing file, or one named twice; no round; a batch that a model does not take.
         UnsupportedModelError: a given model that the backend cannot run.
     """
+    given = models if isinstance(models, Sequence) and not isinstance(models, str) else [models]
+    require_counts(models=len(given), rounds=rounds, batches=min(batches, default=0))
     options = DataOptions.from_values({} if crop is None else {"crop": crop}, where="--crop")
     runtime = open_backend(backend, cache) if isinstance(backend, str) else backend
     with ExitStack() as stack:
-        paths = [stack.enter_context(as_file(model)) for model in models]
+        paths = [stack.enter_context(as_file(model)) for model in given]
         sizes = partial(open_sizes, shapes=shapes, options=options)
         return run_benchmark(paths, runtime, batches, Rounds(rounds), progress, sizes)
 

@@ -27,6 +27,7 @@ from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.treatments import Treatment, offered
 from gpusq_onnx.wording import in_callers_words, worded
 from gpusq_onnx.workflows import samples
+from gpusq_onnx.workflows.counts import require_counts
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 
@@ -62,9 +63,11 @@ def sensitivity(
     Several processes that all call this (`runtime.crew`) share the work, and all get the result.
 
     Raises:
-        UsageError: no data, or a target or form that there is not.
+        UsageError: no data, no image, or a target or form that there is not.
         UnsupportedModelError, UnsupportedDataError, NothingMatched: as `compress`.
     """
+    require_counts(images=images)
+    forms = [forms] if isinstance(forms, str) else forms
     treatments = offered(target, forms)
     with as_file(model) as path, blaming(path), samples.opened(model, data, data_options, seed) as options:
         subject = Subject.of(path, options)

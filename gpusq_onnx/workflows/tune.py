@@ -53,6 +53,7 @@ from gpusq_onnx.tuning.treatments import Treatment, offered
 from gpusq_onnx.wording import worded
 from gpusq_onnx.workflows import samples
 from gpusq_onnx.workflows.check import judge_of
+from gpusq_onnx.workflows.counts import require_counts
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
 from gpusq_onnx.workflows.sensitivity import EXACT, IMAGES, Inquiry, report_of
@@ -112,6 +113,8 @@ def tune(
         UnsupportedModelError, UnsupportedDataError, NothingMatched: as `compress`.
     """
     aim = _aim(budget, at_most, packed_size)
+    require_counts(images=images, rounds=rounds)
+    forms = [forms] if isinstance(forms, str) else forms
     if output is not None:
         require_place(Path(output), "the recipe")
     training = TrainingLength.given(finetune, finetune_steps)
@@ -284,7 +287,7 @@ def _aim(budget: str | None, at_most: str | None, packed_size: str | None) -> Bu
             hint="e.g. --budget 'agreement>=0.97', --at-most 40%, or --packed-size 8MB",
         )
     parse = parse_budget if budget is not None else parse_at_most if at_most is not None else parse_packed_size
-    return parse(given[0])
+    return parse(str(given[0]))
 
 
 def _subject(path: Path, options: DataOptions, *, trained: bool) -> Subject:

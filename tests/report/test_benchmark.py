@@ -4,10 +4,12 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
+import gpusq_onnx
 from gpusq_onnx.data.options import DataOptions
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageError
 from gpusq_onnx.pipeline import grammar, manager, table
@@ -107,6 +109,17 @@ def test_each_format_has_its_name(passes: str, name: str, tmp_path: Path) -> Non
     options = DataOptions.from_values({"samples": 2})
     manager.run(FLOAT, tmp_path / "made.onnx", table.expand(grammar.parse(passes)), RunOptions(options))
     assert given_entry(tmp_path / "made.onnx").format == name
+
+
+@pytest.mark.parametrize("asked", [{"models": []}, {"rounds": 0}, {"batches": [0]}, {"batches": []}])
+def test_nothing_to_time_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="1 or more"):
+        gpusq_onnx.bench(**{"models": FLOAT, "backend": KnownBackend(()), "batches": [1], **asked})
+
+
+def test_one_model_needs_no_list() -> None:
+    found = gpusq_onnx.bench(str(FLOAT), backend=KnownBackend(()), batches=[1], rounds=1)
+    assert formats(found) == [("digits_vit", "FP32", True)]
 
 
 def test_baselines_are_of_the_first_dense_model(tmp_path: Path) -> None:
