@@ -118,7 +118,8 @@ def _format(model: Model) -> tuple[str, bool]:
         return "INT8", sparse
     coded = Counter[str]()
     for weight in weights:
-        coded[weight.format.upper()] += _elements([weight])
+        alone = " weights" if weight.format and "input" not in weight.quantised else ""
+        coded[weight.format.upper() + alone] += _elements([weight])
     label, elements = max(coded.items(), key=lambda one: one[1], default=("", 0))
     if label and 2 * elements > whole:
         return label, sparse

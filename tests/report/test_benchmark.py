@@ -103,7 +103,14 @@ def test_formats_are_read_from_the_weights(sparse: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("passes", "name"), [("qdq-fp8", "FP8"), ("int4-weights", "INT4"), ("qdq-int4", "INT8"), ("fp16", "FP16")]
+    ("passes", "name"),
+    [
+        ("qdq-fp8", "FP8"),
+        ("qdq-nvfp4", "FP4"),
+        ("int4-weights", "INT4 weights"),
+        ("qdq-int4", "INT8"),
+        ("fp16", "FP16"),
+    ],
 )
 def test_each_format_has_its_name(passes: str, name: str, tmp_path: Path) -> None:
     options = DataOptions.from_values({"samples": 2})
