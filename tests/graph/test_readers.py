@@ -2,11 +2,12 @@
 
 import numpy as np
 from onnx import NodeProto
-from small_graphs import FLOAT, INT64, model, node, proto
+from small_graphs import FLOAT, INT8, INT64, model, node, proto
 
 from gpusq_onnx.graph.dataflow import maker_through, readers_through
 from gpusq_onnx.graph.fp16.policy import masked
 from gpusq_onnx.graph.operators import MOVES
+from gpusq_onnx.graph.qdq import placement
 
 DEPTH = 40
 
@@ -47,3 +48,10 @@ def test_logits_under_a_mask_may_have_their_shape_read() -> None:
     nodes.append(node("Identity", ["logits"], ["given"]))
     made = model(proto(nodes, [("x", FLOAT, [2, 4])], [("y", FLOAT, None), ("given", FLOAT, None)], constants))
     assert masked(made.graph.nodes) == set()  # the caller gets the logits
+
+
+def test_the_caller_may_get_codes_through_layout() -> None:
+    constants = {"s": np.float32(0.1), "z": np.int8(0), "flat": np.array([6], np.int64)}
+    nodes = [node("QuantizeLinear", ["x", "s", "z"], ["q"]), node("Reshape", ["q", "flat"], ["y"])]
+    made = model(proto(nodes, [("x", FLOAT, [2, 3])], [("y", INT8, [6])], constants))
+    assert list(placement.pairs(made)) == []
