@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpusq_onnx.files import atomic_write, foreign
+from gpusq_onnx.files import atomic_write, foreign, require_place
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.parsing import parse_json
 from gpusq_onnx.scratch import sweep
@@ -39,6 +39,10 @@ class Store:
 
     def __init__(self, folder: Path, kind: str) -> None:
         self._folder = folder / kind
+
+    def require_place(self, what: str) -> None:
+        """Refuse a folder where nothing can be kept, before the work starts. Raises as `files.require_place`."""
+        require_place(self._folder / "entry", what)
 
     def find(self, key: Mapping[str, Any]) -> StoredEntry | None:
         """The entry for exactly this key, if it is there and whole; what a killed run left beside it goes."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking, UsageError
-from gpusq_onnx.files import require_place, write_text
+from gpusq_onnx.files import write_text
 from gpusq_onnx.parsing import parse_json
 from gpusq_onnx.runtime.store import Store
 from gpusq_onnx.scratch import Scratch
@@ -37,9 +37,9 @@ class Kept:
         self._store = None if folder is None else Store(folder, kind)
         self._common = {"format": _FORMAT, "version": __version__, **common}
         self.problem = ""
-        if folder is not None:
+        if self._store is not None:
             try:
-                require_place(folder / kind / "entry", "results")
+                self._store.require_place("results")
             except (UsageError, EnvironmentLacking) as error:
                 self._set_problem(f"{error.what} in {error.details['where']}")
 

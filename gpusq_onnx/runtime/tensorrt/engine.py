@@ -14,7 +14,7 @@ from typing import Any
 
 from gpusq_onnx import __version__
 from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
-from gpusq_onnx.files import atomic_write, present, require_place
+from gpusq_onnx.files import atomic_write, present
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.runtime.child import Reply, ask
 from gpusq_onnx.runtime.store import Store
@@ -117,8 +117,8 @@ def build_engine(
         found = Built(plan, cached=True, **{**entry.notes, "log": tuple(entry.notes["log"]), "errors": ()})
         _publish(entry.file, plan, found, engine_key, library)
         return found
-    if cache:
-        require_place(cache / "engines" / "entry", "the cache")  # a build takes minutes
+    if engines:
+        engines.require_place("the cache")  # a build takes minutes
     with present(plan.resolve().parent), Scratch(plan.resolve().parent) as scratch:
         built = _build(model, plan, options, library, scratch, cache, timeout)
         if built.ok:
