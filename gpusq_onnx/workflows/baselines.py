@@ -15,7 +15,6 @@ Params and FLOPs are bit-weighted as the paper counts them (its Table 1): stored
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,17 +113,19 @@ def _format(model: Model) -> tuple[str, bool]:
     weights = inspect_model(model).weights
     whole = _elements(weights)
     sparse = 2 * _elements(w for w in weights if "2:4" in w.patterns) > whole
-    if 2 * _elements(w for w in weights if w.codes == "int8" and "input" in w.quantised) > whole:
-        return "INT8", sparse
-    coded = Counter[str]()
-    for weight in weights:
-        alone = " weights" if weight.format and "input" not in weight.quantised else ""
-        coded[weight.format.upper() + alone] += _elements([weight])
-    label, elements = max(coded.items(), key=lambda one: one[1], default=("", 0))
-    if label and 2 * elements > whole:
-        return label, sparse
+    for name in sorted({_coded(weight) for weight in weights} - {""}):
+        if 2 * _elements(w for w in weights if _coded(w) == name) > whole:
+            return name, sparse
     kinds = {reported: _elements(w for w in weights if w.dtype == kind) for kind, reported in _FLOATS.items()}
     return max(kinds, key=lambda reported: kinds[reported]), sparse
+
+
+def _coded(weight: WeightReport) -> str:
+    """What kernels see of a quantised weight: "INT8", where the data is, too, "INT4 weights"; "" for a float one."""
+    if not weight.format:
+        return ""
+    name = "INT8" if weight.codes == "int8" else weight.format.upper()  # 4 bits in INT8 tensors run as these
+    return name if "input" in weight.quantised else f"{name} weights"
 
 
 def _elements(weights: Iterable[WeightReport]) -> int:

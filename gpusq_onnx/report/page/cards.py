@@ -111,7 +111,8 @@ def _speed(reports: Sequence[Report]) -> Iterator[Card]:
     for report in reports:
         if not isinstance(report, Benchmark):
             continue
-        others = [row for row in report.rows if row.given and row.format != report.reference]
+        base = next((row for row in report.rows if row.format == report.reference), None)
+        others = [row for row in report.rows if row.given and row is not base]
         cells = [(row, n, c) for row in others for n, c in row.cells.items() if c.against_reference]
         if cells:
             row, batch, cell = max(cells, key=lambda one: one[2].against_reference or 0.0)
