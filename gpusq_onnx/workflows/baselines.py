@@ -63,10 +63,11 @@ class TimedModel:
 def at_size(path: Path, scratch: Path, sizes: Pin) -> Path:
     """The model's file; of one that takes any size, a file of its name in the new folder `scratch` that takes one."""
     model = io.load(path)
+    wanted = sizes(model.inputs())
     if not is_open(model.inputs()):
         return path
     scratch.mkdir()
-    io.save(pinned(model, sizes(model.inputs())), scratch / path.name)
+    io.save(pinned(model, wanted), scratch / path.name)
     return scratch / path.name
 
 

@@ -57,10 +57,12 @@ class EngineOptions:
         """As the builder takes them. Raises UsageError for what cannot be read or does not fit the model."""
         batches = [parse_batch(text) for text in self.batches]
         inputs = model.inputs()
-        if self.crop is not None and not self.shapes:
-            inputs = pin_specs(inputs, open_sizes(inputs, (), DataOptions.from_values({"crop": self.crop})))
+        shapes = dict(map(parse_shapes, self.shapes))
+        if self.crop is not None:
+            sizes = open_sizes(inputs, self.shapes, DataOptions.from_values({"crop": self.crop}, where="--crop"))
+            inputs = pin_specs(inputs, {name: size for name, size in sizes.items() if name not in shapes})
         return BuildOptions(
-            profiles=make_profiles(inputs, batches, dict(map(parse_shapes, self.shapes))),
+            profiles=make_profiles(inputs, batches, shapes),
             tf32=self.tf32,
             optimization_level=self.optimization_level,
             memory=self.memory,

@@ -55,6 +55,8 @@ def test_a_float_model_runs_in_its_own_type(model: Path, passes: str) -> None:
         (["--batch", "0"], 2, "positive numbers"),
         (["--backend", "caffe"], 2, "caffe"),
         (["--rounds", "1"], 2, "rounds"),
+        (["--backend", "onnxruntime", "--crop", "99"], 2, "does not fit the model's input"),
+        (["--backend", "onnxruntime", "--shapes", "img=1x3x32x32"], 2, "no input is named img"),
         (["--backend", "onnxruntime", "--chart", "chart.txt"], 2, "suffix"),
         ([str(MODEL.with_name("nowhere.onnx")), "--backend", "onnxruntime"], 2, "nowhere.onnx"),
     ],

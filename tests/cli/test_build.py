@@ -133,6 +133,7 @@ def test_without_tensorrt_it_exits_5_and_says_what_to_install(model: Path) -> No
         (["--batch", "8,1"], "must rise"),
         (["--batch", "x"], "--batch cannot be read"),
         (["--shapes", "nowhere:1x16"], "no input is named nowhere"),
+        (["--crop", "32"], "takes no images"),
         (["--memory", "disk:1G"], "--memory cannot be read"),
         (["--optimization-level", "6"], "--optimization-level"),
         (["--min-sparse-chosen", "many"], "--min-sparse-chosen cannot be read"),

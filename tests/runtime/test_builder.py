@@ -15,7 +15,7 @@ import pytest
 from onnx import helper
 from runtime_models import linear, qdq_linear, save
 
-from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
+from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError, UsageError
 from gpusq_onnx.graph.io import data_files, file_digest, load
 from gpusq_onnx.runtime.store import Store
 from gpusq_onnx.runtime.tensorrt.commands import polygraphy
@@ -97,7 +97,7 @@ def test_a_memory_limit_is_enforced(tmp_path: Path, library: Library) -> None:
     assert not found.ok
     assert any("within workspace limit" in error for error in found.errors)
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
-    with pytest.raises(UnsupportedModelError, match="within workspace limit"):
+    with pytest.raises(UsageError, match="within workspace limit"):
         found.require(model)
 
 
@@ -298,7 +298,16 @@ def test_a_builder_that_takes_too_long_has_refused_the_model(fake_tensorrt, tmp_
     assert found.errors[0] == "the builder was stopped after 2 s"
 
 
-def test_too_little_gpu_memory_is_the_environment_s_fault(tmp_path: Path) -> None:
-    refused = Built(tmp_path / "p", ("builder: [E] CUDA out of memory",), "", 0, (), "", "", False, 1.0)
-    with pytest.raises(EnvironmentLacking, match="not enough memory"):
+@pytest.mark.parametrize(
+    ("said", "kind", "what"),
+    [
+        ("builder: [E] CUDA out of memory", EnvironmentLacking, "not enough memory"),
+        ("[E] Unable to load library: libnvinfer_lean.so.1", EnvironmentLacking, "is not there"),
+        ("[E] no tactics to implement the operation within workspace limit", UsageError, "no kernel keeps to"),
+        ("[E] Could not find any implementation for node x", UnsupportedModelError, "builds no engine"),
+    ],
+)
+def test_a_failed_build_is_blamed_on_what_caused_it(said: str, kind: type, what: str, tmp_path: Path) -> None:
+    refused = Built(tmp_path / "p", (said,), "", 0, (), "", "", False, 1.0)
+    with pytest.raises(kind, match=what):
         refused.require(tmp_path / "m.onnx")

@@ -88,6 +88,7 @@ def test_a_fixed_model_keeps_its_batch() -> None:
         ([IMAGE], [], ["image:1x3x32"], r"does not fit input image(.|\n)*\[N, 3, 32, 32\]"),
         ([IMAGE], [], ["image:1x4x32x32"], "does not fit input image"),
         ([IMAGE], ["1", "2"], ["image:1x3x32x32"], "one profile"),
+        ([IMAGE], ["1"], ["image:1x3x32x32"], "leaves nothing to --batch"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(

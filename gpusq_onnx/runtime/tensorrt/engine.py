@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusq_onnx import __version__
-from gpusq_onnx.errors import EnvironmentLacking, UnsupportedModelError
+from gpusq_onnx.errors import EnvironmentLacking, GpusqError, UnsupportedModelError, UsageError
 from gpusq_onnx.files import atomic_write, present
 from gpusq_onnx.graph.io import file_digest
 from gpusq_onnx.runtime.child import Reply, ask
@@ -26,6 +26,28 @@ from gpusq_onnx.scratch import Scratch
 _MESSAGE = re.compile(r"\[[A-Z!]\] ")  # Polygraphy's mark at the start of a message, which may have many lines
 _VERBOSE = "[X]"  # of TensorRT's most verbose messages
 _KEPT = ("(Sparsity)", LAYERS)  # what is wanted of those
+
+_NOT_THE_MODEL: tuple[tuple[str, type[GpusqError], str, str], ...] = (
+    (
+        "out of memory",
+        EnvironmentLacking,
+        "the GPU has not enough memory for the build",
+        "free the GPU, or limit the builder: --memory workspace:1G",
+    ),
+    (
+        "unable to load library",
+        EnvironmentLacking,
+        "a library of TensorRT's that this build needs is not there",
+        "install it, from the same release; libnvinfer_lean is needed by --version-compatible alone",
+    ),
+    (
+        "workspace (limit|size)",
+        UsageError,
+        "no kernel keeps to the memory that the builder may use",
+        "give it more, for example --memory workspace:1G, or leave the limit out",
+    ),
+)
+"""Causes of a failed build beside the model: TensorRT's words for them, the error's kind and text, the next step."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +88,16 @@ class Built:
         """Itself, if there is an engine.
 
         Raises:
-            EnvironmentLacking: the GPU's memory did not suffice.
+            EnvironmentLacking: the GPU's memory did not suffice, or a part of TensorRT is not installed.
+            UsageError: no kernel keeps to the memory that the builder may use.
             UnsupportedModelError: TensorRT refuses the model.
         """
         if self.ok:
             return self
-        if any("out of memory" in error.lower() for error in self.errors):
-            raise EnvironmentLacking(
-                "the GPU has not enough memory for the build",
-                where=str(model),
-                found=self.errors[0],
-                hint="free the GPU, or limit the builder: --memory workspace:1G",
-            )
+        for words, kind, what, hint in _NOT_THE_MODEL:
+            for error in self.errors:
+                if re.search(words, error, re.IGNORECASE):
+                    raise kind(what, where=str(model), found=error, hint=hint)
         raise UnsupportedModelError(
             "TensorRT builds no engine from the model",
             where=str(model),

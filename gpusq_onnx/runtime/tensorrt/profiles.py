@@ -79,6 +79,12 @@ def make_profiles(
         )
     for name, bounds in given.items():
         _check(known[name], bounds)
+    if batches and opens_batch(inputs) and not opens_batch([spec for spec in inputs if spec.name not in given]):
+        raise UsageError(
+            "--shapes says the batch of every input, and leaves nothing to --batch",
+            where="--batch",
+            hint="leave --batch out, and give --shapes its bounds: INPUT:MIN,OPT,MAX",
+        )
     profiles = tuple(
         {spec.name: given.get(spec.name) or _of_batch(spec, batch) for spec in inputs}
         for batch in batches or [Bounds((1,), (1,), (1,))]
