@@ -77,9 +77,17 @@ def opened(original: Path, compressed: Path, on: Runtime, wanted: Sequence[str],
             numbers.
     """
     plan = is_plan(compressed)
+    if is_plan(original):
+        raise UsageError(
+            "an engine is compared with an ONNX file",
+            where=str(original),
+            hint="name the ONNX file first; two engines are two comparisons",
+        )
     if plan and on == "cuda":
         raise UsageError("an engine runs on TensorRT", where=str(compressed), found="--on cuda", hint="leave --on out")
-    if plan or on == "tensorrt":
+    if plan:
+        require_tensorrt("compare the ONNX file that it was built from, on the CPU")
+    elif on == "tensorrt":
         require_tensorrt()
     taps: list[Tap] = []
     default = refusal = None

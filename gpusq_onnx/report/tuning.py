@@ -141,7 +141,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class ReasonedLayer:
-    """A group, or one weight outside all groups.
+    """A group, or one weight or attention core outside all groups.
 
     Attributes:
         name: the group's, or the weight's.

@@ -135,12 +135,14 @@ def parse_packed_size(text: str) -> Limit:
     >>> parse_packed_size("8MB").said(32e6), parse_packed_size("40%").said(32e6)
     ('8MB, 25.0000%', '40.0000%')
     """
+    option, expected = "--packed-size", "a size above 0 such as 8MB, or a percentage of the dense one such as 40%"
     match = _SIZE.fullmatch(text)
-    if match is not None and float(match[1]):
-        return Limit(float(match[1]) * _UNITS[match[2].upper()], text)
-    return Limit(
-        _share(text, "--packed-size", "a size above 0 such as 8MB, or a percentage of the dense one such as 40%")
-    )
+    if match is None:
+        return Limit(_share(text, option, expected))
+    amount = float(match[1]) * _UNITS[match[2].upper()]
+    if not amount:
+        raise UsageError("the size is out of range", where=option, expected=expected, found=text)
+    return Limit(amount, text)
 
 
 def _share(text: str, option: str, expected: str) -> float:

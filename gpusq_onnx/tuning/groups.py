@@ -6,8 +6,8 @@ the four operands of its two products: "block 3 attention".
     operations = macs * bits(weight) * bits(data) * density      (`graph.cost`, for one image)
     packed     = weights * (bits(weight) * density + bits of the pattern) / 8
 
-Here the attention products count, too, in the float type or in INT8. What `prune24` and `qdq-int8` leave alone by
-default is in no group, and counts as it is.
+Here the attention products count, too, in the float type or in INT8. What no form on offer changes by default is
+outside: it counts as it is, with the passes' reasons.
 """
 
 from __future__ import annotations
@@ -29,11 +29,24 @@ from gpusq_onnx.pipeline.base import PlanContext, PlanRow
 from gpusq_onnx.pipeline.details import OperandPair, rows_with
 from gpusq_onnx.quant.schemes import Quantised
 from gpusq_onnx.report.tuning import Cost, Group
-from gpusq_onnx.tuning.treatments import DENSE, Treatment
+from gpusq_onnx.tuning.treatments import DENSE, TREATMENTS, Treatment
 
 PRUNE = "prune24"
 QUANTISE: Mapping[str, str] = {"int8": "qdq-int8", "w4a8": "qdq-int4"}  # the pass of each scheme
 ATTENTION = "int8"  # the form of an attention core's operands in every scheme
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A weight or an attention core that stays as it is.
+
+    Attributes:
+        group: of it alone; its one form is dense.
+        reason: the passes', in words.
+    """
+
+    group: Group
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -43,14 +56,14 @@ class Groups:
     Attributes:
         groups: in graph order.
         total: bit operations of the whole dense model, with what is in no group.
-        outside: what the weights cost that are in no group, by name.
+        outside: what is in no group, weights first.
         rows: by pass name, the plan with its default options.
         packed: packed bytes of the whole dense model, with what is in no group.
     """
 
     groups: tuple[Group, ...]
     total: float
-    outside: Mapping[str, SiteCost]
+    outside: tuple[Outside, ...]
     rows: Mapping[str, Sequence[PlanRow]]
     packed: float = 0.0
 
@@ -83,21 +96,28 @@ def find_groups(model: Model, structure: Structure, treatments: Sequence[Treatme
         if any(site.name in names for names in treated.values()):
             by_input.setdefault(site.activation.name, []).append(site)
     groups = [_layers(sites, structure, treatments, treated, place) for sites in by_input.values()]
-    totals = total_cost(model, structure, lambda site: form_of(site, None))
-    dense = totals["bit_operations"]
     reached = {pair.attention for found in rows.values() for _, pair in rows_with(found, OperandPair)}
-    for number, attention in enumerate(structure.attentions):
-        group = _attention(number, attention, structure, treatments, place)
-        dense += group.operations[DENSE]
-        if number in reached:
-            groups.append(group)
-    groups = [group for group in groups if len(group.operations) > 1]
+    cores = [
+        _attention(number, attention, structure, treatments if number in reached else (), place)
+        for number, attention in enumerate(structure.attentions)
+    ]
+    groups = [group for group in (*groups, *cores) if len(group.operations) > 1]
     if not groups:
         raise NothingMatched("no layer can be pruned or quantised", hint="gpusq-onnx plan MODEL -p prune24 says why")
     inside = {name for group in groups for name in group.sites}
-    outside = [site for site in structure.sites if site.name not in inside]
-    costs = {site.name: site_cost(site, structure, form_of(site, None)) for site in outside}
-    return Groups(_unique(sorted(groups, key=lambda group: group.depth)), dense, costs, rows, totals["packed_bytes"])
+    outside = [
+        Outside(_layers([site], structure, (TREATMENTS[DENSE],), treated, place, site.name), _reasons(rows, site.name))
+        for site in structure.sites
+        if site.name not in inside
+    ]
+    for core, attention in zip(cores, structure.attentions, strict=True):
+        if len(core.operations) == 1:
+            said = _reasons(rows, attention.context.inputs[0].name)
+            outside.append(Outside(core, said or "no weights to prune, and no form on offer quantises its operands"))
+    totals = total_cost(model, structure, lambda site: form_of(site, None))
+    dense = totals["bit_operations"] + sum(core.operations[DENSE] for core in cores)
+    ordered = _unique(sorted(groups, key=lambda group: group.depth))
+    return Groups(ordered, dense, tuple(outside), rows, totals["packed_bytes"])
 
 
 def passes_of(treatment: Treatment) -> list[str]:
@@ -115,12 +135,18 @@ def _rows(name: str, model: Model, structure: Structure) -> Sequence[PlanRow]:
         return ()
 
 
+def _reasons(rows: Mapping[str, Sequence[PlanRow]], tensor: str) -> str:
+    """What the passes say of a tensor, each reason once."""
+    return "; ".join(dict.fromkeys(row.reason for found in rows.values() for row in found if row.tensor == tensor))
+
+
 def _layers(
     sites: Sequence[Site],
     structure: Structure,
     treatments: Sequence[Treatment],
     treated: Mapping[str, set[str]],
     place: Mapping[int, int],
+    name: str = "",
 ) -> Group:
     costs = {
         treatment.name: [_cost(site, structure, treatment, treated) for site in sites]
@@ -128,7 +154,7 @@ def _layers(
         if all(any(site.name in treated[name] for site in sites) for name in passes_of(treatment))
     }
     first, role = sites[0], "+".join(dict.fromkeys(site.role for site in sites))
-    name = f"block {first.block} {role}" if first.block is not None else first.path or first.name
+    name = name or (f"block {first.block} {role}" if first.block is not None else first.path or first.name)
     operations = {form: sum(cost.bit_operations for cost in found) for form, found in costs.items()}
     packed = {form: sum(cost.packed_bytes for cost in found) for form, found in costs.items()}
     names = tuple(site.name for site in sites)

@@ -1,4 +1,4 @@
-"""Why each layer is what it is: a row for every group, and for every weight that is in none."""
+"""Why each layer is what it is: a row for every group, and for every weight and attention core that is in none."""
 
 from __future__ import annotations
 
@@ -29,18 +29,7 @@ def layers(
         worse = [n for n in costs if n not in stops and share[n] < share[form]]
         said += [f"{name} loses {own[name]:.2g}" for name in worse]
         found.append(ReasonedLayer(group.name, group.sites, form, share[form], own[form], "; ".join(said)))
-    return [*found, *_outside(groups, cost)]
-
-
-def _outside(groups: Groups, cost: Cost) -> list[ReasonedLayer]:
-    reasons: dict[str, list[str]] = {name: [] for name in groups.outside}
-    for row in (row for rows in groups.rows.values() for row in rows if row.tensor in reasons):
-        reasons[row.tensor].append(row.reason)
-    share = {
-        name: (own.bit_operations if cost == "operations" else own.packed_bytes) / groups.whole(cost)
-        for name, own in groups.outside.items()
-    }
-    return [
-        ReasonedLayer(name, (name,), DENSE, share[name], 0.0, "; ".join(dict.fromkeys(said)))
-        for name, said in reasons.items()
-    ]
+    for other in groups.outside:
+        left, own_share = other.group, other.group.costs(cost)[DENSE] / whole
+        found.append(ReasonedLayer(left.name, left.sites, DENSE, own_share, 0.0, other.reason))
+    return found

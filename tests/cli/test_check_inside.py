@@ -142,5 +142,8 @@ def test_an_engine_file_asks_for_tensorrt(tmp_path: Path) -> None:
     outcome = call("check", MODEL, tmp_path / "m.plan", *SHARED)
     assert outcome.code == 5
     assert outcome.err.startswith("environment lacks something")
+    assert "the ONNX file that it was built from" in outcome.err
+    backwards = call("check", tmp_path / "m.plan", tmp_path / "m.plan", *SHARED)
+    assert (backwards.code, "name the ONNX file first" in backwards.err) == (2, True)
     for words in (["--parser"], ["--on", "cuda"]):
         assert call("check", MODEL, tmp_path / "m.plan", *SHARED, *words).code == 2

@@ -165,5 +165,5 @@ def test_the_float_rivals_are_the_float_model(network: Network, images: np.ndarr
 
 def test_a_float_model_has_nothing_to_lower(images: np.ndarray) -> None:
     network = convert(load(ASSETS / "digits_vit.onnx"), train=("weight", "scale"))
-    with pytest.raises(NothingMatched, match="no quantised Linear"):
+    with pytest.raises(NothingMatched, match="no Linear in INT8"):
         lower(network, [torch.from_numpy(images)], Chooser(CPU))

@@ -16,6 +16,7 @@ from gpusq_onnx.progress import NullProgress
 from gpusq_onnx.runtime.ort import Infer, Session
 from gpusq_onnx.tuning import replay
 from gpusq_onnx.tuning.groups import Groups, find_groups
+from gpusq_onnx.tuning.reasons import layers
 from gpusq_onnx.tuning.report import Tuning
 from gpusq_onnx.tuning.subject import Subject
 from gpusq_onnx.tuning.treatments import TREATMENTS, offered
@@ -64,12 +65,22 @@ def test_groups_are_what_reads_one_tensor_and_each_attention_core(subject: Subje
     groups = find_groups(subject.model, subject.structure, offered(None))
     names = [group.name for group in groups.groups]
     assert names[:5] == [f"block 0 {role}" for role in ("qkv", "attention", "proj", "fc1", "fc2")]
-    assert sorted(groups.outside) == ["head.weight", "patch_embed.weight"]
+    assert sorted(other.group.name for other in groups.outside) == ["head.weight", "patch_embed.weight"]
     fc1 = groups.groups[3].operations
     assert fc1["2:4"] == fc1["dense"] / 2 and fc1["int8"] == fc1["dense"] / 16 and fc1["2:4 int8"] == fc1["int8"] / 2
     total = sum(group.operations["dense"] for group in groups.groups)
-    total += sum(own.bit_operations for own in groups.outside.values())
+    total += sum(other.group.operations["dense"] for other in groups.outside)
     assert total == pytest.approx(groups.total)
+
+
+def test_what_no_form_changes_has_a_row_with_its_reason(subject: Subject):
+    groups = find_groups(subject.model, subject.structure, offered(None, ["dense", "2:4"]))
+    losses = {group.name: dict.fromkeys(group.operations, 0.0) for group in groups.groups}
+    rows = layers(groups, losses, dict.fromkeys(losses, "dense"))
+    assert sum(row.share for row in rows) == pytest.approx(1)
+    assert [row.reason for row in rows if row.name == "block 0 attention"] == [
+        "no weights to prune, and no form on offer quantises its operands"
+    ]
 
 
 def test_attention_is_eight_bits_where_only_four_are_offered(subject: Subject):
@@ -271,7 +282,7 @@ def test_a_budget_that_is_missed_writes_nothing(tmp_path: Path):
         ({}, "one of budget, at_most and packed_size"),
         ({"at_most": "40%", "budget": "kl<=1"}, "kl<=1 and 40%"),
         ({"packed_size": "8 apples"}, "such as 8MB"),
-        ({"packed_size": "0MB"}, "a size above 0"),
+        ({"packed_size": "0MB"}, r"the size is out of range(.|\n)*a size above 0"),
         ({"at_most": "40%", "forms": ["int9"]}, "no form 'int9'"),
         ({"at_most": "40%", "forms": ["2:4"], "target": "cpu"}, "on cpu"),
         ({"at_most": "40%", "data_options": {"samples": 4, "calibrate": 4}}, "no samples are left"),

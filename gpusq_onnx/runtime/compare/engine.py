@@ -154,8 +154,11 @@ def built(path: Path, name: str, batch: int) -> Engine:
         return Engine(plan.read_bytes(), name)
 
 
-def require_tensorrt() -> Library:
+def require_tensorrt(otherwise: str = "leave --on out, and compare the ONNX files on the CPU") -> Library:
     """The TensorRT here, and a GPU for it.
+
+    Args:
+        otherwise: what a caller without them can do.
 
     Raises:
         EnvironmentLacking: one of the two is missing, does not start or is too old; with what to install.
@@ -167,6 +170,5 @@ def require_tensorrt() -> Library:
             error.what,
             expected=error.details["expected"],
             found=error.details["found"],
-            hint="pip install 'gpusq-onnx[tensorrt]' on a machine with an NVIDIA GPU and its driver; "
-            "or leave --on out, and compare the ONNX files on the CPU",
+            hint=f"pip install 'gpusq-onnx[tensorrt]' on a machine with an NVIDIA GPU and its driver; or {otherwise}",
         ) from error

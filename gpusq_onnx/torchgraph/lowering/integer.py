@@ -43,13 +43,16 @@ def lower(
         ways: the kernels that are allowed; without "sparse" the result is the dense baseline.
 
     Raises:
-        NothingMatched: no quantised Linear.
+        NothingMatched: no Linear in INT8.
     """
     body = copy.deepcopy(network.body).to(chooser.device).eval()
     with torch.no_grad():
         sites = find_sites(body)
         if not sites:
-            raise NothingMatched("the model has no quantised Linear", hint="quantise it first: --passes qdq-int8")
+            raise NothingMatched(
+                "the model has no Linear in INT8, which is what torch's kernels here are for",
+                hint="quantise it first: --passes qdq-int8; FP8, FP4 and INT4 are timed by --backend tensorrt",
+            )
         note_shapes(body, [x.to(chooser.device) for x in inputs])
         codes: dict[fx.Node, fx.Node] = {}
         build = partial(chooser.build, ways=ways)
