@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 import pytest
 from command_line import MODEL, call
+from onnx import TensorProto, helper
+from small_models import saved
 
 from gpusq_onnx.graph import io
 
@@ -72,6 +74,17 @@ def test_shapes_that_do_not_fit_are_named(model: Path) -> None:
     outcome = call("bench", model, "--backend", "onnxruntime", "--shapes", "pixel_values=1x3x32")
     assert outcome.code == 2
     assert "the shape does not fit input pixel_values" in outcome.err
+
+
+@pytest.mark.parametrize("words", [[], ["--crop", "32"]])
+def test_text_of_any_length_asks_for_its_shape(tmp_path: Path, words: list[str]) -> None:
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"])
+    rows = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["batch", "length", 16])
+    node = helper.make_node("Gather", ["table", "ids"], ["rows"])
+    text = saved(tmp_path / "text.onnx", [node], [ids], [rows], {"table": np.ones((8, 16), np.float32)})
+    outcome = call("bench", text, "--backend", "onnxruntime", *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "--shapes INPUT=SHAPE" in outcome.err and "ids: int64 [batch, length]" in outcome.err
 
 
 @pytest.mark.long
