@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gpusq_onnx.cli.interrupts import heard
+from gpusq_onnx.cli.interrupts import all_done, heard
 
 __all__ = ["main"]
 
@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = signals.exit_code
         if (signals.number and code) or code == 130:
             print(INTERRUPTED, file=sys.stderr)  # noqa: T201
-        return code
+    if argv is None:  # the process's own command
+        all_done(code)
+    return code
 
 
 def _settle() -> None:

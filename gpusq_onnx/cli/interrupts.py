@@ -2,17 +2,19 @@
 
 SIGINT (Ctrl-C), SIGTERM (a scheduler, `docker stop`) and SIGHUP (a terminal that closes) raise KeyboardInterrupt once;
 the ones after it wait until the command has put its things away. Where that interrupt meets a finaliser, which Python
-lets no exception out of, it is raised again a moment later. A signal that the caller has switched off (`nohup`, a job
-in the background) stays off.
+lets no exception out of, it is raised again a moment later. One that comes when all is done, while Python and the
+libraries put themselves away, ends the process at once with the command's own exit code. A signal that the caller has
+switched off (`nohup`, a job in the background) stays off.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -37,12 +39,7 @@ class Heard:
 def heard() -> Iterator[Heard]:
     """While the block lasts, the signals raise KeyboardInterrupt in it."""
     found = Heard()
-    if threading.current_thread() is not threading.main_thread():
-        yield found  # only the main thread gets signals
-        return
-    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    listening = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    before = _listening()
 
     def stop(number: int, frame: FrameType | None) -> None:
         first = not found.number
@@ -52,14 +49,28 @@ def heard() -> Iterator[Heard]:
         elif first:
             raise KeyboardInterrupt
 
-    for number in listening:
+    for number in before:
         signal.signal(number, stop)
     try:
-        with _raised_again(found):
+        with _raised_again(found) if before else nullcontext():
             yield found
     finally:
-        for number in listening:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def all_done(exit_code: int) -> None:
+    """From here on a signal ends the process, with this exit code."""
+    for number in _listening():
+        signal.signal(number, lambda number, frame: os._exit(exit_code))
+
+
+def _listening() -> dict[int, Any]:
+    """The handlers by signal, of those that are on; none outside the main thread, which alone gets signals."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    handlers = {number: signal.getsignal(number) for name in SIGNALS if (number := getattr(signal, name, None))}
+    return {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -60,6 +62,14 @@ def test_what_was_there_before_is_there_after() -> None:
     with heard():
         pass
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)]
+
+
+def test_a_signal_after_the_work_ends_the_process_as_it_would_have_ended() -> None:
+    late = "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), print('late')))"
+    command = f"import atexit, os, signal, sys; from gpusq_onnx.cli import main; {late}; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", command, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("gpusq-onnx") and "late" not in done.stdout
 
 
 def turned_over() -> None:
