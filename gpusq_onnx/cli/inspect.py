@@ -55,7 +55,7 @@ def _inspected(model: Path, json: Path | None, *, full: bool, quiet: bool, alone
     fit = sum(weight.eligible for weight in found.weights)
     show(f"\n{len(found.weights)} weights, opset {found.opset}: {kernels}; {fit} fit for sparse kernels")
     for other in found.others:
-        show(f"{other.name}, read by the {other.reader}: no weight matrix: {other.reason}")
+        show(f"{other.name}, read by {other.reader}: no weight matrix: {other.reason}")
     for line in found.advice:
         show(line)
     for key, value in sorted(found.metadata.items()):

@@ -31,6 +31,7 @@ from gpusq_onnx.graph.operators import LINEAR, PRODUCTS, WEIGHTS, factors, is_st
 from gpusq_onnx.graph.qdq.weight_only import NBITS
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.trace import trace
+from gpusq_onnx.graph.wording import node_label
 
 _OTHERS = frozenset("GRU LSTM RNN DeformConv MatMulInteger ConvInteger QLinearMatMul QLinearConv".split())
 _LEAST = 16  # the sides from which a constant that an unknown operator reads is taken for a weight
@@ -87,14 +88,9 @@ def find_products(flow: Dataflow, attentions: Sequence[Attention]) -> list[Lefto
     return found
 
 
-def called(node: gs.Node) -> str:
-    """A node as sentences name it: by its first output where it has no name."""
-    return f"{node.op} {node.name!r}" if node.name else f"{node.op} that makes {node.outputs[0].name!r}"
-
-
 def _stays(node: gs.Node) -> str:
     """Why what is inside an If, a Loop or a Scan is left as it is."""
-    return f"inside the {called(node)}: branches and loops stay as they are"
+    return f"inside {node_label(node)}: branches and loops stay as they are"
 
 
 def _multiplies(node: gs.Node) -> bool:

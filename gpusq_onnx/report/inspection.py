@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpusq_onnx.graph.invariants import QUANTISATION, RESEARCH, block_sizes, violations
-from gpusq_onnx.graph.leftovers import called
+from gpusq_onnx.graph.leftovers import Leftover
 from gpusq_onnx.graph.model import Model, type_name
 from gpusq_onnx.graph.operators import is_standard
 from gpusq_onnx.graph.qdq.codes import weight_scales_of
@@ -22,6 +22,7 @@ from gpusq_onnx.graph.qdq.dynamic import DOMAIN as TENSORRT
 from gpusq_onnx.graph.qdq.weight_only import NBITS, NBits, find_nbits, read_nbits
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import analyse
+from gpusq_onnx.graph.wording import node_label
 from gpusq_onnx.marks import METADATA
 from gpusq_onnx.progress import NullProgress, Progress, track
 from gpusq_onnx.report.advice import for_file, for_operators
@@ -153,12 +154,19 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
     weights = tuple(sorted(found, key=lambda weight: order[weight.nodes[0]]))
     ours = {key: value for key, value in model.metadata.items() if key.startswith(METADATA)}
     others = (
-        OtherConstant(left.tensor, str(left.node.name), str(left.node.op), called(left.node), left.shape, left.reason)
+        OtherConstant(
+            left.tensor, str(left.node.name), str(left.node.op), node_label(left.node), left.shape, left.reason
+        )
         for left in structure.leftovers
     )
     images = bool(image_shape(spec.shape for spec in model.inputs()))
     opset, operators = model.came_with or model.opset, _operators(model)
     return Inspection(opset, weights, tuple(others), operators, images, illegal, undocumented, ours)
+
+
+def _other(left: Leftover) -> OtherConstant:
+    node = left.node
+    return OtherConstant(left.tensor, str(node.name), str(node.op), node_label(node), left.shape, left.reason)
 
 
 def _operators(model: Model) -> dict[str, int]:

@@ -72,7 +72,7 @@ CASES: dict[str, tuple[Callable[[], ModelProto], list[str], str]] = {
     "a vector": (vector, ["w"], "it multiplies with a vector"),
     "an Einsum with a matrix for each position": (einsum, ["w"], "an Einsum that is no product with one matrix"),
     "a Conv whose kernel is data": (kernel_of_data, ["w"], "the constant is its input, and its weight is data"),
-    "a branch": (branch, ["w"], "inside the If 'choose'"),
+    "a branch": (branch, ["w"], "inside node 'choose' (If)"),
     "a GRU": (recurrent, ["w", "r"], "GRU: no operator that is pruned or quantised here"),
 }
 
@@ -101,8 +101,8 @@ def test_a_node_without_a_name_is_named_by_what_it_makes() -> None:
         for product in inside.nodes:
             product.name = ""
     (other,) = inspect_model(found).others
-    assert other.reason.startswith("inside the If that makes 'y': ")
-    assert other.reader == "MatMul that makes 't'"
+    assert other.reason.startswith("inside the If node that makes 'y': ")
+    assert other.reader == "the MatMul node that makes 't'"
 
 
 def test_inspect_names_them() -> None:
@@ -121,8 +121,8 @@ def test_a_model_of_nothing_else_is_inspected_and_says_why(width: int) -> None:
     choose = node("If", ["c"], ["y"], name="choose", then_branch=inner[0], else_branch=inner[1])
     found = model(proto([*nodes, choose], X, Y, {"zero": np.array(0, np.float32)}, opset=20))
     said = " ".join(of_inspection("m.onnx", inspect_model(found), width))
-    assert "2 x no weight matrix: inside the If 'choose'" in " ".join(said.split())
-    with pytest.raises(NothingMatched, match="inside the If 'choose'") as caught:
+    assert "2 x no weight matrix: inside node 'choose' (If)" in " ".join(said.split())
+    with pytest.raises(NothingMatched, match=r"inside node 'choose' \(If\)") as caught:
         Prune24(Prune24.Options()).plan(found, analyse(found), PlanContext())
     assert {row.tensor for row in caught.value.rows} == {"a", "b"}
     assert measure(found, analyse(found)).total["parameters"] == 2 * 32 * 32 + 1, "both branches are in the file"
