@@ -85,6 +85,18 @@ def test_the_constants_of_a_gemm_take_its_factors(factors: dict[str, Any], bias:
     assert [site.unfit for site in find_sites(found)] == [[]]
 
 
+@pytest.mark.parametrize("factors", [{"alpha": 0.5}, {"beta": 2.0}])
+def test_a_weight_that_several_nodes_read_stays_one(factors: dict[str, Any]) -> None:
+    einsum = {"equation": "bc,dc->bd"}
+    nodes = [node("Gemm", ["x", "w", "b"], [f"g{i}"], **factors) for i in range(2)]
+    nodes += [node("Einsum", [f"g{i}", "v"], [f"y{i}"], **einsum) for i in range(2)]
+    stored = {"w": normal(8, 6), "b": normal(6, seed=1), "v": normal(5, 6, seed=2)}
+    made = proto(nodes, [("x", FLOAT, (5, 8))], [(f"y{i}", FLOAT, (5, 5)) for i in range(2)], stored)
+    found, changes = _same(made, _feed(made))
+    assert [change.kept for change in changes] == [False] * 4
+    assert sorted(len(site.readers) for site in find_sites(found)) == [2, 2]
+
+
 def test_a_gemm_keeps_factors_that_its_constants_cannot_take() -> None:
     inputs = [("x", FLOAT, (5, 8)), ("c", FLOAT, (6,))]
     nodes = [

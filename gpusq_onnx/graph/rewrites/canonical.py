@@ -32,7 +32,7 @@ from gpusq_onnx.graph.rewrites.einsum import check_einsum, rewrite_einsum
 from gpusq_onnx.graph.rewrites.folding import MIB, Fold, fold, foldable
 from gpusq_onnx.graph.rewrites.fused_attention import check_attention, rewrite_attention
 from gpusq_onnx.graph.rewrites.gemm import check_gemm, is_scaled, rewrite_gemm
-from gpusq_onnx.graph.rewrites.rule import Known, Rule, Unfit, replace
+from gpusq_onnx.graph.rewrites.rule import Known, Layouts, Rule, Unfit, replace
 from gpusq_onnx.graph.rewrites.turned import check_turned, is_turned, turn_product, turn_softmax
 from gpusq_onnx.graph.shapes import Dim, infer_shapes
 from gpusq_onnx.graph.sites import module_path
@@ -116,6 +116,7 @@ def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[
         free_names(model)
     done: list[NodeChange] = []
     refused: dict[str, str] = {}
+    layouts = Layouts()
     while True:
         flow = Dataflow(model)
         if not has_candidates(model, flow, operators):
@@ -130,7 +131,7 @@ def canonicalise(model: Model, operators: Sequence[str] = tuple(RULES)) -> list[
             if node.op == "If":
                 _inline(model, node, known, done, kept)
             elif _row(node) in operators:
-                _rewrite(model, node, known, done, kept)
+                _rewrite(model, node, known, layouts, done, kept)
         if len(done) == before:
             done += _fold(model, flow, refused)
         if len(done) == before:
@@ -177,11 +178,13 @@ def _inline(model: Model, node: gs.Node, known: Known, done: list[NodeChange], k
         kept.append(_refusal(found, why))
 
 
-def _rewrite(model: Model, node: gs.Node, known: Known, done: list[NodeChange], kept: list[NodeChange]) -> None:
+def _rewrite(
+    model: Model, node: gs.Node, known: Known, layouts: Layouts, done: list[NodeChange], kept: list[NodeChange]
+) -> None:
     rule = RULES[_row(node)]
     found = _change(node, known, rule.does)
     try:
-        replace(model, node, rule, rule.check(node, known), known.type(node.inputs[0]))
+        replace(model, node, rule, rule.check(node, known), known.type(node.inputs[0]), layouts)
         done.append(found)
     except Unfit as why:
         kept.append(_refusal(found, why))

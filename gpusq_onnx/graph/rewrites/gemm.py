@@ -2,7 +2,8 @@
 
     Gemm(x, W, b, alpha, beta) -> Gemm(x, alpha W, beta b)
 
-Source: ONNX Gemm-13. Limits: stored floats, and a weight that nothing else reads, which would be stored twice.
+Source: ONNX Gemm-13. Limits: stored floats; a weight that nothing else reads, or all with the same alpha: it would be
+stored twice.
 """
 
 from __future__ import annotations
@@ -32,17 +33,23 @@ def check_gemm(node: gs.Node, known: Known) -> None:
         raise Unfit("its weight or its bias is computed")
     if not is_float(known.type(weight)):
         raise Unfit("its weight is no float")
-    if len(weight.outputs) > 1:
+    alpha = _alpha(node)
+    if alpha != 1 and not all(reader.op == "Gemm" and _alpha(reader) == alpha for reader in weight.outputs):
         raise Unfit(f"{weight.name!r} is read elsewhere, too")
 
 
 def rewrite_gemm(node: gs.Node, _: None, editor: Editor) -> gs.Tensor:
     """The Gemm without factors."""
     x, weight, *bias = node.inputs
-    operands = [x, editor.layout_of(weight, _times(weight, node.attrs.get("alpha", 1)))]
+    alpha = _alpha(node)
+    operands = [x, weight if alpha == 1 else editor.layout_of(weight, _times(weight, alpha))]
     if bias and not bias[0].is_empty():
         operands.append(editor.constant("bias", _times(bias[0], node.attrs.get("beta", 1))))
     return editor.add("Gemm", *operands, **{k: v for k, v in node.attrs.items() if k not in _FACTORS})
+
+
+def _alpha(node: gs.Node) -> float:
+    return float(node.attrs.get("alpha", 1))
 
 
 def _times(constant: gs.Constant, factor: float) -> NDArray[Any]:

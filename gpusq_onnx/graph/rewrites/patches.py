@@ -13,14 +13,13 @@ of the tile; no groups, no dilation, no padding; a weight that is an initializer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from gpusq_onnx.graph.model import Model, values_of
-from gpusq_onnx.graph.rewrites.rule import Editor, Known, Rule, Unfit, replace
+from gpusq_onnx.graph.rewrites.rule import Editor, Known, Layouts, Rule, Unfit, replace
 from gpusq_onnx.graph.shapes import infer_shapes
 from gpusq_onnx.graph.sites import Site
 from gpusq_onnx.graph.structure import Structure
@@ -76,15 +75,13 @@ def tiles_of(node: gs.Node, known: Known) -> Tiles:
     return Tiles(int(weight.shape[1]), counts[0], counts[1], tile[0], tile[1])
 
 
-def rewrite_tiles(node: gs.Node, tiles: Tiles, editor: Editor, made_of: dict[str, gs.Constant]) -> gs.Tensor:
-    """The product that a tiling convolution is; `made_of`: the matrices of weights, each made once."""
+def rewrite_tiles(node: gs.Node, tiles: Tiles, editor: Editor) -> gs.Tensor:
+    """The product that a tiling convolution is."""
     t, weight = tiles, node.inputs[1]
     cut = editor.reshape(node.inputs[0], [0, t.channels, t.rows, t.height, t.columns, t.width])
     rows = editor.reshape(editor.transpose(cut, (0, 2, 4, 1, 3, 5)), [0, t.rows, t.columns, t.k])
-    if weight.name not in made_of:
-        matrix: NDArray[np.generic] = values_of(weight).reshape(-1, t.k).T
-        made_of[weight.name] = editor.layout_of(weight, matrix)
-    made: gs.Tensor = editor.add("MatMul", rows, made_of[weight.name])
+    matrix: NDArray[np.generic] = values_of(weight).reshape(-1, t.k).T
+    made: gs.Tensor = editor.add("MatMul", rows, editor.layout_of(weight, matrix))
     if len(node.inputs) > 2 and not node.inputs[2].is_empty():
         made = editor.add("Add", made, node.inputs[2])
     return editor.transpose(made, (0, 3, 1, 2))
@@ -101,6 +98,6 @@ def declared(model: Model, structure: Structure) -> Known:
 
 def to_product(model: Model, site: Site, known: Known) -> None:
     """Rewrite a site's convolutions."""
-    rule = Rule("Conv", DOES, tiles_of, partial(rewrite_tiles, made_of={}))
+    rule, layouts = Rule("Conv", DOES, tiles_of, rewrite_tiles), Layouts()
     for node in site.readers:
-        replace(model, node, rule, tiles_of(node, known), known.type(node.outputs[0]))
+        replace(model, node, rule, tiles_of(node, known), known.type(node.outputs[0]), layouts)

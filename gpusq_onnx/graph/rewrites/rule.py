@@ -60,17 +60,33 @@ class Rule(NamedTuple):
     rewrite: Callable[[gs.Node, Any, Editor], gs.Tensor]
 
 
+class Layouts:
+    """Weights laid out anew, by the old one: nodes that want the same layout of one get one constant."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, list[gs.Constant]] = {}
+
+    def of(self, weight: gs.Constant, values: NDArray[Any], fresh: Callable[[str], str]) -> gs.Constant:
+        """`values`, which are those of `weight` in another layout, as a constant whose name begins with its name."""
+        known = self._made.setdefault(weight.name, [])
+        for made in known:
+            if made.values.dtype == values.dtype and np.array_equal(made.values, values):
+                return made
+        known.append(gs.Constant(fresh(f"{weight.name}_matrix"), np.ascontiguousarray(values)))
+        return known[-1]
+
+
 class Editor:
     """Writes the nodes that replace one node, `dtype` that of its first input.
 
     New nodes carry its module path in their name and metadata.
     """
 
-    def __init__(self, model: Model, node: gs.Node, dtype: np.dtype[Any]) -> None:
+    def __init__(self, model: Model, node: gs.Node, dtype: np.dtype[Any], layouts: Layouts) -> None:
         self.nodes: list[gs.Node] = []
         self.others: dict[int, gs.Tensor] = {}
         self.dtype = dtype
-        self._model, self._node = model, node
+        self._model, self._node, self._layouts = model, node, layouts
         self._fresh = Names(model).fresh
         self._stem = str(node.name or node.outputs[0].name)
 
@@ -79,8 +95,8 @@ class Editor:
         return gs.Constant(self._fresh(f"{self._stem}_{what}"), np.ascontiguousarray(values))
 
     def layout_of(self, weight: gs.Constant, values: NDArray[Any]) -> gs.Constant:
-        """A weight laid out anew, whose name begins with its old one."""
-        return gs.Constant(self._fresh(f"{weight.name}_matrix"), np.ascontiguousarray(values))
+        """A weight laid out anew; see `Layouts.of`."""
+        return self._layouts.of(weight, values, self._fresh)
 
     def numbers(self, what: str, numbers: Sequence[int]) -> gs.Constant:
         """A new initializer of int64: axes or a shape."""
@@ -114,9 +130,9 @@ class Editor:
         return self.add("Reshape", tensor, self.numbers("shape", shape))
 
 
-def replace(model: Model, node: gs.Node, rule: Rule, form: Any, dtype: np.dtype[Any]) -> None:
-    """Put what `rule` makes of `node` in its place."""
-    editor = Editor(model, node, dtype)
+def replace(model: Model, node: gs.Node, rule: Rule, form: Any, dtype: np.dtype[Any], layouts: Layouts) -> None:
+    """Put what `rule` makes of `node` in its place; `layouts`: of the whole run."""
+    editor = Editor(model, node, dtype, layouts)
     results = {0: rule.rewrite(node, form, editor), **editor.others}
     outputs, inputs = list(node.outputs), list(node.inputs)
     place = position(model.graph.nodes, node)
