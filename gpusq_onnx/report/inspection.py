@@ -153,15 +153,10 @@ def inspect_model(model: Model, progress: Progress = NullProgress()) -> Inspecti
         found = [replace(weight, kernel=ONNXRUNTIME, eligible=False, obstacles=(_REFUSED,)) for weight in found]
     weights = tuple(sorted(found, key=lambda weight: order[weight.nodes[0]]))
     ours = {key: value for key, value in model.metadata.items() if key.startswith(METADATA)}
-    others = (
-        OtherConstant(
-            left.tensor, str(left.node.name), str(left.node.op), node_label(left.node), left.shape, left.reason
-        )
-        for left in structure.leftovers
-    )
+    others = tuple(map(_other, structure.leftovers))
     images = bool(image_shape(spec.shape for spec in model.inputs()))
     opset, operators = model.came_with or model.opset, _operators(model)
-    return Inspection(opset, weights, tuple(others), operators, images, illegal, undocumented, ours)
+    return Inspection(opset, weights, others, operators, images, illegal, undocumented, ours)
 
 
 def _other(left: Leftover) -> OtherConstant:

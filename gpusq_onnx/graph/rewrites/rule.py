@@ -65,6 +65,7 @@ class Layouts:
 
     def __init__(self) -> None:
         self._made: dict[str, list[gs.Constant]] = {}
+        self._names: set[str] = set()
 
     def of(self, weight: gs.Constant, values: NDArray[Any], fresh: Callable[[str], str]) -> gs.Constant:
         """`values`, which are those of `weight` in another layout, as a constant whose name begins with its name."""
@@ -72,7 +73,12 @@ class Layouts:
         for made in known:
             if made.values.dtype == values.dtype and np.array_equal(made.values, values):
                 return made
-        known.append(gs.Constant(fresh(f"{weight.name}_matrix"), np.ascontiguousarray(values)))
+        stem = f"{weight.name}_matrix"
+        name = fresh(stem)
+        while name in self._names:  # of one that no node reads yet, but may
+            name = fresh(stem)
+        self._names.add(name)
+        known.append(gs.Constant(name, np.ascontiguousarray(values)))
         return known[-1]
 
 
