@@ -116,14 +116,14 @@ def rewrite_einsum(node: gs.Node, form: Contraction, editor: Editor) -> gs.Tenso
     (b,) = others
     batch, left, summed, right = form.letters()
     a = editor.transpose(a, [form.terms[0].index(c) for c in batch + left + summed])
-    b = editor.transpose(b, [form.terms[1].index(c) for c in batch + summed + right])
+    order = [form.terms[1].index(c) for c in batch + summed + right]
     of_a, of_b = form.gathered()
     a = _reshaped(editor, form, a, *of_a)
     if isinstance(b, gs.Constant):
-        shape = form.product(summed), form.product(right)
-        b = b if b.shape == shape else editor.layout_of(b, b.values.reshape(shape))
+        values = b.values.transpose(order).reshape(form.product(summed), form.product(right))
+        b = b if order == sorted(order) and b.shape == values.shape else editor.layout_of(b, values)
     else:
-        b = _reshaped(editor, form, b, *of_b)
+        b = _reshaped(editor, form, editor.transpose(b, order), *of_b)
     product = _reshaped(editor, form, editor.add("MatMul", a, b), *form.scattered())
     return editor.transpose(product, [(batch + left + right).index(c) for c in form.result])
 
