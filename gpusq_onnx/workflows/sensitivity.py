@@ -66,9 +66,8 @@ def sensitivity(
         UsageError: no data, no image, or a target or form that there is not.
         UnsupportedModelError, UnsupportedDataError, NothingMatched: as `compress`.
     """
-    require_counts(images=images)
-    forms = [forms] if isinstance(forms, str) else forms
-    treatments = offered(target, forms)
+    look = look_of(target, forms, images, exact)
+    treatments = offered(look.target, look.forms)
     with as_file(model) as path, blaming(path), samples.opened(model, data, data_options, seed) as options:
         subject = Subject.of(path, options)
         groups = find_groups(subject.model, subject.structure, treatments)
@@ -78,7 +77,13 @@ def sensitivity(
             schedule = Schedule(progress, [("sensitivity", inquiry.work)], subject.rate)
             schedule.announce(len(inquiry.source), len(subject.source), "--images N")
             found = inquiry.measure(schedule)
-        return report_of(name_of(model), inquiry, found, Look(target, tuple(forms), images, exact))
+        return report_of(name_of(model), inquiry, found, look)
+
+
+def look_of(target: str | None, forms: Sequence[str], images: int, exact: int | None) -> Look:
+    """How layers are looked at, as callers say it: one form may be a word. Raises UsageError for no image."""
+    require_counts(images=images)
+    return Look(target, (forms,) if isinstance(forms, str) else tuple(forms), images, exact)
 
 
 def report_of(name: str, inquiry: Inquiry, found: Sensitivity, look: Look) -> SensitivityReport:

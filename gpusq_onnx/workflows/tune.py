@@ -33,7 +33,7 @@ from gpusq_onnx.pipeline import recipe
 from gpusq_onnx.pipeline.finetune import TrainingLength
 from gpusq_onnx.pipeline.schedule import Schedule
 from gpusq_onnx.progress import NullProgress, Progress
-from gpusq_onnx.report.tuning import COSTS, Goal, Look, Point, Recovery, Sensitivity
+from gpusq_onnx.report.tuning import COSTS, Goal, Point, Recovery, Sensitivity
 from gpusq_onnx.runtime.crew import Crew
 from gpusq_onnx.runtime.ort import Session
 from gpusq_onnx.scratch import Scratch
@@ -56,7 +56,7 @@ from gpusq_onnx.workflows.check import judge_of
 from gpusq_onnx.workflows.counts import require_counts
 from gpusq_onnx.workflows.models import AnyModel, as_file, name_of
 from gpusq_onnx.workflows.samples import AnyData, AnyOptions
-from gpusq_onnx.workflows.sensitivity import EXACT, IMAGES, Inquiry, report_of
+from gpusq_onnx.workflows.sensitivity import EXACT, IMAGES, Inquiry, look_of, report_of
 
 MEASUREMENTS = 8
 ROUNDS = 3
@@ -113,8 +113,8 @@ def tune(
         UnsupportedModelError, UnsupportedDataError, NothingMatched: as `compress`.
     """
     aim = _aim(budget, at_most, packed_size)
-    require_counts(images=images, rounds=rounds)
-    forms = [forms] if isinstance(forms, str) else forms
+    look = look_of(target, forms, images, exact)
+    require_counts(rounds=rounds)
     if output is not None:
         require_place(Path(output), "the recipe")
     training = TrainingLength.given(finetune, finetune_steps)
@@ -130,7 +130,7 @@ def tune(
         finetune_steps=finetune_steps,
         rounds=rounds if training else 0,
     )
-    treatments = offered(target, forms)
+    treatments = offered(look.target, look.forms)
     with (
         as_file(model) as path,
         blaming(path),
@@ -159,7 +159,6 @@ def tune(
         inquiry = Inquiry(subject, groups, treatments, up_to(calibration, images), exact, cache, crew)
         work = _Work(aim, goal, treatments, groups, measurer, inquiry, crew)
         found, tuner, recovery = work.done(progress)
-        look = Look(target, tuple(forms), images, exact)
         shown = report_of(name_of(model), inquiry, found, look)  # while data that came in memory is there
     chosen = tuner.best(work.wanted)
     pipeline = None if chosen is None else measurer.pipeline(chosen.choice, trained=chosen.trained)

@@ -65,7 +65,6 @@ class Layouts:
 
     def __init__(self) -> None:
         self._made: dict[str, list[gs.Constant]] = {}
-        self._names: set[str] = set()
 
     def of(self, weight: gs.Constant, values: NDArray[Any], fresh: Callable[[str], str]) -> gs.Constant:
         """`values`, which are those of `weight` in another layout, as a constant whose name begins with its name."""
@@ -74,10 +73,10 @@ class Layouts:
             if made.values.dtype == values.dtype and np.array_equal(made.values, values):
                 return made
         stem = f"{weight.name}_matrix"
+        taken = {made.name for others in self._made.values() for made in others}  # also of what no node reads, but may
         name = fresh(stem)
-        while name in self._names:  # of one that no node reads yet, but may
+        while name in taken:
             name = fresh(stem)
-        self._names.add(name)
         known.append(gs.Constant(name, np.ascontiguousarray(values)))
         return known[-1]
 
